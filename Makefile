@@ -1,0 +1,45 @@
+# Every target does its own set-up from a bare clone: a virtual environment in .venv, with pinned versions.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo test check format reference clean
+
+help:
+	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
+	@echo "make test       all tests"
+	@echo "make check      format, lint, types, import arrows"
+	@echo "make format     rewrite the code in the project's format"
+	@echo "make reference  train the reference model anew (about an hour)"
+	@echo "make clean      remove what the targets above made"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/lop demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reference: $(STAMP)
+	$(BIN)/python -m reference.build
+
+clean:
+	rm -rf $(VENV) demo_output .mypy_cache .ruff_cache .pytest_cache *.egg-info build

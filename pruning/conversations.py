@@ -1,0 +1,152 @@
+"""Conversation files in the format LLaVA users have: a JSON list beside image files.
+
+    [{"id": "7", "image": "images/7.png",
+      "conversations": [{"from": "human", "value": "<image>\\nWhat ...?"}, {"from": "gpt", "value": "..."}]}]
+
+Text-only conversations leave `image` out. Extra keys are ignored.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_TOKEN = "<image>"
+
+# Below this many answers, a ranking of channels or configurations is mostly noise.
+MIN_ANSWERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer, both plain text without the image placeholder."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Questions and answers about one image (or none)."""
+
+    id: str
+    image: Path | None
+    turns: tuple[Turn, ...]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As `processor.apply_chat_template` takes them: the image stands before the first question."""
+        messages: list[dict[str, Any]] = []
+        for index, turn in enumerate(self.turns):
+            image = [{"type": "image"}] if index == 0 and self.image is not None else []
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return messages
+
+    def open_image(self) -> "Image | None":
+        """The picture in RGB; raises DatasetError if the file is damaged."""
+        if self.image is None:
+            return None
+        from PIL import Image
+
+        try:
+            with Image.open(self.image) as picture:
+                return picture.convert("RGB")
+        except OSError as error:
+            raise DatasetError("every image must be readable", values=f"{self.image} ({error})") from error
+
+
+def load_conversations(path: str | Path) -> list[Conversation]:
+    """Read and check a conversation file, image files included (that they are there and are images, not their pixels).
+
+    Raises:
+        DatasetError: names the file, the conversation and the rule it breaks.
+    """
+    path = Path(path)
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
+    if not isinstance(items, list) or not items:
+        raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
+    conversations = [_parse(item, index, path) for index, item in enumerate(items)]
+    for conversation in conversations:
+        _check_image(conversation)
+    return conversations
+
+
+def calibration_id(conversations: Sequence[Conversation]) -> str:
+    """sha256 over texts and image bytes, in order: what a sample was measured on."""
+    digest = hashlib.sha256()
+    for conversation in conversations:
+        for turn in conversation.turns:
+            digest.update(json.dumps([turn.question, turn.answer]).encode())
+        if conversation.image is not None:
+            digest.update(conversation.image.read_bytes())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _parse(item: Any, index: int, path: Path) -> Conversation:
+    where = f"{path}, item {index}"
+    if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
+        raise DatasetError("each item has a list `conversations`", values=where)
+    name = str(item.get("id", index))
+    values: list[str] = []
+    for position, message in enumerate(item["conversations"]):
+        expected = "human" if position % 2 == 0 else "gpt"
+        if (
+            not isinstance(message, dict)
+            or message.get("from") != expected
+            or not isinstance(message.get("value"), str)
+        ):
+            raise DatasetError(
+                'messages alternate {"from": "human"} and {"from": "gpt"}, each with a text `value`',
+                values=f"{where} (id {name}), message {position}",
+            )
+        values.append(message["value"])
+    if len(values) < 2 or len(values) % 2:
+        raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
+    image = item.get("image")
+    if image is not None and not isinstance(image, str):
+        raise DatasetError("an item has one image, as a path", values=f"{where} (id {name}): {image!r}")
+    placeholders = [value.count(IMAGE_TOKEN) for value in values]
+    if sum(placeholders) > 1 or any(placeholders[1:]) or (any(placeholders) and image is None):
+        raise DatasetError(
+            f"an item with an image names it once, as {IMAGE_TOKEN} in its first question",
+            values=f"{where} (id {name}): {sum(placeholders)} placeholders, image {image!r}",
+        )
+    texts = [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
+    turns = tuple(Turn(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True))
+    if not all(turn.answer for turn in turns):
+        raise DatasetError("an answer must not be empty", values=f"{where} (id {name})")
+    return Conversation(name, path.parent / image if image is not None else None, turns)
+
+
+def _check_image(conversation: Conversation) -> None:
+    if conversation.image is None:
+        return
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(conversation.image) as picture:
+            picture.verify()
+    except FileNotFoundError as error:
+        raise DatasetError(
+            "every image that the file names must exist",
+            values=f"{conversation.image} (conversation {conversation.id})",
+            remedy="Image paths are relative to the JSON file",
+        ) from error
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise DatasetError(
+            "every image must be readable", values=f"{conversation.image} (conversation {conversation.id})"
+        ) from error

@@ -1,0 +1,93 @@
+"""Every error a user can meet, as one tree.
+
+    LopError
+    |- InputError (ValueError)       the user's input breaks a rule
+    |  |- InfeasibleTargetError        a target outside what the model's widths allow
+    |  |- UnsupportedModelError        an architecture that is not in the family table
+    |  |- FingerprintMismatchError     a plan, ranking or predictor made for another model
+    |  |- CheckpointError              a checkpoint folder that cannot be read or written
+    |  |- DatasetError                 a calibration file or one of its images
+    |  |- PlanError                    a plan that is not one
+    |  '- NotFoundError                an id that nothing is registered under
+    |- ConflictError                 an id that is registered with other content
+    |- MissingExtraError (ImportError) an optional dependency is not installed
+    '- StorageError
+       |- SchemaRevisionError          the database is older or newer than the code
+       '- StorageUnavailableError      the database does not answer
+
+A message has three parts: the rule that was broken, the values that broke it, and the remedy.
+"""
+
+
+class LopError(Exception):
+    """Base of all errors that are worth one line to a user.
+
+    Args:
+        rule: what must hold, as a sentence without a full stop.
+        values: what was found instead.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, rule: str, *, values: str = "", remedy: str = "") -> None:
+        self.rule = rule
+        self.values = values
+        self.remedy = remedy
+        found = f" (got {values})" if values else ""
+        advice = f". {remedy}" if remedy else ""
+        super().__init__(f"{rule}{found}{advice}")
+
+
+class InputError(LopError, ValueError):
+    """The user's input breaks a rule."""
+
+
+class InfeasibleTargetError(InputError):
+    """A target that no allowed widths can meet; `nearest` is the closest feasible value of the same quantity."""
+
+    def __init__(self, rule: str, *, values: str = "", remedy: str = "", nearest: float | None = None) -> None:
+        super().__init__(rule, values=values, remedy=remedy)
+        self.nearest = nearest
+
+
+class UnsupportedModelError(InputError):
+    """An architecture that the family table does not list."""
+
+
+class FingerprintMismatchError(InputError):
+    """A plan, a ranking or a predictor that was made for another model."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder that cannot be read, or an output folder that cannot be written."""
+
+
+class DatasetError(InputError):
+    """A conversation file, or an image that it names, cannot be used."""
+
+
+class PlanError(InputError):
+    """A document that is not a valid pruning plan."""
+
+
+class NotFoundError(InputError):
+    """Nothing is registered under the given id."""
+
+
+class ConflictError(LopError):
+    """The id is taken by something else."""
+
+
+class MissingExtraError(LopError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class StorageError(LopError):
+    """The database cannot be used."""
+
+
+class SchemaRevisionError(StorageError):
+    """The database schema is not at the revision that this version of the code writes."""
+
+
+class StorageUnavailableError(StorageError):
+    """The database does not answer or went away; what was committed is intact."""

@@ -1,0 +1,23 @@
+"""What one evaluation of a configuration measures."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Raw metrics of a configuration on one set of conversations. Never overwritten once stored.
+
+    Attributes:
+        kl: mean over answer tokens of KL(dense || pruned), in nats.
+        nll: mean negative log-likelihood of the answer tokens under the pruned model, in nats.
+        accuracy: fraction of answers whose every token is the pruned model's first choice, given the true
+            history: the answers that greedy generation would give exactly.
+        num_tokens: answer tokens averaged over.
+        num_answers: answers averaged over.
+    """
+
+    kl: float
+    nll: float
+    accuracy: float
+    num_tokens: int
+    num_answers: int

@@ -1,0 +1,192 @@
+"""The pruning plan: the public contract between the server, the client and every tool that applies it.
+
+A plan says how many channels, KV groups and bits each layer keeps; the ranking it names says which ones.
+Schema version 1 holds every axis; FFN width is the one that is planned today, the others equal the dense model.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pruning.errors import FingerprintMismatchError, PlanError
+from pruning.target import Scope
+
+SCHEMA_VERSION: Literal[1] = 1
+
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PlanModel(_Part):
+    """The model that a plan was made for."""
+
+    id: str
+    fingerprint: str = Field(pattern=_SHA256)
+
+
+class Budget(_Part):
+    """Hard limits of a hardware budget and the workload they hold for (None: not limited)."""
+
+    memory_bytes: int | None = Field(default=None, gt=0)
+    latency_ms: float | None = Field(default=None, gt=0)
+    flops: int | None = Field(default=None, gt=0)
+    disk_bytes: int | None = Field(default=None, gt=0)
+    batch: int = Field(default=1, ge=1)
+    prompt_tokens: int = Field(default=1024, ge=1)
+    output_tokens: int = Field(default=128, ge=0)
+
+
+class PlanTarget(_Part):
+    """What was asked for."""
+
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    scope: Scope = Scope.FFN
+    budget: Budget | None = None
+    device: str | None = None
+
+
+class PlanLayer(_Part):
+    """What one decoder layer keeps.
+
+    `skip` lists sub-layers removed whole ("ffn", "attention"); `weight_bits` is None while weights keep their dtype.
+    """
+
+    index: int = Field(ge=0)
+    ffn_width: int = Field(ge=0)
+    num_kv_groups: int = Field(ge=0)
+    num_heads: int = Field(ge=0)
+    weight_bits: int | None = Field(default=None, ge=1, le=16)
+    skip: tuple[Literal["ffn", "attention"], ...] = ()
+
+
+class PlanRanking(_Part):
+    """The ranking file that says which channels are kept: its sha256, and where the server offers it."""
+
+    sha256: str = Field(pattern=_SHA256)
+    url: str | None = None
+
+
+class Workload(_Part):
+    """The workload that `kv_cache_bytes` and `flops` are counted for."""
+
+    batch: int = Field(default=1, ge=1)
+    prompt_tokens: int = Field(default=1024, ge=1)
+    output_tokens: int = Field(default=128, ge=0)
+
+
+class Achieved(_Part):
+    """Exact costs of the pruned model.
+
+    Attributes:
+        sparsity: fraction removed, per scope.
+        parameters: parameters of the whole model.
+        disk_bytes: size of the weight files that `save_pruned` writes, to the byte.
+        memory_bytes: weights plus KV cache for `workload`; activations are not counted.
+        kv_cache_bytes: keys and values of all layers for `workload`.
+        flops: multiply-adds x 2 of the decoder and head for `workload`.
+        latency_ms: None until a device profile prices it.
+    """
+
+    sparsity: dict[Scope, float]
+    parameters: int
+    disk_bytes: int
+    memory_bytes: int
+    kv_cache_bytes: int
+    flops: int
+    latency_ms: float | None = None
+    workload: Workload = Workload()
+
+
+class Predicted(_Part):
+    """The quality to expect, where a method can say: KL to the dense model on calibration answers, in nats."""
+
+    quality: float
+    interval: tuple[float, float] | None = None
+    metric: Literal["kl"] = "kl"
+
+
+class Provenance(_Part):
+    """Where the plan comes from, enough to make it again."""
+
+    predictor: str | None = None
+    samples: int = Field(default=0, ge=0)
+    calibration: str | None = None
+    seed: int | None = None
+    note: str | None = None
+
+
+class PruningPlan(_Part):
+    """A configuration made concrete. Immutable; `to_json` and `from_json` round-trip exactly."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    plan_id: str
+    method: str
+    created_at: datetime
+    model: PlanModel
+    target: PlanTarget
+    layers: tuple[PlanLayer, ...] = Field(min_length=1)
+    ranking: PlanRanking
+    achieved: Achieved
+    predicted: Predicted | None = None
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> "PruningPlan":
+        indices = [layer.index for layer in self.layers]
+        if indices != list(range(len(indices))):
+            raise ValueError(f"layers must be numbered 0..{len(indices) - 1} in order, found {indices}")
+        return self
+
+    @property
+    def ffn_widths(self) -> list[int]:
+        """FFN widths [L]."""
+        return [layer.ffn_width for layer in self.layers]
+
+    def check_fingerprint(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatchError unless the plan was made for the model with this fingerprint."""
+        if self.model.fingerprint != fingerprint:
+            raise FingerprintMismatchError(
+                "a plan fits only the model that it was made for",
+                values=f"plan for {self.model.id} {self.model.fingerprint[:12]}, model has {fingerprint[:12]}",
+                remedy="Request a plan for this model, after registering it with `lop model add`",
+            )
+
+    def to_json(self) -> str:
+        """The plan as an indented JSON document."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "PruningPlan":
+        """Parse a plan document; raises PlanError that names the first broken field."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise PlanError(
+                f"not a valid pruning plan of schema version {SCHEMA_VERSION}: {where}: {first['msg']}",
+                values=repr(first.get("input"))[:80],
+                remedy="Fetch the plan again with `lop plan`",
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningPlan":
+        """Read a plan file; raises PlanError if it is missing or malformed."""
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise PlanError("the plan file must be readable", values=f"{path}: {error.strerror}") from error
+        return cls.from_json(text)
+
+
+def content_id(document: dict[str, Any]) -> str:
+    """A stable id of a JSON document: the first 24 hex digits of the sha256 of its canonical form."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:24]

@@ -1,0 +1,82 @@
+"""The plan document: strict, immutable, round-tripping."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.errors import PlanError
+from pruning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning import make_plan
+from tests.pruning.made_up import made_up_anatomy
+
+
+@pytest.fixture
+def plan() -> PruningPlan:
+    return make_plan(
+        made_up_anatomy([64, 64]),
+        [32, 64],
+        model_id="tiny",
+        target=PlanTarget(sparsity=0.25),
+        method="test",
+        ranking=PlanRanking(sha256="1" * 64, url="/v1/models/tiny/ranking"),
+    )
+
+
+def test_json_round_trip_is_exact(plan: PruningPlan, tmp_path: Path) -> None:
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_the_schema_has_every_axis(plan: PruningPlan) -> None:
+    document = json.loads(plan.to_json())
+    assert document.keys() == {
+        "schema_version", "plan_id", "method", "created_at", "model", "target", "layers", "ranking", "achieved",
+        "predicted", "provenance",
+    }  # fmt: skip
+    assert document["layers"][0] == {
+        "index": 0, "ffn_width": 32, "num_kv_groups": 2, "num_heads": 4, "weight_bits": None, "skip": [],
+    }  # fmt: skip
+    assert document["target"].keys() == {"sparsity", "scope", "budget", "device"}
+
+
+def test_the_id_is_the_contents(plan: PruningPlan) -> None:
+    again = plan.model_copy(update={"created_at": None})
+    assert again.plan_id == plan.plan_id
+    other = make_plan(
+        made_up_anatomy([64, 64]), [64, 32], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking
+    )
+    assert other.plan_id != plan.plan_id
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "named"),
+    [
+        (("layers", 0, "ffn_width"), -1, "layers.0.ffn_width"),
+        (("layers", 0, "ffn_width"), 1.5, "layers.0.ffn_width"),
+        (("layers", 1, "index"), 0, "numbered"),
+        (("model", "fingerprint"), "xyz", "model.fingerprint"),
+        (("schema_version",), 2, "schema_version"),
+        (("surprise",), 1, "surprise"),
+        (("target", "sparsity"), 1.0, "target.sparsity"),
+        (("layers",), [], "layers"),
+    ],
+)
+def test_a_broken_field_is_named(plan: PruningPlan, where: tuple[Any, ...], value: Any, named: str) -> None:
+    document = json.loads(plan.to_json())
+    place = document
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    with pytest.raises(PlanError, match=named):
+        PruningPlan.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", '{"plan_id": 1}'])
+def test_something_else_is_no_plan(text: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="schema version 1"):
+        PruningPlan.from_json(text)
+    with pytest.raises(PlanError, match="readable"):
+        PruningPlan.load(tmp_path / "missing.json")
