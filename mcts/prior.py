@@ -1,0 +1,74 @@
+"""Where a search expects good levels: priors over the next layer's level, given the levels so far.
+
+The surrogate's prior is the default. Another one (a trained predictor's) can be handed to the search and is mixed in.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from pruning.allocators.additive_dp import cost_to_go
+from pruning.allocators.problem import FloatArray
+from pruning.errors import InputError
+from pruning.levels import Configuration, LevelGrid
+
+PENALTY_BEYOND_TRUST = 2.0
+"""Nats of log KL that the prior adds per level outside the trust region: discouraged, never impossible."""
+
+
+class Prior(Protocol):
+    """Weights over the levels of the next layer.
+
+    Called with the levels of layers 0..l - 1 and the parameters left for layers l..; returns [K] weights, not negative,
+    of levels 1..K of layer l. They need not sum to 1 and may be positive on levels that do not fit: the search
+    restricts them to the feasible ones. Must be a function of its arguments alone, or the search cannot be resumed.
+    """
+
+    def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray: ...
+
+
+class TablePrior:
+    """Softmax of an additive table's cost-to-go: exp(-least log KL that can still be added / temperature).
+
+    Args:
+        table: [L, K] what each level of each layer adds to log KL.
+        incumbent: best configuration so far; outside `trust_radius` levels around it the table is penalised.
+        temperature: nats per decision.
+    """
+
+    def __init__(
+        self,
+        grid: LevelGrid,
+        budget: int,
+        table: FloatArray,
+        *,
+        incumbent: Configuration,
+        trust_radius: int,
+        temperature: float,
+    ) -> None:
+        distance = np.abs(np.arange(1, grid.num_levels + 1) - np.asarray(incumbent)[:, None])
+        trusted = table + PENALTY_BEYOND_TRUST * np.maximum(0, distance - trust_radius)
+        self._cost_to_go = cost_to_go(grid, trusted, budget)
+        self._temperature = temperature
+
+    def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray:
+        values = self._cost_to_go.action_values(len(levels), remaining)
+        weights: FloatArray = np.exp(-(values - values.min()) / self._temperature)
+        return weights
+
+
+def mix(weights: FloatArray, given: FloatArray, share: float) -> FloatArray:
+    """(1 - share) of `weights` and `share` of `given`, both [A], each normalised first."""
+    mixed: FloatArray = (1.0 - share) * normalise(weights) + share * normalise(given)
+    return mixed
+
+
+def normalise(weights: FloatArray) -> FloatArray:
+    """Probabilities [A]; uniform if all weights are 0. Raises InputError for negative or non-finite weights."""
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise InputError("a prior must give finite weights that are not negative", values=str(weights.tolist()))
+    total = float(weights.sum())
+    if total <= 0.0:
+        return np.full(len(weights), 1.0 / len(weights))
+    probabilities: FloatArray = weights / total
+    return probabilities

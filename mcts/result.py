@@ -1,0 +1,66 @@
+"""What a search found."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pruning.levels import Configuration
+from pruning.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class TargetResult:
+    """The best configuration of one target.
+
+    Attributes:
+        label: what was asked for, in words.
+        sparsity: what was asked for, if it was a sparsity.
+        budget: FFN parameters allowed.
+        configuration: levels [L] of least KL.
+        widths: its FFN widths [L].
+        metrics: its metrics on the calibration set.
+        evaluations: configurations scored for this target, all different.
+        curve: [evaluations] least KL after each evaluation.
+    """
+
+    label: str
+    sparsity: float | None
+    budget: int
+    configuration: Configuration
+    widths: tuple[int, ...]
+    metrics: Metrics
+    evaluations: int
+    curve: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The best configuration per target, in the order asked for; `scan_evaluations` are shared by all of them."""
+
+    targets: tuple[TargetResult, ...]
+    scan_evaluations: int
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations asked for in total, whether measured or remembered."""
+        return self.scan_evaluations + sum(target.evaluations for target in self.targets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the inverse of `from_dict`."""
+        document = asdict(self)
+        for target in document["targets"]:
+            target |= {name: list(target[name]) for name in ("configuration", "widths", "curve")}
+        return document | {"targets": list(document["targets"])}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "SearchResult":
+        targets = tuple(
+            TargetResult(
+                **{
+                    **target,
+                    "metrics": Metrics(**target["metrics"]),
+                    **{name: tuple(target[name]) for name in ("configuration", "widths", "curve")},
+                }
+            )
+            for target in data["targets"]
+        )
+        return cls(targets=targets, scan_evaluations=data["scan_evaluations"])

@@ -1,0 +1,64 @@
+"""Analytic models to search: what KL would be, without a network."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mcts.evaluator import Widths
+from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.levels import LevelGrid
+from pruning.metrics import Metrics
+
+FINGERPRINT = "0" * 64
+
+
+def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) -> ModelAnatomy:
+    prices = [per_channel] * len(widths) if isinstance(per_channel, int) else list(per_channel)
+    layers = tuple(
+        DecoderLayer(index, width, 4, 2, 8, price, width * price + 100)
+        for index, (width, price) in enumerate(zip(widths, prices, strict=True))
+    )
+    total = sum(layer.parameters for layer in layers) + 1000
+    return ModelAnatomy("llava", "llama", 32, 50, layers, total, "F32", FINGERPRINT)
+
+
+def make_grid(num_layers: int, num_levels: int, step: int = 1) -> LevelGrid:
+    """Equal layers whose level k keeps and costs k * step."""
+    row = tuple(step * k for k in range(1, num_levels + 1))
+    return LevelGrid(widths=(row,) * num_layers, costs=(row,) * num_layers, round_to=step)
+
+
+def metrics_of(kl: float) -> Metrics:
+    return Metrics(kl=kl, nll=1.0 + kl, accuracy=0.5, num_tokens=100, num_answers=10)
+
+
+class Landscape:
+    """KL of FFN widths [n][L]: own damage of every layer, and damage that neighbours multiply.
+
+    `kl` takes retentions [n, L] in [0, 1]. 0 when dense; rises whenever any layer shrinks.
+    """
+
+    def __init__(self, dense: Sequence[int], seed: int, scale: float = 1.0) -> None:
+        rng = np.random.default_rng(seed)
+        self._dense = np.asarray(dense, dtype=np.float64)
+        self._own = np.exp(rng.normal(-4.0, 1.0, len(dense)))
+        self._steep = rng.uniform(2.0, 5.0, len(dense))
+        self._pair = rng.uniform(0.2, 3.0, len(dense) - 1)
+        self._scale = scale
+        self.calls: list[Widths] = []
+
+    def kl(self, widths: np.ndarray) -> np.ndarray:
+        removed = 1.0 - np.asarray(widths) / self._dense
+        own = (self._own * np.expm1(self._steep * removed)).sum(axis=1)
+        pairs = (0.05 * np.expm1(self._pair * removed[:, 1:] * removed[:, :-1] * 2.0)).sum(axis=1)
+        total: np.ndarray = self._scale * (own + pairs + 0.5 * own * pairs)
+        return total
+
+    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
+        self.calls += widths
+        return [metrics_of(float(kl)) for kl in self.kl(np.asarray(widths))]
+
+
+def evaluate_by(function: Callable[[Widths], float]) -> Callable[[Sequence[Widths]], list[Metrics]]:
+    """An Evaluate that gives every configuration the KL `function` says."""
+    return lambda widths: [metrics_of(function(w)) for w in widths]

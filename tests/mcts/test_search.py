@@ -1,0 +1,198 @@
+"""The search of one target: optimal where that can be enumerated, sane at every edge, the same every time."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from mcts.evaluator import Evaluate, Widths
+from mcts.prior import Prior
+from mcts.search import SharedKnowledge, TargetSearch
+from mcts.sensitivity import scan_sensitivity
+from mcts.settings import SearchSettings, SearchTarget
+from pruning.allocators.additive_dp import additive_dp
+from pruning.allocators.problem import FloatArray
+from pruning.allocators.uniform import uniform_configuration
+from pruning.errors import InputError
+from pruning.levels import Configuration, LevelGrid
+from pruning.metrics import Metrics
+from tests.mcts.landscapes import Landscape, evaluate_by, make_grid
+
+
+def make_search(
+    grid: LevelGrid,
+    evaluate: Evaluate,
+    budget: int,
+    *,
+    shared: SharedKnowledge | None = None,
+    index: int = 0,
+    prior: Prior | None = None,
+    num_evaluations: int = 40,
+    seed: int = 0,
+    parallel_leaves: int = 1,
+) -> TargetSearch:
+    settings = SearchSettings(
+        budgets=(budget,), num_evaluations=num_evaluations, seed=seed, parallel_leaves=parallel_leaves
+    )
+    shared = shared or SharedKnowledge(scan_sensitivity(grid, evaluate), [])
+    target = SearchTarget(f"budget {budget}", budget, None)
+    return TargetSearch(grid, target, evaluate, settings, shared, index=index, prior=prior)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
+    grid, targets = make_grid(6, 5), (12, 15, 18, 21)  # 6 decisions of 5 levels keep 30 when dense
+    landscape = Landscape([5] * 6, seed)
+    everything = np.array(list(itertools.product(range(1, 6), repeat=6)))
+    kl = landscape.kl(everything)
+    shared = SharedKnowledge(scan_sensitivity(grid, landscape), [])
+    for index, budget in enumerate(targets):
+        found = make_search(grid, landscape, budget, shared=shared, index=index, num_evaluations=120, seed=seed).run()
+        assert found.metrics.kl == pytest.approx(kl[everything.sum(axis=1) <= budget].min(), rel=1e-12)
+        assert found.evaluations == 120
+    assert len(landscape.calls) <= 0.1 * len(everything)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_beats_the_allocators_where_layers_interact(seed: int) -> None:
+    grid, budget = make_grid(14, 8), 14 * 2  # a quarter of every layer
+    landscape = Landscape([8] * 14, seed)
+    sensitivity = scan_sensitivity(grid, landscape)
+    rivals = [uniform_configuration(grid, budget), additive_dp(grid, sensitivity, budget)[0]]
+    found = make_search(grid, landscape, budget, num_evaluations=100).run()
+    assert found.metrics.kl < 0.95 * landscape.kl(np.array(rivals)).min()
+
+
+def test_every_evaluation_is_a_new_feasible_configuration() -> None:
+    row = tuple(range(8, 65, 8))
+    prices = (3, 5, 3, 9, 3)
+    grid = LevelGrid(widths=(row,) * 5, costs=tuple(tuple(w * p for w in row) for p in prices), round_to=8)
+    landscape = Landscape([64] * 5, seed=0)
+    search = make_search(grid, landscape, 700, num_evaluations=80, parallel_leaves=4)
+    found = search.run()
+    assert len(search.scored) == found.evaluations == len(found.curve) == 80
+    for configuration in search.scored:
+        assert 0 <= 700 - grid.cost(configuration) < grid.largest_step
+    assert all(b <= a for a, b in itertools.pairwise(found.curve))
+    assert found.curve[-1] == found.metrics.kl == min(m.kl for m in search.scored.values())
+    assert found.widths == tuple(grid.widths_of(found.configuration))
+
+
+def test_values_in_the_tree_are_those_of_the_samples() -> None:
+    search = make_search(make_grid(4, 4), Landscape([4] * 4, 0), 9)
+    search.run()
+    root = search.tree.root
+    for index, level in enumerate(root.actions):
+        below = [1.0 / m.kl for c, m in search.scored.items() if c[0] == level]
+        assert root.visit_count[index] == len(below)
+        assert root.value_sum[index] == pytest.approx(sum(below))
+        assert root.value_max[index] == max(below, default=0.0)
+
+
+def test_stops_when_every_configuration_was_scored() -> None:
+    # Three layers of levels 1..3, six levels to give: 7 configurations.
+    found = make_search(make_grid(3, 3), Landscape([3] * 3, 0), 6).run()
+    assert found.evaluations == 7
+
+
+def test_single_feasible_configuration() -> None:
+    found = make_search(make_grid(3, 4), Landscape([4] * 3, 0), 3).run()
+    assert (found.configuration, found.evaluations) == ((1, 1, 1), 1)
+
+
+def test_dense_costs_nothing() -> None:
+    found = make_search(make_grid(3, 4), Landscape([4] * 3, 0), 50).run()
+    assert (found.configuration, found.metrics.kl, found.evaluations) == ((4, 4, 4), 0.0, 1)
+
+
+def test_kl_of_zero_away_from_dense() -> None:
+    flat = make_search(make_grid(3, 4), Landscape([4] * 3, 0, scale=0.0), 8).run()
+    assert flat.metrics.kl == 0.0
+
+
+def test_one_layer() -> None:
+    found = make_search(make_grid(1, 4), Landscape([4], 0), 3).run()
+    assert (found.configuration, found.evaluations) == ((3,), 1)
+
+
+def test_two_levels() -> None:
+    landscape = Landscape([2] * 8, 3)
+    found = make_search(make_grid(8, 2), landscape, 12, num_evaluations=70).run()
+    everything = np.array(list(itertools.product((1, 2), repeat=8)))
+    assert found.evaluations == 70  # of 8 choose 4, all of them
+    assert found.metrics.kl == pytest.approx(landscape.kl(everything[everything.sum(axis=1) == 12]).min())
+
+
+def test_scaling_kl_changes_nothing() -> None:
+    grid = make_grid(6, 4)
+    small, large = Landscape([4] * 6, 0), Landscape([4] * 6, 0, scale=2.0**20)
+    assert list(make_search(grid, small, 12).run().curve) == [
+        pytest.approx(kl / 2.0**20) for kl in make_search(grid, large, 12).run().curve
+    ]
+    assert small.calls == large.calls
+
+
+def test_parallel_leaves_are_all_different() -> None:
+    batches: list[int] = []
+    grid = make_grid(6, 4)
+    landscape = Landscape([4] * 6, 0)
+
+    def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
+        batches.append(len(set(widths)))
+        return landscape(widths)
+
+    shared = SharedKnowledge(scan_sensitivity(grid, landscape), [])
+    search = make_search(grid, evaluate, 12, shared=shared, num_evaluations=42, parallel_leaves=8)
+    assert search.run().evaluations == 42
+    # Two starting configurations, then full batches up to the limit.
+    assert batches == [2, 8, 8, 8, 8, 8]
+
+
+def test_golden_start_of_a_search() -> None:
+    search = make_search(make_grid(4, 4), Landscape([4] * 4, 0), 9, num_evaluations=10, seed=7)
+    search.run()
+    # The additive optimum, equal retention, then swap moves and leaves of the tree in turn.
+    assert list(search.scored) == [
+        (2, 2, 3, 2),
+        (3, 2, 2, 2),
+        (2, 2, 2, 3),
+        (2, 3, 2, 2),
+        (2, 2, 4, 1),
+        (3, 1, 3, 2),
+        (2, 2, 1, 4),
+        (2, 1, 3, 3),
+        (2, 3, 3, 1),
+        (2, 1, 4, 2),
+    ]
+
+
+def test_a_given_prior_leads() -> None:
+    grid, wanted = make_grid(6, 4), (4, 1, 4, 1, 1, 1)
+    asked: list[tuple[Configuration, int]] = []
+
+    def prior(levels: Configuration, remaining: int, /) -> FloatArray:
+        asked.append((levels, remaining))
+        weights = np.zeros(4)
+        weights[wanted[len(levels)] - 1] = 1.0
+        return weights
+
+    search = make_search(grid, Landscape([4] * 6, 0), 12, prior=prior)
+    search.run()
+    assert wanted in list(search.scored)[:3]
+    assert all(remaining == 12 - sum(levels) for levels, remaining in asked)
+
+
+def test_a_broken_prior_is_an_error() -> None:
+    def prior(levels: Configuration, remaining: int, /) -> FloatArray:
+        return np.full(4, np.nan)
+
+    with pytest.raises(InputError, match="a prior must give finite weights"):
+        make_search(make_grid(3, 4), Landscape([4] * 3, 0), 8, prior=prior).run()
+
+
+def test_a_scan_that_says_nothing_is_no_problem() -> None:
+    grid = make_grid(3, 4)
+    constant = scan_sensitivity(grid, evaluate_by(lambda _: 0.0))
+    found = make_search(grid, Landscape([4] * 3, 0), 8, shared=SharedKnowledge(constant, [])).run()
+    assert found.metrics.kl > 0.0
