@@ -1,0 +1,52 @@
+"""LOP service: per-layer pruning plans for multimodal LLMs, searched once and predicted in milliseconds.
+
+    import lop
+
+    plan = lop.Client("http://127.0.0.1:8000").plan(model="reference", sparsity=0.4)
+    lop.apply_plan(model, plan)                  # a transformers model, in place
+    model = lop.load_pruned("pruned-checkpoint")
+
+Importing this package is cheap: torch, FastAPI and the database are imported by what needs them, when it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lop.applying import apply_plan as apply_plan
+    from lop.client import Client as Client
+    from lop.client import ServerError as ServerError
+    from pruning.checkpoint import load_pruned as load_pruned
+    from pruning.errors import LopError as LopError
+    from pruning.plan import PruningPlan as PruningPlan
+    from pruning.prune_checkpoint import save_pruned as save_pruned
+
+_HOMES = {
+    "Client": "lop.client",
+    "LopError": "pruning.errors",
+    "PruningPlan": "pruning.plan",
+    "ServerError": "lop.client",
+    "apply_plan": "lop.applying",
+    "load_pruned": "pruning.checkpoint",
+    "save_pruned": "pruning.prune_checkpoint",
+}
+
+__all__ = [
+    "Client",
+    "LopError",
+    "PruningPlan",
+    "ServerError",
+    "apply_plan",
+    "load_pruned",
+    "save_pruned",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lop' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,59 @@
+"""Applying a plan with the ranking that it names, wherever that is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lop.client import fetch_ranking
+from pruning.errors import CheckpointError
+from pruning.plan import PruningPlan
+from pruning.ranking import Ranking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RankingSource = Ranking | bytes | str | Path | None
+"""A ranking, its file's content, its path, or None: from the plan's URL."""
+
+
+def ranking_path(plan_path: str | Path) -> Path:
+    """Where `lop plan --out` puts the ranking of the plan at `plan_path`: beside it."""
+    return Path(plan_path).with_suffix(".ranking.safetensors")
+
+
+def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:
+    """The ranking that `plan` needs, from `source`; whether it is the right one is checked when it is applied.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not what the plan names.
+        ServerError: the plan's URL does not answer.
+    """
+    if isinstance(source, Ranking):
+        return source
+    if source is None:
+        return Ranking.from_bytes(fetch_ranking(plan))
+    if isinstance(source, bytes):
+        return Ranking.from_bytes(source)
+    try:
+        return Ranking.from_bytes(Path(source).read_bytes())
+    except OSError as error:
+        raise CheckpointError("the ranking file must be readable", values=f"{source}: {error.strerror}") from error
+
+
+def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSource = None) -> "PreTrainedModel":
+    """Cut `model` in place as `plan` says; returns the model, ready to run or to `lop.save_pruned`.
+
+    Args:
+        model: the dense transformers model that the plan was made for.
+        plan: from `Client.plan` or `PruningPlan.load`.
+        ranking: which channels to keep; by default it is downloaded from the plan's URL.
+
+    Raises:
+        FingerprintMismatchError: plan, ranking and model do not belong together; the model is untouched.
+        PlanError: the plan asks for what cannot be cut; the model is untouched.
+        CheckpointError, ServerError: the ranking cannot be read.
+    """
+    from pruning import surgery
+    from pruning.anatomy_reader import anatomy_of
+
+    plan.check_fingerprint(anatomy_of(model).fingerprint)
+    return surgery.apply_plan(model, plan, load_ranking(plan, ranking))

@@ -1,0 +1,50 @@
+"""The `lop` command. Each command lives in its own module under `lop/commands`.
+
+Exit codes: 0 done, 2 the user's input breaks a rule (one line on stderr says which), 130 interrupted.
+"""
+
+import os
+import sys
+
+import typer
+
+from lop.commands import apply, db, demo, evaluate, model, plan, search, serve, train, worker
+from lop.console import fail
+from pruning.errors import LopError
+
+app = typer.Typer(
+    name="lop",
+    help="Make multimodal LLMs fit the hardware that people have: search once, then a plan per target in milliseconds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(model.app, name="model")
+app.command("search")(search.search)
+app.command("train")(train.train)
+app.command("serve")(serve.serve)
+app.command("plan")(plan.plan)
+app.command("apply")(apply.apply)
+app.command("evaluate")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+app.command("worker")(worker.worker)
+app.add_typer(db.app, name="db")
+
+
+def main() -> None:
+    """Entry point: runs the command, turns a user's mistake into one line and exit code 2."""
+    # The commands say what matters themselves; a user can still ask for more.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except LopError as error:
+        fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("interrupted; what was stored is intact, run the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The HTTP client: a target in, a plan out.
+
+Tests hand in a transport that calls the application without a socket (`httpx` documents how).
+"""
+
+import hashlib
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urljoin
+
+import httpx
+
+from pruning.errors import CheckpointError, InfeasibleTargetError, InputError, LopError, NotFoundError
+from pruning.plan import PlanRanking, PruningPlan
+from pruning.target import Scope
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class ServerError(LopError):
+    """The server cannot be reached, or answered in a way that is not its contract."""
+
+
+class Client:
+    """Talks to one LOP server. Use as a context manager, or call `close`; safe to share between threads.
+
+    Args:
+        url: where the server listens.
+        timeout_seconds: for each request.
+        transport: replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_seconds: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError("the server's URL starts with http:// or https://", values=repr(url))
+        self._http = httpx.Client(base_url=url, timeout=timeout_seconds, transport=transport)
+
+    def plan(
+        self,
+        *,
+        model: str,
+        sparsity: float,
+        scope: Scope | str = Scope.FFN,
+        device: str | None = None,
+        round_to: int | None = None,
+        method: str | None = None,
+    ) -> PruningPlan:
+        """Request the plan of `model` for `sparsity`; the ranking's URL in it is absolute.
+
+        Raises:
+            InputError: the request breaks a rule (its subclasses NotFoundError and InfeasibleTargetError included).
+            ServerError: there is no such server, or it is out of order.
+        """
+        asked = {"sparsity": sparsity, "scope": str(scope), "device": device, "round_to": round_to, "method": method}
+        body = {"model": model, **{k: v for k, v in asked.items() if v is not None}}
+        return self._plan(self._request("POST", "/v1/plans", json=body))
+
+    def get_plan(self, plan_id: str) -> PruningPlan:
+        """A plan that was made before; raises NotFoundError if there is none with this id."""
+        return self._plan(self._request("GET", f"/v1/plans/{quote(plan_id, safe='')}"))
+
+    def ranking(self, plan: PruningPlan) -> bytes:
+        """The ranking file that `plan` names, checked against its sha256."""
+        return fetch_ranking(plan, self._http)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that the server has plans for."""
+        items: list[dict[str, Any]] = []
+        page: str | None = "/v1/models"
+        while page is not None:
+            document = self._request("GET", page).json()
+            items += document["items"]
+            page = document.get("next")
+        return items
+
+    def close(self) -> None:
+        """Close connections."""
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _plan(self, response: httpx.Response) -> PruningPlan:
+        plan = PruningPlan.from_json(response.content)
+        url = urljoin(str(self._http.base_url), plan.ranking.url) if plan.ranking.url else None
+        return plan.model_copy(update={"ranking": PlanRanking(sha256=plan.ranking.sha256, url=url)})
+
+    def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
+        return _send(self._http, verb, path, **kwargs)
+
+
+def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
+    """Download the ranking file of `plan` from the URL in it.
+
+    Raises:
+        CheckpointError: the plan has no URL, or what came is not the file that the plan names.
+        ServerError: the server cannot be reached.
+    """
+    if not plan.ranking.url:
+        raise CheckpointError(
+            "a plan without a ranking URL needs its ranking file",
+            values=f"plan {plan.plan_id}",
+            remedy="Pass the file: --ranking FILE, or apply_plan(..., ranking=FILE)",
+        )
+    if http is None:
+        with httpx.Client(timeout=60.0) as own:
+            return fetch_ranking(plan, own)
+    content = _send(http, "GET", plan.ranking.url).content
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != plan.ranking.sha256:
+        raise CheckpointError(
+            "the ranking file must be the one that the plan names",
+            values=f"{plan.ranking.url} has sha256 {digest[:12]}, plan names {plan.ranking.sha256[:12]}",
+        )
+    return content
+
+
+def _send(http: httpx.Client, verb: str, url: str, **kwargs: Any) -> httpx.Response:
+    try:
+        response = http.request(verb, url, **kwargs)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServerError(
+            "the server must answer",
+            values=f"{http.base_url}{url if http.base_url.host else ''}: {error}",
+            remedy="Start it with `lop serve`, or correct the URL",
+        ) from error
+    except ValueError as error:  # NaN or infinity in the body
+        raise InputError("a request holds finite numbers", values=str(error)) from error
+    if response.is_success:
+        return response
+    raise _problem(response)
+
+
+def _problem(response: httpx.Response) -> LopError:
+    """The error of the tree that a problem+json answer stands for."""
+    try:
+        problem = response.json()
+        detail = str(problem.get("rule") or problem.get("detail") or problem["title"])
+        values, remedy = str(problem.get("values") or ""), str(problem.get("remedy") or "")
+    except (ValueError, KeyError, AttributeError):
+        return ServerError("the server must answer in its own format", values=f"HTTP {response.status_code}")
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return NotFoundError(detail, values=values, remedy=remedy)
+    if response.is_server_error:
+        return ServerError(detail, values=values, remedy=remedy)
+    if problem.get("nearest") is not None:
+        return InfeasibleTargetError(detail, values=values, remedy=remedy, nearest=float(problem["nearest"]))
+    return InputError(detail, values=values, remedy=remedy)

@@ -1,0 +1,33 @@
+"""`lop demo`: the whole loop on the reference model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lop.console import print_line, stderr
+
+
+def demo(
+    reference: Annotated[Path, typer.Option(help="Folder with the reference model and its data.")] = Path("reference"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything that is made goes.")] = Path("demo_output"),
+    evaluations: Annotated[int | None, typer.Option(min=1, help="Configurations scored a searched target.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Search, train, serve, plan, apply and evaluate, on the reference model. The last line is one JSON object."""
+    from dataclasses import replace
+
+    from lop.demo import DemoSettings, run_demo
+    from lop.pictures import draw_demo, require_pyplot
+    from pruning.anatomy_reader import read_anatomy
+
+    require_pyplot()  # before the long work, not after it
+    settings = DemoSettings(seed=seed)
+    if evaluations is not None:
+        settings = replace(settings, evaluations=evaluations)
+    result, plans = run_demo(reference, out, settings)
+    picture = out / "demo.png"
+    dense_width = max(layer.ffn_width for layer in read_anatomy(reference / "model").layers)
+    draw_demo(result, {name: plans[name].ffn_widths for name in ("uniform", "lop")}, dense_width, picture)
+    stderr().print(f"won back {result.recovered:.0%} of what uniform pruning loses; picture: {picture}", markup=False)
+    print_line(result.to_json())

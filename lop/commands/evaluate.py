@@ -1,0 +1,61 @@
+"""`lop evaluate`: the accuracy of a checkpoint, dense or pruned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lop.commands.options import Json
+from lop.console import print_json, print_table, stderr, warn
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder, dense or pruned.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Validation conversations, LLaVA-format JSON.")],
+    dense: Annotated[Path | None, typer.Option(help="Dense checkpoint: also report the KL to it.")] = None,
+    conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 64,
+    json: Json = False,
+) -> None:
+    """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from lop.registration import read_conversations
+    from pruning.batches import make_batches
+    from pruning.checkpoint import load_model, load_processor
+    from pruning.evaluation import evaluate_model
+    from pruning.generation import generate_answers
+
+    loaded, _ = read_conversations(data, conversations)
+    network, processor = load_model(model), load_processor(model)
+    reference = load_model(dense) if dense is not None else None
+    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = stderr()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("answers", total=sum(len(c.turns) for c in loaded))
+        report = generate_answers(
+            network,
+            processor,
+            loaded,
+            batch_size=batch_size,
+            on_batch=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    metrics = evaluate_model(network, make_batches(loaded, processor), reference)
+    if abs(metrics.accuracy - report.accuracy) > 0.02:
+        warn(
+            f"generation is exact for {report.accuracy:.3f} of the answers, but teacher forcing for "
+            f"{metrics.accuracy:.3f}: does the chat template end answers as the model was trained to?"
+        )
+    document = {
+        "model": str(model),
+        "accuracy": report.accuracy,
+        "nll": metrics.nll,
+        "answers": report.num_answers,
+        "tokens": metrics.num_tokens,
+    }
+    if dense is not None:
+        document["kl"] = metrics.kl
+    if json:
+        print_json(document)
+    else:
+        print_table(f"{model} on {data}", list(document)[1:], [list(document.values())[1:]])

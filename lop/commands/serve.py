@@ -1,0 +1,24 @@
+"""`lop serve`: the HTTP service."""
+
+from typing import Annotated
+
+import typer
+
+from lop.commands.options import Database
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind; loopback by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 8000 by default, 0 for any free one.")
+    ] = None,
+    allow_remote: Annotated[
+        bool | None, typer.Option("--allow-remote", help="Allow an address that other machines reach.")
+    ] = None,
+    database: Database | None = None,
+) -> None:
+    """Serve plans over HTTP. Settings also come from LOP_... environment variables."""
+    from service.server import serve as run
+    from service.settings import load_settings
+
+    run(load_settings(host=host, port=port, allow_remote=allow_remote, database_url=database))

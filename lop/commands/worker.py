@@ -1,0 +1,30 @@
+"""`lop worker`: runs queued searches."""
+
+from typing import Annotated, Any
+
+import typer
+
+from lop.commands.options import DEFAULT_DATABASE, Database, open_database
+from lop.console import stderr
+
+
+def worker(
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Pause between two looks at an empty queue.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
+    from lop.searching import run_queued
+    from mcts.progress import SearchProgressBar
+    from service.worker import Worker, WorkerOptions
+    from storage.records import SearchRecord
+
+    repository = open_database(database)
+    repository.check()
+
+    def handle(search: SearchRecord) -> dict[str, Any]:
+        stderr().print(f"search {search.id} of {search.model_id}", markup=False)
+        with SearchProgressBar() as progress:
+            return run_queued(repository, search, progress)
+
+    Worker(repository, handle, options=WorkerOptions(poll_seconds=poll_seconds, once=once)).run()

@@ -1,0 +1,45 @@
+"""What commands print: results to stdout (tables, or JSON for scripts), everything else to stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def stderr() -> Console:
+    """The console for progress, warnings and errors."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line of stdout."""
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
+
+
+def print_line(text: str) -> None:
+    """A line of plain text on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout; numbers right-aligned by their column's first row."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and isinstance(rows[0][index], int | float)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def warn(message: str) -> None:
+    """A warning on stderr."""
+    stderr().print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """One line on stderr for a user's mistake."""
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")

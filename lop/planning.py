@@ -1,0 +1,57 @@
+"""Getting a plan, from a server or straight from the database, and keeping it as files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lop.applying import ranking_path
+from lop.client import Client
+from pruning.errors import CheckpointError, InputError
+from pruning.plan import PruningPlan
+
+
+def plan_from_server(url: str, *, with_ranking: bool, **request: Any) -> tuple[PruningPlan, bytes | None]:
+    """The server's plan, and its ranking file if wanted; raises what `Client.plan` raises."""
+    with Client(url) as client:
+        plan = client.plan(**request)
+        return plan, client.ranking(plan) if with_ranking else None
+
+
+def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPlan, bytes]:
+    """The plan that a server over `database` would give, and its ranking file."""
+    from pydantic import ValidationError
+
+    from service.planner import Planner
+    from service.predictor_cache import PredictorCache
+    from service.schemas import PlanRequest
+    from service.settings import load_settings
+    from storage.sql_repository import open_repository
+
+    settings = load_settings(database_url=database)
+    try:
+        asked = PlanRequest(**request)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {first['msg']}", values=repr(first["input"])) from error
+    repository = open_repository(settings.database_url)
+    planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
+    plan, _ = planner.plan(asked)
+    return plan, repository.get_artifact(plan.ranking.sha256).content
+
+
+def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:
+    """Write the plan and, beside it, its ranking; each file is whole or absent."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if ranking is not None:
+            _write(ranking_path(out), ranking)
+        _write(out, plan.to_json().encode())
+    except OSError as error:
+        raise CheckpointError("the plan's folder must be writable", values=f"{out}: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_bytes(content)
+    os.replace(draft, path)  # noqa: PTH105 - atomic also where the target exists

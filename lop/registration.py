@@ -1,0 +1,51 @@
+"""Registering a model: its anatomy, and the ranking of its channels on the user's own conversations."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pruning.conversations import MIN_ANSWERS, Conversation, load_conversations
+from storage.contract import Repository
+from storage.records import ModelRecord
+
+
+def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
+    """The first `limit` conversations of a file, and a warning if they are too few to tell channels apart."""
+    conversations = load_conversations(path)[:limit]
+    answers = sum(len(c.turns) for c in conversations)
+    if answers >= MIN_ANSWERS:
+        return conversations, None
+    return conversations, (f"{path} has {answers} answers; below {MIN_ANSWERS}, rankings and scores are mostly noise")
+
+
+def register_model(
+    repository: Repository, model_id: str, folder: str | Path, conversations: list[Conversation]
+) -> ModelRecord:
+    """Rank the channels of the checkpoint in `folder` on `conversations` and register it as `model_id`.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
+        ConflictError: `model_id` is registered with other weights or another ranking.
+    """
+    from pruning.anatomy_reader import read_anatomy
+    from pruning.batches import make_batches
+    from pruning.checkpoint import load_model, load_processor
+    from pruning.headers import weights_sha256
+    from pruning.importance import channel_scores
+    from pruning.ranking import Ranking
+
+    folder = Path(folder).resolve()
+    anatomy = read_anatomy(folder)
+    batches = make_batches(conversations, load_processor(folder))
+    scores = channel_scores(load_model(folder), batches)
+    ranking = Ranking.from_scores(anatomy, scores)
+    sha256 = repository.put_artifact(ranking.to_bytes(), "application/octet-stream")
+    return repository.add_model(
+        ModelRecord(
+            id=model_id,
+            anatomy=anatomy,
+            weights_sha256=weights_sha256(folder),
+            ranking_sha256=sha256,
+            path=str(folder),
+            created_at=datetime.now(UTC),
+        )
+    )

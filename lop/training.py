@@ -1,0 +1,61 @@
+"""Training a model's predictor on its stored samples, and registering it."""
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from pruning.errors import InputError
+from pruning.plan import content_id
+from storage.contract import Repository
+from storage.records import PredictorRecord, Sample
+
+
+def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
+    """The samples to learn from: of one calibration set (by default the one with most), under today's ranking.
+
+    Raises:
+        NotFoundError: the model is not registered.
+        InputError: there are no samples.
+    """
+    model = repository.get_model(model_id)
+    samples = repository.list_samples(model_id, ranking_sha256=model.ranking_sha256, calibration_id=calibration_id)
+    if not samples:
+        raise InputError(
+            "a predictor is trained on the samples of a search",
+            values=f"model {model_id!r} has none",
+            remedy="Run `lop search` first",
+        )
+    largest = Counter(sample.calibration_id for sample in samples).most_common(1)[0][0]
+    return [sample for sample in samples if sample.calibration_id == largest]
+
+
+def train_model(
+    repository: Repository,
+    model_id: str,
+    settings: Any = None,
+    *,
+    calibration_id: str | None = None,
+    progress: Any = None,
+) -> PredictorRecord:
+    """Train a predictor (`settings` is a TrainingSettings) and register it; the server uses the latest one.
+
+    Raises:
+        NotFoundError, InputError: no such model, or too few samples.
+    """
+    from policy_model.training import TrainingSettings, train_predictor
+
+    samples = training_samples(repository, model_id, calibration_id)
+    model = repository.get_model(model_id)
+    predictor = train_predictor(model.anatomy, samples, settings or TrainingSettings(), progress=progress)
+    weights, config = predictor.to_bytes()
+    sha256 = repository.put_artifact(weights, "application/octet-stream")
+    return repository.add_predictor(
+        PredictorRecord(
+            id=content_id({"weights": sha256, "config": json.loads(json.dumps(config))}),
+            model_id=model_id,
+            weights_sha256=sha256,
+            config=config,
+            created_at=datetime.now(UTC),
+        )
+    )
