@@ -37,7 +37,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        app(prog_name="lop")
     except LopError as error:
         fail(str(error))
         sys.exit(2)

@@ -2,16 +2,28 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
 def stderr() -> Console:
     """The console for progress, warnings and errors."""
     return Console(file=sys.stderr, highlight=False)
+
+
+@contextmanager
+def bar(label: str, *, unit: ProgressColumn | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr with time left, silent where that is no terminal; yields `update(done, total)`."""
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), unit or MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_json(document: Any) -> None:

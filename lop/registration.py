@@ -1,5 +1,6 @@
 """Registering a model: its anatomy, and the ranking of its channels on the user's own conversations."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +19,16 @@ def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list
 
 
 def register_model(
-    repository: Repository, model_id: str, folder: str | Path, conversations: list[Conversation]
+    repository: Repository,
+    model_id: str,
+    folder: str | Path,
+    conversations: list[Conversation],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> ModelRecord:
     """Rank the channels of the checkpoint in `folder` on `conversations` and register it as `model_id`.
+
+    `on_batch(done, total)` is told of progress.
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
@@ -36,7 +44,7 @@ def register_model(
     folder = Path(folder).resolve()
     anatomy = read_anatomy(folder)
     batches = make_batches(conversations, load_processor(folder))
-    scores = channel_scores(load_model(folder), batches)
+    scores = channel_scores(load_model(folder), batches, on_batch=on_batch)
     ranking = Ranking.from_scores(anatomy, scores)
     sha256 = repository.put_artifact(ranking.to_bytes(), "application/octet-stream")
     return repository.add_model(

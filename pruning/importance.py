@@ -4,7 +4,7 @@ score_j = ||W_down[:, j]||_2 * sqrt(mean over tokens of x_j^2), with x the input
 form of Wanda's |W| * ||x|| (Sun et al., arXiv 2306.11695), which structured ports (Wanda-sp) sum over a column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def channel_scores(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[NDArray[np.float64]]:
-    """Scores [L][W] of every FFN channel; padding positions do not count."""
+def channel_scores(
+    model: "PreTrainedModel", batches: Sequence[Batch], *, on_batch: Callable[[int, int], None] | None = None
+) -> list[NDArray[np.float64]]:
+    """Scores [L][W] of every FFN channel; padding does not count. `on_batch(done, total)` is told of progress."""
     view = decoder_view(model)
     squares = [torch.zeros(view.out_projection(i).in_features, dtype=torch.float64) for i in range(len(view.ffns))]
     mask: torch.Tensor | None = None
@@ -37,10 +39,13 @@ def channel_scores(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[N
     handles = [view.out_projection(i).register_forward_pre_hook(accumulate(i)) for i in range(len(view.ffns))]
     tokens = 0
     try:
-        for batch, kwargs in zip(batches, decoder_inputs(model, batches), strict=True):
+        for done, batch in enumerate(batches, start=1):
+            (kwargs,) = decoder_inputs(model, [batch])
             mask = batch.inputs["attention_mask"].to(model.device, torch.float32)
             tokens += int(mask.sum())
             view.decoder(**kwargs, use_cache=False)
+            if on_batch is not None:
+                on_batch(done, len(batches))
     finally:
         for handle in handles:
             handle.remove()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import print_json, print_line, stderr
+from lop.console import bar, print_json, print_line
 
 
 def apply(
@@ -23,7 +23,7 @@ def apply(
 
     The output folder is complete or absent; `lop.load_pruned(folder)` loads it.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn
 
     from lop.applying import load_ranking, ranking_path
     from pruning.plan import PruningPlan
@@ -32,17 +32,8 @@ def apply(
     document = PruningPlan.load(plan)
     beside = ranking_path(plan)
     source = ranking or (beside if beside.is_file() else None)
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = stderr()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("apply", total=document.achieved.disk_bytes)
-        prune_checkpoint(
-            model,
-            document,
-            load_ranking(document, source),
-            out,
-            on_bytes=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with bar("writing", unit=DownloadColumn()) as on_bytes:
+        prune_checkpoint(model, document, load_ranking(document, source), out, on_bytes=on_bytes)
     weights = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     if json:
         print_json({"out": str(out), "weights_bytes": weights, "parameters": document.achieved.parameters})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import print_json, print_table, stderr, warn
+from lop.console import bar, print_json, print_table, warn
 
 
 def evaluate(
@@ -18,8 +18,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from lop.registration import read_conversations
     from pruning.batches import make_batches
     from pruning.checkpoint import load_model, load_processor
@@ -29,17 +27,8 @@ def evaluate(
     loaded, _ = read_conversations(data, conversations)
     network, processor = load_model(model), load_processor(model)
     reference = load_model(dense) if dense is not None else None
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = stderr()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("answers", total=sum(len(c.turns) for c in loaded))
-        report = generate_answers(
-            network,
-            processor,
-            loaded,
-            batch_size=batch_size,
-            on_batch=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with bar("answering") as on_batch:
+        report = generate_answers(network, processor, loaded, batch_size=batch_size, on_batch=on_batch)
     metrics = evaluate_model(network, make_batches(loaded, processor), reference)
     if abs(metrics.accuracy - report.accuracy) > 0.02:
         warn(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
-from lop.console import print_json, print_line, print_table, warn
+from lop.console import bar, print_json, print_line, print_table, warn
 
 app = typer.Typer(help="Register models and list them.", no_args_is_help=True)
 
@@ -28,7 +28,9 @@ def add(
     loaded, warning = read_conversations(data, conversations)
     if warning:
         warn(warning)
-    record = register_model(open_database(database, create=True), model_id, folder, loaded)
+    repository = open_database(database, create=True)
+    with bar("ranking channels") as on_batch:
+        record = register_model(repository, model_id, folder, loaded, on_batch=on_batch)
     anatomy = record.anatomy
     if json:
         print_json(

@@ -1,0 +1,53 @@
+"""A tiny checkpoint with data, registered in a real database."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lop.registration import register_model
+from pruning.conversations import load_conversations
+from storage.contract import Repository
+from storage.sql_repository import open_repository
+from tests.tiny_models import save_tiny_checkpoint, write_conversations
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    for name in ("LOP_DATABASE_URL", "LOP_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("lop") / "model")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversation file with 80 answers. Read-only."""
+    return write_conversations(tmp_path_factory.mktemp("data"), 40)
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, data: Path) -> Path:
+    """A SQLite file that knows the checkpoint as "tiny". Read-only."""
+    path = tmp_path_factory.mktemp("db") / "lop.db"
+    repository = open_repository(f"sqlite:///{path}", create=True)
+    register_model(repository, "tiny", checkpoint, load_conversations(data))
+    repository.close()
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, registered: Path) -> str:
+    """The URL of a fresh copy of `registered`."""
+    (tmp_path / "lop.db").write_bytes(registered.read_bytes())
+    return f"sqlite:///{tmp_path / 'lop.db'}"
+
+
+@pytest.fixture
+def repository(database: str) -> Repository:
+    return open_repository(database)

@@ -1,0 +1,169 @@
+"""The commands, as a user types them."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lop.cli import main
+from storage.sql_repository import open_repository
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database: str) -> Run:
+    """Run `lop ARGUMENTS` on the test's database; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object, database: str | None = database) -> tuple[int, str, str]:
+        words = ["lop", *map(str, arguments)]
+        if database is not None:
+            monkeypatch.setenv("LOP_DATABASE_URL", database)
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+COMMANDS = [
+    "model add",
+    "model list",
+    "search",
+    "train",
+    "serve",
+    "plan",
+    "apply",
+    "evaluate",
+    "demo",
+    "worker",
+    "db upgrade",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "Usage: lop " + command in out.replace("\n", " ")
+
+
+def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+
+    def ok(*arguments: object) -> str:
+        code, out, err = run(*arguments, database=url)
+        assert code == 0, err
+        return out
+
+    added = json.loads(ok("model", "add", "mine", checkpoint, "--data", data, "--json"))
+    assert added["layers"] == 4
+    search = ("search", "-m", "mine", "-d", data, "-s", 0.3, "-s", 0.5, "-n", 6, "--num-levels", 6, "--json")
+    found = json.loads(ok(*search))
+    assert [target["evaluations"] for target in found["targets"]] == [6, 6]
+    assert found["samples"] == len({tuple(s.widths) for s in open_repository(url).list_samples("mine")})
+    assert json.loads(ok(*search)) == found  # replayed: nothing new
+    (listed,) = json.loads(ok("model", "list", "--json"))
+    assert (listed["id"], listed["samples"], listed["predictor"]) == ("mine", found["samples"], None)
+    plan = json.loads(ok("plan", "-m", "mine", "-s", 0.4, "--json", "-o", tmp_path / "plan.json"))
+    assert plan["method"] == "additive-dp"
+    assert plan["achieved"]["sparsity"]["ffn"] >= 0.4
+    applied = json.loads(ok("apply", "-p", tmp_path / "plan.json", "-m", checkpoint, "-o", tmp_path / "out", "--json"))
+    assert applied["weights_bytes"] == plan["achieved"]["disk_bytes"]
+    report = json.loads(ok("evaluate", tmp_path / "out", "-d", data, "--dense", checkpoint, "--json"))
+    assert report["answers"] == 80
+    assert report["kl"] > 0
+    assert "exact match" in ok(*search[:-1])
+    assert "achieved sparsity" in ok("plan", "-m", "mine", "-s", 0.4)
+
+
+def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tuple[object, ...], str]]:
+    missing_image = tmp_path / "missing.json"
+    conversation = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+    missing_image.write_text(json.dumps([{"id": "x", "image": "none.png", "conversations": conversation}]))
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    for path in checkpoint.iterdir():
+        content = path.read_bytes()
+        (truncated / path.name).write_bytes(content[:-10] if path.suffix == ".safetensors" else content)
+    (tmp_path / "plan.json").write_text("{}")
+    return {
+        "sparsity too large": (("plan", "-m", "tiny", "-s", 1.0), "sparsity"),
+        "sparsity negative": (("plan", "-m", "tiny", "-s", -0.2), "sparsity"),
+        "infeasible": (("plan", "-m", "tiny", "-s", 0.95), "cannot exceed 0.8333"),
+        "unknown model": (("plan", "-m", "nope", "-s", 0.4), "'nope'"),
+        "unknown device": (("plan", "-m", "tiny", "-s", 0.4, "--device", "abacus"), "Known devices"),
+        "unknown method": (("plan", "-m", "tiny", "-s", 0.4, "--method", "magic"), "'uniform'"),
+        "no scan": (("plan", "-m", "tiny", "-s", 0.4, "--method", "additive-dp"), "lop search"),
+        "no server": (("plan", "-m", "tiny", "-s", 0.4, "--url", "http://127.0.0.1:9"), "lop serve"),
+        "missing image": (
+            ("search", "-m", "tiny", "-d", missing_image, "--num-levels", 6),
+            "none.png (conversation x)",
+        ),
+        "no data": (("search", "-m", "tiny", "-d", tmp_path / "none.json", "--num-levels", 6), "readable"),
+        "infeasible search": (("search", "-m", "tiny", "-d", data, "-s", 0.9, "--num-levels", 6), "0.9"),
+        "too many levels": (("search", "-m", "tiny", "-d", data, "--num-levels", 99), "too narrow"),
+        "no samples": (("train", "-m", "tiny"), "lop search"),
+        "truncated checkpoint": (("model", "add", "x", truncated, "-d", data), "as long as its header says"),
+        "taken id": (("model", "add", "tiny", checkpoint, "-d", data, "--conversations", 20), "tiny"),
+        "not a plan": (
+            ("apply", "-p", tmp_path / "plan.json", "-m", checkpoint, "-o", tmp_path / "o"),
+            "schema version",
+        ),
+        "no checkpoint": (("evaluate", tmp_path / "none", "-d", data), "checkpoint folder"),
+        "remote host": (("serve", "--host", "0.0.0.0"), "--allow-remote"),
+        "no reference": (("demo", "--reference", tmp_path, "--out", tmp_path / "d"), "--reference"),
+        "demo over another folder": (("demo", "--out", checkpoint), "--out"),
+    }
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for name, (arguments, expected) in mistakes(checkpoint, data, tmp_path).items():
+        code, out, err = run(*arguments)
+        errors = [line for line in err.splitlines() if not line.startswith("warning:")]
+        assert code == 2, (name, out, err)
+        assert len(errors) == 1, (name, err)
+        assert errors[0].startswith("error: "), (name, err)
+        assert expected in err, (name, err)
+        assert out == "", name
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:////nowhere/at/all/lop.db", "nowhere"),
+        ("mysql://x/y", "sqlite:///"),
+        ("postgresql://lop:secret@127.0.0.1:9/lop", "127.0.0.1"),
+    ],
+)
+def test_a_database_that_cannot_be_opened(run: Run, url: str, expected: str) -> None:
+    code, _, err = run("model", "list", database=url)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert expected in err
+    assert "secret" not in err
+
+
+def test_an_old_database_names_the_command_that_upgrades_it(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    (tmp_path / "old.db").touch()
+    code, _, err = run("model", "list", database=url)
+    assert code == 2
+    assert "lop db upgrade" in err
+    assert run("db", "upgrade", database=url)[0] == 0
+    assert run("model", "list", "--json", database=url)[:2] == (0, "[]\n")
+
+
+def test_too_little_data_is_warned_about_with_the_number(run: Run, data: Path) -> None:
+    code, _, err = run("search", "-m", "tiny", "-d", data, "-s", 0.3, "-n", 2, "--num-levels", 2, "--conversations", 3)
+    assert code == 0
+    assert "has 6 answers; below 64" in err

@@ -1,0 +1,111 @@
+"""The client against the real application."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+import lop
+from lop.client import fetch_ranking
+from pruning.checkpoint import load_model
+from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleTargetError, InputError, NotFoundError
+from pruning.plan import PlanRanking
+from pruning.ranking import Ranking
+from pruning.target import Scope
+from service.app import create_app
+from service.settings import Settings
+from tests.lop.app_transport import AppTransport
+
+
+@pytest.fixture
+def client(database: str) -> Iterator[lop.Client]:
+    with lop.Client("http://lop.test", transport=AppTransport(create_app(Settings(database_url=database)))) as client:
+        yield client
+
+
+def test_a_plan_is_fetched_applied_saved_and_loaded(client: lop.Client, checkpoint: Path, tmp_path: Path) -> None:
+    plan = client.plan(model="tiny", sparsity=0.4)
+    assert plan.method == "uniform"
+    assert 0.4 <= plan.achieved.sparsity[Scope.FFN] < 0.4 + 8 / (4 * 48)
+    assert plan.ranking.url == "http://lop.test/v1/models/tiny/ranking"
+    model = lop.apply_plan(load_model(checkpoint), plan, client.ranking(plan))
+    lop.save_pruned(model, plan, tmp_path / "pruned")
+    loaded = lop.load_pruned(tmp_path / "pruned")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_asking_again_gives_the_same_plan(client: lop.Client) -> None:
+    plan = client.plan(model="tiny", sparsity=0.3, scope="decoder", device="l4", round_to=16)
+    assert client.plan(model="tiny", sparsity=0.3, scope=Scope.DECODER, device="l4", round_to=16) == plan
+    assert client.get_plan(plan.plan_id) == plan
+    assert client.plan(model="tiny", sparsity=0.41).plan_id != plan.plan_id
+
+
+def test_models_are_listed(client: lop.Client) -> None:
+    assert [model["id"] for model in client.models()] == ["tiny"]
+
+
+def test_mistakes_are_the_errors_of_the_tree(client: lop.Client) -> None:
+    with pytest.raises(NotFoundError, match="nope"):
+        client.plan(model="nope", sparsity=0.4)
+    with pytest.raises(NotFoundError, match=r"abacus.*jetson"):
+        client.plan(model="tiny", sparsity=0.4, device="abacus")
+    with pytest.raises(NotFoundError):
+        client.get_plan("0" * 24)
+    for sparsity in (-0.1, 1.0, 7):
+        with pytest.raises(InputError, match="sparsity"):
+            client.plan(model="tiny", sparsity=sparsity)
+    with pytest.raises(InputError):
+        client.plan(model="tiny", sparsity=math.nan)
+    with pytest.raises(InfeasibleTargetError) as caught:
+        client.plan(model="tiny", sparsity=0.99)
+    assert caught.value.nearest == pytest.approx(1 - 8 / 48, abs=1e-6)
+
+
+def test_a_server_that_is_away_or_something_else(tmp_path: Path) -> None:
+    with lop.Client("http://127.0.0.1:9") as client, pytest.raises(lop.ServerError, match="lop serve"):
+        client.plan(model="tiny", sparsity=0.4)
+    other = httpx.MockTransport(lambda _: httpx.Response(404, html="<h1>It works!</h1>"))
+    with lop.Client("http://x", transport=other) as client, pytest.raises(lop.ServerError, match="own format"):
+        client.models()
+    with pytest.raises(InputError, match="http://"):
+        lop.Client("localhost:8000")
+
+
+def test_a_database_at_another_revision_is_a_server_error(tmp_path: Path) -> None:
+    (tmp_path / "old.db").touch()
+    app = create_app(Settings(database_url=f"sqlite:///{tmp_path / 'old.db'}"))
+    with (
+        lop.Client("http://lop.test", transport=AppTransport(app)) as client,
+        pytest.raises(lop.ServerError, match="lop db upgrade"),
+    ):
+        client.plan(model="tiny", sparsity=0.4)
+
+
+def test_rankings_are_checked(client: lop.Client, checkpoint: Path) -> None:
+    plan = client.plan(model="tiny", sparsity=0.4)
+    tampered = plan.model_copy(update={"ranking": PlanRanking(sha256="0" * 64, url=plan.ranking.url)})
+    with pytest.raises(CheckpointError, match="the one that the plan names"):
+        client.ranking(tampered)
+    without = plan.model_copy(update={"ranking": PlanRanking(sha256=plan.ranking.sha256)})
+    with pytest.raises(CheckpointError, match="--ranking FILE"):
+        fetch_ranking(without)
+    content = client.ranking(plan)
+    for damaged in (b"", content[:-1], b"\xff" * 100):
+        with pytest.raises(CheckpointError, match="ranking"):
+            lop.apply_plan(load_model(checkpoint), plan, damaged)
+    order = Ranking.from_bytes(content)
+    other = Ranking(tuple(x[::-1] for x in order.ffn), order.fingerprint)
+    with pytest.raises(FingerprintMismatchError):
+        lop.apply_plan(load_model(checkpoint), plan, other)
+
+
+def test_the_public_names_are_there() -> None:
+    for name in lop.__all__:
+        assert getattr(lop, name) is not None
+    assert set(lop.__all__) <= set(dir(lop))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = lop.nonsense
