@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lop.commands import apply, db, demo, evaluate, model, plan, search, serve, train, worker
+from lop.commands import apply, db, demo, evaluate, model, plan, queue, search, serve, train, worker
 from lop.console import fail
 from pruning.errors import LopError
 
@@ -28,6 +28,7 @@ app.command("apply")(apply.apply)
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("worker")(worker.worker)
+app.command("queue")(queue.queue)
 app.add_typer(db.app, name="db")
 
 

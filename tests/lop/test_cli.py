@@ -45,6 +45,7 @@ COMMANDS = [
     "evaluate",
     "demo",
     "worker",
+    "queue",
     "db upgrade",
 ]
 

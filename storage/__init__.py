@@ -1,0 +1,1 @@
+"""Persistence: one repository contract, implemented with SQLAlchemy over SQLite and PostgreSQL."""

@@ -1,0 +1,138 @@
+"""The repository contract that every store keeps; `tests/storage` runs one suite over all of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from pruning.metrics import Metrics
+from storage.records import (
+    Artifact,
+    CalibrationRecord,
+    ModelRecord,
+    PlanRecord,
+    PredictorRecord,
+    Sample,
+    SearchRecord,
+    SearchStatus,
+)
+
+
+class Repository(ABC):
+    """Everything that outlives a process.
+
+    Threads and processes: every method is one transaction and may be called from any thread; several processes may
+    share one database. Values handed out are immutable copies.
+
+    Immutable once written: models, calibration sets, samples, predictors, plans, artifacts. Writing the same value
+    again is a no-op; writing another value under a taken key raises ConflictError (samples: the first one stays, since
+    two workers may measure the same configuration at once). Only searches change, along SearchStatus.
+
+    Errors: NotFoundError for an unknown id in a `get_`, ConflictError as above, SchemaRevisionError and
+    StorageUnavailableError from any method.
+    """
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+    @abstractmethod
+    def put_artifact(self, content: bytes, media_type: str) -> str:
+        """Store bytes and return their sha256."""
+
+    @abstractmethod
+    def get_artifact(self, sha256: str) -> Artifact: ...
+
+    # -- models --------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_model(self, model: ModelRecord) -> ModelRecord:
+        """Register a model whose ranking artifact is stored. Equal but for `created_at`: the stored one is returned."""
+
+    @abstractmethod
+    def get_model(self, model_id: str) -> ModelRecord: ...
+
+    @abstractmethod
+    def list_models(self) -> list[ModelRecord]:
+        """All models, oldest first."""
+
+    # -- calibration sets ----------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord: ...
+
+    @abstractmethod
+    def get_calibration(self, calibration_id: str) -> CalibrationRecord: ...
+
+    # -- samples -------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_samples(self, samples: Sequence[Sample]) -> int:
+        """Store samples, skipping those already there; return how many were new."""
+
+    @abstractmethod
+    def find_samples(
+        self, model_id: str, ranking_sha256: str, calibration_id: str, widths: Sequence[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], Metrics]:
+        """The metrics already measured, for those of `widths` that were: the memo of the search."""
+
+    @abstractmethod
+    def list_samples(
+        self, model_id: str, *, ranking_sha256: str | None = None, calibration_id: str | None = None
+    ) -> list[Sample]:
+        """All samples of a model, in the order they were stored."""
+
+    @abstractmethod
+    def count_samples(self, model_id: str) -> int: ...
+
+    # -- predictors ----------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord: ...
+
+    @abstractmethod
+    def get_predictor(self, predictor_id: str) -> PredictorRecord: ...
+
+    @abstractmethod
+    def latest_predictor(self, model_id: str) -> PredictorRecord | None: ...
+
+    @abstractmethod
+    def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]: ...
+
+    # -- plans ---------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_plan(self, record: PlanRecord) -> PlanRecord:
+        """Store a plan; if its `request_key` is taken, even by a racing request, return the stored one instead."""
+
+    @abstractmethod
+    def get_plan(self, plan_id: str) -> PlanRecord: ...
+
+    @abstractmethod
+    def find_plan(self, request_key: str) -> PlanRecord | None: ...
+
+    # -- searches ------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_search(self, model_id: str, settings: dict[str, Any]) -> SearchRecord:
+        """Queue a search."""
+
+    @abstractmethod
+    def get_search(self, search_id: str) -> SearchRecord: ...
+
+    @abstractmethod
+    def list_searches(self, *, status: SearchStatus | None = None) -> list[SearchRecord]: ...
+
+    @abstractmethod
+    def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
+        """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
+
+        One conditional UPDATE: of several workers that claim at once, exactly one gets a given search. None if there
+        is nothing to do.
+        """
+
+    @abstractmethod
+    def heartbeat(self, search_id: str, worker: str) -> bool:
+        """Say that the search is still worked on; False if it is no longer this worker's."""
+
+    @abstractmethod
+    def finish_search(
+        self, search_id: str, worker: str, *, result: dict[str, Any] | None = None, error: str | None = None
+    ) -> bool:
+        """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's."""
+
+    # -- health --------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def check(self) -> None:
+        """Raise StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""

@@ -1,0 +1,101 @@
+"""What the repository hands out and takes in: frozen values, never live database rows."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pruning.anatomy import ModelAnatomy
+from pruning.metrics import Metrics
+from pruning.plan import PruningPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A registered model. `weights_sha256` tells two fine-tunes of one architecture apart."""
+
+    id: str
+    anatomy: ModelAnatomy
+    weights_sha256: str
+    ranking_sha256: str
+    path: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRecord:
+    """A calibration set: its id is the sha256 of its conversations and image bytes as they were used."""
+
+    id: str
+    name: str
+    num_conversations: int
+    num_answers: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One scored configuration: (model, ranking, calibration set, widths) -> raw metrics. Never overwritten, unique.
+
+    `widths` [L] are FFN widths; `source` names who asked for it ("sensitivity", "mcts", ...).
+    """
+
+    model_id: str
+    ranking_sha256: str
+    calibration_id: str
+    widths: tuple[int, ...]
+    metrics: Metrics
+    seconds: float
+    source: str
+
+
+class SearchStatus(StrEnum):
+    """A search's life: queued -> running -> done or failed; running -> queued when its worker is lost."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """One search request and how far it is. `settings` and `result` are JSON documents."""
+
+    id: str
+    model_id: str
+    settings: dict[str, Any]
+    status: SearchStatus
+    worker: str | None
+    heartbeat_at: datetime | None
+    result: dict[str, Any] | None
+    error: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorRecord:
+    """A trained predictor: its weights are the artifact `weights_sha256` (safetensors), `config` its JSON side."""
+
+    id: str
+    model_id: str
+    weights_sha256: str
+    config: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan that was handed out. `request_key` makes equal requests return the same plan."""
+
+    request_key: str
+    plan: PruningPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Immutable bytes, addressed by their sha256."""
+
+    sha256: str
+    media_type: str
+    content: bytes = field(repr=False)

@@ -1,0 +1,80 @@
+"""Between rows of the tables and the records that the repository hands out."""
+
+import dataclasses
+from typing import Any
+
+from pruning.anatomy import ModelAnatomy
+from pruning.metrics import Metrics
+from pruning.plan import PruningPlan
+from storage.documents import configuration_widths
+from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample, SearchRecord, SearchStatus
+from storage.tables import CalibrationRow, ModelRow, PlanRow, PredictorRow, SampleRow, SearchRow
+
+
+def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord) -> dict[str, Any]:
+    """Field values by name: the columns of these tables are named like the fields."""
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    if isinstance(record, ModelRecord):
+        values["anatomy"] = record.anatomy.to_dict()
+    return values
+
+
+def model_record(row: ModelRow) -> ModelRecord:
+    return ModelRecord(
+        id=row.id,
+        anatomy=ModelAnatomy.from_dict(row.anatomy),
+        weights_sha256=row.weights_sha256,
+        ranking_sha256=row.ranking_sha256,
+        path=row.path,
+        created_at=row.created_at,
+    )
+
+
+def calibration_record(row: CalibrationRow) -> CalibrationRecord:
+    return CalibrationRecord(
+        id=row.id,
+        name=row.name,
+        num_conversations=row.num_conversations,
+        num_answers=row.num_answers,
+        created_at=row.created_at,
+    )
+
+
+def predictor_record(row: PredictorRow) -> PredictorRecord:
+    return PredictorRecord(
+        id=row.id,
+        model_id=row.model_id,
+        weights_sha256=row.weights_sha256,
+        config=row.config,
+        created_at=row.created_at,
+    )
+
+
+def plan_of(row: PlanRow) -> PruningPlan:
+    return PruningPlan.model_validate(row.document)
+
+
+def sample_of(row: SampleRow) -> Sample:
+    return Sample(
+        model_id=row.model_id,
+        ranking_sha256=row.ranking_sha256,
+        calibration_id=row.calibration_id,
+        widths=configuration_widths(row.configuration),
+        metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers),
+        seconds=row.seconds,
+        source=row.source,
+    )
+
+
+def search_record(row: SearchRow) -> SearchRecord:
+    return SearchRecord(
+        id=row.id,
+        model_id=row.model_id,
+        settings=row.settings,
+        status=SearchStatus(row.status),
+        worker=row.worker,
+        heartbeat_at=row.heartbeat_at,
+        result=row.result,
+        error=row.error,
+        created_at=row.created_at,
+    )

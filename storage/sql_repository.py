@@ -1,0 +1,237 @@
+"""The repository over SQLite and PostgreSQL: how it is opened, and everything but samples and searches."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from pruning.errors import ConflictError
+from storage.contract import Repository
+from storage.database import check_revision, create_database_engine, migrate, share_between_processes
+from storage.documents import json_document
+from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord, PredictorRecord
+from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
+from storage.sql_samples import SampleStore
+from storage.sql_searches import SearchStore
+from storage.sql_store import require, require_artifact, require_model
+from storage.tables import ArtifactRow, CalibrationRow, ModelRow, PlanRequestRow, PlanRow, PredictorRow
+from storage.url import parse_url
+
+Record = TypeVar("Record", ModelRecord, CalibrationRecord, PredictorRecord)
+
+
+def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
+    """The repository at `sqlite:///path/to/file.db` or `postgresql://user:password@host:5432/name`.
+
+    Args:
+        url: the database; its password is never shown in an error.
+        create: create an absent SQLite file, and the schema of a database that has none. A database with a schema of
+            another revision is never changed: that takes `storage.database.upgrade`.
+
+    Raises:
+        InputError: not a URL of a database that is supported.
+        StorageUnavailableError: the database cannot be reached, opened or read.
+        SchemaRevisionError: its schema is absent (without `create`), older or newer.
+    """
+    parsed = parse_url(url)
+    if create:
+        migrate(parsed, only_empty=True)
+    engine = create_database_engine(parsed)
+    try:
+        check_revision(engine)
+        share_between_processes(parsed)
+    except BaseException:
+        engine.dispose()
+        raise
+    return SqlRepository(engine)
+
+
+class SqlRepository(SampleStore, SearchStore, Repository):
+    """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
+
+    def close(self) -> None:
+        """Close the connections. A later call opens new ones."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
+        check_revision(self._engine)
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+    def put_artifact(self, content: bytes, media_type: str) -> str:
+        """Store bytes and return their sha256; raises ConflictError if they are stored as another media type."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        stored_type = select(ArtifactRow.media_type).where(ArtifactRow.sha256 == sha256)
+        with self._writing() as session:
+            self._insert_new(session, ArtifactRow, [{"sha256": sha256, "media_type": media_type, "content": content}])
+            stored = session.scalars(stored_type).one()
+        if stored != media_type:
+            raise _conflict("artifact", sha256, f"media type {stored!r} stored, {media_type!r} given")
+        return sha256
+
+    def get_artifact(self, sha256: str) -> Artifact:
+        """The bytes with this sha256; raises NotFoundError."""
+        with self._reading() as session:
+            row = require(session.get(ArtifactRow, sha256), "artifact", sha256, "Store it with put_artifact")
+            return Artifact(sha256=row.sha256, media_type=row.media_type, content=row.content)
+
+    # -- models --------------------------------------------------------------------------------------------------
+    def add_model(self, model: ModelRecord) -> ModelRecord:
+        """Register a model whose ranking artifact is stored (else NotFoundError).
+
+        Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError.
+        """
+        with self._writing() as session:
+            require_artifact(session, model.ranking_sha256)
+            return self._add(session, ModelRow, model, model_record)
+
+    def get_model(self, model_id: str) -> ModelRecord:
+        """Raises NotFoundError."""
+        with self._reading() as session:
+            row = session.get(ModelRow, model_id)
+            return model_record(require(row, "model", model_id, "List the models with `lop model list`"))
+
+    def list_models(self) -> list[ModelRecord]:
+        """All models, oldest first."""
+        with self._reading() as session:
+            rows = session.scalars(select(ModelRow).order_by(ModelRow.created_at, ModelRow.id))
+            return [model_record(row) for row in rows]
+
+    # -- calibration sets ----------------------------------------------------------------------------------------
+    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
+        """Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError."""
+        with self._writing() as session:
+            return self._add(session, CalibrationRow, calibration, calibration_record)
+
+    def get_calibration(self, calibration_id: str) -> CalibrationRecord:
+        """Raises NotFoundError."""
+        with self._reading() as session:
+            row = session.get(CalibrationRow, calibration_id)
+            return calibration_record(require(row, "calibration set", calibration_id, "Store it with add_calibration"))
+
+    # -- predictors ----------------------------------------------------------------------------------------------
+    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
+        """Store a predictor whose model and weights artifact are stored (else NotFoundError).
+
+        Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError.
+        """
+        config = json_document(predictor.config, "the config of a predictor")
+        predictor = dataclasses.replace(predictor, config=config)
+        with self._writing() as session:
+            require_model(session, predictor.model_id)
+            require_artifact(session, predictor.weights_sha256)
+            return self._add(session, PredictorRow, predictor, predictor_record)
+
+    def get_predictor(self, predictor_id: str) -> PredictorRecord:
+        """Raises NotFoundError."""
+        with self._reading() as session:
+            row = session.get(PredictorRow, predictor_id)
+            return predictor_record(require(row, "predictor", predictor_id, "Train one with `lop train`"))
+
+    def latest_predictor(self, model_id: str) -> PredictorRecord | None:
+        """The predictor of a model with the latest `created_at`, None if it has none."""
+        query = select(PredictorRow).where(PredictorRow.model_id == model_id).limit(1)
+        with self._reading() as session:
+            row = session.scalar(query.order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc()))
+            return None if row is None else predictor_record(row)
+
+    def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
+        """Predictors of one model or of all, oldest first."""
+        query = select(PredictorRow).order_by(PredictorRow.created_at, PredictorRow.id)
+        if model_id is not None:
+            query = query.where(PredictorRow.model_id == model_id)
+        with self._reading() as session:
+            return [predictor_record(row) for row in session.scalars(query)]
+
+    # -- plans ---------------------------------------------------------------------------------------------------
+    def add_plan(self, record: PlanRecord) -> PlanRecord:
+        """Store a plan; if its `request_key` is taken, even by a racing request, return the stored one instead.
+
+        Raises NotFoundError for an unknown model, ConflictError if the plan's id is taken by other content.
+        """
+        plan = record.plan
+        row = {
+            "id": plan.plan_id,
+            "model_id": plan.model.id,
+            "document": plan.model_dump(mode="json"),
+            "created_at": plan.created_at,
+        }
+        with self._writing() as session:
+            stored = _find_plan(session, record.request_key)
+            if stored is not None:
+                return stored
+            require_model(session, plan.model.id)
+            savepoint = session.begin_nested()
+            self._insert_new(session, PlanRow, [row])
+            first = plan_of(session.get_one(PlanRow, plan.plan_id))
+            if first.model_copy(update={"created_at": plan.created_at}) != plan:
+                raise _conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
+            request = {"request_key": record.request_key, "plan_id": plan.plan_id}
+            if self._insert_new(session, PlanRequestRow, [request]):
+                savepoint.commit()
+                return PlanRecord(request_key=record.request_key, plan=first)
+            savepoint.rollback()  # lost the race: the plan that nobody asked for goes too
+            stored = _find_plan(session, record.request_key)
+            assert stored is not None, "the insert waited for the request that was there first"
+            return stored
+
+    def get_plan(self, plan_id: str) -> PlanRecord:
+        """The plan, with the first request that it answered; raises NotFoundError."""
+        query = (
+            select(PlanRow, PlanRequestRow.request_key)
+            .join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
+            .where(PlanRow.id == plan_id)
+            .order_by(PlanRequestRow.number)
+            .limit(1)
+        )
+        with self._reading() as session:
+            found = session.execute(query).one_or_none()
+            row, request_key = require(found, "plan", plan_id, "Request it again with `lop plan`")
+            return PlanRecord(request_key=request_key, plan=plan_of(row))
+
+    def find_plan(self, request_key: str) -> PlanRecord | None:
+        """The plan that answered an equal request, None if there was none."""
+        with self._reading() as session:
+            return _find_plan(session, request_key)
+
+    def _add(
+        self,
+        session: Session,
+        table: type[ModelRow] | type[CalibrationRow] | type[PredictorRow],
+        record: Record,
+        read: Callable[[Any], Record],
+    ) -> Record:
+        """The stored record under this id, which is `record` unless an equal one was there before."""
+        self._insert_new(session, table, [column_values(record)])
+        stored = read(session.get_one(table, record.id))
+        names = [field.name for field in dataclasses.fields(record) if field.name != "created_at"]
+        differing = [name for name in names if getattr(stored, name) != getattr(record, name)]
+        if differing:
+            raise _conflict(table.__tablename__.removesuffix("s"), record.id, f"another {', '.join(differing)}")
+        return stored
+
+
+def _find_plan(session: Session, request_key: str) -> PlanRecord | None:
+    query = select(PlanRow).join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
+    row = session.scalars(query.where(PlanRequestRow.request_key == request_key)).one_or_none()
+    return None if row is None else PlanRecord(request_key=request_key, plan=plan_of(row))
+
+
+def _conflict(what: str, key: str, difference: str) -> ConflictError:
+    return ConflictError(
+        f"what is stored is never changed, and this {what} is stored with other content",
+        values=f"{key}: {difference}",
+        remedy="Use another id",
+    )

@@ -1,0 +1,85 @@
+"""What the parts of the SQL repository share: transactions, and inserts that let the first writer win."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import CursorResult, Engine, Insert, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from pruning.errors import NotFoundError
+from storage.database import database_errors
+from storage.tables import ArtifactRow, Base, CalibrationRow, ModelRow
+
+Row = TypeVar("Row")
+
+
+class SqlStore:
+    """Transactions over one engine, for any thread; see `storage.contract.Repository` for what they promise."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._write_engine = engine.execution_options(write=True)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with database_errors(self._engine), Session(self._engine, autoflush=False) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """A transaction that is committed at the end of the block, or rolled back if it raises."""
+        with (
+            database_errors(self._engine),
+            Session(self._write_engine, autoflush=False, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    @property
+    def _is_postgresql(self) -> bool:
+        return self._engine.dialect.name == "postgresql"
+
+    def _insert_new(self, session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert those of `rows` that break no unique constraint; return how many.
+
+        A row that another transaction is inserting at the moment is waited for, so afterwards one of the two can be
+        read.
+        """
+        target = cast("Table", table.__table__)
+        insert: Insert
+        if self._is_postgresql:
+            insert = postgresql.insert(target).on_conflict_do_nothing()
+        else:
+            insert = sqlite.insert(target).on_conflict_do_nothing()
+        # Without preserve_rowcount SQLAlchemy keeps the count of UPDATE and DELETE only.
+        result = session.execute(insert.inline(), list(rows), execution_options={"preserve_rowcount": True})
+        return cast("CursorResult[Any]", result).rowcount
+
+
+def require(row: Row | None, what: str, key: str, remedy: str) -> Row:
+    """`row`, or NotFoundError if there is none."""
+    if row is None:
+        raise NotFoundError(f"no {what} is stored under this id", values=repr(key), remedy=remedy)
+    return row
+
+
+def require_model(session: Session, model_id: str, *, lock: bool = False) -> None:
+    """Raises NotFoundError unless the model is stored; with `lock`, its other lockers wait until the commit."""
+    query = select(ModelRow.id).where(ModelRow.id == model_id)
+    if lock:
+        query = query.with_for_update(key_share=True)  # lets rows that refer to the model still be inserted
+    require(session.scalar(query), "model", model_id, "Register it with `lop model add`")
+
+
+def require_artifact(session: Session, sha256: str) -> None:
+    """Raises NotFoundError unless the artifact is stored."""
+    known = session.scalar(select(ArtifactRow.sha256).where(ArtifactRow.sha256 == sha256))
+    require(known, "artifact", sha256, "Store the bytes with put_artifact first")
+
+
+def require_calibration(session: Session, calibration_id: str) -> None:
+    """Raises NotFoundError unless the calibration set is stored."""
+    known = session.scalar(select(CalibrationRow.id).where(CalibrationRow.id == calibration_id))
+    require(known, "calibration set", calibration_id, "Store it with add_calibration first")

@@ -1,0 +1,1 @@
+"""One suite over every database that the repository contract is kept on."""

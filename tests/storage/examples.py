@@ -1,0 +1,104 @@
+"""Small records to store: one model of two layers, and whatever refers to it."""
+
+import hashlib
+from datetime import UTC, datetime
+
+from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.metrics import Metrics
+from pruning.plan import (
+    Achieved,
+    PlanLayer,
+    PlanModel,
+    PlanRanking,
+    PlanTarget,
+    Predicted,
+    Provenance,
+    PruningPlan,
+)
+from pruning.target import Scope
+from storage.contract import Repository
+from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample
+
+RANKING = b"ranking bytes \x00\xff"
+WEIGHTS = b"predictor weights"
+SAFETENSORS = "application/vnd.safetensors"
+RANKING_SHA256 = hashlib.sha256(RANKING).hexdigest()
+WEIGHTS_SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+MORNING = datetime(2025, 3, 1, 8, 30, 15, 123456, tzinfo=UTC)
+
+ANATOMY = ModelAnatomy(
+    model_type="llava",
+    text_model_type="llama",
+    hidden_size=16,
+    vocab_size=32,
+    layers=tuple(
+        DecoderLayer(
+            index=index,
+            ffn_width=64,
+            num_heads=4,
+            num_kv_groups=2,
+            head_dim=4,
+            ffn_parameters_per_channel=48,
+            parameters=4000,
+        )
+        for index in range(2)
+    ),
+    total_parameters=10_000,
+    dtype="F32",
+    fingerprint="f" * 64,
+)
+
+
+def model(model_id: str = "m", created_at: datetime = MORNING) -> ModelRecord:
+    return ModelRecord(model_id, ANATOMY, "a" * 64, RANKING_SHA256, "/models/m", created_at)
+
+
+def calibration(calibration_id: str = "c", created_at: datetime = MORNING) -> CalibrationRecord:
+    return CalibrationRecord(calibration_id, "thirty-two", 32, 5_000_000_000, created_at)
+
+
+def sample(number: int, *, model_id: str = "m", calibration_id: str = "c", source: str = "mcts") -> Sample:
+    """Sample `number`, with metrics that follow from it."""
+    return Sample(
+        model_id=model_id,
+        ranking_sha256=RANKING_SHA256,
+        calibration_id=calibration_id,
+        widths=(8 * number, 64),
+        metrics=Metrics(kl=number / 3, nll=1.5 + number / 7, accuracy=0.8, num_tokens=640, num_answers=32),
+        seconds=0.1,
+        source=source,
+    )
+
+
+def predictor(predictor_id: str = "p", created_at: datetime = MORNING, model_id: str = "m") -> PredictorRecord:
+    return PredictorRecord(predictor_id, model_id, WEIGHTS_SHA256, {"num_layers": 2, "rate": 1e-7}, created_at)
+
+
+def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: datetime = MORNING) -> PruningPlan:
+    return PruningPlan(
+        plan_id=plan_id,
+        method=method,
+        created_at=created_at,
+        model=PlanModel(id="m", fingerprint="f" * 64),
+        target=PlanTarget(sparsity=0.1, scope=Scope.DECODER),
+        layers=tuple(PlanLayer(index=i, ffn_width=32 + 8 * i, num_kv_groups=2, num_heads=4) for i in range(2)),
+        ranking=PlanRanking(sha256=RANKING_SHA256, url="/v1/artifacts/x"),
+        achieved=Achieved(
+            sparsity={Scope.FFN: 1 / 3, Scope.DECODER: 0.1, Scope.MODEL: 1e-7},
+            parameters=9000,
+            disk_bytes=36_100,
+            memory_bytes=40_000,
+            kv_cache_bytes=4_000,
+            flops=10**15,
+        ),
+        predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5)),
+        provenance=Provenance(predictor="p", samples=300, calibration="c", seed=0, note="größer"),
+    )
+
+
+def store_basics(repository: Repository) -> None:
+    """Store what samples, predictors, plans and searches refer to."""
+    repository.put_artifact(RANKING, SAFETENSORS)
+    repository.put_artifact(WEIGHTS, SAFETENSORS)
+    repository.add_model(model())
+    repository.add_calibration(calibration())

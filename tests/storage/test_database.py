@@ -1,0 +1,222 @@
+"""Opening a database, and what is said when it cannot be opened or goes away."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
+from storage.contract import Repository
+from storage.records import PlanRecord
+from storage.sql_repository import SqlRepository, open_repository
+from storage.tables import Base
+from tests.postgres import PostgresServer
+from tests.storage.examples import (
+    RANKING_SHA256,
+    SAFETENSORS,
+    calibration,
+    model,
+    plan,
+    predictor,
+    sample,
+    store_basics,
+)
+
+CALLS: dict[str, Callable[[Repository], Any]] = {
+    "put_artifact": lambda r: r.put_artifact(b"x", SAFETENSORS),
+    "get_artifact": lambda r: r.get_artifact(RANKING_SHA256),
+    "add_model": lambda r: r.add_model(model()),
+    "get_model": lambda r: r.get_model("m"),
+    "list_models": lambda r: r.list_models(),
+    "add_calibration": lambda r: r.add_calibration(calibration()),
+    "get_calibration": lambda r: r.get_calibration("c"),
+    "add_samples": lambda r: r.add_samples([sample(1)]),
+    "find_samples": lambda r: r.find_samples("m", RANKING_SHA256, "c", [(8, 64)]),
+    "list_samples": lambda r: r.list_samples("m"),
+    "count_samples": lambda r: r.count_samples("m"),
+    "add_predictor": lambda r: r.add_predictor(predictor()),
+    "get_predictor": lambda r: r.get_predictor("p"),
+    "latest_predictor": lambda r: r.latest_predictor("m"),
+    "list_predictors": lambda r: r.list_predictors(),
+    "add_plan": lambda r: r.add_plan(PlanRecord("request", plan())),
+    "get_plan": lambda r: r.get_plan("plan-1"),
+    "find_plan": lambda r: r.find_plan("request"),
+    "add_search": lambda r: r.add_search("m", {}),
+    "get_search": lambda r: r.get_search("s"),
+    "list_searches": lambda r: r.list_searches(),
+    "claim_search": lambda r: r.claim_search("w", stale_after=timedelta(0)),
+    "heartbeat": lambda r: r.heartbeat("s", "w"),
+    "finish_search": lambda r: r.finish_search("s", "w"),
+    "check": lambda r: r.check(),
+}
+
+
+def test_calls_cover_the_contract() -> None:
+    assert set(CALLS) == Repository.__abstractmethods__
+
+
+def test_new_database_is_created_and_kept(empty_url: str) -> None:
+    with open_repository(empty_url, create=True) as repository:
+        repository.check()
+        store_basics(repository)
+    for create in (False, True):
+        with open_repository(empty_url, create=create) as repository:
+            assert repository.list_models() == [model()]
+
+
+def test_empty_database_is_not_filled_without_create(empty_url: str) -> None:
+    # SQLite: no file; PostgreSQL: no tables. Both say how to make them.
+    with pytest.raises((StorageUnavailableError, SchemaRevisionError), match=r"lop db upgrade --database \S+"):
+        open_repository(empty_url)
+    assert not Path(empty_url.removeprefix("sqlite:///")).exists()
+
+
+def test_sqlite_file_without_schema(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.touch()
+    with pytest.raises(SchemaRevisionError, match=f"found revision none.*upgrade --database sqlite:///{path}"):
+        open_repository(f"sqlite:///{path}")
+    open_repository(f"sqlite:///{path}", create=True).close()
+
+
+def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:
+    names = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+    with (
+        open_repository(f"sqlite:///{tmp_path}/store.db", create=True) as repository,
+        repository._engine.connect() as connection,
+    ):
+        pragmas = {name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in names}
+    assert pragmas == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1, "busy_timeout": 30_000}
+
+
+def test_odd_sqlite_paths(tmp_path: Path) -> None:
+    path = tmp_path / "50% of a & b#ü.db"
+    open_repository(f"sqlite:///{path}", create=True).close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_missing_folder(tmp_path: Path, create: bool) -> None:
+    with pytest.raises(StorageUnavailableError, match=f"folder.*must exist.*mkdir -p {tmp_path}/absent"):
+        open_repository(f"sqlite:///{tmp_path}/absent/store.db", create=create)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_folder_instead_of_a_file(tmp_path: Path, create: bool) -> None:
+    with pytest.raises(StorageUnavailableError, match="must be a file"):
+        open_repository(f"sqlite:///{tmp_path}", create=create)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_file_that_is_no_database_stays_as_it_is(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"shopping list " * 500)
+    with pytest.raises(StorageUnavailableError, match=r"must be a SQLite database.*notes.txt.*left as it is"):
+        open_repository(f"sqlite:///{path}", create=create)
+    assert path.read_bytes() == b"shopping list " * 500
+
+
+def test_database_of_another_program_is_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(SchemaRevisionError):
+        open_repository(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_unreachable_server_is_named_without_its_password() -> None:
+    with pytest.raises(StorageUnavailableError, match=r"server must answer.*me:.*@127.0.0.1:1/lop") as caught:
+        open_repository("postgresql://me:hunter2@127.0.0.1:1/lop")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_wrong_password(postgres_server: PostgresServer, postgres_url: str) -> None:
+    with postgres_server.password_required("locked_out", "right"):
+        open_repository(postgres_server.url_as(postgres_url, "locked_out", "right")).close()
+        with pytest.raises(StorageUnavailableError, match=r"password authentication failed.*Check") as caught:
+            open_repository(postgres_server.url_as(postgres_url, "locked_out", "wr0ng"))
+    assert "wr0ng" not in str(caught.value)
+
+
+def test_missing_postgresql_database(postgres_server: PostgresServer) -> None:
+    with pytest.raises(StorageUnavailableError, match='database "absent" does not exist'):
+        open_repository(postgres_server.url("absent"))
+
+
+def test_unknown_scheme() -> None:
+    with pytest.raises(InputError, match="must be SQLite or PostgreSQL"):
+        open_repository("mysql://localhost/lop")
+
+
+@pytest.fixture
+def doomed(disposable_url: str) -> Iterator[SqlRepository]:
+    with open_repository(disposable_url) as repository:
+        store_basics(repository)
+        yield repository
+
+
+def expect_from_every_method(repository: SqlRepository, error: type[Exception]) -> None:
+    for name, call in CALLS.items():
+        with pytest.raises(error):
+            pytest.fail(f"{name} returned {call(repository)!r}")
+
+
+def test_vanished_database_is_reported_by_every_method(
+    doomed: SqlRepository, disposable_url: str, backend: str, request: pytest.FixtureRequest
+) -> None:
+    if backend == "sqlite":
+        for path in Path(disposable_url.removeprefix("sqlite:///")).parent.glob("store.db*"):
+            path.unlink()
+    else:
+        request.getfixturevalue("postgres_server").drop_database(doomed._engine.url.database)
+    expect_from_every_method(doomed, StorageUnavailableError)
+
+
+def test_database_that_comes_back_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with open_repository(f"sqlite:///{path}", create=True) as repository:
+        store_basics(repository)
+        repository.close()  # everything is in the one file
+        path.rename(tmp_path / "away.db")
+        with pytest.raises(StorageUnavailableError, match="file must exist"):
+            repository.list_models()
+        (tmp_path / "away.db").rename(path)
+        assert repository.list_models() == [model()]
+
+
+def test_restarted_server_is_not_noticed(disposable_postgres_url: str) -> None:
+    with open_repository(disposable_postgres_url) as repository, open_repository(disposable_postgres_url) as other:
+        store_basics(repository)
+        with other._engine.connect() as connection:
+            end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            others = "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            assert connection.execute(text(f"{end} {others}")).scalars().all() == [True]
+        assert repository.list_models() == [model()]
+
+
+def test_server_that_goes_away_inside_a_transaction(doomed: SqlRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert = doomed._insert_new
+
+    def cut_then_insert(session: Any, table: Any, rows: Any) -> int:
+        session.connection().connection.dbapi_connection.close()
+        return insert(session, table, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(doomed, "_insert_new", cut_then_insert)
+        with pytest.raises(StorageUnavailableError):
+            doomed.add_samples([sample(1)])
+    assert doomed.add_samples([sample(1)]) == 1
+
+
+def test_changed_schema_is_reported_by_every_method(doomed: SqlRepository) -> None:
+    with doomed._engine.execution_options(write=True).begin() as connection:
+        Base.metadata.drop_all(connection)
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    expect_from_every_method(doomed, SchemaRevisionError)

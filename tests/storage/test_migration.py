@@ -1,0 +1,152 @@
+"""Migrations: they build exactly the tables, in order, from any released revision, all or nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from pruning.errors import SchemaRevisionError, StorageUnavailableError
+from storage import migration
+from storage.database import create_database_engine, upgrade
+from storage.records import PlanRecord, SearchStatus
+from storage.sql_repository import open_repository
+from storage.tables import Base
+from storage.url import parse_url
+from tests.storage.examples import calibration, model, plan, predictor, sample, store_basics
+from tests.storage.make_asset import ASSETS, make_asset
+
+NEXT_REVISION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("models") as table:
+        table.add_column(sa.Column("license", sa.String(), nullable=False, server_default="unknown"))
+        table.alter_column("path", nullable=True, existing_type=sa.String())
+    {last_line}
+"""
+
+
+def write_next_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last_line: str = "") -> None:
+    """A copy of the migrations with one more, as a later version of the code would have it."""
+    scripts = folder / "later" / "migrations"
+    shutil.copytree(migration.SCRIPT_LOCATION, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (scripts / "versions" / "0002_license.py").write_text(NEXT_REVISION.format(last_line=last_line))
+    monkeypatch.setattr(migration, "SCRIPT_LOCATION", scripts)
+    monkeypatch.setattr(migration, "REVISIONS", (*migration.REVISIONS, "0002"))
+
+
+def test_revisions_are_the_scripts_oldest_first() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migration.SCRIPT_LOCATION))
+    scripts = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert tuple(reversed(scripts)) == migration.REVISIONS
+
+
+def test_no_migration_imports_the_live_tables() -> None:
+    for path in (migration.SCRIPT_LOCATION / "versions").glob("*.py"):
+        assert "storage" not in path.read_text()
+
+
+def test_migrated_schema_equals_the_tables(database_url: str) -> None:
+    engine = create_database_engine(parse_url(database_url))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        inspector = inspect(connection)
+        for name, table in Base.metadata.tables.items():  # what compare_metadata does not look at
+            checks = {check["name"] for check in inspector.get_check_constraints(name)}
+            assert checks == {c.name for c in table.constraints if isinstance(c, CheckConstraint)}
+            assert inspector.get_pk_constraint(name)["name"] == table.primary_key.name
+    engine.dispose()
+
+
+def test_upgrade_works_in_any_folder_and_twice(empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert upgrade(empty_url) == upgrade(empty_url) == migration.REVISIONS[-1]
+    open_repository(empty_url).close()
+
+
+@pytest.mark.parametrize("asset", sorted(ASSETS.glob("*.sqlite3")), ids=lambda path: path.stem)
+def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{shutil.copyfile(asset, tmp_path / 'old.db')}"
+    upgrade(url)
+    with open_repository(url) as repository:
+        assert repository.list_models() == [model()]
+        assert repository.get_calibration("c") == calibration()
+        assert repository.list_samples("m") == [sample(number) for number in range(1, 6)]
+        assert repository.list_predictors() == [predictor()]
+        assert repository.find_plan("request") == PlanRecord("request", plan())
+        (search,) = repository.list_searches()
+        assert (search.status, search.settings) == (SearchStatus.QUEUED, {"num_simulations": 300})
+        assert repository.add_samples([sample(5), sample(6)]) == 1
+
+
+def test_every_released_revision_has_its_asset_and_it_is_small() -> None:
+    assets = sorted(ASSETS.iterdir())
+    assert [path.name for path in assets] == [f"revision_{revision}.sqlite3" for revision in migration.REVISIONS]
+    assert all(path.stat().st_size < 100_000 for path in assets)
+
+
+def test_older_database_is_refused_then_upgraded_with_its_rows(
+    disposable_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_repository(disposable_url) as repository:
+        store_basics(repository)
+        repository.add_samples([sample(1)])
+    write_next_revision(tmp_path, monkeypatch)
+    for create in (False, True):  # never migrated by the way
+        with pytest.raises(SchemaRevisionError, match=r"older.*found revision 0001, expected 0002.*lop db upgrade"):
+            open_repository(disposable_url, create=create)
+    assert upgrade(disposable_url) == "0002"
+    with open_repository(disposable_url) as repository:
+        assert repository.list_models() == [model()]  # on SQLite, `models` was copied, dropped and renamed
+        assert repository.list_samples("m") == [sample(1)]
+        with pytest.raises(IntegrityError), repository._engine.begin() as connection:
+            connection.execute(text("DELETE FROM models"))  # what refers to it still does
+
+
+def test_failed_migration_changes_nothing(disposable_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        write_next_revision(tmp_path, patch, 'op.execute("INSERT INTO no_such_table VALUES (1)")')
+        with pytest.raises(StorageUnavailableError, match="no_such_table"):
+            upgrade(disposable_url)
+    with open_repository(disposable_url) as repository:
+        columns = {column["name"] for column in inspect(repository._engine).get_columns("models")}
+    assert columns == set(Base.metadata.tables["models"].columns.keys())
+
+
+def test_newer_database_is_refused_even_by_upgrade(disposable_url: str, tmp_path: Path) -> None:
+    engine = create_database_engine(parse_url(disposable_url))
+    with engine.execution_options(write=True).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    for act in (open_repository, upgrade):
+        with pytest.raises(SchemaRevisionError, match=r"newer.*found revision 9999, expected .*pip install -U"):
+            act(disposable_url)
+
+
+def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
+    upgrade(empty_url)
+    engine = create_database_engine(parse_url(empty_url))
+    with engine.execution_options(write=True).begin() as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    engine.dispose()
+    with pytest.raises(SchemaRevisionError, match=r"artifacts, calibrations, models.*Use a database of its own"):
+        upgrade(empty_url)
+
+
+def test_asset_can_be_made_again(tmp_path: Path) -> None:
+    make_asset(tmp_path / "again.sqlite3")
+    with open_repository(f"sqlite:///{tmp_path / 'again.sqlite3'}") as repository:
+        assert repository.count_samples("m") == 5

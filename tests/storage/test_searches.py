@@ -1,0 +1,155 @@
+"""Searches: queued, claimed by exactly one worker, taken over from a lost one, finished by its owner only."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pruning.errors import InputError, NotFoundError
+from storage.records import SearchStatus
+from storage.sql_repository import SqlRepository
+
+HOUR = timedelta(hours=1)
+AT_ONCE = timedelta(0)
+
+
+def test_new_search_is_queued(filled: SqlRepository) -> None:
+    before = datetime.now(UTC)
+    search = filled.add_search("m", {"num_simulations": 300, "widths": (8, 16)})
+    assert search.settings == {"num_simulations": 300, "widths": [8, 16]}
+    assert (search.model_id, search.status) == ("m", SearchStatus.QUEUED)
+    assert (search.worker, search.heartbeat_at, search.result, search.error) == (None, None, None, None)
+    assert before <= search.created_at <= datetime.now(UTC)
+    assert filled.get_search(search.id) == search
+
+
+def test_search_needs_its_model_and_json_settings(filled: SqlRepository) -> None:
+    with pytest.raises(NotFoundError, match="'missing'"):
+        filled.add_search("missing", {})
+    with pytest.raises(InputError, match="settings of a search must be a JSON document"):
+        filled.add_search("m", {"model": object()})
+    assert filled.list_searches() == []
+
+
+def test_unknown_search(filled: SqlRepository) -> None:
+    with pytest.raises(NotFoundError, match="'missing'"):
+        filled.get_search("missing")
+    assert not filled.heartbeat("missing", "w")
+    assert not filled.finish_search("missing", "w")
+
+
+def test_nothing_to_claim(filled: SqlRepository) -> None:
+    assert filled.claim_search("w", stale_after=AT_ONCE) is None
+
+
+def test_searches_are_claimed_oldest_first_and_once(filled: SqlRepository) -> None:
+    queued = [filled.add_search("m", {"number": number}) for number in range(3)]
+    claimed = [filled.claim_search(worker, stale_after=HOUR) for worker in ("a", "b", "a", "b")]
+    assert [c and (c.id, c.worker, c.status) for c in claimed] == [
+        (queued[0].id, "a", SearchStatus.RUNNING),
+        (queued[1].id, "b", SearchStatus.RUNNING),
+        (queued[2].id, "a", SearchStatus.RUNNING),
+        None,
+    ]
+    assert claimed[0] is not None
+    assert claimed[0].heartbeat_at is not None
+    assert filled.get_search(queued[0].id) == claimed[0]
+
+
+def test_list_by_status(filled: SqlRepository) -> None:
+    first, second = filled.add_search("m", {}), filled.add_search("m", {})
+    filled.claim_search("w", stale_after=HOUR)
+    assert [s.id for s in filled.list_searches()] == [first.id, second.id]
+    assert [s.id for s in filled.list_searches(status=SearchStatus.RUNNING)] == [first.id]
+    assert [s.id for s in filled.list_searches(status=SearchStatus.QUEUED)] == [second.id]
+    assert filled.list_searches(status=SearchStatus.DONE) == []
+
+
+def test_search_of_a_lost_worker_is_taken_over(filled: SqlRepository) -> None:
+    search = filled.add_search("m", {})
+    filled.claim_search("lost", stale_after=HOUR)
+    assert filled.claim_search("next", stale_after=HOUR) is None
+    taken = filled.claim_search("next", stale_after=AT_ONCE)
+    assert taken is not None
+    assert (taken.id, taken.worker) == (search.id, "next")
+    assert not filled.heartbeat(search.id, "lost")
+    assert not filled.finish_search(search.id, "lost", result={"from": "the lost one"})
+    assert filled.get_search(search.id) == taken
+    assert filled.heartbeat(search.id, "next")
+
+
+def test_heartbeat_moves_forward_and_keeps_the_search(filled: SqlRepository) -> None:
+    search = filled.add_search("m", {})
+    claimed = filled.claim_search("w", stale_after=HOUR)
+    assert claimed is not None
+    assert claimed.heartbeat_at is not None
+    assert filled.heartbeat(search.id, "w")
+    beaten = filled.get_search(search.id).heartbeat_at
+    assert beaten is not None
+    assert beaten > claimed.heartbeat_at
+    assert filled.claim_search("thief", stale_after=HOUR) is None
+
+
+def test_older_stale_search_goes_before_a_queued_one(filled: SqlRepository) -> None:
+    stale = filled.add_search("m", {})
+    filled.claim_search("lost", stale_after=HOUR)
+    filled.add_search("m", {})
+    claimed = filled.claim_search("w", stale_after=AT_ONCE)
+    assert claimed is not None
+    assert claimed.id == stale.id
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        ({"result": {"best_kl": 0.02}}, SearchStatus.DONE),
+        ({}, SearchStatus.DONE),
+        ({"error": "out of memory"}, SearchStatus.FAILED),
+        ({"error": ""}, SearchStatus.FAILED),
+        ({"error": "late", "result": {"best_kl": 0.5}}, SearchStatus.FAILED),
+    ],
+)
+def test_finished_search_keeps_its_outcome(filled: SqlRepository, outcome: dict, status: SearchStatus) -> None:
+    search = filled.add_search("m", {})
+    filled.claim_search("w", stale_after=HOUR)
+    assert not filled.finish_search(search.id, "other", **outcome)
+    assert filled.finish_search(search.id, "w", **outcome)
+    finished = filled.get_search(search.id)
+    assert (finished.status, finished.result, finished.error) == (status, outcome.get("result"), outcome.get("error"))
+    assert not filled.finish_search(search.id, "w", error="again")
+    assert not filled.heartbeat(search.id, "w")
+    assert filled.claim_search("w", stale_after=AT_ONCE) is None
+    assert filled.get_search(search.id) == finished
+
+
+def test_queued_search_cannot_be_finished(filled: SqlRepository) -> None:
+    search = filled.add_search("m", {})
+    assert not filled.finish_search(search.id, "w", result={})
+    assert filled.get_search(search.id) == search
+
+
+def test_result_must_be_json_and_stale_after_positive(filled: SqlRepository) -> None:
+    search = filled.add_search("m", {})
+    filled.claim_search("w", stale_after=HOUR)
+    with pytest.raises(InputError, match="the result of a search must be a JSON document"):
+        filled.finish_search(search.id, "w", result={"kl": float("inf")})
+    with pytest.raises(InputError, match="stale_after must not be negative"):
+        filled.claim_search("w", stale_after=-HOUR)
+    assert filled.get_search(search.id).status is SearchStatus.RUNNING
+
+
+def test_threads_claim_every_search_once(filled: SqlRepository) -> None:
+    queued = [filled.add_search("m", {}).id for _ in range(24)]
+    barrier = threading.Barrier(6)
+
+    def work(thread: int) -> list[str]:
+        barrier.wait()
+        claimed = []
+        while (search := filled.claim_search(f"worker-{thread}", stale_after=HOUR)) is not None:
+            claimed.append(search.id)
+        return claimed
+
+    with ThreadPoolExecutor(6) as pool:
+        claims = [search_id for claimed in pool.map(work, range(6)) for search_id in claimed]
+    assert sorted(claims) == sorted(queued)
