@@ -112,14 +112,13 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
 
 def _learn(repository: Repository, model: Path, calibration: Path, settings: DemoSettings) -> int:
     """Register the model, search, train; returns the number of samples stored."""
-    from policy_model.progress import TrainingProgressBar
-    from policy_model.training import TrainingSettings
-
     from lop.registration import read_conversations, register_model
     from lop.searching import search_model
     from lop.training import train_model
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
+    from policy_model.progress import progress_bar
+    from policy_model.training import TrainingSettings
 
     conversations, _ = read_conversations(calibration, settings.calibration)
     record = register_model(repository, MODEL_ID, model, conversations)
@@ -130,7 +129,7 @@ def _learn(repository: Repository, model: Path, calibration: Path, settings: Dem
         search_model(repository, MODEL_ID, conversations, search, name=calibration.name, progress=progress)
     samples = repository.count_samples(MODEL_ID)
     _say(f"{samples} samples stored; training the predictor")
-    with TrainingProgressBar() as bar:
+    with progress_bar(stderr()) as bar:
         predictor = train_model(repository, MODEL_ID, TrainingSettings(seed=settings.seed), progress=bar)
     _say(f"predictor {predictor.id} registered")
     return samples

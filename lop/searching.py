@@ -99,6 +99,7 @@ def run_queued(repository: Repository, search: SearchRecord, progress: Progress 
     Raises InputError if its settings are malformed, and what `search_model` raises.
     """
     from lop.training import train_model
+    from policy_model.training import TrainingSettings
 
     document = search.settings
     try:
@@ -108,5 +109,6 @@ def run_queued(repository: Repository, search: SearchRecord, progress: Progress 
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
     conversations = load_conversations(data)[:limit]
     result = search_model(repository, search.model_id, conversations, settings, name=Path(data).name, progress=progress)
-    predictor = train_model(repository, search.model_id)
+    training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
+    predictor = train_model(repository, search.model_id, training)
     return {"search": result.to_dict(), "predictor": predictor.id}

@@ -1,14 +1,17 @@
 """Training a model's predictor on its stored samples, and registering it."""
 
-import json
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pruning.errors import InputError
 from pruning.plan import content_id
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
+
+if TYPE_CHECKING:
+    from policy_model.progress import ProgressCallback
+    from policy_model.training import TrainingSettings
 
 
 def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
@@ -33,26 +36,26 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
 def train_model(
     repository: Repository,
     model_id: str,
-    settings: Any = None,
+    settings: "TrainingSettings",
     *,
     calibration_id: str | None = None,
-    progress: Any = None,
+    progress: "ProgressCallback | None" = None,
 ) -> PredictorRecord:
-    """Train a predictor (`settings` is a TrainingSettings) and register it; the server uses the latest one.
+    """Train a predictor and register it; the server uses the latest one.
 
     Raises:
         NotFoundError, InputError: no such model, or too few samples.
     """
-    from policy_model.training import TrainingSettings, train_predictor
+    from policy_model.training import train_predictor
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
-    predictor = train_predictor(model.anatomy, samples, settings or TrainingSettings(), progress=progress)
+    predictor = train_predictor(model.anatomy, samples, settings, progress=progress)
     weights, config = predictor.to_bytes()
     sha256 = repository.put_artifact(weights, "application/octet-stream")
     return repository.add_predictor(
         PredictorRecord(
-            id=content_id({"weights": sha256, "config": json.loads(json.dumps(config))}),
+            id=content_id({"weights": sha256, "config": config}),
             model_id=model_id,
             weights_sha256=sha256,
             config=config,

@@ -1,0 +1,66 @@
+"""The application factory. Nothing is opened here: the database on the first request that needs it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from pruning.errors import LopError
+from service.access_log import AccessLog
+from service.openapi import install_openapi
+from service.problems import install_problem_handlers
+from service.request_limits import RequestSizeLimit
+from service.resources import Resources
+from service.routes import devices, health, models, plans, predictors
+from service.settings import Settings
+from storage.contract import Repository
+
+_logger = logging.getLogger("service")
+
+_DESCRIPTION = """Per-layer pruning plans for multimodal LLMs (LOP, arXiv 2506.12826).
+
+Errors are application/problem+json (RFC 9457): `rule` is what was broken, `values` what broke it, `remedy` what to do.
+Lists take `limit` and `offset`; `next` is the path of the following page."""
+
+
+def create_app(settings: Settings, *, repository: Repository | None = None) -> FastAPI:
+    """The service over `settings.database_url`, or over an open `repository`."""
+    app = FastAPI(
+        title="LOP service",
+        version=version("lop-service"),
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.resources = Resources(settings, repository)
+    install_problem_handlers(app)
+    install_openapi(app)
+    for router in (plans.router, plans.reading, models.router, predictors.router, devices.router, health.router):
+        app.include_router(router)
+    app.add_middleware(RequestSizeLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(AccessLog)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load predictors beside the first requests rather than within them."""
+    preloading = asyncio.create_task(asyncio.to_thread(_preload, app.state.resources))
+    try:
+        yield
+    finally:
+        await preloading
+        app.state.resources.close()
+
+
+def _preload(resources: Resources) -> None:
+    try:
+        resources.planner.preload()
+    except LopError as error:
+        _logger.warning("no predictor was loaded ahead of the first request: %s", error)
+    except Exception:
+        # Whatever it is, the request that needs the predictor will report it; the server is worth starting.
+        _logger.exception("no predictor was loaded ahead of the first request")

@@ -1,0 +1,34 @@
+"""What the endpoints are given by FastAPI."""
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Query, Request
+
+from service.planner import Planner
+from service.resources import Resources
+from service.schemas import NAME_PATTERN
+from storage.contract import Repository
+
+
+def _resources(request: Request) -> Resources:
+    return cast(Resources, request.app.state.resources)
+
+
+def _repository(resources: Annotated[Resources, Depends(_resources)]) -> Repository:
+    return resources.repository
+
+
+def _planner(resources: Annotated[Resources, Depends(_resources)]) -> Planner:
+    return resources.planner
+
+
+RepositoryDep = Annotated[Repository, Depends(_repository)]
+PlannerDep = Annotated[Planner, Depends(_planner)]
+
+ModelId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["llava-reference"])]
+PlanId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["0123456789abcdef01234567"])]
+PredictorId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["3f1c9a"])]
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items on one page.")]
+Offset = Annotated[int, Query(ge=0, le=2**31 - 1, description="Items to leave out, from the oldest.")]
+DEFAULT_LIMIT = 100

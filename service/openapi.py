@@ -1,0 +1,79 @@
+"""The parts of the OpenAPI document that endpoints share: error answers and their examples."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.problems import MEDIA_TYPE
+from service.schemas import Problem
+
+_DESCRIPTIONS = {
+    404: "Nothing is registered under an id that the request names.",
+    409: "The stored data contradicts the request.",
+    413: "The request body is too large.",
+    415: "The request body is not declared as JSON.",
+    422: "The request breaks a rule, or its target cannot be met; `nearest` is then the closest feasible value.",
+    503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
+}
+
+PLAN_EXAMPLE: dict[str, Any] = {
+    "schema_version": 1,
+    "plan_id": "0123456789abcdef01234567",
+    "method": "uniform",
+    "created_at": "2026-01-31T12:00:00Z",
+    "model": {
+        "id": "llava-reference",
+        "fingerprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    },
+    "target": {"sparsity": 0.5, "scope": "ffn", "budget": None, "device": None},
+    "layers": [
+        {"index": 0, "ffn_width": 128, "num_kv_groups": 2, "num_heads": 4, "weight_bits": None, "skip": []},
+        {"index": 1, "ffn_width": 128, "num_kv_groups": 2, "num_heads": 4, "weight_bits": None, "skip": []},
+    ],
+    "ranking": {
+        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "url": "/v1/models/llava-reference/ranking",
+    },
+    "achieved": {
+        "sparsity": {"ffn": 0.5, "decoder": 0.3, "model": 0.2},
+        "parameters": 400000,
+        "disk_bytes": 1601024,
+        "memory_bytes": 2779648,
+        "kv_cache_bytes": 1179648,
+        "flops": 1000000000,
+        "latency_ms": None,
+        "workload": {"batch": 1, "prompt_tokens": 1024, "output_tokens": 128},
+    },
+    "predicted": None,
+    "provenance": {
+        "predictor": None,
+        "samples": 0,
+        "calibration": None,
+        "seed": None,
+        "note": "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
+        "additive-dp: no complete one-layer sensitivity scan is stored",
+    },
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of an endpoint that can answer these error statuses."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Let the document of `app` hold the Problem schema, which no endpoint returns as its model."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
+            )
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            components["Problem"] = Problem.model_json_schema()
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

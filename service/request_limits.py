@@ -1,0 +1,93 @@
+"""Requests refused before anything parses them: a body that is too large, or is not JSON."""
+
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from service.problems import plain_problem, problem_response
+
+
+class RequestSizeLimit:
+    """ASGI middleware: answers 413 to a body of over `max_bytes`, whether its length is declared or it is streamed.
+
+    A body within the limit is read whole before the application starts; the limit is what it may cost in memory.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            await self._refuse(scope, receive, send, f"{int(declared)} bytes")
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > self.max_bytes:
+                await self._refuse(scope, receive, send, "a longer stream")
+                return
+            if not message.get("more_body", False):
+                break
+        replayed = False
+
+        async def replay() -> AsgiMessage:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, found: str) -> None:
+        problem = plain_problem(
+            413,
+            scope["path"],
+            rule=f"a request body has at most {self.max_bytes} bytes",
+            values=found,
+            remedy="Send less, or raise LOP_MAX_REQUEST_BYTES on the server",
+        )
+        # What is left of the body is never read, so the connection cannot be used again.
+        await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+
+
+class JsonBodyRoute(APIRoute):
+    """A route whose body must be declared as JSON; answers 415 otherwise."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            declared = request.headers.get("content-type", "")
+            if not _is_json(declared):
+                problem = plain_problem(
+                    415,
+                    request.url.path,
+                    rule="the request body must be JSON",
+                    values=repr(declared[:100]) if declared else "no Content-Type",
+                    remedy="Send Content-Type: application/json",
+                )
+                return problem_response(problem, {"Accept": "application/json"})
+            return await handle(request)
+
+        return handle_json
+
+
+def _is_json(content_type: str) -> bool:
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))

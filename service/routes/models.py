@@ -1,0 +1,63 @@
+"""Models, and the ranking file of each."""
+
+from fastapi import APIRouter, Request, Response, status
+
+from service.conditional import matches, strong_etag
+from service.dependencies import DEFAULT_LIMIT, Limit, ModelId, Offset, RepositoryDep
+from service.openapi import problems
+from service.pagination import page_of
+from service.planner import ranking_url
+from service.schemas import ModelResponse, Page
+from storage.records import ModelRecord
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+_RANKING_OK = {
+    "description": "The ranking file: per layer the order in which channels are kept.",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "ETag": {"description": "The file's sha256, a strong entity tag.", "schema": {"type": "string"}},
+        "Content-Length": {"description": "The file's size in bytes.", "schema": {"type": "integer"}},
+    },
+}
+
+
+@router.get("", summary="List the models", responses=problems(422, 503))
+def list_models(repository: RepositoryDep, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0) -> Page[ModelResponse]:
+    """Registered models, oldest first."""
+    items, place = page_of(repository.list_models(), limit=limit, offset=offset, path="/v1/models")
+    return Page[ModelResponse](items=[_response(model) for model in items], **place)
+
+
+@router.get(
+    # Before the model itself: ids may hold slashes, as in `llava-hf/llava-1.5-7b-hf`.
+    "/{model_id:path}/ranking",
+    summary="Download a model's ranking",
+    response_class=Response,
+    responses={200: _RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
+)
+@router.head("/{model_id:path}/ranking", include_in_schema=False)
+def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request) -> Response:
+    """The safetensors file that a plan's widths count along. Its sha256 is the one that plans name."""
+    sha256 = repository.get_model(model_id).ranking_sha256
+    headers = {
+        "ETag": strong_etag(sha256),
+        "Cache-Control": "public, max-age=3600, must-revalidate",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if matches(request.headers.get("if-none-match"), strong_etag(sha256)):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    artifact = repository.get_artifact(sha256)
+    headers["Content-Length"] = str(len(artifact.content))
+    content = b"" if request.method == "HEAD" else artifact.content
+    return Response(content, media_type=artifact.media_type, headers=headers)
+
+
+@router.get("/{model_id:path}", summary="Read a model", responses=problems(404, 422, 503))
+def read_model(model_id: ModelId, repository: RepositoryDep) -> ModelResponse:
+    """One registered model. Models never change: a new fine-tune is a new id."""
+    return _response(repository.get_model(model_id))
+
+
+def _response(model: ModelRecord) -> ModelResponse:
+    return ModelResponse.of(model, ranking_url=ranking_url(model.id))

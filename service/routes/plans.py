@@ -1,0 +1,64 @@
+"""Plans: one request per target."""
+
+from fastapi import APIRouter, Request, Response, status
+
+from pruning.plan import PruningPlan
+from service.conditional import matches, strong_etag
+from service.dependencies import PlanId, PlannerDep, RepositoryDep
+from service.openapi import PLAN_EXAMPLE, problems
+from service.request_limits import JsonBodyRoute
+from service.schemas import PlanRequest
+
+router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=JsonBodyRoute)
+reading = APIRouter(prefix="/v1/plans", tags=["plans"])
+
+_EXAMPLE = {"application/json": {"example": PLAN_EXAMPLE}}
+_LOCATION = {"Location": {"description": "Path of the plan.", "schema": {"type": "string"}}}
+
+
+@router.post(
+    "",
+    summary="Get the plan for a target",
+    status_code=status.HTTP_201_CREATED,
+    response_model=PruningPlan,
+    responses={
+        200: {
+            "model": PruningPlan,
+            "description": "The plan that an equal request got before, byte for byte.",
+            "content": _EXAMPLE,
+            "headers": _LOCATION,
+        },
+        201: {"description": "A new plan.", "content": _EXAMPLE, "headers": _LOCATION},
+        **problems(404, 409, 413, 415, 422, 503),
+    },
+)
+def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
+    """Per-layer widths that remove at least `sparsity` of `scope`, by the best method that the stored data allows:
+    `lop` (a trained predictor), else `additive-dp` (a complete one-layer scan), else `uniform`.
+    `provenance.note` says why a better method was not used. Equal requests get the same plan until a new predictor
+    is trained; plans stay readable for ever.
+    """
+    plan, created = planner.plan(request)
+    response = _plan_response(plan)
+    response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
+    response.headers["Location"] = f"/v1/plans/{plan.plan_id}"
+    return response
+
+
+@reading.get(
+    "/{plan_id}",
+    summary="Read a plan",
+    response_model=PruningPlan,
+    responses={200: {"description": "The plan.", "content": _EXAMPLE}, **problems(404, 422, 503)},
+)
+def read_plan(plan_id: PlanId, repository: RepositoryDep, request: Request) -> Response:
+    """A plan that was handed out before. Plans never change."""
+    plan = repository.get_plan(plan_id).plan
+    if matches(request.headers.get("if-none-match"), strong_etag(plan.plan_id)):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": strong_etag(plan.plan_id)})
+    return _plan_response(plan)
+
+
+def _plan_response(plan: PruningPlan) -> Response:
+    headers = {"ETag": strong_etag(plan.plan_id), "Cache-Control": "private, max-age=86400, immutable"}
+    return Response(plan.model_dump_json(), media_type="application/json", headers=headers)

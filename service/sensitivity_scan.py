@@ -1,0 +1,100 @@
+"""Finds a complete one-layer scan among the stored samples of a model: what the additive allocator works from."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from pruning.allocators.problem import FloatArray
+from pruning.anatomy import ModelAnatomy
+from pruning.errors import InputError
+from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
+from pruning.plan import content_id
+from storage.contract import Repository
+from storage.records import ModelRecord, Sample
+
+# Grids that a scan may have been made on. A scan serves requests of any `round_to`: its widths are repaired to theirs.
+_ROUNDINGS = (DEFAULT_ROUND_TO, 1, 2, 4, 16, 32, 64, 128, 256)
+_MAX_LEVELS = 32
+_MAX_CACHED = 64
+
+
+@dataclass(frozen=True)
+class SensitivityScan:
+    """KL to dense of every level of every layer while all other layers are dense.
+
+    Attributes:
+        id: a hash of the calibration set and the grid; samples are immutable, so it stands for the whole scan.
+        calibration_id: the set that it was measured on.
+        grid: the levels that were measured.
+        table: [L, K] in nats.
+    """
+
+    id: str
+    calibration_id: str
+    grid: LevelGrid
+    table: FloatArray
+
+    @property
+    def num_samples(self) -> int:
+        """Evaluations that the scan took, the dense model's own not counted."""
+        return self.grid.num_layers * (self.grid.num_levels - 1)
+
+
+def find_scan(anatomy: ModelAnatomy, samples: list[Sample]) -> SensitivityScan | None:
+    """The complete scan with the most levels, of equals that of the calibration set that came last; None if none."""
+    dense = tuple(layer.ffn_width for layer in anatomy.layers)
+    measured: dict[str, list[dict[int, float]]] = {}
+    for sample in samples:
+        rows = measured.setdefault(sample.calibration_id, [{w: 0.0} for w in dense])
+        changed = [i for i, (a, b) in enumerate(zip(sample.widths, dense, strict=True)) if a != b]
+        if len(changed) == 1:
+            rows[changed[0]][sample.widths[changed[0]]] = sample.metrics.kl
+    best: SensitivityScan | None = None
+    for calibration_id, rows in measured.items():
+        grid = _finest_grid(anatomy, rows)
+        if grid is not None and (best is None or grid.num_levels >= best.grid.num_levels):
+            table = np.array([[row[w] for w in widths] for row, widths in zip(rows, grid.widths, strict=True)])
+            scan_id = content_id({"calibration": calibration_id, "widths": grid.widths})
+            best = SensitivityScan(scan_id, calibration_id, grid, table)
+    return best
+
+
+def _finest_grid(anatomy: ModelAnatomy, rows: list[dict[int, float]]) -> LevelGrid | None:
+    """The grid of most levels whose every width is in `rows` [L]: width -> KL."""
+    most = min(_MAX_LEVELS, *(len(row) for row in rows))
+    for num_levels in range(most, 1, -1):
+        for round_to in _ROUNDINGS:
+            try:
+                grid = LevelGrid.build(anatomy, num_levels=num_levels, round_to=round_to)
+            except InputError:
+                continue  # a layer is too narrow for this grid
+            if all(w in row for row, widths in zip(rows, grid.widths, strict=True) for w in widths):
+                return grid
+    return None
+
+
+class ScanFinder:
+    """`find_scan` over a repository. Samples are never changed, so an answer holds until a model has more of them."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._found: OrderedDict[str, tuple[int, SensitivityScan | None]] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, model: ModelRecord) -> SensitivityScan | None:
+        """The scan to allocate by; None if no complete one is stored for the model's ranking."""
+        count = self._repository.count_samples(model.id)
+        with self._lock:
+            cached = self._found.get(model.id)
+        if cached is not None and cached[0] == count:
+            return cached[1]
+        samples = self._repository.list_samples(model.id, ranking_sha256=model.ranking_sha256)
+        scan = find_scan(model.anatomy, samples)
+        with self._lock:
+            self._found[model.id] = (count, scan)
+            self._found.move_to_end(model.id)
+            while len(self._found) > _MAX_CACHED:
+                self._found.popitem(last=False)
+        return scan

@@ -1,0 +1,80 @@
+"""Runs the service: checks first, then uvicorn until SIGTERM or SIGINT, then running requests to their end."""
+
+import logging
+import signal
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+
+from pruning.errors import InputError
+from service.app import create_app
+from service.logs import configure_logging
+from service.resources import Resources
+from service.settings import Settings
+
+_logger = logging.getLogger("service")
+
+LISTEN_BACKLOG = 2048
+"""Connections that may wait to be accepted: uvicorn's own default."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it; returns after a graceful shutdown.
+
+    Raises:
+        SchemaRevisionError: the database is older or newer than this code; names the command that upgrades it.
+        StorageUnavailableError: the database does not answer.
+        InputError: the address cannot be listened on.
+    """
+    configure_logging(settings.log_level)
+    app = create_app(settings)
+    resources: Resources = app.state.resources
+    resources.repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
+    if not settings.is_loopback:
+        _logger.warning("%s can be reached from other machines, and there is no authentication", settings.host)
+    with _listen(settings.host, settings.port) as listener:
+        _logger.info("listening on http://%s:%d", _in_url(settings.host), listener.getsockname()[1])
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # service.access_log writes its own
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+        server = uvicorn.Server(config)
+        # uvicorn raises the signal that ended it once more afterwards: a stop that was asked for is no failure.
+        previous = {number: signal.signal(number, _ignore) for number in _stop_signals()}
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    _logger.info("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=LISTEN_BACKLOG)
+    except OSError as error:
+        raise InputError(
+            "the server must be able to listen on its address",
+            values=f"{host}:{port}: {error.strerror or error}",
+            remedy="Choose another LOP_PORT or LOP_HOST, or stop what listens there",
+        ) from error
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _stop_signals() -> tuple[signal.Signals, ...]:
+    if threading.current_thread() is not threading.main_thread():
+        return ()
+    return (signal.SIGTERM, signal.SIGINT)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The server has already stopped for this signal."""

@@ -1,0 +1,91 @@
+"""What an operator can set, from `LOP_...` environment variables or the command line; unsafe values are refused."""
+
+import ipaddress
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pruning.errors import InputError
+from storage.url import parse_url
+
+
+class LogLevel(StrEnum):
+    """How much the server says on standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Settings(BaseSettings):
+    """Settings of the server and the worker; `load_settings` builds them with one-line errors.
+
+    Attributes:
+        database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
+        allow_remote: there is no authentication, so an address that others can reach has to be allowed explicitly.
+        max_request_bytes: a longer request body is answered 413 before it is read further.
+        torch_threads: intra-operator threads of one prediction; small, so that requests do not fight over cores.
+        cached_predictors: predictors kept in memory, least recently used ones leave first.
+        shutdown_seconds: how long running requests may take to end after SIGTERM.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LOP_", extra="forbid", frozen=True, validate_default=True)
+
+    database_url: str = Field(default="sqlite:///lop.db", repr=False)
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    allow_remote: bool = False
+    max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
+    log_level: LogLevel = LogLevel.INFO
+    torch_threads: int = Field(default=1, ge=1, le=256)
+    cached_predictors: int = Field(default=8, ge=1, le=1024)
+    shutdown_seconds: int = Field(default=20, ge=1, le=3600)
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        parse_url(url)
+        return url
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, level: Any) -> Any:
+        return level.lower() if isinstance(level, str) else level
+
+    @model_validator(mode="after")
+    def _remote_only_if_allowed(self) -> "Settings":
+        if not self.is_loopback and not self.allow_remote:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines and the service has no authentication; "
+                "set LOP_ALLOW_REMOTE=true (or --allow-remote) behind a gateway that authenticates, or use 127.0.0.1"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach `host`."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment; `overrides` that are not None win.
+
+    Raises:
+        InputError: names the first setting with an unsafe or malformed value. Never shows the database URL.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in first["loc"])
+        where = f"LOP_{name.upper()}: " if name else ""
+        raise InputError(
+            f"not a safe setting: {where}{first['msg'].removeprefix('Value error, ')}",
+            remedy="Correct the environment variable or the option of the same name",
+        ) from None

@@ -1,0 +1,113 @@
+"""Models, scans and predictors made of numbers alone."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+from safetensors.numpy import save
+
+from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
+from pruning.levels import LevelGrid
+from pruning.metrics import Metrics
+from storage.contract import Repository
+from storage.records import CalibrationRecord, ModelRecord, Sample
+
+HIDDEN, VOCAB, HEADS, GROUPS, HEAD_DIM = 16, 100, 4, 2, 4
+WIDTHS = (64, 64, 128, 64)
+NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def made_up_anatomy(
+    widths: tuple[int, ...] = WIDTHS, *, hidden: int = HIDDEN, fingerprint: str = "a" * 64
+) -> ModelAnatomy:
+    """A gated, GQA decoder with the tensors that it would have; FFNs of 3 x `hidden` parameters a channel."""
+    tensors = [TensorSpec("embed.weight", (VOCAB, hidden), "F32"), TensorSpec("head.weight", (VOCAB, hidden), "F32")]
+    layers = []
+    for index, width in enumerate(widths):
+        own = [
+            TensorSpec(f"layers.{index}.down.weight", (hidden, width), "F32", ffn_layer=index, ffn_axis=1),
+            TensorSpec(f"layers.{index}.gate.weight", (width, hidden), "F32", ffn_layer=index, ffn_axis=0),
+            TensorSpec(f"layers.{index}.up.weight", (width, hidden), "F32", ffn_layer=index, ffn_axis=0),
+            TensorSpec(f"layers.{index}.q.weight", (HEADS * HEAD_DIM, hidden), "F32"),
+            TensorSpec(f"layers.{index}.k.weight", (GROUPS * HEAD_DIM, hidden), "F32"),
+            TensorSpec(f"layers.{index}.v.weight", (GROUPS * HEAD_DIM, hidden), "F32"),
+            TensorSpec(f"layers.{index}.o.weight", (hidden, HEADS * HEAD_DIM), "F32"),
+            TensorSpec(f"layers.{index}.norm1.weight", (hidden,), "F32"),
+            TensorSpec(f"layers.{index}.norm2.weight", (hidden,), "F32"),
+        ]
+        tensors += own
+        layers.append(
+            DecoderLayer(
+                index=index,
+                ffn_width=width,
+                num_heads=HEADS,
+                num_kv_groups=GROUPS,
+                head_dim=HEAD_DIM,
+                ffn_parameters_per_channel=3 * hidden,
+                parameters=sum(int(np.prod(t.shape)) for t in own),
+            )
+        )
+    return ModelAnatomy(
+        model_type="llava",
+        text_model_type="llama",
+        hidden_size=hidden,
+        vocab_size=VOCAB,
+        layers=tuple(layers),
+        total_parameters=sum(int(np.prod(t.shape)) for t in tensors),
+        dtype="F32",
+        fingerprint=fingerprint,
+        tensors=tuple(sorted(tensors, key=lambda t: t.name)),
+    )
+
+
+def ranking_file(anatomy: ModelAnatomy) -> bytes:
+    """A ranking that keeps channels in their own order."""
+    content: bytes = save({f"layers.{x.index}.ffn": np.arange(x.ffn_width, dtype=np.int32) for x in anatomy.layers})
+    return content
+
+
+def register_model(repository: Repository, model_id: str = "tiny", anatomy: ModelAnatomy | None = None) -> ModelRecord:
+    """Register a made-up model and its ranking."""
+    anatomy = anatomy or made_up_anatomy()
+    sha256 = repository.put_artifact(ranking_file(anatomy), "application/octet-stream")
+    return repository.add_model(
+        ModelRecord(
+            id=model_id,
+            anatomy=anatomy,
+            weights_sha256="b" * 64,
+            ranking_sha256=sha256,
+            path="/models/tiny",
+            created_at=NOW,
+        )
+    )
+
+
+def sample(model: ModelRecord, calibration_id: str, widths: tuple[int, ...], kl: float) -> Sample:
+    """A scored configuration."""
+    metrics = Metrics(kl=kl, nll=1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=100)
+    return Sample(model.id, model.ranking_sha256, calibration_id, widths, metrics, 0.05, "sensitivity")
+
+
+def scan_samples(
+    model: ModelRecord, calibration_id: str, weights: tuple[float, ...], *, num_levels: int = 4
+) -> list[Sample]:
+    """A complete scan in which removing a share r of layer l costs weights[l] * r."""
+    grid = LevelGrid.build(model.anatomy, num_levels=num_levels)
+    dense = tuple(x.ffn_width for x in model.anatomy.layers)
+    return [
+        sample(
+            model,
+            calibration_id,
+            (*dense[:index], width, *dense[index + 1 :]),
+            weights[index] * (1 - width / dense[index]),
+        )
+        for index, row in enumerate(grid.widths)
+        for width in row[:-1]
+    ]
+
+
+def add_calibration(repository: Repository, calibration_id: str = "c" * 64) -> str:
+    """Register a calibration set."""
+    repository.add_calibration(
+        CalibrationRecord(id=calibration_id, name="made up", num_conversations=8, num_answers=1000, created_at=NOW)
+    )
+    return calibration_id

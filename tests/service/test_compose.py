@@ -1,0 +1,171 @@
+"""No Docker engine here: what docker-compose.yml and the Dockerfile say is checked, and their commands are run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+import yaml  # type: ignore[import-untyped]
+
+from lop.cli import app
+from storage.records import SearchStatus
+from storage.sql_repository import open_repository
+from tests.postgres import PostgresServer, postgres_server
+from tests.service.made_up import register_model
+
+__all__ = ["postgres_server"]
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+def command_of(service: str) -> list[str]:
+    """A service's command, which is a list of words."""
+    command: list[str] = SERVICES[service]["command"]
+    assert all(isinstance(word, str) for word in command)
+    return command
+
+
+def image_command() -> list[str]:
+    """The CMD of the image."""
+    words: list[str] = json.loads(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[-1])
+    return words
+
+
+def health_command() -> list[str]:
+    """The HEALTHCHECK of the image."""
+    words: list[str] = json.loads(re.findall(r"^\s+CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
+    return words
+
+
+def parse(command: list[str]) -> dict[str, Any]:
+    """The options that `lop` reads from a command line; fails as the shell would if there is no such command."""
+    assert command[0] == "lop"
+    node: Any = typer.main.get_command(app)
+    words = command[1:]
+    while hasattr(node, "resolve_command"):
+        context = node.make_context(node.name, list(words))
+        name, node, words = node.resolve_command(context, words)
+        assert node is not None, name
+    options: dict[str, Any] = node.make_context(node.name, list(words)).params
+    return options
+
+
+def test_every_command_is_one_that_lop_has() -> None:
+    commands = {name: service["command"] for name, service in SERVICES.items() if "command" in service}
+    assert set(commands) == {"migrate", "server", "worker"}
+    for name in commands:
+        parse(command_of(name))
+    assert command_of("migrate") == ["lop", "db", "upgrade"]
+    served = parse(command_of("server"))
+    assert (served["host"], served["port"], served["allow_remote"]) == ("0.0.0.0", 8000, True)
+    assert parse(command_of("worker"))["poll_seconds"] == 5
+    assert parse(image_command())["allow_remote"] is True
+
+
+def test_no_secret_has_a_default() -> None:
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if "PASSWORD" in name:
+                assert re.fullmatch(r"\$\{LOP_DB_PASSWORD:\?[^}]+\}", value)
+            else:
+                assert "://lop:" not in value
+
+
+def test_who_waits_for_whom() -> None:
+    assert "pg_isready" in SERVICES["db"]["healthcheck"]["test"][1]
+    assert SERVICES["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
+    for name in ("server", "worker"):
+        assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES["migrate"]["restart"] == "no"
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["server"]["ports"])
+    volumes = [volume.partition(":")[0] for volume in SERVICES["db"]["volumes"]]
+    assert set(volumes) == set(COMPOSE["volumes"])
+
+
+def test_the_image_holds_every_package_and_no_root_process() -> None:
+    copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert copied == packages
+    assert re.search(r"^USER (?!root)\w+$", DOCKERFILE, re.MULTILINE)
+    assert "-c constraints.txt" in DOCKERFILE
+    [files] = re.findall(r"^COPY (.*) \./$", DOCKERFILE, re.MULTILINE)
+    assert all((ROOT / name).is_file() for name in files.split())
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of the compose file as a process; killed at the end if it still runs."""
+    program = shutil.which("lop", path=str(Path(sys.executable).parent))
+    assert program is not None, "the `lop` command is installed beside this interpreter"
+    with log.open("wb") as output:
+        process = subprocess.Popen([program, *command[1:]], env=environment, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def environment(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What compose gives the containers, with the database of this test instead of `db`."""
+    name = postgres_server.create_database(migrated=False)
+    given = dict(SERVICES["server"]["environment"])
+    assert given == SERVICES["worker"]["environment"] == SERVICES["migrate"]["environment"]
+    assert given.pop("LOP_DATABASE_URL") == "postgresql://lop@db:5432/lop"
+    yield os.environ | dict.fromkeys(given, "any") | {"LOP_DATABASE_URL": postgres_server.url(name)}
+    postgres_server.drop_database(name)
+
+
+def test_the_commands_work_together(environment: dict[str, str], tmp_path: Path) -> None:
+    url = environment["LOP_DATABASE_URL"]
+    with running(command_of("migrate"), environment, tmp_path / "migrate.log") as migrate:
+        assert migrate.wait(120) == 0, (tmp_path / "migrate.log").read_text()
+    with open_repository(url) as repository:
+        register_model(repository)
+        search = repository.add_search("tiny", {"sparsities": [0.5]})
+        log = tmp_path / "server.log"
+        # The compose file's command, but for a port that is surely free.
+        command = ["0" if word == "8000" else word for word in command_of("server")]
+        with (
+            running(command, environment, log) as server,
+            running(command_of("worker"), environment, tmp_path / "worker.log") as worker,
+        ):
+            while (found := re.search(r"listening on http://0\.0\.0\.0:(\d+)", log.read_text())) is None:
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.05)
+            assert "there is no authentication" in log.read_text()
+            subprocess.run(
+                [sys.executable, *health_command()[1:]], env=environment | {"LOP_PORT": found[1]}, check=True
+            )
+            with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=60) as client:
+                assert client.get("/readyz").json() == {"status": "ready"}
+                assert client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).status_code == 201
+            # The search lacks what a queued search needs: that the worker says so shows that it claimed it.
+            while repository.get_search(search.id).status in {SearchStatus.QUEUED, SearchStatus.RUNNING}:
+                assert worker.poll() is None, (tmp_path / "worker.log").read_text()
+                time.sleep(0.05)
+            failed_search = repository.get_search(search.id)
+            assert (failed_search.status, bool(failed_search.error)) == (SearchStatus.FAILED, True)
+            for process in (server, worker):
+                process.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0, log.read_text()
+            assert worker.wait(60) == 0, (tmp_path / "worker.log").read_text()
+    failed = subprocess.run(
+        [sys.executable, *health_command()[1:]], env=environment | {"LOP_PORT": found[1]}, capture_output=True
+    )
+    assert failed.returncode != 0

@@ -1,0 +1,96 @@
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from pruning.plan import PruningPlan
+from service import schemas
+from service.openapi import PLAN_EXAMPLE
+
+
+@pytest.fixture
+def document(client: TestClient) -> dict[str, Any]:
+    answer = client.get("/openapi.json")
+    assert answer.status_code == 200
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+def references(node: object) -> set[str]:
+    """Every $ref in a document."""
+    if isinstance(node, dict):
+        own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return own.union(*(references(value) for value in node.values()))
+    return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+
+def test_the_paths(document: dict[str, Any]) -> None:
+    assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
+        "/v1/plans": ["post"],
+        "/v1/plans/{plan_id}": ["get"],
+        "/v1/models": ["get"],
+        "/v1/models/{model_id}": ["get"],
+        "/v1/models/{model_id}/ranking": ["get"],
+        "/v1/predictors": ["get"],
+        "/v1/predictors/{predictor_id}": ["get"],
+        "/v1/devices": ["get"],
+        "/healthz": ["get"],
+        "/readyz": ["get"],
+    }
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    found = references(document)
+    assert "#/components/schemas/Problem" in found
+    assert {name.removeprefix("#/components/schemas/") for name in found} <= set(document["components"]["schemas"])
+
+
+def test_every_error_is_a_problem(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
+
+
+def has_example(document: dict[str, Any], content: dict[str, Any]) -> bool:
+    schema = content.get("schema", {})
+    if "example" in content or "examples" in schema or schema.get("format") == "binary":
+        return True
+    if "$ref" in schema:
+        return has_example(document, {"schema": document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]})
+    items = schema.get("properties", {}).get("items")
+    return items is not None and has_example(document, {"schema": items["items"]})
+
+
+def test_every_request_and_response_has_an_example(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            bodies = [*operation["responses"].values(), operation.get("requestBody", {})]
+            for body in bodies:
+                for content in body.get("content", {}).values():
+                    assert has_example(document, content), path
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        schemas.PlanRequest,
+        schemas.ModelResponse,
+        schemas.PredictorResponse,
+        schemas.DeviceResponse,
+        schemas.Liveness,
+        schemas.Readiness,
+        schemas.Problem,
+    ],
+)
+def test_examples_are_valid(model: type[BaseModel]) -> None:
+    examples = model.model_json_schema()["examples"]
+    assert examples
+    for example in examples:
+        assert model.model_validate(example).model_dump(mode="json", exclude_unset=True) == example
+
+
+def test_the_plan_example_is_a_plan() -> None:
+    assert PruningPlan.model_validate(PLAN_EXAMPLE).model_dump(mode="json") == PLAN_EXAMPLE
