@@ -36,7 +36,7 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
         raise InputError(f"{where}: {first['msg']}", values=repr(first["input"])) from error
     repository = open_repository(settings.database_url)
     planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
-    plan, _ = planner.plan(asked)
+    plan = planner.plan(asked)
     return plan, repository.get_artifact(plan.ranking.sha256).content
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from pruning.allocators.additive_dp import cost_to_go
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
 

@@ -20,8 +20,8 @@ from mcts.settings import SearchSettings, SearchTarget
 from mcts.surrogate import ScoredConfiguration, Surrogate, fit_surrogate
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import additive_dp, fill_up
-from pruning.allocators.problem import FloatArray
 from pruning.allocators.uniform import uniform_configuration
+from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Metrics
 

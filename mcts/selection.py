@@ -14,7 +14,7 @@ and follows the incumbent without touching what is stored. An unvisited edge sta
 import numpy as np
 
 from mcts.tree import Node
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 
 
 def action_values(node: Node, best_kl: float) -> FloatArray:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mcts.evaluator import Evaluate
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
 
 SENSITIVITY_SOURCE = "sensitivity"

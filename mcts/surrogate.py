@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 from pruning.levels import Configuration
 
 MAX_SAMPLES = 512

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
 
 

@@ -54,8 +54,8 @@ class Planner:
         self._predictors = predictors
         self._scans = ScanFinder(repository)
 
-    def plan(self, request: PlanRequest) -> tuple[PruningPlan, bool]:
-        """The plan for `request`, and whether this call made it. Equal requests get the very same plan.
+    def plan(self, request: PlanRequest) -> PruningPlan:
+        """The plan for `request`. Equal requests get the very same plan.
 
         Raises:
             NotFoundError: the model or the device is unknown.
@@ -73,7 +73,7 @@ class Planner:
         for candidate in self._candidates(model, request, budget, notes):
             key = _request_key(model, target, request.round_to, candidate, notes)
             if (stored := self._repository.find_plan(key)) is not None:
-                return stored.plan, False
+                return stored.plan
             try:
                 allocation = candidate.allocate()
             except InfeasibleTargetError as error:
@@ -88,8 +88,7 @@ class Planner:
                 notes.append(f"{candidate.method}: this version cannot read predictor {candidate.source}")
                 continue
             plan = _make_plan(model, target, budget, candidate.method, allocation, notes)
-            stored = self._repository.add_plan(PlanRecord(key, plan))
-            return stored.plan, stored.plan == plan
+            return self._repository.add_plan(PlanRecord(key, plan)).plan
         raise LopError("the uniform method answers every feasible target", values=f"{model.id}, {target!r}")
 
     def preload(self) -> None:

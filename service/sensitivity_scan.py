@@ -6,8 +6,8 @@ from threading import Lock
 
 import numpy as np
 
-from pruning.allocators.problem import FloatArray
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
 from pruning.plan import content_id

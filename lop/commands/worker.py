@@ -16,9 +16,12 @@ def worker(
     """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
     from lop.searching import run_queued
     from mcts.progress import SearchProgressBar
+    from service.logs import configure_logging
+    from service.settings import load_settings
     from service.worker import Worker, WorkerOptions
     from storage.records import SearchRecord
 
+    configure_logging(load_settings(database_url=database).log_level)
     repository = open_database(database)
     repository.check()
 

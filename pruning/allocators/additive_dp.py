@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.allocators.problem import FloatArray
+from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
 

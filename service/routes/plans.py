@@ -22,13 +22,11 @@ _LOCATION = {"Location": {"description": "Path of the plan.", "schema": {"type":
     status_code=status.HTTP_201_CREATED,
     response_model=PruningPlan,
     responses={
-        200: {
-            "model": PruningPlan,
-            "description": "The plan that an equal request got before, byte for byte.",
+        201: {
+            "description": "The plan; byte for byte the one that an equal request got before.",
             "content": _EXAMPLE,
             "headers": _LOCATION,
         },
-        201: {"description": "A new plan.", "content": _EXAMPLE, "headers": _LOCATION},
         **problems(404, 409, 413, 415, 422, 503),
     },
 )
@@ -38,9 +36,9 @@ def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
     `provenance.note` says why a better method was not used. Equal requests get the same plan until a new predictor
     is trained; plans stay readable for ever.
     """
-    plan, created = planner.plan(request)
+    plan = planner.plan(request)
     response = _plan_response(plan)
-    response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK
+    response.status_code = status.HTTP_201_CREATED
     response.headers["Location"] = f"/v1/plans/{plan.plan_id}"
     return response
 

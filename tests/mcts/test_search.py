@@ -12,8 +12,8 @@ from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.allocators.additive_dp import additive_dp
-from pruning.allocators.problem import FloatArray
 from pruning.allocators.uniform import uniform_configuration
+from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Metrics

@@ -28,8 +28,7 @@ def planner_over(repository: Repository) -> Planner:
 
 
 def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scanned: str) -> None:
-    plan, created = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.5))
-    assert created
+    plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.5))
     assert plan.method == "additive-dp"
     assert plan.provenance.calibration == scanned
     assert plan.provenance.samples == 12
@@ -49,7 +48,7 @@ def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scan
 
 def test_the_scan_serves_other_roundings_by_repair(repository: Repository, scanned: str) -> None:
     for round_to in (1, 8, 16, 24):
-        plan, _ = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.4, round_to=round_to))
+        plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.4, round_to=round_to))
         assert plan.method == "additive-dp"
         assert all(w % round_to == 0 or w == d for w, d in zip(plan.ffn_widths, (64, 64, 128, 64), strict=True))
         assert plan.achieved.sparsity["ffn"] >= 0.4  # type: ignore[index]
@@ -58,12 +57,11 @@ def test_the_scan_serves_other_roundings_by_repair(repository: Repository, scann
 
 def test_below_the_lowest_level_the_next_method_answers_and_says_why(repository: Repository, scanned: str) -> None:
     # The scan's lowest level keeps a quarter; 85% can be removed in steps of 8 channels.
-    plan, _ = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.85))
+    plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.85))
     assert plan.method == "uniform"
     assert plan.provenance.note is not None
     assert plan.provenance.note.endswith("additive-dp: this target is outside the widths it was made with")
-    again, created = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.85))
-    assert (again, created) == (plan, False)
+    assert planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.85)) == plan
 
 
 def test_the_method_asked_for_names_the_sparsity_that_it_can_reach(repository: Repository, scanned: str) -> None:
@@ -71,21 +69,21 @@ def test_the_method_asked_for_names_the_sparsity_that_it_can_reach(repository: R
     with pytest.raises(InfeasibleTargetError) as caught:
         planner.plan(PlanRequest(model="tiny", sparsity=0.85, method=Method.ADDITIVE_DP))
     assert caught.value.nearest == 0.75
-    plan, _ = planner.plan(PlanRequest(model="tiny", sparsity=caught.value.nearest, method=Method.ADDITIVE_DP))
+    plan = planner.plan(PlanRequest(model="tiny", sparsity=caught.value.nearest, method=Method.ADDITIVE_DP))
     assert plan.ffn_widths == [16, 16, 32, 16]
 
 
 def test_the_best_method_asked_for_by_name_is_the_same_plan(repository: Repository) -> None:
     calibration = add_calibration(repository)
     planner = planner_over(repository)
-    before, _ = planner.plan(PlanRequest(model="tiny", sparsity=0.5))
-    named, _ = planner.plan(PlanRequest(model="tiny", sparsity=0.5, method=Method.UNIFORM))
+    before = planner.plan(PlanRequest(model="tiny", sparsity=0.5))
+    named = planner.plan(PlanRequest(model="tiny", sparsity=0.5, method=Method.UNIFORM))
     # The fallback says why it is one; who asks for it by name needs no excuse.
     assert named.provenance.note == "FFN widths are multiples of 8"
     assert named.ffn_widths == before.ffn_widths
     repository.add_samples(scan_samples(repository.get_model("tiny"), calibration, WEIGHTS))
-    after, created = planner.plan(PlanRequest(model="tiny", sparsity=0.5))
-    assert (after.method, created) == ("additive-dp", True)
+    after = planner.plan(PlanRequest(model="tiny", sparsity=0.5))
+    assert after.method == "additive-dp"
     assert repository.get_plan(before.plan_id).plan == before
 
 

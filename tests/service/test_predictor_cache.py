@@ -106,7 +106,7 @@ def test_a_predictor_makes_the_plan(predicting: TestClient) -> None:
 def test_asking_for_lop_by_name_is_the_same_request(predicting: TestClient) -> None:
     first = predicting.post("/v1/plans", json=REQUEST)
     named = predicting.post("/v1/plans", json=REQUEST | {"method": "lop"})
-    assert (named.status_code, named.content) == (200, first.content)
+    assert (named.status_code, named.content) == (201, first.content)
 
 
 def test_a_new_predictor_serves_new_plans_and_old_ones_stay(predicting: TestClient, repository: Repository) -> None:

@@ -80,7 +80,7 @@ def test_racing_requests_for_many_targets(predictor: Predictor, client: TestClie
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda s: client.post("/v1/plans", json={"model": "tiny", "sparsity": s}), sparsities))
     assert [a.content for a in answers[:32]] == [a.content for a in answers[32:]]
-    assert sorted(a.status_code for a in answers) == [200] * 32 + [201] * 32
+    assert {a.status_code for a in answers} == {201}
 
 
 def test_every_thread_of_the_server_keeps_to_the_torch_limit(

@@ -1,0 +1,7 @@
+"""Types of arrays that several packages hand to each other."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+"""float64, of the shape that the docstring gives."""
