@@ -1,0 +1,1 @@
+"""The autoregressive predictor: trained on scored configurations, it plans for any budget in milliseconds."""
