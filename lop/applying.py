@@ -17,7 +17,8 @@ RankingSource = Ranking | bytes | str | Path | None
 
 def ranking_path(plan_path: str | Path) -> Path:
     """Where `lop plan --out` puts the ranking of the plan at `plan_path`: beside it."""
-    return Path(plan_path).with_suffix(".ranking.safetensors")
+    path = Path(plan_path)
+    return path.with_name(path.name.removesuffix(".json") + ".ranking.safetensors")
 
 
 def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:

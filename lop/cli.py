@@ -5,11 +5,13 @@ Exit codes: 0 done, 2 the user's input breaks a rule (one line on stderr says wh
 
 import os
 import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
 
 import typer
 
 from lop.commands import apply, db, demo, evaluate, model, plan, queue, search, serve, train, worker
-from lop.console import fail
+from lop.console import fail, print_line
 from pruning.errors import LopError
 
 app = typer.Typer(
@@ -19,6 +21,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+@app.callback()
+def _version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print_line(f"lop-service {installed_version('lop-service')}")
+        raise typer.Exit
+
+
 app.add_typer(model.app, name="model")
 app.command("search")(search.search)
 app.command("train")(train.train)
@@ -37,12 +50,18 @@ def main() -> None:
     # The commands say what matters themselves; a user can still ask for more.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # OpenMP threads that spin while they wait slow everything down tenfold where another process has one of the cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        app(prog_name="lop")
+        sys.exit(app(prog_name="lop", standalone_mode=False))
+    except typer.TyperException as error:  # a command line that does not parse
+        if message := error.format_message():
+            fail(f"{message} `lop --help` and `lop COMMAND --help` list what there is.")
+        sys.exit(2)
     except LopError as error:
         fail(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted; what was stored is intact, run the same command again to go on")
         sys.exit(130)
 

@@ -6,7 +6,7 @@ Tests hand in a transport that calls the application without a socket (`httpx` d
 import hashlib
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import httpx
 
@@ -93,7 +93,9 @@ class Client:
 
     def _plan(self, response: httpx.Response) -> PruningPlan:
         plan = PruningPlan.from_json(response.content)
-        url = urljoin(str(self._http.base_url), plan.ranking.url) if plan.ranking.url else None
+        url = plan.ranking.url
+        if url is not None and url.startswith("/"):  # relative to the server, which may be behind a path prefix
+            url = str(self._http.base_url).rstrip("/") + url
         return plan.model_copy(update={"ranking": PlanRanking(sha256=plan.ranking.sha256, url=url)})
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:

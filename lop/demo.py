@@ -38,8 +38,8 @@ class DemoSettings:
 
     searched: tuple[float, ...] = (0.3, 0.4, 0.6, 0.7)
     target: float = 0.5
-    evaluations: int = 100
-    calibration: int = 96
+    evaluations: int = 60
+    calibration: int = 32
     seed: int = 0
 
 

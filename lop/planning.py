@@ -8,6 +8,7 @@ from lop.applying import ranking_path
 from lop.client import Client
 from pruning.errors import CheckpointError, InputError
 from pruning.plan import PruningPlan
+from pruning.target import check_sparsity
 
 
 def plan_from_server(url: str, *, with_ranking: bool, **request: Any) -> tuple[PruningPlan, bytes | None]:
@@ -28,12 +29,15 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
     from storage.sql_repository import open_repository
 
     settings = load_settings(database_url=database)
+    check_sparsity(request["sparsity"])
     try:
         asked = PlanRequest(**request)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: {first['msg']}", values=repr(first["input"])) from error
+        raise InputError(
+            f"{where}: {first['msg']}", values=repr(first["input"]), remedy="`lop plan --help` lists what is allowed"
+        ) from error
     repository = open_repository(settings.database_url)
     planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
     plan = planner.plan(asked)

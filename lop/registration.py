@@ -1,12 +1,17 @@
 """Registering a model: its anatomy, and the ranking of its channels on the user's own conversations."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lop.compute import load_for_compute
 from pruning.conversations import MIN_ANSWERS, Conversation, load_conversations
+from pruning.errors import ConflictError, InputError
 from storage.contract import Repository
 from storage.records import ModelRecord
+
+MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
 
 
 def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
@@ -36,22 +41,34 @@ def register_model(
     """
     from pruning.anatomy_reader import read_anatomy
     from pruning.batches import make_batches
-    from pruning.checkpoint import load_model, load_processor
+    from pruning.checkpoint import load_processor
     from pruning.headers import weights_sha256
     from pruning.importance import channel_scores
     from pruning.ranking import Ranking
 
+    if not re.fullmatch(MODEL_ID_PATTERN, model_id):
+        raise InputError(
+            "a model's id is 1 to 200 letters, digits and . _ - /", values=repr(model_id), remedy="Choose another id"
+        )
     folder = Path(folder).resolve()
     anatomy = read_anatomy(folder)
+    digest = weights_sha256(folder)
+    taken = next((model for model in repository.list_models() if model.id == model_id), None)
+    if taken is not None and (taken.anatomy != anatomy or taken.weights_sha256 != digest):
+        raise ConflictError(
+            "an id stands for one checkpoint for ever",
+            values=f"{model_id!r} is registered with other weights, from {taken.path}",
+            remedy="Choose another id",
+        )
     batches = make_batches(conversations, load_processor(folder))
-    scores = channel_scores(load_model(folder), batches, on_batch=on_batch)
+    scores = channel_scores(load_for_compute(folder), batches, on_batch=on_batch)
     ranking = Ranking.from_scores(anatomy, scores)
     sha256 = repository.put_artifact(ranking.to_bytes(), "application/octet-stream")
     return repository.add_model(
         ModelRecord(
             id=model_id,
             anatomy=anatomy,
-            weights_sha256=weights_sha256(folder),
+            weights_sha256=digest,
             ranking_sha256=sha256,
             path=str(folder),
             created_at=datetime.now(UTC),

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lop.compute import load_for_compute
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchSettings
@@ -33,14 +34,14 @@ class LazyEvaluator:
 
     def _load(self) -> Any:
         from pruning.batches import make_batches
-        from pruning.checkpoint import load_model, load_processor
+        from pruning.checkpoint import load_processor
         from pruning.evaluation import ConfigurationEvaluator
 
         folder = Path(self._model.path)
         check_weights(self._model)
         ranking = Ranking.from_bytes(self._repository.get_artifact(self._model.ranking_sha256).content)
         batches = make_batches(self._conversations, load_processor(folder))
-        return ConfigurationEvaluator(load_model(folder), batches, ranking)
+        return ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
 
 
 def check_weights(model: ModelRecord) -> None:
@@ -110,5 +111,5 @@ def run_queued(repository: Repository, search: SearchRecord, progress: Progress 
     conversations = load_conversations(data)[:limit]
     result = search_model(repository, search.model_id, conversations, settings, name=Path(data).name, progress=progress)
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
-    predictor = train_model(repository, search.model_id, training)
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration_id(conversations))
     return {"search": result.to_dict(), "predictor": predictor.id}

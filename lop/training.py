@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pruning.errors import InputError
+from pruning.levels import LevelGrid
 from pruning.plan import content_id
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
@@ -50,6 +51,14 @@ def train_model(
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
+    grid = LevelGrid.build(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    on_grid = sum(grid.configuration_of(list(sample.widths)) is not None for sample in samples)
+    if 2 * on_grid < len(samples):
+        raise InputError(
+            "a predictor is trained on the widths that were searched",
+            values=f"{on_grid} of {len(samples)} samples have widths of {grid.num_levels} levels of {grid.round_to}",
+            remedy="Give --num-levels and --round-to as in the search",
+        )
     predictor = train_predictor(model.anatomy, samples, settings, progress=progress)
     weights, config = predictor.to_bytes()
     sha256 = repository.put_artifact(weights, "application/octet-stream")

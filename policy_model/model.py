@@ -297,7 +297,7 @@ class Values(nn.Module):
         share = self.own_kl(fractions)
         terms = self.terms(fractions, share)
         mean: Tensor = self.base(share) + terms @ self.readout.mean(dim=0)
-        return mean + pessimism * self._deviation(terms)
+        return mean + pessimism * self._spread(terms)
 
     def pessimistic(self, fractions: Tensor, pessimism: float) -> Tensor:
         """As `screen` [B], with the Transformer."""
@@ -305,10 +305,13 @@ class Values(nn.Module):
         terms = self.terms(fractions, share)
         regression = self.base(share) + self.readout @ terms.t()
         mean = (regression + self.fade(fractions) * self._correction(fractions, share)).mean(dim=0)
-        return mean + pessimism * self._deviation(terms)
+        return mean + pessimism * self._spread(terms)
 
-    def _deviation(self, terms: Tensor) -> Tensor:
-        """Posterior standard deviation [B] of the regression, from the draws in `spread`."""
+    def deviation(self, fractions: Tensor) -> Tensor:
+        """Posterior standard deviation [B] of the regression's log KL."""
+        return self._spread(self.terms(fractions, self.own_kl(fractions)))
+
+    def _spread(self, terms: Tensor) -> Tensor:
         return (terms @ self.spread.t()).square().mean(dim=1).sqrt()
 
     def correction(self, fractions: Tensor) -> Tensor:

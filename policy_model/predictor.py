@@ -105,9 +105,9 @@ class Predictor:
             start = self._start_widths(budget)
             marginal = marginal_worth(self.encoding, self._model.values, torch.tensor(start), round_to)
             widths = repair_widths(anatomy, start, budget, round_to=round_to, marginal=marginal)
-            log_kl = float(self._model.values(self.encoding.kept_fractions(torch.tensor([widths]))).mean())
-        kept = sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
-        interval = self.calibration.interval(log_kl, kept / anatomy.ffn_parameters)
+            fractions = self.encoding.kept_fractions(torch.tensor([widths]))
+            log_kl = float(self._model.values(fractions).mean())
+            interval = self.calibration.interval(log_kl, float(self._model.values.deviation(fractions)))
         return Prediction(widths=tuple(widths), kl=kl_of(log_kl), interval=interval)
 
     def _start_widths(self, budget: int) -> list[int]:

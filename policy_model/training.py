@@ -114,10 +114,7 @@ def train_predictor(
     run = _Run(settings, encoding, data, checkpoint, progress)
     run.fit_values()
     run.fit_policy()
-    searched = data.retention[data.searched]
-    calibration = Calibration.measure(
-        run.value_training.held_out_residuals(), float(searched.min()), float(searched.max())
-    )
+    calibration = Calibration.measure(run.value_training.held_out_scores(), run.value_training.fit.noise)
     return Predictor(run.model, encoding, calibration, replace(info, metrics=run.metrics()))
 
 

@@ -23,11 +23,17 @@ NEAR_FRONTIER = 0.5
 
 @dataclass(frozen=True)
 class ValueFit:
-    """The closed-form part of all members: `readout` [M, J], `leave_one_out` residuals [M, N], the `ridge` chosen."""
+    """The closed-form part of all members: `readout` [M, J], `leave_one_out` residuals [M, N], the `ridge` chosen.
+
+    `variance` [M, N] is that of the fit at each sample, and `noise` the standard deviation of a sample of weight 1:
+    the posterior standard deviation at sample n is noise * sqrt(variance_n), see `draw_spread`.
+    """
 
     readout: Tensor
     leave_one_out: Tensor
+    variance: Tensor
     ridge: float
+    noise: float
 
 
 def sample_weights(data: TrainingData) -> Tensor:
@@ -35,34 +41,37 @@ def sample_weights(data: TrainingData) -> Tensor:
     return 0.1 + torch.exp(-data.gap / NEAR_FRONTIER)
 
 
-def fit_readout(terms: Tensor, residual: Tensor, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression of `residual` [N] on `terms` [N, J]: weights [J], and leave-one-out residuals [N].
+def fit_readout(terms: Tensor, residual: Tensor, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge regression of `residual` [N] on `terms` [N, J]: weights [J], leave-one-out residuals [N], variances [N].
 
     Minimises sum_n weights_n (residual_n - terms_n . w)^2 + ridge |w|^2 in float64. The residual of sample n under the
-    fit without it is e_n / (1 - h_n), h_n its leverage; where the weight is 0 that is e_n itself.
+    fit without it is e_n / (1 - h_n), h_n = weight_n v_n its leverage and v_n = x_n A^-1 x_n its variance, for
+    A = X'WX + ridge I; where the weight is 0 that is e_n itself.
     """
     X, y, root = terms.double(), residual.double(), weights.double().sqrt()
     weighted = X * root[:, None]
     if X.shape[0] < X.shape[1]:  # the dual problem is the smaller one
         gram = weighted @ weighted.t()
-        solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), weighted)
-        readout = solved.t() @ (y * root)
-        leverage = (weighted * solved).sum(dim=1)
+        cross = X @ weighted.t()
+        solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), cross.t())  # [N, N]
+        readout = weighted.t() @ torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), y * root)
+        variance = (X.square().sum(dim=1) - (cross.t() * solved).sum(dim=0)) / ridge
     else:
         gram = weighted.t() @ weighted
         factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
         readout = torch.cholesky_solve((weighted.t() @ (y * root))[:, None], factor)[:, 0]
-        leverage = torch.linalg.solve_triangular(factor, weighted.t(), upper=False).square().sum(dim=0)
-    error = y - X @ readout
-    return readout.float(), (error / (1.0 - leverage).clamp(min=1e-3)).float()
+        variance = torch.linalg.solve_triangular(factor, X.t(), upper=False).square().sum(dim=0)
+    leverage = weights.double() * variance
+    leave_one_out = (y - X @ readout) / (1.0 - leverage).clamp(min=1e-3)
+    return readout.float(), leave_one_out.float(), variance.clamp(min=0.0).float()
 
 
 def draw_spread(terms: Tensor, fit: "ValueFit", weights: Tensor, count: int, seed: int) -> Tensor:
     """`count` draws [S, J] from the posterior of the regression's weights around their mean, all samples seen.
 
     Bayesian linear regression with prior variance s / ridge and noise variance s / weight: A = X'WX + ridge I gives the
-    posterior covariance s A^-1, of which A^-1 (X'W^1/2 e + ridge^1/2 z) is a draw for standard normal e and z. s comes
-    from the leave-one-out residuals of samples that each member left out. Directions that no sample decides vary most.
+    posterior covariance s A^-1, s = noise^2, and A^-1 (X'W^1/2 e + ridge^1/2 z) is a draw of covariance A^-1 for
+    standard normal e and z. Directions that no sample decides vary most.
     """
     generator = torch.Generator().manual_seed(seed)
     weighted = terms.double() * weights.double().sqrt()[:, None]
@@ -76,8 +85,7 @@ def draw_spread(terms: Tensor, fit: "ValueFit", weights: Tensor, count: int, see
     else:
         gram = weighted.t() @ weighted
         draws = torch.linalg.solve(gram + fit.ridge * torch.eye(len(gram), dtype=gram.dtype), right)
-    scale = (weights * fit.leave_one_out.square()).mean().sqrt()
-    spread: Tensor = (draws.t() * scale).float()
+    spread: Tensor = (draws.t() * fit.noise).float()
     return spread
 
 
@@ -87,7 +95,10 @@ def fit_regressions(terms: Tensor, residual: Tensor, weights: Tensor, held_out: 
     best_error = math.inf
     for ridge in RIDGES:
         fits = [fit_readout(terms, residual, weights * ~row, ridge) for row in held_out]
-        fit = ValueFit(torch.stack([w for w, _ in fits]), torch.stack([e for _, e in fits]), ridge)
+        readout, residuals, variance = (torch.stack(parts) for parts in zip(*fits, strict=True))
+        # Of a leave-one-out residual the variance is noise^2 (1 / weight + v), v without the sample; 1 / weight leads.
+        noise = float((weights * residuals.square()).mean().sqrt())
+        fit = ValueFit(readout, residuals, variance, ridge, noise)
         error = held_out_error(fit.leave_one_out, weights, held_out)
         if error < best_error:
             best, best_error = fit, error
@@ -152,10 +163,14 @@ class ValueTraining:
             self.best = {name: p.detach().clone() for name, p in self.values.state_dict().items()}
         return error
 
-    def held_out_residuals(self) -> Tensor:
-        """[R] log KL minus prediction, for searched samples, each under every member that did not see it."""
+    def held_out_scores(self) -> Tensor:
+        """[R] residuals of searched samples under every member that did not see them, in units of what was expected.
+
+        That is the posterior standard deviation of the member's regression together with the noise.
+        """
         self.values.load_state_dict(self.best)
         with torch.no_grad():
             residuals = self.data.log_kl - self.values(self.data.fractions)
-        out: Tensor = residuals[self.held_out & self.data.searched]
-        return out
+        expected = self.fit.noise * (1.0 + self.fit.variance).sqrt()
+        scores: Tensor = (residuals / expected)[self.held_out & self.data.searched]
+        return scores

@@ -31,6 +31,8 @@ _STRUCTURAL_KEYS = (
     "rms_norm_eps",
 )
 
+_INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+
 _TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -40,7 +42,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             "config.json must describe a model that transformers knows", values=f"{folder}: {reason}"
@@ -79,8 +81,10 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     family = ffn_family(text.model_type)
     if getattr(config, "tie_word_embeddings", False):
         tensors = [t for t in tensors if not t[0].endswith("lm_head.weight")]
+    # Old exports carry integer buffers (position ids), which a model in memory does not count as parameters.
+    parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
-    for tensor in tensors:
+    for tensor in parameters:
         if match := _DECODER_TENSOR.match(tensor[0]):
             by_layer[int(match[1])].append(tensor)
     if sorted(by_layer) != list(range(text.num_hidden_layers)):
@@ -97,9 +101,9 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         layers=layers,
-        total_parameters=sum(_numel(shape) for _, shape, _ in tensors),
+        total_parameters=sum(_numel(shape) for _, shape, _ in parameters),
         dtype=down[2],
-        fingerprint=_fingerprint(config, text, tensors),
+        fingerprint=_fingerprint(config, text, parameters),
         tensors=tuple(specs),
     )
 

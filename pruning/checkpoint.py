@@ -1,11 +1,8 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from pruning.anatomy_reader import load_config
 from pruning.errors import CheckpointError
@@ -56,7 +53,7 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
         model, info = Resized.from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
         )
-    except (OSError, RuntimeError, ValueError, json.JSONDecodeError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError("the checkpoint must load", values=f"{path}: {reason}") from error
     problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "mismatched", "unexpected")}
@@ -106,8 +103,3 @@ def _model_class(config: "PreTrainedConfig") -> "type[PreTrainedModel]":
             "the checkpoint must be an image-text model", values=f"model_type={config.model_type!r}"
         ) from None
     return found
-
-
-def uninitialised(model: "PreTrainedModel") -> list[str]:
-    """Names of parameters that still are on the meta device: none, in a loaded model."""
-    return [name for name, parameter in model.named_parameters() if parameter.device == torch.device("meta")]

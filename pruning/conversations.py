@@ -59,7 +59,7 @@ class Conversation:
         try:
             with Image.open(self.image) as picture:
                 return picture.convert("RGB")
-        except OSError as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DatasetError("every image must be readable", values=f"{self.image} ({error})") from error
 
 
@@ -74,7 +74,7 @@ def load_conversations(path: str | Path) -> list[Conversation]:
         items = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
     if not isinstance(items, list) or not items:
         raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
@@ -146,7 +146,7 @@ def _check_image(conversation: Conversation) -> None:
             values=f"{conversation.image} (conversation {conversation.id})",
             remedy="Image paths are relative to the JSON file",
         ) from error
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DatasetError(
             "every image must be readable", values=f"{conversation.image} (conversation {conversation.id})"
         ) from error

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy_reader import load_config, read_anatomy
-from pruning.checkpoint import PLAN_NAME
-from pruning.cost import SAFETENSORS_METADATA, plan_shards
+from pruning.checkpoint import PLAN_NAME, recorded_widths
+from pruning.cost import MAX_SHARD_SIZE, SAFETENSORS_METADATA, plan_shards
 from pruning.errors import CheckpointError
 from pruning.families import ffn_family
 from pruning.headers import INDEX_NAME, read_headers
@@ -106,7 +106,7 @@ def save_pruned(
         )
     out = Path(out)
     with _new_folder(out) as draft:
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
         if processor is not None:
             processor.save_pretrained(draft)
         (draft / PLAN_NAME).write_text(plan.to_json())
@@ -114,11 +114,18 @@ def save_pruned(
 
 
 def _write_config(source: Path, plan: PruningPlan, draft: Path) -> None:
-    """The source's own config.json plus `per_layer_config`: nothing that transformers does not know is lost."""
+    """The source's own config.json plus `per_layer_config`: nothing that transformers does not know is lost.
+
+    Some hub configs are flat, with the language model's fields beside the vision tower's; what transformers makes of
+    them is written then, since `per_layer_config` belongs to the language model.
+    """
     document: dict[str, Any] = json.loads((source / "config.json").read_text())
-    text = load_config(source).get_text_config(decoder=True)
+    config = load_config(source)
+    text = config.get_text_config(decoder=True)
     attribute = ffn_family(text.model_type).width_attribute
     dense = getattr(text, attribute)
+    if text is not config and "text_config" not in document:
+        document = config.to_dict()
     place = document.get("text_config", document)
     place["per_layer_config"] = {
         str(layer.index): {attribute: layer.ffn_width} for layer in plan.layers if layer.ffn_width != dense
@@ -127,6 +134,8 @@ def _write_config(source: Path, plan: PruningPlan, draft: Path) -> None:
     if not place["per_layer_config"]:
         del place["per_layer_config"], place["allow_global_per_layer_attribute_access"]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+    if any(recorded_widths(load_config(draft)).get(x.index, dense) != x.ffn_width for x in plan.layers):
+        raise CheckpointError("the config must record the plan's widths", values=f"{source / 'config.json'}")
 
 
 @contextmanager

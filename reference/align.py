@@ -6,6 +6,8 @@ shows and for where it is, plus a direction of its own for each row and column. 
 and copying, which attention finds in a few hundred steps.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,13 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from reference.glyphs import CELLS, COLOUR_NAMES, EMPTY, GRID, KINDS, PLACES, SCENE_JITTER
 from reference.train_vision import patch_features, sample_patches
 
-_PICTURES, _STEPS, _LR, _CHUNK = 1024, 600, 5e-3, 64
+
+@dataclass(frozen=True)
+class AlignSettings:
+    pictures: int = 1024
+    steps: int = 600
+    batch: int = 64
+    lr: float = 5e-3
 
 
 def word_targets(
@@ -47,22 +55,26 @@ def word_targets(
     return kinds[contents] + hues[colours] * (contents != EMPTY)[..., None] + place
 
 
-def align_projector(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int) -> float:
+def align_projector(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, settings: AlignSettings, seed: int
+) -> float:
     """Fit the projector in place; returns the share of the targets' variance it explains."""
     rng = np.random.default_rng([seed, 2])
-    pixels, contents, colours = sample_patches(_PICTURES, "train", rng, SCENE_JITTER)
+    pixels, contents, colours = sample_patches(settings.pictures, "train", rng, SCENE_JITTER)
     with torch.no_grad():
-        features = torch.cat([patch_features(model.model.vision_tower, part) for part in torch.split(pixels, _CHUNK)])
+        features = torch.cat(
+            [patch_features(model.model.vision_tower, part) for part in torch.split(pixels, settings.batch)]
+        )
         generator = torch.Generator().manual_seed(seed)
         table = model.model.language_model.embed_tokens.weight
         targets = word_targets(table, tokenizer, contents, colours, generator)
         variance = targets.var()
     projector = model.model.multi_modal_projector
-    optimizer = torch.optim.Adam(projector.parameters(), lr=_LR)
+    optimizer = torch.optim.Adam(projector.parameters(), lr=settings.lr)
     loss = torch.zeros(())
-    for step in range(_STEPS):
-        optimizer.param_groups[0]["lr"] = _LR * (1.0 - step / _STEPS)
-        pick = torch.from_numpy(rng.integers(0, _PICTURES, _CHUNK))
+    for step in range(settings.steps):
+        optimizer.param_groups[0]["lr"] = settings.lr * (1.0 - step / settings.steps)
+        pick = torch.from_numpy(rng.integers(0, settings.pictures, settings.batch))
         loss = functional.mse_loss(projector(features[pick]), targets[pick]) / variance
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from reference import facts
-from reference.align import align_projector
+from reference.align import AlignSettings, align_projector
 from reference.architecture import build_model
 from reference.batches import Encoder
 from reference.card import write_card
@@ -49,6 +49,7 @@ class BuildSettings:
     work: Path
     seed: int = 0
     vision: VisionSettings = field(default_factory=VisionSettings)
+    align: AlignSettings = field(default_factory=AlignSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     sizes: dict[Split, int] = field(default_factory=lambda: dict(SPLIT_SIZES))
     use_compile: bool = True
@@ -89,7 +90,7 @@ def _speak(
 ) -> None:
     """Projector and language model; resumes from its own checkpoints."""
     if not (settings.work / "language").exists():
-        align_projector(model, tokenizer, settings.seed)
+        align_projector(model, tokenizer, settings.align, settings.seed)
     watched = load_split(
         Encoder(tokenizer, _ENCODE_ALL), "validation", settings.seed, min(_WATCHED, settings.sizes["validation"])
     )

@@ -27,6 +27,8 @@ class VisionSettings:
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
+    measured: int = 256
+    """Pictures to measure the tower on when it is trained."""
 
 
 class PatchHeads(nn.Module):
@@ -71,7 +73,7 @@ def vision_loss(heads: PatchHeads, features: Tensor, contents: Tensor, colours: 
 
 
 @torch.no_grad()
-def measure_vision(tower: CLIPVisionModel, heads: PatchHeads, pool: Pool, pictures: int = 256) -> dict[str, float]:
+def measure_vision(tower: CLIPVisionModel, heads: PatchHeads, pool: Pool, pictures: int) -> dict[str, float]:
     """Share of cells read rightly on one scan pool, under the jitter of real scenes."""
     tower.eval()
     pixels, contents, colours = sample_patches(pictures, pool, np.random.default_rng(7), SCENE_JITTER)
@@ -117,4 +119,4 @@ def train_vision(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         report(step + 1, loss.item())
-    return measure_vision(tower, heads, "validation")
+    return measure_vision(tower, heads, "validation", settings.measured)

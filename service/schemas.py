@@ -49,7 +49,7 @@ class PlanRequest(BaseModel):
     )
     scope: Scope = Field(default=Scope.FFN, description="Which parameters the sparsity is a fraction of.")
     device: _Name | None = Field(
-        default=None, description="Id from /v1/devices: the plan's weights and KV cache must fit its memory."
+        default=None, description="Id from /v1/devices: recorded in the plan, whose note says so if it does not fit."
     )
     round_to: int = Field(
         default=DEFAULT_ROUND_TO, strict=True, ge=1, le=65536, description="Widths are multiples of this, or dense."

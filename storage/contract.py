@@ -26,7 +26,8 @@ class Repository(ABC):
 
     Immutable once written: models, calibration sets, samples, predictors, plans, artifacts. Writing the same value
     again is a no-op; writing another value under a taken key raises ConflictError (samples: the first one stays, since
-    two workers may measure the same configuration at once). Only searches change, along SearchStatus.
+    two workers may measure the same configuration at once). Searches change along SearchStatus; a model's
+    `path` follows its checkpoint, and a predictor's `created_at` its latest training.
 
     Errors: NotFoundError for an unknown id in a `get_`, ConflictError as above, SchemaRevisionError and
     StorageUnavailableError from any method.
@@ -43,7 +44,10 @@ class Repository(ABC):
     # -- models --------------------------------------------------------------------------------------------------
     @abstractmethod
     def add_model(self, model: ModelRecord) -> ModelRecord:
-        """Register a model whose ranking artifact is stored. Equal but for `created_at`: the stored one is returned."""
+        """Register a model whose ranking artifact is stored.
+
+        Equal but for `created_at` and `path`: the stored one is returned, at its new path: checkpoints move.
+        """
 
     @abstractmethod
     def get_model(self, model_id: str) -> ModelRecord: ...
@@ -54,7 +58,8 @@ class Repository(ABC):
 
     # -- calibration sets ----------------------------------------------------------------------------------------
     @abstractmethod
-    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord: ...
+    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
+        """Register a set; equal but for `name` and `created_at`, the stored one is returned."""
 
     @abstractmethod
     def get_calibration(self, calibration_id: str) -> CalibrationRecord: ...
@@ -81,7 +86,8 @@ class Repository(ABC):
 
     # -- predictors ----------------------------------------------------------------------------------------------
     @abstractmethod
-    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord: ...
+    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
+        """Register a predictor, which becomes its model's latest, also if an equal one was there before."""
 
     @abstractmethod
     def get_predictor(self, predictor_id: str) -> PredictorRecord: ...

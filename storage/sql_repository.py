@@ -95,7 +95,12 @@ class SqlRepository(SampleStore, SearchStore, Repository):
         """
         with self._writing() as session:
             require_artifact(session, model.ranking_sha256)
-            return self._add(session, ModelRow, model, model_record)
+            stored = self._add(session, ModelRow, model, model_record, free=("path",))
+            if stored.path == model.path:
+                return stored
+            row = session.get_one(ModelRow, model.id)
+            row.path = model.path
+            return dataclasses.replace(stored, path=model.path)
 
     def get_model(self, model_id: str) -> ModelRecord:
         """Raises NotFoundError."""
@@ -111,9 +116,12 @@ class SqlRepository(SampleStore, SearchStore, Repository):
 
     # -- calibration sets ----------------------------------------------------------------------------------------
     def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
-        """Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError."""
+        """The id is a digest of the content, so an equal set under another name is the stored one, which is returned.
+
+        Raises ConflictError if the id is taken by a set of another size.
+        """
         with self._writing() as session:
-            return self._add(session, CalibrationRow, calibration, calibration_record)
+            return self._add(session, CalibrationRow, calibration, calibration_record, free=("name",))
 
     def get_calibration(self, calibration_id: str) -> CalibrationRecord:
         """Raises NotFoundError."""
@@ -125,14 +133,19 @@ class SqlRepository(SampleStore, SearchStore, Repository):
     def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
         """Store a predictor whose model and weights artifact are stored (else NotFoundError).
 
-        Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError.
+        Equal but for `created_at`: it becomes the latest again. Otherwise, if the id is taken, ConflictError.
         """
         config = json_document(predictor.config, "the config of a predictor")
         predictor = dataclasses.replace(predictor, config=config)
         with self._writing() as session:
             require_model(session, predictor.model_id)
             require_artifact(session, predictor.weights_sha256)
-            return self._add(session, PredictorRow, predictor, predictor_record)
+            stored = self._add(session, PredictorRow, predictor, predictor_record)
+            if stored.created_at >= predictor.created_at:
+                return stored
+            row = session.get_one(PredictorRow, predictor.id)
+            row.created_at = predictor.created_at
+            return dataclasses.replace(stored, created_at=predictor.created_at)
 
     def get_predictor(self, predictor_id: str) -> PredictorRecord:
         """Raises NotFoundError."""
@@ -212,11 +225,13 @@ class SqlRepository(SampleStore, SearchStore, Repository):
         table: type[ModelRow] | type[CalibrationRow] | type[PredictorRow],
         record: Record,
         read: Callable[[Any], Record],
+        *,
+        free: tuple[str, ...] = (),
     ) -> Record:
-        """The stored record under this id, which is `record` unless an equal one was there before."""
+        """The stored record under this id, which is `record` unless an equal one (but for `free`) was there before."""
         self._insert_new(session, table, [column_values(record)])
         stored = read(session.get_one(table, record.id))
-        names = [field.name for field in dataclasses.fields(record) if field.name != "created_at"]
+        names = [field.name for field in dataclasses.fields(record) if field.name not in ("created_at", *free)]
         differing = [name for name in names if getattr(stored, name) != getattr(record, name)]
         if differing:
             raise _conflict(table.__tablename__.removesuffix("s"), record.id, f"another {', '.join(differing)}")

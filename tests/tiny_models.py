@@ -17,9 +17,12 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3Config,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -108,13 +111,37 @@ def _qwen2_vl() -> PreTrainedModel:
     return Qwen2VLForConditionalGeneration(config)
 
 
+def _qwen2_5_vl() -> PreTrainedModel:
+    sizes = _text_sizes(tiny_tokenizer())
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    config = Qwen2_5_VLConfig(
+        text_config={**sizes, "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 24,
+            "out_hidden_size": 32,
+            "patch_size": 8,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=3,
+        vision_start_token_id=4,
+        vision_end_token_id=5,
+        video_token_id=6,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llava-llama": lambda: _llava(LlamaConfig),
     "llava-llama-tied": lambda: _llava(LlamaConfig, tied=True),
     "llava-llama-biases": lambda: _llava(LlamaConfig, mlp_bias=True),
     "llava-mistral": lambda: _llava(MistralConfig, sliding_window=None),
     "llava-qwen2": lambda: _llava(Qwen2Config),
+    "llava-qwen3": lambda: _llava(Qwen3Config, head_dim=8),
     "qwen2-vl": _qwen2_vl,
+    "qwen2.5-vl": _qwen2_5_vl,
 }
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lop.commands.options import Seed
 from lop.console import print_line, stderr
 
 
@@ -12,7 +13,7 @@ def demo(
     reference: Annotated[Path, typer.Option(help="Folder with the reference model and its data.")] = Path("reference"),
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything that is made goes.")] = Path("demo_output"),
     evaluations: Annotated[int | None, typer.Option(min=1, help="Configurations scored a searched target.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Search, train, serve, plan, apply and evaluate, on the reference model. The last line is one JSON object."""
     from dataclasses import replace

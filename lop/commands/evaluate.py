@@ -1,12 +1,16 @@
 """`lop evaluate`: the accuracy of a checkpoint, dense or pruned."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lop.commands.options import Json
 from lop.console import bar, print_json, print_table, warn
+from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def evaluate(
@@ -18,15 +22,21 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers."""
+    from lop.compute import load_for_compute
     from lop.registration import read_conversations
     from pruning.batches import make_batches
-    from pruning.checkpoint import load_model, load_processor
+    from pruning.checkpoint import load_processor
     from pruning.evaluation import evaluate_model
     from pruning.generation import generate_answers
 
     loaded, _ = read_conversations(data, conversations)
-    network, processor = load_model(model), load_processor(model)
-    reference = load_model(dense) if dense is not None else None
+    network, processor = load_for_compute(model), load_processor(model)
+    reference = load_for_compute(dense) if dense is not None else None
+    if reference is not None and vocab_size(reference) != vocab_size(network):
+        raise InputError(
+            "--dense must be the checkpoint that the pruned one was made from",
+            values=f"vocabularies of {vocab_size(reference)} and {vocab_size(network)} tokens",
+        )
     with bar("answering") as on_batch:
         report = generate_answers(network, processor, loaded, batch_size=batch_size, on_batch=on_batch)
     metrics = evaluate_model(network, make_batches(loaded, processor), reference)
@@ -48,3 +58,8 @@ def evaluate(
         print_json(document)
     else:
         print_table(f"{model} on {data}", list(document)[1:], [list(document.values())[1:]])
+
+
+def vocab_size(model: "PreTrainedModel") -> int:
+    """Tokens that the model's head tells apart."""
+    return int(model.get_output_embeddings().weight.shape[0])

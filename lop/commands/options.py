@@ -15,6 +15,10 @@ Database = Annotated[
         envvar="LOP_DATABASE_URL", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.", show_envvar=True
     ),
 ]
+OptionalDatabase = Annotated[
+    str | None, typer.Option("--database", help="Database to use, as LOP_DATABASE_URL; default sqlite:///lop.db.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 ModelId = Annotated[str, typer.Option("--model", "-m", help="Id of a registered model (`lop model list`).")]
 

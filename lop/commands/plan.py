@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import Database, Json, ModelId
+from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console import print_line, print_table, stderr
+from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.plan import PruningPlan
 from pruning.target import Scope
@@ -22,14 +23,16 @@ def plan(
         str | None, typer.Option(help="lop, additive-dp or uniform; default: the best available.")
     ] = None,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
-    database: Database | None = None,
+    database: OptionalDatabase = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,
     json: Json = False,
 ) -> None:
     """Get the per-layer plan for a target: from a server (--url), or from the database without one (--database)."""
     from lop.planning import plan_from_database, plan_from_server
 
-    if url is not None and database is None:
+    if url is not None and database is not None:
+        raise InputError("a plan comes from a server or from a database", values=f"--url {url} and --database")
+    if url is not None:
         found, ranking = plan_from_server(
             url,
             with_ranking=out is not None,

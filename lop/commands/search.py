@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, Seed, open_database
 from lop.console import print_json, print_line, print_table, warn
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.target import Scope
@@ -24,7 +24,7 @@ def search(
     evaluations: Annotated[
         int, typer.Option("--evaluations", "-n", min=1, help="Configurations scored a target.")
     ] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     num_levels: Annotated[int, typer.Option(min=2, help="Widths to choose from, a layer.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import Database
+from lop.commands.options import OptionalDatabase
 
 
 def serve(
@@ -15,7 +15,7 @@ def serve(
     allow_remote: Annotated[
         bool | None, typer.Option("--allow-remote", help="Allow an address that other machines reach.")
     ] = None,
-    database: Database | None = None,
+    database: OptionalDatabase = None,
 ) -> None:
     """Serve plans over HTTP. Settings also come from LOP_... environment variables."""
     from service.server import serve as run

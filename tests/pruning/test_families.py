@@ -1,5 +1,6 @@
 """Every supported family: cut, compared with its zeroed dense twin, saved, reloaded, generated with."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoint import load_model, load_pruned
+from pruning.cost import price
 from pruning.decoder import decoder_view
+from pruning.families import FFN_FAMILIES
 from pruning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning import make_plan
 from pruning.prune_checkpoint import prune_checkpoint, save_pruned
@@ -101,6 +105,35 @@ def test_anatomy_is_the_same_from_files_and_from_memory(family: str, tmp_path: P
     parameters = sum(p.numel() for p in load_model(folder).parameters())
     assert from_files.total_parameters == from_memory.total_parameters == parameters
     assert ModelAnatomy.from_dict(from_files.to_dict()) == from_files
+
+
+def test_every_row_of_the_table_is_tried(tmp_path: Path) -> None:
+    tried = {read_anatomy(save_tiny_checkpoint(tmp_path / name, name)).text_model_type for name in BUILDERS}
+    assert tried == set(FFN_FAMILIES)
+
+
+def test_a_flat_config_is_pruned_and_reloaded(tmp_path: Path) -> None:
+    """Qwen2-VL is published with the language model's fields at the top of config.json."""
+    dense = save_tiny_checkpoint(tmp_path / "dense", "qwen2-vl")
+    document = json.loads((dense / "config.json").read_text())
+    document |= {k: v for k, v in document.pop("text_config").items() if k != "model_type"}
+    (dense / "config.json").write_text(json.dumps(document))
+    anatomy = read_anatomy(dense)
+    ranking = random_ranking(anatomy)
+    out = prune_checkpoint(dense, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    view = decoder_view(load_pruned(out))
+    assert [view.out_projection(i).in_features for i in range(4)] == WIDTHS
+
+
+def test_integer_buffers_of_old_exports_do_not_count(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "old")
+    before = read_anatomy(folder)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "vision_tower.embeddings.position_ids": torch.arange(5)}, weights, metadata={"format": "pt"})
+    after = read_anatomy(folder)
+    assert (after.fingerprint, after.total_parameters) == (before.fingerprint, before.total_parameters)
+    assert price(after, [48] * 4).disk_bytes == weight_bytes(folder)
 
 
 def test_fingerprints_tell_shapes_apart_but_not_weights(tmp_path: Path) -> None:

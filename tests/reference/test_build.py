@@ -1,6 +1,7 @@
 """A build of a few steps, from start to end, and one that is killed half-way."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reference import build as build_script
 from reference import train_language
+from reference.align import AlignSettings
 from reference.batches import Curriculum
 from reference.build import BuildSettings, build
 from reference.checkpoint import save_checkpoint
 from reference.muon import Muon, orthogonalise
+from reference.tokenizer import train_tokenizer
 from reference.train_language import LanguageSettings, lr_factor
 from reference.train_vision import VisionSettings
 
@@ -28,7 +32,8 @@ def tiny(folder: Path) -> BuildSettings:
         out=folder / "out",
         work=folder / "work",
         seed=1,
-        vision=VisionSettings(steps=2, batch=2),
+        vision=VisionSettings(steps=2, batch=2, measured=4),
+        align=AlignSettings(pictures=8, steps=3, batch=4),
         language=LanguageSettings(
             steps=4, batch=2, curriculum=Curriculum(1, 2, 3), warmup=2, evaluate_every=4, checkpoint_every=2
         ),
@@ -57,6 +62,7 @@ def kill_after(checkpoints: int) -> Callable[..., None]:
 
 def test_a_killed_build_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = Console(quiet=True)
+    monkeypatch.setattr(build_script, "train_tokenizer", lru_cache(train_tokenizer))
     metrics = build(tiny(tmp_path / "whole"), quiet)
     with monkeypatch.context() as patched:
         patched.setattr(train_language, "save_checkpoint", kill_after(1))
