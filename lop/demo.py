@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from lop.client import Client
 from lop.console import stderr
 from lop.planning import write_plan
-from pruning.errors import CheckpointError, LopError
+from pruning.errors import CheckpointError, InputError, LopError
 from pruning.plan import PruningPlan
 from storage.contract import Repository
 
@@ -70,6 +71,8 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
     """Run the loop on the checkpoint and data in `reference`, into the new folder `out`; also returns the plans."""
     from storage.sql_repository import open_repository
 
+    if settings.target in settings.searched:
+        raise InputError("the demo's target is left out of the search", values=f"{settings.target:g}")
     model, data = reference / "model", reference / "data"
     if not (model / "config.json").is_file() or not (data / "calibration.json").is_file():
         raise CheckpointError(
@@ -91,12 +94,14 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
         plans["uniform"] = client.plan(model=MODEL_ID, sparsity=settings.target, method="uniform")
         for name, plan in plans.items():
             write_plan(plan, client.ranking(plan), out / f"{name}.json")
-    accuracy = {"dense": _evaluate(model, data)}
+    folders = {"dense": model}
     for name in plans:
-        folder = out / f"{name}-checkpoint"
-        _lop("apply", "--plan", str(out / f"{name}.json"), "--model", str(model), "--out", str(folder))
-        accuracy[name] = _evaluate(folder, data)
-        _say(f"{name}: validation accuracy {accuracy[name]:.4f} (dense {accuracy['dense']:.4f})")
+        folders[name] = out / f"{name}-checkpoint"
+        _lop("apply", "--plan", str(out / f"{name}.json"), "--model", str(model), "--out", str(folders[name]))
+    _say("asking the dense and the pruned checkpoints every question of the validation split")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        accuracy = dict(zip(folders, pool.map(lambda folder: _evaluate(folder, data), folders.values()), strict=True))
+    _say(", ".join(f"{name} {value:.4f}" for name, value in accuracy.items()))
     result = DemoResult(
         dense_accuracy=accuracy["dense"],
         uniform_accuracy=accuracy["uniform"],
@@ -157,7 +162,8 @@ def _clear(out: Path) -> None:
 def _lop(*arguments: str) -> str:
     """Run the `lop` command in a new process; returns its standard output."""
     command = [sys.executable, "-m", "lop.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many processes run side by side as there are cores
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     if done.returncode:
         raise LopError(f"`lop {arguments[0]}` must succeed", values=done.stderr.strip()[-500:])
     return done.stdout

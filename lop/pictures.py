@@ -33,7 +33,8 @@ def draw_demo(result: "DemoResult", widths: Mapping[str, Sequence[int]], dense_w
     accuracy = {"dense": result.dense_accuracy, "uniform": result.uniform_accuracy, "lop": result.lop_accuracy}
     bars = left.bar(list(accuracy), [100 * a for a in accuracy.values()], color=[_COLOURS[k] for k in accuracy])
     left.bar_label(bars, fmt="%.1f")
-    left.set_ylim(0, 100)
+    left.set_ylim(0, 110)
+    left.set_yticks(range(0, 101, 20))
     left.set_ylabel("exact match on validation, %")
     left.set_title(f"{result.target_sparsity:.0%} of FFN channels removed", fontsize=10)
     layers = range(len(next(iter(widths.values()))))

@@ -1,8 +1,8 @@
 """How far off a prediction may be: split conformal intervals from held-out residuals.
 
-Vovk et al., "Algorithmic Learning in a Random World" (2005); scores are residuals divided by the expected error, and the
-quantile has its finite-sample correction, as in Angelopoulos and Bates, arXiv 2107.07511, sections 1 and 2.3. If a new
-plan were exchangeable with the held-out samples, the interval would hold the true KL with at least the asked
+Vovk et al., "Algorithmic Learning in a Random World" (2005); scores are residuals divided by the expected error, and
+the quantile has its finite-sample correction, as in Angelopoulos and Bates, arXiv 2107.07511, sections 1 and 2.3.
+If a new plan were exchangeable with the held-out samples, the interval would hold the true KL with at least the asked
 probability. Plans are not drawn like samples, so it is a measured error bar and no guarantee; the expected error grows
 away from the samples, and the interval with it.
 """

@@ -11,9 +11,9 @@ from torch import Tensor
 from policy_model.encoding import Encoding
 from policy_model.model import KeyValues, Policy, Values
 
-NUM_CANDIDATES = 16
+NUM_CANDIDATES = 12
 NUM_FINALISTS = 4
-NUM_POLISHING_ROUNDS = 3
+NUM_POLISHING_ROUNDS = 2
 NUM_EXCHANGES = 24
 
 SMALLEST_GAIN = 1e-5
@@ -45,12 +45,13 @@ def decode(
     B, L = len(budget), encoding.grid.num_layers
     cache = policy.start_cache(prefix, B)
     own = policy.own_tokens(encoding.features)
+    asked = encoding.asked_features(budget)
     remaining = budget.clone()
     previous = torch.full((B,), encoding.grid.num_levels)
     levels = torch.empty(B, L, dtype=torch.int64)
     chosen = torch.empty(B, L)
     for layer in range(L):
-        features = encoding.budget_features(layer, remaining, budget)
+        features = encoding.budget_features(layer, remaining, asked)
         mask = encoding.feasible(layer, remaining)
         log_p = policy.step(layer, own[layer], features, previous, mask, cache)
         previous = (log_p + noise[layer]).argmax(dim=1)

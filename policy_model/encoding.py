@@ -3,13 +3,13 @@
 Letters: B batch, L decoder layers, K levels of the grid, F static features a layer.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,41 +76,47 @@ class Encoding:
         """Parameters [..., L] of 0-based levels [..., L]."""
         return self.level_costs.expand(*levels.shape, -1).gather(-1, levels[..., None]).squeeze(-1)
 
+    @cached_property
+    def _level_numbers(self) -> Tensor:
+        """[K] 1..K."""
+        return torch.arange(1, self.grid.num_levels + 1)
+
+    @cached_property
+    def _scales(self) -> Tensor:
+        """[L, 2, 3]: factors and summands that make three budget features out of what remains."""
+        total = float(self.grid.max_cost_from[0])
+        rows = []
+        for dense, lowest in zip(self.grid.max_cost_from[:-1], self.grid.min_cost_from[:-1], strict=True):
+            slack = float(dense - lowest)
+            rows.append([[1.0 / total, 1.0 / dense, 1.0 / slack], [0.0, 0.0, -lowest / slack]])
+        return torch.tensor(rows)
+
     def feasible(self, layer: int, remaining: Tensor) -> Tensor:
         """Which levels may be chosen, bool [B, K]: `LevelGrid.feasible_levels` for a batch.
 
-        `remaining` [B] int64 is what layers l.. may cost. At least one level is feasible in each row.
+        `remaining` [B] int64 is what layers l.. may cost, at least their lowest levels. Never empty in a row.
         """
         after = remaining[:, None] - self.level_costs[layer]
-        fitting = after >= self.min_cost_from[layer + 1]
-        fitting[:, 0] |= ~fitting.any(dim=1)
-        using = fitting & (after - self.max_cost_from[layer + 1] < self.grid.largest_step)
-        highest_fitting = fitting & (fitting.sum(dim=1, keepdim=True) == torch.arange(1, self.grid.num_levels + 1))
+        fitting = after >= self.grid.min_cost_from[layer + 1]
+        using = fitting & (after < self.grid.max_cost_from[layer + 1] + self.grid.largest_step)
+        highest_fitting = fitting.sum(dim=1, keepdim=True) == self._level_numbers
         return torch.where(using.any(dim=1, keepdim=True), using, highest_fitting)
 
-    def budget_features(self, layer: int, remaining: Tensor, budget: Tensor) -> Tensor:
-        """[B, 6] float32: asked retention, its log, and what `remaining` [B] means for layers l.. .
+    def asked_features(self, budget: Tensor) -> Tensor:
+        """[B, 2] float32: asked retention and its log, from `budget` [B] int64 parameters."""
+        asked = (budget / self.grid.max_cost_from[0]).clamp(0.01, 1.0)
+        return torch.stack([asked, asked.log()], dim=-1)
 
-        `remaining` and `budget` [B] are int64 parameters. The last four: share of the dense total, share of what the
-        remaining layers cost dense, the slack between their lowest (0) and dense (1) cost, this layer's dense cost as
-        a share of what is left.
+    def budget_features(self, layer: int, remaining: Tensor, asked: Tensor) -> Tensor:
+        """[B, 6] float32: `asked` [B, 2] as `asked_features`, and what `remaining` [B] parameters mean for layers l.. .
+
+        The last four: share of the dense total, share of what the remaining layers cost dense, the slack between
+        their lowest (0) and dense (1) cost, this layer's dense cost as a share of what is left. None over 2.
         """
-        total = float(self.grid.max_cost_from[0])
-        dense, lowest = float(self.grid.max_cost_from[layer]), float(self.grid.min_cost_from[layer])
-        asked = (budget.float() / total).clamp(0.01, 1.0)
-        left = remaining.float()
-        own = float(self.grid.costs[layer][-1])
-        return torch.stack(
-            [
-                asked,
-                asked.log(),
-                (left / total).clamp(0.0, 1.0),
-                (left / dense).clamp(0.0, 2.0),
-                ((left - lowest) / max(dense - lowest, 1.0)).clamp(-1.0, 2.0),
-                (own / left.clamp(min=1.0)).clamp(0.0, 4.0),
-            ],
-            dim=-1,
-        )
+        left = remaining[:, None].float()
+        factors, summands = self._scales[layer]
+        own = (float(self.grid.costs[layer][-1]) / left).clamp(max=2.0)
+        return torch.cat([asked, (left * factors + summands).clamp(max=2.0), own], dim=-1)
 
     def trajectory_features(self, levels: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
         """Budget features [B, L, 6] and feasible levels [B, L, K] along the decisions of 0-based `levels` [B, L]."""
@@ -118,7 +124,8 @@ class Encoding:
         before = torch.cat([torch.zeros_like(budget)[:, None], spent[:, :-1]], dim=1)
         remaining = budget[:, None] - before
         layers = range(self.grid.num_layers)
-        features = [self.budget_features(layer, remaining[:, layer], budget) for layer in layers]
+        asked = self.asked_features(budget)
+        features = [self.budget_features(layer, remaining[:, layer], asked) for layer in layers]
         masks = [self.feasible(layer, remaining[:, layer]) for layer in layers]
         return torch.stack(features, dim=1), torch.stack(masks, dim=1)
 
@@ -172,34 +179,67 @@ def pruned_layers(grid: LevelGrid, widths: Sequence[int]) -> list[int]:
 def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:
     """Log KL [L][K-1] of pruning one layer alone, and flags [L][K-1]: measured at exactly that level (1.0) or not.
 
-    Gaps are filled along the layer first (linear in the kept fraction), then with the mean over the layers, and if
-    no one-layer sample exists at all with a quadratic of the removed fraction at the samples' own scale.
+    A level that was not measured is filled in with a model of all that were: a quadratic of the removed fraction, times
+    a factor of the layer, times a factor of the level. How far the layer's measured neighbours are from that model is
+    interpolated between them and held beyond them. If no one-layer sample exists at all, the quadratic has the mean
+    scale of the samples.
     """
-    points: list[dict[int, float]] = [{} for _ in grid.widths]
+    dense = [row[-1] for row in grid.widths]
+    points: list[dict[int, float]] = [{} for _ in dense]
     for sample in samples:
         pruned = pruned_layers(grid, sample.widths)
         if len(pruned) == 1:
-            points[pruned[0]][sample.widths[pruned[0]]] = log_kl(sample.metrics.kl)
+            width = sample.widths[pruned[0]]
+            points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
+    if any(points):
+        layer_factor, level_factor = _factors(grid, points)
+    else:
+        mean_log_kl = sum(log_kl(s.metrics.kl) for s in samples) / max(len(samples), 1)
+        layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (grid.num_levels - 1)
+    curves: list[list[float]] = []
+    for row, found, own in zip(grid.widths, points, layer_factor, strict=True):
+        widths = sorted(found)
+        modelled = [own + float(np.interp(w, row[:-1], level_factor)) for w in widths]
+        error = [found[w] - m for w, m in zip(widths, modelled, strict=True)]
+        filled = np.interp(row[:-1], widths, error) if widths else np.zeros(len(row) - 1)
+        curves.append(
+            [
+                found.get(w, own + level + float(e)) + _log_quadratic(w, row[-1])
+                for w, level, e in zip(row[:-1], level_factor, filled, strict=True)
+            ]
+        )
     measured = [[float(w in found) for w in row[:-1]] for found, row in zip(points, grid.widths, strict=True)]
-    filled = [
-        [_interpolate(sorted(found.items()), w) for w in row[:-1]] if found else None
-        for found, row in zip(points, grid.widths, strict=True)
+    return curves, measured
+
+
+def _log_quadratic(width: int, dense: int) -> float:
+    """log((1 - width / dense)^2)."""
+    return 2.0 * math.log(1.0 - width / dense)
+
+
+def _factors(grid: LevelGrid, points: Sequence[dict[int, float]]) -> tuple[list[float], list[float]]:
+    """Logarithms of a factor of each layer [L] and each level [K-1] that fit `points` [L] {width: log KL} best.
+
+    Least squares over the points on the grid. Layers without a point get the mean of the others, levels without one
+    are interpolated.
+    """
+    L, K = grid.num_layers, grid.num_levels
+    entries = [
+        (layer, row.index(width), value)
+        for layer, (row, found) in enumerate(zip(grid.widths, points, strict=True))
+        for width, value in found.items()
+        if width in row
     ]
-    known = [row for row in filled if row is not None]
-    if known:
-        default = [sum(column) / len(known) for column in zip(*known, strict=True)]
-        return [row if row is not None else default for row in filled], measured
-    mean_log_kl = sum(log_kl(s.metrics.kl) for s in samples) / max(len(samples), 1)
-    per_layer = mean_log_kl - math.log(grid.num_layers)
-    curve = [[per_layer + 2.0 * math.log(1.0 - w / row[-1]) for w in row[:-1]] for row in grid.widths]
-    return curve, measured
-
-
-def _interpolate(points: Sequence[tuple[int, float]], width: int) -> float:
-    """Piecewise linear through `points` (width, value), the end values held beyond them."""
-    if width <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if width <= x1:
-            return y0 + (y1 - y0) * (width - x0) / (x1 - x0)
-    return points[-1][1]
+    design = np.zeros((len(entries), L + K - 1))
+    for n, (layer, level, _) in enumerate(entries):
+        design[n, layer] = design[n, L + level] = 1.0
+    factors = np.linalg.lstsq(design, np.array([value for _, _, value in entries]), rcond=None)[0]
+    seen = sorted({level for _, level, _ in entries})
+    level_factor = np.interp(range(K - 1), seen, factors[L:][seen]) if seen else np.zeros(K - 1)
+    layer_factor: list[float | None] = []
+    for row, found in zip(grid.widths, points, strict=True):
+        errors = [y - float(np.interp(w, row[:-1], level_factor)) for w, y in found.items()]
+        layer_factor.append(sum(errors) / len(errors) if errors else None)
+    known = [f for f in layer_factor if f is not None]
+    mean = sum(known) / len(known)
+    return [mean if f is None else f for f in layer_factor], [float(f) for f in level_factor]

@@ -99,17 +99,16 @@ class PolicyBlock(nn.Module):
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.finish(x, attended.transpose(1, 2).flatten(2))
 
-    def step(self, x: Tensor, cache: KeyValues, position: int) -> Tensor:
-        """As `attend` for one token x [B, D], whose key and value go to `position` of `cache` [B * H, 2 L, D / H]."""
+    def step(self, x: Tensor, cache: Tensor, position: int) -> Tensor:
+        """As `attend` for one token x [B, D], whose key and value go into `cache` [2, B * H, 2 L, D / H]."""
         B, D = x.shape
         head_width = D // self.num_heads
-        keys, values = cache
-        qkv = self.query_key_value(_norm(x)).view(B, 3, self.num_heads, head_width)
-        keys[:, position] = qkv[:, 1].reshape(-1, head_width)
-        values[:, position] = qkv[:, 2].reshape(-1, head_width)
-        q = qkv[:, 0].reshape(-1, 1, head_width)
-        scores = torch.bmm(q, keys[:, : position + 1].transpose(1, 2)) / math.sqrt(head_width)
-        attended = torch.bmm(scores.softmax(dim=-1), values[:, : position + 1])
+        qkv = self.query_key_value(_norm(x)).view(B, 3, self.num_heads, head_width).transpose(0, 1)
+        q, new = qkv[0].reshape(-1, 1, head_width), qkv[1:].reshape(2, -1, head_width)
+        cache[:, :, position] = new
+        keys, values = cache[:, :, : position + 1]
+        scores = torch.bmm(q, keys.transpose(1, 2)) * (1.0 / math.sqrt(head_width))
+        attended = torch.bmm(scores.softmax(dim=-1), values)
         return self.finish(x, attended.view(B, D))
 
 
@@ -161,9 +160,9 @@ class Policy(nn.Module):
             x = block.attend(x, q, k, v, self.prefix_mask)
         return self._log_probabilities(x, feasible)
 
-    def start_cache(self, prefix: list[KeyValues], batch: int) -> list[KeyValues]:
-        """Room for the keys and values [B * H, 2 L, D / H] of a decoding, the layer tokens' `prefix` filled in."""
-        return [(_with_room(k, batch), _with_room(v, batch)) for k, v in prefix]
+    def start_cache(self, prefix: list[KeyValues], batch: int) -> list[Tensor]:
+        """Per block, room for the keys and values [2, B * H, 2 L, D / H] of a decoding, the `prefix` filled in."""
+        return [_with_room(torch.stack(pair), batch) for pair in prefix]
 
     def own_tokens(self, features: Tensor) -> Tensor:
         """The part of each decision token [L, D] that depends on neither budget nor decisions; `features` is [L, F]."""
@@ -177,7 +176,7 @@ class Policy(nn.Module):
         budget_features: Tensor,
         previous: Tensor,
         feasible: Tensor,
-        cache: list[KeyValues],
+        cache: list[Tensor],
     ) -> Tensor:
         """Log-probabilities [B, K] of one decision; writes this step's keys and values into `cache`.
 
@@ -198,11 +197,11 @@ class Policy(nn.Module):
 
 
 def _with_room(prefix: Tensor, batch: int) -> Tensor:
-    """[B * H, 2 L, D / H] with `prefix` [1, H, L, D / H] in its first half, for every row of the batch."""
-    _, H, L, width = prefix.shape
-    room = torch.empty(batch, H, 2 * L, width)
-    room[:, :, :L] = prefix
-    return room.view(batch * H, 2 * L, width)
+    """[2, B * H, 2 L, D / H] with `prefix` [2, 1, H, L, D / H] in its first half, for every row of the batch."""
+    _, _, H, L, width = prefix.shape
+    room = torch.empty(2, batch, H, 2 * L, width)
+    room[:, :, :, :L] = prefix
+    return room.view(2, batch * H, 2 * L, width)
 
 
 def policy_loss(log_probabilities: Tensor, levels: Tensor, weights: Tensor) -> Tensor:

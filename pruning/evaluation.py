@@ -5,6 +5,7 @@ mask, and the narrower forward is really cheaper. The vision tower and the proje
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,10 @@ class ConfigurationEvaluator:
     """Scores FFN widths of one model on fixed conversations.
 
     Takes the model over: its FFN channels are reordered in place, which leaves its function as it was, and its
-    projections become slices while a configuration is evaluated. Not thread-safe.
+    projections become slices while a configuration is evaluated. Call it from one thread at a time.
+
+    On a CPU, batches run side by side, each on one thread: small matrices gain little from several threads, and the
+    numbers do not depend on how many cores there are.
     """
 
     def __init__(self, model: "PreTrainedModel", batches: Sequence[Batch], ranking: Ranking) -> None:
@@ -59,16 +63,14 @@ class ConfigurationEvaluator:
         with torch.no_grad():
             for layer, order in enumerate(ranking.ffn):
                 self._weights.append(self._reorder(layer, torch.from_numpy(order).long().to(model.device)))
-        with torch.inference_mode():
-            self._answers = [
-                self._answer_tokens(batch, inputs) for batch, inputs in zip(batches, self._inputs, strict=True)
-            ]
+        workers = min(torch.get_num_threads(), len(batches)) if model.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._answers = list(self._pool.map(self._answer_tokens, batches, self._inputs))
 
     def __call__(self, configurations: Sequence[tuple[int, ...]]) -> list[Metrics]:
         """Metrics of each configuration, given as FFN widths [n][L]; the model is dense again afterwards."""
         return [self.evaluate(widths) for widths in configurations]
 
-    @torch.inference_mode()
     def evaluate(self, widths: Sequence[int]) -> Metrics:
         """Metrics of one configuration [L]; raises InputError for a width outside 1..dense."""
         if len(widths) != len(self._dense_widths) or any(
@@ -80,23 +82,27 @@ class ConfigurationEvaluator:
             )
         self._slice(widths)
         try:
-            kl = nll = 0.0
-            tokens = answers = correct = 0
-            for inputs, answer_tokens in zip(self._inputs, self._answers, strict=True):
-                hidden = self._hidden(inputs)[answer_tokens.rows, answer_tokens.positions]
-                log_p = self._log_probabilities(hidden)
-                log_dense = self._log_probabilities(answer_tokens.dense_hidden)
-                # Rounding can take a KL of zero below it.
-                kl += max(0.0, float((log_dense.exp() * (log_dense - log_p)).sum()))
-                nll -= float(log_p.gather(1, answer_tokens.targets[:, None]).sum())
-                wrong = torch.zeros(answer_tokens.num_answers, dtype=torch.bool, device=hidden.device)
-                wrong[answer_tokens.answer[log_p.argmax(dim=1) != answer_tokens.targets]] = True
-                correct += int((~wrong).sum())
-                tokens += len(answer_tokens.targets)
-                answers += answer_tokens.num_answers
+            measured = list(self._pool.map(self._measure, self._inputs, self._answers))
         finally:
             self._slice(self._dense_widths)
-        return Metrics(kl / tokens, nll / tokens, correct / answers, tokens, answers)
+        tokens = sum(len(answers.targets) for answers in self._answers)
+        num_answers = sum(answers.num_answers for answers in self._answers)
+        kl, nll = (sum(batch[part] for batch in measured) / tokens for part in (0, 1))
+        correct = sum(batch[2] for batch in measured)
+        return Metrics(kl, nll, correct / num_answers, tokens, num_answers)
+
+    @torch.inference_mode()
+    def _measure(self, inputs: dict[str, Any], answers: _AnswerTokens) -> tuple[float, float, int]:
+        """One batch: summed KL, summed NLL, and the number of answers that are right."""
+        hidden = self._hidden(inputs)[answers.rows, answers.positions]
+        log_p = self._log_probabilities(hidden)
+        log_dense = self._log_probabilities(answers.dense_hidden)
+        # Rounding can take a KL of zero below it.
+        kl = max(0.0, float((log_dense.exp() * (log_dense - log_p)).sum()))
+        nll = -float(log_p.gather(1, answers.targets[:, None]).sum())
+        wrong = torch.zeros(answers.num_answers, dtype=torch.bool, device=hidden.device)
+        wrong[answers.answer[log_p.argmax(dim=1) != answers.targets]] = True
+        return kl, nll, int((~wrong).sum())
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -134,6 +140,7 @@ class ConfigurationEvaluator:
         """Log-probabilities [N, V] in float32."""
         return torch.log_softmax(self._view.head(hidden).float(), dim=-1)
 
+    @torch.inference_mode()
     def _answer_tokens(self, batch: Batch, inputs: dict[str, Any]) -> _AnswerTokens:
         rows, positions, answer = [], [], []
         for index, span in enumerate(batch.spans):

@@ -47,12 +47,11 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load predictors beside the first requests rather than within them."""
-    preloading = asyncio.create_task(asyncio.to_thread(_preload, app.state.resources))
+    """Load predictors before the first request, which would otherwise wait seconds for torch."""
+    await asyncio.to_thread(_preload, app.state.resources)
     try:
         yield
     finally:
-        await preloading
         app.state.resources.close()
 
 

@@ -10,6 +10,7 @@ from pruning.allocators.uniform import uniform_widths
 from pruning.cost import price
 from pruning.devices import get_device
 from pruning.errors import CheckpointError, InfeasibleTargetError, InputError, LopError
+from pruning.levels import DEFAULT_ROUND_TO
 from pruning.plan import PlanRanking, PlanTarget, Predicted, Provenance, PruningPlan, content_id
 from pruning.planning import make_plan
 from pruning.repair import repair_widths
@@ -92,12 +93,16 @@ class Planner:
         raise LopError("the uniform method answers every feasible target", values=f"{model.id}, {target!r}")
 
     def preload(self) -> None:
-        """Load the newest predictor of each model, as far as the cache holds them, before the first request asks."""
+        """Load the newest predictor of each model, as far as the cache holds them, and let each predict once.
+
+        Torch sets itself up in its first forward pass: time that no request should pay.
+        """
         newest = {p.model_id: p for p in self._repository.list_predictors()}
         for record in sorted(newest.values(), key=lambda p: p.created_at)[-self._predictors.capacity :]:
             try:
-                self._predictors.get(record)
-            except CheckpointError as error:
+                anatomy = self._repository.get_model(record.model_id).anatomy
+                self._predictors.predict(record, anatomy, anatomy.ffn_parameters // 2, round_to=DEFAULT_ROUND_TO)
+            except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
 
     def _candidates(

@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from pruning.surgery import resize_ffns
+
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{% for c in m.content %}"
     "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}"
@@ -164,8 +166,16 @@ def tiny_processor() -> LlavaProcessor:
     )
 
 
-def save_tiny_checkpoint(folder: Path, name: str = "llava-llama", *, seed: int = 0, shard: str = "5GB") -> Path:
-    tiny_model(name, seed=seed).save_pretrained(folder, max_shard_size=shard)
+def save_tiny_checkpoint(
+    folder: Path, name: str = "llava-llama", *, seed: int = 0, shard: str = "5GB", ffn_width: int | None = None
+) -> Path:
+    model = tiny_model(name, seed=seed)
+    if ffn_width is not None:
+        resize_ffns(model, dict.fromkeys(range(4), ffn_width))
+        for parameter in model.get_decoder().layers.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        model.config.get_text_config().intermediate_size = ffn_width
+    model.save_pretrained(folder, max_shard_size=shard)
     tiny_processor().save_pretrained(folder)
     return folder
 

@@ -29,7 +29,7 @@ def test_log_kl_is_finite_at_zero_and_below() -> None:
 
 def test_sensitivities_are_read_from_one_layer_samples_and_gaps_are_filled() -> None:
     _, encoding = small()
-    first = [log_kl(0.5), log_kl(0.5)]  # one point: held
+    first = [log_kl(0.5), log_kl(0.5) + log_kl(0.1) - log_kl(0.2)]  # falls like the second
     second = [log_kl(0.2), log_kl(0.1)]
     third = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
     torch.testing.assert_close(encoding.log_sensitivity, torch.tensor([first, second, third]))
@@ -54,7 +54,7 @@ def test_no_scan_at_all_still_gives_a_falling_curve() -> None:
 
 def test_budget_features() -> None:
     _, encoding = small()  # costs: 12 a channel; dense 360, 360, 720; lowest 120, 120, 240
-    features = encoding.budget_features(1, torch.tensor([720]), torch.tensor([960]))
+    features = encoding.budget_features(1, torch.tensor([720]), encoding.asked_features(torch.tensor([960])))
     expected = [960 / 1440, math.log(960 / 1440), 720 / 1440, 720 / 1080, (720 - 360) / (1080 - 360), 360 / 720]
     torch.testing.assert_close(features, torch.tensor([expected]))
 
@@ -64,7 +64,8 @@ def test_features_along_a_trajectory() -> None:
     features, feasible = encoding.trajectory_features(torch.tensor([[0, 2, 1]]), torch.tensor([960]))
     assert features.shape == (1, 3, 6)
     assert feasible.shape == (1, 3, 3)
-    torch.testing.assert_close(features[:, 2], encoding.budget_features(2, torch.tensor([480]), torch.tensor([960])))
+    asked = encoding.asked_features(torch.tensor([960]))
+    torch.testing.assert_close(features[:, 2], encoding.budget_features(2, torch.tensor([480]), asked))
 
 
 def test_json_round_trip_is_exact() -> None:

@@ -39,7 +39,7 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
         torch.manual_seed(seed)
         network = PlanModel(config, encoding)
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
-    return Predictor(network, encoding, Calibration(-0.5, 0.5, 0.25, 1.0, 20), info)
+    return Predictor(network, encoding, Calibration(-0.5, 0.5, 0.25, 20), info)
 
 
 def store(repository: Repository, predictor: Predictor, name: str, *, day: int = 0) -> None:

@@ -58,8 +58,19 @@ def test_equal_model_returns_the_stored_one(filled: SqlRepository) -> None:
     assert len(filled.list_models()) == 1
 
 
-@pytest.mark.parametrize("change", [{"path": "/elsewhere"}, {"weights_sha256": "b" * 64}])
+def test_a_checkpoint_may_move(filled: SqlRepository) -> None:
+    moved = dataclasses.replace(model(), path="/elsewhere")
+    later = dataclasses.replace(moved, created_at=MORNING + timedelta(days=1))
+    assert filled.add_model(later) == moved
+    assert filled.get_model("m") == moved
+    assert filled.list_models() == [moved]
+
+
+@pytest.mark.parametrize(
+    "change", [{"ranking_sha256": hashlib.sha256(b"other").hexdigest()}, {"weights_sha256": "b" * 64}]
+)
 def test_other_model_under_a_taken_id_is_a_conflict(filled: SqlRepository, change: dict[str, Any]) -> None:
+    filled.put_artifact(b"other", SAFETENSORS)
     with pytest.raises(ConflictError, match=f"m: another {next(iter(change))}"):
         filled.add_model(dataclasses.replace(model(), **change))
     assert filled.get_model("m") == model()
@@ -86,6 +97,8 @@ def test_time_without_zone_is_refused(filled: SqlRepository) -> None:
 def test_calibration_round_trips_and_is_immutable(repository: SqlRepository) -> None:
     assert repository.add_calibration(calibration()) == calibration()
     assert repository.add_calibration(calibration(created_at=MORNING + timedelta(1))) == calibration()
+    renamed = dataclasses.replace(calibration(), name="renamed.json")
+    assert repository.add_calibration(renamed) == calibration()
     with pytest.raises(ConflictError, match="c: another num_conversations"):
         repository.add_calibration(dataclasses.replace(calibration(), num_conversations=33))
     assert repository.get_calibration("c") == calibration()

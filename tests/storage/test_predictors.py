@@ -13,10 +13,21 @@ from tests.storage.examples import MORNING, model, predictor
 
 def test_predictor_round_trips_and_is_immutable(filled: SqlRepository) -> None:
     assert filled.add_predictor(predictor()) == predictor()
-    assert filled.add_predictor(predictor(created_at=MORNING + timedelta(1))) == predictor()
+    assert filled.add_predictor(predictor()) == predictor()
     with pytest.raises(ConflictError, match=r"predictor is stored with other content.*p: another config"):
         filled.add_predictor(dataclasses.replace(predictor(), config={"num_layers": 3}))
     assert filled.get_predictor("p") == predictor()
+
+
+def test_a_predictor_trained_again_is_the_latest_again(filled: SqlRepository) -> None:
+    first = predictor("first", MORNING)
+    filled.add_predictor(first)
+    filled.add_predictor(predictor("second", MORNING + timedelta(hours=1)))
+    again = dataclasses.replace(first, created_at=MORNING + timedelta(hours=2))
+    assert filled.add_predictor(again) == again
+    assert filled.latest_predictor("m") == again
+    # An older date does not take that back.
+    assert filled.add_predictor(first) == again
 
 
 def test_config_is_compared_as_json(filled: SqlRepository) -> None:

@@ -1,0 +1,70 @@
+"""From a queued search to a predicted plan, and the demo, with everything real but the model's size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lop.demo import DemoSettings, run_demo
+from lop.pictures import draw_demo
+from pruning.checkpoint import load_pruned
+from pruning.decoder import decoder_view
+from pruning.errors import InputError
+from pruning.target import Scope
+from storage.sql_repository import open_repository
+from tests.tiny_models import save_tiny_checkpoint, write_conversations
+
+
+def lop(database: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", "lop.cli", *map(str, arguments), "--database", database]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+
+
+def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Path, tmp_path: Path) -> None:
+    options = ("-s", 0.3, "-s", 0.6, "-n", 30, "--num-levels", 6, "--conversations", 4)
+    queued = json.loads(lop(database, "search", "-m", "tiny", "-d", data, *options, "--queue", "--json"))
+    assert queued["status"] == "queued"
+    lop(database, "worker", "--once", "--poll-seconds", 1)
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert (row["id"], row["status"], row["error"]) == (queued["search"], "done", None)
+    plan = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.45, "--json"))
+    assert plan["method"] == "lop"
+    assert plan["provenance"]["predictor"] == row["predictor"]
+    assert 0.45 <= plan["achieved"]["sparsity"]["ffn"] < 0.45 + 8 / (4 * 48)
+    low, high = plan["predicted"]["interval"]
+    assert low <= plan["predicted"]["quality"] <= high
+    # Trained again on the same samples: the same predictor, and the same plan.
+    again = json.loads(lop(database, "train", "-m", "tiny", "--num-levels", 6, "--out", tmp_path / "p", "--json"))
+    assert again["predictor"] == row["predictor"]
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"model.safetensors", "predictor.json"}
+    assert json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.45, "--json")) == plan
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        lop(database, "train", "-m", "tiny", "--num-levels", 5)
+    assert "--num-levels" in caught.value.stderr
+
+
+def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    save_tiny_checkpoint(reference / "model", ffn_width=64)
+    for split in ("calibration", "validation"):
+        path = write_conversations(reference / "data", 8)
+        path.rename(reference / "data" / f"{split}.json")
+    settings = DemoSettings(evaluations=25, calibration=4)
+    result, plans = run_demo(reference, tmp_path / "out", settings)
+    assert result.samples == open_repository(f"sqlite:///{tmp_path / 'out' / 'lop.db'}").count_samples("reference")
+    assert result.achieved_sparsity == plans["lop"].achieved.sparsity[Scope.FFN]
+    assert 0.5 <= result.achieved_sparsity < 0.5 + 8 / (4 * 64)
+    assert plans["lop"].method == "lop"
+    assert json.loads(result.to_json()).keys() == {
+        "dense_accuracy", "uniform_accuracy", "lop_accuracy", "target_sparsity", "achieved_sparsity",
+        "plan_latency_ms", "samples", "seconds",
+    }  # fmt: skip
+    for name, plan in plans.items():
+        view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
+        assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
+    draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="left out"):
+        run_demo(reference, tmp_path / "out", DemoSettings(target=0.3, searched=(0.3,)))
