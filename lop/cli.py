@@ -5,7 +5,7 @@ Exit codes: 0 done, 2 the user's input breaks a rule (one line on stderr says wh
 
 import os
 import sys
-from importlib.metadata import version as installed_version
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -23,13 +23,19 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _version_option(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
-        print_line(f"lop-service {installed_version('lop-service')}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"lop-service {version('lop-service')}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 app.add_typer(model.app, name="model")
@@ -56,7 +62,7 @@ def main() -> None:
         sys.exit(app(prog_name="lop", standalone_mode=False))
     except typer.TyperException as error:  # a command line that does not parse
         if message := error.format_message():
-            fail(f"{message} `lop --help` and `lop COMMAND --help` list what there is.")
+            fail(f"{message.rstrip('.')}. `lop --help` and `lop COMMAND --help` list what there is")
         sys.exit(2)
     except LopError as error:
         fail(str(error))

@@ -1,11 +1,11 @@
 """Getting a plan, from a server or straight from the database, and keeping it as files."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lop.applying import ranking_path
 from lop.client import Client
+from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.plan import PruningPlan
 from pruning.target import check_sparsity
@@ -49,13 +49,7 @@ def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if ranking is not None:
-            _write(ranking_path(out), ranking)
-        _write(out, plan.to_json().encode())
+            replace_file(ranking_path(out), ranking)
+        replace_file(out, plan.to_json().encode())
     except OSError as error:
         raise CheckpointError("the plan's folder must be writable", values=f"{out}: {error.strerror}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(content)
-    os.replace(draft, path)  # noqa: PTH105 - atomic also where the target exists

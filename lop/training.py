@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.errors import InputError
@@ -41,8 +42,11 @@ def train_model(
     *,
     calibration_id: str | None = None,
     progress: "ProgressCallback | None" = None,
+    resume_folder: Path | None = None,
 ) -> PredictorRecord:
     """Train a predictor and register it; the server uses the latest one.
+
+    With a `resume_folder`, a training that was interrupted goes on from what it left there.
 
     Raises:
         NotFoundError, InputError: no such model, or too few samples.
@@ -59,7 +63,7 @@ def train_model(
             values=f"{on_grid} of {len(samples)} samples have widths of {grid.num_levels} levels of {grid.round_to}",
             remedy="Give --num-levels and --round-to as in the search",
         )
-    predictor = train_predictor(model.anatomy, samples, settings, progress=progress)
+    predictor = train_predictor(model.anatomy, samples, settings, progress=progress, checkpoint_folder=resume_folder)
     weights, config = predictor.to_bytes()
     sha256 = repository.put_artifact(weights, "application/octet-stream")
     return repository.add_predictor(

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from policy_model.atomic_file import replace_file
+from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError
 
 STATE_FILE = "training.json"

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from policy_model.atomic_file import replace_file
 from policy_model.calibration import Calibration, kl_of
 from policy_model.decoding import NUM_CANDIDATES, best_levels, decode, gumbel_noise, marginal_worth
 from policy_model.encoding import Encoding
 from policy_model.model import KeyValues, ModelConfig, PlanModel
 from pruning.anatomy import ModelAnatomy
+from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from pruning.repair import repair_widths
 

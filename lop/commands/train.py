@@ -20,6 +20,9 @@ def train(
     num_levels: Annotated[int, typer.Option(min=2, help="Widths a layer, as in the search.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Rounding step, as in the search.")] = DEFAULT_ROUND_TO,
     seed: Seed = 0,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints: an interrupted training goes on from there.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the checkpoint to this new folder.")] = None,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
@@ -36,7 +39,9 @@ def train(
     calibration = calibration_id(load_conversations(data)[:conversations]) if data is not None else None
     training_samples(repository, model, calibration)  # told before torch is set to work
     with progress_bar(stderr()) as progress:
-        record = train_model(repository, model, settings, calibration_id=calibration, progress=progress)
+        record = train_model(
+            repository, model, settings, calibration_id=calibration, progress=progress, resume_folder=resume
+        )
     if out is not None:
         Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config).save(out)
     info = record.config["info"]

@@ -18,7 +18,7 @@ def worker(
     from mcts.progress import SearchProgressBar
     from service.logs import configure_logging
     from service.settings import load_settings
-    from service.worker import Worker, WorkerOptions
+    from service.worker import WorkerOptions, run_worker
     from storage.records import SearchRecord
 
     configure_logging(load_settings(database_url=database).log_level)
@@ -30,4 +30,4 @@ def worker(
         with SearchProgressBar() as progress:
             return run_queued(repository, search, progress)
 
-    Worker(repository, handle, options=WorkerOptions(poll_seconds=poll_seconds, once=once)).run()
+    run_worker(repository, handle, options=WorkerOptions(poll_seconds=poll_seconds, once=once))

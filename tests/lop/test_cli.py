@@ -121,6 +121,11 @@ def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tu
         ),
         "no checkpoint": (("evaluate", tmp_path / "none", "-d", data), "checkpoint folder"),
         "remote host": (("serve", "--host", "0.0.0.0"), "--allow-remote"),
+        "not a number": (("plan", "-m", "tiny", "-s", "abc"), "--sparsity"),
+        "missing option": (("plan", "-m", "tiny"), "Missing option '--sparsity'"),
+        "no such command": (("nonsense",), "nonsense"),
+        "two sources": (("plan", "-m", "tiny", "-s", 0.4, "--url", "http://x", "--database", "sqlite:///x"), "--url"),
+        "an id that cannot be named": (("model", "add", "a b", checkpoint, "-d", data), "'a b'"),
         "no reference": (("demo", "--reference", tmp_path, "--out", tmp_path / "d"), "--reference"),
         "demo over another folder": (("demo", "--out", checkpoint), "--out"),
     }
@@ -162,6 +167,11 @@ def test_an_old_database_names_the_command_that_upgrades_it(run: Run, tmp_path: 
     assert "lop db upgrade" in err
     assert run("db", "upgrade", database=url)[0] == 0
     assert run("model", "list", "--json", database=url)[:2] == (0, "[]\n")
+
+
+def test_the_version_is_told(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert (code, out.split()[0]) == (0, "lop-service")
 
 
 def test_too_little_data_is_warned_about_with_the_number(run: Run, data: Path) -> None:
