@@ -6,6 +6,7 @@ Import the fixtures into a conftest: `from tests.postgres import postgres_server
 import atexit
 import functools
 import itertools
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class PostgresServer:
         self._connections: dict[str, psycopg.Connection] = {}
         self._idle: list[str] = []
         atexit.register(self.close)  # before the server is stopped: handlers run in reverse order
+        # It says goodbye at exit, when pytest has closed the stream that a test's logging may have been sent to.
+        logging.getLogger("pgserver").setLevel(logging.WARNING)
 
     def url(self, name: str) -> str:
         """The URL of database `name`, as a user would write it."""
