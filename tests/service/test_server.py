@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
-from service.server import serve
+from service.server import _listen, serve
 from service.settings import Settings
 from storage.contract import Repository
 
@@ -91,3 +91,10 @@ def test_a_database_without_our_schema_is_refused_with_the_command_that_makes_it
     (tmp_path / "empty.db").touch()
     with pytest.raises(SchemaRevisionError, match="lop db upgrade"):
         serve(Settings(database_url=f"sqlite:///{tmp_path}/empty.db", port=0))
+
+
+def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
