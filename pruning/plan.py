@@ -87,7 +87,7 @@ class Achieved(_Part):
     Attributes:
         sparsity: fraction removed, per scope.
         parameters: parameters of the whole model.
-        disk_bytes: size of the weight files that `save_pruned` writes, to the byte.
+        disk_bytes: size of the weight files that `lop apply` (`prune_checkpoint`) writes, to the byte.
         memory_bytes: weights plus KV cache for `workload`; activations are not counted.
         kv_cache_bytes: keys and values of all layers for `workload`.
         flops: multiply-adds x 2 of the decoder and head for `workload`.
