@@ -36,6 +36,12 @@ _INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 _TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
+def decoder_tensor(name: str) -> tuple[int, str] | None:
+    """The layer of a decoder tensor and its name inside the layer; None for any other tensor."""
+    match = _DECODER_TENSOR.match(name)
+    return (int(match[1]), match[2]) if match else None
+
+
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
     from transformers import AutoConfig
@@ -85,8 +91,8 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     for tensor in parameters:
-        if match := _DECODER_TENSOR.match(tensor[0]):
-            by_layer[int(match[1])].append(tensor)
+        if place := decoder_tensor(tensor[0]):
+            by_layer[place[0]].append(tensor)
     if sorted(by_layer) != list(range(text.num_hidden_layers)):
         raise CheckpointError(
             "the checkpoint must hold every decoder layer of its config",
@@ -125,9 +131,9 @@ def _ffn_axis(suffix: str, family: FfnFamily) -> int | None:
 
 def _spec(tensor: TensorHeader, family: FfnFamily) -> TensorSpec:
     name, shape, dtype = tensor
-    match = _DECODER_TENSOR.match(name)
-    axis = _ffn_axis(match[2], family) if match else None
-    return TensorSpec(name, shape, dtype, int(match[1]) if match and axis is not None else None, axis)
+    place = decoder_tensor(name)
+    axis = _ffn_axis(place[1], family) if place else None
+    return TensorSpec(name, shape, dtype, place[0] if place and axis is not None else None, axis)
 
 
 def _layer(index: int, tensors: list[TensorHeader], text: Any, family: FfnFamily) -> DecoderLayer:
@@ -167,8 +173,8 @@ def _fingerprint(config: "PreTrainedConfig", text: Any, tensors: list[TensorHead
     """
     named = []
     for name, shape, _ in tensors:
-        match = _DECODER_TENSOR.match(name)
-        short = f"layers.{match[1]}.{match[2]}" if match else ".".join(name.split(".")[-2:])
+        place = decoder_tensor(name)
+        short = f"layers.{place[0]}.{place[1]}" if place else ".".join(name.split(".")[-2:])
         named.append([short, list(shape)])
     document = {
         "model_type": config.model_type,

@@ -1,10 +1,10 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy_reader import load_config
+from pruning.anatomy_reader import decoder_tensor, load_config
 from pruning.errors import CheckpointError
 from pruning.families import ffn_family
 from pruning.headers import read_headers
@@ -26,25 +26,38 @@ def recorded_widths(config: "PreTrainedConfig") -> dict[int, int]:
     return {int(layer): int(values[attribute]) for layer, values in overrides.items() if attribute in values}
 
 
+def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
+    """The decoder layers whose down projection has a bias, by the checkpoint's tensor names.
+
+    No config field of transformers says so of one projection and one layer (Llama's `mlp_bias` is about all three of
+    every layer), so the weight files are where it is recorded.
+    """
+    family = ffn_family(config.get_text_config(decoder=True).model_type)
+    found = (decoder_tensor(name) for name in names)
+    return {layer for layer, inside in filter(None, found) if inside == f"{family.module}.{family.out}.bias"}
+
+
 def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     """Load a dense or a pruned checkpoint folder; keyword arguments go to `from_pretrained` (dtype, device_map).
 
-    Builds on the meta device, gives the recorded layers their widths, then loads the safetensors weights through
-    transformers, so sharded files, dtypes and renamed tensors are its business.
+    Builds on the meta device, gives the recorded layers their widths, and a down projection a bias where the files hold
+    one, then loads the safetensors weights through transformers, so sharded files, dtypes and renamed tensors are its
+    business.
 
     Raises:
         CheckpointError: the folder is damaged, or its tensors are not exactly those of the model.
     """
     path = Path(path)
-    read_headers(path)
+    headers = read_headers(path)
     config = load_config(path)
     widths = recorded_widths(config)
+    compensated = biased_layers(config, headers) if widths else set()
     model_class = _model_class(config)
 
     class Resized(model_class):  # type: ignore[misc, valid-type]
         def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            resize_ffns(self, widths)
+            resize_ffns(self, widths, compensated=compensated & widths.keys())
 
     # transformers renames hub tensors by a class's name and module, and leaves out classes that are not its own.
     Resized.__name__ = Resized.__qualname__ = model_class.__name__

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 
 from pruning.anatomy import ModelAnatomy
+from pruning.compensation import bias_parameters, pruned_tensors
 from pruning.plan import Achieved, Workload
 from pruning.target import achieved_sparsity
 
@@ -52,9 +53,10 @@ def safetensors_file_bytes(tensors: Sequence[TensorHeader]) -> int:
     return 8 + (len(text) + 7) // 8 * 8 + offset
 
 
-def disk_bytes(anatomy: ModelAnatomy, widths: Sequence[int]) -> int:
+def disk_bytes(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates: bool = False) -> int:
     """Bytes of all weight files of the pruned checkpoint, as `prune_checkpoint` writes them."""
-    headers = {t.name: (t.name, t.shape_with(widths), t.dtype) for t in anatomy.tensors}
+    tensors = pruned_tensors(anatomy, widths, compensates=compensates)
+    headers = {t.name: (t.name, t.shape, t.dtype) for t in tensors}
     shards = plan_shards(list(headers.values())).filename_to_tensors
     return sum(safetensors_file_bytes([headers[name] for name in names]) for names in shards.values())
 
@@ -66,7 +68,15 @@ def kv_cache_bytes(anatomy: ModelAnatomy, workload: Workload) -> int:
     return tokens * per_token * DTYPE_BYTES[anatomy.dtype]
 
 
-def flops(anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload) -> int:
+def added_bias_parameters(anatomy: ModelAnatomy, widths: Sequence[int]) -> list[int]:
+    """[L] parameters of the biases that compensation adds: none where a layer stays dense."""
+    return [
+        bias if width < layer.ffn_width else 0
+        for bias, width, layer in zip(bias_parameters(anatomy), widths, anatomy.layers, strict=True)
+    ]
+
+
+def flops(anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload, *, compensates: bool = False) -> int:
     """Floating-point operations of decoder and output head, a multiply-add counted as two.
 
     Every position passes each layer's weights once (2 operations a parameter, norms included: under 0.1% of a real
@@ -78,25 +88,29 @@ def flops(anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload) -> i
     positions = prompt + max(output - 1, 0)
     attended = positions * (positions + 1) // 2
     total = 0
-    for width, layer in zip(widths, anatomy.layers, strict=True):
-        parameters = layer.parameters - (layer.ffn_width - width) * layer.ffn_parameters_per_channel
+    biases = added_bias_parameters(anatomy, widths) if compensates else [0] * len(widths)
+    for width, bias, layer in zip(widths, biases, anatomy.layers, strict=True):
+        parameters = layer.parameters - (layer.ffn_width - width) * layer.ffn_parameters_per_channel + bias
         total += 2 * parameters * positions + 4 * layer.num_heads * layer.head_dim * attended
     total += 2 * anatomy.hidden_size * anatomy.vocab_size * output
     return total * workload.batch
 
 
-def price(anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload | None = None) -> Achieved:
-    """All costs of a model whose FFNs have `widths` [L]."""
+def price(
+    anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload | None = None, *, compensates: bool = False
+) -> Achieved:
+    """All costs of a model whose FFNs have `widths` [L], with the biases that compensation adds or without."""
     workload = workload or Workload()
+    added = sum(added_bias_parameters(anatomy, widths)) if compensates else 0
     removed = sum((x.ffn_width - w) * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
-    weights = sum(tensor_bytes(t.shape_with(widths), t.dtype) for t in anatomy.tensors)
+    weights = sum(tensor_bytes(t.shape, t.dtype) for t in pruned_tensors(anatomy, widths, compensates=compensates))
     cache = kv_cache_bytes(anatomy, workload)
     return Achieved(
-        sparsity=achieved_sparsity(anatomy, list(widths)),
-        parameters=anatomy.total_parameters - removed,
-        disk_bytes=disk_bytes(anatomy, widths),
+        sparsity=achieved_sparsity(anatomy, list(widths), added_parameters=added),
+        parameters=anatomy.total_parameters - removed + added,
+        disk_bytes=disk_bytes(anatomy, widths, compensates=compensates),
         memory_bytes=weights + cache,
         kv_cache_bytes=cache,
-        flops=flops(anatomy, widths, workload),
+        flops=flops(anatomy, widths, workload, compensates=compensates),
         workload=workload,
     )

@@ -1,6 +1,11 @@
-"""What one evaluation of a configuration measures."""
+"""What one evaluation of a configuration measures, and who measures it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+Widths = tuple[int, ...]
+"""FFN widths [L]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +26,9 @@ class Metrics:
     accuracy: float
     num_tokens: int
     num_answers: int
+
+
+class Evaluate(Protocol):
+    """Measures a model pruned to each of `widths` [n][L]; returns n Metrics in the same order."""
+
+    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]: ...

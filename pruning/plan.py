@@ -6,6 +6,7 @@ Schema version 1 holds every axis; FFN width is the one that is planned today, t
 
 import hashlib
 import json
+import operator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -67,10 +68,15 @@ class PlanLayer(_Part):
 
 
 class PlanRanking(_Part):
-    """The ranking file that says which channels are kept: its sha256, and where the server offers it."""
+    """The ranking file that says which channels are kept: its sha256, and where the server offers it.
+
+    `compensates` says that the file holds channel means: every down projection that is cut gets a bias for what it
+    loses, and the plan's costs count it. It is written only where it is true, as in plans from before there was one.
+    """
 
     sha256: str = Field(pattern=_SHA256)
     url: str | None = None
+    compensates: bool = Field(default=False, exclude_if=operator.not_)
 
 
 class Workload(_Part):

@@ -42,7 +42,7 @@ def make_plan(
         target=target,
         layers=layers,
         ranking=ranking,
-        achieved=price(anatomy, list(widths)),
+        achieved=price(anatomy, list(widths), compensates=ranking.compensates),
         predicted=predicted,
         provenance=provenance or Provenance(),
     )

@@ -6,13 +6,19 @@ Both write next to the output folder and rename it into place at the end: an out
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import load_config, read_anatomy
 from pruning.checkpoint import PLAN_NAME, recorded_widths
+from pruning.compensation import compensated_bias, compensated_weights, pruned_tensors
 from pruning.cost import MAX_SHARD_SIZE, SAFETENSORS_METADATA, plan_shards
 from pruning.errors import CheckpointError
 from pruning.families import ffn_family
@@ -47,29 +53,17 @@ def prune_checkpoint(
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
         PlanError: the plan asks for what cannot be cut.
     """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     source, out = Path(source), Path(out)
     anatomy = read_anatomy(source)
     check_applicable(plan, anatomy, ranking)
     files = {name: path for name, (path, _) in read_headers(source).items()}
-    specs = {spec.name: spec for spec in anatomy.tensors}
-    widths = plan.ffn_widths
-    shards = plan_shards([(s.name, s.shape_with(widths), s.dtype) for s in anatomy.tensors])
+    cutter = _TensorCutter(files, anatomy, plan.ffn_widths, ranking)
+    pruned = pruned_tensors(anatomy, plan.ffn_widths, compensates=ranking.compensates)
+    shards = plan_shards([(t.name, t.shape, t.dtype) for t in pruned])
     total, done = plan.achieved.disk_bytes, 0
     with _new_folder(out) as draft:
         for file_name, names in shards.filename_to_tensors.items():
-            tensors: dict[str, torch.Tensor] = {}
-            for name in names:
-                spec = specs[name]
-                with safe_open(files[name], framework="pt") as file:
-                    tensor: torch.Tensor = file.get_tensor(name)
-                if spec.ffn_layer is not None and spec.ffn_axis is not None:
-                    kept = torch.from_numpy(ranking.kept(spec.ffn_layer, widths[spec.ffn_layer]))
-                    tensor = tensor.index_select(spec.ffn_axis, kept)
-                tensors[name] = tensor.contiguous()
+            tensors = {name: cutter.cut(name) for name in names}
             save_file(tensors, draft / file_name, metadata=SAFETENSORS_METADATA)
             done += (draft / file_name).stat().st_size
             if on_bytes is not None:
@@ -86,13 +80,45 @@ def prune_checkpoint(
     return out
 
 
+class _TensorCutter:
+    """Reads tensors of the dense checkpoint one at a time, and makes of them those of the pruned one."""
+
+    def __init__(
+        self, files: Mapping[str, Path], anatomy: ModelAnatomy, widths: Sequence[int], ranking: Ranking
+    ) -> None:
+        self._files = files
+        self._widths = widths
+        self._ranking = ranking
+        self._specs = {spec.name: spec for spec in anatomy.tensors}
+        self._out_weights = compensated_weights(anatomy) if ranking.compensates else {}
+
+    def cut(self, name: str) -> torch.Tensor:
+        """The tensor `name` of the pruned checkpoint, contiguous."""
+        weight = self._out_weights.get(name)
+        if weight is not None and weight.ffn_layer is not None:
+            width = self._widths[weight.ffn_layer]
+            if width < weight.shape[1]:
+                bias = self._read(name) if name in self._files else None
+                return compensated_bias(self._read(weight.name), bias, self._ranking, weight.ffn_layer, width)
+        spec, tensor = self._specs[name], self._read(name)
+        if spec.ffn_layer is not None and spec.ffn_axis is not None:
+            kept = torch.from_numpy(self._ranking.kept(spec.ffn_layer, self._widths[spec.ffn_layer]))
+            tensor = tensor.index_select(spec.ffn_axis, kept)
+        return tensor.contiguous()
+
+    def _read(self, name: str) -> torch.Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
 def save_pruned(
     model: "PreTrainedModel", plan: PruningPlan, out: str | Path, *, processor: "ProcessorMixin | None" = None
 ) -> Path:
     """Save a model that `apply_plan` has cut, with its processor if given, to the new folder `out`.
 
     Raises:
-        CheckpointError: the model's widths are not the plan's, or `out` exists.
+        CheckpointError: the model's widths or biases are not the plan's, or `out` exists.
     """
     from pruning.decoder import decoder_view
 
@@ -102,6 +128,12 @@ def save_pruned(
         raise CheckpointError(
             "the model must have the plan's widths",
             values=f"model {widths}, plan {plan.ffn_widths}",
+            remedy="Call apply_plan(model, plan) first",
+        )
+    if plan.ranking.compensates and any(view.out_projection(x).bias is None for x in recorded_widths(model.config)):
+        raise CheckpointError(
+            "the model must have the biases that its plan adds",
+            values=f"plan {plan.plan_id} compensates for what it removes",
             remedy="Call apply_plan(model, plan) first",
         )
     out = Path(out)

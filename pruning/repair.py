@@ -4,7 +4,7 @@ The search and the predictor choose among K levels a layer; a target rarely fall
 rounding steps until the widths fit the budget and no layer can grow by one more step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError
@@ -16,13 +16,15 @@ def repair_widths(
     budget: int,
     *,
     round_to: int,
-    marginal: Sequence[float] | None = None,
+    marginal: Sequence[float] | Callable[[int, int], float] | None = None,
+    cut_parameters: Sequence[int] | None = None,
 ) -> list[int]:
     """Widths [L] near `widths`, multiples of `round_to` (or dense), that cost at most `budget` parameters.
 
-    The result leaves less than one rounding step of any layer that is not dense. `marginal` [L] says how much one
-    more step is worth in each layer (default: the layer's relative narrowness); steps are taken from the layer worth
-    least and given to the layer worth most.
+    The result leaves less than one rounding step of any layer that is not dense. `marginal` says how much one more step
+    is worth in each layer, as numbers [L] or as a function of (layer, present width); by default it is the layer's
+    relative narrowness. Steps are taken from the layer worth least and given to the layer worth most. `cut_parameters`
+    [L] is what a layer costs in addition once it is narrower than dense (a compensating bias).
 
     Raises:
         InfeasibleTargetError: the budget is below every layer at `round_to` channels.
@@ -35,9 +37,13 @@ def repair_widths(
     ]
 
     def price(index: int, width: int) -> int:
-        return width * layers[index].ffn_parameters_per_channel
+        layer = layers[index]
+        added = cut_parameters[index] if cut_parameters is not None and width < layer.ffn_width else 0
+        return width * layer.ffn_parameters_per_channel + added
 
     def worth(index: int) -> float:
+        if callable(marginal):
+            return marginal(index, repaired[index])
         return marginal[index] if marginal is not None else 1.0 - repaired[index] / layers[index].ffn_width
 
     remaining = budget - sum(price(i, w) for i, w in enumerate(repaired))
@@ -52,13 +58,14 @@ def repair_widths(
             )
         index = min(shrinkable, key=lambda i: (worth(i), i))
         narrower = max(smallest[index], (repaired[index] - 1) // round_to * round_to)
-        remaining += price(index, repaired[index] - narrower)
+        remaining += price(index, repaired[index]) - price(index, narrower)
         repaired[index] = narrower
     while True:
         steps = {i: min(round_to, layers[i].ffn_width - w) for i, w in enumerate(repaired)}
-        growable = [i for i, step in steps.items() if step > 0 and price(i, step) <= remaining]
+        prices = {i: price(i, repaired[i] + step) - price(i, repaired[i]) for i, step in steps.items()}
+        growable = [i for i, step in steps.items() if step > 0 and prices[i] <= remaining]
         if not growable:
             return repaired
         index = max(growable, key=lambda i: (worth(i), -i))
-        remaining -= price(index, steps[index])
+        remaining -= prices[index]
         repaired[index] += steps[index]

@@ -1,7 +1,7 @@
 """Cutting FFN channels out of a model in memory: coupled tensors, then counts, then the config, in lockstep."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 
 from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of
+from pruning.compensation import compensated_bias
 from pruning.decoder import DecoderView, decoder_view
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.plan import PruningPlan
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 @torch.no_grad()
 def cut_ffns(model: "PreTrainedModel", widths: Sequence[int], ranking: Ranking) -> None:
     """Cut every FFN of `model`, in place, down to its `widths[l]` best channels and record them in the config.
+
+    If the ranking holds means, the down projections that are cut get a bias for what they lose.
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
@@ -40,7 +43,8 @@ def cut_ffns(model: "PreTrainedModel", widths: Sequence[int], ranking: Ranking) 
         for linear in view.in_projections(layer):
             _replace(linear, linear.weight[kept], linear.bias[kept] if linear.bias is not None else None)
         out = view.out_projection(layer)
-        _replace(out, out.weight[:, kept], out.bias)
+        bias = compensated_bias(out.weight, out.bias, ranking, layer, width) if ranking.compensates else out.bias
+        _replace(out, out.weight[:, kept], bias)
         _set_width(view, layer, width)
         logger.info("layer %d: ffn %d -> %d channels", layer, dense[layer], width)
     record_widths(model, {i: w for i, (w, d) in enumerate(zip(widths, dense, strict=True)) if w != d})
@@ -73,6 +77,12 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             remedy="Fetch the ranking from the plan's ranking.url",
         )
     ranking.check(anatomy)
+    if ranking.compensates != plan.ranking.compensates:
+        raise PlanError(
+            "a plan compensates if, and only if, its ranking holds channel means",
+            values=f"plan {plan.ranking.compensates}, ranking {ranking.compensates}",
+            remedy="Fetch the plan again with `lop plan`",
+        )
     _check_widths(plan.ffn_widths, anatomy)
     for layer, dense in zip(plan.layers, anatomy.layers, strict=True):
         heads_cut = (layer.num_heads, layer.num_kv_groups) != (dense.num_heads, dense.num_kv_groups)
@@ -90,15 +100,19 @@ def _check_widths(widths: Sequence[int], anatomy: ModelAnatomy) -> None:
         raise PlanError("each layer keeps between 1 channel and all", values=f"widths {list(widths)} of {dense}")
 
 
-def resize_ffns(model: "PreTrainedModel", widths: Mapping[int, int]) -> None:
-    """Give the listed layers FFNs of these widths, with new, uninitialised weights on the same device."""
+def resize_ffns(model: "PreTrainedModel", widths: Mapping[int, int], *, compensated: Collection[int] = ()) -> None:
+    """Give the listed layers FFNs of these widths, with new, uninitialised weights on the same device.
+
+    The down projections of the layers in `compensated` get a bias [D] if they have none.
+    """
     view = decoder_view(model)
     for layer, width in widths.items():
         for linear in view.in_projections(layer):
             bias = linear.bias
             _replace(linear, linear.weight.new_empty(width, linear.in_features), None if bias is None else bias[:width])
         out = view.out_projection(layer)
-        _replace(out, out.weight.new_empty(out.out_features, width), out.bias)
+        added = out.weight.new_empty(out.out_features) if layer in compensated else None
+        _replace(out, out.weight.new_empty(out.out_features, width), out.bias if added is None else added)
         _set_width(view, layer, width)
 
 

@@ -62,8 +62,8 @@ def ffn_parameter_budget(anatomy: ModelAnatomy, sparsity: float, scope: Scope, *
     return anatomy.ffn_parameters - to_remove
 
 
-def achieved_sparsity(anatomy: ModelAnatomy, widths: list[int]) -> dict[Scope, float]:
-    """Sparsity per scope of a model whose FFNs have `widths` [L]."""
-    kept = sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
+def achieved_sparsity(anatomy: ModelAnatomy, widths: list[int], *, added_parameters: int = 0) -> dict[Scope, float]:
+    """Sparsity per scope of a model whose FFNs have `widths` [L] and `added_parameters` that the dense ones lack."""
+    kept = added_parameters + sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
     removed = anatomy.ffn_parameters - kept
     return {scope: removed / scope_parameters(anatomy, scope) for scope in Scope}

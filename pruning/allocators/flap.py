@@ -1,0 +1,53 @@
+"""FLAP: channels that fluctuate least go first, over all layers at once, and a bias stands in for them.
+
+An et al., arXiv 2312.11983, in its default form (metric WIFV, structure AL-AM). Channel j of a layer's down projection
+scores the variance of its input times ||W_down[:, j]||_2^2. Scores are standardised within each layer (z-scores),
+sorted over all layers, and the lowest are cut until the budget is met, every channel weighed by its parameters. Each
+cut layer gets the bias W_down[:, removed] @ mean[removed] (`pruning.compensation`).
+
+Differs from the paper: FFN channels only, no attention heads; biases count as parameters and are paid for from the
+budget; widths are rounded, and no layer goes below one rounding step.
+"""
+
+import numpy as np
+
+from pruning.allocators.allocation import Allocation, widths_near
+from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray
+from pruning.compensation import bias_parameters
+from pruning.ranking import Ranking
+from pruning.statistics import ModelStatistics, StatisticsKind
+
+
+def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
+    """Widths under `budget` FFN parameters, added biases included, and a ranking that compensates.
+
+    Raises:
+        InfeasibleTargetError: the budget is below `round_to` channels and a bias in every layer.
+        FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
+    """
+    statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
+    scores = [
+        variance * norm**2
+        for variance, norm in zip(statistics.per_layer("ffn_variance"), statistics.per_layer("down_norm"), strict=True)
+    ]
+    biases = bias_parameters(anatomy)
+    kept = channels_above_global_cut(anatomy, [z_scores(x) for x in scores], budget - sum(biases))
+    widths = widths_near(anatomy, kept, budget, round_to=round_to, cut_parameters=biases)
+    return Allocation(widths, Ranking.from_scores(anatomy, scores, means=statistics.per_layer("ffn_mean")))
+
+
+def z_scores(values: FloatArray) -> FloatArray:
+    """(values - mean) / unbiased standard deviation; zeros where nothing differs."""
+    centred = values - values.mean()
+    deviation = float(np.sqrt((centred**2).sum() / max(len(values) - 1, 1)))
+    return centred / deviation if deviation > 0 else np.zeros_like(centred)
+
+
+def channels_above_global_cut(anatomy: ModelAnatomy, scores: list[FloatArray], budget: int) -> list[int]:
+    """Channels [L] that each layer keeps if the best of all layers together are kept while `budget` parameters last."""
+    layer = np.concatenate([np.full(len(x), index) for index, x in enumerate(scores)])
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    parameters = np.array([x.ffn_parameters_per_channel for x in anatomy.layers], dtype=np.int64)
+    fits = np.cumsum(parameters[layer[order]]) <= budget
+    return [int(n) for n in np.bincount(layer[order[fits]], minlength=anatomy.num_layers)]

@@ -1,0 +1,37 @@
+"""ShortGPT: the layers that change the hidden states least lose their FFNs first.
+
+Men et al., arXiv 2403.03853: block influence is the mean over tokens of 1 - cos(layer's input, its output), and the
+layers of least influence are removed at once. Differs from the paper: a layer loses its FFN only, down to one rounding
+step, and keeps its attention; the layer at which the budget is reached is cut in part. Differs from the published code
+in the influence: the mean is over tokens, not over the sums of samples, and the last output is taken before the final
+norm.
+"""
+
+import math
+
+import numpy as np
+
+from pruning.allocators.allocation import Allocation, widths_near
+from pruning.anatomy import ModelAnatomy
+from pruning.statistics import ModelStatistics, StatisticsKind
+
+
+def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
+    """Widths under `budget` FFN parameters: dense, or `round_to` channels, and one layer between.
+
+    Raises:
+        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
+    """
+    statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
+    to_remove = anatomy.ffn_parameters - budget
+    wished = [math.inf] * anatomy.num_layers
+    for index in np.argsort(statistics.arrays["block_influence"], kind="stable"):
+        if to_remove <= 0:
+            break
+        layer = anatomy.layers[index]
+        removable = layer.ffn_width - min(round_to, layer.ffn_width)
+        removed = min(to_remove / layer.ffn_parameters_per_channel, removable)
+        wished[index] = layer.ffn_width - removed
+        to_remove -= math.ceil(removed * layer.ffn_parameters_per_channel)
+    return Allocation(widths_near(anatomy, wished, budget, round_to=round_to))

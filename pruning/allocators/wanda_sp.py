@@ -1,0 +1,32 @@
+"""Wanda-sp: Wanda's score summed over structures, the same ratio in every layer.
+
+The structured port of Wanda (arXiv 2306.11695) that FLAP compares with (arXiv 2312.11983): channel j of the down
+projection scores mean_i |W_ij| x ||x_j||_2. Differs from it in that FFN channels only are removed, and that activations
+are measured once, on the dense model, where the original measures again behind every pruned layer.
+"""
+
+import numpy as np
+
+from pruning.allocators.allocation import Allocation
+from pruning.allocators.uniform import uniform_widths
+from pruning.anatomy import ModelAnatomy
+from pruning.ranking import Ranking
+from pruning.statistics import ModelStatistics, StatisticsKind
+
+
+def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
+    """Equal retention under `budget` FFN parameters, with Wanda-sp's order of channels.
+
+    Raises:
+        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
+    """
+    statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
+    # The norm over tokens and the root of the mean square differ by one factor for all channels.
+    scores = [
+        weight * np.sqrt(moment)
+        for weight, moment in zip(
+            statistics.per_layer("down_mean_abs"), statistics.per_layer("ffn_second_moment"), strict=True
+        )
+    ]
+    return Allocation(uniform_widths(anatomy, budget, round_to=round_to), Ranking.from_scores(anatomy, scores))

@@ -1,0 +1,114 @@
+"""Statistics without gradients: ECoFLaP's zeroth-order importance (arXiv 2310.02998).
+
+For one weight matrix W and one batch, with z ~ N(0, 1) of W's shape, the projected gradient is
+g = (L(W + eps z) - L(W - eps z)) / (2 eps). A matrix scores the sum of |g| over batches, a layer's FFN the sum over its
+matrices. Memory: the model's own, a copy of one matrix, and each batch's hidden states at one layer.
+
+Load the model in float32 for it. In bfloat16 most of the difference of two losses is rounding: on the reference model,
+32 conversations, layers' scores come out 3 to 20 times as large, and correlate at .73 with those of float32, where two
+seeds in float32 correlate at .96.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.answer_loss import num_answer_tokens, summed_answer_loss
+from pruning.arrays import FloatArray
+from pruning.batches import Batch
+from pruning.decoder import DecoderView, decoder_inputs, decoder_view
+from pruning.layerwise import LayerCalls, record_layer_calls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EPSILON = 1e-3
+"""The paper's step."""
+
+
+@dataclass
+class _BatchState:
+    """One batch, and the hidden states [B, T, D] that enter the layer whose turn it is."""
+
+    batch: Batch
+    calls: LayerCalls
+    hidden: torch.Tensor
+
+
+@torch.inference_mode()
+def measure_zeroth_order(
+    model: "PreTrainedModel",
+    batches: Sequence[Batch],
+    *,
+    seed: int = 0,
+    epsilon: float = EPSILON,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, FloatArray]:
+    """The arrays of `StatisticsKind.ZEROTH_ORDER`; every weight is bit for bit as before when this returns or raises.
+
+    Layers are taken in order, and each pass begins at the layer that is perturbed: what comes before it is the same for
+    both signs. Noise is drawn on the CPU, so that devices agree on it.
+    """
+    view = decoder_view(model)
+    states = []
+    for batch in batches:
+        (inputs,) = decoder_inputs(model, [batch])
+        calls = record_layer_calls(view, inputs)
+        states.append(_BatchState(batch, calls, calls.hidden))
+    scores = np.zeros(len(view.layers))
+    matrices = len(view.family.into) + 1
+    total, done = len(view.layers) * matrices * len(states), 0
+    for layer in range(len(view.layers)):
+        for linear in [*view.in_projections(layer), view.out_projection(layer)]:
+            for state in states:
+                noise = torch.Generator().manual_seed(noise_seed(seed, done))
+                scores[layer] += abs(_projected_gradient(view, layer, linear, state, noise, epsilon))
+                done += 1
+                if on_batch is not None:
+                    on_batch(done, total)
+        for state in states:
+            state.hidden = view.layers[layer](state.hidden, **state.calls.arguments[layer])
+    return {"ffn_zeroth_order": scores}
+
+
+def _projected_gradient(
+    view: DecoderView, layer: int, linear: nn.Linear, state: _BatchState, noise: torch.Generator, epsilon: float
+) -> float:
+    """The derivative of the batch's mean loss along z, by central difference."""
+    weight = linear.weight
+    z = torch.randn(weight.shape, generator=noise, dtype=torch.float32).to(weight.device)
+    with _restored(weight) as original:
+        weight.copy_(original.float() + epsilon * z)
+        plus = _loss_from(view, layer, state)
+        weight.copy_(original.float() - epsilon * z)
+        minus = _loss_from(view, layer, state)
+    return (plus - minus) / (2 * epsilon)
+
+
+def _loss_from(view: DecoderView, layer: int, state: _BatchState) -> float:
+    """Mean cross-entropy of the batch's answer tokens, run from `layer` on."""
+    hidden = state.hidden
+    for index in range(layer, len(view.layers)):
+        hidden = view.layers[index](hidden, **state.calls.arguments[index])
+    loss = summed_answer_loss(view.head, view.final_norm(hidden), state.batch)
+    return float(loss) / num_answer_tokens([state.batch])
+
+
+@contextmanager
+def _restored(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The weight's present value, put back at the end whatever happens."""
+    original = weight.clone()
+    try:
+        yield original
+    finally:
+        weight.copy_(original)
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """The seed of the noise of one step: steps count matrices, and batches within each, from 0."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
