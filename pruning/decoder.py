@@ -20,12 +20,16 @@ class DecoderView:
 
     Attributes:
         decoder: the language model's trunk (embeddings in, final hidden states out).
+        layers: its layers, in order.
+        final_norm: what the trunk does after its last layer.
         head: the output head.
         ffns: one FFN module per layer.
         family: its row of the family table.
     """
 
     decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    final_norm: nn.Module
     head: nn.Module
     ffns: tuple[nn.Module, ...]
     family: FfnFamily
@@ -45,8 +49,9 @@ def decoder_view(model: "PreTrainedModel") -> DecoderView:
     """Find decoder and head; raises UnsupportedModelError for a family outside the table."""
     family = ffn_family(model.config.get_text_config(decoder=True).model_type)
     decoder = model.get_decoder()
-    ffns = tuple(getattr(layer, family.module) for layer in decoder.layers)
-    return DecoderView(decoder, model.get_output_embeddings(), ffns, family)
+    layers = tuple(decoder.layers)
+    ffns = tuple(getattr(layer, family.module) for layer in layers)
+    return DecoderView(decoder, layers, decoder.norm, model.get_output_embeddings(), ffns, family)
 
 
 class _CaptureError(Exception):

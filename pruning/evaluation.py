@@ -1,7 +1,8 @@
 """Scoring configurations: KL to the dense model, negative log-likelihood and exact match on answer tokens.
 
 Channels are put in ranking order once; then every configuration is a prefix slice of the same weights: no copy, no
-mask, and the narrower forward is really cheaper. The vision tower and the projector run once, for all configurations.
+mask, and the narrower forward is really cheaper. The vision tower and the projector run once, for all configurations;
+layers that a configuration shares with an earlier one are not run again; the output head sees answer tokens only.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ from torch import nn
 
 from pruning.anatomy_reader import anatomy_of
 from pruning.batches import Batch
+from pruning.compensation import compensated_bias
 from pruning.decoder import decoder_inputs, decoder_view
 from pruning.errors import InputError
+from pruning.layerwise import LayerCalls, record_layer_calls, without_causal_mask
 from pruning.metrics import Metrics
+from pruning.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache
 from pruning.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -43,6 +47,15 @@ class _AnswerTokens:
     dense_hidden: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _PreparedBatch:
+    """What is the same for every configuration, and the hidden states that some share."""
+
+    calls: LayerCalls
+    answers: _AnswerTokens
+    prefixes: PrefixCache
+
+
 class ConfigurationEvaluator:
     """Scores FFN widths of one model on fixed conversations.
 
@@ -50,22 +63,36 @@ class ConfigurationEvaluator:
     projections become slices while a configuration is evaluated. Call it from one thread at a time.
 
     On a CPU, batches run side by side, each on one thread: small matrices gain little from several threads, and the
-    numbers do not depend on how many cores there are.
+    numbers do not depend on how many cores there are. Nor do they depend on what was evaluated before.
+
+    Args:
+        cache_bytes: bound of the hidden states kept for configurations that begin alike; 0 keeps none.
     """
 
-    def __init__(self, model: "PreTrainedModel", batches: Sequence[Batch], ranking: Ranking) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        batches: Sequence[Batch],
+        ranking: Ranking,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
         anatomy = anatomy_of(model)
         ranking.check(anatomy)
         self._view = decoder_view(model.eval())
         self._dense_widths = tuple(x.ffn_width for x in anatomy.layers)
-        self._inputs = decoder_inputs(model, batches)
+        self._knows_causal = model.config.get_text_config(decoder=True)._attn_implementation == "sdpa"
+        self._ranking = ranking
+        self._biases: dict[tuple[int, int], nn.Parameter | None] = {}
         self._weights: list[list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]] = []
         with torch.no_grad():
             for layer, order in enumerate(ranking.ffn):
                 self._weights.append(self._reorder(layer, torch.from_numpy(order).long().to(model.device)))
         workers = min(torch.get_num_threads(), len(batches)) if model.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        self._answers = list(self._pool.map(self._answer_tokens, batches, self._inputs))
+        share = cache_bytes // len(batches)
+        inputs = self._pool.submit(decoder_inputs, model, batches).result()  # on one thread too, for equal numbers
+        self._batches = [self._prepare(batch, x, PrefixCache(share)) for batch, x in zip(batches, inputs, strict=True)]
 
     def __call__(self, configurations: Sequence[tuple[int, ...]]) -> list[Metrics]:
         """Metrics of each configuration, given as FFN widths [n][L]; the model is dense again afterwards."""
@@ -82,19 +109,20 @@ class ConfigurationEvaluator:
             )
         self._slice(widths)
         try:
-            measured = list(self._pool.map(self._measure, self._inputs, self._answers))
+            measured = list(self._pool.map(lambda batch: self._measure(batch, widths), self._batches))
         finally:
             self._slice(self._dense_widths)
-        tokens = sum(len(answers.targets) for answers in self._answers)
-        num_answers = sum(answers.num_answers for answers in self._answers)
+        tokens = sum(len(batch.answers.targets) for batch in self._batches)
+        num_answers = sum(batch.answers.num_answers for batch in self._batches)
         kl, nll = (sum(batch[part] for batch in measured) / tokens for part in (0, 1))
         correct = sum(batch[2] for batch in measured)
         return Metrics(kl, nll, correct / num_answers, tokens, num_answers)
 
     @torch.inference_mode()
-    def _measure(self, inputs: dict[str, Any], answers: _AnswerTokens) -> tuple[float, float, int]:
+    def _measure(self, batch: _PreparedBatch, widths: Sequence[int]) -> tuple[float, float, int]:
         """One batch: summed KL, summed NLL, and the number of answers that are right."""
-        hidden = self._hidden(inputs)[answers.rows, answers.positions]
+        answers = batch.answers
+        hidden = self._view.final_norm(self._hidden(batch, widths)[answers.rows, answers.positions])
         log_p = self._log_probabilities(hidden)
         log_dense = self._log_probabilities(answers.dense_hidden)
         # Rounding can take a KL of zero below it.
@@ -109,6 +137,25 @@ class ConfigurationEvaluator:
         """FFN widths [L] of the unpruned model."""
         return self._dense_widths
 
+    @property
+    def cached_bytes(self) -> int:
+        """Hidden states held now."""
+        return sum(batch.prefixes.num_bytes for batch in self._batches)
+
+    def _hidden(self, batch: _PreparedBatch, widths: Sequence[int]) -> torch.Tensor:
+        """Output of the last layer [B, T, D], from the deepest layer on whose input is known."""
+        first, known = batch.prefixes.longest(widths)
+        hidden = batch.calls.hidden if known is None else known
+        for layer in range(first, len(widths)):
+            if layer > first:
+                batch.prefixes.put(widths[:layer], hidden)
+            hidden = self._view.layers[layer](hidden, **batch.calls.arguments[layer])
+        return hidden
+
+    def _log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [N, V] in float32."""
+        return torch.log_softmax(self._view.head(hidden).float(), dim=-1)
+
     def _reorder(self, layer: int, order: torch.Tensor) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]:
         """Permute the channels of one FFN in place; returns its projections with their full weights."""
         full: list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]] = []
@@ -119,40 +166,57 @@ class ConfigurationEvaluator:
             full.append((linear, linear.weight.data, None if linear.bias is None else linear.bias.data))
         out = self._view.out_projection(layer)
         out.weight.copy_(out.weight[:, order])
-        full.append((out, out.weight.data, None))
+        full.append((out, out.weight.data, None if out.bias is None else out.bias.data))
         return full
 
     def _slice(self, widths: Sequence[int]) -> None:
-        for width, projections in zip(widths, self._weights, strict=True):
+        for layer, (width, projections) in enumerate(zip(widths, self._weights, strict=True)):
             *into, (out, out_weight, _) = projections
             for linear, weight, bias in into:
                 linear.weight = nn.Parameter(weight[:width], requires_grad=False)
                 if bias is not None:
                     linear.bias = nn.Parameter(bias[:width], requires_grad=False)
             out.weight = nn.Parameter(out_weight[:, :width], requires_grad=False)
+            if self._ranking.compensates:
+                out.register_parameter("bias", self._out_bias(layer, width))
 
-    def _hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Final hidden states [B, T, D]."""
-        output: torch.Tensor = self._view.decoder(**inputs, use_cache=False).last_hidden_state
-        return output
-
-    def _log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [N, V] in float32."""
-        return torch.log_softmax(self._view.head(hidden).float(), dim=-1)
+    def _out_bias(self, layer: int, width: int) -> nn.Parameter | None:
+        """The bias [D] of a down projection whose ranking compensates for removed channels; each worked out once."""
+        if (layer, width) not in self._biases:
+            _, weight, bias = self._weights[layer][-1]
+            if width < self._dense_widths[layer]:
+                order = torch.from_numpy(self._ranking.ffn[layer]).long().to(weight.device)
+                bias = compensated_bias(weight[:, order.argsort()], bias, self._ranking, layer, width)
+            self._biases[layer, width] = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return self._biases[layer, width]
 
     @torch.inference_mode()
-    def _answer_tokens(self, batch: Batch, inputs: dict[str, Any]) -> _AnswerTokens:
+    def _prepare(self, batch: Batch, inputs: dict[str, Any], prefixes: PrefixCache) -> _PreparedBatch:
+        calls = record_layer_calls(self._view, inputs)
+        if self._knows_causal:
+            calls = without_causal_mask(calls, batch.inputs["attention_mask"])
         rows, positions, answer = [], [], []
         for index, span in enumerate(batch.spans):
             for position in range(span.start, span.stop):
                 rows.append(span.row)
                 positions.append(position)
                 answer.append(index)
-        device = inputs["inputs_embeds"].device
+        device = calls.hidden.device
         row, token = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         targets = batch.inputs["input_ids"].to(device)[row, token]
-        hidden = self._hidden(inputs)[row, token - 1]
-        return _AnswerTokens(row, token - 1, targets, torch.tensor(answer, device=device), len(batch.spans), hidden)
+        # Not from `calls.last_hidden`: the dense configuration must come out as 0 exactly, so it goes the same way.
+        dense = self._pool.submit(self._dense_hidden, calls).result()[row, token - 1]
+        answers = _AnswerTokens(
+            row, token - 1, targets, torch.tensor(answer, device=device), len(batch.spans), self._view.final_norm(dense)
+        )
+        return _PreparedBatch(calls, answers, prefixes)
+
+    @torch.inference_mode()
+    def _dense_hidden(self, calls: LayerCalls) -> torch.Tensor:
+        hidden = calls.hidden
+        for layer, kwargs in zip(self._view.layers, calls.arguments, strict=True):
+            hidden = layer(hidden, **kwargs)
+        return hidden
 
 
 @torch.inference_mode()

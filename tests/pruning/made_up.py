@@ -1,6 +1,9 @@
-"""Anatomies that need no model."""
+"""Anatomies and statistics that need no model."""
+
+import numpy as np
 
 from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.statistics import ModelStatistics, StatisticsKind
 
 
 def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 1000) -> ModelAnatomy:
@@ -27,3 +30,21 @@ def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 10
         dtype="F32",
         fingerprint="0" * 64,
     )
+
+
+def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int = 0) -> ModelStatistics:
+    """Positive random numbers of the right names and shapes."""
+    rng = np.random.default_rng(seed)
+    per_channel = {
+        StatisticsKind.ACTIVATIONS: ("ffn_mean", "ffn_second_moment", "ffn_variance", "down_mean_abs", "down_norm"),
+        StatisticsKind.GRADIENTS: ("ffn_taylor",),
+        StatisticsKind.ZEROTH_ORDER: (),
+    }
+    per_layer = {
+        StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
+        StatisticsKind.GRADIENTS: (),
+        StatisticsKind.ZEROTH_ORDER: ("ffn_zeroth_order",),
+    }
+    arrays = {f"layers.{x.index}.{n}": rng.random(x.ffn_width) for n in per_channel[kind] for x in anatomy.layers}
+    arrays |= {name: rng.random(anatomy.num_layers) for name in per_layer[kind]}
+    return ModelStatistics(kind, anatomy.fingerprint, arrays)

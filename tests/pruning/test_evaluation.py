@@ -1,28 +1,41 @@
 """The evaluator's numbers are those of really cutting the model and running it."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import read_anatomy
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
+from pruning.decoder import decoder_inputs, decoder_view
 from pruning.errors import InputError
 from pruning.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.generation import generate_answers
-from pruning.importance import channel_scores
+from pruning.layerwise import record_layer_calls, without_causal_mask
 from pruning.ranking import Ranking
 from pruning.surgery import cut_ffns
+from tests.pruning.test_compensation import compensating_ranking
 from tests.pruning.test_families import random_ranking
 
 
+@pytest.mark.parametrize("make_ranking", [random_ranking, compensating_ranking])
 @pytest.mark.parametrize("widths", [[48, 48, 48, 48], [16, 8, 48, 40], [8, 8, 8, 8]])
-def test_prefix_slices_equal_real_cuts(checkpoint: Path, conversations: list[Conversation], widths: list[int]) -> None:
+def test_prefix_slices_equal_real_cuts(
+    checkpoint: Path,
+    conversations: list[Conversation],
+    widths: list[int],
+    make_ranking: Callable[[ModelAnatomy], Ranking],
+) -> None:
     batches = make_batches(conversations, load_processor(checkpoint), batch_size=4)
-    ranking = random_ranking(read_anatomy(checkpoint))
-    sliced = ConfigurationEvaluator(load_model(checkpoint), batches, ranking).evaluate(widths)
+    ranking = make_ranking(read_anatomy(checkpoint))
+    evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, ranking)
+    evaluator.evaluate([8, 48, 16, 48])  # leaves nothing behind
+    sliced = evaluator.evaluate(widths)
     cut = load_model(checkpoint)
     cut_ffns(cut, widths, ranking)
     real = evaluate_model(cut, batches, load_model(checkpoint))
@@ -52,6 +65,62 @@ def test_impossible_widths_are_refused(checkpoint: Path, conversations: list[Con
     for widths in ([0, 8, 8, 8], [49, 8, 8, 8], [8, 8, 8]):
         with pytest.raises(InputError, match="width between 1 and dense"):
             evaluator.evaluate(widths)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 40_000, 2**20])
+def test_what_was_evaluated_before_does_not_change_a_number(
+    checkpoint: Path, conversations: list[Conversation], cache_bytes: int
+) -> None:
+    batches = make_batches(conversations, load_processor(checkpoint), batch_size=2)
+    ranking = random_ranking(read_anatomy(checkpoint))
+    configurations = [(48, 48, 8, 8), (48, 48, 8, 48), (48, 16, 8, 48), (48, 48, 48, 8), (8, 8, 8, 8), (48, 48, 8, 8)]
+    evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=cache_bytes)
+    together = evaluator(configurations)
+    alone = [
+        ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=0).evaluate(widths)
+        for widths in configurations
+    ]
+    assert together == alone
+    assert evaluator.cached_bytes <= cache_bytes
+    assert (evaluator.cached_bytes > 0) == (cache_bytes > 0)
+
+
+def test_layers_of_a_known_prefix_are_not_run_again(checkpoint: Path, conversations: list[Conversation]) -> None:
+    model = load_model(checkpoint)
+    batches = make_batches(conversations, load_processor(checkpoint))
+    evaluator = ConfigurationEvaluator(model, batches, random_ranking(read_anatomy(checkpoint)))
+    runs = [0] * 4
+    for index, layer in enumerate(model.get_decoder().layers):
+
+        def count(*_: object, index: int = index) -> None:
+            runs[index] += 1
+
+        layer.register_forward_hook(count)
+    evaluator.evaluate([16, 16, 16, 16])
+    evaluator.evaluate([16, 16, 16, 8])
+    evaluator.evaluate([16, 16, 8, 8])
+    evaluator.evaluate([8, 16, 16, 16])
+    assert runs == [2, 2, 3, 4]
+
+
+def test_masks_that_say_causal_are_left_to_the_attention_kernel(
+    checkpoint: Path, conversations: list[Conversation]
+) -> None:
+    model = load_model(checkpoint)
+    view = decoder_view(model)
+    (batch,) = make_batches(conversations, load_processor(checkpoint))
+    (inputs,) = decoder_inputs(model, [batch])
+    calls = record_layer_calls(view, inputs)
+    padding = batch.inputs["attention_mask"]
+    assert padding.min() == 0
+    assert all(call["attention_mask"] is not None for call in calls.arguments)
+    plain = without_causal_mask(calls, padding)
+    assert all(call["attention_mask"] is None for call in plain.arguments)
+    window = calls.arguments[0]["attention_mask"].clone()
+    window[:, :, -1, 0] = False  # a token that does not see all before it
+    padding = torch.ones_like(padding)
+    kept = without_causal_mask(replace(calls, arguments=({"attention_mask": window},)), padding)
+    assert kept.arguments[0]["attention_mask"] is window
 
 
 def test_spans_cover_exactly_the_answers_and_their_end(checkpoint: Path, conversations: list[Conversation]) -> None:
@@ -98,23 +167,3 @@ def test_teacher_forced_accuracy_is_what_greedy_generation_gives(
     assert forced > 0
     assert generated.accuracy == pytest.approx(forced)
     assert generated.num_answers == 12
-
-
-def test_scores_are_weight_norm_times_activation_size(checkpoint: Path, conversations: list[Conversation]) -> None:
-    processor, model = load_processor(checkpoint), load_model(checkpoint)
-    batches = make_batches(conversations, processor, batch_size=3)
-    scores = channel_scores(model, batches)
-    # The same by another way: real activations, row by row without padding.
-    down = model.get_decoder().layers[1].mlp.down_proj
-    seen: list[torch.Tensor] = []
-    handle = down.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    with torch.inference_mode():
-        for batch in make_batches(conversations, processor, batch_size=1):
-            model(**batch.inputs)
-    handle.remove()
-    inputs = torch.cat([x[0] for x in seen]).double()
-    expected = down.weight.double().norm(dim=0) * inputs.square().mean(dim=0).sqrt()
-    torch.testing.assert_close(torch.from_numpy(scores[1]), expected, rtol=1e-4, atol=1e-8)
-    order = Ranking.from_scores(read_anatomy(checkpoint), scores).ffn[1]
-    assert scores[1][order[0]] == scores[1].max()
-    assert scores[1][order[-1]] == scores[1].min()

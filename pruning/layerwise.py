@@ -1,0 +1,86 @@
+"""The decoder a layer at a time: so that a forward pass can begin at any layer, from hidden states that are known."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.decoder import DecoderView
+from pruning.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class LayerCalls:
+    """How the decoder calls its layers on one batch. Nothing here depends on the layers' weights but `last_hidden`.
+
+    Attributes:
+        hidden: [B, T, D] input of layer 0.
+        arguments: one dict a layer: masks and rotary embeddings.
+        last_hidden: [B, T, D] what the decoder returned, after its final norm.
+    """
+
+    hidden: torch.Tensor
+    arguments: tuple[dict[str, Any], ...]
+    last_hidden: torch.Tensor
+
+
+@torch.inference_mode()
+def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
+    """Run the decoder once on `inputs` (see `decoder_inputs`) and note what each layer was called with.
+
+    Raises UnsupportedModelError if layers do not simply follow one another.
+    """
+    inward: list[torch.Tensor] = []
+    outward: list[torch.Tensor] = []
+    arguments: list[dict[str, Any]] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inward.append(args[0])
+        arguments.append(kwargs)
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        outward.append(output)
+
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in view.layers]
+    handles += [layer.register_forward_hook(after) for layer in view.layers]
+    try:
+        last_hidden = view.decoder(**inputs, use_cache=False).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    chained = len(inward) == len(view.layers) and all(
+        isinstance(out, torch.Tensor) and torch.equal(out, following)
+        for out, following in zip(outward, inward[1:], strict=False)
+    )
+    if not chained or not torch.equal(view.final_norm(outward[-1]), last_hidden):
+        raise UnsupportedModelError(
+            "each decoder layer must take what the one before returns, and the final norm what the last one returns",
+            values=type(view.decoder).__name__,
+        )
+    return LayerCalls(inward[0], tuple(arguments), last_hidden)
+
+
+def without_causal_mask(calls: LayerCalls, attention_mask: torch.Tensor) -> LayerCalls:
+    """`calls` without the masks that say no more than "causal": scaled-dot-product attention knows that by itself.
+
+    Right padding is never seen by the tokens before it, so for them the mask [B, 1, T, T] is the plain triangle; what
+    the padding itself attends to is nobody's concern. `attention_mask` [B, T] is 1 for real tokens. Only for models
+    whose attention implementation is "sdpa": it alone takes a missing mask to mean causal.
+    """
+    arguments = []
+    dropped: dict[int, bool] = {}
+    for kwargs in calls.arguments:
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and id(mask) not in dropped:
+            dropped[id(mask)] = _is_plain_causal(mask, attention_mask)
+        arguments.append({**kwargs, "attention_mask": None} if dropped.get(id(mask)) else kwargs)
+    return LayerCalls(calls.hidden, tuple(arguments), calls.last_hidden)
+
+
+def _is_plain_causal(mask: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+    B, T = attention_mask.shape
+    if mask.dtype != torch.bool or mask.shape != (B, 1, T, T):
+        return False
+    triangle = torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+    return bool((mask[:, 0] == triangle)[attention_mask.to(mask.device).bool()].all())
