@@ -15,6 +15,7 @@ from storage.records import (
     Sample,
     SearchRecord,
     SearchStatus,
+    StatisticsRecord,
 )
 
 
@@ -24,10 +25,11 @@ class Repository(ABC):
     Threads and processes: every method is one transaction and may be called from any thread; several processes may
     share one database. Values handed out are immutable copies.
 
-    Immutable once written: models, calibration sets, samples, predictors, plans, artifacts. Writing the same value
-    again is a no-op; writing another value under a taken key raises ConflictError (samples: the first one stays, since
-    two workers may measure the same configuration at once). Searches change along SearchStatus; a model's
-    `path` follows its checkpoint, and a predictor's `created_at` its latest training.
+    Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts. Writing the
+    same value again is a no-op; writing another value under a taken key raises ConflictError (samples: the first one
+    stays, since two workers may measure the same configuration at once). Searches change along SearchStatus, until
+    they are done or failed; a model's `path` follows its checkpoint, and a predictor's `created_at` its latest
+    training.
 
     Errors: NotFoundError for an unknown id in a `get_`, ConflictError as above, SchemaRevisionError and
     StorageUnavailableError from any method.
@@ -63,6 +65,22 @@ class Repository(ABC):
 
     @abstractmethod
     def get_calibration(self, calibration_id: str) -> CalibrationRecord: ...
+
+    # -- statistics ----------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_statistics(self, record: StatisticsRecord) -> StatisticsRecord:
+        """Register statistics whose model, calibration set and artifact are stored; there is one a (model, kind, set).
+
+        Equal but for `created_at`, the stored one is returned.
+        """
+
+    @abstractmethod
+    def list_statistics(self, model_id: str) -> list[StatisticsRecord]:
+        """All statistics of a model, oldest first."""
+
+    @abstractmethod
+    def latest_statistics(self, model_id: str, kind: str) -> StatisticsRecord | None:
+        """The statistics of that kind with the latest `created_at`, None if there are none."""
 
     # -- samples -------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -115,10 +133,22 @@ class Repository(ABC):
         """Queue a search."""
 
     @abstractmethod
+    def record_search(self, model_id: str, settings: dict[str, Any], result: dict[str, Any]) -> SearchRecord:
+        """Store a search that ran outside the queue: done from the start, no worker ever claims it.
+
+        A search is a function of what it reads, so one that is run again ends the same: if one of equal settings and
+        result is done already, that one is returned.
+        """
+
+    @abstractmethod
     def get_search(self, search_id: str) -> SearchRecord: ...
 
     @abstractmethod
-    def list_searches(self, *, status: SearchStatus | None = None) -> list[SearchRecord]: ...
+    def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
+        """Searches of one model or of all, in one status or any, oldest first."""
+
+    @abstractmethod
+    def count_searches(self, model_id: str, status: SearchStatus) -> int: ...
 
     @abstractmethod
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from pruning.anatomy import ModelAnatomy
 from pruning.metrics import Metrics
@@ -49,8 +49,25 @@ class Sample:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class StatisticsRecord:
+    """Statistics of a dense model on a calibration set: their file is the artifact `sha256` (safetensors).
+
+    `kind` says what was measured, in the words of those who measure and read it ("activations", "gradients", ...).
+    """
+
+    model_id: str
+    kind: str
+    calibration_id: str
+    sha256: str
+    created_at: datetime
+
+
 class SearchStatus(StrEnum):
-    """A search's life: queued -> running -> done or failed; running -> queued when its worker is lost."""
+    """A search's life: queued -> running -> done or failed; running -> queued when its worker is lost.
+
+    A search that ran outside the queue is done from the start.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -90,6 +107,10 @@ class PlanRecord:
 
     request_key: str
     plan: PruningPlan
+
+
+BINARY: Final = "application/octet-stream"
+"""The media type that rankings, statistics and predictors are stored under; what is inside says which it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,19 @@ from pruning.anatomy import ModelAnatomy
 from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
 from storage.documents import configuration_widths
-from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample, SearchRecord, SearchStatus
-from storage.tables import CalibrationRow, ModelRow, PlanRow, PredictorRow, SampleRow, SearchRow
+from storage.records import (
+    CalibrationRecord,
+    ModelRecord,
+    PredictorRecord,
+    Sample,
+    SearchRecord,
+    SearchStatus,
+    StatisticsRecord,
+)
+from storage.tables import CalibrationRow, ModelRow, PlanRow, PredictorRow, SampleRow, SearchRow, StatisticsRow
 
 
-def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord) -> dict[str, Any]:
+def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord | StatisticsRecord) -> dict[str, Any]:
     """Field values by name: the columns of these tables are named like the fields."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     if isinstance(record, ModelRecord):
@@ -36,6 +44,16 @@ def calibration_record(row: CalibrationRow) -> CalibrationRecord:
         name=row.name,
         num_conversations=row.num_conversations,
         num_answers=row.num_answers,
+        created_at=row.created_at,
+    )
+
+
+def statistics_record(row: StatisticsRow) -> StatisticsRecord:
+    return StatisticsRecord(
+        model_id=row.model_id,
+        kind=row.kind,
+        calibration_id=row.calibration_id,
+        sha256=row.sha256,
         created_at=row.created_at,
     )
 

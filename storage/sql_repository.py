@@ -1,4 +1,4 @@
-"""The repository over SQLite and PostgreSQL: how it is opened, and everything but samples and searches."""
+"""The repository over SQLite and PostgreSQL: how it is opened, and everything but statistics, samples and searches."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,6 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pruning.errors import ConflictError
 from storage.contract import Repository
 from storage.database import check_revision, create_database_engine, migrate, share_between_processes
 from storage.documents import json_document
@@ -17,7 +16,8 @@ from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord
 from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
 from storage.sql_samples import SampleStore
 from storage.sql_searches import SearchStore
-from storage.sql_store import require, require_artifact, require_model
+from storage.sql_statistics import StatisticsStore
+from storage.sql_store import conflict, require, require_artifact, require_model
 from storage.tables import ArtifactRow, CalibrationRow, ModelRow, PlanRequestRow, PlanRow, PredictorRow
 from storage.url import parse_url
 
@@ -50,7 +50,7 @@ def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
     return SqlRepository(engine)
 
 
-class SqlRepository(SampleStore, SearchStore, Repository):
+class SqlRepository(StatisticsStore, SampleStore, SearchStore, Repository):
     """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class SqlRepository(SampleStore, SearchStore, Repository):
             self._insert_new(session, ArtifactRow, [{"sha256": sha256, "media_type": media_type, "content": content}])
             stored = session.scalars(stored_type).one()
         if stored != media_type:
-            raise _conflict("artifact", sha256, f"media type {stored!r} stored, {media_type!r} given")
+            raise conflict("artifact", sha256, f"media type {stored!r} stored, {media_type!r} given")
         return sha256
 
     def get_artifact(self, sha256: str) -> Artifact:
@@ -190,7 +190,7 @@ class SqlRepository(SampleStore, SearchStore, Repository):
             self._insert_new(session, PlanRow, [row])
             first = plan_of(session.get_one(PlanRow, plan.plan_id))
             if first.model_copy(update={"created_at": plan.created_at}) != plan:
-                raise _conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
+                raise conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
             request = {"request_key": record.request_key, "plan_id": plan.plan_id}
             if self._insert_new(session, PlanRequestRow, [request]):
                 savepoint.commit()
@@ -234,7 +234,7 @@ class SqlRepository(SampleStore, SearchStore, Repository):
         names = [field.name for field in dataclasses.fields(record) if field.name not in ("created_at", *free)]
         differing = [name for name in names if getattr(stored, name) != getattr(record, name)]
         if differing:
-            raise _conflict(table.__tablename__.removesuffix("s"), record.id, f"another {', '.join(differing)}")
+            raise conflict(table.__tablename__.removesuffix("s"), record.id, f"another {', '.join(differing)}")
         return stored
 
 
@@ -242,11 +242,3 @@ def _find_plan(session: Session, request_key: str) -> PlanRecord | None:
     query = select(PlanRow).join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
     row = session.scalars(query.where(PlanRequestRow.request_key == request_key)).one_or_none()
     return None if row is None else PlanRecord(request_key=request_key, plan=plan_of(row))
-
-
-def _conflict(what: str, key: str, difference: str) -> ConflictError:
-    return ConflictError(
-        f"what is stored is never changed, and this {what} is stored with other content",
-        values=f"{key}: {difference}",
-        remedy="Use another id",
-    )

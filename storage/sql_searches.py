@@ -4,7 +4,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Update, and_, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, Update, and_, func, literal, or_, select, update
+from sqlalchemy.orm import Session
 
 from pruning.errors import InputError
 from storage.documents import json_document
@@ -19,19 +20,24 @@ class SearchStore(SqlStore):
 
     def add_search(self, model_id: str, settings: dict[str, Any]) -> SearchRecord:
         """Queue a search. Raises NotFoundError for an unknown model, InputError for settings that are not JSON."""
-        values = {
-            "id": uuid.uuid4().hex,
-            "model_id": model_id,
-            "settings": json_document(settings, "the settings of a search"),
-            "status": SearchStatus.QUEUED,
-            "created_at": datetime.now(UTC),
-        }
+        document = json_document(settings, "the settings of a search")
         with self._writing() as session:
             require_model(session, model_id)
-            row = SearchRow(**values)
-            session.add(row)
-            session.flush()
-            return search_record(row)
+            return _insert(session, model_id=model_id, settings=document, status=SearchStatus.QUEUED)
+
+    def record_search(self, model_id: str, settings: dict[str, Any], result: dict[str, Any]) -> SearchRecord:
+        """Store a search that is done already, unless an equal one is: then that one is returned.
+
+        Raises NotFoundError for an unknown model, InputError for settings or a result that is not JSON.
+        """
+        document = json_document(settings, "the settings of a search")
+        outcome = json_document(result, "the result of a search")
+        with self._writing() as session:
+            require_model(session, model_id, lock=True)  # equal searches that end at once are recorded in turn
+            for row in session.scalars(_searches(model_id, SearchStatus.DONE)):
+                if row.settings == document and row.result == outcome:
+                    return search_record(row)
+            return _insert(session, model_id=model_id, settings=document, status=SearchStatus.DONE, result=outcome)
 
     def get_search(self, search_id: str) -> SearchRecord:
         """The search as it is now; raises NotFoundError."""
@@ -39,13 +45,16 @@ class SearchStore(SqlStore):
             row = session.scalars(select(SearchRow).where(SearchRow.id == search_id)).one_or_none()
             return search_record(require(row, "search", search_id, "List the searches with `lop queue`"))
 
-    def list_searches(self, *, status: SearchStatus | None = None) -> list[SearchRecord]:
-        """All searches, oldest first."""
-        query = select(SearchRow).order_by(SearchRow.number)
-        if status is not None:
-            query = query.where(SearchRow.status == status)
+    def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
+        """Searches of one model or of all, in one status or any, oldest first."""
         with self._reading() as session:
-            return [search_record(row) for row in session.scalars(query)]
+            return [search_record(row) for row in session.scalars(_searches(model_id, status))]
+
+    def count_searches(self, model_id: str, status: SearchStatus) -> int:
+        """Searches of a model that are in this status."""
+        query = select(func.count()).where(SearchRow.model_id == model_id, SearchRow.status == status)
+        with self._reading() as session:
+            return session.scalar(query) or 0
 
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
         """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
@@ -107,3 +116,17 @@ class SearchStore(SqlStore):
         if self._is_postgresql:
             return func.clock_timestamp(type_=UtcDateTime) + literal(offset)
         return literal(datetime.now(UTC) + offset, UtcDateTime())  # a SQLite file lives on one machine
+
+
+def _searches(model_id: str | None, status: SearchStatus | None) -> Select[SearchRow]:
+    query = select(SearchRow).order_by(SearchRow.number)
+    if model_id is not None:
+        query = query.where(SearchRow.model_id == model_id)
+    return query if status is None else query.where(SearchRow.status == status)
+
+
+def _insert(session: Session, **values: Any) -> SearchRecord:
+    row = SearchRow(id=uuid.uuid4().hex, created_at=datetime.now(UTC), **values)
+    session.add(row)
+    session.flush()
+    return search_record(row)

@@ -8,7 +8,7 @@ from sqlalchemy import CursorResult, Engine, Insert, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from pruning.errors import NotFoundError
+from pruning.errors import ConflictError, NotFoundError
 from storage.database import database_errors
 from storage.tables import ArtifactRow, Base, CalibrationRow, ModelRow
 
@@ -63,6 +63,15 @@ def require(row: Row | None, what: str, key: str, remedy: str) -> Row:
     if row is None:
         raise NotFoundError(f"no {what} is stored under this id", values=repr(key), remedy=remedy)
     return row
+
+
+def conflict(what: str, key: str, difference: str, remedy: str = "Use another id") -> ConflictError:
+    """The error of writing other content under a key that is taken."""
+    return ConflictError(
+        f"what is stored is never changed, and this {what} is stored with other content",
+        values=f"{key}: {difference}",
+        remedy=remedy,
+    )
 
 
 def require_model(session: Session, model_id: str, *, lock: bool = False) -> None:

@@ -105,6 +105,16 @@ class CalibrationRow(Base):
     created_at: Mapped[datetime]
 
 
+class StatisticsRow(Base):
+    __tablename__ = "statistics"
+
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    calibration_id: Mapped[str] = mapped_column(ForeignKey("calibrations.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"))
+    created_at: Mapped[datetime]
+
+
 class SampleRow(Base):
     """`configuration_key` is the sha256 of the canonical JSON of `configuration` (storage/documents.py)."""
 

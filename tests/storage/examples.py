@@ -17,7 +17,7 @@ from pruning.plan import (
 )
 from pruning.target import Scope
 from storage.contract import Repository
-from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample
+from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
 
 RANKING = b"ranking bytes \x00\xff"
 WEIGHTS = b"predictor weights"
@@ -70,6 +70,12 @@ def sample(number: int, *, model_id: str = "m", calibration_id: str = "c", sourc
     )
 
 
+def statistics(
+    kind: str = "activations", *, model_id: str = "m", calibration_id: str = "c", created_at: datetime = MORNING
+) -> StatisticsRecord:
+    return StatisticsRecord(model_id, kind, calibration_id, WEIGHTS_SHA256, created_at)
+
+
 def predictor(predictor_id: str = "p", created_at: datetime = MORNING, model_id: str = "m") -> PredictorRecord:
     return PredictorRecord(predictor_id, model_id, WEIGHTS_SHA256, {"num_layers": 2, "rate": 1e-7}, created_at)
 
@@ -97,7 +103,7 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
 
 
 def store_basics(repository: Repository) -> None:
-    """Store what samples, predictors, plans and searches refer to."""
+    """Store what statistics, samples, predictors, plans and searches refer to."""
     repository.put_artifact(RANKING, SAFETENSORS)
     repository.put_artifact(WEIGHTS, SAFETENSORS)
     repository.add_model(model())

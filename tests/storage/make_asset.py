@@ -11,7 +11,7 @@ from pathlib import Path
 from storage.migration import REVISIONS
 from storage.records import PlanRecord
 from storage.sql_repository import open_repository
-from tests.storage.examples import plan, predictor, sample, store_basics
+from tests.storage.examples import plan, predictor, sample, statistics, store_basics
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -23,9 +23,11 @@ def make_asset(path: Path) -> None:
         with open_repository(f"sqlite:///{work}", create=True) as repository:
             store_basics(repository)
             repository.add_samples([sample(number) for number in range(1, 6)])
+            repository.add_statistics(statistics())
             repository.add_predictor(predictor())
             repository.add_plan(PlanRecord("request", plan()))
             repository.add_search("m", {"num_simulations": 300})
+            repository.record_search("m", {"seed": 7}, {"best_kl": 0.02})
         connection = sqlite3.connect(work)
         # Pages of 1 KiB instead of 4 for a small file; their size can only be changed outside of WAL.
         for pragma in ("journal_mode = DELETE", "page_size = 1024"):

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
 from storage.contract import Repository
-from storage.records import PlanRecord
+from storage.records import PlanRecord, SearchStatus
 from storage.sql_repository import SqlRepository, open_repository
 from storage.tables import Base
 from tests.postgres import PostgresServer
@@ -23,6 +23,7 @@ from tests.storage.examples import (
     plan,
     predictor,
     sample,
+    statistics,
     store_basics,
 )
 
@@ -34,6 +35,9 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "list_models": lambda r: r.list_models(),
     "add_calibration": lambda r: r.add_calibration(calibration()),
     "get_calibration": lambda r: r.get_calibration("c"),
+    "add_statistics": lambda r: r.add_statistics(statistics()),
+    "list_statistics": lambda r: r.list_statistics("m"),
+    "latest_statistics": lambda r: r.latest_statistics("m", "activations"),
     "add_samples": lambda r: r.add_samples([sample(1)]),
     "find_samples": lambda r: r.find_samples("m", RANKING_SHA256, "c", [(8, 64)]),
     "list_samples": lambda r: r.list_samples("m"),
@@ -46,8 +50,10 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "get_plan": lambda r: r.get_plan("plan-1"),
     "find_plan": lambda r: r.find_plan("request"),
     "add_search": lambda r: r.add_search("m", {}),
+    "record_search": lambda r: r.record_search("m", {}, {}),
     "get_search": lambda r: r.get_search("s"),
     "list_searches": lambda r: r.list_searches(),
+    "count_searches": lambda r: r.count_searches("m", SearchStatus.DONE),
     "claim_search": lambda r: r.claim_search("w", stale_after=timedelta(0)),
     "heartbeat": lambda r: r.heartbeat("s", "w"),
     "finish_search": lambda r: r.finish_search("s", "w"),

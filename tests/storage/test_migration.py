@@ -18,15 +18,15 @@ from storage.records import PlanRecord, SearchStatus
 from storage.sql_repository import open_repository
 from storage.tables import Base
 from storage.url import parse_url
-from tests.storage.examples import calibration, model, plan, predictor, sample, store_basics
+from tests.storage.examples import calibration, model, plan, predictor, sample, statistics, store_basics
 from tests.storage.make_asset import ASSETS, make_asset
 
 NEXT_REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "{current}"
 
 
 def upgrade() -> None:
@@ -41,9 +41,10 @@ def write_next_revision(folder: Path, monkeypatch: pytest.MonkeyPatch, last_line
     """A copy of the migrations with one more, as a later version of the code would have it."""
     scripts = folder / "later" / "migrations"
     shutil.copytree(migration.SCRIPT_LOCATION, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_license.py").write_text(NEXT_REVISION.format(last_line=last_line))
+    script = NEXT_REVISION.format(current=migration.REVISIONS[-1], last_line=last_line)
+    (scripts / "versions" / "9000_license.py").write_text(script)
     monkeypatch.setattr(migration, "SCRIPT_LOCATION", scripts)
-    monkeypatch.setattr(migration, "REVISIONS", (*migration.REVISIONS, "0002"))
+    monkeypatch.setattr(migration, "REVISIONS", (*migration.REVISIONS, "9000"))
 
 
 def test_revisions_are_the_scripts_oldest_first() -> None:
@@ -87,8 +88,16 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
         assert repository.list_samples("m") == [sample(number) for number in range(1, 6)]
         assert repository.list_predictors() == [predictor()]
         assert repository.find_plan("request") == PlanRecord("request", plan())
-        (search,) = repository.list_searches()
-        assert (search.status, search.settings) == (SearchStatus.QUEUED, {"num_simulations": 300})
+        (search,) = repository.list_searches(status=SearchStatus.QUEUED)
+        assert search.settings == {"num_simulations": 300}
+        if asset.stem >= "revision_0002":
+            assert repository.list_statistics("m") == [statistics()]
+            (done,) = repository.list_searches(status=SearchStatus.DONE)
+            assert (done.settings, done.result) == ({"seed": 7}, {"best_kl": 0.02})
+        else:
+            assert repository.list_statistics("m") == []
+            assert repository.list_searches(status=SearchStatus.DONE) == []
+        assert repository.add_statistics(statistics("gradients")) == statistics("gradients")
         assert repository.add_samples([sample(5), sample(6)]) == 1
 
 
@@ -104,11 +113,14 @@ def test_older_database_is_refused_then_upgraded_with_its_rows(
     with open_repository(disposable_url) as repository:
         store_basics(repository)
         repository.add_samples([sample(1)])
+    current = migration.REVISIONS[-1]
     write_next_revision(tmp_path, monkeypatch)
     for create in (False, True):  # never migrated by the way
-        with pytest.raises(SchemaRevisionError, match=r"older.*found revision 0001, expected 0002.*lop db upgrade"):
+        with pytest.raises(
+            SchemaRevisionError, match=rf"older.*found revision {current}, expected 9000.*lop db upgrade"
+        ):
             open_repository(disposable_url, create=create)
-    assert upgrade(disposable_url) == "0002"
+    assert upgrade(disposable_url) == "9000"
     with open_repository(disposable_url) as repository:
         assert repository.list_models() == [model()]  # on SQLite, `models` was copied, dropped and renamed
         assert repository.list_samples("m") == [sample(1)]

@@ -9,6 +9,7 @@ import pytest
 from pruning.errors import InputError, NotFoundError
 from storage.records import SearchStatus
 from storage.sql_repository import SqlRepository
+from tests.storage.examples import model
 
 HOUR = timedelta(hours=1)
 AT_ONCE = timedelta(0)
@@ -121,6 +122,55 @@ def test_finished_search_keeps_its_outcome(filled: SqlRepository, outcome: dict,
     assert not filled.heartbeat(search.id, "w")
     assert filled.claim_search("w", stale_after=AT_ONCE) is None
     assert filled.get_search(search.id) == finished
+
+
+def test_recorded_search_is_done_and_no_worker_takes_it(filled: SqlRepository) -> None:
+    before = datetime.now(UTC)
+    search = filled.record_search("m", {"search": {"seed": 0}}, {"targets": [{"widths": (8, 16)}]})
+    assert (search.model_id, search.status) == ("m", SearchStatus.DONE)
+    assert (search.settings, search.result) == ({"search": {"seed": 0}}, {"targets": [{"widths": [8, 16]}]})
+    assert (search.worker, search.heartbeat_at, search.error) == (None, None, None)
+    assert before <= search.created_at <= datetime.now(UTC)
+    assert filled.claim_search("w", stale_after=AT_ONCE) is None
+    assert not filled.heartbeat(search.id, "w")
+    assert not filled.finish_search(search.id, "w", result={})
+    assert filled.get_search(search.id) == search
+
+
+def test_a_search_that_ends_the_same_again_is_recorded_once(filled: SqlRepository) -> None:
+    first = filled.record_search("m", {"seed": 0}, {"kl": 0.1 + 0.2})
+    assert filled.record_search("m", {"seed": 0}, {"kl": 0.1 + 0.2}) == first
+    others = [filled.record_search("m", {"seed": 1}, {"kl": 0.3}), filled.record_search("m", {"seed": 0}, {"kl": 0.3})]
+    assert filled.list_searches() == [first, *others]
+    assert filled.count_searches("m", SearchStatus.DONE) == 3
+
+
+def test_threads_that_record_one_search_agree(filled: SqlRepository) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        recorded = list(pool.map(lambda _: filled.record_search("m", {"seed": 0}, {"kl": 0.5}), range(12)))
+    assert {search.id for search in recorded} == {filled.list_searches()[0].id}
+    assert filled.count_searches("m", SearchStatus.DONE) == 1
+
+
+def test_recorded_search_needs_its_model_and_json(filled: SqlRepository) -> None:
+    with pytest.raises(NotFoundError, match="'missing'"):
+        filled.record_search("missing", {}, {})
+    with pytest.raises(InputError, match="settings of a search must be a JSON document"):
+        filled.record_search("m", {"model": object()}, {})
+    with pytest.raises(InputError, match="result of a search must be a JSON document"):
+        filled.record_search("m", {}, {"kl": float("nan")})
+    assert filled.list_searches() == []
+
+
+def test_searches_of_one_model(filled: SqlRepository) -> None:
+    filled.add_model(model("other"))
+    own, done = filled.add_search("m", {}), filled.record_search("m", {}, {})
+    foreign = filled.record_search("other", {}, {})
+    assert filled.list_searches(model_id="m") == [own, done]
+    assert filled.list_searches(model_id="m", status=SearchStatus.DONE) == [done]
+    assert filled.list_searches(model_id="other") == [foreign]
+    assert filled.count_searches("m", SearchStatus.QUEUED) == filled.count_searches("m", SearchStatus.DONE) == 1
+    assert filled.count_searches("other", SearchStatus.QUEUED) == 0
 
 
 def test_queued_search_cannot_be_finished(filled: SqlRepository) -> None:
