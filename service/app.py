@@ -14,7 +14,7 @@ from service.openapi import install_openapi
 from service.problems import install_problem_handlers
 from service.request_limits import RequestSizeLimit
 from service.resources import Resources
-from service.routes import devices, health, models, plans, predictors
+from service.routes import devices, health, models, plans, predictors, rankings
 from service.settings import Settings
 from storage.contract import Repository
 
@@ -38,8 +38,9 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
     app.state.resources = Resources(settings, repository)
     install_problem_handlers(app)
     install_openapi(app)
-    for router in (plans.router, plans.reading, models.router, predictors.router, devices.router, health.router):
-        app.include_router(router)
+    for routes in (plans, models, rankings, predictors, devices, health):
+        app.include_router(routes.router)
+    app.include_router(plans.reading)
     app.add_middleware(RequestSizeLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(AccessLog)
     return app

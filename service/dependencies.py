@@ -27,6 +27,7 @@ PlannerDep = Annotated[Planner, Depends(_planner)]
 
 ModelId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["llava-reference"])]
 PlanId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["0123456789abcdef01234567"])]
+RankingSha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" * 4])]
 PredictorId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["3f1c9a"])]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items on one page.")]

@@ -1,7 +1,6 @@
 """What the HTTP API takes in and gives out. The plan itself is `pruning.plan.PruningPlan`."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pruning.devices import Device
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.target import Scope
+from service.methods.names import Method
 from storage.records import ModelRecord, PredictorRecord
 
 ITEM = TypeVar("ITEM")
@@ -21,14 +21,6 @@ _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _CREATED = "2026-01-31T12:00:00Z"
 
 
-class Method(StrEnum):
-    """How the widths of a plan are chosen, best first."""
-
-    LOP = "lop"
-    ADDITIVE_DP = "additive-dp"
-    UNIFORM = "uniform"
-
-
 class PlanRequest(BaseModel):
     """A pruning target for one model."""
 
@@ -38,7 +30,7 @@ class PlanRequest(BaseModel):
             "examples": [
                 {"model": "llava-reference", "sparsity": 0.4},
                 {"model": "llava-reference", "sparsity": 0.2, "scope": "model", "device": "jetson-orin-nano-8gb"},
-                {"model": "llava-reference", "sparsity": 0.5, "round_to": 16, "method": "uniform"},
+                {"model": "llava-reference", "sparsity": 0.5, "round_to": 16, "method": "flap"},
             ]
         },
     )
@@ -54,7 +46,13 @@ class PlanRequest(BaseModel):
     round_to: int = Field(
         default=DEFAULT_ROUND_TO, strict=True, ge=1, le=65536, description="Widths are multiples of this, or dense."
     )
-    method: Method | None = Field(default=None, description="By default the best one that the stored data allows.")
+    method: Method | None = Field(
+        default=None,
+        description="By default the best of `lop`, `additive-dp` and `uniform` that the stored data allows. "
+        "`wanda-sp`, `flap`, `llm-pruner`, `owl`, `ecoflap` and `shortgpt` need statistics of the model "
+        "(`lop model measure`); `mcts`, `evolution` and `random` a finished search near the target "
+        "(`lop search --method`).",
+    )
 
 
 class RankingLink(BaseModel):

@@ -1,8 +1,6 @@
 """Finds a complete one-layer scan among the stored samples of a model: what the additive allocator works from."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from threading import Lock
 
 import numpy as np
 
@@ -11,6 +9,7 @@ from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
 from pruning.plan import content_id
+from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import ModelRecord, Sample
 
@@ -80,21 +79,13 @@ class ScanFinder:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._found: OrderedDict[str, tuple[int, SensitivityScan | None]] = OrderedDict()
-        self._lock = Lock()
+        self._found: LruCache[tuple[str, int], SensitivityScan | None] = LruCache(_MAX_CACHED)
 
     def find(self, model: ModelRecord) -> SensitivityScan | None:
         """The scan to allocate by; None if no complete one is stored for the model's ranking."""
         count = self._repository.count_samples(model.id)
-        with self._lock:
-            cached = self._found.get(model.id)
-        if cached is not None and cached[0] == count:
-            return cached[1]
+        return self._found.get((model.id, count), lambda: self._look(model))
+
+    def _look(self, model: ModelRecord) -> SensitivityScan | None:
         samples = self._repository.list_samples(model.id, ranking_sha256=model.ranking_sha256)
-        scan = find_scan(model.anatomy, samples)
-        with self._lock:
-            self._found[model.id] = (count, scan)
-            self._found.move_to_end(model.id)
-            while len(self._found) > _MAX_CACHED:
-                self._found.popitem(last=False)
-        return scan
+        return find_scan(model.anatomy, samples)

@@ -1,25 +1,15 @@
 """Models, and the ranking file of each."""
 
-from fastapi import APIRouter, Request, Response, status
+from fastapi import APIRouter, Request, Response
 
-from service.conditional import matches, strong_etag
 from service.dependencies import DEFAULT_LIMIT, Limit, ModelId, Offset, RepositoryDep
 from service.openapi import problems
 from service.pagination import page_of
-from service.planner import ranking_url
+from service.rankings import RANKING_OK, model_ranking_url, ranking_response
 from service.schemas import ModelResponse, Page
 from storage.records import ModelRecord
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-
-_RANKING_OK = {
-    "description": "The ranking file: per layer the order in which channels are kept.",
-    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    "headers": {
-        "ETag": {"description": "The file's sha256, a strong entity tag.", "schema": {"type": "string"}},
-        "Content-Length": {"description": "The file's size in bytes.", "schema": {"type": "integer"}},
-    },
-}
 
 
 @router.get("", summary="List the models", responses=problems(422, 503))
@@ -34,23 +24,18 @@ def list_models(repository: RepositoryDep, limit: Limit = DEFAULT_LIMIT, offset:
     "/{model_id:path}/ranking",
     summary="Download a model's ranking",
     response_class=Response,
-    responses={200: _RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
+    responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
 )
 @router.head("/{model_id:path}/ranking", include_in_schema=False)
 def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along. Its sha256 is the one that plans name."""
     sha256 = repository.get_model(model_id).ranking_sha256
-    headers = {
-        "ETag": strong_etag(sha256),
-        "Cache-Control": "public, max-age=3600, must-revalidate",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if matches(request.headers.get("if-none-match"), strong_etag(sha256)):
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
-    artifact = repository.get_artifact(sha256)
-    headers["Content-Length"] = str(len(artifact.content))
-    content = b"" if request.method == "HEAD" else artifact.content
-    return Response(content, media_type=artifact.media_type, headers=headers)
+    return ranking_response(
+        sha256,
+        lambda: repository.get_artifact(sha256),
+        request,
+        cache_control="public, max-age=3600, must-revalidate",
+    )
 
 
 @router.get("/{model_id:path}", summary="Read a model", responses=problems(404, 422, 503))
@@ -60,4 +45,4 @@ def read_model(model_id: ModelId, repository: RepositoryDep) -> ModelResponse:
 
 
 def _response(model: ModelRecord) -> ModelResponse:
-    return ModelResponse.of(model, ranking_url=ranking_url(model.id))
+    return ModelResponse.of(model, ranking_url=model_ranking_url(model.id))

@@ -1,15 +1,18 @@
 """Models, scans and predictors made of numbers alone."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
+from mcts.result import SearchResult, TargetResult
 from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
 from pruning.levels import LevelGrid
 from pruning.metrics import Metrics
+from pruning.ranking import Ranking
+from pruning.statistics import ModelStatistics, StatisticsKind
 from storage.contract import Repository
-from storage.records import CalibrationRecord, ModelRecord, Sample
+from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample, SearchRecord, StatisticsRecord
 
 HIDDEN, VOCAB, HEADS, GROUPS, HEAD_DIM = 16, 100, 4, 2, 4
 WIDTHS = (64, 64, 128, 64)
@@ -61,8 +64,8 @@ def made_up_anatomy(
 
 def ranking_file(anatomy: ModelAnatomy) -> bytes:
     """A ranking that keeps channels in their own order."""
-    content: bytes = save({f"layers.{x.index}.ffn": np.arange(x.ffn_width, dtype=np.int32) for x in anatomy.layers})
-    return content
+    orders = tuple(np.arange(x.ffn_width, dtype=np.int32) for x in anatomy.layers)
+    return Ranking(orders, anatomy.fingerprint).to_bytes()
 
 
 def register_model(repository: Repository, model_id: str = "tiny", anatomy: ModelAnatomy | None = None) -> ModelRecord:
@@ -111,3 +114,62 @@ def add_calibration(repository: Repository, calibration_id: str = "c" * 64) -> s
         CalibrationRecord(id=calibration_id, name="made up", num_conversations=8, num_answers=1000, created_at=NOW)
     )
     return calibration_id
+
+
+_PER_CHANNEL = {
+    StatisticsKind.ACTIVATIONS: ("ffn_mean", "ffn_second_moment", "ffn_variance", "down_mean_abs", "down_norm"),
+    StatisticsKind.GRADIENTS: ("ffn_taylor",),
+    StatisticsKind.ZEROTH_ORDER: (),
+}
+_PER_LAYER = {
+    StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
+    StatisticsKind.GRADIENTS: (),
+    StatisticsKind.ZEROTH_ORDER: ("ffn_zeroth_order",),
+}
+
+
+def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int = 0) -> ModelStatistics:
+    """Positive random numbers of the right names and shapes."""
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.uniform(0.01, 0.1, anatomy.num_layers) for name in _PER_LAYER[kind]}
+    for layer in anatomy.layers:
+        arrays |= {f"layers.{layer.index}.{name}": rng.uniform(0.1, 2, layer.ffn_width) for name in _PER_CHANNEL[kind]}
+    return ModelStatistics(kind, anatomy.fingerprint, arrays)
+
+
+def add_statistics(
+    repository: Repository,
+    model: ModelRecord,
+    kind: StatisticsKind,
+    *,
+    calibration_id: str = "c" * 64,
+    created_at: datetime = NOW,
+    seed: int = 0,
+) -> StatisticsRecord:
+    """Store made-up statistics on a calibration set that is registered."""
+    content = made_up_statistics(model.anatomy, kind, seed=seed).to_bytes()
+    sha256 = repository.put_artifact(content, BINARY)
+    return repository.add_statistics(StatisticsRecord(model.id, kind.value, calibration_id, sha256, created_at))
+
+
+def add_search(
+    repository: Repository,
+    widths: tuple[int, ...],
+    kl: float,
+    *,
+    method: str | None = "evolution",
+    model_id: str = "tiny",
+    label: str = "sparsity 0.5 (ffn)",
+    num_answers: int = 100,
+    queued: bool = False,
+) -> SearchRecord:
+    """A finished search of one target that found `widths`."""
+    metrics = Metrics(kl=kl, nll=1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=num_answers)
+    target = TargetResult(label, 0.5, sum(widths) * 3 * HIDDEN, (1,) * len(widths), widths, metrics, 40, (kl,))
+    result = SearchResult((target,), 12).to_dict()
+    search: dict[str, Any] = {"seed": 7} | ({} if method is None else {"method": method})
+    if queued:
+        return repository.record_search(
+            model_id, {"data": "x", "conversations": 8, "search": search}, {"search": result, "predictor": "p"}
+        )
+    return repository.record_search(model_id, {"search": search}, result)

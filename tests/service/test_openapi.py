@@ -32,6 +32,7 @@ def test_the_paths(document: dict[str, Any]) -> None:
         "/v1/models": ["get"],
         "/v1/models/{model_id}": ["get"],
         "/v1/models/{model_id}/ranking": ["get"],
+        "/v1/rankings/{sha256}": ["get"],
         "/v1/predictors": ["get"],
         "/v1/predictors/{predictor_id}": ["get"],
         "/v1/devices": ["get"],

@@ -5,9 +5,10 @@ from fastapi.testclient import TestClient
 
 from pruning.errors import InfeasibleTargetError
 from pruning.levels import LevelGrid
+from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
-from service.schemas import Method, PlanRequest
+from service.schemas import PlanRequest
 from storage.contract import Repository
 from tests.service.made_up import add_calibration, made_up_anatomy, scan_samples
 

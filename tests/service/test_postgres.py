@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.registry import STATISTICAL_ALLOCATORS
+from pruning.statistics import StatisticsKind
 from service.app import create_app
 from service.settings import Settings
 from service.worker import WorkerOptions, run_worker
@@ -14,7 +16,7 @@ from storage.contract import Repository
 from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server, postgres_url
-from tests.service.made_up import add_calibration, register_model, scan_samples
+from tests.service.made_up import add_calibration, add_search, add_statistics, register_model, scan_samples
 
 __all__ = ["postgres_server", "postgres_url"]
 
@@ -48,6 +50,23 @@ def test_methods_models_and_health(client: TestClient, repository: Repository) -
     assert client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).json()["method"] == "additive-dp"
     ranking = client.get(client.get("/v1/models/tiny").json()["ranking"]["url"])
     assert ranking.headers["etag"] == f'"{model.ranking_sha256}"'
+
+
+def test_methods_of_statistics_and_searches(client: TestClient, repository: Repository) -> None:
+    model = repository.get_model("tiny")
+    add_calibration(repository)
+    for kind in StatisticsKind:
+        add_statistics(repository, model, kind)
+    for method in STATISTICAL_ALLOCATORS:
+        request = {"model": "tiny", "sparsity": 0.5, "method": method}
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _, request=request: client.post("/v1/plans", json=request), range(4)))
+        assert {a.status_code for a in answers} == {201}
+        assert len({a.content for a in answers}) == 1
+        assert client.get(answers[0].json()["ranking"]["url"]).status_code == 200
+    add_search(repository, (8, 40, 64, 48), 0.02)
+    plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "evolution"}).json()
+    assert (plan["predicted"]["quality"], plan["layers"][0]["ffn_width"]) == (0.02, 8)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "é", "'; DROP TABLE plans; --"])

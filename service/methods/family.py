@@ -1,0 +1,67 @@
+"""What every family of methods is asked, and what it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pruning.errors import InputError
+from pruning.plan import Predicted, Provenance
+from pruning.ranking import Ranking
+from service.methods.names import Method
+from service.schemas import PlanRequest
+from storage.records import ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request for a model that is registered. `budget` is what it comes to: FFN parameters that may be kept."""
+
+    model: ModelRecord
+    request: PlanRequest
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Widths [L] that a method chose, and what it knows about them.
+
+    Attributes:
+        widths: within the question's budget, biases that `ranking` adds included.
+        ranking: the method's own; None: the model's.
+        predicted: the quality to expect, if the method can say.
+        provenance: what the method worked from, but for the note.
+        notes: what the plan's note says about how it was made.
+    """
+
+    widths: Sequence[int]
+    ranking: Ranking | None = None
+    predicted: Predicted | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A method that can be tried. `source` names the data it works from: a new one makes a new plan.
+
+    `answer` may raise InfeasibleTargetError, whose `nearest` counts FFN parameters to keep, or CheckpointError if this
+    version cannot read `source`.
+    """
+
+    source: str | None
+    answer: Callable[[], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A method that lacks its data: `note` says so in the plan of the next best one, `error` to who asked for it."""
+
+    note: str
+    error: InputError
+
+
+class MethodFamily(Protocol):
+    """Methods that work from the same kind of data. Thread-safe."""
+
+    def find(self, method: Method, question: Question) -> Candidate | Unavailable:
+        """Look for what `method` needs; quick, the work is left to the candidate's `answer`."""

@@ -1,0 +1,17 @@
+"""The same retention in every layer: needs no data, so it answers every feasible target."""
+
+from pruning.allocators.uniform import uniform_widths
+from service.methods.family import Answer, Candidate, Question
+from service.methods.names import Method
+
+
+class UniformMethod:
+    """The MethodFamily of `uniform`."""
+
+    def find(self, method: Method, question: Question) -> Candidate:  # noqa: ARG002
+        """Always there."""
+        return Candidate(None, lambda: _answer(question))
+
+
+def _answer(question: Question) -> Answer:
+    return Answer(uniform_widths(question.model.anatomy, question.budget, round_to=question.request.round_to))

@@ -1,0 +1,57 @@
+"""Ranking files: where the server offers them, and how they are handed out."""
+
+from collections.abc import Callable
+from urllib.parse import quote
+
+from fastapi import Request, Response, status
+
+from pruning.errors import CheckpointError, NotFoundError
+from pruning.ranking import Ranking
+from service.conditional import matches, strong_etag
+from storage.contract import Repository
+from storage.records import Artifact
+
+RANKING_OK = {
+    "description": "The ranking file: per layer the order in which channels are kept.",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "ETag": {"description": "The file's sha256, a strong entity tag.", "schema": {"type": "string"}},
+        "Content-Length": {"description": "The file's size in bytes.", "schema": {"type": "integer"}},
+    },
+}
+
+
+def model_ranking_url(model_id: str) -> str:
+    """Where the server offers a model's ranking file, relative to its own address."""
+    return f"/v1/models/{quote(model_id, safe='/')}/ranking"
+
+
+def ranking_url(sha256: str) -> str:
+    """Where the server offers the ranking file with this sha256, relative to its own address."""
+    return f"/v1/rankings/{sha256}"
+
+
+def find_ranking(repository: Repository, sha256: str) -> Artifact:
+    """The ranking file with this sha256; raises NotFoundError if there is none.
+
+    Predictors and statistics are artifacts too, and nothing marks a ranking but its content: so that is parsed.
+    """
+    remedy = "Take the address from a plan's ranking.url"
+    try:
+        artifact = repository.get_artifact(sha256)
+        Ranking.from_bytes(artifact.content)
+    except (NotFoundError, CheckpointError) as error:
+        raise NotFoundError("no ranking is stored under this sha256", values=repr(sha256), remedy=remedy) from error
+    return artifact
+
+
+def ranking_response(sha256: str, read: Callable[[], Artifact], request: Request, *, cache_control: str) -> Response:
+    """The file in answer to GET, its headers to HEAD; 304 to who has it, without reading it."""
+    etag = strong_etag(sha256)
+    headers = {"ETag": etag, "Cache-Control": cache_control, "X-Content-Type-Options": "nosniff"}
+    if matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    artifact = read()
+    headers["Content-Length"] = str(len(artifact.content))
+    content = b"" if request.method == "HEAD" else artifact.content
+    return Response(content, media_type=artifact.media_type, headers=headers)

@@ -1,0 +1,24 @@
+"""Ranking files by their sha256: the way to those that belong to a method and not to a model."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.dependencies import RankingSha256, RepositoryDep
+from service.openapi import problems
+from service.rankings import RANKING_OK, find_ranking, ranking_response
+
+router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
+
+
+@router.get(
+    "/{sha256}",
+    summary="Download a ranking",
+    response_class=Response,
+    responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
+)
+@router.head("/{sha256}", include_in_schema=False)
+def read_ranking(sha256: RankingSha256, repository: RepositoryDep, request: Request) -> Response:
+    """The safetensors file that a plan's widths count along: `ranking.url` of plans whose method ranks channels itself.
+    A file is named by its content, so it never changes.
+    """
+    artifact = find_ranking(repository, sha256)
+    return ranking_response(sha256, lambda: artifact, request, cache_control="public, max-age=31536000, immutable")
