@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference clean
+.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -12,6 +12,9 @@ help:
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
+	@echo "make bench-search     the tree search against every other method (45 minutes)"
+	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
+	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -40,6 +43,15 @@ format: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python -m reference.build
+
+bench-search: $(STAMP)
+	$(BIN)/python -m benchmarks.search
+
+bench-evaluator: $(STAMP)
+	$(BIN)/python -m benchmarks.evaluator
+
+bench-ray: $(STAMP)
+	$(BIN)/python -m benchmarks.ray
 
 clean:
 	rm -rf $(VENV) demo_output .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -24,20 +24,26 @@ def swap_moves(grid: LevelGrid, configuration: Configuration, budget: int) -> ND
 
     In a fixed order; empty if there are none.
     """
+    L, K = grid.num_layers, grid.num_levels
     costs = np.asarray(grid.costs, dtype=np.int64)
-    left = budget - grid.cost(configuration)
-    dense = (grid.num_levels,) * grid.num_layers
-    neighbours: list[Configuration] = []
-    for rising, level in enumerate(configuration):
-        for higher in range(level + 1, min(level + MAX_RISE, grid.num_levels) + 1):
-            price = int(costs[rising, higher - 1] - costs[rising, level - 1])
-            raised = (*configuration[:rising], higher, *configuration[rising + 1 :])
-            if price <= left and (left - price < grid.largest_step or raised == dense):
-                neighbours.append(raised)
-            for paying, own in enumerate(configuration):
-                if paying == rising:
-                    continue
-                after = left - price + costs[paying, own - 1] - costs[paying, : own - 1]
-                fitting = np.flatnonzero((after >= 0) & (after < grid.largest_step)).tolist()
-                neighbours.extend((*raised[:paying], index + 1, *raised[paying + 1 :]) for index in fitting)
-    return np.array(neighbours, dtype=np.int64).reshape(len(neighbours), grid.num_layers)
+    levels = np.asarray(configuration, dtype=np.int64)
+    own = costs[np.arange(L), levels - 1]
+    higher = levels[:, None] + np.arange(1, MAX_RISE + 1)
+    rise = costs[np.arange(L)[:, None], np.minimum(higher, K) - 1] - own[:, None]
+    # What is left after layer i rises by r + 1 levels and layer j goes to level k + 1: [L, MAX_RISE, L, K].
+    left = (budget - own.sum() - rise)[:, :, None, None] + (own[:, None] - costs)[None, None]
+    lower = np.arange(1, K + 1) < levels[:, None]
+    possible = (higher <= K)[:, :, None, None] & lower[None, None] & ~np.eye(L, dtype=bool)[:, None, :, None]
+    rising, by, paying, to = np.nonzero(possible & (left >= 0) & (left < grid.largest_step))
+    neighbours = np.repeat(levels[None], len(rising), axis=0)
+    rows = np.arange(len(rising))
+    neighbours[rows, rising] += by + 1
+    neighbours[rows, paying] = to + 1
+    free = [
+        (*configuration[:layer], int(level), *configuration[layer + 1 :])
+        for layer in range(L)
+        for level in higher[layer]
+        if level <= K
+    ]
+    unpaid = [c for c in free if is_tight(grid, c, budget)]
+    return np.concatenate([np.array(unpaid, dtype=np.int64).reshape(len(unpaid), L), neighbours])

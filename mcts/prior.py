@@ -12,9 +12,6 @@ from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
 
-PENALTY_BEYOND_TRUST = 2.0
-"""Nats of log KL that the prior adds per level outside the trust region: discouraged, never impossible."""
-
 
 class Prior(Protocol):
     """Weights over the levels of the next layer.
@@ -32,23 +29,11 @@ class TablePrior:
 
     Args:
         table: [L, K] what each level of each layer adds to log KL.
-        incumbent: best configuration so far; outside `trust_radius` levels around it the table is penalised.
         temperature: nats per decision.
     """
 
-    def __init__(
-        self,
-        grid: LevelGrid,
-        budget: int,
-        table: FloatArray,
-        *,
-        incumbent: Configuration,
-        trust_radius: int,
-        temperature: float,
-    ) -> None:
-        distance = np.abs(np.arange(1, grid.num_levels + 1) - np.asarray(incumbent)[:, None])
-        trusted = table + PENALTY_BEYOND_TRUST * np.maximum(0, distance - trust_radius)
-        self._cost_to_go = cost_to_go(grid, trusted, budget)
+    def __init__(self, grid: LevelGrid, budget: int, table: FloatArray, *, temperature: float) -> None:
+        self._cost_to_go = cost_to_go(grid, table, budget)
         self._temperature = temperature
 
     def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray:

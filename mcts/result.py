@@ -1,9 +1,12 @@
 """What a search found."""
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning.levels import Configuration
+from mcts.settings import SearchTarget
+from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Metrics
 
 
@@ -30,6 +33,21 @@ class TargetResult:
     metrics: Metrics
     evaluations: int
     curve: tuple[float, ...]
+
+    @classmethod
+    def of(cls, target: SearchTarget, grid: LevelGrid, scored: Mapping[Configuration, Metrics]) -> "TargetResult":
+        """The best of all configurations `scored` for `target`, in the order in which they were."""
+        best = min(scored, key=lambda c: scored[c].kl)
+        return cls(
+            label=target.label,
+            sparsity=target.sparsity,
+            budget=target.budget,
+            configuration=best,
+            widths=tuple(grid.widths_of(best)),
+            metrics=scored[best],
+            evaluations=len(scored),
+            curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

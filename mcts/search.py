@@ -1,32 +1,38 @@
 """The search of one target: simulate, expand, evaluate, backward.
 
-Every configuration that is scored is a path of the tree, whichever way it was found: by following PUCT from the root,
-or as a swap move at a good configuration. Every `refit_every` evaluations the surrogate table is fitted again to all
-samples of the search, and with it the prior. Deterministic: the next configuration is a function of the settings, the
-seed and the metrics read so far.
+Evaluations are dear and the surrogate is cheap, so each evaluation is chosen among many proposals: simulations run
+down the tree by PUCT and end at configurations that were not visited, swap moves and mutations lead there from the
+best ones known. The surrogate, fitted again to everything read so far, judges them all; the one with the highest
+expected improvement is expanded and scored, and its value backed up. Deterministic: the next configuration is a
+function of the settings, the seed and the metrics read so far.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mcts.evaluator import Evaluate
 from mcts.moves import is_tight, swap_moves
 from mcts.prior import Prior, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
 from mcts.settings import SearchSettings, SearchTarget
-from mcts.surrogate import ScoredConfiguration, Surrogate, fit_surrogate
+from mcts.surrogate import Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import additive_dp, fill_up
+from pruning.allocators.evolution import mutate
 from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Metrics
+from pruning.metrics import Evaluate, Metrics
 
 KL_FLOOR = 1e-9
 """KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""
+
+MAX_JUDGED = 512
+"""Proposals whose expected improvement is worked out, those of least expected KL: it costs more than the mean alone."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class SharedKnowledge:
     def kl_floor(self) -> float:
         """The least KL that is told apart from 0; positive."""
         return max(KL_FLOOR * float(self.sensitivity.max()), 1e-300)
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """Of the surrogates of all targets."""
+        return Kernel(self.sensitivity)
 
 
 class TargetSearch:
@@ -72,7 +83,6 @@ class TargetSearch:
         self.settings = settings
         self.tree = Tree(grid, target.budget)
         self.scored: dict[Configuration, Metrics] = {}
-        self.curve: list[float] = []
         self._evaluate = evaluate
         self._shared = shared
         self._index = index
@@ -80,9 +90,7 @@ class TargetSearch:
         self._given_cache: dict[Configuration, FloatArray] = {}
         self._on_evaluation = on_evaluation
         self._rng = np.random.default_rng([settings.seed, index])
-        self._requested: set[Configuration] = set()
-        self._moves_due = 0.0
-        self._fitted_at = -1
+        self._requested: dict[Configuration, None] = {}
         self._version = 0
         self._surrogate: Surrogate
         self._prior: TablePrior
@@ -92,9 +100,9 @@ class TargetSearch:
         """Search until `num_evaluations` configurations are scored or none is left."""
         self.evaluate([self.expand(self.tree.path(c)) for c in self.starting_configurations()])
         while not self.is_finished:
-            self.refit()
             leaves: list[list[Edge]] = []
             while len(leaves) < self.settings.parallel_leaves and not self.is_finished:
+                self.refit()
                 leaves.append(self.expand(self.simulate()))
             self.evaluate(leaves)
         return self.result()
@@ -104,19 +112,27 @@ class TargetSearch:
         return len(self._requested) >= self.settings.num_evaluations or self.tree.is_complete
 
     def simulate(self) -> list[Edge]:
-        """The path [L] of a configuration that was not visited yet: a swap move, or down the tree by PUCT."""
-        self._moves_due += self.settings.move_share
-        if self._moves_due >= 1.0:
-            self._moves_due -= 1.0
-            moved = self._best_move()
-            if moved is not None:
-                return self.tree.path(moved)
-        return self._descend()
+        """The path [L] of the configuration to score next: of all proposals, the most promising one."""
+        parents = self._parents()
+        tree = self._descend(self.settings.num_simulations)
+        best, promise = self._most_promising(
+            np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
+        )
+        # Several moves in a row, as long as each promises more than the one before.
+        for _ in range(self.settings.max_moves - 1):
+            further = self._moves([best])
+            if not len(further):
+                break
+            candidate, promised = self._most_promising(further)
+            if promised <= promise:
+                break
+            best, promise = candidate, promised
+        return self.tree.path(best)
 
     def expand(self, path: list[Edge]) -> list[Edge]:
         """Make `path` part of the tree and count its visit; its value follows in `backward`."""
         self.tree.expand(path)
-        self._requested.add(_configuration_of(path))
+        self._requested[_configuration_of(path)] = None
         return path
 
     def evaluate(self, leaves: Sequence[list[Edge]]) -> None:
@@ -134,9 +150,8 @@ class TargetSearch:
         self.scored[configuration] = metrics
         if self._best is None or kl < self._best[0]:
             self._best = (kl, configuration)
-        self.curve.append(self.scored[self._best[1]].kl)
         if self._on_evaluation is not None:
-            self._on_evaluation(len(self.curve), self.curve[-1])
+            self._on_evaluation(len(self.scored), self.scored[self._best[1]].kl)
 
     def starting_configurations(self) -> list[Configuration]:
         """What is known before the search: the optimum if layers did not interact, equal retention, the prior's own."""
@@ -144,31 +159,28 @@ class TargetSearch:
         additive, _ = additive_dp(self.grid, sensitivity, budget)
         starts = [fill_up(self.grid, additive, budget, sensitivity), uniform_configuration(self.grid, budget)]
         if self._shared.samples:
-            learnt = fit_surrogate(sensitivity, self._shared.samples, target=self._index, incumbent=starts[0])
-            starts.append(fill_up(self.grid, additive_dp(self.grid, learnt.table, budget)[0], budget, learnt.table))
+            learnt = fit_surrogate(self._shared.kernel, self._shared.samples, target=self._index).table(starts[0])
+            starts.append(fill_up(self.grid, additive_dp(self.grid, learnt, budget)[0], budget, learnt))
         if self._given_prior is not None:
             starts.append(self._follow(self._given_prior))
         tight = [c for c in dict.fromkeys(starts) if is_tight(self.grid, c, budget)]
         return tight[: self.settings.num_evaluations]
 
     def refit(self) -> None:
-        """Fit the surrogate again if enough was learnt since, and make its table the prior."""
-        if self._fitted_at >= 0 and len(self.curve) - self._fitted_at < self.settings.refit_every:
-            return
-        self._fitted_at = len(self.curve)
+        """Fit the surrogate to everything read, and make its table the prior.
+
+        A configuration that is still being scored counts as what the surrogate expects of it ("kriging believer",
+        Ginsbourger et al. 2010), so that the next one is chosen somewhere else.
+        """
+        samples = list(self._shared.samples)
+        pending = [c for c in self._requested if c not in self.scored]
+        if pending:
+            believed = self._surrogate.means(np.array(pending)) + np.log(self._best_kl)
+            samples += [ScoredConfiguration(self._index, c, float(y)) for c, y in zip(pending, believed, strict=True)]
+        self._surrogate = fit_surrogate(self._shared.kernel, samples, target=self._index)
         self._version += 1
-        incumbent = self.incumbent
-        self._surrogate = fit_surrogate(
-            self._shared.sensitivity, self._shared.samples, target=self._index, incumbent=incumbent
-        )
-        self._prior = TablePrior(
-            self.grid,
-            self.target.budget,
-            self._surrogate.table,
-            incumbent=incumbent,
-            trust_radius=self.settings.trust_radius,
-            temperature=self.settings.temperature,
-        )
+        table = self._surrogate.table(self.incumbent)
+        self._prior = TablePrior(self.grid, self.target.budget, table, temperature=self.settings.temperature)
 
     @property
     def incumbent(self) -> Configuration:
@@ -176,31 +188,34 @@ class TargetSearch:
         assert self._best is not None
         return self._best[1]
 
-    def result(self) -> TargetResult:
-        best = self.incumbent
-        return TargetResult(
-            label=self.target.label,
-            sparsity=self.target.sparsity,
-            budget=self.target.budget,
-            configuration=best,
-            widths=tuple(self.grid.widths_of(best)),
-            metrics=self.scored[best],
-            evaluations=len(self.curve),
-            curve=tuple(self.curve),
-        )
-
-    def _descend(self) -> list[Edge]:
-        """Follow the highest PUCT score from the root to a complete configuration that was not visited."""
+    @property
+    def _best_kl(self) -> float:
         assert self._best is not None
-        node = self.tree.root
-        path: list[Edge] = []
-        while True:
-            self._renew_prior(node)
-            index = select_action(node, self._best[0], self.settings.c_puct)
-            path.append(Edge(node, index))
-            if len(path) == self.grid.num_layers:
-                return path
-            node = self.tree.child(node, node.actions[index])
+        return self._best[0]
+
+    def result(self) -> TargetResult:
+        return TargetResult.of(self.target, self.grid, self.scored)
+
+    def _descend(self, num_simulations: int) -> NDArray[np.int64]:
+        """Unvisited configurations [<= num_simulations, L] at the end of simulations that follow the PUCT score.
+
+        Each counts as a visit until the last one is done, so that they part (virtual loss).
+        """
+        paths = []
+        for _ in range(num_simulations):
+            node = self.tree.root
+            path: list[Edge] = []
+            while len(path) < self.grid.num_layers:
+                self._renew_prior(node)
+                index = select_action(node, self._best_kl, self.settings.c_puct)
+                path.append(Edge(node, index))
+                if len(path) < self.grid.num_layers:
+                    node = self.tree.child(node, node.actions[index])
+            self.tree.count_visit(path, 1)
+            paths.append(path)
+        for path in paths:
+            self.tree.count_visit(path, -1)
+        return _unique([_configuration_of(path) for path in paths], self.grid.num_layers)
 
     def _renew_prior(self, node: Node) -> None:
         """Bring the prior of a node that is being passed up to date with the last fit."""
@@ -216,16 +231,29 @@ class TargetSearch:
             node.prior = mix(weights, self._given_cache[node.levels], self.settings.prior_share)
         node.prior_version = self._version
 
-    def _best_move(self) -> Configuration | None:
-        """The unvisited swap move at the incumbent that a table drawn from the surrogate's posterior likes best."""
-        table = self._surrogate.sample_table(self._rng)
-        moves = swap_moves(self.grid, self.incumbent, self.target.budget)
-        predicted = table[np.arange(self.grid.num_layers), moves - 1].sum(axis=1)
-        for index in np.argsort(predicted, kind="stable"):
-            configuration = tuple(int(k) for k in moves[index])
-            if configuration not in self._requested:
-                return configuration
-        return None
+    def _parents(self) -> list[Configuration]:
+        """The best configurations so far, whose neighbours are proposed."""
+        return sorted(self.scored, key=lambda c: self.scored[c].kl)[: self.settings.num_parents]
+
+    def _moves(self, parents: Sequence[Configuration]) -> NDArray[np.int64]:
+        """Swap moves [n, L] at `parents` that were not visited."""
+        moves = [swap_moves(self.grid, parent, self.target.budget) for parent in parents]
+        found = [tuple(row) for row in np.concatenate(moves).tolist()]
+        return _unique([c for c in found if c not in self._requested], self.grid.num_layers)
+
+    def _mutations(self, parents: Sequence[Configuration], wanted: int) -> NDArray[np.int64]:
+        """Random children [<= wanted, L] of `parents` in turn that were not visited."""
+        children = [mutate(self.grid, parents[i % len(parents)], self.target.budget, self._rng) for i in range(wanted)]
+        return _unique([c for c in children if c not in self._requested], self.grid.num_layers)
+
+    def _most_promising(self, proposals: NDArray[np.int64]) -> tuple[Configuration, float]:
+        """The proposal [n, L] of highest expected improvement, and how much that is; of equal ones, the first."""
+        if len(proposals) > MAX_JUDGED:
+            order = np.argsort(self._surrogate.means(proposals), kind="stable")
+            proposals = proposals[np.sort(order[:MAX_JUDGED])]
+        promise = expected_improvement(self._surrogate.predict(proposals))
+        best = int(np.argmax(promise))
+        return tuple(proposals[best].tolist()), float(promise[best])
 
     def _follow(self, prior: Prior) -> Configuration:
         """The configuration that takes a prior's likeliest feasible level in every layer."""
@@ -242,3 +270,9 @@ def _likeliest(prior: Prior, node: Node) -> int:
 
 def _configuration_of(path: list[Edge]) -> Configuration:
     return tuple(edge.node.actions[edge.index] for edge in path)
+
+
+def _unique(configurations: list[Configuration], num_layers: int) -> NDArray[np.int64]:
+    """[n, L], each once, in the order of their first appearance."""
+    different = list(dict.fromkeys(configurations))
+    return np.array(different, dtype=np.int64).reshape(len(different), num_layers)

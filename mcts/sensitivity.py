@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mcts.evaluator import Evaluate
 from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
+from pruning.metrics import Evaluate
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""

@@ -2,12 +2,24 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.target import Scope, check_sparsity, ffn_parameter_budget, scope_parameters
+
+DEFAULT_PARALLEL_LEAVES = 8
+"""Enough for as many devices to work at once, and the same for every engine, so that all of them find the same."""
+
+
+class SearchMethod(StrEnum):
+    """What chooses the configurations that are scored. Each is the `source` of the samples that it stores."""
+
+    MCTS = "mcts"
+    EVOLUTION = "evolution"
+    RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,42 +39,48 @@ class SearchSettings:
         sparsities: targets as fractions of `scope` to remove, searched in this order.
         budgets: targets as FFN parameters to keep, searched after the sparsities.
         scope: what `sparsities` count.
-        num_evaluations: configurations scored per target, the sensitivity scan not counted.
+        method: the tree search, or one that it is compared with.
+        num_evaluations: configurations scored per target, the sensitivity scan of the tree search not counted.
         seed: of every random choice.
         num_levels: K, choices per layer.
         round_to: widths are multiples of it.
-        parallel_leaves: configurations handed to the evaluator at once; more than 1 pays only if they run in parallel.
+        parallel_leaves: configurations chosen before the first of them is scored, and handed to the evaluator at once:
+            as many can be measured in parallel.
+        num_simulations: tree simulations that propose configurations, per evaluation.
+        num_parents: best configurations whose swap moves are proposed too.
+        num_mutations: random children of those, several switches away, that are proposed too.
+        max_moves: swap moves in a row that a proposal may be improved by.
         c_puct: weight of exploration in PUCT.
         temperature: of the prior, in nats of log KL per decision.
-        refit_every: evaluations between two fits of the surrogate table.
-        trust_radius: levels around the incumbent inside which the surrogate's prior is believed.
-        move_share: fraction of evaluations spent on swap moves at good configurations instead of tree leaves.
         prior_share: weight of a prior that is handed in (a trained predictor) against the surrogate's.
     """
 
     sparsities: tuple[float, ...] = ()
     budgets: tuple[int, ...] = ()
     scope: Scope = Scope.FFN
+    method: SearchMethod = SearchMethod.MCTS
     num_evaluations: int = 200
     seed: int = 0
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
-    parallel_leaves: int = 1
+    parallel_leaves: int = DEFAULT_PARALLEL_LEAVES
+    num_simulations: int = 8
+    num_parents: int = 8
+    num_mutations: int = 16
+    max_moves: int = 3
     c_puct: float = 1.0
-    temperature: float = 0.03
-    refit_every: int = 8
-    trust_radius: int = 2
-    move_share: float = 0.5
+    temperature: float = 0.1
     prior_share: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsities", tuple(check_sparsity(s) for s in self.sparsities))
         object.__setattr__(self, "budgets", tuple(self.budgets))
         object.__setattr__(self, "scope", Scope(self.scope))
+        object.__setattr__(self, "method", SearchMethod(self.method))
         if not self.sparsities and not self.budgets:
             raise InputError("a search needs at least one target", remedy="Give sparsities, or budgets in parameters")
         whole = {"num_evaluations": 1, "seed": 0, "num_levels": 2, "round_to": 1, "parallel_leaves": 1}
-        whole |= {"refit_every": 1, "trust_radius": 0}
+        whole |= {"num_simulations": 1, "num_parents": 1, "num_mutations": 0, "max_moves": 1}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -73,9 +91,8 @@ class SearchSettings:
         for name in ("c_puct", "temperature"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be a positive number", values=repr(getattr(self, name)))
-        for name in ("move_share", "prior_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} must be a fraction in [0, 1]", values=repr(getattr(self, name)))
+        if not 0.0 <= self.prior_share <= 1.0:
+            raise InputError("prior_share must be a fraction in [0, 1]", values=repr(self.prior_share))
 
     def resolve_targets(self, anatomy: ModelAnatomy, grid: LevelGrid) -> tuple[SearchTarget, ...]:
         """The budgets of all targets, in search order.
@@ -107,6 +124,7 @@ class SearchSettings:
             "sparsities": list(self.sparsities),
             "budgets": list(self.budgets),
             "scope": str(self.scope),
+            "method": str(self.method),
         }
 
     @classmethod

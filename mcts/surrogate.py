@@ -1,50 +1,65 @@
-"""What the search learns while it runs: an additive table of log KL, re-fitted to the samples seen.
+"""What the search learns while it runs: a Gaussian process over log KL, fitted to the samples seen.
 
-    log(KL(k_1..k_L) / KL*_t) ~ b_t + a_1 F1 + a_2 F2 + sum_l R[l, k_l]
+    log(KL(k_1..k_L) / KL*_t) ~ m + a f + GP(0, s^2 k),   k(x, x') = A/2 + B/2 + 2 A^2 + B^2
 
-KL*_t is the least KL seen at target t, and b_t a level of its own. F1 and F2 are sums over layers of two transforms of
-the one-layer sensitivities s[l, k]: log(1 + s/S) and sqrt(s/S), with S the sum of s at the incumbent. R is a free
-table, smooth along levels. Fitted by Bayesian ridge regression: a Gaussian prior on every coefficient, samples weighted
-by how near they are to the best of their target, so that the table is right where the optimum is, not on average. At
-the start (a_1 = 1, R = 0) it is the additive sensitivity model; where layers interact, R bends it. All constants are in
-nats of log KL: the scale of the metric drops out.
+KL*_t is the least KL seen at target t. f is what the additive model says, the log of the summed one-layer
+sensitivities, less that of the best configuration of the target: right at low sparsity, misleading at high, so its
+slope a is learnt. A is the mean over layers of exp(-d^2 / 2), d the difference of the layer's retentions in units of
+0.4; B the same, d the difference of the logarithms of its one-layer sensitivities in units of their spread. A and B
+make the process additive over layers, the squares add what pairs of layers do together: the additive kernels of first
+and second order of Duvenaud et al. (arXiv 1112.4394, section 2). The scale s is the one under which the samples are
+likeliest. Samples are the less certain the further they are above the best of their target, so that the process is
+right where the optimum is, not on average. All constants are in nats of log KL: the scale of the metric drops out.
 
-Letters: L layers, K levels, N samples, T targets, P = T + 2 + L K coefficients.
+Letters: L layers, K levels, N samples, n configurations.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray
 from pruning.levels import Configuration
 
-MAX_SAMPLES = 512
-"""Samples that a fit uses at most, those of largest weight."""
+MAX_SAMPLES = 400
+"""Samples that a fit uses at most, those of largest weight: the cost of a fit is cubic in them."""
 
-INTERCEPT_SD = 10.0
-"""Of b_t: as good as free."""
+RETENTION_SCALE = 0.4
+"""Retentions this far apart in one layer are nearly unrelated."""
 
-COEFFICIENT_SD = 0.5
-"""Of a_1 around 1 and a_2 around 0."""
+ROUGHNESS = 0.4
+"""The part of a level's effect that tells nothing about the next level: KL is not smooth in them."""
 
-LEVEL_SD = 0.5
-"""Of R at any level: how far a layer may be from what its sensitivity says."""
+LEVEL_VARIANCE = 0.5
+SENSITIVITY_VARIANCE = 0.5
+LEVEL_PAIR_VARIANCE = 2.0
+SENSITIVITY_PAIR_VARIANCE = 1.0
 
-STEP_SD = 0.15
-"""Of the difference of R between neighbouring levels: its smoothness."""
+VARIANCE = LEVEL_VARIANCE + SENSITIVITY_VARIANCE + LEVEL_PAIR_VARIANCE + SENSITIVITY_PAIR_VARIANCE
+"""Of any one configuration: A = B = 1 with itself."""
 
-NOISE_SD = 0.1
-"""What an additive table cannot explain about one configuration."""
+SLOPE_MEAN = 0.5
+SLOPE_SD = 0.3
+
+NOISE_SD = 0.05
+"""What the process cannot explain about a configuration as good as the best."""
 
 NEARNESS = 0.5
-"""A sample this far above the best of its target counts 1/e."""
+"""A sample this far above the best of its target weighs 1/e."""
 
 OTHER_TARGET_WEIGHT = 0.3
-"""A sample of another target counts this much."""
+"""A sample of another target weighs this much."""
 
 LEAST_WEIGHT = 1e-3
+
+SCALE_RANGE = (0.1, 3.0)
+"""Of s: a handful of samples must not make the process certain, nor lost."""
+
+SENSITIVITY_FLOOR = 1e-5
+"""Sensitivities below this fraction of the largest are told apart no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,97 +72,159 @@ class ScoredConfiguration:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """log(KL / KL*) of n configurations: mean [n] and standard deviation [n]. KL* is the target's best so far."""
+
+    mean: FloatArray
+    sd: FloatArray
+
+
+class Kernel:
+    """Covariances between configurations; depends on the one-layer sensitivities [L, K] alone."""
+
+    def __init__(self, sensitivity: FloatArray) -> None:
+        L, K = sensitivity.shape
+        retention = np.arange(1, K + 1) / K
+        positive = np.maximum(sensitivity, 0.0)
+        self._floor = max(SENSITIVITY_FLOOR * float(positive.max()), 1e-300)
+        self._flat = positive.ravel()
+        logs = np.log(positive + self._floor)
+        spread = float(logs.std(axis=0).mean()) or 1.0
+        self.shape = (L, K)
+        self._level = np.kron(np.eye(L), _similarity(retention / RETENTION_SCALE)) / L
+        self._sensitivity = np.zeros((L * K, L * K))
+        for layer in range(L):
+            block = slice(layer * K, (layer + 1) * K)
+            self._sensitivity[block, block] = _similarity(logs[layer] / spread) / L
+
+    def between(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        """[n, m] from one-hot rows [n, L K] and [m, L K]."""
+        return _combine(left @ self._level @ right.T, left @ self._sensitivity @ right.T)
+
+    def trend(self, rows: FloatArray) -> FloatArray:
+        """[n] log of the summed sensitivities of one-hot rows [n, L K]."""
+        trend: FloatArray = np.log(rows @ self._flat + self._floor)
+        return trend
+
+    def one_hot(self, configurations: NDArray[np.int64]) -> FloatArray:
+        """[n, L K] from levels [n, L]."""
+        L, K = self.shape
+        rows = np.zeros((len(configurations), L * K))
+        rows[np.arange(len(configurations))[:, None], np.arange(L) * K + configurations - 1] = 1.0
+        return rows
+
+
 class Surrogate:
-    """A fitted table and how unsure it is.
+    """The process after the samples it was fitted to; see `fit_surrogate`.
 
-    Attributes:
-        table: [L, K] posterior mean of what each level of each layer adds to log KL.
+    Args:
+        rows: [N, L K] one-hot samples.
+        trend: [N] f of the samples; `centre` is what to take off the trend of other configurations to get theirs.
+        observed: [N] log(KL / KL*_t).
+        weights: [N] in (0, 1].
     """
 
-    table: FloatArray
-    _mean: FloatArray
-    _cholesky: FloatArray
-    _shapes: FloatArray
+    def __init__(
+        self,
+        kernel: Kernel,
+        rows: FloatArray,
+        trend: FloatArray,
+        observed: FloatArray,
+        weights: FloatArray,
+        centre: float,
+    ) -> None:
+        self._kernel = kernel
+        self._rows = rows
+        self._trend = trend
+        self._centre = centre
+        residual = observed - SLOPE_MEAN * trend
+        self._mean = float(np.average(residual, weights=weights)) if len(rows) else 0.0
+        covariance = self._between(rows, trend) + np.diag(NOISE_SD**2 / weights)
+        self._root = np.linalg.inv(np.linalg.cholesky(covariance)) if len(rows) else np.zeros((0, 0))
+        whitened = self._root @ (residual - self._mean)
+        self._alpha = self._root.T @ whitened
+        likeliest = float(np.sqrt(np.mean(whitened**2))) if len(rows) else 1.0
+        self._scale = min(max(likeliest, SCALE_RANGE[0]), SCALE_RANGE[1])
 
-    def sample_table(self, rng: np.random.Generator) -> FloatArray:
-        """[L, K] drawn from the posterior: Thompson sampling explores where the table is unsure."""
-        noise = np.linalg.solve(self._cholesky.T, rng.standard_normal(len(self._mean)))
-        return _table_of(self._mean + noise, self._shapes)
+    def predict(self, configurations: NDArray[np.int64]) -> Prediction:
+        """Posterior of levels [n, L]."""
+        rows, trend = self._features(configurations)
+        covariance = self._between(rows, trend)
+        explained = np.square(covariance @ self._root.T).sum(axis=1)
+        variance = VARIANCE + SLOPE_SD**2 * trend**2 - explained
+        sd = self._scale * np.sqrt(np.maximum(variance, 1e-12))
+        return Prediction(self._mean + SLOPE_MEAN * trend + covariance @ self._alpha, sd)
 
+    def means(self, configurations: NDArray[np.int64]) -> FloatArray:
+        """Posterior mean [n] of levels [n, L]: `predict` without the costly half."""
+        rows, trend = self._features(configurations)
+        means: FloatArray = self._mean + SLOPE_MEAN * trend + self._between(rows, trend) @ self._alpha
+        return means
 
-def fit_surrogate(
-    sensitivity: FloatArray, samples: list[ScoredConfiguration], *, target: int, incumbent: Configuration
-) -> Surrogate:
-    """Fit to `samples` of all targets, for use at `target`, around `incumbent` [L].
+    def _features(self, configurations: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """One-hot rows [n, L K] and trend [n]."""
+        rows = self._kernel.one_hot(configurations)
+        return rows, self._kernel.trend(rows) - self._centre
 
-    `sensitivity` [L, K] is the one-layer scan. `samples` may be empty: the table is then the scaled sensitivities.
-    """
-    L, K = sensitivity.shape
-    shapes = _sensitivity_shapes(sensitivity, incumbent)
-    targets = sorted({s.target for s in samples} | {target})
-    best = _best_per_target(samples)
-    weights = _weights(samples, best, target)
-    kept = sorted(np.argsort(-weights, kind="stable")[:MAX_SAMPLES].tolist())
-    T = len(targets)
-    design = np.zeros((len(kept), T + 2 + L * K))
-    layers = np.arange(L)
-    for row, index in enumerate(kept):
-        levels = np.asarray(samples[index].configuration) - 1
-        design[row, targets.index(samples[index].target)] = 1.0
-        design[row, T : T + 2] = shapes[:, layers, levels].sum(axis=1)
-        design[row, T + 2 + layers * K + levels] = 1.0
-    observed = np.array([samples[i].log_kl - best[samples[i].target] for i in kept])
-    precision, mean = _coefficient_prior(T, L, K)
-    weighted = design.T * (weights[kept] / NOISE_SD**2)
-    posterior = precision + weighted @ design
-    cholesky = np.linalg.cholesky(posterior).astype(np.float64)
-    rhs = precision @ mean + weighted @ observed
-    fitted = np.linalg.solve(cholesky.T, np.linalg.solve(cholesky, rhs)).astype(np.float64)
-    return Surrogate(_table_of(fitted, shapes), fitted, cholesky, shapes)
+    def _between(self, rows: FloatArray, trend: FloatArray) -> FloatArray:
+        """[n, N] covariances with the samples."""
+        covariance: FloatArray = self._kernel.between(rows, self._rows) + SLOPE_SD**2 * trend[:, None] * self._trend
+        return covariance
 
+    def table(self, incumbent: Configuration) -> FloatArray:
+        """[L, K] what giving one layer another level changes in the mean, the other layers as in `incumbent` [L].
 
-def _sensitivity_shapes(sensitivity: FloatArray, incumbent: Configuration) -> FloatArray:
-    """[2, L, K]: log(1 + s/S), and sqrt(s/S) over sqrt(L), which makes it of the same size."""
-    positive = np.maximum(sensitivity, 0.0)
-    L = len(positive)
-    scale = float(positive[np.arange(L), np.asarray(incumbent) - 1].sum())
-    relative = positive / scale if scale > 0.0 else np.zeros_like(positive)
-    return np.stack([np.log1p(relative), np.sqrt(relative) / np.sqrt(L)])
-
-
-def _best_per_target(samples: list[ScoredConfiguration]) -> dict[int, float]:
-    """Least log KL seen, by target."""
-    best: dict[int, float] = {}
-    for sample in samples:
-        best[sample.target] = min(sample.log_kl, best.get(sample.target, math.inf))
-    return best
-
-
-def _weights(samples: list[ScoredConfiguration], best: dict[int, float], target: int) -> FloatArray:
-    """[N] in (0, 1]: exp(-nats above the best of the sample's target / NEARNESS), less for other targets."""
-    own = np.array([1.0 if s.target == target else OTHER_TARGET_WEIGHT for s in samples])
-    gaps = np.array([s.log_kl - best[s.target] for s in samples])
-    weights: FloatArray = np.maximum(own * np.exp(-gaps / NEARNESS), LEAST_WEIGHT)
-    return weights
+        Additive, as a prior over single decisions has to be; pairs of layers are in it as they stand at the incumbent.
+        """
+        L, K = self._kernel.shape
+        changed = np.repeat(np.asarray(incumbent, dtype=np.int64)[None], L * K, axis=0)
+        changed[np.arange(L * K), np.repeat(np.arange(L), K)] = np.tile(np.arange(1, K + 1), L)
+        table: FloatArray = self.means(changed).reshape(L, K)
+        table -= table[np.arange(L), np.asarray(incumbent) - 1][:, None]
+        return table
 
 
-def _coefficient_prior(T: int, L: int, K: int) -> tuple[FloatArray, FloatArray]:
-    """Precision [P, P] and mean [P]: R is near 0 and smooth along levels, a_1 near 1."""
-    difference = np.diff(np.eye(K), axis=0)
-    row = np.eye(K) / LEVEL_SD**2 + difference.T @ difference / STEP_SD**2
-    P = T + 2 + L * K
-    precision = np.zeros((P, P))
-    precision[:T, :T] = np.eye(T) / INTERCEPT_SD**2
-    precision[T : T + 2, T : T + 2] = np.eye(2) / COEFFICIENT_SD**2
-    precision[T + 2 :, T + 2 :] = np.kron(np.eye(L), row)
-    mean = np.zeros(P)
-    mean[T] = 1.0
-    return precision, mean
+def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, target: int) -> Surrogate:
+    """Fit to `samples` of all targets, for use at `target`. They may be none: then nothing is known."""
+    L, _ = kernel.shape
+    targets = np.array([s.target for s in samples], dtype=np.int64)
+    gaps = np.array([s.log_kl for s in samples])
+    rows = kernel.one_hot(np.array([s.configuration for s in samples], dtype=np.int64).reshape(len(samples), L))
+    trend = kernel.trend(rows)
+    centre = float(trend.mean()) if len(samples) else 0.0
+    for known in np.unique(targets):
+        members = np.flatnonzero(targets == known)
+        best = members[np.argmin(gaps[members])]
+        if known == target:
+            centre = float(trend[best])
+        gaps[members] -= gaps[best]
+        trend[members] -= trend[best]
+    own = np.where(targets == target, 1.0, OTHER_TARGET_WEIGHT)
+    weights = np.maximum(own * np.exp(-gaps / NEARNESS), LEAST_WEIGHT)
+    kept = np.sort(np.argsort(-weights, kind="stable")[:MAX_SAMPLES])
+    return Surrogate(kernel, rows[kept], trend[kept], gaps[kept], weights[kept], centre)
 
 
-def _table_of(coefficients: FloatArray, shapes: FloatArray) -> FloatArray:
-    """[L, K] = a_1 F1 + a_2 F2 + R."""
-    _, L, K = shapes.shape
-    a = coefficients[-L * K - 2 : -L * K]
-    table: FloatArray = np.tensordot(a, shapes, axes=1) + coefficients[-L * K :].reshape(L, K)
-    return table
+def expected_improvement(prediction: Prediction) -> FloatArray:
+    """[n] nats by which each configuration is expected to beat the best log KL so far (Jones et al. 1998, eq. 15)."""
+    z = -prediction.mean / prediction.sd
+    density = np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
+    below = 0.5 * np.array([math.erfc(-x / math.sqrt(2.0)) for x in z])
+    improvement: FloatArray = prediction.sd * (z * below + density)
+    return improvement
+
+
+def _similarity(values: FloatArray) -> FloatArray:
+    """[K, K] of the differences d of values [K]: exp(-d^2 / 2), less for levels that are not the same."""
+    smooth = np.exp(-0.5 * (values[:, None] - values[None]) ** 2)
+    similarity: FloatArray = (1.0 - ROUGHNESS) * smooth + ROUGHNESS * np.eye(len(values))
+    return similarity
+
+
+def _combine(level: FloatArray, sensitivity: FloatArray) -> FloatArray:
+    return (
+        LEVEL_VARIANCE * level
+        + SENSITIVITY_VARIANCE * sensitivity
+        + LEVEL_PAIR_VARIANCE * level**2
+        + SENSITIVITY_PAIR_VARIANCE * sensitivity**2
+    )

@@ -105,11 +105,16 @@ class Tree:
         The visit counts before its value is known: until then it holds leaves in flight apart, as a virtual loss does
         (Chaslot et al., Parallel Monte-Carlo Tree Search, 2008).
         """
+        self.count_visit(path, 1)
         finished = True
         for edge in reversed(path):
-            edge.node.visit_count[edge.index] += 1
             edge.node.complete[edge.index] = finished
             finished = bool(edge.node.complete.all())
+
+    def count_visit(self, path: list[Edge], change: int) -> None:
+        """Add `change` to the visit count of every edge of `path`."""
+        for edge in path:
+            edge.node.visit_count[edge.index] += change
 
     def backward(self, path: list[Edge], value: float) -> None:
         """Add `value` (1 / KL) to every edge of `path` [L]."""

@@ -1,28 +1,35 @@
-"""One search request from start to end: the one-layer scan, then every target in turn.
+"""One search request from start to end: the one-layer scan if the method needs it, then every target in turn.
 
 Everything measured is in the repository the moment it is known, so a search that was killed is simply run again: it
 reads what it had, decides the same, and goes on where it stopped.
 """
 
-from mcts.evaluator import Evaluate, MemoisedEvaluator
+from collections.abc import Callable
+
+import numpy as np
+
+from mcts.evaluator import EvaluateInOrder, MemoisedEvaluator
 from mcts.prior import Prior
 from mcts.progress import Progress, silent
-from mcts.result import SearchResult
+from mcts.result import SearchResult, TargetResult
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import SENSITIVITY_SOURCE, scan_configurations, scan_sensitivity
-from mcts.settings import SearchSettings
-from pruning.levels import LevelGrid
+from mcts.settings import SearchMethod, SearchSettings, SearchTarget
+from pruning.allocators.evolution import evolve
+from pruning.allocators.random_search import search_randomly
+from pruning.levels import Configuration, LevelGrid
+from pruning.metrics import Metrics
 from storage.contract import Repository
 
-SEARCH_SOURCE = "mcts"
-"""`source` of the samples that the tree search stores."""
+OnEvaluation = Callable[[int, float], None]
+"""Told, after each evaluation of a target, how many there were and the least KL so far."""
 
 
 def run_search(
     repository: Repository,
     model_id: str,
     calibration_id: str,
-    evaluate: Evaluate,
+    evaluate: EvaluateInOrder,
     settings: SearchSettings,
     progress: Progress = silent,
     *,
@@ -47,23 +54,17 @@ def run_search(
     targets = settings.resolve_targets(model.anatomy, grid)
 
     def memoised(source: str) -> MemoisedEvaluator:
-        return MemoisedEvaluator(
-            repository,
-            model_id,
-            model.ranking_sha256,
-            calibration_id,
-            evaluate,
-            source,
-            batch_size=settings.parallel_leaves,
-        )
+        return MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
 
-    scan_evaluations = len(scan_configurations(grid))
+    scan_evaluations = len(scan_configurations(grid)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations
-    sensitivity = scan_sensitivity(
-        grid, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
-    )
-    shared = SharedKnowledge(sensitivity, [])
-    score = memoised(SEARCH_SOURCE)
+    shared: SharedKnowledge | None = None
+    if settings.method is SearchMethod.MCTS:
+        sensitivity = scan_sensitivity(
+            grid, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
+        )
+        shared = SharedKnowledge(sensitivity, [])
+    score = memoised(str(settings.method))
     results = []
     for index, target in enumerate(targets):
         before = scan_evaluations + index * settings.num_evaluations
@@ -71,9 +72,33 @@ def run_search(
         def on_evaluation(done: int, best_kl: float, before: int = before, label: str = target.label) -> None:
             progress(before + done, total, label, best_kl)
 
-        search = TargetSearch(
-            grid, target, score, settings, shared, index=index, prior=prior, on_evaluation=on_evaluation
-        )
-        results.append(search.run())
+        if shared is None:
+            results.append(_search_blindly(grid, target, score, settings, index, on_evaluation))
+        else:
+            search = TargetSearch(
+                grid, target, score, settings, shared, index=index, prior=prior, on_evaluation=on_evaluation
+            )
+            results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics.kl)
     return SearchResult(targets=tuple(results), scan_evaluations=scan_evaluations)
+
+
+def _search_blindly(
+    grid: LevelGrid,
+    target: SearchTarget,
+    score: MemoisedEvaluator,
+    settings: SearchSettings,
+    index: int,
+    on_evaluation: OnEvaluation,
+) -> TargetResult:
+    """One target by a method that learns nothing from one target for the next."""
+    rng = np.random.default_rng([settings.seed, index])
+    curve: list[float] = []
+
+    def on_scored(_configuration: Configuration, metrics: Metrics) -> None:
+        curve.append(min(metrics.kl, curve[-1] if curve else metrics.kl))
+        on_evaluation(len(curve), curve[-1])
+
+    search = evolve if settings.method is SearchMethod.EVOLUTION else search_randomly
+    scored = search(grid, target.budget, score, settings.num_evaluations, rng, on_scored=on_scored)
+    return TargetResult.of(target, grid, scored)

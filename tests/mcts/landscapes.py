@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mcts.evaluator import Widths
 from pruning.anatomy import DecoderLayer, ModelAnatomy
 from pruning.levels import LevelGrid
-from pruning.metrics import Metrics
+from pruning.metrics import Metrics, Widths
 
 FINGERPRINT = "0" * 64
 

@@ -1,13 +1,13 @@
 """The memo: look up first, measure what is missing, store at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from mcts.evaluator import MemoisedEvaluator, Widths
+from mcts.evaluator import EvaluateInOrder, MemoisedEvaluator
 from pruning.errors import InputError
-from pruning.metrics import Metrics
+from pruning.metrics import Metrics, Widths
 from storage.records import Sample
 from storage.sql_repository import SqlRepository
 from tests.mcts.landscapes import evaluate_by, metrics_of
@@ -35,30 +35,23 @@ class Recorder:
         return [metrics_of(float(sum(w))) for w in widths]
 
 
-def memoised(repository: SqlRepository, evaluate: Recorder, batch_size: int = 1) -> MemoisedEvaluator:
+def memoised(repository: SqlRepository, evaluate: EvaluateInOrder) -> MemoisedEvaluator:
     ranking = repository.get_model(MODEL).ranking_sha256
     ticks = iter(range(0, 1000, 6))
     return MemoisedEvaluator(
-        repository,
-        MODEL,
-        ranking,
-        CALIBRATION,
-        evaluate,
-        "mcts",
-        batch_size=batch_size,
-        clock=lambda: float(next(ticks)),
+        repository, MODEL, ranking, CALIBRATION, evaluate, "mcts", clock=lambda: float(next(ticks))
     )
 
 
 def test_only_what_is_missing_is_measured(repository: SqlRepository) -> None:
     repository.add_samples([sample(repository, (4, 4), 99.0)])
     recorder = Recorder()
-    evaluate = memoised(repository, recorder, batch_size=3)
+    evaluate = memoised(repository, recorder)
     metrics = evaluate([(4, 4), (2, 8), (8, 2), (1, 1), (2, 8)])
     assert [m.kl for m in metrics] == [99.0, 10.0, 10.0, 2.0, 10.0]
-    assert recorder.calls == [[(2, 8), (8, 2)], [(1, 1)]]
+    assert recorder.calls == [[(2, 8), (8, 2), (1, 1)]]
     assert evaluate([(1, 1)])[0].kl == 2.0
-    assert len(recorder.calls) == 2
+    assert len(recorder.calls) == 1
     stored = repository.list_samples(MODEL)
     assert [(s.widths, s.source) for s in stored] == [
         ((4, 4), "other"),
@@ -66,8 +59,20 @@ def test_only_what_is_missing_is_measured(repository: SqlRepository) -> None:
         ((8, 2), "mcts"),
         ((1, 1), "mcts"),
     ]
-    # The clock ticks 6 s a reading: 6 s for two, then 6 s for one.
-    assert [s.seconds for s in stored[1:]] == [3.0, 3.0, 6.0]
+    assert [s.seconds for s in stored[1:]] == [6.0, 6.0, 6.0]  # the clock ticks 6 s a reading
+
+
+def test_a_result_is_stored_before_the_next_is_measured(repository: SqlRepository) -> None:
+    def evaluate(widths: Sequence[Widths], /) -> Iterator[Metrics]:
+        for position, configuration in enumerate(widths):
+            assert repository.count_samples(MODEL) == position
+            if position == 2:
+                raise KeyboardInterrupt
+            yield metrics_of(float(sum(configuration)))
+
+    with pytest.raises(KeyboardInterrupt):
+        memoised(repository, evaluate)([(4, 4), (2, 8), (8, 2)])
+    assert [s.widths for s in repository.list_samples(MODEL)] == [(4, 4), (2, 8)]
 
 
 def test_the_first_stored_sample_wins(repository: SqlRepository) -> None:

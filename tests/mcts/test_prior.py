@@ -3,29 +3,19 @@
 import numpy as np
 import pytest
 
-from mcts.prior import PENALTY_BEYOND_TRUST, TablePrior, mix, normalise
+from mcts.prior import TablePrior, mix, normalise
 from pruning.errors import InputError
 from tests.mcts.landscapes import make_grid
 
 TABLE = np.array([[0.5, 0.2, 0.0], [0.4, 0.3, 0.0]])
 
 
-def make_prior(incumbent: tuple[int, int], radius: int) -> TablePrior:
-    return TablePrior(make_grid(2, 3), 4, TABLE, incumbent=incumbent, trust_radius=radius, temperature=0.1)
-
-
 def test_softmax_of_cost_to_go() -> None:
+    prior = TablePrior(make_grid(2, 3), 4, TABLE, temperature=0.1)
     # (1, 3) = 0.5, (2, 2) = 0.5, (3, 1) = 0.4.
-    assert make_prior((2, 2), 2)((), 4) == pytest.approx([np.exp(-1.0), np.exp(-1.0), 1.0])
+    assert prior((), 4) == pytest.approx([np.exp(-1.0), np.exp(-1.0), 1.0])
     # Two parameters left for the last layer: level 3 does not fit.
-    assert make_prior((2, 2), 2)((2,), 2) == pytest.approx([np.exp(-1.0), 1.0, 0.0])
-
-
-def test_trust_region_discourages_but_keeps() -> None:
-    # Radius 1 around (1, 3): level 3 of layer 1 and level 1 of layer 2 are one too far; (3, 1) = 0.4 + 2 penalties.
-    beyond = 0.4 + 2 * PENALTY_BEYOND_TRUST
-    expected = [1.0, 1.0, np.exp(-(beyond - 0.5) / 0.1)]
-    assert make_prior((1, 3), 1)((), 4) == pytest.approx(expected)
+    assert prior((2,), 2) == pytest.approx([np.exp(-1.0), 1.0, 0.0])
 
 
 def test_mix() -> None:

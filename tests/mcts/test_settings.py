@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mcts.settings import SearchSettings
+from mcts.settings import SearchMethod, SearchSettings
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.levels import LevelGrid
 from pruning.target import Scope
@@ -13,7 +13,7 @@ from tests.mcts.landscapes import make_anatomy
 
 
 def test_json_round_trip() -> None:
-    given = SearchSettings(sparsities=(0.5, 0.25), budgets=(700,), scope=Scope.DECODER, num_evaluations=7, seed=3)
+    given = SearchSettings(sparsities=(0.5, 0.25), budgets=(700,), scope=Scope.DECODER, method=SearchMethod.RANDOM)
     assert SearchSettings.from_dict(json.loads(json.dumps(given.to_dict()))) == given
 
 
@@ -27,9 +27,10 @@ def test_json_round_trip() -> None:
         ({"sparsities": [0.5], "num_levels": 1}, "num_levels must be an integer of at least 2"),
         ({"sparsities": [0.5], "temperature": 0}, "temperature must be a positive number"),
         ({"sparsities": [0.5], "c_puct": float("nan")}, "c_puct must be a positive number"),
-        ({"sparsities": [0.5], "move_share": 1.5}, r"move_share must be a fraction in \[0, 1\]"),
+        ({"sparsities": [0.5], "prior_share": 1.5}, r"prior_share must be a fraction in \[0, 1\]"),
         ({"budgets": [True]}, "budget must be a positive number"),
         ({"sparsities": [0.5], "scope": "vision"}, "wrong type"),
+        ({"sparsities": [0.5], "method": "annealing"}, "wrong type"),
         ({"sparsities": 0.5}, "wrong type"),
         ({"sparsities": [0.5], "simulations": 9}, "unknown search setting .*simulations.*num_evaluations"),
     ],

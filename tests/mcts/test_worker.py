@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mcts.evaluator import Widths
 from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.errors import InfeasibleTargetError, InputError, NotFoundError
-from pruning.metrics import Metrics
+from pruning.metrics import Metrics, Widths
 from storage.sql_repository import SqlRepository
 from tests.mcts.landscapes import Landscape, metrics_of
 from tests.mcts.registered import CALIBRATION, MODEL, open_registered

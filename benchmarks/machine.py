@@ -1,0 +1,78 @@
+"""What a figure was measured on, and the one form that every result has.
+
+{"machine": {...}, "commit": "...", "summary": {...}, "rows": [...]}
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pruning.atomic_file import replace_file
+
+RESULTS_DIR = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+
+
+def describe_machine() -> dict[str, Any]:
+    """The hardware and the versions that figures depend on; `cores` are those that this process may use."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def commit() -> str:
+    """The checked-out commit, "+dirty" behind it if tracked files differ from it; "unknown" outside of a checkout."""
+    try:
+        found = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found + ("+dirty" if changed else "")
+
+
+def write_results(name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `results/{name}.json` and return its path.
+
+    Raises ValueError for a figure that is not a finite number, OSError if the file cannot be written.
+    """
+    document = {"machine": describe_machine(), "commit": commit(), "summary": dict(summary), "rows": list(rows)}
+    content = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    RESULTS_DIR.mkdir(exist_ok=True)
+    path = RESULTS_DIR / f"{name}.json"
+    replace_file(path, content.encode())
+    return path
+
+
+def _cpu_model() -> str:
+    """The processor's name; Linux keeps it in /proc, elsewhere `platform` knows what there is to know."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603
+        ["git", *arguments],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
