@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
-from lop.commands import apply, db, demo, evaluate, model, plan, queue, search, serve, train, worker
+from lop.commands import apply, compare, db, demo, evaluate, model, plan, queue, search, serve, train, worker
 from lop.console import fail, print_line
 from pruning.errors import LopError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="lop",
@@ -43,6 +45,7 @@ app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
@@ -59,17 +62,19 @@ def main() -> None:
     # OpenMP threads that spin while they wait slow everything down tenfold where another process has one of the cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        sys.exit(app(prog_name="lop", standalone_mode=False))
+        code = app(prog_name="lop", standalone_mode=False)
     except typer.TyperException as error:  # a command line that does not parse
         if message := error.format_message():
             fail(f"{message.rstrip('.')}. `lop --help` and `lop COMMAND --help` list what there is")
-        sys.exit(2)
+        code = 2
     except LopError as error:
         fail(str(error))
-        sys.exit(2)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer makes this code of a Ctrl-C within a command, and says nothing
         fail("interrupted; what was stored is intact, run the same command again to go on")
-        sys.exit(130)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

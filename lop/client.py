@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from pruning.errors import CheckpointError, InfeasibleTargetError, InputError, LopError, NotFoundError
-from pruning.plan import PlanRanking, PruningPlan
+from pruning.plan import PruningPlan
 from pruning.target import Scope
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -96,7 +96,7 @@ class Client:
         url = plan.ranking.url
         if url is not None and url.startswith("/"):  # relative to the server, which may be behind a path prefix
             url = str(self._http.base_url).rstrip("/") + url
-        return plan.model_copy(update={"ranking": PlanRanking(sha256=plan.ranking.sha256, url=url)})
+        return plan.model_copy(update={"ranking": plan.ranking.model_copy(update={"url": url})})
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
         return _send(self._http, verb, path, **kwargs)

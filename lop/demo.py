@@ -126,7 +126,7 @@ def _learn(repository: Repository, model: Path, calibration: Path, settings: Dem
     from policy_model.training import TrainingSettings
 
     conversations, _ = read_conversations(calibration, settings.calibration)
-    record = register_model(repository, MODEL_ID, model, conversations)
+    record = register_model(repository, MODEL_ID, model, conversations, name=calibration.name)
     _say(f"registered {model}: {record.anatomy.num_layers} layers, {record.anatomy.total_parameters:,} parameters")
     search = SearchSettings(sparsities=settings.searched, num_evaluations=settings.evaluations, seed=settings.seed)
     _say(f"searching sparsities {', '.join(f'{s:g}' for s in settings.searched)}")

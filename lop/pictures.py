@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.errors import MissingExtraError
+from pruning.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from lop.demo import DemoResult
+
+_FORMATS = (".png", ".svg", ".pdf")
 
 _COLOURS = {"dense": "#777777", "uniform": "#c96f4a", "lop": "#2f6f9f"}
 
@@ -24,6 +26,81 @@ def require_pyplot() -> Any:
             "drawing needs matplotlib", remedy='Install it with: pip install "lop-service[plots]"'
         ) from error
     return pyplot
+
+
+def check_picture(path: Path) -> None:
+    """Raises, before any work is done, what drawing into `path` would raise in the end."""
+    require_pyplot()
+    if path.suffix.lower() not in _FORMATS or not path.parent.is_dir():
+        raise InputError(
+            f"a picture is a file {', '.join(_FORMATS)} in a folder that exists",
+            values=str(path),
+            remedy="Choose another",
+        )
+
+
+def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Quality against sparsity, a curve a method. `rows` hold method, sparsity, kl and accuracy."""
+    pyplot = require_pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for index, method in enumerate(methods):
+        points = sorted((row["sparsity"], row["kl"], row["accuracy"]) for row in rows if row["method"] == method)
+        sparsity, kl, accuracy = zip(*points, strict=True)
+        style = _curve_style(method, index)
+        left.plot(sparsity, kl, label=method, **style)
+        right.plot(sparsity, [100 * a for a in accuracy], **style)
+    left.set_yscale("log")
+    left.set_ylabel("KL to the dense model, nats")
+    right.set_ylabel("exact match, %")
+    for axis in (left, right):
+        axis.set_xlabel("sparsity")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_search(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Least KL so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names)."""
+    pyplot = require_pyplot()
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(0.8 + 3.4 * columns, 0.4 + 2.7 * rows), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
+    for axis in axes.flat[len(curves) :]:
+        axis.remove()
+    for axis, (label, panel) in zip(axes.flat, curves.items(), strict=False):
+        for name, curve in panel.items():
+            style = _curve_style(name, names.index(name)) | {"marker": None}
+            axis.step(range(1, len(curve) + 1), curve, where="post", label=name, **style)
+        axis.set_yscale("log")
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("evaluations")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    for row in axes:
+        row[0].set_ylabel("least KL so far, nats")
+    if len(names) > 1:
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _curve_style(method: str, index: int) -> dict[str, Any]:
+    """What this project makes is drawn thick, the rest thin; markers tell curves apart without colour."""
+    ours = method in ("lop", "mcts")
+    return {
+        "color": {"lop": "#2f6f9f", "mcts": "#17395c"}.get(method, f"C{index % 10}"),
+        "marker": "osD^v<>PX*ph"[index % 12],
+        "markersize": 4.5,
+        "linewidth": 2.4 if ours else 1.2,
+        "zorder": 3 if ours else 2,
+    }
 
 
 def draw_demo(result: "DemoResult", widths: Mapping[str, Sequence[int]], dense_width: int, path: Path) -> None:

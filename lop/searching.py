@@ -1,60 +1,17 @@
-"""Running a search: the model's evaluator, the calibration set's record, and the search over both."""
+"""Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lop.compute import load_for_compute
+from lop.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.measuring import record_calibration
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from pruning.conversations import Conversation, calibration_id, load_conversations
-from pruning.errors import FingerprintMismatchError, InputError
-from pruning.metrics import Metrics
-from pruning.ranking import Ranking
+from pruning.errors import InputError
 from storage.contract import Repository
-from storage.records import CalibrationRecord, ModelRecord, SearchRecord
-
-
-class LazyEvaluator:
-    """Loads the model when the first configuration has to be measured: a search that only replays needs none."""
-
-    def __init__(self, repository: Repository, model: ModelRecord, conversations: Sequence[Conversation]) -> None:
-        self._repository = repository
-        self._model = model
-        self._conversations = conversations
-        self._evaluator: Any = None
-
-    def __call__(self, widths: Sequence[tuple[int, ...]], /) -> list[Metrics]:
-        if self._evaluator is None:
-            self._evaluator = self._load()
-        result: list[Metrics] = self._evaluator(widths)
-        return result
-
-    def _load(self) -> Any:
-        from pruning.batches import make_batches
-        from pruning.checkpoint import load_processor
-        from pruning.evaluation import ConfigurationEvaluator
-
-        folder = Path(self._model.path)
-        check_weights(self._model)
-        ranking = Ranking.from_bytes(self._repository.get_artifact(self._model.ranking_sha256).content)
-        batches = make_batches(self._conversations, load_processor(folder))
-        return ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
-
-
-def check_weights(model: ModelRecord) -> None:
-    """Raises FingerprintMismatchError if the checkpoint's files changed since the model was registered."""
-    from pruning.headers import weights_sha256
-
-    found = weights_sha256(Path(model.path))
-    if found != model.weights_sha256:
-        raise FingerprintMismatchError(
-            "a registered checkpoint must not change: its samples would not fit together",
-            values=f"{model.path}: sha256 {found[:12]}, registered {model.weights_sha256[:12]}",
-            remedy="Register the changed checkpoint under a new id with `lop model add`",
-        )
+from storage.records import SearchRecord
 
 
 def search_model(
@@ -65,28 +22,35 @@ def search_model(
     *,
     name: str,
     progress: Progress = silent,
+    engine: EngineOptions = LOCAL_ENGINE,
+    record: bool = True,
 ) -> SearchResult:
     """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
 
+    The engine changes how long it takes, never the result. With `record`, the result is kept among the finished
+    searches, from which plans by the search's method are answered; a queued search has its row there already.
+
     Raises:
-        NotFoundError, InfeasibleTargetError: before the model is loaded.
+        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
         FingerprintMismatchError: the checkpoint changed since it was registered.
+        InputError: the engine's address, or the cluster there.
+        MissingExtraError: the engine is Ray, which is not installed.
         StorageUnavailableError: the database went away; what was stored is intact.
     """
     from mcts.worker import run_search
 
     model = repository.get_model(model_id)
-    calibration = repository.add_calibration(
-        CalibrationRecord(
-            id=calibration_id(conversations),
-            name=name,
-            num_conversations=len(conversations),
-            num_answers=sum(len(c.turns) for c in conversations),
-            created_at=datetime.now(UTC),
+    calibration = record_calibration(repository, conversations, name)
+    ranking = repository.get_artifact(model.ranking_sha256).content
+    with open_engine(EvaluatorRecipe.of(model, ranking, conversations), engine) as evaluate:
+        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+    if record:
+        repository.record_search(
+            model_id,
+            {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
+            result.to_dict(),
         )
-    )
-    evaluate = LazyEvaluator(repository, model, conversations)
-    return run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+    return result
 
 
 def search_request(data: str | Path, conversations: int | None, settings: SearchSettings) -> dict[str, Any]:
@@ -94,7 +58,13 @@ def search_request(data: str | Path, conversations: int | None, settings: Search
     return {"data": str(Path(data).resolve()), "conversations": conversations, "search": settings.to_dict()}
 
 
-def run_queued(repository: Repository, search: SearchRecord, progress: Progress = silent) -> dict[str, Any]:
+def run_queued(
+    repository: Repository,
+    search: SearchRecord,
+    progress: Progress = silent,
+    *,
+    engine: EngineOptions = LOCAL_ENGINE,
+) -> dict[str, Any]:
     """Run a search that was queued, and train the model's predictor on what is known then.
 
     Raises InputError if its settings are malformed, and what `search_model` raises.
@@ -109,7 +79,16 @@ def run_queued(repository: Repository, search: SearchRecord, progress: Progress 
     except (KeyError, TypeError) as error:
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
     conversations = load_conversations(data)[:limit]
-    result = search_model(repository, search.model_id, conversations, settings, name=Path(data).name, progress=progress)
+    result = search_model(
+        repository,
+        search.model_id,
+        conversations,
+        settings,
+        name=Path(data).name,
+        progress=progress,
+        engine=engine,
+        record=False,
+    )
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     predictor = train_model(repository, search.model_id, training, calibration_id=calibration_id(conversations))
     return {"search": result.to_dict(), "predictor": predictor.id}

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -94,6 +95,35 @@ class PostgresServer:
         self.execute("CREATE DATABASE lop_template TEMPLATE template0")
         upgrade(self.url("lop_template"))
         return "lop_template"
+
+
+class StoppableServer:
+    """A server of its own, with one migrated database, for a test that stops it. Use as a context manager."""
+
+    def __init__(self) -> None:
+        start_server()  # which imports pgserver as it likes to be
+        import pgserver
+
+        self._folder = Path(tempfile.mkdtemp(prefix="lop-postgres-"))
+        self._server = pgserver.get_server(self._folder, cleanup_mode="delete")
+        self.url: str = self._server.get_uri()
+        upgrade(self.url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.cleanup()
+
+    def stop(self) -> None:
+        """As a crash would: connections break, and nobody listens."""
+        import pgserver
+
+        pgserver.pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self._folder, user=self._server.system_user)
+
+    def start(self) -> None:
+        """Start again, with what was committed."""
+        self._server.ensure_postgres_running()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""`lop model`: registering models."""
+"""`lop model`: registering models, and measuring what methods without a search need to know of them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
 from lop.console import bar, print_json, print_line, print_table, warn
 
-app = typer.Typer(help="Register models and list them.", no_args_is_help=True)
+app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
 
 
 @app.command("add")
@@ -20,7 +20,7 @@ def add(
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
-    """Register a model: read its anatomy and rank its FFN channels on calibration data."""
+    """Register a model: read its anatomy, measure its activations on calibration data, rank its FFN channels."""
     from lop.registration import read_conversations, register_model
     from pruning.anatomy_reader import read_anatomy
 
@@ -29,8 +29,8 @@ def add(
     if warning:
         warn(warning)
     repository = open_database(database, create=True)
-    with bar("ranking channels") as on_batch:
-        record = register_model(repository, model_id, folder, loaded, on_batch=on_batch)
+    with bar("measuring activations") as on_batch:
+        record = register_model(repository, model_id, folder, loaded, name=data.name, on_batch=on_batch)
     anatomy = record.anatomy
     if json:
         print_json(
@@ -51,9 +51,65 @@ def add(
     )
 
 
+@app.command("measure")
+def measure(
+    model_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a registered model (`lop model list`).")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help="activations, gradients or zeroth-order; repeat for several. Default: all that the model lacks.",
+        ),
+    ] = None,
+    conversations: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only the first N. Default: all, 10 for gradients, 32 for zeroth-order."),
+    ] = None,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Measure statistics of a registered model: what `lop plan --method flap`, `owl`, `ecoflap`, ... decide from.
+
+    Activations take one forward pass over the data (`lop model add` made one already), gradients one backward pass,
+    zeroth-order six forward passes a layer and batch of 8. What is stored for the same conversations is not measured
+    again.
+    """
+    from lop.measuring import StatisticsMeasurer, kinds_of
+    from lop.registration import read_conversations
+
+    asked = kinds_of(kind or [])
+    repository = open_database(database)
+    measurer = StatisticsMeasurer(repository, model_id)
+    loaded, warning = read_conversations(data, conversations)
+    if warning:
+        warn(warning)
+    rows = []
+    for wanted in asked or measurer.missing():
+        with bar(f"measuring {wanted}") as on_batch:
+            record = measurer.measure(
+                wanted, loaded, name=data.name, num_conversations=conversations, on_batch=on_batch
+            )
+        used = repository.get_calibration(record.calibration_id)
+        rows.append(
+            {
+                "kind": record.kind,
+                "conversations": used.num_conversations,
+                "calibration": record.calibration_id,
+                "sha256": record.sha256,
+            }
+        )
+    if json:
+        print_json({"model": model_id, "statistics": rows})
+    elif rows:
+        print_table(f"statistics of {model_id}", list(rows[0]), [list(row.values()) for row in rows])
+    else:
+        print_line(f"{model_id} lacks no statistics; --kind measures one on other conversations")
+
+
 @app.command("list")
 def list_models(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:
-    """List registered models with their samples and predictors."""
+    """List registered models with their statistics, samples and predictors."""
     repository = open_database(database)
     rows = []
     for record in repository.list_models():
@@ -63,6 +119,7 @@ def list_models(database: Database = DEFAULT_DATABASE, json: Json = False) -> No
                 "id": record.id,
                 "type": f"{record.anatomy.model_type}/{record.anatomy.text_model_type}",
                 "parameters": record.anatomy.total_parameters,
+                "statistics": sorted({x.kind for x in repository.list_statistics(record.id)}),
                 "samples": repository.count_samples(record.id),
                 "predictor": predictor.id if predictor else None,
                 "path": record.path,
@@ -70,8 +127,7 @@ def list_models(database: Database = DEFAULT_DATABASE, json: Json = False) -> No
         )
     if json:
         print_json(rows)
-    else:
-        columns = ["id", "type", "parameters", "samples", "predictor", "path"]
-        print_table(
-            "models", columns, [[row[c] or "-" if c == "predictor" else row[c] for c in columns] for row in rows]
-        )
+        return
+    columns = ["id", "type", "parameters", "statistics", "samples", "predictor", "path"]
+    cells = [[", ".join(x) if isinstance(x := row[column], list) else x for column in columns] for row in rows]
+    print_table("models", columns, [["-" if cell in ("", None) else cell for cell in row] for row in cells])

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lop.engines import Engine
+
 if TYPE_CHECKING:
-    from storage.contract import Repository
+    from storage.sql_repository import SqlRepository
 
 DEFAULT_DATABASE = "sqlite:///lop.db"
 
@@ -20,11 +22,38 @@ OptionalDatabase = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="Where evaluations run: in this process, or on the actors of a Ray cluster (needs the ray extra). "
+        "The samples are the same, bit for bit on equal hardware.",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT; it is left running. "
+        "Default: this machine alone. Its nodes need the checkpoint and the data at the same paths.",
+        show_default=False,
+    ),
+]
+NumActors = Annotated[
+    int | None,
+    typer.Option(
+        "--actors",
+        min=1,
+        help="Ray actors, each of which holds the model once. Default: one a GPU if the cluster has any, otherwise "
+        "one a CPU core.",
+        show_default=False,
+    ),
+]
 ModelId = Annotated[str, typer.Option("--model", "-m", help="Id of a registered model (`lop model list`).")]
 
 
-def open_database(url: str, *, create: bool = False) -> "Repository":
-    """The repository at `url`; a new SQLite file is made and migrated if `create`."""
+def open_database(url: str, *, create: bool = False) -> "SqlRepository":
+    """The repository at `url`, to be closed; a new SQLite file is made and migrated if `create`."""
     from storage.sql_repository import open_repository
 
     return open_repository(url, create=create)

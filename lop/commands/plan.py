@@ -11,6 +11,7 @@ from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.plan import PruningPlan
 from pruning.target import Scope
+from service.methods.names import Method
 
 
 def plan(
@@ -20,7 +21,12 @@ def plan(
     device: Annotated[str | None, typer.Option(help="Target device, see GET /v1/devices.")] = None,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     method: Annotated[
-        str | None, typer.Option(help="lop, additive-dp or uniform; default: the best available.")
+        Method | None,
+        typer.Option(
+            help="How widths are chosen. Default: the best of lop, additive-dp and uniform that the stored data "
+            "allows. wanda-sp, flap, llm-pruner, owl, ecoflap and shortgpt need `lop model measure`; mcts, evolution "
+            "and random a finished `lop search --method` near the target."
+        ),
     ] = None,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
     database: OptionalDatabase = None,

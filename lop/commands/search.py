@@ -1,14 +1,32 @@
-"""`lop search`: the offline Monte-Carlo tree search."""
+"""`lop search`: the offline search, and the ones that it is compared with."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, Seed, open_database
-from lop.console import print_json, print_line, print_table, warn
+from lop.commands.options import (
+    DEFAULT_DATABASE,
+    Database,
+    EngineName,
+    Json,
+    ModelId,
+    NumActors,
+    RayAddress,
+    Seed,
+    open_database,
+)
+from lop.console import print_json, print_line, print_table, stderr, warn
+from lop.engines import Engine, EngineOptions
+from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
+from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.target import Scope
+
+if TYPE_CHECKING:
+    from mcts.result import SearchResult
+    from pruning.metrics import Metrics
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -21,6 +39,9 @@ def search(
         typer.Option("--sparsity", "-s", help="Target to search; repeat for several. Default: 0.2 to 0.7 in tenths."),
     ] = None,
     scope: Annotated[Scope, typer.Option(help="What the sparsities count.")] = Scope.FFN,
+    method: Annotated[
+        SearchMethod, typer.Option(help="What chooses the configurations: the tree search, or one to compare it with.")
+    ] = SearchMethod.MCTS,
     evaluations: Annotated[
         int, typer.Option("--evaluations", "-n", min=1, help="Configurations scored a target.")
     ] = 200,
@@ -28,6 +49,25 @@ def search(
     num_levels: Annotated[int, typer.Option(min=2, help="Widths to choose from, a layer.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Other conversations: report the best configurations on them too, and the gap."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the best KL so far against evaluations into this file (PNG, SVG or PDF).")
+    ] = None,
+    parallel_leaves: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Configurations chosen before the first of them is scored: as many can run in parallel. Part of what "
+            "is searched: engines agree if it is equal, and the default is the same for all. Raise it to the number "
+            "of actors if that is higher; each step then decides from a little less.",
+        ),
+    ] = DEFAULT_PARALLEL_LEAVES,
+    engine: EngineName = Engine.LOCAL,
+    address: RayAddress = None,
+    actors: NumActors = None,
     queue: Annotated[
         bool, typer.Option("--queue", help="Leave it to a `lop worker` instead of running it here.")
     ] = False,
@@ -38,46 +78,82 @@ def search(
 
     Interrupted or killed, run the same command again: it reads what was stored and goes on where it stopped.
     """
+    from lop.pictures import check_picture, draw_search
     from lop.registration import read_conversations
     from lop.searching import search_model, search_request
+    from lop.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
     from pruning.levels import LevelGrid
 
-    repository = open_database(database)
-    record = repository.get_model(model)
+    options = EngineOptions(engine, address, actors)
+    if plot is not None:
+        check_picture(plot)
+    if queue and (plot is not None or validation is not None):
+        raise InputError(
+            "a queued search draws and validates nothing",
+            values="--queue with --plot or --validation",
+            remedy="Run it here, or use `lop compare` when it is done",
+        )
+    if queue and engine is not Engine.LOCAL:
+        raise InputError(
+            "a queued search runs on its worker's engine",
+            values=f"--queue --engine {engine}",
+            remedy="Give --engine to `lop worker`",
+        )
     settings = SearchSettings(
         sparsities=tuple(sparsity or DEFAULT_TARGETS),
         scope=scope,
+        method=method,
         num_evaluations=evaluations,
         seed=seed,
         num_levels=num_levels,
         round_to=round_to,
+        parallel_leaves=parallel_leaves,
     )
-    settings.resolve_targets(record.anatomy, LevelGrid.build(record.anatomy, num_levels=num_levels, round_to=round_to))
-    loaded, warning = read_conversations(data, conversations)
-    if warning:
-        warn(warning)
-    if queue:
-        queued = repository.add_search(model, search_request(data, conversations, settings))
-        if json:
-            print_json({"search": queued.id, "status": queued.status})
-        else:
-            print_line(f"queued search {queued.id}; a running `lop worker` takes it")
-        return
-    with SearchProgressBar() as progress:
-        result = search_model(repository, model, loaded, settings, name=data.name, progress=progress)
+    with open_database(database) as repository:
+        anatomy = repository.get_model(model).anatomy
+        settings.resolve_targets(anatomy, LevelGrid.build(anatomy, num_levels=num_levels, round_to=round_to))
+        loaded, warning = read_conversations(data, conversations)
+        if warning:
+            warn(warning)
+        held_out = read_conversations(validation)[0] if validation is not None else []
+        check_disjoint(loaded, held_out)
+        if queue:
+            queued = repository.add_search(model, search_request(data, conversations, settings))
+            if json:
+                print_json({"search": queued.id, "status": queued.status})
+            else:
+                print_line(f"queued search {queued.id}; a running `lop worker` takes it")
+            return
+        with SearchProgressBar() as progress:
+            result = search_model(
+                repository, model, loaded, settings, name=data.name, progress=progress, engine=options
+            )
+        samples = repository.count_samples(model)
+        validated = validate(repository, model, held_out, result) if held_out else None
+    if plot is not None:
+        draw_search({t.label: {str(method): t.curve} for t in result.targets}, plot)
+        stderr().print(f"wrote {plot}", markup=False)
     if json:
-        print_json({"model": model, "samples": repository.count_samples(model), **result.to_dict()})
+        document = {"model": model, "samples": samples, **result.to_dict()}
+        if validated is not None:
+            document["validation"] = [asdict(metrics) for metrics in validated]
+        print_json(document)
         return
-    print_table(
-        f"best configurations of {model} (calibration data)",
-        ["target", "KL to dense", "exact match", "evaluations", "FFN widths"],
-        [
-            [t.label, t.metrics.kl, t.metrics.accuracy, t.evaluations, " ".join(map(str, t.widths))]
-            for t in result.targets
-        ],
-    )
-    print_line(
-        f"{repository.count_samples(model)} samples stored; train the predictor with `lop train --model {model}`"
-    )
+    _show(model, result, validated)
+    print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
+
+
+def _show(model: str, result: "SearchResult", validated: "list[Metrics] | None") -> None:
+    """The best configurations as a table; with validation, how much worse they are there."""
+    columns = ["target", "KL to dense", "exact match", "evaluations", "FFN widths"]
+    rows: list[list[Any]] = [
+        [t.label, t.metrics.kl, t.metrics.accuracy, t.evaluations, " ".join(map(str, t.widths))] for t in result.targets
+    ]
+    if validated is not None:
+        columns[3:3] = ["validation KL", "validation exact match", "KL gap"]
+        for row, metrics in zip(rows, validated, strict=True):
+            gap = f"{metrics.kl / row[1] - 1:+.0%}" if row[1] > 0 else "-"
+            row[3:3] = [metrics.kl, metrics.accuracy, gap]
+    print_table(f"best configurations of {model} (calibration data)", columns, rows)

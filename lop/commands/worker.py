@@ -4,13 +4,17 @@ from typing import Annotated, Any
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, open_database
+from lop.commands.options import DEFAULT_DATABASE, Database, EngineName, NumActors, RayAddress, open_database
 from lop.console import stderr
+from lop.engines import Engine, EngineOptions, check_engine
 
 
 def worker(
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Pause between two looks at an empty queue.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
+    engine: EngineName = Engine.LOCAL,
+    address: RayAddress = None,
+    actors: NumActors = None,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
@@ -21,6 +25,8 @@ def worker(
     from service.worker import WorkerOptions, run_worker
     from storage.records import SearchRecord
 
+    options = EngineOptions(engine, address, actors)
+    check_engine(options)  # now, not once for every search
     configure_logging(load_settings(database_url=database).log_level)
     repository = open_database(database)
     repository.check()
@@ -28,6 +34,6 @@ def worker(
     def handle(search: SearchRecord) -> dict[str, Any]:
         stderr().print(f"search {search.id} of {search.model_id}", markup=False)
         with SearchProgressBar() as progress:
-            return run_queued(repository, search, progress)
+            return run_queued(repository, search, progress, engine=options)
 
     run_worker(repository, handle, options=WorkerOptions(poll_seconds=poll_seconds, once=once))

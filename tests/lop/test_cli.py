@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from lop.cli import main
+from service.methods.names import Method
+from storage.contract import Repository
 from storage.sql_repository import open_repository
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,6 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dat
 
 COMMANDS = [
     "model add",
+    "model measure",
     "model list",
     "search",
     "train",
@@ -86,6 +90,57 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     assert "achieved sparsity" in ok("plan", "-m", "mine", "-s", 0.4)
 
 
+def test_plan_help_names_every_method(run: Run) -> None:
+    _, out, _ = run("plan", "--help")
+    words = set(re.findall(r"[a-z-]+", out))
+    # The table may break a list of choices at a hyphen.
+    assert all(method in words or method in out.replace("\n", "") for method in Method)
+
+
+def test_measure_plan_apply_by_statistics(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    def ok(*arguments: object) -> str:
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out
+
+    assert json.loads(ok("model", "list", "--json"))[0]["statistics"] == ["activations"]
+    measured = json.loads(ok("model", "measure", "tiny", "-d", data, "--json"))
+    assert [(x["kind"], x["conversations"]) for x in measured["statistics"]] == [
+        ("gradients", 10),
+        ("zeroth-order", 32),
+    ]
+    assert json.loads(ok("model", "measure", "tiny", "-d", data, "--json")) == {"model": "tiny", "statistics": []}
+    assert "lacks no statistics" in ok("model", "measure", "tiny", "-d", data)
+    assert "gradients" in ok("model", "measure", "tiny", "-d", data, "--kind", "gradients", "--conversations", 2)
+    for method in ("flap", "llm-pruner", "ecoflap"):
+        path = tmp_path / f"{method}.json"
+        plan = json.loads(ok("plan", "-m", "tiny", "-s", 0.4, "--method", method, "-o", path, "--json"))
+        assert plan["method"] == method
+        out = tmp_path / method
+        applied = json.loads(ok("apply", "-p", path, "-m", checkpoint, "-o", out, "--json"))
+        assert applied["weights_bytes"] == plan["achieved"]["disk_bytes"]
+        report = json.loads(ok("evaluate", out, "-d", data, "--dense", checkpoint, "--json"))
+        assert report["kl"] > 0
+
+
+def test_a_finished_search_answers_by_its_method(run: Run, repository: Repository, data: Path) -> None:
+    arguments = ("search", "-m", "tiny", "-d", data, "-s", 0.5, "-n", 4, "--num-levels", 6, "--json")
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    found = json.loads(out)
+    (target,) = found["targets"]
+    result = {name: found[name] for name in ("targets", "scan_evaluations")}
+    repository.record_search("tiny", {"search": {"seed": 0, "method": "mcts"}}, result)
+    code, out, err = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    widths = [layer["ffn_width"] for layer in plan["layers"]]
+    assert all(now >= then for now, then in zip(widths, target["widths"], strict=True))
+    assert plan["predicted"]["quality"] == target["metrics"]["kl"]
+    assert plan["provenance"]["calibration"] is not None
+    assert plan["provenance"]["samples"] == 4
+
+
 def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tuple[object, ...], str]]:
     missing_image = tmp_path / "missing.json"
     conversation = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
@@ -103,6 +158,10 @@ def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tu
         "unknown model": (("plan", "-m", "nope", "-s", 0.4), "'nope'"),
         "unknown device": (("plan", "-m", "tiny", "-s", 0.4, "--device", "abacus"), "Known devices"),
         "unknown method": (("plan", "-m", "tiny", "-s", 0.4, "--method", "magic"), "'uniform'"),
+        "no statistics": (("plan", "-m", "tiny", "-s", 0.4, "--method", "ecoflap"), "lop model measure tiny"),
+        "no search": (("plan", "-m", "tiny", "-s", 0.4, "--method", "random"), "--method random -s 0.4"),
+        "measure an unknown model": (("model", "measure", "nope", "-d", data), "'nope'"),
+        "measure an unknown kind": (("model", "measure", "tiny", "-d", data, "--kind", "magic"), "zeroth-order"),
         "no scan": (("plan", "-m", "tiny", "-s", 0.4, "--method", "additive-dp"), "lop search"),
         "no server": (("plan", "-m", "tiny", "-s", 0.4, "--url", "http://127.0.0.1:9"), "lop serve"),
         "missing image": (

@@ -9,10 +9,17 @@ import pytest
 import torch
 
 import lop
+from lop.applying import load_ranking, ranking_path
 from lop.client import fetch_ranking
-from pruning.checkpoint import load_model
+from lop.planning import write_plan
+from pruning.batches import make_batches
+from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import load_conversations
+from pruning.decoder import decoder_view
 from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleTargetError, InputError, NotFoundError
+from pruning.generation import generate_answers
 from pruning.plan import PlanRanking
+from pruning.prune_checkpoint import prune_checkpoint
 from pruning.ranking import Ranking
 from pruning.target import Scope
 from service.app import create_app
@@ -35,6 +42,43 @@ def test_a_plan_is_fetched_applied_saved_and_loaded(client: lop.Client, checkpoi
     lop.save_pruned(model, plan, tmp_path / "pruned")
     loaded = lop.load_pruned(tmp_path / "pruned")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_compensated_plan_goes_the_whole_way(
+    client: lop.Client, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = client.plan(model="tiny", sparsity=0.4, method="flap")
+    assert plan.method == "flap"
+    assert plan.ranking.compensates
+    assert plan.ranking.url == f"http://lop.test/v1/rankings/{plan.ranking.sha256}"
+    assert client.get_plan(plan.plan_id) == plan
+    dense = load_model(checkpoint)
+    model = lop.apply_plan(load_model(checkpoint), plan, client.ranking(plan))
+    biases = [decoder_view(model).out_projection(i).bias for i in range(4)]
+    cut = [width < 48 for width in plan.ffn_widths]
+    assert any(cut)
+    assert [bias is not None and bool((bias != 0).any()) for bias in biases] == cut
+    assert sum(p.numel() for p in model.parameters()) == plan.achieved.parameters
+    lop.save_pruned(model, plan, tmp_path / "pruned", processor=load_processor(checkpoint))
+    plan_path = tmp_path / "plan.json"
+    write_plan(plan, client.ranking(plan), plan_path)
+    prune_checkpoint(checkpoint, plan, load_ranking(plan, ranking_path(plan_path)), tmp_path / "from files")
+    loaded = [lop.load_pruned(tmp_path / folder) for folder in ("pruned", "from files")]
+    (batch,) = make_batches(load_conversations(data)[:4], load_processor(checkpoint))
+    with torch.inference_mode():
+        expected = model(**batch.inputs).logits
+        assert all(torch.equal(x(**batch.inputs).logits, expected) for x in loaded)
+        assert not torch.equal(dense(**batch.inputs).logits, expected)
+    report = generate_answers(loaded[0], load_processor(tmp_path / "pruned"), load_conversations(data)[:4])
+    assert report.num_answers == 8
+
+
+def test_methods_of_their_own_data(client: lop.Client) -> None:
+    assert client.plan(model="tiny", sparsity=0.4, method="owl").ranking.url == "http://lop.test/v1/models/tiny/ranking"
+    with pytest.raises(InputError, match="lop model measure tiny --data FILE --kind gradients"):
+        client.plan(model="tiny", sparsity=0.4, method="llm-pruner")
+    with pytest.raises(InputError, match=r"lop search --model tiny --data FILE --method evolution -s 0\.4"):
+        client.plan(model="tiny", sparsity=0.4, method="evolution")
 
 
 def test_asking_again_gives_the_same_plan(client: lop.Client) -> None:

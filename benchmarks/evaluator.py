@@ -1,0 +1,230 @@
+"""Evaluations per second and peak memory of the evaluator, against deep copy + cut + full forward.
+
+Both score the same configurations on the same conversations with the same model in one run: those that a search at half
+of the FFN channels asked for, in its order, and random ones, which share no layers. The naive way may keep the dense
+model's answers too; it copies the model, cuts it, and runs all of it, vision tower and whole-sequence logits included,
+with as many torch threads as there are cores. Memory is the growth of a new process's peak resident set.
+"""
+
+import copy
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.machine import write_results
+from mcts.search import SharedKnowledge, TargetSearch
+from mcts.sensitivity import scan_sensitivity
+from mcts.settings import SearchSettings
+from pruning.allocators.random_search import ConfigurationSampler
+from pruning.anatomy import ModelAnatomy
+from pruning.anatomy_reader import anatomy_of
+from pruning.batches import Batch, make_batches
+from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import load_conversations
+from pruning.evaluation import ConfigurationEvaluator
+from pruning.importance import channel_scores
+from pruning.levels import LevelGrid
+from pruning.metrics import Metrics, Widths
+from pruning.prefix_cache import DEFAULT_CACHE_BYTES
+from pruning.ranking import Ranking
+from pruning.statistics import StatisticsKind, measure_statistics
+from pruning.surgery import cut_ffns
+from pruning.target import Scope, ffn_parameter_budget
+
+REFERENCE = Path(__file__).parent.parent / "reference"
+SPARSITY = 0.5
+CACHE_BOUNDS = (64 * 2**20, DEFAULT_CACHE_BYTES)
+
+
+class NaiveEvaluator:
+    """Deep copy, cut, full forward."""
+
+    def __init__(self, model: Any, batches: Sequence[Batch], ranking: Ranking) -> None:
+        self._model = model
+        self._batches = batches
+        self._ranking = ranking
+        self._dense = [self._log_probabilities(model, batch) for batch in batches]
+
+    @torch.inference_mode()
+    def evaluate(self, widths: Widths) -> Metrics:
+        """Metrics of one configuration [L]."""
+        pruned = copy.deepcopy(self._model)
+        cut_ffns(pruned, widths, self._ranking)
+        kl = nll = 0.0
+        tokens = answers = correct = 0
+        for batch, log_dense in zip(self._batches, self._dense, strict=True):
+            log_p = self._log_probabilities(pruned, batch)
+            kl += float((log_dense.exp() * (log_dense - log_p)).sum())
+            start = 0
+            for span in batch.spans:
+                stop = start + span.stop - span.start
+                targets = batch.inputs["input_ids"][span.row, span.start : span.stop]
+                nll -= float(log_p[start:stop].gather(1, targets[:, None]).sum())
+                correct += bool((log_p[start:stop].argmax(dim=1) == targets).all())
+                start = stop
+            tokens += start
+            answers += len(batch.spans)
+        return Metrics(kl / tokens, nll / tokens, correct / answers, tokens, answers)
+
+    @torch.inference_mode()
+    def _log_probabilities(self, model: Any, batch: Batch) -> torch.Tensor:
+        logits = model(**batch.inputs, use_cache=False).logits
+        return torch.log_softmax(
+            torch.cat([logits[span.row, span.start - 1 : span.stop - 1] for span in batch.spans]).float(), dim=-1
+        )
+
+
+def main(
+    reference: Annotated[Path, typer.Option(help="Folder with model/ and data/calibration.json.")] = REFERENCE,
+    conversations: Annotated[int, typer.Option(min=1, help="Calibration conversations.")] = 32,
+    evaluations: Annotated[int, typer.Option(min=2, help="Configurations of the search.")] = 100,
+    naive: Annotated[int, typer.Option(min=1, help="Of these, scored the naive way too.")] = 25,
+    memory_bound: Annotated[int | None, typer.Option(hidden=True, help="Measure memory with this cache bound.")] = None,
+    ranking_file: Annotated[Path | None, typer.Option(hidden=True, help="Ranking to measure memory with.")] = None,
+) -> None:
+    """Write results/evaluator.json."""
+    if memory_bound is not None and ranking_file is not None:
+        given = Ranking.from_bytes(ranking_file.read_bytes())
+        print(json.dumps(_measure_memory(reference, conversations, memory_bound, given)))  # noqa: T201
+        return
+    batches, ranking, anatomy = _load(reference, conversations)
+    searched = _configurations_of_a_search(reference, batches, ranking, anatomy, evaluations)
+    grid = LevelGrid.build(anatomy)
+    sampler = ConfigurationSampler(grid, _budget(anatomy))
+    rng = np.random.default_rng(0)
+    drawn = [tuple(grid.widths_of(sampler.draw(rng))) for _ in range(evaluations)]
+    rows: list[dict[str, Any]] = []
+    for name, configurations in (("search", searched), ("random", drawn)):
+        rows += _compare(name, reference, batches, ranking, configurations, naive)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "ranking.safetensors"
+        file.write_bytes(ranking.to_bytes())
+        for bound in CACHE_BOUNDS:
+            command = [sys.executable, "-m", "benchmarks.evaluator", "--reference", str(reference)]
+            command += ["--conversations", str(conversations)]
+            command += ["--memory-bound", str(bound), "--ranking-file", str(file)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    rate = {(r["configurations"], r["evaluator"]): float(r["evaluations_per_second"]) for r in rows if "evaluator" in r}
+    summary = {
+        "speedup_vs_naive": rate["search", "lop"] / rate["search", "naive"],
+        "speedup_vs_naive_random": rate["random", "lop"] / rate["random", "naive"],
+        "peak_memory_ratio": max(row["peak_memory_ratio"] for row in rows if "peak_memory_ratio" in row),
+        "largest_kl_difference": max(row.get("largest_kl_difference", 0.0) for row in rows),
+    }
+    path = write_results("evaluator", summary, rows)
+    print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
+
+
+def _compare(
+    name: str,
+    reference: Path,
+    batches: Sequence[Batch],
+    ranking: Ranking,
+    configurations: list[Widths],
+    naive: int,
+) -> list[dict[str, Any]]:
+    """One row an evaluator. The two take turns, so that a machine that slows down slows both."""
+    ours = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
+    theirs = NaiveEvaluator(load_model(reference / "model"), batches, ranking)
+    ours.evaluate(ours.dense_widths)
+    theirs.evaluate(ours.dense_widths)
+    step = max(1, len(configurations) // naive)
+    seconds = {"lop": 0.0, "naive": 0.0}
+    counts = {"lop": 0, "naive": 0}
+    difference = 0.0
+    for index, widths in enumerate(configurations):
+        started = time.perf_counter()
+        measured = ours.evaluate(widths)
+        seconds["lop"] += time.perf_counter() - started
+        counts["lop"] += 1
+        if index % step == 0:
+            started = time.perf_counter()
+            expected = theirs.evaluate(widths)
+            seconds["naive"] += time.perf_counter() - started
+            counts["naive"] += 1
+            difference = max(difference, abs(measured.kl - expected.kl))
+    return [
+        {
+            "configurations": name,
+            "evaluator": evaluator,
+            "evaluations": counts[evaluator],
+            "seconds": seconds[evaluator],
+            "evaluations_per_second": counts[evaluator] / seconds[evaluator],
+            "largest_kl_difference": difference,
+        }
+        for evaluator in ("lop", "naive")
+    ]
+
+
+def _configurations_of_a_search(
+    reference: Path, batches: Sequence[Batch], ranking: Ranking, anatomy: ModelAnatomy, evaluations: int
+) -> list[Widths]:
+    """What a search at SPARSITY asks for, in its order; the scan before it is not counted."""
+    evaluate = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
+    grid = LevelGrid.build(anatomy)
+    settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
+    (target,) = settings.resolve_targets(anatomy, grid)
+    search = TargetSearch(grid, target, evaluate, settings, SharedKnowledge(scan_sensitivity(grid, evaluate), []))
+    search.run()
+    return [tuple(grid.widths_of(configuration)) for configuration in search.scored]
+
+
+def _measure_memory(reference: Path, conversations: int, bound: int, ranking: Ranking) -> dict[str, Any]:
+    """Fill the cache by random configurations in a process that does nothing else."""
+    batches = _batches(reference, conversations)
+    torch.zeros(64, 64) @ torch.zeros(64, 64)  # what torch itself sets up is not the evaluator's
+    before = _peak_rss_bytes()
+    model = load_model(reference / "model")
+    anatomy = anatomy_of(model)
+    model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    evaluate = ConfigurationEvaluator(model, batches, ranking, cache_bytes=bound)
+    grid = LevelGrid.build(anatomy)
+    sampler, rng = ConfigurationSampler(grid, _budget(anatomy)), np.random.default_rng(0)
+    filled = 0
+    while evaluate.cached_bytes > filled or filled == 0:
+        filled = evaluate.cached_bytes
+        evaluate.evaluate(grid.widths_of(sampler.draw(rng)))
+    peak = _peak_rss_bytes() - before
+    return {
+        "cache_bound_bytes": bound,
+        "cached_bytes": evaluate.cached_bytes,
+        "model_bytes": model_bytes,
+        "peak_bytes": peak,
+        "peak_memory_ratio": peak / (model_bytes + bound),
+    }
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _load(reference: Path, conversations: int) -> tuple[list[Batch], Ranking, ModelAnatomy]:
+    model = load_model(reference / "model")
+    batches = _batches(reference, conversations)
+    anatomy = anatomy_of(model)
+    statistics = measure_statistics(StatisticsKind.ACTIVATIONS, model, batches)
+    return batches, Ranking.from_scores(anatomy, channel_scores(statistics)), anatomy
+
+
+def _batches(reference: Path, conversations: int) -> list[Batch]:
+    loaded = load_conversations(reference / "data" / "calibration.json")[:conversations]
+    return make_batches(loaded, load_processor(reference / "model"))
+
+
+def _budget(anatomy: ModelAnatomy) -> int:
+    return ffn_parameter_budget(anatomy, SPARSITY, Scope.FFN, round_to=8)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,172 @@
+"""The model that benchmarks search: the reference, its calibration and validation conversations, and what was found."""
+
+import json
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lop.measuring import RECIPES
+from mcts.result import SearchResult
+from mcts.sensitivity import scan_sensitivity
+from mcts.settings import SearchSettings
+from mcts.worker import run_search
+from pruning.anatomy_reader import anatomy_of
+from pruning.arrays import FloatArray
+from pruning.atomic_file import replace_file
+from pruning.batches import Batch, make_batches
+from pruning.checkpoint import load_model, load_processor
+from pruning.compensation import bias_parameters
+from pruning.conversations import Conversation, calibration_id, load_conversations
+from pruning.evaluation import ConfigurationEvaluator
+from pruning.importance import channel_scores
+from pruning.levels import LevelGrid
+from pruning.metrics import Metrics, Widths
+from pruning.plan import content_id
+from pruning.ranking import Ranking
+from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
+from pruning.target import Scope, ffn_parameter_budget
+from storage.contract import Repository
+from storage.records import BINARY, CalibrationRecord, ModelRecord
+from storage.sql_repository import open_repository
+
+REFERENCE = Path(__file__).parent.parent / "reference"
+WORK_DIR = Path(__file__).parent / ".work"
+MODEL_ID = "reference"
+
+
+class Subject:
+    """The reference model as a benchmark uses it.
+
+    Args:
+        reference: folder with model/ and data/.
+        num_conversations: calibration conversations that configurations are scored on; statistics and the ranking come
+            from all of them.
+        fresh: forget the searches that an interrupted run has finished.
+    """
+
+    def __init__(self, reference: Path, num_conversations: int, *, fresh: bool) -> None:
+        self._folder = reference / "model"
+        self._processor = load_processor(self._folder)
+        everything = load_conversations(reference / "data" / "calibration.json")
+        self._conversations = {
+            "all": everything,
+            "calibration": everything[:num_conversations],
+            "enumeration": everything[:4],
+            "validation": load_conversations(reference / "data" / "validation.json"),
+        }
+        self.anatomy = anatomy_of(load_model(self._folder))
+        self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
+        self.ranking = Ranking.from_scores(self.anatomy, channel_scores(self.statistics(StatisticsKind.ACTIVATIONS)[0]))
+        self._evaluators: dict[tuple[str, str], ConfigurationEvaluator] = {}
+        self._metrics: dict[tuple[str, str, Widths], Metrics] = {}
+        if fresh:
+            shutil.rmtree(WORK_DIR, ignore_errors=True)
+        WORK_DIR.mkdir(exist_ok=True)
+
+    def budget(self, sparsity: float, round_to: int) -> int:
+        """FFN parameters to keep."""
+        return ffn_parameter_budget(self.anatomy, sparsity, Scope.FFN, round_to=round_to)
+
+    def statistics(self, kind: StatisticsKind) -> tuple[ModelStatistics, float]:
+        """What allocators work from, by the product's recipe, and the seconds that measuring took."""
+        if kind not in self._statistics:
+            recipe = RECIPES[kind]
+            used = self._conversations["all"][: recipe.num_conversations]
+            model = load_model(self._folder)
+            started = time.perf_counter()
+            batches = make_batches(used, self._processor, batch_size=recipe.batch_size)
+            self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
+        return self._statistics[kind]
+
+    def scan(self, grid: LevelGrid) -> tuple[FloatArray, float]:
+        """The one-layer scan [L, K], and its seconds."""
+        started = time.perf_counter()
+        return scan_sensitivity(grid, self.evaluator("calibration")), time.perf_counter() - started
+
+    def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
+        """Metrics of one configuration [L] on a split; each is measured once."""
+        key = (split, (ranking or self.ranking).sha256, widths)
+        if key not in self._metrics:
+            self._metrics[key] = self.evaluator(split, ranking).evaluate(widths)
+        return self._metrics[key]
+
+    def evaluator(self, split: str, ranking: Ranking | None = None) -> ConfigurationEvaluator:
+        """The evaluator of a split, by the model's ranking or another one."""
+        ranking = ranking or self.ranking
+        key = (split, ranking.sha256)
+        if key not in self._evaluators:
+            # The validation split is large, and its configurations have little in common.
+            cache = {} if split == "calibration" else {"cache_bytes": 0}
+            self._evaluators[key] = ConfigurationEvaluator(
+                load_model(self._folder), self.batches(split), ranking, **cache
+            )
+        return self._evaluators[key]
+
+    def batches(self, split: str) -> list[Batch]:
+        """The conversations of a split, in batches that keep every core busy."""
+        conversations = self._conversations[split]
+        size = min(16, -(-len(conversations) // torch.get_num_threads()))
+        return make_batches(conversations, self._processor, batch_size=size)
+
+    def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
+        """FFN parameters that are kept, biases that compensation adds included."""
+        layers = self.anatomy.layers
+        kept = sum(w * layer.ffn_parameters_per_channel for w, layer in zip(widths, layers, strict=True))
+        if ranking is not None and ranking.compensates:
+            added = bias_parameters(self.anatomy)
+            kept += sum(b for b, w, layer in zip(added, widths, layers, strict=True) if w < layer.ffn_width)
+        return kept
+
+    def search(self, name: str, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
+        """One search with a database of its own, so that none profits from another; and the seconds of each target.
+
+        The seconds of the shared scan are divided among the targets. Read from WORK_DIR if it was run before with the
+        same settings on the same model and conversations.
+        """
+        identity = content_id(
+            {
+                "settings": settings.to_dict(),
+                "ranking": self.ranking.sha256,
+                "calibration": calibration_id(self._conversations["calibration"]),
+            }
+        )
+        kept = WORK_DIR / f"{name}-{settings.seed}-{identity}.json"
+        if kept.is_file():
+            document = json.loads(kept.read_text(encoding="utf-8"))
+            return SearchResult.from_dict(document["result"]), document["seconds"]
+        marks: dict[str, float] = {}
+        started = time.perf_counter()
+
+        def progress(_done: int, _total: int, target: str, _best: float | None, /) -> None:
+            marks[target] = time.perf_counter() - started
+
+        calibration = calibration_id(self._conversations["calibration"])
+        with TemporaryDirectory() as folder:
+            repository = self._repository(Path(folder))
+            result = run_search(repository, MODEL_ID, calibration, self.evaluator("calibration"), settings, progress)
+        seconds = self._seconds_per_target(result, marks)
+        document = {"result": result.to_dict(), "seconds": seconds}
+        replace_file(kept, json.dumps(document).encode())
+        return result, seconds
+
+    @staticmethod
+    def _seconds_per_target(result: SearchResult, marks: dict[str, float]) -> list[float]:
+        ends = [marks[target.label] for target in result.targets]
+        scan = marks.get("sensitivity scan", 0.0)
+        starts = [scan, *ends[:-1]]
+        return [end - start + scan / len(ends) for start, end in zip(starts, ends, strict=True)]
+
+    def _repository(self, folder: Path) -> Repository:
+        """A new database in `folder`, with the model and its calibration set."""
+        repository = open_repository(f"sqlite:///{folder / 'search.db'}", create=True)
+        now = datetime.now(UTC)
+        sha256 = repository.put_artifact(self.ranking.to_bytes(), BINARY)
+        repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self._folder), now))
+        used: list[Conversation] = self._conversations["calibration"]
+        answers = sum(len(c.turns) for c in used)
+        repository.add_calibration(CalibrationRecord(calibration_id(used), "calibration", len(used), answers, now))
+        return repository

@@ -1,0 +1,72 @@
+"""`lop compare`: the quality of all methods against sparsity."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
+from lop.console import bar, print_json, print_table, stderr, warn
+from pruning.levels import DEFAULT_ROUND_TO
+from pruning.target import Scope, check_sparsity
+from service.methods.names import Method
+
+DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def compare(
+    model: ModelId,
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="Conversations to score on, LLaVA-format JSON: not those of the search."),
+    ],
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option("--sparsity", "-s", help="Target; repeat for several. Default: 0.2 to 0.7 in tenths."),
+    ] = None,
+    scope: Annotated[Scope, typer.Option(help="What the sparsities count.")] = Scope.FFN,
+    method: Annotated[
+        list[Method] | None, typer.Option(help="Repeat for several. Default: all that the stored data allow.")
+    ] = None,
+    round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
+    conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (PNG, SVG or PDF).")] = None,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Compare methods: score each one's plan for each target on the same conversations, and draw the curves."""
+    from lop.comparing import compare_methods
+    from lop.pictures import check_picture, draw_comparison
+    from lop.registration import read_conversations
+
+    sparsities = [check_sparsity(s) for s in sparsity or DEFAULT_TARGETS]
+    if plot is not None:
+        check_picture(plot)
+    repository = open_database(database)
+    loaded, warning = read_conversations(data, conversations)
+    if warning:
+        warn(warning)
+    with bar("scoring plans") as on_plan:
+        comparison = compare_methods(
+            repository,
+            model,
+            loaded,
+            sparsities,
+            methods=method,
+            scope=scope,
+            round_to=round_to,
+            on_plan=on_plan,
+        )
+    for reason in comparison.missing:
+        warn(reason)
+    if plot is not None:
+        draw_comparison([plan.to_dict() for plan in comparison.plans], plot)
+        stderr().print(f"wrote {plot}", markup=False)
+    if json:
+        print_json({"model": model, "data": str(data), "plans": [plan.to_dict() for plan in comparison.plans]})
+        return
+    print_table(
+        f"plans for {model} on {data} ({len(loaded)} conversations)",
+        ["method", f"sparsity ({scope})", "achieved", "KL to dense", "exact match"],
+        [[p.method, p.sparsity, p.achieved_sparsity, p.kl, p.accuracy] for p in comparison.plans],
+    )

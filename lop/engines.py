@@ -1,0 +1,186 @@
+"""Where a search's evaluations run: in this process, or on the actors of a Ray cluster. The samples are the same."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning.conversations import Conversation, calibration_id
+from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
+from pruning.metrics import Metrics, Widths
+from storage.records import ModelRecord
+
+if TYPE_CHECKING:
+    from mcts.evaluator import EvaluateInOrder
+    from pruning.evaluation import ConfigurationEvaluator
+
+
+class Engine(StrEnum):
+    """What runs the evaluations."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Where evaluations run.
+
+    Attributes:
+        engine: `local` is this process; `ray` one actor a device.
+        address: of the Ray cluster to join: "auto", "host:port" or "ray://host:port". None: this machine alone.
+        actors: how many actors; None: one a GPU if the cluster has any, otherwise one a CPU core.
+    """
+
+    engine: Engine = Engine.LOCAL
+    address: str | None = None
+    actors: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine is Engine.LOCAL and (self.address is not None or self.actors is not None):
+            raise InputError(
+                "an address and a number of actors are for Ray",
+                values=f"engine {self.engine}, address {self.address}, actors {self.actors}",
+                remedy="Choose --engine ray, or leave them out",
+            )
+
+
+LOCAL_ENGINE = EngineOptions()
+
+
+@dataclass(frozen=True)
+class EvaluatorRecipe:
+    """What an evaluator is built from, here or on another machine: paths, which must be readable there, and the rest.
+
+    Attributes:
+        model: its checkpoint is read from `path`.
+        ranking: the file that `model.ranking_sha256` names.
+        conversations: image paths are absolute.
+        calibration_id: what the conversations and their images were when the search began.
+    """
+
+    model: ModelRecord
+    ranking: bytes
+    conversations: tuple[Conversation, ...]
+    calibration_id: str
+
+    @classmethod
+    def of(cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation]) -> "EvaluatorRecipe":
+        """The recipe for a registered model and conversations that can be read here."""
+        located = tuple(
+            conversation
+            if conversation.image is None
+            else dataclasses.replace(conversation, image=conversation.image.absolute())
+            for conversation in conversations
+        )
+        return cls(model, ranking, located, calibration_id(located))
+
+    def __call__(self) -> "ConfigurationEvaluator":
+        """Load the model and prepare the conversations: the expensive part.
+
+        Raises:
+            CheckpointError, DatasetError: the checkpoint's folder or an image cannot be read on this machine, or the
+                images are others.
+            FingerprintMismatchError: the checkpoint changed since it was registered.
+        """
+        from lop.compute import load_for_compute
+        from pruning.batches import make_batches
+        from pruning.checkpoint import load_processor
+        from pruning.evaluation import ConfigurationEvaluator
+        from pruning.ranking import Ranking
+
+        self._check_files()
+        folder = Path(self.model.path)
+        batches = make_batches(self.conversations, load_processor(folder))
+        return ConfigurationEvaluator(load_for_compute(folder), batches, Ranking.from_bytes(self.ranking))
+
+    def _check_files(self) -> None:
+        if not Path(self.model.path).is_dir():
+            raise CheckpointError(
+                "the checkpoint's folder must be readable at this path on every machine that evaluates",
+                values=self.model.path,
+                remedy="Mount or copy it there",
+            )
+        check_weights(self.model)
+        try:
+            found = calibration_id(self.conversations)
+        except OSError as error:
+            raise DatasetError(
+                "images must be readable at the same path on every machine that evaluates",
+                values=f"{error.filename}: {error.strerror}",
+                remedy="Mount or copy the folder of the calibration file there",
+            ) from error
+        if found != self.calibration_id:
+            raise DatasetError(
+                "the calibration set must be the same on every machine that evaluates",
+                values=f"sha256 {found[:12]} instead of {self.calibration_id[:12]}",
+                remedy="Copy the images anew",
+            )
+
+
+class LocalEngine:
+    """Evaluates in this process, one configuration at a time.
+
+    Loads the model when the first one has to be measured: a search that only replays needs none.
+    """
+
+    def __init__(self, recipe: EvaluatorRecipe) -> None:
+        self._recipe = recipe
+        self._evaluator: ConfigurationEvaluator | None = None
+
+    def __call__(self, widths: Sequence[Widths], /) -> Iterator[Metrics]:
+        if self._evaluator is None:
+            self._evaluator = self._recipe()
+        for configuration in widths:
+            yield from self._evaluator([configuration])
+
+
+@contextmanager
+def open_engine(recipe: EvaluatorRecipe, options: EngineOptions) -> "Iterator[EvaluateInOrder]":
+    """What evaluates with an evaluator of `recipe`; actors, and a Ray that was started for them, end with the block.
+
+    Raises:
+        InputError: an address that is none.
+        MissingExtraError: Ray is not installed.
+    """
+    if options.engine is Engine.LOCAL:
+        yield LocalEngine(recipe)
+        return
+    from mcts.ray_engine import RayEngine
+
+    device = os.environ.get("LOP_TORCH_DEVICE", "")
+    use_gpus = not device or device.startswith("cuda")  # which one, Ray decides
+    with RayEngine(
+        recipe,
+        address=options.address,
+        num_actors=options.actors,
+        use_gpus=use_gpus,
+        environment={} if use_gpus else {"LOP_TORCH_DEVICE": device},
+    ) as engine:
+        yield engine
+
+
+def check_engine(options: EngineOptions) -> None:
+    """Raises MissingExtraError or InputError, as `open_engine` would, for what can be known before there is a model."""
+    if options.engine is Engine.RAY:
+        import mcts.ray_engine  # noqa: F401 (raises if Ray is not installed)
+        from mcts.cluster_address import resolve_address
+
+        resolve_address(options.address)
+
+
+def check_weights(model: ModelRecord) -> None:
+    """Raises FingerprintMismatchError if the checkpoint's files changed since the model was registered."""
+    from pruning.headers import weights_sha256
+
+    found = weights_sha256(Path(model.path))
+    if found != model.weights_sha256:
+        raise FingerprintMismatchError(
+            "a registered checkpoint must not change: its samples would not fit together",
+            values=f"{model.path}: sha256 {found[:12]}, registered {model.weights_sha256[:12]}",
+            remedy="Register the changed checkpoint under a new id with `lop model add`",
+        )

@@ -1,0 +1,147 @@
+"""Measuring statistics of registered models, and storing them: what methods without a search decide from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lop.compute import load_for_compute
+from pruning.conversations import Conversation, calibration_id
+from pruning.errors import InputError
+from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
+from storage.contract import Repository
+from storage.records import BINARY, CalibrationRecord, StatisticsRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a kind is measured unless the user says otherwise.
+
+    Attributes:
+        num_conversations: the first so many of the user's file; None: all of them.
+        batch_size: conversations a batch.
+    """
+
+    num_conversations: int | None
+    batch_size: int
+
+
+RECIPES: dict[StatisticsKind, Recipe] = {
+    StatisticsKind.ACTIVATIONS: Recipe(num_conversations=None, batch_size=16),
+    # LLM-Pruner's 10 samples (arXiv 2305.11627); one at a time, since a backward pass keeps all activations.
+    StatisticsKind.GRADIENTS: Recipe(num_conversations=10, batch_size=1),
+    # ECoFLaP's 32 samples in batches of 8 (arXiv 2310.02998): one perturbation a matrix and batch.
+    StatisticsKind.ZEROTH_ORDER: Recipe(num_conversations=32, batch_size=8),
+}
+
+
+class StatisticsMeasurer:
+    """Measures statistics of one registered model, which is loaded when the first of them has to be measured.
+
+    Raises NotFoundError if there is no such model.
+    """
+
+    def __init__(self, repository: Repository, model_id: str) -> None:
+        self._repository = repository
+        self._record = repository.get_model(model_id)
+        self._model: PreTrainedModel | None = None
+
+    def missing(self) -> list[StatisticsKind]:
+        """The kinds of which the model has no statistics at all."""
+        return [kind for kind in StatisticsKind if self._repository.latest_statistics(self._record.id, kind) is None]
+
+    def measure(
+        self,
+        kind: StatisticsKind,
+        conversations: Sequence[Conversation],
+        *,
+        name: str,
+        num_conversations: int | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> StatisticsRecord:
+        """The statistics of `kind` on the first `num_conversations` (default: the kind's recipe), measured if need be.
+
+        `name` is the calibration set's; `on_batch(done, total)` is told of progress.
+
+        Raises:
+            FingerprintMismatchError: the checkpoint changed since it was registered.
+            CheckpointError, DatasetError: the checkpoint or the conversations cannot be used.
+        """
+        recipe = RECIPES[kind]
+        used = list(conversations[: num_conversations or recipe.num_conversations])
+        stored = find_statistics(self._repository, self._record.id, kind, calibration_id(used))
+        if stored is not None:
+            return stored
+        model = self._load()
+        statistics = measure_statistics(kind, model, self._batches(used, recipe.batch_size), on_batch=on_batch)
+        return store_statistics(
+            self._repository, self._record.id, statistics, record_calibration(self._repository, used, name)
+        )
+
+    def _load(self) -> "PreTrainedModel":
+        from lop.engines import check_weights
+
+        if self._model is None:
+            check_weights(self._record)
+            self._model = load_for_compute(self._record.path)
+        return self._model
+
+    def _batches(self, conversations: Sequence[Conversation], batch_size: int) -> "list[Batch]":
+        from pruning.batches import make_batches
+        from pruning.checkpoint import load_processor
+
+        return make_batches(conversations, load_processor(Path(self._record.path)), batch_size=batch_size)
+
+
+def kinds_of(names: Sequence[str]) -> list[StatisticsKind]:
+    """The kinds of these names, each once; raises InputError for a name that is none."""
+    try:
+        return [StatisticsKind(name) for name in dict.fromkeys(names)]
+    except ValueError as error:
+        known = ", ".join(StatisticsKind)
+        raise InputError("statistics are of a known kind", values=str(error), remedy=f"Known are {known}") from error
+
+
+def find_statistics(
+    repository: Repository, model_id: str, kind: StatisticsKind, calibration: str
+) -> StatisticsRecord | None:
+    """The stored record of exactly these statistics, if there is one; `calibration` is the set's id."""
+    records = repository.list_statistics(model_id)
+    return next((x for x in records if x.kind == kind and x.calibration_id == calibration), None)
+
+
+def store_statistics(
+    repository: Repository, model_id: str, statistics: ModelStatistics, calibration: CalibrationRecord
+) -> StatisticsRecord:
+    """Store statistics of a registered model and their record.
+
+    Raises ConflictError if others of that kind and calibration set were stored meanwhile.
+    """
+    return repository.add_statistics(
+        StatisticsRecord(
+            model_id=model_id,
+            kind=statistics.kind.value,
+            calibration_id=calibration.id,
+            sha256=repository.put_artifact(statistics.to_bytes(), BINARY),
+            created_at=datetime.now(UTC),
+        )
+    )
+
+
+def record_calibration(repository: Repository, conversations: Sequence[Conversation], name: str) -> CalibrationRecord:
+    """The stored record of a calibration set."""
+    return repository.add_calibration(
+        CalibrationRecord(
+            id=calibration_id(conversations),
+            name=name,
+            num_conversations=len(conversations),
+            num_answers=sum(len(c.turns) for c in conversations),
+            created_at=datetime.now(UTC),
+        )
+    )
