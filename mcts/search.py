@@ -19,7 +19,7 @@ from mcts.prior import Prior, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
 from mcts.settings import SearchSettings, SearchTarget
-from mcts.surrogate import Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
+from mcts.surrogate import ROUGHNESSES, Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import additive_dp, fill_up
 from pruning.allocators.evolution import mutate
@@ -48,9 +48,9 @@ class SharedKnowledge:
         return max(KL_FLOOR * float(self.sensitivity.max()), 1e-300)
 
     @cached_property
-    def kernel(self) -> Kernel:
-        """Of the surrogates of all targets."""
-        return Kernel(self.sensitivity)
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Of the surrogates of all targets, to be taken in turn."""
+        return tuple(Kernel(self.sensitivity, roughness) for roughness in ROUGHNESSES)
 
 
 class TargetSearch:
@@ -159,7 +159,7 @@ class TargetSearch:
         additive, _ = additive_dp(self.grid, sensitivity, budget)
         starts = [fill_up(self.grid, additive, budget, sensitivity), uniform_configuration(self.grid, budget)]
         if self._shared.samples:
-            learnt = fit_surrogate(self._shared.kernel, self._shared.samples, target=self._index).table(starts[0])
+            learnt = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index).table(starts[0])
             starts.append(fill_up(self.grid, additive_dp(self.grid, learnt, budget)[0], budget, learnt))
         if self._given_prior is not None:
             starts.append(self._follow(self._given_prior))
@@ -177,7 +177,8 @@ class TargetSearch:
         if pending:
             believed = self._surrogate.means(np.array(pending)) + np.log(self._best_kl)
             samples += [ScoredConfiguration(self._index, c, float(y)) for c, y in zip(pending, believed, strict=True)]
-        self._surrogate = fit_surrogate(self._shared.kernel, samples, target=self._index)
+        kernel = self._shared.kernels[len(self._requested) % len(self._shared.kernels)]
+        self._surrogate = fit_surrogate(kernel, samples, target=self._index)
         self._version += 1
         table = self._surrogate.table(self.incumbent)
         self._prior = TablePrior(self.grid, self.target.budget, table, temperature=self.settings.temperature)

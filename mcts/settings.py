@@ -10,8 +10,8 @@ from pruning.errors import InfeasibleTargetError, InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.target import Scope, check_sparsity, ffn_parameter_budget, scope_parameters
 
-DEFAULT_PARALLEL_LEAVES = 8
-"""Enough for as many devices to work at once, and the same for every engine, so that all of them find the same."""
+DEFAULT_PARALLEL_LEAVES = 4
+"""Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""
 
 
 class SearchMethod(StrEnum):

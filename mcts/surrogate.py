@@ -30,8 +30,10 @@ MAX_SAMPLES = 400
 RETENTION_SCALE = 0.4
 """Retentions this far apart in one layer are nearly unrelated."""
 
-ROUGHNESS = 0.4
-"""The part of a level's effect that tells nothing about the next level: KL is not smooth in them."""
+ROUGHNESSES = (0.0, 0.5)
+"""Two views of the samples, which a search takes in turn: the part of the effect of a level that tells nothing about
+the next one. The smooth view learns fast, the rough one doubts what it has not seen: where KL jumps from level to
+level, the smooth one alone is sure of too much, and stays where it is."""
 
 LEVEL_VARIANCE = 0.5
 SENSITIVITY_VARIANCE = 0.5
@@ -80,9 +82,9 @@ class Prediction:
 
 
 class Kernel:
-    """Covariances between configurations; depends on the one-layer sensitivities [L, K] alone."""
+    """Covariances between configurations, from the one-layer sensitivities [L, K] and one of ROUGHNESSES."""
 
-    def __init__(self, sensitivity: FloatArray) -> None:
+    def __init__(self, sensitivity: FloatArray, roughness: float) -> None:
         L, K = sensitivity.shape
         retention = np.arange(1, K + 1) / K
         positive = np.maximum(sensitivity, 0.0)
@@ -91,11 +93,11 @@ class Kernel:
         logs = np.log(positive + self._floor)
         spread = float(logs.std(axis=0).mean()) or 1.0
         self.shape = (L, K)
-        self._level = np.kron(np.eye(L), _similarity(retention / RETENTION_SCALE)) / L
+        self._level = np.kron(np.eye(L), _similarity(retention / RETENTION_SCALE, roughness)) / L
         self._sensitivity = np.zeros((L * K, L * K))
         for layer in range(L):
             block = slice(layer * K, (layer + 1) * K)
-            self._sensitivity[block, block] = _similarity(logs[layer] / spread) / L
+            self._sensitivity[block, block] = _similarity(logs[layer] / spread, roughness) / L
 
     def between(self, left: FloatArray, right: FloatArray) -> FloatArray:
         """[n, m] from one-hot rows [n, L K] and [m, L K]."""
@@ -214,10 +216,10 @@ def expected_improvement(prediction: Prediction) -> FloatArray:
     return improvement
 
 
-def _similarity(values: FloatArray) -> FloatArray:
+def _similarity(values: FloatArray, roughness: float) -> FloatArray:
     """[K, K] of the differences d of values [K]: exp(-d^2 / 2), less for levels that are not the same."""
     smooth = np.exp(-0.5 * (values[:, None] - values[None]) ** 2)
-    similarity: FloatArray = (1.0 - ROUGHNESS) * smooth + ROUGHNESS * np.eye(len(values))
+    similarity: FloatArray = (1.0 - roughness) * smooth + roughness * np.eye(len(values))
     return similarity
 
 
