@@ -31,6 +31,9 @@ from pruning.metrics import Evaluate, Metrics
 KL_FLOOR = 1e-9
 """KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""
 
+MAX_MOVES = 4096
+"""Swap moves that are proposed, those that the additive table likes best: deep models have many more."""
+
 MAX_JUDGED = 512
 """Proposals whose expected improvement is worked out, those of least expected KL: it costs more than the mean alone."""
 
@@ -93,6 +96,7 @@ class TargetSearch:
         self._requested: dict[Configuration, None] = {}
         self._version = 0
         self._surrogate: Surrogate
+        self._table: FloatArray
         self._prior: TablePrior
         self._best: tuple[float, Configuration] | None = None
 
@@ -180,8 +184,8 @@ class TargetSearch:
         kernel = self._shared.kernels[len(self._requested) % len(self._shared.kernels)]
         self._surrogate = fit_surrogate(kernel, samples, target=self._index)
         self._version += 1
-        table = self._surrogate.table(self.incumbent)
-        self._prior = TablePrior(self.grid, self.target.budget, table, temperature=self.settings.temperature)
+        self._table = self._surrogate.table(self.incumbent)
+        self._prior = TablePrior(self.grid, self.target.budget, self._table, temperature=self.settings.temperature)
 
     @property
     def incumbent(self) -> Configuration:
@@ -238,8 +242,11 @@ class TargetSearch:
 
     def _moves(self, parents: Sequence[Configuration]) -> NDArray[np.int64]:
         """Swap moves [n, L] at `parents` that were not visited."""
-        moves = [swap_moves(self.grid, parent, self.target.budget) for parent in parents]
-        found = [tuple(row) for row in np.concatenate(moves).tolist()]
+        moves = np.concatenate([swap_moves(self.grid, parent, self.target.budget) for parent in parents])
+        if len(moves) > MAX_MOVES:
+            changes = self._table[np.arange(self.grid.num_layers), moves - 1].sum(axis=1)
+            moves = moves[np.sort(np.argsort(changes, kind="stable")[:MAX_MOVES])]
+        found = [tuple(row) for row in moves.tolist()]
         return _unique([c for c in found if c not in self._requested], self.grid.num_layers)
 
     def _mutations(self, parents: Sequence[Configuration], wanted: int) -> NDArray[np.int64]:

@@ -99,9 +99,15 @@ class Kernel:
             block = slice(layer * K, (layer + 1) * K)
             self._sensitivity[block, block] = _similarity(logs[layer] / spread, roughness) / L
 
-    def between(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        """[n, m] from one-hot rows [n, L K] and [m, L K]."""
-        return _combine(left @ self._level @ right.T, left @ self._sensitivity @ right.T)
+    def towards(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What `between` needs of one side, [L K, N] twice, from one-hot rows [N, L K]: worked out once a fit."""
+        return self._level @ rows.T, self._sensitivity @ rows.T
+
+    @staticmethod
+    def between(rows: FloatArray, towards: tuple[FloatArray, FloatArray]) -> FloatArray:
+        """[n, N] covariances of one-hot rows [n, L K] with the other side's."""
+        level, sensitivity = towards
+        return _combine(rows @ level, rows @ sensitivity)
 
     def trend(self, rows: FloatArray) -> FloatArray:
         """[n] log of the summed sensitivities of one-hot rows [n, L K]."""
@@ -136,7 +142,7 @@ class Surrogate:
         centre: float,
     ) -> None:
         self._kernel = kernel
-        self._rows = rows
+        self._towards = kernel.towards(rows)
         self._trend = trend
         self._centre = centre
         residual = observed - SLOPE_MEAN * trend
@@ -170,7 +176,7 @@ class Surrogate:
 
     def _between(self, rows: FloatArray, trend: FloatArray) -> FloatArray:
         """[n, N] covariances with the samples."""
-        covariance: FloatArray = self._kernel.between(rows, self._rows) + SLOPE_SD**2 * trend[:, None] * self._trend
+        covariance: FloatArray = self._kernel.between(rows, self._towards) + SLOPE_SD**2 * trend[:, None] * self._trend
         return covariance
 
     def table(self, incumbent: Configuration) -> FloatArray:
