@@ -54,4 +54,4 @@ bench-ray: $(STAMP)
 	$(BIN)/python -m benchmarks.ray
 
 clean:
-	rm -rf $(VENV) demo_output .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

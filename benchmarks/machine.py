@@ -45,12 +45,27 @@ def commit() -> str:
     return found + ("+dirty" if changed else "")
 
 
+def _git(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603
+        ["git", *arguments],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+COMMIT_AT_START = commit()
+"""What ran: a checkout may move on while a benchmark is running."""
+
+
 def write_results(name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write `results/{name}.json` and return its path.
 
     Raises ValueError for a figure that is not a finite number, OSError if the file cannot be written.
     """
-    document = {"machine": describe_machine(), "commit": commit(), "summary": dict(summary), "rows": list(rows)}
+    document = {"machine": describe_machine(), "commit": COMMIT_AT_START, "summary": dict(summary), "rows": list(rows)}
     content = json.dumps(document, indent=1, allow_nan=False) + "\n"
     RESULTS_DIR.mkdir(exist_ok=True)
     path = RESULTS_DIR / f"{name}.json"
@@ -65,14 +80,3 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(  # noqa: S603
-        ["git", *arguments],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()

@@ -1,9 +1,12 @@
-"""Evaluations per second of one process and of Ray's actors, and whether they measure the same.
+"""Evaluations per second of one process, of two without Ray and of Ray's actors, and whether they measure the same.
 
 All score the same random configurations at half of the FFN channels, which share few layers, with the same model on the
-same conversations. Starting is timed apart: a search pays it once.
+same conversations. Starting is timed apart: a search pays it once. Two processes that know nothing of each other are
+what the machine can do; two actors are held against them, and against twice one actor. Then a whole search, its
+one-layer scan included, runs in one process and on two actors, and every sample that it stored is compared.
 """
 
+import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +18,12 @@ import torch
 import typer
 
 from benchmarks.machine import write_results
-from lop.engines import EvaluatorRecipe, LocalEngine
+from lop.engines import Engine, EngineOptions, EvaluatorRecipe, LocalEngine
 from lop.registration import read_conversations, register_model
+from lop.searching import search_model
 from mcts.evaluator import EvaluateInOrder
 from mcts.ray_engine import RayEngine
+from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ConfigurationSampler
 from pruning.anatomy import ModelAnatomy
 from pruning.levels import LevelGrid
@@ -29,12 +34,16 @@ from storage.sql_repository import open_repository
 REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5
 MAX_ACTORS = 2
+SEARCH_CONVERSATIONS = 4
+SEARCH = SearchSettings(sparsities=(SPARSITY,), num_evaluations=40)
+
+Sample = tuple[Widths, Metrics, str]
 
 
 def main(
     reference: Annotated[Path, typer.Option(help="Folder with model/ and data/calibration.json.")] = REFERENCE,
     conversations: Annotated[int, typer.Option(min=1, help="Calibration conversations.")] = 32,
-    evaluations: Annotated[int, typer.Option(min=1, help="Configurations.")] = 100,
+    evaluations: Annotated[int, typer.Option(min=2, help="Configurations.")] = 60,
 ) -> None:
     """Write results/ray.json."""
     recipe = _recipe(reference, conversations)
@@ -43,43 +52,106 @@ def main(
     rows: list[dict[str, Any]] = []
     measured: list[list[Metrics]] = []
 
-    def book(name: str, parallel: int, engine: EvaluateInOrder, started: float) -> None:
-        begin = time.perf_counter()
-        measured.append(list(engine(configurations)))
-        seconds = time.perf_counter() - begin
+    def book(name: str, parallel: int, done: int, seconds: float, start_seconds: float | None) -> None:
         rows.append(
             {
                 "engine": name,
                 "parallel": parallel,
-                "evaluations": evaluations,
+                "evaluations": done,
                 "seconds": round(seconds, 2),
-                "evaluations_per_second": round(evaluations / seconds, 2),
-                "start_seconds": round(begin - started, 2),
+                "evaluations_per_second": round(done / seconds, 2),
+                "start_seconds": None if start_seconds is None else round(start_seconds, 2),
             }
         )
 
-    for threads in dict.fromkeys((1, default_threads)):
+    def measure(name: str, parallel: int, engine: EvaluateInOrder, started: float) -> None:
+        begin = time.perf_counter()
+        measured.append(list(engine(configurations)))
+        book(name, parallel, evaluations, time.perf_counter() - begin, begin - started)
+
+    for threads in dict.fromkeys((default_threads, 1)):
         torch.set_num_threads(threads)
         started = time.perf_counter()
         local = LocalEngine(recipe)
         list(local(configurations[:1]))  # loads the model
-        book("local", threads, local, started)
+        measure("local", threads, local, started)
     for actors in range(1, MAX_ACTORS + 1):
         started = time.perf_counter()
         with RayEngine(recipe, num_actors=actors) as engine:
             while len(engine.processes) < actors:
                 list(engine(configurations[:1]))
-            book("ray", actors, engine, started)
+            measure("ray", actors, engine, started)
+    metrics, seconds, start_seconds = _without_ray(recipe, configurations, MAX_ACTORS)
+    measured.append(metrics)
+    book("processes without ray", MAX_ACTORS, evaluations, seconds, start_seconds)
     rate = {(row["engine"], row["parallel"]): row["evaluations_per_second"] for row in rows}
+    stored: list[list[Sample]] = []
+    for options in (EngineOptions(), EngineOptions(Engine.RAY, actors=MAX_ACTORS)):
+        samples, seconds = _search(reference, options)
+        stored.append(samples)
+        book(f"search, {options.engine}", options.actors or 1, len(samples), seconds, None)
+    ceiling = rate["processes without ray", MAX_ACTORS]
     summary = {
         "evaluations_per_second_local_1_thread": rate["local", 1],
         "evaluations_per_second_local": rate["local", default_threads],
         "evaluations_per_second_1_actor": rate["ray", 1],
         "evaluations_per_second_2_actors": rate["ray", 2],
+        "ceiling_of_two_processes": ceiling,
         "share_of_ideal": round(rate["ray", 2] / (2 * rate["ray", 1]), 3),
+        "share_of_ceiling": round(rate["ray", 2] / ceiling, 3),
         "samples_equal": all(metrics == measured[0] for metrics in measured),
+        "search_samples": len(stored[0]),
+        "search_samples_equal": stored[0] == stored[1],
     }
     print(write_results("ray", summary, rows), summary)  # noqa: T201
+
+
+def _without_ray(
+    recipe: EvaluatorRecipe, configurations: Sequence[Widths], num_processes: int
+) -> tuple[list[Metrics], float, float]:
+    """Metrics by processes that each take every `num_processes`-th configuration; seconds of work, and of starting."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(num_processes + 1)
+    results = context.SimpleQueue()
+    started = time.perf_counter()
+    processes = [
+        context.Process(target=_share, args=(recipe, configurations[index::num_processes], index, ready, results))
+        for index in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    ready.wait()
+    begin = time.perf_counter()
+    shares = dict(results.get() for _ in processes)
+    seconds = time.perf_counter() - begin
+    for process in processes:
+        process.join()
+    metrics = [shares[index % num_processes][index // num_processes] for index in range(len(configurations))]
+    return metrics, seconds, begin - started
+
+
+def _share(recipe: EvaluatorRecipe, configurations: Sequence[Widths], index: int, ready: Any, results: Any) -> None:
+    """One process: wait for the others once the model is loaded, then evaluate."""
+    torch.set_num_threads(1)
+    try:
+        engine = LocalEngine(recipe)
+        list(engine(configurations[:1]))
+    except BaseException:
+        ready.abort()
+        raise
+    ready.wait()
+    results.put((index, list(engine(configurations))))
+
+
+def _search(reference: Path, options: EngineOptions) -> tuple[list[Sample], float]:
+    """Every sample of a search with nothing stored before, in the order in which it was stored; seconds, all of it."""
+    loaded, _ = read_conversations(reference / "data" / "calibration.json", SEARCH_CONVERSATIONS)
+    with TemporaryDirectory() as folder, open_repository(f"sqlite:///{folder}/lop.db", create=True) as repository:
+        register_model(repository, "reference", reference / "model", loaded)
+        started = time.perf_counter()
+        search_model(repository, "reference", loaded, SEARCH, name="calibration", engine=options, record=False)
+        seconds = time.perf_counter() - started
+        return [(s.widths, s.metrics, s.source) for s in repository.list_samples("reference")], seconds
 
 
 def _recipe(reference: Path, num_conversations: int) -> EvaluatorRecipe:

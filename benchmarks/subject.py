@@ -1,13 +1,12 @@
 """The model that benchmarks search: the reference, its calibration and validation conversations, and what was found."""
 
+import hashlib
 import json
 import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
 
 from lop.measuring import RECIPES
 from mcts.result import SearchResult
@@ -100,17 +99,15 @@ class Subject:
         key = (split, ranking.sha256)
         if key not in self._evaluators:
             # The validation split is large, and its configurations have little in common.
-            cache = {} if split == "calibration" else {"cache_bytes": 0}
+            cache = {"cache_bytes": 0} if split == "validation" else {}
             self._evaluators[key] = ConfigurationEvaluator(
                 load_model(self._folder), self.batches(split), ranking, **cache
             )
         return self._evaluators[key]
 
     def batches(self, split: str) -> list[Batch]:
-        """The conversations of a split, in batches that keep every core busy."""
-        conversations = self._conversations[split]
-        size = min(16, -(-len(conversations) // torch.get_num_threads()))
-        return make_batches(conversations, self._processor, batch_size=size)
+        """The conversations of a split."""
+        return make_batches(self._conversations[split], self._processor)
 
     def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
         """FFN parameters that are kept, biases that compensation adds included."""
@@ -125,13 +122,14 @@ class Subject:
         """One search with a database of its own, so that none profits from another; and the seconds of each target.
 
         The seconds of the shared scan are divided among the targets. Read from WORK_DIR if it was run before with the
-        same settings on the same model and conversations.
+        same code and settings on the same model and conversations.
         """
         identity = content_id(
             {
                 "settings": settings.to_dict(),
                 "ranking": self.ranking.sha256,
                 "calibration": calibration_id(self._conversations["calibration"]),
+                "code": code_sha256(),
             }
         )
         kept = WORK_DIR / f"{name}-{settings.seed}-{identity}.json"
@@ -170,3 +168,12 @@ class Subject:
         answers = sum(len(c.turns) for c in used)
         repository.add_calibration(CalibrationRecord(calibration_id(used), "calibration", len(used), answers, now))
         return repository
+
+
+def code_sha256() -> str:
+    """Of everything that a search's result depends on: what other code found is not this code's."""
+    digest = hashlib.sha256()
+    for package in ("mcts", "pruning"):
+        for path in sorted((Path(__file__).parent.parent / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

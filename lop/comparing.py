@@ -1,18 +1,24 @@
 """All methods side by side: the plans that they give for the same targets, scored on the same conversations."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pruning.conversations import Conversation
+from pruning.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
+from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
 from pruning.target import Scope
 from service.methods.names import Method
+from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest
 from storage.contract import Repository
+
+if TYPE_CHECKING:
+    from pruning.batches import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,7 @@ class ComparedPlan:
         kl: mean KL to the dense model over answer tokens, in nats.
         nll: mean negative log-likelihood of the answer tokens, in nats.
         accuracy: fraction of answers that are exact.
+        filled_up: no point of a search itself, but what one found for another target, with channels added up to this.
     """
 
     method: str
@@ -34,6 +41,7 @@ class ComparedPlan:
     nll: float
     accuracy: float
     plan_id: str
+    filled_up: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,10 +49,17 @@ class ComparedPlan:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The plans by method and sparsity, and why methods are missing: their data are, or the target is out of reach."""
+    """What was compared, and what to know about it.
+
+    Attributes:
+        plans: by method and sparsity.
+        missing: why plans are not there: the data of a method are missing, or targets out of its reach.
+        calibrated: methods with plans that were chosen on the very conversations they are scored on.
+    """
 
     plans: tuple[ComparedPlan, ...]
     missing: tuple[str, ...]
+    calibrated: tuple[str, ...] = ()
 
 
 def compare_methods(
@@ -67,11 +82,9 @@ def compare_methods(
         InputError: a method that was asked for lacks its data, or none has any.
         FingerprintMismatchError: the checkpoint changed since it was registered.
     """
-    from lop.compute import load_for_compute
     from lop.engines import check_weights
     from pruning.batches import make_batches
     from pruning.checkpoint import load_processor
-    from pruning.evaluation import ConfigurationEvaluator
 
     plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
     model = repository.get_model(model_id)
@@ -79,27 +92,50 @@ def compare_methods(
     folder = Path(model.path)
     batches = make_batches(conversations, load_processor(folder))
     compared: dict[str, ComparedPlan] = {}
+
+    def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
+        compared[plan.plan_id] = ComparedPlan(
+            method=plan.method,
+            sparsity=sparsity,
+            achieved_sparsity=plan.achieved.sparsity[scope],
+            parameters=plan.achieved.parameters,
+            kl=metrics.kl,
+            nll=metrics.nll,
+            accuracy=metrics.accuracy,
+            plan_id=plan.plan_id,
+            filled_up=FILLED_UP in (plan.provenance.note or ""),
+        )
+        if on_plan is not None:
+            on_plan(len(compared), len(plans))
+
     # One evaluator a ranking: most methods share the model's.
     for sha256 in dict.fromkeys(plan.ranking.sha256 for _, plan in plans):
         ranking = Ranking.from_bytes(repository.get_artifact(sha256).content)
-        evaluate = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
-        for sparsity, plan in plans:
-            if plan.ranking.sha256 != sha256:
-                continue
-            metrics = evaluate.evaluate(plan.ffn_widths)
-            compared[plan.plan_id] = ComparedPlan(
-                method=plan.method,
-                sparsity=sparsity,
-                achieved_sparsity=plan.achieved.sparsity[scope],
-                parameters=plan.achieved.parameters,
-                kl=metrics.kl,
-                nll=metrics.nll,
-                accuracy=metrics.accuracy,
-                plan_id=plan.plan_id,
-            )
-            if on_plan is not None:
-                on_plan(len(compared), len(plans))
-    return Comparison(tuple(compared[plan.plan_id] for _, plan in plans), tuple(missing))
+        own = [(sparsity, plan) for sparsity, plan in plans if plan.ranking.sha256 == sha256]
+        _score(folder, batches, ranking, own, scored)
+        gc.collect()  # the model of this ranking goes before the next one is loaded
+    data = calibration_id(conversations)
+    return Comparison(
+        plans=tuple(compared[plan.plan_id] for _, plan in plans),
+        missing=tuple(missing),
+        calibrated=tuple(dict.fromkeys(plan.method for _, plan in plans if plan.provenance.calibration == data)),
+    )
+
+
+def _score(
+    folder: Path,
+    batches: "Sequence[Batch]",
+    ranking: Ranking,
+    plans: Sequence[tuple[float, PruningPlan]],
+    on_scored: Callable[[float, PruningPlan, Metrics], None],
+) -> None:
+    """Score plans of one ranking. The model is held by this call alone: there is room for one on a device."""
+    from lop.compute import load_for_compute
+    from pruning.evaluation import ConfigurationEvaluator
+
+    evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
+    for sparsity, plan in plans:
+        on_scored(sparsity, plan, evaluator.evaluate(plan.ffn_widths))
 
 
 def _request_plans(
@@ -110,7 +146,7 @@ def _request_plans(
     scope: Scope,
     round_to: int,
 ) -> tuple[list[tuple[float, PruningPlan]], list[str]]:
-    """The plans with the sparsity asked for, method by method, and what could not be had."""
+    """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
     from service.planner import Planner
     from service.predictor_cache import PredictorCache
     from service.settings import load_settings
@@ -118,18 +154,30 @@ def _request_plans(
     threads = load_settings().torch_threads
     planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=threads))
     plans: list[tuple[float, PruningPlan]] = []
-    missing: list[str] = []
-    for method in methods or tuple(Method):
-        for sparsity in sparsities:
+    missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
+    for method in dict.fromkeys(methods or tuple(Method)):
+        for sparsity in dict.fromkeys(sparsities):
             request = PlanRequest(model=model_id, sparsity=sparsity, scope=scope, round_to=round_to, method=method)
             try:
                 plans.append((sparsity, planner.plan(request)))
             except InfeasibleTargetError as error:
-                missing.append(f"{method} at {sparsity:g}: {error}")
+                missing.setdefault((method, error.rule), []).append((sparsity, error))
             except InputError as error:
                 if methods is not None:
                     raise
-                missing.append(f"{method} at {sparsity:g}: {error}")
+                missing.setdefault((method, error.rule), []).append((sparsity, error))
+    reasons = [_reason(method, refused) for (method, _), refused in missing.items()]
     if not plans:
-        raise InputError("a comparison needs a method that can answer", values="; ".join(missing))
-    return plans, missing
+        raise InputError("a comparison needs a method that can answer", values="; ".join(reasons))
+    return plans, reasons
+
+
+def _reason(method: Method, refused: Sequence[tuple[float, InputError]]) -> str:
+    """One line for all sparsities that were refused for one reason; a remedy only if it is the same for all."""
+    errors = [error for _, error in refused]
+    text = errors[0].rule
+    if len({str(error) for error in errors}) == 1:
+        text = str(errors[0])
+    elif len({error.values for error in errors}) == 1 and errors[0].values:
+        text = f"{text} (got {errors[0].values})"
+    return f"{method} at {', '.join(f'{sparsity:g}' for sparsity, _ in refused)}: {text}"

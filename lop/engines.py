@@ -33,14 +33,20 @@ class EngineOptions:
     Attributes:
         engine: `local` is this process; `ray` one actor a device.
         address: of the Ray cluster to join: "auto", "host:port" or "ray://host:port". None: this machine alone.
-        actors: how many actors; None: one a GPU if the cluster has any, otherwise one a CPU core.
+        actors: how many actors; None: one a GPU if the cluster has any, otherwise one a CPU core as far as the nodes'
+            memory goes.
+        cache_gib: hidden states that each evaluator keeps, at most; None: a quarter of the model's size, or half a GiB
+            if that is more.
     """
 
     engine: Engine = Engine.LOCAL
     address: str | None = None
     actors: int | None = None
+    cache_gib: float | None = None
 
     def __post_init__(self) -> None:
+        if self.cache_gib is not None and not 0.0 <= self.cache_gib < float("inf"):
+            raise InputError("a cache bound is a number of GiB, 0 or more", values=str(self.cache_gib))
         if self.engine is Engine.LOCAL and (self.address is not None or self.actors is not None):
             raise InputError(
                 "an address and a number of actors are for Ray",
@@ -50,6 +56,9 @@ class EngineOptions:
 
 
 LOCAL_ENGINE = EngineOptions()
+
+PROCESS_BYTES = 2**30
+"""An evaluator's process without weights and kept hidden states: libraries (0.6 GiB), activations."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,14 @@ class EvaluatorRecipe:
         ranking: the file that `model.ranking_sha256` names.
         conversations: image paths are absolute.
         calibration_id: what the conversations and their images were when the search began.
+        cache_bytes: bound of the hidden states that are kept; None: the evaluator's default. Changes no number.
     """
 
     model: ModelRecord
     ranking: bytes
     conversations: tuple[Conversation, ...]
     calibration_id: str
+    cache_bytes: int | None = None
 
     @classmethod
     def of(cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation]) -> "EvaluatorRecipe":
@@ -96,7 +107,8 @@ class EvaluatorRecipe:
         self._check_files()
         folder = Path(self.model.path)
         batches = make_batches(self.conversations, load_processor(folder))
-        return ConfigurationEvaluator(load_for_compute(folder), batches, Ranking.from_bytes(self.ranking))
+        ranking = Ranking.from_bytes(self.ranking)
+        return ConfigurationEvaluator(load_for_compute(folder), batches, ranking, cache_bytes=self.cache_bytes)
 
     def _check_files(self) -> None:
         if not Path(self.model.path).is_dir():
@@ -140,17 +152,34 @@ class LocalEngine:
 
 
 @contextmanager
-def open_engine(recipe: EvaluatorRecipe, options: EngineOptions) -> "Iterator[EvaluateInOrder]":
+def open_engine(
+    recipe: EvaluatorRecipe, options: EngineOptions, *, parallel_leaves: int | None = None
+) -> "Iterator[EvaluateInOrder]":
     """What evaluates with an evaluator of `recipe`; actors, and a Ray that was started for them, end with the block.
+
+    Args:
+        recipe: of the evaluator.
+        options: where it runs.
+        parallel_leaves: configurations that the search has measured at once; more actors than that are warned of.
 
     Raises:
         InputError: an address that is none.
         MissingExtraError: Ray is not installed.
     """
+    if options.cache_gib is not None:
+        recipe = dataclasses.replace(recipe, cache_bytes=int(options.cache_gib * 2**30))
     if options.engine is Engine.LOCAL:
         yield LocalEngine(recipe)
         return
+    from lop.console import warn
     from mcts.ray_engine import RayEngine
+
+    def warn_of_idle(actors: int) -> None:
+        if parallel_leaves is not None and actors > parallel_leaves:
+            warn(
+                f"{actors} actors, but the search has {parallel_leaves} configurations measured at once: after the "
+                f"one-layer scan the others are idle. Give --parallel-leaves {actors}, or fewer --actors"
+            )
 
     device = os.environ.get("LOP_TORCH_DEVICE", "")
     use_gpus = not device or device.startswith("cuda")  # which one, Ray decides
@@ -159,9 +188,24 @@ def open_engine(recipe: EvaluatorRecipe, options: EngineOptions) -> "Iterator[Ev
         address=options.address,
         num_actors=options.actors,
         use_gpus=use_gpus,
+        memory_bytes=evaluator_memory_bytes(recipe),
+        on_open=warn_of_idle,
         environment={} if use_gpus else {"LOP_TORCH_DEVICE": device},
     ) as engine:
         yield engine
+
+
+def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
+    """What a process with an evaluator takes, about: the checkpoint's weights, the hidden states kept, and the rest.
+
+    From what was registered: the checkpoint need not be on this machine.
+    """
+    from pruning.cost import tensor_bytes
+    from pruning.prefix_cache import default_cache_bytes
+
+    weights = sum(tensor_bytes(tensor.shape, tensor.dtype) for tensor in recipe.model.anatomy.tensors)
+    kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
+    return weights + kept + PROCESS_BYTES
 
 
 def check_engine(options: EngineOptions) -> None:

@@ -62,8 +62,13 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_search(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Least KL so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names)."""
+def draw_search(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, first: Mapping[str, int] | None = None
+) -> None:
+    """Least KL so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names).
+
+    `first` says how many evaluations a method had spent before the first of its curve: its share of a scan.
+    """
     pyplot = require_pyplot()
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
@@ -76,7 +81,8 @@ def draw_search(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     for axis, (label, panel) in zip(axes.flat, curves.items(), strict=False):
         for name, curve in panel.items():
             style = _curve_style(name, names.index(name)) | {"marker": None}
-            axis.step(range(1, len(curve) + 1), curve, where="post", label=name, **style)
+            spent = (first or {}).get(name, 0)
+            axis.step(range(spent + 1, spent + len(curve) + 1), curve, where="post", label=name, **style)
         axis.set_yscale("log")
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("evaluations")

@@ -38,10 +38,10 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
         raise InputError(
             f"{where}: {first['msg']}", values=repr(first["input"]), remedy="`lop plan --help` lists what is allowed"
         ) from error
-    repository = open_repository(settings.database_url)
-    planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
-    plan = planner.plan(asked)
-    return plan, repository.get_artifact(plan.ranking.sha256).content
+    with open_repository(settings.database_url) as repository:
+        planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
+        plan = planner.plan(asked)
+        return plan, repository.get_artifact(plan.ranking.sha256).content
 
 
 def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:

@@ -1,13 +1,16 @@
 """Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lop.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.measuring import record_calibration
+from lop.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
-from mcts.settings import SearchSettings
+from mcts.settings import SearchMethod, SearchSettings
 from pruning.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
 from storage.contract import Repository
@@ -28,7 +31,7 @@ def search_model(
     """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
 
     The engine changes how long it takes, never the result. With `record`, the result is kept among the finished
-    searches, from which plans by the search's method are answered; a queued search has its row there already.
+    searches by `record_result`; a queued search has its row there already.
 
     Raises:
         NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
@@ -42,15 +45,48 @@ def search_model(
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    with open_engine(EvaluatorRecipe.of(model, ranking, conversations), engine) as evaluate:
+    recipe = EvaluatorRecipe.of(model, ranking, conversations)
+    leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
+    with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
     if record:
-        repository.record_search(
-            model_id,
-            {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
-            result.to_dict(),
-        )
+        record_result(repository, model_id, conversations, settings, result, name=name)
     return result
+
+
+def record_result(
+    repository: Repository,
+    model_id: str,
+    conversations: Sequence[Conversation],
+    settings: SearchSettings,
+    result: SearchResult,
+    *,
+    name: str,
+    validated: Validated | None = None,
+) -> SearchRecord:
+    """Keep `result` among the finished searches, from which plans by the search's method are answered.
+
+    `conversations` are the calibration set, `name` is its name. `validated` is what the best configurations are worth
+    elsewhere, and so what their plans predict; an equal search that was kept without it is replaced.
+    """
+    validation = None
+    if validated is not None:
+        validation = {
+            "data": validated.data,
+            "id": validated.calibration_id,
+            "metrics": [asdict(metrics) for metrics in validated.metrics],
+        }
+    return repository.record_search(
+        model_id,
+        {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
+        _outcome(result, calibration_id(conversations)),
+        validation=validation,
+    )
+
+
+def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:
+    """The result document of a finished search, as `service.finished_searches` reads it."""
+    return {"search": result.to_dict(), "calibration_id": calibration}
 
 
 def search_request(data: str | Path, conversations: int | None, settings: SearchSettings) -> dict[str, Any]:
@@ -90,5 +126,6 @@ def run_queued(
         record=False,
     )
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
-    predictor = train_model(repository, search.model_id, training, calibration_id=calibration_id(conversations))
-    return {"search": result.to_dict(), "predictor": predictor.id}
+    calibration = calibration_id(conversations)
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration)
+    return _outcome(result, calibration) | {"predictor": predictor.id}

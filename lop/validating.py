@@ -4,13 +4,30 @@ A search takes the best of hundreds of noisy scores, so its own are optimistic; 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lop.engines import EvaluatorRecipe
+from lop.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.measuring import record_calibration
 from mcts.result import SearchResult
 from pruning.conversations import Conversation
 from pruning.errors import InputError
 from pruning.metrics import Metrics
 from storage.contract import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What the best configurations of a search are worth on conversations that it never saw.
+
+    Attributes:
+        data: the validation file's name.
+        calibration_id: of the set of conversations.
+        metrics: of the best configuration of each target, in their order.
+    """
+
+    data: str
+    calibration_id: str
+    metrics: tuple[Metrics, ...]
 
 
 def check_disjoint(calibration: Sequence[Conversation], validation: Sequence[Conversation]) -> None:
@@ -26,10 +43,21 @@ def check_disjoint(calibration: Sequence[Conversation], validation: Sequence[Con
 
 
 def validate(
-    repository: Repository, model_id: str, validation: Sequence[Conversation], result: SearchResult
-) -> list[Metrics]:
-    """Metrics on `validation` of the best configuration of each target, in their order."""
+    repository: Repository,
+    model_id: str,
+    validation: Sequence[Conversation],
+    result: SearchResult,
+    *,
+    name: str,
+    engine: EngineOptions = LOCAL_ENGINE,
+) -> Validated:
+    """Score the best configuration of each target on `validation`, a set called `name`, by the engine of the search.
+
+    Raises what `lop.searching.search_model` raises of the checkpoint, the engine and the database.
+    """
     model = repository.get_model(model_id)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    evaluate = EvaluatorRecipe.of(model, ranking, validation)()
-    return evaluate([target.widths for target in result.targets])
+    calibration = record_calibration(repository, validation, name)
+    with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
+        metrics = tuple(evaluate([target.widths for target in result.targets]))
+    return Validated(name, calibration.id, metrics)

@@ -1,4 +1,4 @@
-"""Evaluating on the actors of a Ray cluster, one a device; the only module that imports Ray.
+"""Evaluating on the actors of a Ray cluster, one a device.
 
 The driver, which is the process of the search, hands out configurations and alone writes the database. Results come
 out in the order in which they were asked for, so the search decides what it would have decided without Ray. An actor
@@ -7,39 +7,24 @@ that dies, with its process or its node, is replaced, and what it had is given t
 
 import logging
 import os
-import shutil
-import signal
 import socket
-import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, cast
+from typing import Any, Self, cast
 
-from mcts.cluster_address import ClusterAddress, resolve_address
+from mcts.actor_capacity import ActorCapacity
+from mcts.cluster_address import resolve_address
 from mcts.evaluator import EvaluateInOrder
 from mcts.ordered_jobs import OrderedJobs
-from mcts.quiet_stdout import StdoutWithoutRay
-from pruning.errors import InputError, LopError, MissingExtraError
+from mcts.ray_session import RayError, RaySession, RayTaskError, RuntimeEnvSetupError, cluster_lost, ray, reason_of
+from pruning.errors import InputError, LopError
 from pruning.metrics import Metrics, Widths
 
-try:
-    import ray
-    from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
-except ImportError as error:
-    raise MissingExtraError(
-        "searching with Ray needs the ray extra",
-        values=str(error),
-        remedy='Install it with `pip install "lop-service[ray]"`',
-    ) from error
-
 MAX_DEATHS = 3
-"""Actors that a configuration may have killed before it is given up, and starts that may fail for each actor."""
+"""Actors that a configuration may have killed before it is given up; starts in a row, for each actor, that may fail."""
 
 JOBS_AHEAD = 2
 """Configurations an actor has at once, so that it need not wait for the driver between two."""
@@ -50,10 +35,8 @@ WINDOW_PER_ACTOR = 4
 PLACEMENT_TIMEOUT_SECONDS = 120.0
 """How long a cluster may have no room for a single actor."""
 
-OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a Ray that is started here: it holds the recipe, a few MB for the largest models."""
-
 _POLL_SECONDS = 1.0
+_OWNER_DIED = "owner has died"  # in Ray's message, which has no class of its own
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # actors share a machine's cores: one each
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -90,13 +73,16 @@ class _Worker:
     """An actor as the driver sees it: being placed on a node, building its evaluator, or evaluating.
 
     `pending` is what it does now if that is not an evaluation; `jobs` are its evaluations, in the order in which it
-    does them.
+    does them. An actor does one thing after another, so it has begun the first of them, alive, exactly if `before`
+    could be done, which it was given just before; None: it was.
     """
 
     actor: Any
     pending: Any
     node: str | None = None
+    is_built: bool = False
     jobs: "deque[tuple[Any, int]]" = field(default_factory=deque)
+    before: Any = None
 
     @property
     def can_evaluate(self) -> bool:
@@ -104,8 +90,31 @@ class _Worker:
 
     @property
     def next_result(self) -> Any:
-        """What to wait for."""
-        return self.jobs[0][0] if self.pending is None else self.pending
+        """What to wait for; None if it is idle."""
+        if self.pending is not None:
+            return self.pending
+        return self.jobs[0][0] if self.jobs else None
+
+    def give(self, widths: Widths, job: int) -> None:
+        """One more evaluation to do."""
+        if not self.jobs:
+            self.before = self.actor.describe.remote()
+        self.jobs.append((self.actor.evaluate.remote(widths), job))
+
+    def take_done(self) -> int:
+        """The evaluation that is done; the next has begun."""
+        self.before = None
+        return self.jobs.popleft()[1]
+
+    def has_begun(self) -> bool:
+        """Whether an actor that died had begun the first of its evaluations, so that this may be what killed it."""
+        if self.before is None:
+            return True
+        try:
+            ray.get(self.before)
+        except RayError:
+            return False
+        return True
 
 
 class RayEngine:
@@ -120,8 +129,11 @@ class RayEngine:
     Args:
         recipe: makes an evaluator; sent to every actor, so the modules it is of must be installed on every node.
         address: of the cluster to join, "auto", "host:port" or "ray://host:port"; None: this machine alone.
-        num_actors: None: one a GPU if the cluster has any and `use_gpus`, otherwise one a CPU core.
+        num_actors: None: one a GPU if the cluster has any and `use_gpus`, otherwise one a CPU core as far as the nodes'
+            memory goes.
         use_gpus: False: CPU cores even if there are GPUs.
+        memory_bytes: what an evaluator on CPU takes; 0: not known, memory bounds nothing.
+        on_open: told how many actors there will be, before they are started.
         environment: environment variables of the actors.
         placement_timeout_seconds: how long the cluster may have no room for a single actor.
 
@@ -135,6 +147,8 @@ class RayEngine:
         address: str | None = None,
         num_actors: int | None = None,
         use_gpus: bool = True,
+        memory_bytes: int = 0,
+        on_open: Callable[[int], None] | None = None,
         environment: Mapping[str, str] | None = None,
         placement_timeout_seconds: float = PLACEMENT_TIMEOUT_SECONDS,
     ) -> None:
@@ -144,9 +158,11 @@ class RayEngine:
         self._recipe = recipe
         self._num_actors = num_actors
         self._use_gpus = use_gpus
+        self._memory_bytes = memory_bytes
+        self._on_open = on_open
         self._environment = {**_THREADS, **_QUIET, **(environment or {})}
         self._placement_timeout_seconds = placement_timeout_seconds
-        self._session: _RaySession | None = None
+        self._session: RaySession | None = None
         self._sent_recipe: Any = None
         self._actor_class: Any = None
         self._workers: list[_Worker] = []
@@ -168,25 +184,35 @@ class RayEngine:
         Raises:
             InputError: the cluster does not answer, or has fewer devices than actors were asked for.
             LopError: what an evaluation raised; a configuration that kills every actor it is given to; a cluster in
-                which no evaluator can be started.
+                which no evaluator can be started, or that went away.
         """
         if not widths:
             return
-        self._open()
+        try:
+            session = self._open()
+        except (RayError, ConnectionError) as error:
+            raise cluster_lost(reason_of(error)) from error
+        self._failed_starts = 0
         jobs = OrderedJobs[Metrics](len(widths), window=WINDOW_PER_ACTOR * self._target_actors)
         try:
             while not jobs.is_done:
-                self._deal(jobs, widths)
-                self._collect(jobs, widths)
+                try:
+                    session.check()
+                    self._fill()
+                    self._deal(jobs, widths)
+                    self._collect(jobs, widths)
+                except (RayError, ConnectionError) as error:  # not of one actor: those were dealt with
+                    raise cluster_lost(reason_of(error)) from error
                 yield from jobs.results()
         finally:  # what is not asked for any more may run to its end; nobody looks at it
             for worker in self._workers:
                 worker.jobs.clear()
+                worker.before = None
 
     def close(self) -> None:
         """End the actors, and Ray if it was started or joined here."""
         workers, self._workers = self._workers, []
-        for worker in workers:
+        for worker in workers if ray.is_initialized() else ():  # a connection that broke would be made anew, elsewhere
             _kill(worker.actor)
         self._sent_recipe = None
         session, self._session = self._session, None
@@ -197,43 +223,51 @@ class RayEngine:
     def processes(self) -> dict[int, str]:
         """Process id and node of every actor that evaluates now."""
         ready = [worker for worker in self._workers if worker.can_evaluate]
-        if not ready:  # without a connection, Ray would start itself to answer
-            return {}
-        found = ray.get([worker.actor.describe.remote() for worker in ready])
-        return {pid: node for node, pid in found}
+        asked = [worker.actor.describe.remote() for worker in ready]  # without any, Ray is not touched: it would start
+        found: dict[int, str] = {}
+        for reference in asked:
+            try:
+                node, pid = ray.get(reference)
+            except RayError:  # lost, and not noticed yet
+                continue
+            found[pid] = node
+        return found
 
     # -- starting ------------------------------------------------------------------------------------------------
-    def _open(self) -> None:
-        """Connect and order the actors, unless that was done."""
+    def _open(self) -> RaySession:
+        """Connect and say what actors are, unless that was done."""
         if self._session is not None:
-            return
-        self._session = _RaySession(self._address, self._num_actors)
+            return self._session
+        session = self._session = RaySession(self._address, self._num_actors)
         try:
-            gpus, cpus = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
-            device, devices = ("GPU", gpus) if gpus and self._use_gpus else ("CPU", cpus)
-            if devices < (self._num_actors or 1):
+            capacity = ActorCapacity.of(ray.nodes(), self._memory_bytes, use_gpus=self._use_gpus)
+            if capacity.devices < (self._num_actors or 1):
                 raise InputError(
                     "each actor needs a device of its own",
-                    values=f"{self._num_actors or 1} actors, {devices} {device}s in the cluster",
+                    values=f"{self._num_actors or 1} actors, {capacity.devices} {capacity.device}s in the cluster",
                     remedy="Ask for fewer actors, or add nodes",
                 )
-            self._target_actors = self._num_actors or devices
+            self._target_actors = self._num_actors or capacity.num_actors
             self._actor_class = ray.remote(
                 num_cpus=1,
-                num_gpus=1 if device == "GPU" else 0,
+                num_gpus=1 if capacity.device == "GPU" else 0,
+                memory=None if self._num_actors else capacity.reserved_bytes or None,
                 max_restarts=0,  # a new process has no evaluator: actors are replaced here
                 runtime_env={"env_vars": self._environment},
             )(EvaluatorActor)
             self._sent_recipe = ray.put(self._recipe)
-            for _ in range(self._target_actors):
-                self._start_worker()
+            if self._on_open is not None:
+                self._on_open(self._target_actors)
         except BaseException:
             self.close()
             raise
+        return session
 
-    def _start_worker(self) -> None:
-        actor = self._actor_class.remote()
-        self._workers.append(_Worker(actor, actor.describe.remote()))
+    def _fill(self) -> None:
+        """Start the actors that are missing, unless starting has failed too often."""
+        while len(self._workers) < self._target_actors and self._failed_starts < MAX_DEATHS * self._target_actors:
+            actor = self._actor_class.remote()
+            self._workers.append(_Worker(actor, actor.describe.remote()))
 
     # -- working -------------------------------------------------------------------------------------------------
     def _deal(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
@@ -246,15 +280,16 @@ class RayEngine:
                 job = jobs.take()
                 if job is None:
                     return
-                worker.jobs.append((worker.actor.evaluate.remote(widths[job]), job))
+                worker.give(widths[job], job)
 
     def _collect(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
         """Wait until something happened, and book everything that did."""
-        busy = {worker.next_result: worker for worker in self._workers if worker.pending is not None or worker.jobs}
+        busy = {worker.next_result: worker for worker in self._workers if worker.next_result is not None}
         self._check_placement()
         done, rest = ray.wait(list(busy), num_returns=1, timeout=_POLL_SECONDS)
         if rest and done:
             done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        lost: list[tuple[_Worker, RayError]] = []
         for reference in done:
             worker = busy[reference]
             try:
@@ -262,54 +297,67 @@ class RayEngine:
             except RayTaskError as error:
                 raise _as_lop_error(error, worker.node) from None
             except RuntimeEnvSetupError as error:
-                raise LopError("Ray must be able to set up an actor's process", values=_reason(error)) from error
+                raise LopError("Ray must be able to set up an actor's process", values=reason_of(error)) from error
             except RayError as error:
-                self._replace(worker, error, jobs, widths)
-                continue
-            self._advance(worker, value, jobs)
+                lost.append((worker, error))
+            else:
+                self._advance(worker, value, jobs)
+        for worker, death in lost:
+            self._remove(worker, death, jobs, widths)
+        if lost:  # with others perhaps, whose node it was: none is given anything before it has answered
+            for worker in self._workers:
+                if worker.next_result is None:
+                    worker.pending = worker.actor.describe.remote()
 
     def _advance(self, worker: _Worker, value: Any, jobs: OrderedJobs[Metrics]) -> None:
-        """Book what an actor returned: an evaluation, or a step on its way to the first."""
+        """Book what an actor returned: an evaluation, or a step on its way to the next."""
         if worker.can_evaluate:
-            _, job = worker.jobs.popleft()
-            jobs.finish(job, value)
+            jobs.finish(worker.take_done(), value)
         elif worker.node is None:
             worker.node = value[0]
             worker.pending = worker.actor.build.remote(self._sent_recipe)
         else:
             worker.pending = None
+            if not worker.is_built:
+                worker.is_built = True
+                self._failed_starts = 0
 
-    def _replace(self, worker: _Worker, error: RayError, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
-        """Start another actor instead of one that died, and give back what it had.
+    def _remove(self, worker: _Worker, error: RayError, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+        """Let an actor go that died, and give back what it had.
 
-        Raises LopError if the configuration it was at killed others before, or if actors keep dying before they begin.
+        Raises LopError if the cluster is gone, if the configuration it was at killed others before, or if actors keep
+        dying before they begin.
         """
-        reason = _reason(error)
+        reason = reason_of(error)
+        if _OWNER_DIED in str(error):  # the owner is this process, or stands for it in the cluster
+            raise cluster_lost(reason) from error
         _logger.warning("an actor on %s was lost: %s", worker.node or "a node", reason)
         self._workers.remove(worker)
         _kill(worker.actor)
-        if worker.can_evaluate:
-            (_, current), *others = worker.jobs
-            for _, job in others:
-                jobs.put_back(job)
-            if jobs.put_back_dead(current) >= MAX_DEATHS:
-                raise LopError(
-                    "an evaluation must not end its process",
-                    values=f"{MAX_DEATHS} actors died at FFN widths {list(widths[current])}, "
-                    f"the last on {worker.node}: {reason}",
-                    remedy="Check the nodes' memory, or use fewer actors; what was stored is intact",
-                )
+        if worker.is_built:
+            self._failed_starts = 0  # it did start
         else:
             self._failed_starts += 1
-            if self._failed_starts >= MAX_DEATHS * self._target_actors:
-                if self._workers:
-                    return
+            if self._failed_starts >= MAX_DEATHS * self._target_actors and not self._workers:
                 raise LopError(
                     "an evaluator must start on some node of the cluster",
                     values=f"{self._failed_starts} died before they could evaluate, the last: {reason}",
                     remedy="Check that lop-service is installed on every node, and the nodes' memory",
-                )
-        self._start_worker()
+                ) from error
+        if not worker.jobs:
+            return
+        (_, current), *others = worker.jobs
+        for _, job in others:
+            jobs.put_back(job)
+        if not worker.has_begun():
+            jobs.put_back(current)
+        elif jobs.put_back_dead(current) >= MAX_DEATHS:
+            raise LopError(
+                "an evaluation must not end its process",
+                values=f"{MAX_DEATHS} actors died at FFN widths {list(widths[current])}, "
+                f"the last on {worker.node}: {reason}",
+                remedy="Check the nodes' memory, or use fewer actors; what was stored is intact",
+            ) from error
 
     def _check_placement(self) -> None:
         """Raises LopError if no actor has found a place for too long."""
@@ -326,97 +374,11 @@ class RayEngine:
             )
 
 
-class _RaySession:
-    """A connection to Ray: started, joined, or found in the process. Silent, and leaving things as they were."""
-
-    def __init__(self, address: ClusterAddress | str | None, num_cpus: int | None) -> None:
-        self._folder: Path | None = None
-        self._connected = False
-        self._terminate: Any = None
-        if ray.is_initialized():
-            return
-        quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        self._stdout = StdoutWithoutRay(sys.stdout)
-        sys.stdout = cast("TextIO", self._stdout)
-        if threading.current_thread() is threading.main_thread():
-            self._terminate = signal.getsignal(signal.SIGTERM)
-        self._connected = True
-        try:
-            if address is None:
-                self._start(num_cpus, quiet)
-            else:
-                _join(address, quiet)
-        except BaseException:
-            self.close()
-            raise
-        # Ray's own handler ends the process in good order; one that was there knows better.
-        if self._terminate not in (None, signal.SIG_DFL):
-            signal.signal(signal.SIGTERM, self._terminate)
-
-    def close(self) -> None:
-        """Disconnect; a Ray that was started here ends."""
-        if not self._connected:
-            return
-        self._connected = False
-        ray.shutdown()
-        if self._terminate is not None:
-            signal.signal(signal.SIGTERM, self._terminate)
-        if cast("Any", sys.stdout) is self._stdout:
-            sys.stdout = self._stdout.stream
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _start(self, num_cpus: int | None, quiet: Mapping[str, Any]) -> None:
-        # A folder of its own: another Ray of this machine's users is neither found nor disturbed.
-        self._folder = Path(tempfile.mkdtemp(prefix="lop-ray-", dir=os.environ.get("RAY_TMPDIR")))
-        with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(self._folder),
-                **quiet,
-            )
-
-
-def _join(address: ClusterAddress | str, quiet: Mapping[str, Any]) -> None:
-    """Connect to a cluster that runs; raises InputError if there is none, or it does not take this process."""
-    if isinstance(address, ClusterAddress):
-        if address.is_loopback and not address.through_proxy:  # Ray goes to the node's own address then
-            ClusterAddress(ray.util.get_node_ip_address(), address.port).probe()
-        else:
-            address.probe()
-    try:
-        ray.init(address=str(address), **quiet)
-    except (OSError, RuntimeError, ValueError, AssertionError, RayError) as error:
-        raise InputError(
-            "a Ray cluster must take this process as a driver",
-            values=f"{address}: {_reason(error)}",
-            remedy="It takes processes on its own machines, with its versions of Python and Ray; ray://HOST:10001 "
-            "is for others",
-        ) from error
-
-
-class _environment:  # noqa: N801 (used like a function)
-    """Environment variables for the time of a block; those that are set already stay."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._added = {name: value for name, value in variables.items() if name not in os.environ}
-
-    def __enter__(self) -> None:
-        os.environ.update(self._added)
-
-    def __exit__(self, *_: object) -> None:
-        for name in self._added:
-            os.environ.pop(name, None)
-
-
 def _kill(actor: Any) -> None:
     try:
         ray.kill(actor, no_restart=True)
     except (RayError, RuntimeError, ValueError) as error:  # its cluster is gone already
-        _logger.info("an actor could not be ended: %s", _reason(error))
+        _logger.info("an actor could not be ended: %s", reason_of(error))
 
 
 def _as_lop_error(error: RayTaskError, node: str | None) -> LopError:
@@ -424,11 +386,5 @@ def _as_lop_error(error: RayTaskError, node: str | None) -> LopError:
     cause = getattr(error, "cause", None)
     if isinstance(cause, LopError):
         return cause
-    reason = f"{type(cause).__name__}: {cause}" if cause is not None else _reason(error)
+    reason = f"{type(cause).__name__}: {cause}" if cause is not None else reason_of(error)
     return LopError("an evaluation failed", values=f"{reason}, on node {node}")
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one line: the last of a message, below Ray's particulars and tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -93,7 +93,8 @@ class TargetSearch:
         self._given_cache: dict[Configuration, FloatArray] = {}
         self._on_evaluation = on_evaluation
         self._rng = np.random.default_rng([settings.seed, index])
-        self._requested: dict[Configuration, None] = {}
+        self._requested: set[Configuration] = set()
+        self._believed: dict[Configuration, float] = {}
         self._version = 0
         self._surrogate: Surrogate
         self._table: FloatArray
@@ -131,12 +132,13 @@ class TargetSearch:
             if promised <= promise:
                 break
             best, promise = candidate, promised
+        self._believed[best] = self._surrogate.reference + float(self._surrogate.means(np.array([best]))[0])
         return self.tree.path(best)
 
     def expand(self, path: list[Edge]) -> list[Edge]:
         """Make `path` part of the tree and count its visit; its value follows in `backward`."""
         self.tree.expand(path)
-        self._requested[_configuration_of(path)] = None
+        self._requested.add(_configuration_of(path))
         return path
 
     def evaluate(self, leaves: Sequence[list[Edge]]) -> None:
@@ -173,14 +175,14 @@ class TargetSearch:
     def refit(self) -> None:
         """Fit the surrogate to everything read, and make its table the prior.
 
-        A configuration that is still being scored counts as what the surrogate expects of it ("kriging believer",
-        Ginsbourger et al. 2010), so that the next one is chosen somewhere else.
+        A configuration that is still being scored counts as what the surrogate that chose it expected ("kriging
+        believer", Ginsbourger et al. 2010), so that the next one is chosen somewhere else.
         """
-        samples = list(self._shared.samples)
-        pending = [c for c in self._requested if c not in self.scored]
-        if pending:
-            believed = self._surrogate.means(np.array(pending)) + np.log(self._best_kl)
-            samples += [ScoredConfiguration(self._index, c, float(y)) for c, y in zip(pending, believed, strict=True)]
+        samples = self._shared.samples + [
+            ScoredConfiguration(self._index, configuration, believed)
+            for configuration, believed in self._believed.items()
+            if configuration not in self.scored
+        ]
         kernel = self._shared.kernels[len(self._requested) % len(self._shared.kernels)]
         self._surrogate = fit_surrogate(kernel, samples, target=self._index)
         self._version += 1
@@ -243,9 +245,10 @@ class TargetSearch:
     def _moves(self, parents: Sequence[Configuration]) -> NDArray[np.int64]:
         """Swap moves [n, L] at `parents` that were not visited."""
         moves = np.concatenate([swap_moves(self.grid, parent, self.target.budget) for parent in parents])
-        if len(moves) > MAX_MOVES:
+        most = MAX_MOVES + len(self._requested)  # so many are left over if all visited ones are among them
+        if len(moves) > most:
             changes = self._table[np.arange(self.grid.num_layers), moves - 1].sum(axis=1)
-            moves = moves[np.sort(np.argsort(changes, kind="stable")[:MAX_MOVES])]
+            moves = moves[np.sort(np.argsort(changes, kind="stable")[:most])]
         found = [tuple(row) for row in moves.tolist()]
         return _unique([c for c in found if c not in self._requested], self.grid.num_layers)
 

@@ -79,6 +79,9 @@ class SearchSettings:
         object.__setattr__(self, "method", SearchMethod(self.method))
         if not self.sparsities and not self.budgets:
             raise InputError("a search needs at least one target", remedy="Give sparsities, or budgets in parameters")
+        targets = [f"sparsity {s:g}" for s in self.sparsities] + [f"budget {b}" for b in self.budgets]
+        if twice := [target for target in dict.fromkeys(targets) if targets.count(target) > 1]:
+            raise InputError("a search has each target once", values=f"{', '.join(twice)} again", remedy="Give it once")
         whole = {"num_evaluations": 1, "seed": 0, "num_levels": 2, "round_to": 1, "parallel_leaves": 1}
         whole |= {"num_simulations": 1, "num_parents": 1, "num_mutations": 0, "max_moves": 1}
         for name, least in whole.items():

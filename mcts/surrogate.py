@@ -93,15 +93,16 @@ class Kernel:
         logs = np.log(positive + self._floor)
         spread = float(logs.std(axis=0).mean()) or 1.0
         self.shape = (L, K)
-        self._level = np.kron(np.eye(L), _similarity(retention / RETENTION_SCALE, roughness)) / L
-        self._sensitivity = np.zeros((L * K, L * K))
-        for layer in range(L):
-            block = slice(layer * K, (layer + 1) * K)
-            self._sensitivity[block, block] = _similarity(logs[layer] / spread, roughness) / L
+        self._level = _similarity(retention / RETENTION_SCALE, roughness) / L
+        self._sensitivity = np.stack([_similarity(row / spread, roughness) for row in logs]) / L
 
     def towards(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What `between` needs of one side, [L K, N] twice, from one-hot rows [N, L K]: worked out once a fit."""
-        return self._level @ rows.T, self._sensitivity @ rows.T
+        L, K = self.shape
+        by_layer = rows.reshape(len(rows), L, K)
+        level = by_layer @ self._level
+        sensitivity = (by_layer.transpose(1, 0, 2) @ self._sensitivity).transpose(1, 0, 2)
+        return level.reshape(len(rows), L * K).T, sensitivity.reshape(len(rows), L * K).T
 
     @staticmethod
     def between(rows: FloatArray, towards: tuple[FloatArray, FloatArray]) -> FloatArray:
@@ -130,6 +131,7 @@ class Surrogate:
         trend: [N] f of the samples; `centre` is what to take off the trend of other configurations to get theirs.
         observed: [N] log(KL / KL*_t).
         weights: [N] in (0, 1].
+        reference: log KL*_t of the target that it is for: what predictions are relative to.
     """
 
     def __init__(
@@ -140,7 +142,9 @@ class Surrogate:
         observed: FloatArray,
         weights: FloatArray,
         centre: float,
+        reference: float,
     ) -> None:
+        self.reference = reference
         self._kernel = kernel
         self._towards = kernel.towards(rows)
         self._trend = trend
@@ -200,17 +204,18 @@ def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, tar
     rows = kernel.one_hot(np.array([s.configuration for s in samples], dtype=np.int64).reshape(len(samples), L))
     trend = kernel.trend(rows)
     centre = float(trend.mean()) if len(samples) else 0.0
+    reference = 0.0
     for known in np.unique(targets):
         members = np.flatnonzero(targets == known)
         best = members[np.argmin(gaps[members])]
         if known == target:
-            centre = float(trend[best])
+            centre, reference = float(trend[best]), float(gaps[best])
         gaps[members] -= gaps[best]
         trend[members] -= trend[best]
     own = np.where(targets == target, 1.0, OTHER_TARGET_WEIGHT)
     weights = np.maximum(own * np.exp(-gaps / NEARNESS), LEAST_WEIGHT)
     kept = np.sort(np.argsort(-weights, kind="stable")[:MAX_SAMPLES])
-    return Surrogate(kernel, rows[kept], trend[kept], gaps[kept], weights[kept], centre)
+    return Surrogate(kernel, rows[kept], trend[kept], gaps[kept], weights[kept], centre, reference)
 
 
 def expected_improvement(prediction: Prediction) -> FloatArray:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 
+DEFAULT_BATCH_SIZE = 8
+"""Rows. Evaluators run batches side by side, one a core: smaller ones keep more cores busy."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerSpan:
     """One answer's tokens in a batch: row b, positions start..stop (end-of-turn token included)."""
@@ -39,7 +43,7 @@ class Batch:
 
 
 def make_batches(
-    conversations: Sequence[Conversation], processor: "ProcessorMixin", *, batch_size: int = 16
+    conversations: Sequence[Conversation], processor: "ProcessorMixin", *, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> list[Batch]:
     """Tokenise conversations, `batch_size` rows at a time, in order.
 

@@ -6,7 +6,7 @@ layers that a configuration shares with an earlier one are not run again; the ou
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pruning.decoder import decoder_inputs, decoder_view
 from pruning.errors import InputError
 from pruning.layerwise import LayerCalls, record_layer_calls, without_causal_mask
 from pruning.metrics import Metrics
-from pruning.prefix_cache import DEFAULT_CACHE_BYTES, PrefixCache
+from pruning.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class ConfigurationEvaluator:
     numbers do not depend on how many cores there are. Nor do they depend on what was evaluated before.
 
     Args:
-        cache_bytes: bound of the hidden states kept for configurations that begin alike; 0 keeps none.
+        cache_bytes: bound of the hidden states kept for configurations that begin alike; 0 keeps none, None is
+            `default_cache_bytes`.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ConfigurationEvaluator:
         batches: Sequence[Batch],
         ranking: Ranking,
         *,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        cache_bytes: int | None = None,
     ) -> None:
         anatomy = anatomy_of(model)
         ranking.check(anatomy)
@@ -90,9 +91,11 @@ class ConfigurationEvaluator:
                 self._weights.append(self._reorder(layer, torch.from_numpy(order).long().to(model.device)))
         workers = min(torch.get_num_threads(), len(batches)) if model.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        if cache_bytes is None:
+            cache_bytes = default_cache_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
         share = cache_bytes // len(batches)
         inputs = self._pool.submit(decoder_inputs, model, batches).result()  # on one thread too, for equal numbers
-        self._batches = [self._prepare(batch, x, PrefixCache(share)) for batch, x in zip(batches, inputs, strict=True)]
+        self._batches = [self._prepare(batch, x, share) for batch, x in zip(batches, inputs, strict=True)]
 
     def __call__(self, configurations: Sequence[tuple[int, ...]]) -> list[Metrics]:
         """Metrics of each configuration, given as FFN widths [n][L]; the model is dense again afterwards."""
@@ -108,8 +111,17 @@ class ConfigurationEvaluator:
                 values=f"{list(widths)}, dense {list(self._dense_widths)}",
             )
         self._slice(widths)
+        running = [self._pool.submit(self._measure, batch, widths) for batch in self._batches]
         try:
-            measured = list(self._pool.map(lambda batch: self._measure(batch, widths), self._batches))
+            measured = [batch.result() for batch in running]
+        except BaseException:
+            # Also an interrupt: batches that still run must neither see other weights nor leave their states behind.
+            for batch in running:
+                batch.cancel()
+            wait(running)
+            for prepared in self._batches:
+                prepared.prefixes.clear()
+            raise
         finally:
             self._slice(self._dense_widths)
         tokens = sum(len(batch.answers.targets) for batch in self._batches)
@@ -191,7 +203,7 @@ class ConfigurationEvaluator:
         return self._biases[layer, width]
 
     @torch.inference_mode()
-    def _prepare(self, batch: Batch, inputs: dict[str, Any], prefixes: PrefixCache) -> _PreparedBatch:
+    def _prepare(self, batch: Batch, inputs: dict[str, Any], cache_bytes: int) -> _PreparedBatch:
         calls = record_layer_calls(self._view, inputs)
         if self._knows_causal:
             calls = without_causal_mask(calls, batch.inputs["attention_mask"])
@@ -204,11 +216,13 @@ class ConfigurationEvaluator:
         device = calls.hidden.device
         row, token = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         targets = batch.inputs["input_ids"].to(device)[row, token]
-        # Not from `calls.last_hidden`: the dense configuration must come out as 0 exactly, so it goes the same way.
+        # Not what recording saw: the dense configuration must come out as 0 exactly, so it goes the same way.
         dense = self._pool.submit(self._dense_hidden, calls).result()[row, token - 1]
         answers = _AnswerTokens(
             row, token - 1, targets, torch.tensor(answer, device=device), len(batch.spans), self._view.final_norm(dense)
         )
+        state_bytes = calls.hidden.numel() * calls.hidden.element_size()
+        prefixes = PrefixCache(cache_bytes, state_bytes=state_bytes, num_layers=len(self._view.layers))
         return _PreparedBatch(calls, answers, prefixes)
 
     @torch.inference_mode()

@@ -12,17 +12,15 @@ from pruning.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class LayerCalls:
-    """How the decoder calls its layers on one batch. Nothing here depends on the layers' weights but `last_hidden`.
+    """How the decoder calls its layers on one batch: nothing here depends on what the layers compute.
 
     Attributes:
         hidden: [B, T, D] input of layer 0.
         arguments: one dict a layer: masks and rotary embeddings.
-        last_hidden: [B, T, D] what the decoder returned, after its final norm.
     """
 
     hidden: torch.Tensor
     arguments: tuple[dict[str, Any], ...]
-    last_hidden: torch.Tensor
 
 
 @torch.inference_mode()
@@ -31,16 +29,22 @@ def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
 
     Raises UnsupportedModelError if layers do not simply follow one another.
     """
-    inward: list[torch.Tensor] = []
-    outward: list[torch.Tensor] = []
+    first: list[torch.Tensor] = []
     arguments: list[dict[str, Any]] = []
+    handed_on: list[torch.Tensor] = []
+    breaks: list[int] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inward.append(args[0])
-        arguments.append(kwargs)
+        rest = dict(kwargs)
+        hidden = args[0] if args else rest.pop("hidden_states")
+        if not first:
+            first.append(hidden)
+        elif not _is_same(handed_on.pop(), hidden):
+            breaks.append(len(arguments))
+        arguments.append(rest)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        outward.append(output)
+        handed_on.append(output)
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in view.layers]
     handles += [layer.register_forward_hook(after) for layer in view.layers]
@@ -49,16 +53,20 @@ def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
     finally:
         for handle in handles:
             handle.remove()
-    chained = len(inward) == len(view.layers) and all(
-        isinstance(out, torch.Tensor) and torch.equal(out, following)
-        for out, following in zip(outward, inward[1:], strict=False)
-    )
-    if not chained or not torch.equal(view.final_norm(outward[-1]), last_hidden):
+    ends_in_norm = len(handed_on) == 1 and _is_same(view.final_norm(handed_on[0]), last_hidden)
+    if breaks or len(arguments) != len(view.layers) or not ends_in_norm:
         raise UnsupportedModelError(
             "each decoder layer must take what the one before returns, and the final norm what the last one returns",
-            values=type(view.decoder).__name__,
+            values=f"{type(view.decoder).__name__}, layers {breaks}" if breaks else type(view.decoder).__name__,
         )
-    return LayerCalls(inward[0], tuple(arguments), last_hidden)
+    return LayerCalls(first[0], tuple(arguments))
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    """The same numbers. NaN is NaN here: broken weights are for the evaluator to report."""
+    if not isinstance(left, torch.Tensor) or left.shape != right.shape:
+        return False
+    return left is right or torch.equal(left.nan_to_num(), right.nan_to_num())
 
 
 def without_causal_mask(calls: LayerCalls, attention_mask: torch.Tensor) -> LayerCalls:
@@ -75,7 +83,7 @@ def without_causal_mask(calls: LayerCalls, attention_mask: torch.Tensor) -> Laye
         if isinstance(mask, torch.Tensor) and id(mask) not in dropped:
             dropped[id(mask)] = _is_plain_causal(mask, attention_mask)
         arguments.append({**kwargs, "attention_mask": None} if dropped.get(id(mask)) else kwargs)
-    return LayerCalls(calls.hidden, tuple(arguments), calls.last_hidden)
+    return LayerCalls(calls.hidden, tuple(arguments))
 
 
 def _is_plain_causal(mask: torch.Tensor, attention_mask: torch.Tensor) -> bool:

@@ -111,7 +111,10 @@ class Achieved(_Part):
 
 
 class Predicted(_Part):
-    """The quality to expect, where a method can say: KL to the dense model on calibration answers, in nats."""
+    """The quality to expect, where a method can say: KL to the dense model on answers, in nats.
+
+    On calibration answers, unless the provenance's note names validation data.
+    """
 
     quality: float
     interval: tuple[float, float] | None = None

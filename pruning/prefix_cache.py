@@ -5,48 +5,60 @@ from collections.abc import Sequence
 
 import torch
 
-DEFAULT_CACHE_BYTES = 512 * 2**20
-"""Hidden states that an evaluator keeps, over all batches. It holds less if there is less to keep."""
+LEAST_CACHE_BYTES = 512 * 2**20
+
+
+def default_cache_bytes(model_bytes: int) -> int:
+    """Hidden states that an evaluator keeps, over all batches, unless told otherwise: a quarter of the model's size."""
+    return max(LEAST_CACHE_BYTES, model_bytes // 4)
 
 
 class PrefixCache:
     """The input of layer l, [B, T, D], of one batch, by the widths of layers 0..l-1.
 
-    Keeps copies, in buffers that are made once and then reused: allocating and freeing states in turn with activations
-    of ever other sizes leaves holes in the heap that add up to more than the bound. What `longest` gives out may be
+    Where only few states fit, it keeps those of every so many layers, so that those of two configurations do. Keeps
+    copies, in buffers that are made once and then reused: allocating and freeing states in turn with activations of
+    ever other sizes leaves holes in the heap that add up to more than the bound. What `longest` gives out may be
     overwritten by the next `put`. Not thread-safe.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
+    def __init__(self, max_bytes: int, *, state_bytes: int, num_layers: int) -> None:
+        self._slots = max_bytes // state_bytes
+        self._state_bytes = state_bytes
+        wanted = -(-2 * (num_layers - 1) // max(1, self._slots))
+        self._stride = max(1, min(wanted, num_layers // 2))
         self._states: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
 
     @property
     def num_bytes(self) -> int:
         """What is held now; never over the bound."""
-        return self._bytes
+        return len(self._states) * self._state_bytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._states.clear()
 
     def longest(self, widths: Sequence[int]) -> tuple[int, torch.Tensor | None]:
-        """The deepest known l for a configuration [L], and the input of layer l; (0, None) if there is none."""
+        """The deepest known l for a configuration [L], and the input of layer l; (0, None) if there is none.
+
+        Counts as a use of the shorter prefixes too, last of the shortest: most configurations share those.
+        """
+        found: tuple[int, torch.Tensor | None] = (0, None)
         for layer in range(len(widths) - 1, 0, -1):
             prefix = tuple(widths[:layer])
             if (hidden := self._states.get(prefix)) is not None:
                 self._states.move_to_end(prefix)
-                return layer, hidden
-        return 0, None
+                if found[1] is None:
+                    found = (layer, hidden)
+        return found
 
     def put(self, prefix: Sequence[int], hidden: torch.Tensor) -> None:
-        """Remember the input of layer `len(prefix)`, of the same shape every time.
-
-        Over the bound, the least recently used state makes room; nothing is kept if a single one is over it.
-        """
-        size = hidden.numel() * hidden.element_size()
-        if size > self._max_bytes or tuple(prefix) in self._states:
+        """Remember the input of layer `len(prefix)`; the least recently used one makes room."""
+        key = tuple(prefix)
+        if self._slots == 0 or len(key) % self._stride or key in self._states:
             return
-        if self._bytes + size > self._max_bytes:
+        if len(self._states) == self._slots:
             _, buffer = self._states.popitem(last=False)
-            self._states[tuple(prefix)] = buffer.copy_(hidden)
+            self._states[key] = buffer.copy_(hidden)
         else:
-            self._states[tuple(prefix)] = hidden.clone()
-            self._bytes += size
+            self._states[key] = hidden.clone()

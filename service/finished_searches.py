@@ -2,18 +2,34 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
+from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.metrics import Metrics
 from service.lru_cache import LruCache
 from service.methods.names import Method
 from storage.contract import Repository
-from storage.records import ModelRecord, Sample, SearchRecord, SearchStatus
+from storage.records import ModelRecord, SearchRecord, SearchStatus
 
 _logger = logging.getLogger("service.searches")
 
 _MAX_CACHED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a configuration is worth on conversations that its search never saw.
+
+    Attributes:
+        data: their file's name.
+        calibration_id: of the set.
+    """
+
+    data: str
+    calibration_id: str
+    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,85 +41,102 @@ class FoundConfiguration:
         method: how it searched.
         label: the target, in words.
         widths: FFN widths [L].
+        budget: FFN parameters that the target allowed.
         parameters: FFN parameters that they keep.
+        level_step: FFN parameters of the largest step between two levels of the search's grid.
         metrics: as measured on the calibration set, without any rounding to other widths.
         evaluations: configurations that were scored for this target.
         seed: of the search; None if its settings do not say.
-        calibration_id: the set of `metrics`; None if the sample is not stored.
+        calibration_id: the set of `metrics`; None if the search does not say.
+        validation: None if it was not validated.
     """
 
     search_id: str
     method: Method
     label: str
     widths: tuple[int, ...]
+    budget: int
     parameters: int
+    level_step: int
     metrics: Metrics
     evaluations: int
     seed: int | None
     calibration_id: str | None
+    validation: Validation | None = None
 
 
 class SearchFinder:
-    """What a model's finished searches found. Those never change, so an answer holds until there are more of them."""
+    """What a model's finished searches found. Those never change, so an answer holds while there are no others."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._found: LruCache[tuple[str, int], list[FoundConfiguration]] = LruCache(_MAX_CACHED)
+        self._found: LruCache[tuple[str, tuple[str, ...]], list[FoundConfiguration]] = LruCache(_MAX_CACHED)
 
     def find(self, model: ModelRecord, method: Method) -> list[FoundConfiguration]:
         """What `method` found, in the order in which the searches were stored."""
-        count = self._repository.count_searches(model.id, SearchStatus.DONE)
-        found = self._found.get((model.id, count), lambda: self._read(model))
+        ids = self._repository.list_search_ids(model.id, SearchStatus.DONE)
+        found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
         return [configuration for configuration in found if configuration.method is method]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
-        searches = self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE)
-        if not searches:
-            return []
-        samples = self._repository.list_samples(model.id, ranking_sha256=model.ranking_sha256)
         found: list[FoundConfiguration] = []
-        for search in searches:
+        for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
             try:
-                found += read_search(search, model.anatomy, samples)
+                found += read_search(search, model.anatomy)
             except InputError as error:
                 _logger.warning("search %s of model %s cannot be used: %s", search.id, model.id, error)
         return found
 
 
-def read_search(search: SearchRecord, anatomy: ModelAnatomy, samples: list[Sample]) -> list[FoundConfiguration]:
+def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfiguration]:
     """What a finished search found.
 
-    Its settings document holds the search's own settings as "search", with the method as "method" among them ("mcts" if
-    there is none); its result document is a `SearchResult`, or holds one as "search" beside what else was done.
-    Searches on several calibration sets are told apart by `samples`: everything that a search measures is one.
+    Its settings document holds the search's own settings as "search"; what those leave out has its default ("mcts" for
+    "method"). Its result document holds a `SearchResult` as "search", and beside it "calibration_id" and, if it was
+    validated, "validation" with the name of the "data", the "id" of the set and the "metrics" target by target.
 
     Raises InputError if the documents are of another form, or of another model.
     """
     from mcts.result import SearchResult
 
-    # Metrics are compared as they were stored: exactly.
-    sets = {(sample.widths, sample.metrics): sample.calibration_id for sample in samples}
     document = search.result or {}
     try:
         settings = search.settings["search"]
         method, seed = Method(settings.get("method", Method.MCTS)), settings.get("seed")
-        result = SearchResult.from_dict(document.get("search", document))
+        grid = LevelGrid.build(
+            anatomy,
+            num_levels=settings.get("num_levels", DEFAULT_NUM_LEVELS),
+            round_to=settings.get("round_to", DEFAULT_ROUND_TO),
+        )
+        result = SearchResult.from_dict(document["search"])
+        validations = _validations(document.get("validation"), len(result.targets))
         return [
             FoundConfiguration(
                 search_id=search.id,
                 method=method,
                 label=target.label,
                 widths=target.widths,
+                budget=target.budget,
                 parameters=_parameters(anatomy, target.widths),
+                level_step=grid.largest_step,
                 metrics=target.metrics,
                 evaluations=target.evaluations,
                 seed=seed,
-                calibration_id=sets.get((target.widths, target.metrics)),
+                calibration_id=document.get("calibration_id"),
+                validation=validation,
             )
-            for target in result.targets
+            for target, validation in zip(result.targets, validations, strict=True)
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("a finished search holds its settings and its result", values=repr(error)) from error
+
+
+def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Validation | None]:
+    """What the document says of each target."""
+    if document is None:
+        return [None] * num_targets
+    data, calibration_id = str(document["data"]), str(document["id"])
+    return [Validation(data, calibration_id, Metrics(**metrics)) for metrics in document["metrics"]]
 
 
 def _parameters(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> int:

@@ -52,6 +52,7 @@ PLAN_EXAMPLE: dict[str, Any] = {
         "calibration": None,
         "seed": None,
         "note": "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
+        "mcts: no search is finished within one level step of this target; "
         "additive-dp: no complete one-layer sensitivity scan is stored",
     },
 }

@@ -48,7 +48,8 @@ class PlanRequest(BaseModel):
     )
     method: Method | None = Field(
         default=None,
-        description="By default the best of `lop`, `additive-dp` and `uniform` that the stored data allows. "
+        description="By default the best that the stored data allows of `lop`, `mcts` (if a search is finished within "
+        "one level step of the target), `additive-dp` and `uniform`. "
         "`wanda-sp`, `flap`, `llm-pruner`, `owl`, `ecoflap` and `shortgpt` need statistics of the model "
         "(`lop model measure`); `mcts`, `evolution` and `random` a finished search near the target "
         "(`lop search --method`).",

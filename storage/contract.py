@@ -133,11 +133,20 @@ class Repository(ABC):
         """Queue a search."""
 
     @abstractmethod
-    def record_search(self, model_id: str, settings: dict[str, Any], result: dict[str, Any]) -> SearchRecord:
+    def record_search(
+        self,
+        model_id: str,
+        settings: dict[str, Any],
+        result: dict[str, Any],
+        *,
+        validation: dict[str, Any] | None = None,
+    ) -> SearchRecord:
         """Store a search that ran outside the queue: done from the start, no worker ever claims it.
 
         A search is a function of what it reads, so one that is run again ends the same: if one of equal settings and
-        result is done already, that one is returned.
+        result is done already, that one is returned. `validation`, if there is any, is kept in the stored result under
+        "validation" and tells no searches apart: an equal one with another validation, or none, is replaced by a new
+        one, under a new id since a finished search never changes; without `validation`, the one that is there stays.
         """
 
     @abstractmethod
@@ -148,7 +157,8 @@ class Repository(ABC):
         """Searches of one model or of all, in one status or any, oldest first."""
 
     @abstractmethod
-    def count_searches(self, model_id: str, status: SearchStatus) -> int: ...
+    def list_search_ids(self, model_id: str, status: SearchStatus) -> tuple[str, ...]:
+        """The ids alone, oldest first: equal ids of finished searches mean that nothing about them changed."""
 
     @abstractmethod
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:

@@ -14,6 +14,8 @@ from storage.rows import search_record
 from storage.sql_store import SqlStore, require, require_model
 from storage.tables import SearchRow, UtcDateTime
 
+_VALIDATION = "validation"
+
 
 class SearchStore(SqlStore):
     """The search methods of `storage.contract.Repository`."""
@@ -25,18 +27,33 @@ class SearchStore(SqlStore):
             require_model(session, model_id)
             return _insert(session, model_id=model_id, settings=document, status=SearchStatus.QUEUED)
 
-    def record_search(self, model_id: str, settings: dict[str, Any], result: dict[str, Any]) -> SearchRecord:
-        """Store a search that is done already, unless an equal one is: then that one is returned.
+    def record_search(
+        self,
+        model_id: str,
+        settings: dict[str, Any],
+        result: dict[str, Any],
+        *,
+        validation: dict[str, Any] | None = None,
+    ) -> SearchRecord:
+        """Store a search that is done already, unless an equal one is: that one is returned, or replaced if it lacks
+        `validation`.
 
-        Raises NotFoundError for an unknown model, InputError for settings or a result that is not JSON.
+        Raises NotFoundError for an unknown model, InputError for settings, a result or a validation that is not JSON.
         """
         document = json_document(settings, "the settings of a search")
         outcome = json_document(result, "the result of a search")
+        if validation is not None:
+            outcome |= {_VALIDATION: json_document(validation, "the validation of a search")}
         with self._writing() as session:
             require_model(session, model_id, lock=True)  # equal searches that end at once are recorded in turn
             for row in session.scalars(_searches(model_id, SearchStatus.DONE)):
-                if row.settings == document and row.result == outcome:
+                if row.settings != document or _unvalidated(row.result) != _unvalidated(outcome):
+                    continue
+                if validation is None or row.result == outcome:
                     return search_record(row)
+                session.delete(row)
+                session.flush()
+                break
             return _insert(session, model_id=model_id, settings=document, status=SearchStatus.DONE, result=outcome)
 
     def get_search(self, search_id: str) -> SearchRecord:
@@ -50,11 +67,11 @@ class SearchStore(SqlStore):
         with self._reading() as session:
             return [search_record(row) for row in session.scalars(_searches(model_id, status))]
 
-    def count_searches(self, model_id: str, status: SearchStatus) -> int:
-        """Searches of a model that are in this status."""
-        query = select(func.count()).where(SearchRow.model_id == model_id, SearchRow.status == status)
+    def list_search_ids(self, model_id: str, status: SearchStatus) -> tuple[str, ...]:
+        """The ids of a model's searches in this status, oldest first."""
+        query = select(SearchRow.id).where(SearchRow.model_id == model_id, SearchRow.status == status)
         with self._reading() as session:
-            return session.scalar(query) or 0
+            return tuple(session.scalars(query.order_by(SearchRow.number)))
 
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
         """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
@@ -123,6 +140,10 @@ def _searches(model_id: str | None, status: SearchStatus | None) -> Select[Searc
     if model_id is not None:
         query = query.where(SearchRow.model_id == model_id)
     return query if status is None else query.where(SearchRow.status == status)
+
+
+def _unvalidated(result: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (result or {}).items() if key != _VALIDATION}
 
 
 def _insert(session: Session, **values: Any) -> SearchRecord:

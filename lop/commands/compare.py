@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
-from lop.console import bar, print_json, print_table, stderr, warn
+from lop.console import bar, print_json, print_line, print_table, stderr, warn
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.target import Scope, check_sparsity
 from service.methods.names import Method
@@ -42,23 +42,27 @@ def compare(
     sparsities = [check_sparsity(s) for s in sparsity or DEFAULT_TARGETS]
     if plot is not None:
         check_picture(plot)
-    repository = open_database(database)
-    loaded, warning = read_conversations(data, conversations)
-    if warning:
-        warn(warning)
-    with bar("scoring plans") as on_plan:
-        comparison = compare_methods(
-            repository,
-            model,
-            loaded,
-            sparsities,
-            methods=method,
-            scope=scope,
-            round_to=round_to,
-            on_plan=on_plan,
-        )
+    with open_database(database) as repository:
+        loaded, warning = read_conversations(data, conversations)
+        if warning:
+            warn(warning)
+        with bar("scoring plans") as on_plan:
+            comparison = compare_methods(
+                repository,
+                model,
+                loaded,
+                sparsities,
+                methods=method,
+                scope=scope,
+                round_to=round_to,
+                on_plan=on_plan,
+            )
     for reason in comparison.missing:
         warn(reason)
+    if comparison.calibrated:
+        warn(
+            f"{data} is what {', '.join(comparison.calibrated)} decided from: score on conversations that no method saw"
+        )
     if plot is not None:
         draw_comparison([plan.to_dict() for plan in comparison.plans], plot)
         stderr().print(f"wrote {plot}", markup=False)
@@ -67,6 +71,11 @@ def compare(
         return
     print_table(
         f"plans for {model} on {data} ({len(loaded)} conversations)",
-        ["method", f"sparsity ({scope})", "achieved", "KL to dense", "exact match"],
-        [[p.method, p.sparsity, p.achieved_sparsity, p.kl, p.accuracy] for p in comparison.plans],
+        ["method", f"sparsity ({scope})", "achieved", "KL to dense", "exact match", "note"],
+        [
+            [p.method, p.sparsity, p.achieved_sparsity, p.kl, p.accuracy, "filled up" if p.filled_up else ""]
+            for p in comparison.plans
+        ],
     )
+    if any(plan.filled_up for plan in comparison.plans):
+        print_line("filled up: what was searched for another target, with channels added up to this one")

@@ -28,8 +28,7 @@ def add(
     loaded, warning = read_conversations(data, conversations)
     if warning:
         warn(warning)
-    repository = open_database(database, create=True)
-    with bar("measuring activations") as on_batch:
+    with open_database(database, create=True) as repository, bar("measuring activations") as on_batch:
         record = register_model(repository, model_id, folder, loaded, name=data.name, on_batch=on_batch)
     anatomy = record.anatomy
     if json:
@@ -79,26 +78,26 @@ def measure(
     from lop.registration import read_conversations
 
     asked = kinds_of(kind or [])
-    repository = open_database(database)
-    measurer = StatisticsMeasurer(repository, model_id)
-    loaded, warning = read_conversations(data, conversations)
-    if warning:
-        warn(warning)
     rows = []
-    for wanted in asked or measurer.missing():
-        with bar(f"measuring {wanted}") as on_batch:
-            record = measurer.measure(
-                wanted, loaded, name=data.name, num_conversations=conversations, on_batch=on_batch
+    with open_database(database) as repository:
+        measurer = StatisticsMeasurer(repository, model_id)
+        loaded, warning = read_conversations(data, conversations)
+        if warning:
+            warn(warning)
+        for wanted in asked or measurer.missing():
+            with bar(f"measuring {wanted}") as on_batch:
+                record = measurer.measure(
+                    wanted, loaded, name=data.name, num_conversations=conversations, on_batch=on_batch
+                )
+            used = repository.get_calibration(record.calibration_id)
+            rows.append(
+                {
+                    "kind": record.kind,
+                    "conversations": used.num_conversations,
+                    "calibration": record.calibration_id,
+                    "sha256": record.sha256,
+                }
             )
-        used = repository.get_calibration(record.calibration_id)
-        rows.append(
-            {
-                "kind": record.kind,
-                "conversations": used.num_conversations,
-                "calibration": record.calibration_id,
-                "sha256": record.sha256,
-            }
-        )
     if json:
         print_json({"model": model_id, "statistics": rows})
     elif rows:
@@ -110,21 +109,21 @@ def measure(
 @app.command("list")
 def list_models(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:
     """List registered models with their statistics, samples and predictors."""
-    repository = open_database(database)
     rows = []
-    for record in repository.list_models():
-        predictor = repository.latest_predictor(record.id)
-        rows.append(
-            {
-                "id": record.id,
-                "type": f"{record.anatomy.model_type}/{record.anatomy.text_model_type}",
-                "parameters": record.anatomy.total_parameters,
-                "statistics": sorted({x.kind for x in repository.list_statistics(record.id)}),
-                "samples": repository.count_samples(record.id),
-                "predictor": predictor.id if predictor else None,
-                "path": record.path,
-            }
-        )
+    with open_database(database) as repository:
+        for record in repository.list_models():
+            predictor = repository.latest_predictor(record.id)
+            rows.append(
+                {
+                    "id": record.id,
+                    "type": f"{record.anatomy.model_type}/{record.anatomy.text_model_type}",
+                    "parameters": record.anatomy.total_parameters,
+                    "statistics": sorted({x.kind for x in repository.list_statistics(record.id)}),
+                    "samples": repository.count_samples(record.id),
+                    "predictor": predictor.id if predictor else None,
+                    "path": record.path,
+                }
+            )
     if json:
         print_json(rows)
         return

@@ -45,7 +45,17 @@ NumActors = Annotated[
         "--actors",
         min=1,
         help="Ray actors, each of which holds the model once. Default: one a GPU if the cluster has any, otherwise "
-        "one a CPU core.",
+        "one a CPU core, as far as the nodes' memory goes.",
+        show_default=False,
+    ),
+]
+CacheGib = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-gib",
+        min=0.0,
+        help="Hidden states that each evaluator keeps for configurations that begin alike, at most. Default: a quarter "
+        "of the model's size, or 0.5 if that is more.",
         show_default=False,
     ),
 ]

@@ -23,9 +23,10 @@ def plan(
     method: Annotated[
         Method | None,
         typer.Option(
-            help="How widths are chosen. Default: the best of lop, additive-dp and uniform that the stored data "
-            "allows. wanda-sp, flap, llm-pruner, owl, ecoflap and shortgpt need `lop model measure`; mcts, evolution "
-            "and random a finished `lop search --method` near the target."
+            help="How widths are chosen. Default: the best that the stored data allows of lop, mcts (a search finished "
+            "within one level step of the target), additive-dp and uniform. wanda-sp, flap, llm-pruner, owl, ecoflap "
+            "and shortgpt need `lop model measure`; mcts, evolution and random a finished `lop search --method` near "
+            "the target."
         ),
     ] = None,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
@@ -76,6 +77,8 @@ def show(plan: PruningPlan) -> None:
     print_line(f"achieved sparsity: {sparsities}")
     print_line(f"parameters {achieved.parameters:,}, on disk {achieved.disk_bytes:,} bytes")
     if plan.predicted is not None:
-        print_line(f"predicted KL to dense: {plan.predicted.quality:.4f} (calibration data)")
+        # Searched methods say in the note what theirs was measured on.
+        where = " (calibration data)" if plan.method == Method.LOP else ""
+        print_line(f"predicted KL to dense: {plan.predicted.quality:.4f}{where}")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")

@@ -8,6 +8,7 @@ import typer
 
 from lop.commands.options import (
     DEFAULT_DATABASE,
+    CacheGib,
     Database,
     EngineName,
     Json,
@@ -25,8 +26,9 @@ from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.target import Scope
 
 if TYPE_CHECKING:
+    from lop.validating import Validated
     from mcts.result import SearchResult
-    from pruning.metrics import Metrics
+    from pruning.conversations import Conversation
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -51,10 +53,17 @@ def search(
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Other conversations: report the best configurations on them too, and the gap."),
+        typer.Option(
+            help="Other conversations: score the best configurations on them too, report the gap, and let plans of "
+            "this search predict that quality."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the best KL so far against evaluations into this file (PNG, SVG or PDF).")
+        Path | None,
+        typer.Option(
+            help="Draw the best KL so far against evaluations, each target's share of the scan before them, into this "
+            "file (PNG, SVG or PDF)."
+        ),
     ] = None,
     parallel_leaves: Annotated[
         int,
@@ -68,6 +77,7 @@ def search(
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
+    cache_gib: CacheGib = None,
     queue: Annotated[
         bool, typer.Option("--queue", help="Leave it to a `lop worker` instead of running it here.")
     ] = False,
@@ -76,17 +86,18 @@ def search(
 ) -> None:
     """Search layer-wise configurations and store every scored sample.
 
-    Interrupted or killed, run the same command again: it reads what was stored and goes on where it stopped.
+    Interrupted or killed, run the same command again: it reads what was stored and goes on where it stopped. So it is
+    with --validation for a search that is done: nothing is searched again.
     """
     from lop.pictures import check_picture, draw_search
     from lop.registration import read_conversations
-    from lop.searching import search_model, search_request
+    from lop.searching import record_result, search_model, search_request
     from lop.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
     from pruning.levels import LevelGrid
 
-    options = EngineOptions(engine, address, actors)
+    options = EngineOptions(engine, address, actors, cache_gib)
     if plot is not None:
         check_picture(plot)
     if queue and (plot is not None or validation is not None):
@@ -117,7 +128,7 @@ def search(
         loaded, warning = read_conversations(data, conversations)
         if warning:
             warn(warning)
-        held_out = read_conversations(validation)[0] if validation is not None else []
+        held_out = _read_validation(validation)
         check_disjoint(loaded, held_out)
         if queue:
             queued = repository.add_search(model, search_request(data, conversations, settings))
@@ -131,21 +142,39 @@ def search(
                 repository, model, loaded, settings, name=data.name, progress=progress, engine=options
             )
         samples = repository.count_samples(model)
-        validated = validate(repository, model, held_out, result) if held_out else None
-    if plot is not None:
-        draw_search({t.label: {str(method): t.curve} for t in result.targets}, plot)
-        stderr().print(f"wrote {plot}", markup=False)
-    if json:
-        document = {"model": model, "samples": samples, **result.to_dict()}
-        if validated is not None:
-            document["validation"] = [asdict(metrics) for metrics in validated]
-        print_json(document)
-        return
-    _show(model, result, validated)
-    print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
+        if plot is not None:
+            share = -(-result.scan_evaluations // len(result.targets))
+            draw_search({t.label: {str(method): t.curve} for t in result.targets}, plot, first={str(method): share})
+            stderr().print(f"wrote {plot}", markup=False)
+        validated = None
+        try:
+            if validation is not None:
+                validated = validate(repository, model, held_out, result, name=validation.name, engine=options)
+                record_result(repository, model, loaded, settings, result, name=data.name, validated=validated)
+        finally:  # a validation that fails takes nothing of the search with it
+            if json:
+                document = {"model": model, "samples": samples, **result.to_dict()}
+                if validated is not None:
+                    document["validation"] = [asdict(metrics) for metrics in validated.metrics]
+                print_json(document)
+            else:
+                _show(model, result, validated)
+                print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
 
 
-def _show(model: str, result: "SearchResult", validated: "list[Metrics] | None") -> None:
+def _read_validation(path: Path | None) -> "list[Conversation]":
+    """The conversations to validate on; warned of if they are few."""
+    from lop.registration import read_conversations
+
+    if path is None:
+        return []
+    conversations, warning = read_conversations(path)
+    if warning:
+        warn(warning)
+    return conversations
+
+
+def _show(model: str, result: "SearchResult", validated: "Validated | None") -> None:
     """The best configurations as a table; with validation, how much worse they are there."""
     columns = ["target", "KL to dense", "exact match", "evaluations", "FFN widths"]
     rows: list[list[Any]] = [
@@ -153,7 +182,7 @@ def _show(model: str, result: "SearchResult", validated: "list[Metrics] | None")
     ]
     if validated is not None:
         columns[3:3] = ["validation KL", "validation exact match", "KL gap"]
-        for row, metrics in zip(rows, validated, strict=True):
+        for row, metrics in zip(rows, validated.metrics, strict=True):
             gap = f"{metrics.kl / row[1] - 1:+.0%}" if row[1] > 0 else "-"
             row[3:3] = [metrics.kl, metrics.accuracy, gap]
     print_table(f"best configurations of {model} (calibration data)", columns, rows)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, EngineName, NumActors, RayAddress, open_database
+from lop.commands.options import DEFAULT_DATABASE, CacheGib, Database, EngineName, NumActors, RayAddress, open_database
 from lop.console import stderr
 from lop.engines import Engine, EngineOptions, check_engine
 
@@ -15,6 +15,7 @@ def worker(
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
+    cache_gib: CacheGib = None,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
@@ -25,7 +26,7 @@ def worker(
     from service.worker import WorkerOptions, run_worker
     from storage.records import SearchRecord
 
-    options = EngineOptions(engine, address, actors)
+    options = EngineOptions(engine, address, actors, cache_gib)
     check_engine(options)  # now, not once for every search
     configure_logging(load_settings(database_url=database).log_level)
     repository = open_database(database)

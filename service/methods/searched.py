@@ -14,6 +14,9 @@ from storage.contract import Repository
 REACH = Fraction(1, 16)
 """A configuration answers requests for up to this much more of the model's FFN parameters than it keeps."""
 
+FILLED_UP = "searched for another target and filled up to this one"
+"""In the note of a plan that is no point of the search itself, but a neighbour that got more channels."""
+
 
 class SearchedMethods:
     """The MethodFamily of `mcts`, `evolution` and `random`."""
@@ -22,9 +25,16 @@ class SearchedMethods:
         self._searches = SearchFinder(repository)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
-        """The best configuration that a finished search found near the target; see `best_configuration`."""
+        """The best configuration that a finished search found near the target; see `best_configuration`.
+
+        A request that names no method is answered within one level step of the search only: further off, methods that
+        work from all levels know more of the target than a neighbour that is filled up.
+        """
         found = self._searches.find(question.model, method)
-        best = best_configuration(found, question.budget, question.model.anatomy.ffn_parameters)
+        by_default = question.request.method is None
+        best = best_configuration(
+            found, question.budget, question.model.anatomy.ffn_parameters, within_one_step=by_default
+        )
         if best is not None:
             return Candidate(f"{best.search_id}: {best.label}", lambda: _answer(best, question))
         labels = dict.fromkeys(configuration.label for configuration in found)
@@ -37,41 +47,71 @@ class SearchedMethods:
             remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method} -s {request.sparsity}"
             f"{scope}`, or leave `method` out",
         )
-        return Unavailable("no search is finished near this target", error)
+        return Unavailable("no search is finished within one level step of this target", error)
 
 
-def best_configuration(found: list[FoundConfiguration], budget: int, ffn_parameters: int) -> FoundConfiguration | None:
+def best_configuration(
+    found: list[FoundConfiguration], budget: int, ffn_parameters: int, *, within_one_step: bool = False
+) -> FoundConfiguration | None:
     """The configuration to answer `budget` with, or None.
 
-    Of those that keep at most `budget` FFN parameters and lack at most `REACH` x `ffn_parameters` of it, the one of
-    least KL; of equal ones the one that keeps more, then the later. A KL says nothing about another calibration set:
-    only those measured on the most answers count, the others are noisier.
+    Of those that keep at most `budget` FFN parameters and lack at most `REACH` x `ffn_parameters` of it (and at most
+    one step of their search's levels, if `within_one_step`), the one of least KL; of equal ones the one that keeps
+    more, then one that was validated, then the later. A KL says nothing about another calibration set: only those of
+    one set count, the one of most answers, whose KLs are the least noisy; of equal ones the latest. Sets that are not
+    known are told apart by their answers.
     """
-    near = [x for x in found if 0 <= budget - x.parameters <= REACH * ffn_parameters]
-    most = max((x.metrics.num_answers for x in near), default=0)
-    compared = [
-        (x.metrics.kl, -x.parameters, -index, x) for index, x in enumerate(near) if x.metrics.num_answers == most
-    ]
-    return min(compared, key=lambda entry: entry[:3])[3] if compared else None
+
+    def reach(x: FoundConfiguration) -> Fraction:
+        far = REACH * ffn_parameters
+        return min(far, Fraction(x.level_step)) if within_one_step else far
+
+    near = [(index, x) for index, x in enumerate(found) if 0 <= budget - x.parameters <= reach(x)]
+    if not near:
+        return None
+    _, finest = max(near, key=lambda entry: (entry[1].metrics.num_answers, entry[0]))
+    compared = [(index, x) for index, x in near if _calibration(x) == _calibration(finest)]
+    return min(compared, key=lambda e: (e[1].metrics.kl, -e[1].parameters, e[1].validation is None, -e[0]))[1]
+
+
+def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
+    """What tells calibration sets apart."""
+    return found.calibration_id, found.metrics.num_answers
 
 
 def _answer(found: FoundConfiguration, question: Question) -> Answer:
     """The searched widths, filled up to the budget.
 
-    Channels are only added, so the KL that was measured is one to expect; unless other widths are multiples of the
-    request's `round_to`: then some layers lose channels, and nothing is predicted.
+    Channels are only added, so the KL that was measured is one to expect, on validation data if there is one; unless
+    other widths are multiples of the request's `round_to`: then some layers lose channels, and nothing is predicted.
     """
     anatomy, request = question.model.anatomy, question.request
     widths = repair_widths(anatomy, found.widths, question.budget, round_to=request.round_to)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(now >= then for now, then in zip(widths, found.widths, strict=True))
+    if tuple(widths) != found.widths and found.budget != question.budget:
+        notes.append(FILLED_UP)
     if not measured:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
-    elif tuple(widths) != found.widths:
+    elif tuple(widths) != found.widths and found.budget == question.budget:
         notes.append("channels were added to what was measured, up to the target")
+    quality = found.metrics.kl
+    if found.validation is not None:
+        quality = found.validation.metrics.kl
+    if measured:
+        notes.append(_meaning_of_quality(found))
     return Answer(
         widths,
-        predicted=Predicted(quality=found.metrics.kl) if measured else None,
+        predicted=Predicted(quality=quality) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),
     )
+
+
+def _meaning_of_quality(found: FoundConfiguration) -> str:
+    if found.validation is not None:
+        return (
+            f"the predicted KL was measured on validation data, {found.validation.data} "
+            f"(set {found.validation.calibration_id[:12]}), which the search never saw"
+        )
+    return f"the predicted KL is the calibration KL of the best of {found.evaluations}, and so optimistic"

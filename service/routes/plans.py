@@ -32,9 +32,10 @@ _LOCATION = {"Location": {"description": "Path of the plan.", "schema": {"type":
 )
 def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
     """Per-layer widths that remove at least `sparsity` of `scope`, by `method`, or else by the best one that the stored
-    data allows: `lop` (a trained predictor), else `additive-dp` (a complete one-layer scan), else `uniform`.
-    `provenance.note` says why a better one was not used. Equal requests get the same plan until there is newer data:
-    a predictor, statistics, a search. Plans stay readable for ever.
+    data allows: `lop` (a trained predictor), else `mcts` (a finished search within one level step of the target), else
+    `additive-dp` (a complete one-layer scan), else `uniform`. `provenance.note` says why a better one was not used, and
+    what a predicted quality was measured on. Equal requests get the same plan until there is newer data: a predictor,
+    statistics, a search or its validation. Plans stay readable for ever.
     """
     plan = planner.plan(request)
     response = _plan_response(plan)

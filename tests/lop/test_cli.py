@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lop.cli import main
+from pruning.conversations import calibration_id, load_conversations
 from service.methods.names import Method
 from storage.contract import Repository
 from storage.sql_repository import open_repository
@@ -127,17 +128,19 @@ def test_a_finished_search_answers_by_its_method(run: Run, repository: Repositor
     arguments = ("search", "-m", "tiny", "-d", data, "-s", 0.5, "-n", 4, "--num-levels", 6, "--json")
     code, out, err = run(*arguments)
     assert code == 0, err
-    found = json.loads(out)
-    (target,) = found["targets"]
-    result = {name: found[name] for name in ("targets", "scan_evaluations")}
-    repository.record_search("tiny", {"search": {"seed": 0, "method": "mcts"}}, result)
+    (target,) = json.loads(out)["targets"]
+    code, out, err = run("plan", "-m", "tiny", "-s", 0.5, "--json")  # what was just searched needs no naming
+    assert code == 0, err
+    assert json.loads(out)["method"] == "mcts"
     code, out, err = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts", "--json")
     assert code == 0, err
     plan = json.loads(out)
     widths = [layer["ffn_width"] for layer in plan["layers"]]
     assert all(now >= then for now, then in zip(widths, target["widths"], strict=True))
     assert plan["predicted"]["quality"] == target["metrics"]["kl"]
-    assert plan["provenance"]["calibration"] is not None
+    assert plan["provenance"]["calibration"] == calibration_id(load_conversations(data))
+    _, out, _ = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts")
+    assert f"predicted KL to dense: {target['metrics']['kl']:.4f}\n" in out
     assert plan["provenance"]["samples"] == 4
 
 

@@ -2,13 +2,16 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from lop.cli import main
 from lop.comparing import compare_methods
+from lop.compute import load_for_compute
 from lop.measuring import StatisticsMeasurer
 from lop.pictures import check_picture, draw_comparison, draw_search
 from lop.registration import read_conversations, register_model
@@ -17,6 +20,7 @@ from lop.validating import check_disjoint, validate
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import calibration_id
 from pruning.errors import InputError
 from pruning.evaluation import evaluate_model
 from pruning.ranking import Ranking
@@ -78,8 +82,10 @@ def test_every_method_but_the_predictor_answers(repository: Repository, held_out
     )
     expected = [(method, sparsity) for method in Method if method is not Method.LOP for sparsity in SPARSITIES]
     assert [(plan.method, plan.sparsity) for plan in comparison.plans] == expected
-    assert len(comparison.missing) == 2
-    assert all("lop" in reason for reason in comparison.missing)
+    (reason,) = comparison.missing
+    assert reason.startswith("lop at 0.3, 0.5: method 'lop' needs a trained predictor (got model 'tiny' has none).")
+    assert comparison.calibrated == ()
+    assert not any(plan.filled_up for plan in comparison.plans)
     assert told[-1] == (len(expected), len(expected))
     assert all(plan.achieved_sparsity >= plan.sparsity for plan in comparison.plans)
 
@@ -114,10 +120,67 @@ def test_validation_scores_the_best_configurations(repository: Repository, data:
     settings = SearchSettings(sparsities=SPARSITIES, num_evaluations=6, num_levels=3)
     result = search_model(repository, "tiny", calibration, settings, name="calibration")
     check_disjoint(calibration, validation)
-    metrics = validate(repository, "tiny", validation, result)
-    assert len(metrics) == 2
+    validated = validate(repository, "tiny", validation, result, name="other.json")
+    assert (validated.data, validated.calibration_id, len(validated.metrics)) == (
+        "other.json",
+        calibration_id(validation),
+        2,
+    )
+    assert repository.get_calibration(validated.calibration_id).name == "other.json"
     # The calibration set itself gives back what the search measured.
-    assert validate(repository, "tiny", calibration, result) == [target.metrics for target in result.targets]
+    again = validate(repository, "tiny", calibration, result, name="calibration")
+    assert again.metrics == tuple(target.metrics for target in result.targets)
+
+
+def test_a_neighbour_that_is_filled_up_is_marked(repository: Repository, held_out: Path) -> None:
+    conversations, _ = read_conversations(held_out)
+    methods = [Method.UNIFORM, Method.RANDOM]
+    compared = compare_methods(repository, "tiny", conversations, [0.45, 0.5], methods=methods, round_to=8)
+    assert [(plan.method, plan.sparsity, plan.filled_up) for plan in compared.plans] == [
+        ("uniform", 0.45, False),
+        ("uniform", 0.5, False),
+        ("random", 0.45, True),
+        ("random", 0.5, False),
+    ]
+    assert compared.plans[2].to_dict()["filled_up"] is True
+
+
+def test_scores_on_the_calibration_set_are_told(repository: Repository, data: Path) -> None:
+    conversations, _ = read_conversations(data)
+    methods = [Method.UNIFORM, Method.FLAP, Method.MCTS]
+    compared = compare_methods(repository, "tiny", conversations, SPARSITIES, methods=methods, round_to=8)
+    assert compared.calibrated == ("flap", "mcts")
+
+
+def test_one_reason_is_told_once_a_method(repository: Repository, held_out: Path) -> None:
+    conversations, _ = read_conversations(held_out)
+    missing = compare_methods(repository, "tiny", conversations, [0.05, 0.1, 0.5], round_to=8).missing
+    assert [reason.split(": ")[0] for reason in missing] == [
+        "lop at 0.05, 0.1, 0.5",
+        "mcts at 0.05, 0.1",
+        "evolution at 0.05, 0.1",
+        "random at 0.05, 0.1",
+    ]
+    # The remedies name a target each, so they are not told.
+    assert missing[1].endswith("(got model 'tiny' was searched by it for sparsity 0.3 (ffn), sparsity 0.5 (ffn))")
+
+
+def test_the_model_of_one_ranking_is_gone_before_the_next_is_loaded(
+    repository: Repository, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+
+    def load(folder: Path) -> torch.nn.Module:
+        assert all(reference() is None for reference in loaded)
+        model: torch.nn.Module = load_for_compute(folder)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("lop.compute.load_for_compute", load)
+    conversations, _ = read_conversations(held_out)
+    methods = [Method.UNIFORM, Method.FLAP, Method.LLM_PRUNER]
+    compare_methods(repository, "tiny", conversations, [0.5], methods=methods, round_to=8)
+    assert len(loaded) == 3
 
 
 def test_conversations_of_the_search_validate_nothing(data: Path) -> None:
@@ -132,13 +195,22 @@ def test_the_commands_draw(data: Path, held_out: Path, folder: Path, capsys: pyt
     common = ["--model", "tiny", "--database", f"sqlite:///{folder / 'lop.db'}", "-s", "0.5"]
     search = ["search", *common, "--data", str(data), "-n", "6", "--num-levels", "3", "--method", "random"]
     assert invoke(*search, "--validation", str(held_out), "--plot", str(folder / "search.png"), "--json") == 0
-    assert [set(metrics) for metrics in json.loads(capsys.readouterr().out)["validation"]] == [
-        {"kl", "nll", "accuracy", "num_tokens", "num_answers"}
-    ]
+    (metrics,) = json.loads(capsys.readouterr().out)["validation"]
+    assert set(metrics) == {"kl", "nll", "accuracy", "num_tokens", "num_answers"}
+    assert invoke("plan", *common, "--method", "random", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["predicted"]["quality"] == metrics["kl"]
+    assert f"validation data, {held_out.name} (set " in plan["provenance"]["note"]
     assert invoke("compare", *common, "--data", str(held_out), "--plot", str(folder / "compare.svg")) == 0
     said = capsys.readouterr()
     assert "evolution" in said.out
     assert "needs a trained predictor" in " ".join(said.err.split())
+    assert "decided from" not in said.err
+    assert "filled up" not in said.out
+    assert invoke("compare", *common[:-1], "0.45", "--data", str(data), "--method", "random") == 0
+    said = capsys.readouterr()
+    assert f"{data} is what random decided from" in said.err.replace("\n", " ")
+    assert "filled up: what was searched for another target" in said.out
     assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (folder / "compare.svg").read_bytes()
 

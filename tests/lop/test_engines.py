@@ -5,8 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from lop.engines import Engine, EngineOptions, EvaluatorRecipe, LocalEngine, check_engine
+from lop.engines import (
+    PROCESS_BYTES,
+    Engine,
+    EngineOptions,
+    EvaluatorRecipe,
+    LocalEngine,
+    check_engine,
+    evaluator_memory_bytes,
+)
 from pruning.conversations import load_conversations
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError, MissingExtraError
 from storage.contract import Repository
@@ -56,6 +65,13 @@ def test_what_a_machine_lacks_is_named(recipe: EvaluatorRecipe, repository: Repo
         ours()
 
 
+def test_memory_is_that_of_the_weights_and_a_process(recipe: EvaluatorRecipe) -> None:
+    weights = load_file(Path(recipe.model.path) / "model.safetensors")
+    expected = sum(tensor.nbytes for tensor in weights.values())
+    assert 100_000 < expected == evaluator_memory_bytes(dataclasses.replace(recipe, cache_bytes=7)) - 7 - PROCESS_BYTES
+    assert evaluator_memory_bytes(recipe) == expected + 2**29 + PROCESS_BYTES
+
+
 def test_options_of_ray_are_refused_without_it() -> None:
     assert EngineOptions(Engine.RAY, "auto", 2).actors == 2
     for options in ({"address": "auto"}, {"actors": 2}):
@@ -68,7 +84,8 @@ def test_an_engine_is_checked_before_there_is_work(monkeypatch: pytest.MonkeyPat
     check_engine(EngineOptions(Engine.RAY, "10.0.0.1:6379"))
     with pytest.raises(InputError, match="names a host and a port"):
         check_engine(EngineOptions(Engine.RAY, "head"))
-    monkeypatch.delitem(sys.modules, "mcts.ray_engine", raising=False)
+    for module in ("mcts.ray_engine", "mcts.ray_session"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r'pip install "lop-service\[ray\]"'):
         check_engine(EngineOptions(Engine.RAY))

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
 
 from lop import measuring, registration
 from lop.measuring import StatisticsMeasurer
@@ -144,9 +145,30 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     assert measuring.kinds_of(["gradients", "gradients"]) == [StatisticsKind.GRADIENTS]
 
 
-def test_weights_and_gradients_are_as_before(checkpoint: Path, conversations: list[Conversation]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_and_gradients_are_as_before(
+    checkpoint: Path, conversations: list[Conversation], dtype: torch.dtype
+) -> None:
     """One loaded model measures all kinds in a row: none may see a trace of another."""
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, dtype=dtype)
     batches = make_batches(conversations[:4], load_processor(checkpoint), batch_size=2)
-    alone = [measure_statistics(kind, load_model(checkpoint), batches).to_bytes() for kind in StatisticsKind]
-    assert [measure_statistics(kind, model, batches).to_bytes() for kind in StatisticsKind] == alone
+    kinds = list(reversed(StatisticsKind))
+    alone = [measure_statistics(kind, load_model(checkpoint, dtype=dtype), batches).to_bytes() for kind in kinds]
+    assert [measure_statistics(kind, model, batches).to_bytes() for kind in kinds] == alone
+    assert [measure_statistics(kind, model, batches).to_bytes() for kind in reversed(kinds)] == alone[::-1]
+
+
+def test_perturbed_losses_of_a_bfloat16_checkpoint_are_measured_in_float32(
+    checkpoint: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    folder = tmp_path / "half"
+    load_model(checkpoint, dtype=torch.bfloat16).save_pretrained(folder)
+    load_processor(checkpoint).save_pretrained(folder)
+    repository = open_repository(f"sqlite:///{tmp_path / 'lop.db'}", create=True)
+    register_model(repository, "half", folder, conversations)
+    record = StatisticsMeasurer(repository, "half").measure(
+        StatisticsKind.ZEROTH_ORDER, conversations, name="c", num_conversations=16
+    )
+    batches = make_batches(conversations[:16], load_processor(checkpoint), batch_size=8)
+    expected = measure_statistics(StatisticsKind.ZEROTH_ORDER, load_model(folder, dtype=torch.float32), batches)
+    assert repository.get_artifact(record.sha256).content == expected.to_bytes()

@@ -116,6 +116,35 @@ def test_killed_on_its_own_ray_and_run_again_on_a_cluster(
     assert again.stdout == found.stdout
 
 
+def test_a_cluster_that_goes_away_is_one_line(registered: Path, data: Path, folder: Path, cluster: Cluster) -> None:
+    database = folder / "lop.db"
+    database.write_bytes(registered.read_bytes())
+    words = command(database, data)
+    process = subprocess.Popen(
+        [*words, "--engine", "ray", "--address", cluster.address, "--parallel-leaves", "1"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run_until(process, database, 30, signal.SIGCONT)  # which does nothing
+    cluster.shutdown()
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    warned, told = ([line for line in err.splitlines() if line.startswith(word)] for word in ("warning: ", "error: "))
+    assert [line.split(":")[1] for line in warned] == [
+        " 2 actors, but the search has 1 configurations measured at once"
+    ]
+    assert len(told) == 1
+    assert told[0].startswith("error: the cluster must stay: it went away")
+    assert told[0].endswith("What was stored is intact; run the same again when the cluster is back, or on another")
+    assert "Traceback" not in err  # Ray itself may have said something
+    left = samples(database)
+    subprocess.run([*words, "--parallel-leaves", "1"], env=ENVIRONMENT, capture_output=True, check=True)
+    assert 30 <= len(left) < len(samples(database))
+    assert samples(database)[: len(left)] == left
+
+
 def test_interrupted_nothing_is_left_and_nothing_else_is_said(registered: Path, data: Path, folder: Path) -> None:
     database, runtime = folder / "lop.db", folder / "ray"
     runtime.mkdir()
@@ -123,6 +152,8 @@ def test_interrupted_nothing_is_left_and_nothing_else_is_said(registered: Path, 
     words = command(database, data, "--engine", "ray", "--actors", "1")
     process = subprocess.Popen(
         [words[0], "-X", "dev", "-W", "error", *words[1:]],
+        # A shell starts what it runs in the background deaf to interrupts, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**ENVIRONMENT, "RAY_TMPDIR": str(runtime)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,17 +4,22 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lop.cli import main
+from lop.engines import LOCAL_ENGINE, Engine, EngineOptions, EvaluatorRecipe, open_engine
 from lop.registration import register_model
+from mcts.evaluator import EvaluateInOrder
 from mcts.progress import SearchProgressBar
-from pruning.conversations import load_conversations
+from pruning.conversations import calibration_id, load_conversations
+from pruning.errors import CheckpointError
+from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import StoppableServer
+from tests.tiny_models import write_conversations
 
 Run = Callable[..., tuple[int, str, str]]
 SEARCH = ("-s", 0.3, "-s", 0.6, "-n", 20, "--num-levels", 6)
@@ -83,6 +88,78 @@ def test_few_answers_are_warned_of_and_the_json_stays_clean(run: Run, database: 
     assert json.loads(out)["model"] == "tiny"
     assert "warning: " in err
     assert "has 10 answers; below 64" in err
+
+
+def test_a_target_asked_for_twice_is_refused(run: Run, database: str) -> None:
+    code, out, err = run(database, "-s", 0.5, "-s", 0.5)
+    assert (code, out, err) == (2, "", "error: a search has each target once (got sparsity 0.5 again). Give it once\n")
+
+
+def test_validation_is_stored_with_the_search(run: Run, database: str, tmp_path: Path) -> None:
+    held_out = write_conversations(tmp_path / "validation", 5, seed=1)
+    settings = ("-s", 0.3, "-n", 3, "--num-levels", 6, "--json")
+    code, out, err = run(database, *settings)
+    assert code == 0, err
+    alone = json.loads(out)
+    code, out, err = run(database, *settings, "--validation", held_out)
+    assert code == 0, err
+    assert f"{held_out} has 10 answers; below 64" in err.replace("\n", " ")
+    validated = json.loads(out)
+    (metrics,) = validated.pop("validation")
+    assert validated == alone
+    with open_repository(database) as repository:
+        (search,) = repository.list_searches()
+        held_out_id = calibration_id(load_conversations(held_out))
+        assert search.result is not None
+        assert search.result["validation"] == {"data": held_out.name, "id": held_out_id, "metrics": [metrics]}
+        assert repository.get_calibration(held_out_id).num_answers == 10
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_validation_that_fails_loses_nothing_of_the_search(
+    run: Run, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    held_out = write_conversations(tmp_path / "validation", seed=1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise CheckpointError("the checkpoint's folder must be readable")
+
+    monkeypatch.setattr("lop.validating.validate", fail)
+    picture = tmp_path / "search.png"
+    arguments = ("-s", 0.3, "-n", 3, "--num-levels", 6, "--validation", held_out, "--plot", picture)
+    code, out, err = run(database, *arguments, *(["--json"] if as_json else []))
+    assert code == 2
+    assert err.endswith("error: the checkpoint's folder must be readable\n")
+    if as_json:
+        assert json.loads(out)["targets"][0]["sparsity"] == 0.3
+        assert "validation" not in json.loads(out)
+    else:
+        assert "sparsity 0.3 (ffn)" in out
+        assert "samples stored" in out
+    assert picture.is_file()
+    with open_repository(database) as repository:
+        assert len(repository.list_search_ids("tiny", SearchStatus.DONE)) == 1
+
+
+def test_validation_runs_on_the_engine_of_the_search(
+    run: Run, database: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_conversations(tmp_path / "validation", seed=1)
+    opened: list[tuple[int, EngineOptions]] = []
+
+    def opening(
+        recipe: EvaluatorRecipe, options: EngineOptions, **_: object
+    ) -> AbstractContextManager[EvaluateInOrder]:
+        opened.append((len(recipe.conversations), options))
+        return open_engine(recipe, LOCAL_ENGINE)
+
+    for module in ("lop.searching", "lop.validating"):
+        monkeypatch.setattr(f"{module}.open_engine", opening)
+    engine = ("--engine", "ray", "--actors", 2)
+    code, _, err = run(database, "-s", 0.3, "-n", 3, "--num-levels", 6, "--validation", held_out, *engine)
+    assert code == 0, err
+    options = EngineOptions(Engine.RAY, None, 2)
+    assert opened == [(len(load_conversations(path)), options) for path in (data, held_out)]
 
 
 def test_parallel_leaves_decide_what_is_searched(run: Run, database: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lop.demo import DemoSettings, run_demo
 from lop.pictures import draw_demo
 from pruning.checkpoint import load_pruned
+from pruning.conversations import calibration_id, load_conversations
 from pruning.decoder import decoder_view
 from pruning.errors import InputError
 from pruning.target import Scope
@@ -35,6 +36,8 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     assert 0.45 <= plan["achieved"]["sparsity"]["ffn"] < 0.45 + 8 / (4 * 48)
     low, high = plan["predicted"]["interval"]
     assert low <= plan["predicted"]["quality"] <= high
+    searched = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.6, "--method", "mcts", "--json"))
+    assert searched["provenance"]["calibration"] == calibration_id(load_conversations(data)[:4])
     # Trained again on the same samples: the same predictor, and the same plan.
     again = json.loads(lop(database, "train", "-m", "tiny", "--num-levels", 6, "--out", tmp_path / "p", "--json"))
     assert again["predictor"] == row["predictor"]

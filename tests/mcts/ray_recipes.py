@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mcts.evaluator import EvaluateInOrder
 from pruning.errors import CheckpointError, InputError
@@ -56,6 +57,20 @@ class DyingRecipe:
     def __call__(self) -> EvaluateInOrder:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+@dataclass(frozen=True)
+class ThirdTimeRecipe:
+    """Kills the process that builds it, but for every third; counts in a folder that all nodes see."""
+
+    folder: str
+
+    def __call__(self) -> EvaluateInOrder:
+        attempt = len(list(Path(self.folder).iterdir())) + 1
+        (Path(self.folder) / str(attempt)).touch()
+        if attempt % 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Landscape(DENSE, seed=1)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,14 @@ from mcts.worker import run_search
 from pruning.errors import CheckpointError, InputError, LopError
 from pruning.metrics import Widths
 from tests.mcts.landscapes import Landscape
-from tests.mcts.ray_recipes import DENSE, DyingRecipe, EnvironmentRecipe, LandscapeRecipe, MissingFolderRecipe
+from tests.mcts.ray_recipes import (
+    DENSE,
+    DyingRecipe,
+    EnvironmentRecipe,
+    LandscapeRecipe,
+    MissingFolderRecipe,
+    ThirdTimeRecipe,
+)
 from tests.mcts.registered import CALIBRATION, MODEL, open_registered
 
 ROOT = Path(__file__).parent.parent.parent
@@ -127,6 +134,20 @@ def test_an_actor_that_never_starts_is_given_up(cluster: Cluster, configurations
         next(engine(configurations))
 
 
+def test_starts_that_failed_are_forgotten_once_one_succeeds(
+    cluster: Cluster, configurations: list[Widths], tmp_path: Path
+) -> None:
+    expected = Landscape(DENSE, seed=1)(configurations)
+    with RayEngine(ThirdTimeRecipe(str(tmp_path)), num_actors=1) as engine:
+        assert list(engine(configurations)) == expected
+        (victim,) = engine.processes
+        results = engine(configurations)
+        first = next(results)
+        os.kill(victim, signal.SIGKILL)
+        assert [first, *results] == expected
+    assert len(list(tmp_path.iterdir())) == 6  # four failed, of which three in a row would have been too many
+
+
 def test_what_an_evaluation_raises_reaches_the_caller(cluster: Cluster, configurations: list[Widths]) -> None:
     with RayEngine(LandscapeRecipe(refused=configurations[3], broken=configurations[9]), num_actors=2) as engine:
         with pytest.raises(InputError) as caught:
@@ -167,19 +188,59 @@ def test_more_actors_than_devices(cluster: Cluster) -> None:
         RayEngine(LandscapeRecipe(), num_actors=0)
 
 
-def test_a_cluster_without_room(cluster: Cluster) -> None:
+@contextlib.contextmanager
+def occupied(num_cpus: int) -> Iterator[None]:
+    """Something else has so many CPUs of a node."""
+
     class Occupant:
         def here(self) -> bool:
             return True
 
-    occupant: Any = ray.remote(num_cpus=2)(Occupant).remote()
+    occupant: Any = ray.remote(num_cpus=num_cpus)(Occupant).remote()
     assert ray.get(occupant.here.remote())
+    yield
+    ray.kill(occupant)
+
+
+def test_a_cluster_without_room(cluster: Cluster) -> None:
     with (
+        occupied(2),
         RayEngine(LandscapeRecipe(), num_actors=1, placement_timeout_seconds=0.5) as engine,
         pytest.raises(LopError, match=r"must have room for an evaluator.*0.5 s"),
     ):
         list(engine([DENSE]))
-    ray.kill(occupant)
+
+
+def test_as_many_actors_as_memory_holds(cluster: Cluster) -> None:
+    found: list[int] = []
+    node = next(node["Resources"]["memory"] for node in ray.nodes() if node["Alive"])
+    for share in (0.3, 0.6, 1.2):  # of 0.8 that may be used: both CPUs, one of them, and one for want of a better
+        with RayEngine(LandscapeRecipe(), memory_bytes=int(share * node), on_open=found.append) as engine:
+            assert list(engine([DENSE])) == Landscape(DENSE, seed=1)([DENSE])
+    with RayEngine(LandscapeRecipe(), memory_bytes=int(0.6 * node), num_actors=2, on_open=found.append) as engine:
+        warm_up(engine, 2)  # what was asked for
+    assert found == [2, 1, 1, 2]
+
+
+def test_a_head_that_falls_silent(
+    cluster: Cluster, configurations: list[Widths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcts.ray_session.SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr("mcts.ray_session._CHECK_SECONDS", 0.1)
+    expected = Landscape(DENSE, seed=1)(configurations)
+    with RayEngine(LandscapeRecipe(seconds=0.1), num_actors=1) as engine:
+        results = engine(configurations)
+        first = [next(results) for _ in range(8)]  # it does answer
+        with monkeypatch.context() as patch:
+            patch.setattr("socket.create_connection", refuse)
+            with pytest.raises(LopError, match=r"it went away \(got \S+: refused\)\. What was stored is intact"):
+                first.extend(results)
+        assert first == expected[: len(first)]
+        assert 8 < len(first) < 40  # a short silence is borne
+
+
+def refuse(*_arguments: object, **_options: object) -> None:
+    raise ConnectionRefusedError("refused")
 
 
 def test_a_lost_node_loses_nothing(cluster: Cluster, configurations: list[Widths]) -> None:
@@ -201,6 +262,20 @@ def test_a_lost_node_loses_nothing(cluster: Cluster, configurations: list[Widths
         assert len(engine.processes) == 2
 
 
+def test_a_lost_node_with_idle_actors_is_no_configurations_fault(
+    cluster: Cluster, configurations: list[Widths]
+) -> None:
+    node = cluster.add_node(num_cpus=3, **SMALL_STORE)
+    with RayEngine(LandscapeRecipe(), num_actors=3) as engine:
+        with occupied(2):  # the head's
+            warm_up(engine, 3)
+        with contextlib.redirect_stdout(io.StringIO()):
+            cluster.remove_node(node, allow_graceful=False)
+            assert list(engine(configurations[:1])) == Landscape(DENSE, seed=1)(configurations[:1])
+            warm_up(engine, 2)
+            assert list(engine(configurations)) == Landscape(DENSE, seed=1)(configurations)
+
+
 @pytest.mark.parametrize("address", ["head", "http://head:8265", "head:0"])
 def test_an_address_is_checked_before_anything_is_done(address: str) -> None:
     with pytest.raises(InputError, match="names a host and a port"):
@@ -215,7 +290,7 @@ def test_one_module_imports_ray() -> None:
         for path in (ROOT / package).rglob("*.py")
         if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.MULTILINE)
     ]
-    assert found == [Path("mcts/ray_engine.py")]
+    assert found == [Path("mcts/ray_session.py")]
 
 
 def test_without_the_extra_the_command_that_installs_it_is_named() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from mcts.prior import Prior
-from mcts.search import SharedKnowledge, TargetSearch
+from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
+from mcts.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
 from pruning.allocators.additive_dp import additive_dp
 from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
@@ -146,6 +147,35 @@ def test_parallel_leaves_are_all_different() -> None:
     assert search.run().evaluations == 42
     # Two starting configurations, then full batches up to the limit.
     assert batches == [2, 8, 8, 8, 8, 8]
+
+
+def test_what_is_believed_of_a_pending_leaf_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[Configuration, float]] = []
+
+    def recording(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, target: int) -> Surrogate:
+        seen.append({s.configuration: s.log_kl for s in samples})
+        return fit_surrogate(kernel, samples, target=target)
+
+    monkeypatch.setattr("mcts.search.fit_surrogate", recording)
+    search = make_search(make_grid(8, 6), Landscape([6] * 8, 1), 24, num_evaluations=42, parallel_leaves=8)
+    search.run()
+    true = {c: float(np.log(m.kl)) for c, m in search.scored.items()}
+    pending = [(fit, c) for fit in seen for c in fit if fit[c] != true[c]]
+    assert len(pending) > 100
+    for configuration in {c for _, c in pending}:
+        assert len({fit[configuration] for fit, c in pending if c == configuration}) == 1
+    # Believed where it was predicted: log KL, not something relative to the best.
+    errors = [abs(fit[c] - true[c]) for fit, c in pending]
+    assert np.median(errors) < 0.3
+
+
+def test_the_proposals_of_a_deep_model_stay_bounded() -> None:
+    grid = make_grid(80, 8)
+    search = make_search(grid, Landscape([8] * 80, 0), 320, num_evaluations=6)
+    assert search.run().evaluations == 6
+    moves = search._moves(search._parents())
+    assert MAX_MOVES <= len(moves) <= MAX_MOVES + 6
+    assert search.scored.keys().isdisjoint(map(tuple, moves.tolist()))
 
 
 def test_golden_start_of_a_search() -> None:

@@ -21,6 +21,9 @@ def test_json_round_trip() -> None:
     ("broken", "message"),
     [
         ({}, "at least one target"),
+        ({"sparsities": [0.5, 0.3, 0.5]}, r"each target once \(got sparsity 0.5 again\)"),
+        ({"sparsities": [0.5, 0.50000001]}, "each target once"),
+        ({"sparsities": [0.5], "budgets": [700, 700]}, "budget 700 again"),
         ({"sparsities": [1.0]}, r"sparsity must be a number in \[0, 1\)"),
         ({"sparsities": [0.5], "num_evaluations": 0}, "num_evaluations must be an integer of at least 1"),
         ({"sparsities": [0.5], "parallel_leaves": 1.5}, "parallel_leaves must be an integer"),

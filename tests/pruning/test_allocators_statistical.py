@@ -94,14 +94,31 @@ class TestLlmPruner:
         anatomy = made_up_anatomy([64] * depth)
         assert pruned_range(anatomy, anatomy.ffn_parameters * 9 // 10, round_to=8) == expected
 
-    def test_the_range_widens_on_both_sides_until_the_budget_can_be_met(self) -> None:
-        anatomy = made_up_anatomy([64] * 12, per_channel=1)
-        # Six layers of 12 at 8 channels leave 6 * 64 + 6 * 8 = 432.
-        assert pruned_range(anatomy, 432, round_to=8) == range(1, 7)
-        assert pruned_range(anatomy, 431, round_to=8) == range(8)
-        assert pruned_range(anatomy, 4 * 64 + 8 * 8 - 1, round_to=8) == range(9)
-        assert pruned_range(anatomy, 12 * 8, round_to=8) == range(12)
+    def test_the_range_widens_to_later_layers_then_to_earlier_ones_before_its_layers_starve(self) -> None:
+        anatomy = made_up_anatomy([100] * 12, per_channel=1)
+        # Six layers of 12 at a fifth leave 6 * 100 + 6 * 20 = 720.
+        assert pruned_range(anatomy, 720, round_to=8) == range(1, 7)
+        assert pruned_range(anatomy, 719, round_to=8) == range(1, 8)
+        assert pruned_range(anatomy, 5 * 100 + 7 * 20 - 1, round_to=8) == range(1, 9)
+        assert pruned_range(anatomy, 100 + 11 * 20, round_to=8) == range(1, 12)
+        assert pruned_range(anatomy, 100 + 11 * 20 - 1, round_to=8) == range(12)
         assert pruned_range(anatomy, 0, round_to=8) == range(12)
+        deep = made_up_anatomy([100] * 32, per_channel=1)
+        assert pruned_range(deep, 3 * 100 + 29 * 20 - 1, round_to=8) == range(2, 32)
+        # Where a rounding step is more than a fifth, it is what layers must keep.
+        assert pruned_range(anatomy, 6 * 100 + 6 * 50, round_to=50) == range(1, 7)
+        assert pruned_range(anatomy, 6 * 100 + 6 * 50 - 1, round_to=50) == range(1, 8)
+
+    @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.7])
+    def test_no_layer_starves_beside_dense_ones(self, sparsity: float) -> None:
+        anatomy = made_up_anatomy([128] * 12)
+        budget = int(anatomy.ffn_parameters * (1 - sparsity))
+        allocation = allocate_llm_pruner(
+            anatomy, made_up_statistics(anatomy, StatisticsKind.GRADIENTS), budget, round_to=8
+        )
+        assert min(allocation.widths) >= 24  # a fifth of 128, rounded down to a step
+        assert allocation.widths[0] == 128
+        assert budget - sum(allocation.widths) * 30 < 8 * 30
 
     def test_one_ratio_in_the_middle_and_nothing_outside(self) -> None:
         anatomy = made_up_anatomy([64, 64, 32, 64, 64, 64, 64, 64], per_channel=1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_what_was_evaluated_before_does_not_change_a_number(
     ranking = random_ranking(read_anatomy(checkpoint))
     configurations = [(48, 48, 8, 8), (48, 48, 8, 48), (48, 16, 8, 48), (48, 48, 48, 8), (8, 8, 8, 8), (48, 48, 8, 8)]
     evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=cache_bytes)
+    assert evaluator.cached_bytes == 0
     together = evaluator(configurations)
     alone = [
         ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=0).evaluate(widths)
@@ -83,6 +85,27 @@ def test_what_was_evaluated_before_does_not_change_a_number(
     assert together == alone
     assert evaluator.cached_bytes <= cache_bytes
     assert (evaluator.cached_bytes > 0) == (cache_bytes > 0)
+
+
+def test_an_evaluation_that_fails_leaves_nothing_behind(
+    checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = make_batches(conversations, load_processor(checkpoint), batch_size=2)
+    evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, random_ranking(read_anatomy(checkpoint)))
+    expected = evaluator.evaluate([8, 16, 24, 32])
+    layer = type(evaluator._view.layers[3])
+    forward = layer.forward
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layer, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate([16, 16, 24, 32])
+    monkeypatch.setattr(layer, "forward", forward)
+    assert evaluator.cached_bytes == 0
+    assert evaluator.evaluate([8, 16, 24, 32]) == expected
+    assert evaluator.evaluate(evaluator.dense_widths).kl == 0.0
 
 
 def test_layers_of_a_known_prefix_are_not_run_again(checkpoint: Path, conversations: list[Conversation]) -> None:

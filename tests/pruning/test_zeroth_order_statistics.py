@@ -11,6 +11,9 @@ from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
 from pruning.zeroth_order_statistics import measure_zeroth_order, noise_seed
+from tests.tiny_models import tiny_model
+
+IMAGE_TOKEN = 3
 
 
 @pytest.fixture
@@ -37,11 +40,30 @@ def test_equals_the_gradient_along_the_same_noise(checkpoint: Path, batches: lis
     assert expected.min() > 0.02
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llava-llama", "llava-llama-tied", "qwen2-vl"])
+def test_half_precision_checkpoints_give_the_numbers_of_the_same_weights_in_float32(
+    family: str, half: torch.dtype, batches: list[Batch], tmp_path: Path
+) -> None:
+    if family == "qwen2-vl":  # its processor, and so its images, are of another kind
+        batches = [Batch({k: v for k, v in x.inputs.items() if k != "pixel_values"}, x.spans) for x in batches]
+        for batch in batches:
+            batch.inputs["input_ids"][batch.inputs["input_ids"] == IMAGE_TOKEN] = 7
+    tiny_model(family).to(half).save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert model.dtype == half
+    found = measure_zeroth_order(model, batches)["ffn_zeroth_order"]
+    assert model.dtype == half
+    expected = measure_zeroth_order(load_model(tmp_path, dtype=torch.float32), batches)["ffn_zeroth_order"]
+    assert found.tolist() == expected.tolist()
+
+
 def test_weights_come_back_bit_for_bit(checkpoint: Path, batches: list[Batch]) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = load_model(checkpoint, dtype=dtype)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         measure_zeroth_order(model, batches)
+        assert {x.dtype for x in model.parameters()} == {dtype}
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

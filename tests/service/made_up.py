@@ -1,5 +1,6 @@
 """Models, scans and predictors made of numbers alone."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -161,15 +162,34 @@ def add_search(
     model_id: str = "tiny",
     label: str = "sparsity 0.5 (ffn)",
     num_answers: int = 100,
+    budget: int | None = None,
+    num_levels: int = 8,
+    round_to: int = 8,
+    calibration_id: str | None = None,
+    validated_kl: float | None = None,
     queued: bool = False,
 ) -> SearchRecord:
-    """A finished search of one target that found `widths`."""
+    """A finished search of one target that found `widths`, by default all that its budget allows.
+
+    `validated_kl` is on a set of 50 answers, "v" * 64.
+    """
     metrics = Metrics(kl=kl, nll=1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=num_answers)
-    target = TargetResult(label, 0.5, sum(widths) * 3 * HIDDEN, (1,) * len(widths), widths, metrics, 40, (kl,))
-    result = SearchResult((target,), 12).to_dict()
-    search: dict[str, Any] = {"seed": 7} | ({} if method is None else {"method": method})
+    budget = budget or sum(widths) * 3 * HIDDEN
+    target = TargetResult(label, 0.5, budget, (1,) * len(widths), widths, metrics, 40, (kl,))
+    result: dict[str, Any] = {"search": SearchResult((target,), 12).to_dict()}
+    if calibration_id is not None:
+        result["calibration_id"] = calibration_id
     if queued:
-        return repository.record_search(
-            model_id, {"data": "x", "conversations": 8, "search": search}, {"search": result, "predictor": "p"}
-        )
-    return repository.record_search(model_id, {"search": search}, result)
+        result["predictor"] = "p"
+    search: dict[str, Any] = {"seed": 7, "num_levels": num_levels, "round_to": round_to}
+    if method is not None:
+        search["method"] = method
+    validation: dict[str, Any] | None = None
+    if validated_kl is not None:
+        validation = {
+            "data": "other.json",
+            "id": "v" * 64,
+            "metrics": [asdict(Metrics(kl=validated_kl, nll=1.5, accuracy=0.7, num_tokens=500, num_answers=50))],
+        }
+    document = {"data": "x", "conversations": 8, "search": search}
+    return repository.record_search(model_id, document, result, validation=validation)

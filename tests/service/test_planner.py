@@ -33,7 +33,10 @@ def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scan
     assert plan.method == "additive-dp"
     assert plan.provenance.calibration == scanned
     assert plan.provenance.samples == 12
-    assert plan.provenance.note == "FFN widths are multiples of 8; lop: no predictor is trained for this model"
+    assert plan.provenance.note == (
+        "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
+        "mcts: no search is finished within one level step of this target"
+    )
     # By trying all 256 configurations of the scan's grid.
     grid = LevelGrid.build(made_up_anatomy(), num_levels=4)
     dense = [row[-1] for row in grid.widths]

@@ -33,6 +33,7 @@ def test_half_of_the_ffn_is_half_of_every_layer(client: TestClient) -> None:
     assert (plan.target.sparsity, plan.target.scope, plan.target.device) == (0.5, "ffn", None)
     assert plan.provenance.note == (
         "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
+        "mcts: no search is finished within one level step of this target; "
         "additive-dp: no complete one-layer sensitivity scan is stored"
     )
     assert plan.ranking.url == "/v1/models/tiny/ranking"

@@ -7,15 +7,18 @@ from fastapi.testclient import TestClient
 
 from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
-from service.finished_searches import FoundConfiguration
+from service.finished_searches import FoundConfiguration, Validation
 from service.methods.names import Method
 from service.methods.searched import best_configuration
 from storage.contract import Repository
-from storage.records import Sample
-from tests.service.made_up import add_calibration, add_search, register_model
+from storage.sql_samples import SampleStore
+from tests.service.made_up import add_calibration, add_search, register_model, scan_samples
 
 # "tiny" has 320 channels of 48 parameters; a sixteenth of its FFN parameters are 20 channels.
 HALF = (8, 40, 64, 48)
+
+NOTHING = {"targets": [], "scan_evaluations": 0}
+OTHER = {"data": "other.json", "id": "v"}
 
 
 def ask(client: TestClient, sparsity: float = 0.5, **more: Any) -> PruningPlan:
@@ -35,11 +38,8 @@ def refusal(client: TestClient, sparsity: float, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("queued", [False, True])
 def test_the_searched_widths_with_what_was_measured(client: TestClient, repository: Repository, queued: bool) -> None:
-    calibration = add_calibration(repository)
-    search = add_search(repository, HALF, 0.02, queued=queued)
-    model = repository.get_model("tiny")
-    metrics = Metrics(0.02, 1.02, 0.8, 1000, 100)
-    repository.add_samples([Sample("tiny", model.ranking_sha256, calibration, HALF, metrics, 0.1, "evolution")])
+    calibration = "c" * 64
+    search = add_search(repository, HALF, 0.02, queued=queued, calibration_id=calibration)
     plan = ask(client)
     assert plan.method == "evolution"
     assert plan.ffn_widths == list(HALF)
@@ -47,10 +47,75 @@ def test_the_searched_widths_with_what_was_measured(client: TestClient, reposito
     assert (plan.predicted.quality, plan.predicted.interval) == (0.02, None)
     assert (plan.provenance.calibration, plan.provenance.seed, plan.provenance.samples) == (calibration, 7, 40)
     assert plan.provenance.note == (
-        f"FFN widths are multiples of 8; evolution: search {search.id}, sparsity 0.5 (ffn), 40 evaluations"
+        f"FFN widths are multiples of 8; evolution: search {search.id}, sparsity 0.5 (ffn), 40 evaluations; "
+        "the predicted KL is the calibration KL of the best of 40, and so optimistic"
     )
-    assert plan.ranking.sha256 == model.ranking_sha256
+    assert plan.ranking.sha256 == repository.get_model("tiny").ranking_sha256
     assert ask(client) == plan
+
+
+def test_a_validated_search_predicts_what_the_validation_set_says(client: TestClient, repository: Repository) -> None:
+    add_search(repository, HALF, 0.02, calibration_id="c" * 64)
+    before = ask(client)
+    search = add_search(repository, HALF, 0.02, calibration_id="c" * 64, validated_kl=0.05)
+    plan = ask(client)
+    assert plan.predicted is not None
+    assert plan.predicted.quality == 0.05
+    assert (plan.ffn_widths, plan.provenance.calibration) == (before.ffn_widths, "c" * 64)
+    assert plan.provenance.note == (
+        f"FFN widths are multiples of 8; evolution: search {search.id}, sparsity 0.5 (ffn), 40 evaluations; "
+        "the predicted KL was measured on validation data, other.json (set vvvvvvvvvvvv), which the search never saw"
+    )
+    # Run again without the validation set: nothing is forgotten.
+    assert add_search(repository, HALF, 0.02, calibration_id="c" * 64) == search
+    assert ask(client) == plan
+
+
+def test_a_search_of_an_earlier_version_says_nothing_of_its_calibration_set(
+    client: TestClient, repository: Repository
+) -> None:
+    add_search(repository, HALF, 0.02, method=None, queued=True)
+    plan = ask(client, method="mcts")
+    assert (plan.ffn_widths, plan.provenance.calibration) == (list(HALF), None)
+
+
+def test_samples_are_not_read_for_a_searched_method(
+    client: TestClient, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_search(repository, HALF, 0.02, calibration_id="c" * 64)
+    monkeypatch.delattr(SampleStore, "list_samples")
+    assert ask(client).ffn_widths == list(HALF)
+
+
+# The largest step of "tiny" is 16 channels with 8 levels, 8 with 16; 32 with 4, more than a sixteenth.
+@pytest.mark.parametrize(("num_levels", "round_to", "reach"), [(8, 8, 16), (16, 4, 8), (4, 8, 20)])
+def test_a_request_without_a_method_is_answered_within_one_level_step(
+    client: TestClient, repository: Repository, num_levels: int, round_to: int, reach: int
+) -> None:
+    calibration = add_calibration(repository)
+    repository.add_samples(scan_samples(repository.get_model("tiny"), calibration, (0.01, 0.25, 0.4, 3.0)))
+    search = add_search(repository, HALF, 0.02, method="mcts", num_levels=num_levels, round_to=round_to)
+    exact = ask(client, method=None)
+    assert (exact.method, exact.ffn_widths) == ("mcts", list(HALF))
+    assert exact.provenance.note == (
+        f"FFN widths are multiples of 8; lop: no predictor is trained for this model; mcts: search {search.id}, "
+        "sparsity 0.5 (ffn), 40 evaluations; the predicted KL is the calibration KL of the best of 40, and so "
+        "optimistic"
+    )
+    near, far = 1 - (160 + reach) / 320, 1 - (160 + reach + 1) / 320
+    assert ask(client, near, method=None).method == "mcts"
+    beyond = ask(client, far, method=None)
+    assert beyond.method == "additive-dp"
+    assert "mcts: no search is finished within one level step of this target" in str(beyond.provenance.note)
+    # More is not removed by adding channels.
+    assert ask(client, 0.501, method=None).method == "additive-dp"
+    # Asked for by name, the search answers up to a sixteenth of the FFN parameters further up: 20 channels.
+    assert ask(client, 1 - 180 / 320, method="mcts").method == "mcts"
+
+
+def test_searches_of_other_methods_answer_no_request_without_one(client: TestClient, repository: Repository) -> None:
+    add_search(repository, HALF, 0.02, method="evolution")
+    assert ask(client, method=None).method == "uniform"
 
 
 def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository: Repository) -> None:
@@ -60,7 +125,17 @@ def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository:
     assert plan.ffn_widths == [24, 40, 64, 48]
     assert plan.predicted is not None
     assert plan.predicted.quality == 0.02
-    assert str(plan.provenance.note).endswith("; channels were added to what was measured, up to the target")
+    assert "; searched for another target and filled up to this one; the predicted KL is" in str(plan.provenance.note)
+    # Less than a step more than what was searched: nothing to add.
+    assert "filled up" not in str(ask(client, 0.49).provenance.note)
+
+
+def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClient, repository: Repository) -> None:
+    add_search(repository, HALF, 0.02, budget=168 * 48)
+    plan = ask(client, 1 - 168 / 320)
+    assert plan.ffn_widths == [16, 40, 64, 48]
+    assert "; channels were added to what was measured, up to the target; the predicted" in str(plan.provenance.note)
+    assert "another target" not in str(plan.provenance.note)
 
 
 def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, repository: Repository) -> None:
@@ -69,6 +144,7 @@ def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, r
     assert all(w % 24 == 0 or w == dense for w, dense in zip(plan.ffn_widths, (64, 64, 128, 64), strict=True))
     assert plan.predicted is None
     assert "rounding to multiples of 24 took channels" in str(plan.provenance.note)
+    assert "predicted KL" not in str(plan.provenance.note)
 
 
 def test_a_search_without_a_method_is_a_tree_search(client: TestClient, repository: Repository) -> None:
@@ -112,8 +188,12 @@ def test_searches_of_other_models_and_unfinished_ones_do_not_count(client: TestC
     ("document", "result"),
     [
         ({}, {}),
-        ({"search": {"method": "magic"}}, {"targets": [], "scan_evaluations": 0}),
-        ({"search": {"method": "evolution"}}, {"targets": [{"widths": 3}], "scan_evaluations": 0}),
+        ({"search": {"method": "magic"}}, {"search": NOTHING}),
+        ({"search": {"method": "evolution"}}, NOTHING),
+        ({"search": {"method": "evolution"}}, {"search": {"targets": [{"widths": 3}], "scan_evaluations": 0}}),
+        ({"search": {"method": "evolution", "num_levels": 200}}, {"search": NOTHING}),
+        ({"search": {"method": "evolution"}}, {"search": NOTHING, "validation": {"metrics": []}}),
+        ({"search": {"method": "evolution"}}, {"search": NOTHING, "validation": {**OTHER, "metrics": [{}]}}),
         ({"search": []}, {"search": "done"}),
     ],
 )
@@ -135,9 +215,20 @@ def test_widths_that_the_model_does_not_have_are_left_out(
     assert ask(client).ffn_widths == list(HALF)
 
 
-def found(parameters: int, kl: float, num_answers: int = 100) -> FoundConfiguration:
+def found(
+    parameters: int,
+    kl: float,
+    num_answers: int = 100,
+    *,
+    calibration_id: str | None = None,
+    level_step: int = 1600,
+    validated: bool = False,
+) -> FoundConfiguration:
     metrics = Metrics(kl, 1.0, 0.5, 1000, num_answers)
-    return FoundConfiguration("s", Method.RANDOM, "x", (1,), parameters, metrics, 10, 0, None)
+    validation = Validation("other.json", "v", metrics) if validated else None
+    return FoundConfiguration(
+        "s", Method.RANDOM, "x", (1,), 1000, parameters, level_step, metrics, 10, 0, calibration_id, validation
+    )
 
 
 def test_the_rule_that_picks_a_configuration() -> None:
@@ -153,3 +244,37 @@ def test_the_rule_that_picks_a_configuration() -> None:
     assert best(first, second) is second
     # Measured on fewer answers: not comparable, even if it looks better.
     assert best(found(1000, 0.3, 500), found(1000, 0.1, 100)) == found(1000, 0.3, 500)
+
+
+def test_kls_of_two_calibration_sets_are_not_compared() -> None:
+    def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
+        return best_configuration(list(entries), 1000, 1600)
+
+    first, second = found(1000, 0.1, calibration_id="a"), found(1000, 0.3, calibration_id="b")
+    # Equally many answers: the set that came last, whatever its numbers look like.
+    assert best(first, second) is second
+    assert best(second, first) is first
+    assert best(first, second, better := found(1000, 0.2, calibration_id="b")) is better
+    # A set that is not known is not that of as many answers either.
+    assert best(first, unknown := found(1000, 0.4)) is unknown
+    assert best(unknown, found(1000, 0.5), found(1000, 0.0, 99, calibration_id="c")) is unknown
+    # More answers are less noise.
+    assert best(wide := found(1000, 0.9, 101, calibration_id="c"), first, second) is wide
+
+
+def test_of_equal_configurations_the_validated_one_answers() -> None:
+    validated = found(1000, 0.1, calibration_id="a", validated=True)
+    assert best_configuration([validated, found(1000, 0.1, calibration_id="a")], 1000, 1600) is validated
+
+
+def test_within_one_step_of_the_levels() -> None:
+    fine, coarse = found(960, 0.1, level_step=40), found(900, 0.05, level_step=200)
+
+    def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
+        return best_configuration(list(entries), 1000, 1600, within_one_step=True)
+
+    assert best(fine) is fine
+    assert best(found(959, 0.1, level_step=40)) is None
+    assert best(fine, coarse) is coarse
+    # A coarse grid reaches no further than a request by name does.
+    assert best(found(899, 0.05, level_step=200)) is None

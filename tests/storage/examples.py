@@ -2,7 +2,9 @@
 
 import hashlib
 from datetime import UTC, datetime
+from typing import Any
 
+from mcts.settings import SearchSettings
 from pruning.anatomy import DecoderLayer, ModelAnatomy
 from pruning.metrics import Metrics
 from pruning.plan import (
@@ -100,6 +102,12 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
         predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5)),
         provenance=Provenance(predictor="p", samples=300, calibration="c", seed=0, note="größer"),
     )
+
+
+def search_document() -> dict[str, Any]:
+    """What `lop search --queue` leaves for a worker."""
+    settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7)
+    return {"data": "/data/calibration.json", "conversations": 32, "search": settings.to_dict()}
 
 
 def store_basics(repository: Repository) -> None:

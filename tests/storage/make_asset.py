@@ -11,7 +11,7 @@ from pathlib import Path
 from storage.migration import REVISIONS
 from storage.records import PlanRecord
 from storage.sql_repository import open_repository
-from tests.storage.examples import plan, predictor, sample, statistics, store_basics
+from tests.storage.examples import plan, predictor, sample, search_document, statistics, store_basics
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -26,8 +26,8 @@ def make_asset(path: Path) -> None:
             repository.add_statistics(statistics())
             repository.add_predictor(predictor())
             repository.add_plan(PlanRecord("request", plan()))
-            repository.add_search("m", {"num_simulations": 300})
-            repository.record_search("m", {"seed": 7}, {"best_kl": 0.02})
+            repository.add_search("m", search_document())
+            repository.record_search("m", search_document(), {"best_kl": 0.02}, validation={"id": "c"})
         connection = sqlite3.connect(work)
         # Pages of 1 KiB instead of 4 for a small file; their size can only be changed outside of WAL.
         for pragma in ("journal_mode = DELETE", "page_size = 1024"):

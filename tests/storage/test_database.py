@@ -53,7 +53,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "record_search": lambda r: r.record_search("m", {}, {}),
     "get_search": lambda r: r.get_search("s"),
     "list_searches": lambda r: r.list_searches(),
-    "count_searches": lambda r: r.count_searches("m", SearchStatus.DONE),
+    "list_search_ids": lambda r: r.list_search_ids("m", SearchStatus.DONE),
     "claim_search": lambda r: r.claim_search("w", stale_after=timedelta(0)),
     "heartbeat": lambda r: r.heartbeat("s", "w"),
     "finish_search": lambda r: r.finish_search("s", "w"),

@@ -1,24 +1,40 @@
 """Migrations: they build exactly the tables, in order, from any released revision, all or nothing."""
 
+import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy import CheckConstraint, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
+from mcts.settings import SearchSettings
 from pruning.errors import SchemaRevisionError, StorageUnavailableError
 from storage import migration
 from storage.database import create_database_engine, upgrade
 from storage.records import PlanRecord, SearchStatus
 from storage.sql_repository import open_repository
-from storage.tables import Base
+from storage.tables import Base, SearchRow
 from storage.url import parse_url
-from tests.storage.examples import calibration, model, plan, predictor, sample, statistics, store_basics
+from tests.storage.examples import (
+    MORNING,
+    calibration,
+    model,
+    plan,
+    predictor,
+    sample,
+    search_document,
+    statistics,
+    store_basics,
+)
 from tests.storage.make_asset import ASSETS, make_asset
 
 NEXT_REVISION = """
@@ -88,17 +104,67 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
         assert repository.list_samples("m") == [sample(number) for number in range(1, 6)]
         assert repository.list_predictors() == [predictor()]
         assert repository.find_plan("request") == PlanRecord("request", plan())
-        (search,) = repository.list_searches(status=SearchStatus.QUEUED)
-        assert search.settings == {"num_simulations": 300}
+        (queued,) = repository.list_searches(status=SearchStatus.QUEUED)
+        (done,) = repository.list_searches(status=SearchStatus.DONE)
         if asset.stem >= "revision_0002":
             assert repository.list_statistics("m") == [statistics()]
-            (done,) = repository.list_searches(status=SearchStatus.DONE)
-            assert (done.settings, done.result) == ({"seed": 7}, {"best_kl": 0.02})
+            assert (queued.settings, done.settings) == (search_document(), search_document())
+            assert done.result == {"best_kl": 0.02, "validation": {"id": "c"}}
         else:
             assert repository.list_statistics("m") == []
-            assert repository.list_searches(status=SearchStatus.DONE) == []
+            assert done.result == {"search": {"targets": [], "scan_evaluations": 15}, "predictor": "p"}
         assert repository.add_statistics(statistics("gradients")) == statistics("gradients")
         assert repository.add_samples([sample(5), sample(6)]) == 1
+
+
+def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: Path) -> None:
+    url = f"sqlite:///{shutil.copyfile(ASSETS / 'revision_0001.sqlite3', tmp_path / 'old.db')}"
+    dropped = {"refit_every", "trust_radius", "move_share"}
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        before = [json.loads(row[0]) for row in connection.execute("SELECT settings FROM searches ORDER BY number")]
+    assert all(dropped < set(document["search"]) for document in before)
+    upgrade(url)
+    with open_repository(url) as repository:
+        done, running, queued = repository.list_searches()
+    statuses = [SearchStatus.DONE, SearchStatus.RUNNING, SearchStatus.QUEUED]
+    assert [search.status for search in (done, running, queued)] == statuses
+    assert done.settings == before[0]
+    for search, old, sparsity in ((running, before[1], 0.5), (queued, before[2], 0.3)):
+        kept = {name: value for name, value in old["search"].items() if name not in dropped}
+        assert search.settings == old | {"search": kept}
+        assert (search.settings["data"], search.settings["conversations"]) == ("/data/calibration.json", 32)
+        assert SearchSettings.from_dict(search.settings["search"]) == SearchSettings(
+            sparsities=(sparsity,), num_evaluations=60, seed=7, parallel_leaves=1, temperature=0.03
+        )
+
+
+def test_waiting_searches_of_any_form_upgrade_on_any_database(empty_url: str) -> None:
+    if empty_url.startswith("sqlite:"):
+        Path(empty_url.removeprefix("sqlite:///")).touch()
+    engine = create_database_engine(parse_url(empty_url))
+    config = Config()
+    config.set_main_option("script_location", str(migration.SCRIPT_LOCATION))
+    rows: list[tuple[str, Any]] = [
+        ("queued", {"search": {"seed": 7, "refit_every": 8, "move_share": 0.5}, "data": "d"}),
+        ("queued", {"search": 3}),
+        ("running", [1]),
+        ("failed", {"search": {"refit_every": 8}}),
+    ]
+    with engine.execution_options(write=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO artifacts VALUES ('s', 't', '')"))
+        connection.execute(text("INSERT INTO models VALUES ('m', '{}', 'w', 's', '/m', '2025-03-01 08:00:00+00:00')"))
+        for number, (status, document) in enumerate(rows, start=1):
+            values = {"id": f"s{number}", "settings": document, "status": status, "created_at": MORNING}
+            connection.execute(insert(SearchRow).values(number=number, model_id="m", **values))
+    engine.dispose()
+    upgrade(empty_url)
+    engine = create_database_engine(parse_url(empty_url))
+    with engine.connect() as connection:
+        left = connection.execute(select(SearchRow.settings).order_by(SearchRow.number)).scalars().all()
+    engine.dispose()
+    assert left == [{"search": {"seed": 7}, "data": "d"}, {"search": 3}, [1], {"search": {"refit_every": 8}}]
 
 
 def test_every_released_revision_has_its_asset_and_it_is_small() -> None:

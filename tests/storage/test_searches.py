@@ -142,14 +142,48 @@ def test_a_search_that_ends_the_same_again_is_recorded_once(filled: SqlRepositor
     assert filled.record_search("m", {"seed": 0}, {"kl": 0.1 + 0.2}) == first
     others = [filled.record_search("m", {"seed": 1}, {"kl": 0.3}), filled.record_search("m", {"seed": 0}, {"kl": 0.3})]
     assert filled.list_searches() == [first, *others]
-    assert filled.count_searches("m", SearchStatus.DONE) == 3
+    assert filled.list_search_ids("m", SearchStatus.DONE) == (first.id, others[0].id, others[1].id)
+
+
+def test_a_validation_replaces_the_equal_search_and_stays(filled: SqlRepository) -> None:
+    settings, result = {"seed": 0}, {"kl": 0.5}
+    plain, other = filled.record_search("m", settings, result), filled.record_search("m", {"seed": 1}, result)
+    validated = filled.record_search("m", settings, result, validation={"id": "v", "metrics": [0.6]})
+    assert validated.result == {"kl": 0.5, "validation": {"id": "v", "metrics": [0.6]}}
+    assert filled.list_searches() == [other, validated]
+    with pytest.raises(NotFoundError):
+        filled.get_search(plain.id)
+    # Run again, with that validation or without one.
+    assert filled.record_search("m", settings, result) == validated
+    assert filled.record_search("m", settings, result, validation={"id": "v", "metrics": [0.6]}) == validated
+    latest = filled.record_search("m", settings, result, validation={"id": "w", "metrics": [0.7]})
+    assert filled.list_search_ids("m", SearchStatus.DONE) == (other.id, latest.id)
+    assert result == {"kl": 0.5}
+
+
+def test_a_validation_replaces_no_search_of_the_queue(filled: SqlRepository) -> None:
+    queued = filled.add_search("m", {"seed": 0})
+    recorded = filled.record_search("m", {"seed": 0}, {"kl": 0.5}, validation={"id": "v"})
+    assert [search.id for search in filled.list_searches()] == [queued.id, recorded.id]
+
+
+def test_threads_that_validate_one_search_agree(filled: SqlRepository) -> None:
+    def record(number: int) -> str:
+        validation = {"id": "v"} if number % 2 else None
+        return filled.record_search("m", {"seed": 0}, {"kl": 0.5}, validation=validation).id
+
+    with ThreadPoolExecutor(6) as pool:
+        recorded = list(pool.map(record, range(12)))
+    (search,) = filled.list_searches()
+    assert search.result == {"kl": 0.5, "validation": {"id": "v"}}
+    assert recorded[-1] == search.id
 
 
 def test_threads_that_record_one_search_agree(filled: SqlRepository) -> None:
     with ThreadPoolExecutor(6) as pool:
         recorded = list(pool.map(lambda _: filled.record_search("m", {"seed": 0}, {"kl": 0.5}), range(12)))
     assert {search.id for search in recorded} == {filled.list_searches()[0].id}
-    assert filled.count_searches("m", SearchStatus.DONE) == 1
+    assert len(filled.list_search_ids("m", SearchStatus.DONE)) == 1
 
 
 def test_recorded_search_needs_its_model_and_json(filled: SqlRepository) -> None:
@@ -159,6 +193,8 @@ def test_recorded_search_needs_its_model_and_json(filled: SqlRepository) -> None
         filled.record_search("m", {"model": object()}, {})
     with pytest.raises(InputError, match="result of a search must be a JSON document"):
         filled.record_search("m", {}, {"kl": float("nan")})
+    with pytest.raises(InputError, match="validation of a search must be a JSON document"):
+        filled.record_search("m", {}, {}, validation={"kl": float("nan")})
     assert filled.list_searches() == []
 
 
@@ -169,8 +205,9 @@ def test_searches_of_one_model(filled: SqlRepository) -> None:
     assert filled.list_searches(model_id="m") == [own, done]
     assert filled.list_searches(model_id="m", status=SearchStatus.DONE) == [done]
     assert filled.list_searches(model_id="other") == [foreign]
-    assert filled.count_searches("m", SearchStatus.QUEUED) == filled.count_searches("m", SearchStatus.DONE) == 1
-    assert filled.count_searches("other", SearchStatus.QUEUED) == 0
+    assert filled.list_search_ids("m", SearchStatus.QUEUED) == (own.id,)
+    assert filled.list_search_ids("m", SearchStatus.DONE) == (done.id,)
+    assert filled.list_search_ids("other", SearchStatus.QUEUED) == ()
 
 
 def test_queued_search_cannot_be_finished(filled: SqlRepository) -> None:

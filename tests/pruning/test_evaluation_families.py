@@ -1,0 +1,155 @@
+"""The evaluator against real cuts: every family, both attention implementations, bfloat16, and several threads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.anatomy_reader import read_anatomy
+from pruning.batches import Batch, make_batches
+from pruning.checkpoint import load_model
+from pruning.conversations import Conversation
+from pruning.decoder import decoder_inputs, decoder_view
+from pruning.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.layerwise import record_layer_calls, without_causal_mask
+from pruning.metrics import Metrics
+from pruning.ranking import Ranking
+from pruning.surgery import cut_ffns
+from tests.pruning.test_compensation import compensating_ranking
+from tests.pruning.test_families import WIDTHS, random_ranking
+from tests.tiny_models import BUILDERS, tiny_model, tiny_processor
+
+IMAGE_TOKEN = 3
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def save_lively_model(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A model whose layers do much more than pass on what they get, so that no difference hides behind the residual."""
+    model = tiny_model(family)
+    for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
+        for linear in module.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=0.2)
+                if linear.bias is not None:
+                    nn.init.normal_(linear.bias, std=0.2)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+def batches_for(family: str, conversations: list[Conversation], *, batch_size: int = 4) -> list[Batch]:
+    """Padded batches with images, these as the family's vision tower takes them."""
+    batches = make_batches(conversations, tiny_processor(), batch_size=batch_size)
+    return batches if family.startswith("llava") else [_in_patches(batch) for batch in batches]
+
+
+def _in_patches(batch: Batch) -> Batch:
+    """LLaVA's pictures [n, 3, 32, 32] as Qwen-VL's patches [16 n, 3 x 2 x 8 x 8]: four merged tokens each, as there."""
+    ids, pictures = batch.inputs["input_ids"], batch.inputs["pixel_values"]
+    patches = pictures.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)  # [n, 4, 4, 3, 8, 8]
+    return Batch(
+        {
+            "input_ids": ids,
+            "attention_mask": batch.inputs["attention_mask"],
+            "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+            "pixel_values": patches.unsqueeze(4).expand(-1, -1, -1, -1, 2, -1, -1).reshape(-1, 384),
+            "image_grid_thw": torch.tensor([[1, 4, 4]] * len(pictures)),
+        },
+        batch.spans,
+    )
+
+
+def cut_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
+    """Metrics of `WIDTHS` by really cutting the model in `folder`."""
+    cut = load_model(folder, **kwargs)
+    cut_ffns(cut, WIDTHS, ranking)
+    return evaluate_model(cut, batches, load_model(folder, **kwargs))
+
+
+def sliced_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
+    """Metrics of `WIDTHS` by the evaluator, from a cached prefix where there is one."""
+    evaluator = ConfigurationEvaluator(load_model(folder, **kwargs), batches, ranking)
+    evaluator.evaluate([*WIDTHS[:2], 16, 48])
+    return evaluator.evaluate(WIDTHS)
+
+
+def assert_equal(sliced: Metrics, real: Metrics, *, rel: float = 1e-3) -> None:
+    assert real.kl > 0.05
+    assert sliced.kl == pytest.approx(real.kl, rel=rel)
+    assert sliced.nll == pytest.approx(real.nll, rel=rel)
+    assert (sliced.accuracy, sliced.num_tokens, sliced.num_answers) == (
+        real.accuracy,
+        real.num_tokens,
+        real.num_answers,
+    )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_slices_equal_cuts(family: str, attention: str, conversations: list[Conversation], tmp_path: Path) -> None:
+    folder = save_lively_model(tmp_path, family)
+    batches = batches_for(family, conversations)
+    ranking = random_ranking(read_anatomy(folder))
+    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
+    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention))
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_slices_equal_cuts_with_biases_that_compensate(
+    family: str, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    folder = save_lively_model(tmp_path, family)
+    batches = batches_for(family, conversations)
+    ranking = compensating_ranking(read_anatomy(folder))
+    assert_equal(sliced_metrics(folder, batches, ranking), cut_metrics(folder, batches, ranking))
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "sdpa") for family in BUILDERS), ("llava-llama", "eager")]
+)
+def test_slices_equal_cuts_in_bfloat16(
+    family: str, attention: str, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    folder = save_lively_model(tmp_path, family, torch.bfloat16)
+    batches = batches_for(family, conversations)
+    ranking = random_ranking(read_anatomy(folder))
+    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
+    # Slices add channels up in the ranking's order, cuts in their own: rounding may differ where it is coarse.
+    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention), rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llava-llama", "llava-mistral-window", "qwen2.5-vl"])
+def test_two_threads_give_the_bits_of_one(
+    family: str, dtype: torch.dtype, conversations: list[Conversation], tmp_path: Path, two_threads: None
+) -> None:
+    folder = save_lively_model(tmp_path, family, dtype)
+    batches = batches_for(family, conversations, batch_size=2)
+    assert len(batches) == 3
+    ranking = random_ranking(read_anatomy(folder))
+    configurations = [tuple(WIDTHS), (16, 8, 8, 8), (48, 8, 48, 40), tuple(WIDTHS)]
+    two = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
+    torch.set_num_threads(1)
+    one = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
+    assert two == one
+    assert one[0].kl > 0.05
+
+
+@pytest.mark.parametrize(("family", "dropped"), [("llava-mistral", 4), ("llava-mistral-window", 0)])
+def test_a_window_shorter_than_the_sequence_keeps_its_masks(
+    family: str, dropped: int, conversations: list[Conversation]
+) -> None:
+    model = tiny_model(family)
+    (batch,) = batches_for(family, conversations, batch_size=8)
+    (inputs,) = decoder_inputs(model, [batch])
+    calls = without_causal_mask(record_layer_calls(decoder_view(model), inputs), batch.inputs["attention_mask"])
+    assert sum(call["attention_mask"] is None for call in calls.arguments) == dropped
