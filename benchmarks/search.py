@@ -79,7 +79,7 @@ class Run:
 
 def main(
     reference: Annotated[Path, typer.Option(help="Folder with model/ and data/.")] = REFERENCE,
-    conversations: Annotated[int, typer.Option(min=1, help="Calibration conversations that searches score on.")] = 16,
+    conversations: Annotated[int, typer.Option(min=1, help="Calibration conversations that searches score on.")] = 14,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run left.")] = False,
 ) -> None:
     """Write results/search.json, search.png (quality against sparsity) and search_progress.png."""
