@@ -7,7 +7,7 @@ the tree search with one target at a time, which pays for the whole scan. Evolut
 other methods see all 128 calibration conversations at once; those that search score configurations on the first few.
 Every number that is reported beside `calibration_kl` comes from the validation conversations.
 
-The search's constants were chosen on other calibration conversations of the same model (the last 32), with other seeds,
+The search's constants were chosen on other calibration conversations of the same model (97th to 112th), other seeds,
 and on analytic landscapes. Finished searches are kept in benchmarks/.work and read again by the same code if the
 benchmark was interrupted (`--fresh` forgets them).
 """
