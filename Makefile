@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray clean
+.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench-search     the tree search against every other method (45 minutes)"
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
+	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -52,6 +53,9 @@ bench-evaluator: $(STAMP)
 
 bench-ray: $(STAMP)
 	$(BIN)/python -m benchmarks.ray
+
+bench-predictor: $(STAMP)
+	$(BIN)/python -m benchmarks.predictor
 
 clean:
 	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

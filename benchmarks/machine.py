@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.atomic_file import replace_file
+from pruning.devices.machine import cpu_model
 
 RESULTS_DIR = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus,
@@ -71,12 +72,3 @@ def write_results(name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[
     path = RESULTS_DIR / f"{name}.json"
     replace_file(path, content.encode())
     return path
-
-
-def _cpu_model() -> str:
-    """The processor's name; Linux keeps it in /proc, elsewhere `platform` knows what there is to know."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -36,6 +36,7 @@ from pruning.allocators.evolution import evolve
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.allocators.uniform import uniform_widths
 from pruning.levels import LevelGrid
+from pruning.limits import WidthSteps, parameter_limits
 from pruning.metrics import Widths
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind
@@ -173,8 +174,9 @@ def _without_search(subject: Subject, grid: LevelGrid, budgets: dict[float, int]
     found: list[Found] = []
     statistics = {kind: subject.statistics(kind) for kind in StatisticsKind}
     sensitivity, scan_seconds = subject.scan(grid)
+    steps = WidthSteps.build(subject.anatomy, round_to=ROUND_TO)
     for sparsity, budget in budgets.items():
-        uniform = uniform_widths(subject.anatomy, budget, round_to=ROUND_TO)
+        uniform = uniform_widths(parameter_limits(subject.anatomy, steps, budget))
         found.append(Found("uniform", sparsity, None, tuple(uniform), 0, 0.0))
         before = time.perf_counter()
         levels = fill_up(grid, additive_dp(grid, sensitivity, budget)[0], budget, sensitivity)
@@ -184,7 +186,8 @@ def _without_search(subject: Subject, grid: LevelGrid, budgets: dict[float, int]
         for name, allocator in STATISTICAL_ALLOCATORS.items():
             measured, measuring_seconds = statistics[allocator.kind]
             before = time.perf_counter()
-            allocation: Allocation = allocator.allocate(subject.anatomy, measured, budget, round_to=ROUND_TO)
+            limits = parameter_limits(subject.anatomy, steps, budget, compensates=allocator.compensates)
+            allocation: Allocation = allocator.allocate(subject.anatomy, measured, limits)
             seconds = measuring_seconds + time.perf_counter() - before
             found.append(Found(name, sparsity, None, tuple(allocation.widths), 0, seconds, allocation.ranking))
     return found

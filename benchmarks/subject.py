@@ -28,9 +28,8 @@ from pruning.plan import content_id
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.target import Scope, ffn_parameter_budget
-from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord
-from storage.sql_repository import open_repository
+from storage.sql_repository import SqlRepository, open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 WORK_DIR = Path(__file__).parent / ".work"
@@ -42,12 +41,12 @@ class Subject:
 
     Args:
         reference: folder with model/ and data/.
-        num_conversations: calibration conversations that configurations are scored on; statistics and the ranking come
-            from all of them.
+        num_conversations: calibration conversations that configurations are scored on, None for all; statistics and
+            the ranking come from all of them.
         fresh: forget the searches that an interrupted run has finished.
     """
 
-    def __init__(self, reference: Path, num_conversations: int, *, fresh: bool) -> None:
+    def __init__(self, reference: Path, num_conversations: int | None, *, fresh: bool) -> None:
         self._folder = reference / "model"
         self._processor = load_processor(self._folder)
         everything = load_conversations(reference / "data" / "calibration.json")
@@ -142,9 +141,9 @@ class Subject:
         def progress(_done: int, _total: int, target: str, _best: float | None, /) -> None:
             marks[target] = time.perf_counter() - started
 
-        calibration = calibration_id(self._conversations["calibration"])
+        calibration = self.calibration_id
         with TemporaryDirectory() as folder:
-            repository = self._repository(Path(folder))
+            repository = self.repository(Path(folder) / "search.db")
             result = run_search(repository, MODEL_ID, calibration, self.evaluator("calibration"), settings, progress)
         seconds = self._seconds_per_target(result, marks)
         document = {"result": result.to_dict(), "seconds": seconds}
@@ -158,9 +157,17 @@ class Subject:
         starts = [scan, *ends[:-1]]
         return [end - start + scan / len(ends) for start, end in zip(starts, ends, strict=True)]
 
-    def _repository(self, folder: Path) -> Repository:
-        """A new database in `folder`, with the model and its calibration set."""
-        repository = open_repository(f"sqlite:///{folder / 'search.db'}", create=True)
+    @property
+    def calibration_id(self) -> str:
+        """Of the conversations that configurations are scored on."""
+        return calibration_id(self._conversations["calibration"])
+
+    def repository(self, path: Path) -> SqlRepository:
+        """The database at `path`, made if need be, with the model and its calibration set."""
+        exists = path.exists()
+        repository = open_repository(f"sqlite:///{path}", create=True)
+        if exists:
+            return repository
         now = datetime.now(UTC)
         sha256 = repository.put_artifact(self.ranking.to_bytes(), BINARY)
         repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self._folder), now))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lop.commands import apply, compare, db, demo, evaluate, model, plan, queue, search, serve, train, worker
+from lop.commands import apply, compare, db, demo, device, evaluate, model, plan, queue, search, serve, train, worker
 from lop.console import fail, print_line
 from pruning.errors import LopError
 
@@ -51,6 +51,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("worker")(worker.worker)
 app.command("queue")(queue.queue)
+app.add_typer(device.app, name="device")
 app.add_typer(db.app, name="db")
 
 

@@ -4,14 +4,22 @@ Tests hand in a transport that calls the application without a socket (`httpx` d
 """
 
 import hashlib
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from pruning.errors import CheckpointError, InfeasibleTargetError, InputError, LopError, NotFoundError
-from pruning.plan import PruningPlan
+from pruning.errors import (
+    CheckpointError,
+    InfeasibleBudgetError,
+    InfeasibleTargetError,
+    InputError,
+    LopError,
+    NotFoundError,
+)
+from pruning.plan import Budget, PruningPlan
 from pruning.target import Scope
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -45,19 +53,41 @@ class Client:
         self,
         *,
         model: str,
-        sparsity: float,
+        sparsity: float | None = None,
+        budget: Budget | Mapping[str, Any] | None = None,
         scope: Scope | str = Scope.FFN,
         device: str | None = None,
         round_to: int | None = None,
+        tp_size: int | None = None,
         method: str | None = None,
     ) -> PruningPlan:
-        """Request the plan of `model` for `sparsity`; the ranking's URL in it is absolute.
+        """Request the plan of `model` for a sparsity, or for a budget; the ranking's URL in it is absolute.
+
+        Args:
+            model: id of a registered model.
+            sparsity: fraction of `scope` to remove.
+            budget: instead of a sparsity, what the model may cost: `pruning.plan.Budget`, or its fields. Neither of
+                the two: the device's memory.
+            scope: what the sparsity counts.
+            device: id of a device. It prices latency; with a budget its memory is a limit too.
+            round_to: widths are multiples of this.
+            tp_size: devices that share each layer: it divides every width.
+            method: how widths are chosen; by default by the best that the server's data allows.
 
         Raises:
-            InputError: the request breaks a rule (its subclasses NotFoundError and InfeasibleTargetError included).
+            InputError: the request breaks a rule (its subclasses NotFoundError, InfeasibleTargetError and
+                InfeasibleBudgetError included).
             ServerError: there is no such server, or it is out of order.
         """
-        asked = {"sparsity": sparsity, "scope": str(scope), "device": device, "round_to": round_to, "method": method}
+        asked = {
+            "sparsity": sparsity,
+            "budget": _without_none(budget.model_dump() if isinstance(budget, Budget) else budget),
+            "scope": str(scope),
+            "device": device,
+            "round_to": round_to,
+            "tp_size": tp_size,
+            "method": method,
+        }
         body = {"model": model, **{k: v for k, v in asked.items() if v is not None}}
         return self._plan(self._request("POST", "/v1/plans", json=body))
 
@@ -71,13 +101,33 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """The models that the server has plans for."""
+        return self._all_items("/v1/models")
+
+    def _all_items(self, path: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
-        page: str | None = "/v1/models"
+        page: str | None = path
         while page is not None:
             document = self._request("GET", page).json()
             items += document["items"]
             page = document.get("next")
         return items
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The devices that a plan can be made for: the server's catalogue and what was registered."""
+        return self._all_items("/v1/devices")
+
+    def device(self, device_id: str) -> dict[str, Any]:
+        """One device, with its profile if it was measured; raises NotFoundError."""
+        found: dict[str, Any] = self._request("GET", f"/v1/devices/{quote(device_id, safe='')}").json()
+        return found
+
+    def register_device(self, profile: Mapping[str, Any]) -> dict[str, Any]:
+        """Register a measured profile (`pruning.devices.profile.DeviceProfile`, as JSON types); returns the device.
+
+        Raises InputError if it breaks a rule, or its id is one of the catalogue's.
+        """
+        registered: dict[str, Any] = self._request("POST", "/v1/devices", json=dict(profile)).json()
+        return registered
 
     def close(self) -> None:
         """Close connections."""
@@ -100,6 +150,10 @@ class Client:
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
         return _send(self._http, verb, path, **kwargs)
+
+
+def _without_none(fields: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if fields is None else {name: value for name, value in fields.items() if value is not None}
 
 
 def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
@@ -156,6 +210,9 @@ def _problem(response: httpx.Response) -> LopError:
         return NotFoundError(detail, values=values, remedy=remedy)
     if response.is_server_error:
         return ServerError(detail, values=values, remedy=remedy)
+    nearest, binding = problem.get("nearest_values"), problem.get("binding")
+    if isinstance(nearest, dict) and binding in nearest:
+        return InfeasibleBudgetError(detail, values=values, remedy=remedy, binding=binding, nearest_values=nearest)
     if problem.get("nearest") is not None:
         return InfeasibleTargetError(detail, values=values, remedy=remedy, nearest=float(problem["nearest"]))
     return InputError(detail, values=values, remedy=remedy)

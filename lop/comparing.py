@@ -149,10 +149,8 @@ def _request_plans(
     """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
     from service.planner import Planner
     from service.predictor_cache import PredictorCache
-    from service.settings import load_settings
 
-    threads = load_settings().torch_threads
-    planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=threads))
+    planner = Planner(repository, PredictorCache(repository, capacity=1))
     plans: list[tuple[float, PruningPlan]] = []
     missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
     for method in dict.fromkeys(methods or tuple(Method)):

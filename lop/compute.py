@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
-def load_for_compute(folder: str | Path) -> "PreTrainedModel":
-    """The checkpoint's model, dense or pruned, on the device that it is to be measured on.
-
-    Raises:
-        CheckpointError: as `load_model`.
-        InputError: torch has no such device.
-    """
+def compute_device() -> "torch.device":
+    """The device that models are measured on; raises InputError if torch has no such device."""
     import torch
-
-    from pruning.checkpoint import load_model
 
     name = os.environ.get("LOP_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,4 +23,17 @@ def load_for_compute(folder: str | Path) -> "PreTrainedModel":
         raise InputError(
             "LOP_TORCH_DEVICE must be a device that torch can use", values=name, remedy="Use cpu, or unset it"
         ) from error
+    return device
+
+
+def load_for_compute(folder: str | Path) -> "PreTrainedModel":
+    """The checkpoint's model, dense or pruned, on the device that it is to be measured on.
+
+    Raises:
+        CheckpointError: as `load_model`.
+        InputError: torch has no such device.
+    """
+    from pruning.checkpoint import load_model
+
+    device = compute_device()
     return load_model(folder).to(device)

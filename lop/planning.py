@@ -29,17 +29,21 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
     from storage.sql_repository import open_repository
 
     settings = load_settings(database_url=database)
-    check_sparsity(request["sparsity"])
+    if request.get("sparsity") is not None:
+        check_sparsity(request["sparsity"])
     try:
         asked = PlanRequest(**request)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        # A rule about the whole request has no place, and all of the request is its input.
         raise InputError(
-            f"{where}: {first['msg']}", values=repr(first["input"]), remedy="`lop plan --help` lists what is allowed"
+            f"{where}: {message}" if where else message,
+            values=repr(first["input"]) if where else "",
+            remedy="`lop plan --help` lists what is allowed",
         ) from error
     with open_repository(settings.database_url) as repository:
-        planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=settings.torch_threads))
+        planner = Planner(repository, PredictorCache(repository, capacity=1))
         plan = planner.plan(asked)
         return plan, repository.get_artifact(plan.ranking.sha256).content
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from pruning.errors import InputError
 from pruning.levels import LevelGrid
 from pruning.plan import content_id
+from pruning.statistics import ModelStatistics, StatisticsKind
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 
 if TYPE_CHECKING:
+    from policy_model.predictor import Predictor
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
 
@@ -63,7 +65,14 @@ def train_model(
             values=f"{on_grid} of {len(samples)} samples have widths of {grid.num_levels} levels of {grid.round_to}",
             remedy="Give --num-levels and --round-to as in the search",
         )
-    predictor = train_predictor(model.anatomy, samples, settings, progress=progress, checkpoint_folder=resume_folder)
+    predictor = train_predictor(
+        model.anatomy,
+        samples,
+        settings,
+        statistics=_activations(repository, model_id),
+        progress=progress,
+        checkpoint_folder=resume_folder,
+    )
     weights, config = predictor.to_bytes()
     sha256 = repository.put_artifact(weights, "application/octet-stream")
     return repository.add_predictor(
@@ -75,3 +84,18 @@ def train_model(
             created_at=datetime.now(UTC),
         )
     )
+
+
+def load_predictor(repository: Repository, record: PredictorRecord) -> "Predictor":
+    """The predictor that `record` names. Raises CheckpointError if this version cannot read it."""
+    from policy_model.predictor import Predictor
+
+    return Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config)
+
+
+def _activations(repository: Repository, model_id: str) -> ModelStatistics | None:
+    """What `lop model add` measured, which tells layers apart; None for models of an earlier version."""
+    record = repository.latest_statistics(model_id, StatisticsKind.ACTIVATIONS)
+    if record is None:
+        return None
+    return ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)

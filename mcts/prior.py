@@ -1,6 +1,6 @@
 """Where a search expects good levels: priors over the next layer's level, given the levels so far.
 
-The surrogate's prior is the default. Another one (a trained predictor's) can be handed to the search and is mixed in.
+The surrogate's prior is the default. A guide (a trained predictor) can be handed to the search: its prior is mixed in.
 """
 
 from typing import Protocol
@@ -22,6 +22,16 @@ class Prior(Protocol):
     """
 
     def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray: ...
+
+
+class Guide(Protocol):
+    """What an earlier round learnt, to search by: the trained predictor is one. A function of its weights alone."""
+
+    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
+        """As `Prior`."""
+
+    def propose(self, budget: int) -> Configuration:
+        """The configuration [L] that it would answer `budget` FFN parameters with."""
 
 
 class TablePrior:

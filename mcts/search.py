@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcts.moves import is_tight, swap_moves
-from mcts.prior import Prior, TablePrior, mix, normalise
+from mcts.prior import Guide, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
 from mcts.settings import SearchSettings, SearchTarget
@@ -27,6 +27,7 @@ from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Evaluate, Metrics
+from storage.records import Sample
 
 KL_FLOOR = 1e-9
 """KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""
@@ -56,6 +57,17 @@ class SharedKnowledge:
         return tuple(Kernel(self.sensitivity, roughness) for roughness in ROUGHNESSES)
 
 
+def known_samples(grid: LevelGrid, samples: Sequence[Sample]) -> list[ScoredConfiguration]:
+    """What earlier searches found on `grid`, as if every cost that is a whole number of level steps were a target."""
+    scored = []
+    for sample in samples:
+        configuration = grid.configuration_of(list(sample.widths))
+        if configuration is not None and sum(k < grid.num_levels for k in configuration) > 1:
+            target = -1 - grid.cost(configuration) // grid.largest_step  # below 0: none of this search's
+            scored.append(ScoredConfiguration(target, configuration, float(np.log(max(sample.metrics.kl, 1e-12)))))
+    return scored
+
+
 class TargetSearch:
     """A search for the best configuration under one budget.
 
@@ -65,7 +77,7 @@ class TargetSearch:
         evaluate: scores FFN widths.
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
-        prior: mixed with the surrogate's prior if given.
+        guide: its prior is mixed with the surrogate's if given, and what it proposes is scored first.
         on_evaluation: called after each evaluation with their number and the best KL so far.
     """
 
@@ -78,7 +90,7 @@ class TargetSearch:
         shared: SharedKnowledge,
         *,
         index: int = 0,
-        prior: Prior | None = None,
+        guide: Guide | None = None,
         on_evaluation: Callable[[int, float], None] | None = None,
     ) -> None:
         self.grid = grid
@@ -89,8 +101,8 @@ class TargetSearch:
         self._evaluate = evaluate
         self._shared = shared
         self._index = index
-        self._given_prior = prior
-        self._given_cache: dict[Configuration, FloatArray] = {}
+        self._guide = guide
+        self._guided: dict[Configuration, FloatArray] = {}
         self._on_evaluation = on_evaluation
         self._rng = np.random.default_rng([settings.seed, index])
         self._requested: set[Configuration] = set()
@@ -160,15 +172,15 @@ class TargetSearch:
             self._on_evaluation(len(self.scored), self.scored[self._best[1]].kl)
 
     def starting_configurations(self) -> list[Configuration]:
-        """What is known before the search: the optimum if layers did not interact, equal retention, the prior's own."""
+        """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""
         budget, sensitivity = self.target.budget, self._shared.sensitivity
         additive, _ = additive_dp(self.grid, sensitivity, budget)
         starts = [fill_up(self.grid, additive, budget, sensitivity), uniform_configuration(self.grid, budget)]
         if self._shared.samples:
             learnt = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index).table(starts[0])
             starts.append(fill_up(self.grid, additive_dp(self.grid, learnt, budget)[0], budget, learnt))
-        if self._given_prior is not None:
-            starts.append(self._follow(self._given_prior))
+        if self._guide is not None:
+            starts.insert(0, fill_up(self.grid, self._guide.propose(budget), budget, sensitivity))
         tight = [c for c in dict.fromkeys(starts) if is_tight(self.grid, c, budget)]
         return tight[: self.settings.num_evaluations]
 
@@ -230,12 +242,12 @@ class TargetSearch:
             return
         indices = np.asarray(node.actions) - 1
         weights = self._prior(node.levels, node.remaining)[indices]
-        if self._given_prior is None:
+        if self._guide is None:
             node.prior = normalise(weights)
         else:
-            if node.levels not in self._given_cache:
-                self._given_cache[node.levels] = self._given_prior(node.levels, node.remaining)[indices]
-            node.prior = mix(weights, self._given_cache[node.levels], self.settings.prior_share)
+            if node.levels not in self._guided:
+                self._guided[node.levels] = self._guide.prior(node.levels, node.remaining)[indices]
+            node.prior = mix(weights, self._guided[node.levels], self.settings.prior_share)
         node.prior_version = self._version
 
     def _parents(self) -> list[Configuration]:
@@ -265,18 +277,6 @@ class TargetSearch:
         promise = expected_improvement(self._surrogate.predict(proposals))
         best = int(np.argmax(promise))
         return tuple(proposals[best].tolist()), float(promise[best])
-
-    def _follow(self, prior: Prior) -> Configuration:
-        """The configuration that takes a prior's likeliest feasible level in every layer."""
-        node = self.tree.root
-        for _ in range(self.grid.num_layers - 1):
-            node = self.tree.child(node, _likeliest(prior, node))
-        return (*node.levels, _likeliest(prior, node))
-
-
-def _likeliest(prior: Prior, node: Node) -> int:
-    weights = normalise(prior(node.levels, node.remaining)[np.asarray(node.actions) - 1])
-    return node.actions[int(np.argmax(weights))]
 
 
 def _configuration_of(path: list[Edge]) -> Configuration:

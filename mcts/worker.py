@@ -4,15 +4,15 @@ Everything measured is in the repository the moment it is known, so a search tha
 reads what it had, decides the same, and goes on where it stopped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mcts.evaluator import EvaluateInOrder, MemoisedEvaluator
-from mcts.prior import Prior
+from mcts.prior import Guide
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
-from mcts.search import SharedKnowledge, TargetSearch
+from mcts.search import SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import SENSITIVITY_SOURCE, scan_configurations, scan_sensitivity
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
 from pruning.allocators.evolution import evolve
@@ -20,6 +20,7 @@ from pruning.allocators.random_search import search_randomly
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Metrics
 from storage.contract import Repository
+from storage.records import Sample
 
 OnEvaluation = Callable[[int, float], None]
 """Told, after each evaluation of a target, how many there were and the least KL so far."""
@@ -33,7 +34,8 @@ def run_search(
     settings: SearchSettings,
     progress: Progress = silent,
     *,
-    prior: Prior | None = None,
+    guide: Guide | None = None,
+    known: Sequence[Sample] = (),
 ) -> SearchResult:
     """Scan, search every target, store every sample; the result is a function of settings, seed and metrics alone.
 
@@ -41,7 +43,8 @@ def run_search(
         repository: holds the model and the calibration set; takes the samples.
         evaluate: measures FFN widths [n][L] on the calibration set.
         progress: told about every evaluation.
-        prior: mixed with the search's own prior, e.g. a trained predictor's.
+        guide: leads the tree search, e.g. a trained predictor.
+        known: samples that the tree search's surrogate learns from before it begins; the result depends on them.
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.
@@ -63,7 +66,7 @@ def run_search(
         sensitivity = scan_sensitivity(
             grid, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
         )
-        shared = SharedKnowledge(sensitivity, [])
+        shared = SharedKnowledge(sensitivity, known_samples(grid, known))
     score = memoised(str(settings.method))
     results = []
     for index, target in enumerate(targets):
@@ -76,7 +79,7 @@ def run_search(
             results.append(_search_blindly(grid, target, score, settings, index, on_evaluation))
         else:
             search = TargetSearch(
-                grid, target, score, settings, shared, index=index, prior=prior, on_evaluation=on_evaluation
+                grid, target, score, settings, shared, index=index, guide=guide, on_evaluation=on_evaluation
             )
             results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics.kl)

@@ -1,6 +1,6 @@
 """Stored samples as training examples: every sample teaches the values, those near the frontier teach the policy.
 
-Letters: N samples, L decoder layers, M ensemble members, P probes.
+Letters: N samples, L decoder layers.
 """
 
 import hashlib
@@ -8,11 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from policy_model.encoding import Encoding, log_kl, pruned_layers
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.levels import LevelGrid
 from storage.records import Sample
@@ -25,42 +26,42 @@ FRONTIER_BANDWIDTH = 0.03
 """Retention within which samples count as neighbours: 3 of the 96 level steps of 12 layers of 8 levels."""
 
 
-PROBE_HALF_WIDTH = 0.03
-"""Retention: a probe leaves out everything searched within this distance of one budget."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Samples as tensors, in an order that does not depend on the order they were stored in.
+    """Samples as arrays, in an order that does not depend on the order they were stored in.
 
     Attributes:
         fractions: [N, L] kept fraction of each layer.
         log_kl: [N] log KL in nats.
+        accuracy: [N] exact match on the calibration answers.
         retention: [N] FFN parameters kept, as a fraction.
         gap: [N] log KL above the frontier, 0 at the best known configurations.
         searched: bool [N] prunes two layers or more.
         levels: [N, L] 0-based levels, -1 where the widths are not on the grid.
     """
 
-    fractions: Tensor
-    log_kl: Tensor
-    retention: Tensor
-    gap: Tensor
-    searched: Tensor
-    levels: Tensor
+    fractions: FloatArray
+    log_kl: FloatArray
+    accuracy: FloatArray
+    retention: FloatArray
+    gap: FloatArray
+    searched: NDArray[np.bool_]
+    levels: IntArray
 
     @property
     def num_samples(self) -> int:
         return len(self.log_kl)
 
     @property
-    def on_grid(self) -> Tensor:
+    def on_grid(self) -> NDArray[np.bool_]:
         """bool [N]: can be decoded by the policy."""
-        return (self.levels >= 0).all(dim=1)
+        on_grid: NDArray[np.bool_] = np.all(self.levels >= 0, axis=1)
+        return on_grid
 
-    def imitation_weights(self, temperature: float) -> Tensor:
+    def imitation_weights(self, temperature: float) -> FloatArray:
         """[N] exp(-gap / temperature), 0 for what the policy cannot decode: near the best known counts most."""
-        return torch.exp(-self.gap / temperature) * self.on_grid
+        weights: FloatArray = np.exp(-self.gap / temperature) * self.on_grid
+        return weights
 
 
 def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Sample]:
@@ -112,47 +113,29 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
 
 
 def training_data(grid: LevelGrid, encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
-    """Tensors of `samples`, kept in their order."""
-    widths = torch.tensor([sample.widths for sample in samples])
-    values = torch.tensor([log_kl(sample.metrics.kl) for sample in samples])
-    parameters_per_channel = encoding.level_costs[:, -1].double() / encoding.dense_widths
-    kept = (widths.double() * parameters_per_channel).sum(dim=1) / grid.max_cost_from[0]
+    """Arrays of `samples`, kept in their order."""
+    fractions = encoding.kept_fractions([sample.widths for sample in samples])
+    values = np.array([log_kl(sample.metrics.kl) for sample in samples])
+    retention = fractions @ encoding.parameter_shares
     configurations = [grid.configuration_of(list(sample.widths)) for sample in samples]
     levels = [[k - 1 for k in c] if c is not None else [-1] * grid.num_layers for c in configurations]
-    retention = kept.float()
     return TrainingData(
-        fractions=encoding.kept_fractions(widths),
+        fractions=fractions,
         log_kl=values,
+        accuracy=np.array([sample.metrics.accuracy for sample in samples]),
         retention=retention,
         gap=values - frontier(retention, values, retention),
-        searched=torch.tensor([len(pruned_layers(grid, sample.widths)) >= 2 for sample in samples]),
-        levels=torch.tensor(levels),
+        searched=np.array([len(pruned_layers(grid, sample.widths)) >= 2 for sample in samples]),
+        levels=np.array(levels, dtype=np.int64),
     )
 
 
-def frontier(retention: Tensor, values: Tensor, at: Tensor) -> Tensor:
+def frontier(retention: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:
     """Best known log KL at the retentions `at` [A], from samples [N]: a smooth lower envelope, never above a sample.
 
     A sample bounds the frontier at its own retention and at every higher one (more channels are never worse for the
     best configuration); at a slightly lower retention it bounds it too, with a penalty that grows with the distance.
     """
-    missing = (retention[None, :] - at[:, None]).clamp(min=0.0) / FRONTIER_BANDWIDTH
-    return (values[None, :] + missing.square()).min(dim=1).values
-
-
-def held_out(data: TrainingData, num_members: int, num_probes: int, seed: int) -> Tensor:
-    """bool [M + P, N]: which samples each member and each probe does not train on.
-
-    Members leave out a random eighth each, disjoint while there are enough eighths. Probes leave out a range of
-    retention each, inside the searched range: how well the values fare between searched budgets.
-    """
-    N = data.num_samples
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    mask = torch.zeros(num_members + num_probes, N, dtype=torch.bool)
-    for member in range(num_members):
-        mask[member, order[member % 8 :: 8]] = True
-    searched = data.retention[data.searched].sort().values
-    for probe in range(num_probes):
-        centre = searched[len(searched) * (probe + 1) // (num_probes + 1)]
-        mask[num_members + probe] = ((data.retention - centre).abs() <= PROBE_HALF_WIDTH) & data.searched
-    return mask
+    missing = np.maximum(retention[None, :] - at[:, None], 0.0) / FRONTIER_BANDWIDTH
+    envelope: FloatArray = (values[None, :] + missing**2).min(axis=1)
+    return envelope

@@ -1,6 +1,6 @@
 """A model, its level grid and its scored samples as numbers that a network can read.
 
-Letters: B batch, L decoder layers, K levels of the grid, F static features a layer.
+Letters: L decoder layers, K levels of the grid, F static features a layer.
 """
 
 import math
@@ -10,127 +10,51 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
 from pruning.levels import LevelGrid
+from pruning.statistics import ModelStatistics
 from storage.records import Sample
 
 KL_FLOOR_NATS = 1e-6
 """Added before every logarithm: below it a KL in float32 is rounding noise, and the dense model's KL is 0."""
 
-NUM_BUDGET_FEATURES = 6
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoding:
     """What the predictor knows of one model before it is asked for a budget. Immutable, so threads may share it.
 
     Attributes:
         grid: the levels that the policy chooses from.
         features: [L, F] static features: relative depth, width share, parameter share (both times L, so 1 is the
-            average layer), log KL of pruning this layer alone at levels 1..K-1 (standardised over the model), and
-            K-1 flags that say whether that number was measured (1) or filled in (0).
+            average layer), block influence and mean channel importance (logarithms, standardised over the model, 0
+            where no statistics are known), log KL of pruning this layer alone at levels 1..K-1 (standardised over the
+            model), and K-1 flags that say whether that number was measured (1) or filled in (0).
         log_sensitivity: [L, K-1] log KL in nats of pruning one layer alone to each level below dense.
     """
 
     grid: LevelGrid
-    features: Tensor
-    log_sensitivity: Tensor
+    features: FloatArray
+    log_sensitivity: FloatArray
 
     @cached_property
-    def dense_widths(self) -> Tensor:
-        """[L] int64."""
-        return torch.tensor([row[-1] for row in self.grid.widths])
+    def dense_widths(self) -> IntArray:
+        """[L]."""
+        return np.array([row[-1] for row in self.grid.widths], dtype=np.int64)
 
     @cached_property
-    def knots(self) -> Tensor:
-        """[L, K] kept fraction of each level."""
-        return torch.tensor(self.grid.widths) / self.dense_widths[:, None]
+    def parameter_shares(self) -> FloatArray:
+        """[L] part of the dense FFN parameters; adds up to 1."""
+        return np.array([row[-1] for row in self.grid.costs]) / self.grid.max_cost_from[0]
 
-    @cached_property
-    def level_costs(self) -> Tensor:
-        """[L, K] int64 parameters."""
-        return torch.tensor(self.grid.costs)
-
-    @cached_property
-    def min_cost_from(self) -> Tensor:
-        """[L + 1] int64: the least that layers l.. cost."""
-        return torch.tensor(self.grid.min_cost_from)
-
-    @cached_property
-    def max_cost_from(self) -> Tensor:
-        """[L + 1] int64: what layers l.. cost when dense."""
-        return torch.tensor(self.grid.max_cost_from)
-
-    def kept_fractions(self, widths: Tensor) -> Tensor:
+    def kept_fractions(self, widths: Sequence[Sequence[int]] | IntArray) -> FloatArray:
         """Fraction of its channels that each layer keeps, [..., L] in (0, 1], from integer widths [..., L]."""
-        return widths / self.dense_widths
-
-    def fractions_of_levels(self, levels: Tensor) -> Tensor:
-        """Kept fractions [..., L] of 0-based levels [..., L]."""
-        return self.knots.expand(*levels.shape, -1).gather(-1, levels[..., None]).squeeze(-1)
-
-    def costs_of_levels(self, levels: Tensor) -> Tensor:
-        """Parameters [..., L] of 0-based levels [..., L]."""
-        return self.level_costs.expand(*levels.shape, -1).gather(-1, levels[..., None]).squeeze(-1)
-
-    @cached_property
-    def _level_numbers(self) -> Tensor:
-        """[K] 1..K."""
-        return torch.arange(1, self.grid.num_levels + 1)
-
-    @cached_property
-    def _scales(self) -> Tensor:
-        """[L, 2, 3]: factors and summands that make three budget features out of what remains."""
-        total = float(self.grid.max_cost_from[0])
-        rows = []
-        for dense, lowest in zip(self.grid.max_cost_from[:-1], self.grid.min_cost_from[:-1], strict=True):
-            slack = float(dense - lowest)
-            rows.append([[1.0 / total, 1.0 / dense, 1.0 / slack], [0.0, 0.0, -lowest / slack]])
-        return torch.tensor(rows)
-
-    def feasible(self, layer: int, remaining: Tensor) -> Tensor:
-        """Which levels may be chosen, bool [B, K]: `LevelGrid.feasible_levels` for a batch.
-
-        `remaining` [B] int64 is what layers l.. may cost, at least their lowest levels. Never empty in a row.
-        """
-        after = remaining[:, None] - self.level_costs[layer]
-        fitting = after >= self.grid.min_cost_from[layer + 1]
-        using = fitting & (after < self.grid.max_cost_from[layer + 1] + self.grid.largest_step)
-        highest_fitting = fitting.sum(dim=1, keepdim=True) == self._level_numbers
-        return torch.where(using.any(dim=1, keepdim=True), using, highest_fitting)
-
-    def asked_features(self, budget: Tensor) -> Tensor:
-        """[B, 2] float32: asked retention and its log, from `budget` [B] int64 parameters."""
-        asked = (budget / self.grid.max_cost_from[0]).clamp(0.01, 1.0)
-        return torch.stack([asked, asked.log()], dim=-1)
-
-    def budget_features(self, layer: int, remaining: Tensor, asked: Tensor) -> Tensor:
-        """[B, 6] float32: `asked` [B, 2] as `asked_features`, and what `remaining` [B] parameters mean for layers l.. .
-
-        The last four: share of the dense total, share of what the remaining layers cost dense, the slack between
-        their lowest (0) and dense (1) cost, this layer's dense cost as a share of what is left. None over 2.
-        """
-        left = remaining[:, None].float()
-        factors, summands = self._scales[layer]
-        own = (float(self.grid.costs[layer][-1]) / left).clamp(max=2.0)
-        return torch.cat([asked, (left * factors + summands).clamp(max=2.0), own], dim=-1)
-
-    def trajectory_features(self, levels: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-        """Budget features [B, L, 6] and feasible levels [B, L, K] along the decisions of 0-based `levels` [B, L]."""
-        spent = self.costs_of_levels(levels).cumsum(dim=1)
-        before = torch.cat([torch.zeros_like(budget)[:, None], spent[:, :-1]], dim=1)
-        remaining = budget[:, None] - before
-        layers = range(self.grid.num_layers)
-        asked = self.asked_features(budget)
-        features = [self.budget_features(layer, remaining[:, layer], asked) for layer in layers]
-        masks = [self.feasible(layer, remaining[:, layer]) for layer in layers]
-        return torch.stack(features, dim=1), torch.stack(masks, dim=1)
+        fractions: FloatArray = np.asarray(widths) / self.dense_widths
+        return fractions
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the inverse of `from_dict`, bit for bit (a float32 is exact as a JSON number)."""
+        """Plain JSON types; the inverse of `from_dict`, bit for bit (a float64 is exact as a JSON number)."""
         return {
             "grid": {"widths": self.grid.widths, "costs": self.grid.costs, "round_to": self.grid.round_to},
             "features": self.features.tolist(),
@@ -144,7 +68,7 @@ class Encoding:
             costs=tuple(tuple(row) for row in data["grid"]["costs"]),
             round_to=data["grid"]["round_to"],
         )
-        return cls(grid, torch.tensor(data["features"]), torch.tensor(data["log_sensitivity"]))
+        return cls(grid, np.array(data["features"]), np.array(data["log_sensitivity"]))
 
 
 def log_kl(kl_nats: float) -> float:
@@ -152,12 +76,20 @@ def log_kl(kl_nats: float) -> float:
     return math.log(max(kl_nats, 0.0) + KL_FLOOR_NATS)
 
 
-def encode(anatomy: ModelAnatomy, grid: LevelGrid, samples: Sequence[Sample]) -> Encoding:
-    """Static features of `anatomy`, with one-layer sensitivities from those `samples` that prune exactly one layer."""
+def encode(
+    anatomy: ModelAnatomy,
+    grid: LevelGrid,
+    samples: Sequence[Sample],
+    statistics: ModelStatistics | None = None,
+) -> Encoding:
+    """Static features of `anatomy`, with one-layer sensitivities from those `samples` that prune exactly one layer.
+
+    `statistics` of activations, if they were measured, say how much each layer changes its input and how important its
+    channels are.
+    """
     L = anatomy.num_layers
     curves, measured = _sensitivity_curves(grid, samples)
-    log_sensitivity = torch.tensor(curves)
-    standardised = (log_sensitivity - log_sensitivity.mean()) / (log_sensitivity.std() + 1e-3)
+    log_sensitivity = np.array(curves)
     total_width = sum(x.ffn_width for x in anatomy.layers)
     shape = [
         [
@@ -167,8 +99,27 @@ def encode(anatomy: ModelAnatomy, grid: LevelGrid, samples: Sequence[Sample]) ->
         ]
         for i, x in enumerate(anatomy.layers)
     ]
-    features = torch.cat([torch.tensor(shape), standardised, torch.tensor(measured)], dim=1)
+    importance = _importance(L, statistics)
+    features = np.concatenate([np.array(shape), importance, _standardised(log_sensitivity), measured], axis=1)
     return Encoding(grid=grid, features=features, log_sensitivity=log_sensitivity)
+
+
+def _importance(num_layers: int, statistics: ModelStatistics | None) -> FloatArray:
+    """[L, 2] log block influence (ShortGPT) and log mean of FLAP's fluctuation metric, standardised; 0 if unknown."""
+    if statistics is None:
+        return np.zeros((num_layers, 2))
+    arrays = statistics.arrays
+    flap = [
+        float(np.mean(arrays[f"layers.{i}.ffn_variance"] * arrays[f"layers.{i}.down_norm"] ** 2))
+        for i in range(num_layers)
+    ]
+    columns = [np.asarray(arrays["block_influence"]), np.array(flap)]
+    return np.stack([_standardised(np.log(np.maximum(column, 1e-12))) for column in columns], axis=1)
+
+
+def _standardised(values: FloatArray) -> FloatArray:
+    standardised: FloatArray = (values - values.mean()) / (values.std() + 1e-3)
+    return standardised
 
 
 def pruned_layers(grid: LevelGrid, widths: Sequence[int]) -> list[int]:

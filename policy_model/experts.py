@@ -1,145 +1,134 @@
 """Expert iteration: good configurations for budgets nobody searched, found on the values, for the policy to imitate.
 
 As in expert iteration (Anthony et al., arXiv 1705.08439), a slow expert (descent over exchanges of levels on the
-frozen values) improves what the fast apprentice (the policy) proposes, and the apprentice imitates the result.
-Letters: R budgets, P starting points a budget, A moves, L decoder layers, K levels.
+values) improves what the fast apprentice (the policy) proposes, and the apprentice imitates the result. Budgets are
+parameters half of the time, and else some other cost of the kind that latency is: flat below a width, in stairs, dearer
+in some layers.
+Letters: R budgets, L decoder layers, K levels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from policy_model.costs import LevelCosts
 from policy_model.dataset import TrainingData
-from policy_model.decoding import PESSIMISM, SMALLEST_GAIN
 from policy_model.encoding import Encoding
-from policy_model.model import Values
-from pruning.allocators.additive_dp import cost_to_go, fill_up
-from pruning.arrays import FloatArray
+from policy_model.local_search import Descent, LevelValues, improve
+from policy_model.values import Values
+from pruning.allocators.additive_dp import CostToGo, cost_to_go, fill_up
+from pruning.arrays import FloatArray, IntArray
+from pruning.levels import LevelGrid
 
-MAX_SCREENED = 16_384
-"""Configurations screened in one round of descent."""
+NUM_OTHER_COSTS = 6
+"""Costs that are not parameters, made up for a training."""
 
-MAX_TERMS = 2**23
-"""Numbers held at once while screening: 32 MB."""
+PARAMETER_SHARE = 0.5
+"""Of the experts: those for budgets of parameters."""
 
-MAX_ROUNDS = 30
+MAX_ROUNDS = 24
+MAX_STATES = 1024
 BEYOND = 0.1
 """Retention below the lowest searched one for which experts are made too."""
 
+COST_UNITS = 1_000_000
+"""Of an average layer's dense excess in made-up costs."""
 
-@dataclass(frozen=True)
-class Moves:
-    """Exchanges of levels between two layers, [A, L] each: `up` raised by one or two, another lowered.
 
-    All pairs of layers, by (1, 1) levels; where the layers' costs differ also by (1, 2) and (2, 1). Single raises too.
-    """
+def made_up_costs(encoding: Encoding, rng: np.random.Generator) -> LevelCosts:
+    """What latency may look like: flat below some width, then in proportion or in stairs, layers of unequal price."""
+    L, K = encoding.grid.num_layers, encoding.grid.num_levels
+    widths = np.array(encoding.grid.widths) / encoding.dense_widths[:, None]
+    flat_below = rng.uniform(0.0, 0.5)
+    stairs = rng.choice([0, 2, 3, 4])
+    curve = np.maximum(widths - flat_below, 0.0)
+    if stairs:
+        curve = np.ceil(curve / curve[:, -1:] * stairs - 1e-9) / stairs
+    prices = encoding.parameter_shares * L * np.exp(rng.normal(0.0, rng.choice([0.0, 0.3]), size=L))
+    costs = (COST_UNITS * prices[:, None] * curve / curve[:, -1:]).astype(np.int64)
+    return LevelCosts((costs - costs[:, :1]).reshape(1, L, K))
 
-    steps: Tensor
+
+@dataclass(frozen=True, eq=False)
+class Pricing:
+    """One kind of cost, and what the additive program makes of it."""
+
+    costs: LevelCosts
+    grid: LevelGrid
+    solution: CostToGo
 
     @classmethod
-    def of(cls, encoding: Encoding) -> "Moves":
-        L = encoding.grid.num_layers
-        eye = torch.eye(L, dtype=torch.int64)
-        differing = len(set(encoding.grid.costs)) > 1
-        ratios = [(1, 1), (1, 2), (2, 1)] if differing else [(1, 1)]
-        pairs = [up * eye[i] - down * eye[j] for up, down in ratios for i in range(L) for j in range(L) if i != j]
-        return cls(steps=torch.stack([*eye, *pairs]))
+    def of(cls, encoding: Encoding, costs: LevelCosts) -> "Pricing":
+        own = np.exp(encoding.log_sensitivity)
+        table = np.concatenate([own, np.zeros((len(own), 1))], axis=1)
+        rows = tuple(tuple(int(c) for c in row) for row in costs.excess[0])
+        grid = LevelGrid(encoding.grid.widths, rows, encoding.grid.round_to)
+        return cls(costs, grid, cost_to_go(grid, table, grid.max_cost_from[0], max_states=MAX_STATES))
+
+    def additive_optimum(self, slack: int) -> list[int]:
+        """0-based levels [L]."""
+        best = fill_up(self.grid, self.solution.best_configuration(slack), slack, self.solution.table)
+        return [k - 1 for k in best]
+
+    def fit(self, levels: Sequence[int], slack: int) -> list[int]:
+        """0-based `levels` [L] lowered where sensitivity rises least for the cost until they fit, then filled up."""
+        table: FloatArray = self.solution.table
+        current = list(levels)
+        excess = sum(row[k] for row, k in zip(self.grid.costs, current, strict=True)) - slack
+        while excess > 0:
+            saved = [self.grid.costs[i][k] - self.grid.costs[i][k - 1] if k > 0 else 0 for i, k in enumerate(current)]
+            loss = [
+                (table[i, k - 1] - table[i, k]) / max(saved[i], 1e-9) if k > 0 else np.inf
+                for i, k in enumerate(current)
+            ]
+            layer = int(np.argmin(loss))
+            excess -= saved[layer]
+            current[layer] -= 1
+        return [k - 1 for k in fill_up(self.grid, tuple(k + 1 for k in current), slack, table)]
 
 
-def neighbours(encoding: Encoding, moves: Tensor, levels: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """`levels` [B, L] after each of `moves` [A, L], and which of them are valid: [B, A, L] and bool [B, A].
-
-    Valid means within the grid, within `budget` [B], and using it up as `LevelGrid.feasible_levels` demands.
-    """
-    moved = levels[:, None] + moves
-    inside = ((moved >= 0) & (moved < encoding.grid.num_levels)).all(dim=2)
-    moved = moved.clamp(0, encoding.grid.num_levels - 1)
-    left = budget[:, None] - encoding.costs_of_levels(moved).sum(dim=2)
-    return moved, inside & (left >= 0) & (left < encoding.grid.largest_step)
+def pricings(encoding: Encoding, seed: int) -> list[Pricing]:
+    """FFN parameters first, then `NUM_OTHER_COSTS` others."""
+    rng = np.random.default_rng([seed, 1])
+    others = [made_up_costs(encoding, rng) for _ in range(NUM_OTHER_COSTS)]
+    return [Pricing.of(encoding, costs) for costs in (LevelCosts.of_grid(encoding.grid), *others)]
 
 
-def random_budgets(encoding: Encoding, data: TrainingData, count: int, generator: torch.Generator) -> Tensor:
-    """[R] int64 parameters, ascending, uniform from a little below the searched retentions up to nearly dense."""
+def random_slacks(
+    encoding: Encoding, data: TrainingData, pricing: Pricing, count: int, seed: Sequence[int]
+) -> IntArray:
+    """[R] ascending, uniform from a little below the searched retentions up to nearly dense."""
+    rng = np.random.default_rng(seed)
     total, lowest = encoding.grid.max_cost_from[0], encoding.grid.min_cost_from[0]
-    low = max(float(data.retention[data.searched].min()) - BEYOND, lowest / total)
+    low = max((float(data.retention[data.searched].min()) - BEYOND) * total - lowest, 0.0) / (total - lowest)
     # Stratified: one budget per equal slice, so that no range is left out by chance.
-    slices = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    retention = low + (0.995 - low) * slices.double()
-    return (retention * total).long().clamp(min=lowest)
+    slices = (np.arange(count) + rng.random(count)) / count
+    slacks: IntArray = ((low + (0.995 - low) * slices) * int(pricing.costs.most_from[0, 0])).astype(np.int64)
+    return slacks
 
 
-def starting_points(encoding: Encoding, data: TrainingData, budgets: Tensor) -> Tensor:
-    """0-based levels [R, 3, L]: two best samples near each budget, fitted to it, and the additive optimum."""
-    grid = encoding.grid
-    table = np.concatenate([encoding.log_sensitivity.double().exp().numpy(), np.zeros((grid.num_layers, 1))], axis=1)
-    solution = cost_to_go(grid, table, grid.max_cost_from[0])
-    total = grid.max_cost_from[0]
-    rows: list[list[list[int]]] = []
-    for budget in budgets.tolist():
-        distance = (data.retention - budget / total).abs() / 0.05
-        near = (distance.square() + data.gap + 1e6 * ~data.on_grid).topk(2, largest=False).indices
-        samples = [fit_to_budget(encoding, data.levels[n].clamp(min=0).tolist(), budget, table) for n in near]
-        optimum = fill_up(grid, solution.best_configuration(budget), budget, table)
-        rows.append([*samples, [k - 1 for k in optimum]])
-    return torch.tensor(rows)
+def starting_points(data: TrainingData, pricing: Pricing, slack: int) -> list[list[int]]:
+    """0-based levels: two best samples near `slack`, fitted to it, and the additive optimum."""
+    levels = np.maximum(data.levels, 0)
+    distance = (pricing.costs.spent(levels)[:, 0] - slack) / max(int(pricing.costs.most_from[0, 0]), 1) / 0.05
+    score = distance**2 + data.gap + 1e6 * ~data.on_grid
+    near = np.argsort(score, kind="stable")[:2]
+    return [*(pricing.fit(levels[n].tolist(), slack) for n in near), pricing.additive_optimum(slack)]
 
 
-def fit_to_budget(encoding: Encoding, levels: list[int], budget: int, table: FloatArray) -> list[int]:
-    """0-based `levels` [L] lowered where `table` [L, K] rises least per parameter until they fit, then filled up."""
-    grid = encoding.grid
-    current = list(levels)
-    excess = sum(row[k] for row, k in zip(grid.costs, current, strict=True)) - budget
-    while excess > 0:
-        saved = [grid.costs[i][k] - grid.costs[i][k - 1] if k > 0 else 0 for i, k in enumerate(current)]
-        loss = [(table[i, k - 1] - table[i, k]) / saved[i] if k > 0 else np.inf for i, k in enumerate(current)]
-        layer = int(np.argmin(loss))
-        excess -= saved[layer]
-        current[layer] -= 1
-    return [k - 1 for k in fill_up(grid, tuple(k + 1 for k in current), budget, table)]
-
-
-def improve(
-    encoding: Encoding, values: Values, moves: Moves, starts: Tensor, budgets: Tensor, generator: torch.Generator
-) -> Tensor:
-    """The best levels [R, L] that steepest descent over exchanges reaches from `starts` [R, P, L].
-
-    Descends on the regression part of the values; the end points are then judged by all of them. Where there are more
-    moves than fit, every round looks at a random part.
-    """
-    R, P, L = starts.shape
-    walkers, room = starts.reshape(R * P, L), budgets.repeat_interleave(P)
-    scores = values.screen(encoding.fractions_of_levels(walkers), PESSIMISM)
-    per_round = max(32, min(len(moves.steps), MAX_SCREENED // (R * P)))
-    for _ in range(MAX_ROUNDS):
-        before = scores
-        chosen = torch.randperm(len(moves.steps), generator=generator)[:per_round]
-        walkers, scores = descend(encoding, values, moves.steps[chosen], walkers, scores, room)
-        if per_round >= len(moves.steps) and torch.equal(before, scores):
-            break
-    judged = values.pessimistic(encoding.fractions_of_levels(walkers), PESSIMISM).view(R, P)
-    return walkers.view(R, P, L)[torch.arange(R), judged.argmin(dim=1)]
-
-
-def descend(
-    encoding: Encoding, values: Values, moves: Tensor, levels: Tensor, scores: Tensor, budget: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`levels` [B, L] and screened `scores` [B] after the best valid one of `moves` [A, L], where it helps."""
-    moved, valid = neighbours(encoding, moves, levels, budget)
-    moved_scores = torch.full(valid.shape, torch.inf)
-    moved_scores[valid] = _screen(encoding, values, moved[valid])
-    best, index = moved_scores.min(dim=1)
-    better = best < scores - SMALLEST_GAIN
-    levels = torch.where(better[:, None], moved[torch.arange(len(levels)), index], levels)
-    return levels, torch.where(better, best, scores)
-
-
-def _screen(encoding: Encoding, values: Values, levels: Tensor) -> Tensor:
-    """Pessimistic screened log KL [B] of `levels` [B, L], so many at once that their terms fit `MAX_TERMS`."""
-    chunk = max(1, MAX_TERMS // values.num_terms)
-    scores = [
-        values.screen(encoding.fractions_of_levels(levels[i : i + chunk]), PESSIMISM)
-        for i in range(0, len(levels), chunk)
+def find_expert(table: LevelValues, pricing: Pricing, starts: Sequence[Sequence[int]], slack: int) -> IntArray:
+    """The best levels [L] that descent reaches from `starts`."""
+    levels = np.unique(np.array(starts, dtype=np.int64), axis=0)
+    scores = table.pessimistic(levels)
+    room = np.array([slack], dtype=np.int64)
+    ends = [
+        improve(table, pricing.costs, Descent(start, float(score)), room, MAX_ROUNDS)
+        for start, score in zip(levels, scores, strict=True)
     ]
-    return torch.cat(scores) if scores else torch.empty(0)
+    return min(ends, key=lambda end: end.score).levels
+
+
+def level_values(encoding: Encoding, values: Values) -> LevelValues:
+    """The values at the levels of the grid itself."""
+    return LevelValues(values, encoding.kept_fractions(np.array(encoding.grid.widths).T).T)

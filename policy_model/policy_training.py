@@ -5,15 +5,24 @@ Letters: E examples, B batch, L decoder layers.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from policy_model.dataset import TrainingData
-from policy_model.decoding import decode, gumbel_noise
+from policy_model.decoder import PolicyDecoder, gumbel_noise
 from policy_model.encoding import Encoding
-from policy_model.experts import Moves, improve, random_budgets, starting_points
-from policy_model.model import Policy, Values, policy_loss
+from policy_model.experts import (
+    PARAMETER_SHARE,
+    find_expert,
+    level_values,
+    pricings,
+    random_slacks,
+    starting_points,
+)
+from policy_model.policy import Policy, policy_loss
 from policy_model.schedule import scheduled
+from policy_model.values import Values
+from pruning.arrays import FloatArray, IntArray
 
 IMITATION_TEMPERATURE = 0.05
 """Log KL above the frontier at which a sample's imitation weight has fallen to 1/e."""
@@ -24,19 +33,19 @@ SAMPLE_SHARE = 0.25
 PROPOSALS = 3
 """Configurations that the policy proposes for every budget of a round."""
 
-
 HELD_OUT_EVERY = 8
 """One expert in so many is not imitated: it tells when to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examples:
-    """Levels [E, L] that are good for budgets from `lowest` to `highest` [E] int64 parameters, with weights [E]."""
+    """Levels [E, L] that are good for slacks from `lowest` to `highest` [E] of the cost `pricing` [E], with weights."""
 
-    levels: Tensor
-    lowest: Tensor
-    highest: Tensor
-    weights: Tensor
+    levels: IntArray
+    pricing: IntArray
+    lowest: IntArray
+    highest: IntArray
+    weights: FloatArray
 
 
 class PolicyTraining:
@@ -45,12 +54,14 @@ class PolicyTraining:
     def __init__(
         self, policy: Policy, values: Values, encoding: Encoding, data: TrainingData, *, seed: int, steps: int
     ) -> None:
-        self.policy, self.values, self.encoding, self.data = policy, values, encoding, data
+        self.policy, self.encoding, self.data = policy, encoding, data
         self.seed, self.steps = seed, steps
-        self.moves = Moves.of(encoding)
-        L = encoding.grid.num_layers
-        self.expert_levels = torch.empty(0, L, dtype=torch.int64)
-        self.expert_budgets = torch.empty(0, dtype=torch.int64)
+        self.pricings = pricings(encoding, seed)
+        self.features = torch.from_numpy(encoding.features).float()
+        self._table = level_values(encoding, values)
+        self.expert_levels = np.empty((0, encoding.grid.num_layers), dtype=np.int64)
+        self.expert_slacks = np.empty(0, dtype=np.int64)
+        self.expert_pricings = np.empty(0, dtype=np.int64)
         decayed = [p for name, p in policy.named_parameters() if p.ndim == 2 and "position" not in name]
         other = [p for name, p in policy.named_parameters() if not (p.ndim == 2 and "position" not in name)]
         self.optimizer = torch.optim.AdamW(
@@ -59,68 +70,81 @@ class PolicyTraining:
 
     def find_experts(self, round_index: int, count: int) -> None:
         """Add the best configurations found for `count` new random budgets."""
-        generator = torch.Generator().manual_seed(self.seed * 7_919 + round_index)
-        budgets = random_budgets(self.encoding, self.data, count, generator)
-        with torch.no_grad():
-            starts = starting_points(self.encoding, self.data, budgets)
-            if round_index > 0:
-                starts = torch.cat([starts, self._proposals(budgets, round_index), self._nearest(budgets)], dim=1)
-            found = improve(self.encoding, self.values, self.moves, starts, budgets, generator)
-        self.expert_levels = torch.cat([self.expert_levels, found])
-        self.expert_budgets = torch.cat([self.expert_budgets, budgets])
+        of_parameters = round(count * PARAMETER_SHARE)
+        counts = [of_parameters, *_divide(count - of_parameters, len(self.pricings) - 1)]
+        levels, slacks, kinds = [self.expert_levels], [self.expert_slacks], [self.expert_pricings]
+        for kind, (pricing, number) in enumerate(zip(self.pricings, counts, strict=True)):
+            if number == 0:
+                continue
+            wanted = random_slacks(self.encoding, self.data, pricing, number, [self.seed, 2, round_index, kind])
+            proposals = self._proposals(kind, wanted, round_index)
+            found = [
+                find_expert(
+                    self._table,
+                    pricing,
+                    [*starting_points(self.data, pricing, int(slack)), *proposed],
+                    int(slack),
+                )
+                for slack, proposed in zip(wanted, proposals, strict=True)
+            ]
+            levels.append(np.stack(found))
+            slacks.append(wanted)
+            kinds.append(np.full(number, kind))
+        self.expert_levels, self.expert_slacks = np.concatenate(levels), np.concatenate(slacks)
+        self.expert_pricings = np.concatenate(kinds)
 
-    def _proposals(self, budgets: Tensor, round_index: int) -> Tensor:
-        """[R, PROPOSALS, L] decoded by the policy."""
-        repeated = budgets.repeat_interleave(PROPOSALS)
-        prefix = self.policy.encode_layers(self.encoding.features)
-        noise = gumbel_noise(
-            self.encoding.grid.num_layers, len(repeated), self.encoding.grid.num_levels, self.seed + round_index
-        )
-        levels, _ = decode(self.policy, self.encoding, prefix, repeated, noise)
-        return levels.view(len(budgets), PROPOSALS, -1)
-
-    def _nearest(self, budgets: Tensor) -> Tensor:
-        """[R, 1, L] the expert for the nearest budget not above each of `budgets`, which it therefore fits.
-
-        What an older expert leaves over is more than a step may leave, but descent only moves to what does not.
-        """
-        order = self.expert_budgets.argsort()
-        position = (torch.searchsorted(self.expert_budgets[order], budgets, right=True) - 1).clamp(min=0)
-        levels = self.expert_levels[order][position]
-        fits = self.encoding.costs_of_levels(levels).sum(dim=1) <= budgets
-        slack = budgets - self.encoding.costs_of_levels(levels).sum(dim=1)
-        usable = fits & (slack < self.encoding.grid.largest_step)
-        fallback = starting_points(self.encoding, self.data, budgets)[:, 0]
-        return torch.where(usable[:, None], levels, fallback)[:, None]
+    def _proposals(self, kind: int, slacks: IntArray, round_index: int) -> list[list[list[int]]]:
+        """For each of `slacks` [R] what the policy decodes, and the expert of the next smaller slack; none at first."""
+        if round_index == 0:
+            return [[] for _ in slacks]
+        pricing, grid = self.pricings[kind], self.encoding.grid
+        weights = {name: p.detach().numpy() for name, p in self.policy.state_dict().items()}
+        decoder = PolicyDecoder(weights, self.policy.config.num_heads, self.encoding.features)
+        repeated = np.repeat(slacks, PROPOSALS)
+        noise = gumbel_noise(grid.num_layers, len(repeated), grid.num_levels, self.seed + round_index)
+        decoded, _ = decoder.decode(pricing.costs, repeated[:, None], noise)
+        proposals = decoded.reshape(len(slacks), PROPOSALS, -1).tolist()
+        own = self.expert_pricings == kind
+        smaller, known = self.expert_slacks[own], self.expert_levels[own]
+        for slack, proposed in zip(slacks, proposals, strict=True):
+            below = np.flatnonzero(smaller <= slack)
+            if len(below):
+                proposed.append(pricing.fit(known[below[smaller[below].argmax()]].tolist(), int(slack)))
+        return proposals
 
     def examples(self) -> Examples:
         """Samples worth imitating, with `SAMPLE_SHARE` of the weight, and all experts that are not held out."""
-        held_out = self._held_out()
-        expert_levels, expert_budgets = self.expert_levels[~held_out], self.expert_budgets[~held_out]
+        kept = ~self._held_out()
         weights = self.data.imitation_weights(IMITATION_TEMPERATURE) * self.data.searched
-        keep = weights > 0.05
-        levels = torch.cat([self.data.levels[keep], expert_levels])
-        cost = self.encoding.costs_of_levels(levels).sum(dim=1)
-        smallest_step = int((self.encoding.level_costs[:, 1:] - self.encoding.level_costs[:, :-1]).min())
-        experts = torch.ones(len(expert_levels))
-        if keep.any():
-            own = weights[keep] / weights[keep].sum() * SAMPLE_SHARE
-            experts = experts / max(len(experts), 1) * (1.0 - SAMPLE_SHARE)
+        worth = weights > 0.05
+        levels = np.concatenate([self.data.levels[worth], self.expert_levels[kept]])
+        kinds = np.concatenate([np.zeros(int(worth.sum()), dtype=np.int64), self.expert_pricings[kept]])
+        spent = np.empty(len(levels), dtype=np.int64)
+        step = np.empty(len(levels), dtype=np.int64)
+        for kind, pricing in enumerate(self.pricings):
+            own = kinds == kind
+            spent[own] = pricing.costs.spent(levels[own])[:, 0]
+            differences = np.diff(pricing.costs.excess[0], axis=1)
+            step[own] = max(int(differences[differences > 0].min()), 1)
+        count = int(worth.sum())
+        asked = np.concatenate([spent[:count], self.expert_slacks[kept]])
+        experts = np.full(int(kept.sum()), 1.0 / max(int(kept.sum()), 1))
+        if count:
+            own_weights = weights[worth] / weights[worth].sum() * SAMPLE_SHARE
+            experts = experts * (1.0 - SAMPLE_SHARE)
         else:
-            own = weights[keep]
-        highest = torch.maximum(cost + smallest_step - 1, torch.cat([cost[: len(own)], expert_budgets]))
-        return Examples(levels, cost, highest, torch.cat([own, experts]))
+            own_weights = weights[worth]
+        highest = np.maximum(spent + step - 1, asked)
+        return Examples(levels, kinds, spent, highest, np.concatenate([own_weights, experts]))
 
     def step(self, step: int, batch_size: int, learning_rate: float, examples: Examples) -> float:
         """One update; returns the negative log-likelihood per decision in nats."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_000 + step)
-        index = torch.multinomial(examples.weights, batch_size, replacement=True, generator=generator)
-        room = (examples.highest - examples.lowest)[index].double()
-        budget = examples.lowest[index] + (torch.rand(batch_size, generator=generator).double() * room).long()
-        levels = examples.levels[index]
-        features, feasible = self.encoding.trajectory_features(levels, budget)
-        log_p = self.policy(self.encoding.features, features, levels, feasible)
-        loss = policy_loss(log_p, levels, torch.ones(batch_size))
+        rng = np.random.default_rng([self.seed, 3, step])
+        p = examples.weights / examples.weights.sum()
+        index = rng.choice(len(p), batch_size, p=p)
+        room = (examples.highest - examples.lowest)[index]
+        slack = examples.lowest[index] + (rng.random(batch_size) * (room + 1)).astype(np.int64)
+        loss = self._loss(examples.levels[index], examples.pricing[index], slack)
         for group in self.optimizer.param_groups:
             group["lr"] = scheduled(learning_rate, step, self.steps)
         self.optimizer.zero_grad()
@@ -132,11 +156,34 @@ class PolicyTraining:
     def error(self) -> float:
         """Negative log-likelihood per decision, in nats, of the held-out experts."""
         held_out = self._held_out()
-        levels, budget = self.expert_levels[held_out], self.expert_budgets[held_out]
         with torch.no_grad():
-            features, feasible = self.encoding.trajectory_features(levels, budget)
-            log_p = self.policy(self.encoding.features, features, levels, feasible)
-            return policy_loss(log_p, levels, torch.ones(len(levels))).item()
+            return self._loss(
+                self.expert_levels[held_out], self.expert_pricings[held_out], self.expert_slacks[held_out]
+            ).item()
 
-    def _held_out(self) -> Tensor:
-        return torch.arange(len(self.expert_levels)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    def _loss(self, levels: IntArray, kinds: IntArray, slacks: IntArray) -> torch.Tensor:
+        """Of examples [B], put in the order of their pricing."""
+        features, masks, ordered = [], [], []
+        for kind in np.unique(kinds):
+            own = kinds == kind
+            found, feasible = self.pricings[kind].costs.trajectory(levels[own], slacks[own, None])
+            features.append(found)
+            masks.append(feasible)
+            ordered.append(levels[own])
+        chosen = torch.from_numpy(np.concatenate(ordered))
+        feasible_levels = torch.from_numpy(np.concatenate(masks))
+        # Under stairs a step further is free: what an expert left there is no mistake of its own.
+        feasible_levels.scatter_(2, chosen[..., None], True)
+        log_p = self.policy(self.features, torch.from_numpy(np.concatenate(features)).float(), chosen, feasible_levels)
+        return policy_loss(log_p, chosen, torch.ones(len(chosen)))
+
+    def _held_out(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        held_out: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
+            np.arange(len(self.expert_levels)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+        )
+        return held_out
+
+
+def _divide(count: int, parts: int) -> list[int]:
+    """`count` in `parts` that differ by one at most."""
+    return [count // parts + (index < count % parts) for index in range(parts)]

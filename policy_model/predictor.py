@@ -1,36 +1,60 @@
 """The trained predictor, as the service holds it: a budget in, widths and the quality to expect out."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from policy_model.calibration import Calibration, kl_of
-from policy_model.decoding import NUM_CANDIDATES, best_levels, decode, gumbel_noise, marginal_worth
+from policy_model.costs import LevelCosts
+from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
+from policy_model.elites import Elites
 from policy_model.encoding import Encoding
-from policy_model.model import KeyValues, ModelConfig, PlanModel
+from policy_model.experts import level_values
+from policy_model.local_search import Descent, LevelValues, improve
+from policy_model.policy_config import PolicyConfig
+from policy_model.values import Basis, Kernel, Values
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
-from pruning.repair import repair_widths
+from pruning.errors import CheckpointError, FingerprintMismatchError
+from pruning.levels import Configuration
+from pruning.limits import Limits
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
+
+NUM_CANDIDATES = 8
+NUM_WALKERS = 3
+"""Candidates that are improved: the best of those that the policy decodes and of those that were measured."""
+
+MAX_ROUNDS = 6
+"""Exchanges that a candidate is improved by, at most."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """FFN widths [L], their predicted KL(dense || pruned) in nats, and the bounds of its 90% interval."""
+    """FFN widths [L], and what to expect of them.
+
+    Attributes:
+        widths: within the limits.
+        kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
+        accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`.
+    """
 
     widths: tuple[int, ...]
     kl: float
     interval: tuple[float, float]
+    accuracy: float
+    accuracy_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -55,19 +79,33 @@ class PredictorInfo:
 
 
 class Predictor:
-    """Immutable once built: any number of threads may call `plan_widths` at once.
+    """Immutable once built: any number of threads may call `plan_widths` at once. Needs no torch.
 
-    A prediction is a function of the weights, the budget and `round_to` only: equal requests give equal plans.
+    A prediction is a function of the weights and the limits only: equal requests give equal plans.
+
+    Args:
+        policy: the state of a trained `Policy`, by its names.
+        config: its sizes.
+        values: what judges complete configurations.
+        encoding: of the model.
+        calibration: of the values.
+        info: where it comes from.
     """
 
-    def __init__(self, model: PlanModel, encoding: Encoding, calibration: Calibration, info: PredictorInfo) -> None:
-        self.encoding = encoding
-        self.calibration = calibration
-        self.info = info
-        self._model = model.eval().requires_grad_(False)
-        self._noise = gumbel_noise(encoding.grid.num_layers, NUM_CANDIDATES, encoding.grid.num_levels, info.seed)
-        with torch.inference_mode():
-            self._prefix: list[KeyValues] = model.policy.encode_layers(encoding.features)
+    def __init__(
+        self,
+        policy: Mapping[str, Float32Array],
+        config: PolicyConfig,
+        values: Values,
+        encoding: Encoding,
+        calibration: Calibration,
+        info: PredictorInfo,
+    ) -> None:
+        self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
+        self._policy, self._config = dict(policy), config
+        self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
+        self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
+        self._elites = Elites.of(values)
 
     @property
     def fingerprint(self) -> str:
@@ -79,16 +117,14 @@ class Predictor:
         """What was measured during training."""
         return dict(self.info.metrics)
 
-    def plan_widths(self, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> Prediction:
-        """Widths for at most `budget` FFN parameters, all multiples of `round_to` or dense, with the KL to expect.
+    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> Prediction:
+        """Widths that meet all `limits`, with the quality to expect; no layer could grow by one more step.
 
-        Less than one rounding step of any layer that is not dense is left over. A budget in which everything fits
-        gives the dense widths and a KL of 0.
+        Limits that everything meets give the widest allowed model, the dense one a KL of 0.
 
         Raises:
             FingerprintMismatchError: `anatomy` is not of the model this predictor was trained for.
-            InputError: `round_to` is below 1.
-            InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+            InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         """
         if anatomy.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
@@ -96,38 +132,86 @@ class Predictor:
                 values=f"model {anatomy.fingerprint[:12]}, predictor for {self.fingerprint[:12]}",
                 remedy="Train one for this model with `lop train`",
             )
-        if round_to < 1:
-            raise InputError("round_to must be at least 1", values=str(round_to), remedy="Ask for 8, 64 or 128")
-        dense = [layer.ffn_width for layer in anatomy.layers]
-        if budget >= anatomy.ffn_parameters:
-            return Prediction(widths=tuple(dense), kl=0.0, interval=(0.0, 0.0))
-        with torch.inference_mode():
-            start = self._start_widths(budget)
-            marginal = marginal_worth(self.encoding, self._model.values, torch.tensor(start), round_to)
-            widths = repair_widths(anatomy, start, budget, round_to=round_to, marginal=marginal)
-            fractions = self.encoding.kept_fractions(torch.tensor([widths]))
-            log_kl = float(self._model.values(fractions).mean())
-            interval = self.calibration.interval(log_kl, float(self._model.values.deviation(fractions)))
-        return Prediction(widths=tuple(widths), kl=kl_of(log_kl), interval=interval)
+        limits.check()
+        if limits.allows_everything:
+            widths = [int(row[-1]) for row in limits.steps.widths]
+        else:
+            start = self._start(limits)
+            widths = limits.repair(start, _Once(lambda: self._worth(limits, start)))
+        fractions = self.encoding.kept_fractions([widths])
+        mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
+        accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation)
+        if widths == self.encoding.dense_widths.tolist():
+            return Prediction(tuple(widths), 0.0, (0.0, 0.0), accuracy, accuracy_interval)
+        interval = self.calibration.interval(mean, deviation)
+        return Prediction(tuple(widths), kl_of(mean), interval, accuracy, accuracy_interval)
 
-    def _start_widths(self, budget: int) -> list[int]:
-        """Grid widths [L] within `budget`; below the grid, its lowest widths in proportion."""
+    def propose(self, budget: int) -> Configuration:
+        """Levels [L] from 1 on the grid, of at most `budget` FFN parameters, which level 1 of every layer must fit."""
+        costs = LevelCosts.of_grid(self.encoding.grid)
+        slack = np.array([budget - self.encoding.grid.min_cost_from[0]], dtype=np.int64)
+        return tuple(int(k) + 1 for k in self._choose(costs, slack, self._grid_values))
+
+    def uncertainty(self, configuration: Configuration) -> float:
+        """The standard deviation that is expected of the log KL of a configuration [L] of levels from 1."""
+        fractions = self.encoding.kept_fractions([self.encoding.grid.widths_of(configuration)])
+        return float(self.values.judge(fractions)[1][0])
+
+    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
+        """Probabilities [K] of the next layer's levels after 1-based `levels` [l]; `remaining` FFN parameters are left.
+
+        What a search takes as its prior.
+        """
         grid = self.encoding.grid
-        if budget < grid.min_cost_from[0]:
-            return [max(1, row[0] * max(budget, 0) // grid.min_cost_from[0]) for row in grid.widths]
-        budgets = torch.full((NUM_CANDIDATES,), budget)
-        candidates, _ = decode(self._model.policy, self.encoding, self._prefix, budgets, self._noise)
-        levels = best_levels(self.encoding, self._model.values, candidates, budget)
-        return [row[level] for row, level in zip(grid.widths, levels.tolist(), strict=True)]
+        spent = sum(row[k - 1] - row[0] for row, k in zip(grid.costs, levels, strict=False))
+        slack = np.array([remaining - grid.min_cost_from[len(levels)] + spent], dtype=np.int64)
+        chosen = np.array(levels, dtype=np.int64) - 1
+        return self._decoder.next_level(LevelCosts.of_grid(grid), slack, chosen)
+
+    def _start(self, limits: Limits) -> list[int]:
+        """Widths [L] of the chosen levels; below the grid, those of level 1, to be narrowed."""
+        costs, widths, slack = LevelCosts.of_limits(self.encoding.grid, limits)
+        if (slack < 0).any():
+            return [int(row[0]) for row in widths]
+        fractions = widths / self.encoding.dense_widths[:, None]
+        usual = self._grid_values
+        table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
+        levels = self._choose(costs, slack, table)
+        return [int(row[level]) for row, level in zip(widths, levels, strict=True)]
+
+    @cached_property
+    def _grid_values(self) -> LevelValues:
+        return level_values(self.encoding, self.values)
+
+    def _choose(self, costs: LevelCosts, slack: IntArray, table: LevelValues) -> IntArray:
+        """0-based levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
+        decoded, _ = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
+        candidates = np.unique(np.concatenate([decoded, self._elites.within(costs, slack)]), axis=0)
+        scores = table.pessimistic(candidates)
+        best = scores.argsort(kind="stable")[:NUM_WALKERS]
+        ends = [improve(table, costs, Descent(candidates[i], float(scores[i])), slack, MAX_ROUNDS) for i in best]
+        return min(ends, key=lambda end: end.score).levels
+
+    def _worth(self, limits: Limits, widths: list[int]) -> FloatArray:
+        """[L] how much log KL falls per channel when a layer of `widths` [L] grows by one step."""
+        here = limits.steps.at_most(widths)
+        grown = np.minimum(here + 1, [len(row) - 1 for row in limits.steps.widths])
+        rows = np.array([limits.steps.of(np.where(np.arange(len(here)) == i, grown, here)) for i in range(len(here))])
+        values = self.values(self.encoding.kept_fractions(np.concatenate([rows, [limits.steps.of(here)]])))
+        channels = np.maximum((rows - limits.steps.of(here)).sum(axis=1), 1)
+        worth: FloatArray = (values[-1] - values[:-1]) / channels
+        return worth
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> tuple[bytes, dict[str, Any]]:
         """Weights as safetensors bytes, and everything else as a JSON document; the inverse of `from_bytes`."""
-        tensors = {name: p.detach().contiguous() for name, p in self._model.state_dict().items()}
+        tensors = {f"policy.{name}": np.ascontiguousarray(x) for name, x in self._policy.items()}
+        tensors |= {f"values.{name}": np.ascontiguousarray(x) for name, x in self.values.tensors.items()}
         config = {
             "format_version": FORMAT_VERSION,
-            "model": self._model.config.to_dict(),
+            "policy": self._config.to_dict(),
+            "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
             "info": asdict(self.info),
@@ -145,20 +229,22 @@ class Predictor:
             )
         try:
             encoding = Encoding.from_dict(config["encoding"])
-            model_config = ModelConfig(**config["model"])
-            calibration = Calibration(**config["calibration"])
-            info = PredictorInfo(**config["info"])
             tensors = load_tensors(weights)
-            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced: no trace left
-                model = PlanModel(model_config, encoding)
-            model.load_state_dict(tensors)
+            policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
+            fitted = {n.removeprefix("values."): x for n, x in tensors.items() if n.startswith("values.")}
+            values = Values(Basis(encoding), Kernel(**config["kernel"]), fitted)
+            sizes, info = PolicyConfig(**config["policy"]), PredictorInfo(**config["info"])
+            calibration = Calibration.from_dict(config["calibration"])
+            _check_shapes(policy, sizes)
+            found = cls(policy, sizes, values, encoding, calibration, info)
+            found.propose(encoding.grid.max_cost_from[0] // 2 + encoding.grid.min_cost_from[0] // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
                 "a predictor's weights and its configuration must belong together and be complete",
                 values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
                 remedy="Copy both again, or train it again with `lop train`",
             ) from error
-        return cls(model, encoding, calibration, info)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `predictor.json`, each replaced at once. Raises CheckpointError."""
@@ -187,3 +273,25 @@ class Predictor:
         if not isinstance(config, dict):
             raise CheckpointError(f"{CONFIG_FILE} must hold a JSON object", values=str(folder))
         return cls.from_bytes(weights, config)
+
+
+class _Once:
+    """A worth that is worked out when a repair asks for it, which most plans on the grid do not, and then kept."""
+
+    def __init__(self, work_out: Callable[[], FloatArray]) -> None:
+        self._work_out = work_out
+        self._worth: FloatArray | None = None
+
+    def __call__(self, _widths: IntArray) -> FloatArray:
+        if self._worth is None:
+            self._worth = self._work_out()
+        return self._worth
+
+
+def _check_shapes(policy: Mapping[str, Float32Array], config: PolicyConfig) -> None:
+    """Raises ValueError unless the weights have the sizes that the configuration says."""
+    num_blocks = sum(name.endswith(".up.weight") for name in policy)
+    found = (num_blocks, policy["read_layer.weight"].shape, policy["head.weight"].shape)
+    expected = (config.num_blocks, (config.width, config.num_features), (config.num_levels, config.width))
+    if found != expected:
+        raise ValueError(f"blocks and shapes are {found}, configuration says {expected}")

@@ -1,10 +1,11 @@
 """Training a predictor from stored samples: first the values, then the policy against them.
 
-The three stages, visible in `train_predictor`:
-1. `fit_values`: the values learn from all samples, and stop where held-out data says so.
+The stages, visible in `train_predictor`:
+1. The values are fitted to all samples, in closed form.
 2. `fit_policy`: rounds of expert iteration. Experts for random budgets are found on the values, starting from the
-   samples and from the policy's own proposals; the policy imitates them and the best samples.
-3. The residuals of what was held out become the interval of every later prediction.
+   samples and from the policy's own proposals; the policy imitates them and the best samples, until held-out experts
+   say that nothing is learnt any more.
+3. Leave-one-out residuals of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
 from its checkpoint ends with the same weights as one that was not.
@@ -17,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from policy_model.calibration import Calibration
 from policy_model.checkpoint import (
@@ -27,22 +27,23 @@ from policy_model.checkpoint import (
     restore_optimizer,
     with_prefix,
 )
-from policy_model.dataset import TrainingData, check_samples, held_out, samples_sha256, training_data
+from policy_model.dataset import TrainingData, check_samples, samples_sha256, training_data
 from policy_model.encoding import Encoding, encode
-from policy_model.model import ModelConfig, PlanModel
+from policy_model.policy import Policy
+from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.progress import ProgressCallback, TrainingProgress
-from policy_model.value_training import ValueTraining
+from policy_model.value_training import ValueFit, fit_values
+from policy_model.values import Values
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
+from pruning.statistics import ModelStatistics
 from storage.records import Sample
 
-NUM_PROBES = 2
-VALUE_CHECK_EVERY_STEPS = 10
-VALUE_PATIENCE_STEPS = 40
 POLICY_CHECK_EVERY_STEPS = 20
+POLICY_PATIENCE_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,21 @@ class TrainingSettings:
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
     seed: int = 0
-    value_steps: int = 80
-    value_learning_rate: float = 2e-3
     policy_rounds: int = 4
-    policy_steps_per_round: int = 80
+    policy_steps_per_round: int = 120
     policy_learning_rate: float = 2e-3
     experts_per_round: int = 64
     batch_size: int = 64
-    policy_width: int = 96
-    policy_blocks: int = 3
-    num_members: int = 4
+    policy_width: int = 64
+    policy_blocks: int = 2
     checkpoint_every_steps: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("policy_rounds", "policy_steps_per_round", "value_steps", "batch_size", "checkpoint_every_steps"):
+        for name in ("policy_rounds", "policy_steps_per_round", "batch_size", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1", values=str(getattr(self, name)))
-        if self.experts_per_round < 8 or not 2 <= self.num_members <= 8:
-            raise InputError(
-                "experts_per_round must be at least 8 and num_members between 2 and 8",
-                values=f"experts_per_round={self.experts_per_round}, num_members={self.num_members}",
-            )
+        if self.experts_per_round < 8:
+            raise InputError("experts_per_round must be at least 8", values=str(self.experts_per_round))
 
 
 def train_predictor(
@@ -83,12 +78,14 @@ def train_predictor(
     samples: Sequence[Sample],
     settings: TrainingSettings,
     *,
+    statistics: ModelStatistics | None = None,
     progress: ProgressCallback | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Predictor:
     """A predictor for `anatomy`. Equal arguments give equal weights, in whatever order the samples come.
 
-    With a `checkpoint_folder`, an interrupted training of the same arguments goes on from there.
+    `statistics` of activations, if they were measured, tell the layers apart further. With a `checkpoint_folder`, an
+    interrupted training of the same arguments goes on from there.
 
     Raises:
         InputError: too few samples, samples of other models, or a layer too narrow for the grid.
@@ -96,7 +93,7 @@ def train_predictor(
     """
     samples = check_samples(anatomy, samples)
     grid = LevelGrid.build(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    encoding = encode(anatomy, grid, samples)
+    encoding = encode(anatomy, grid, samples, statistics)
     data = training_data(grid, encoding, samples)
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
@@ -108,158 +105,130 @@ def train_predictor(
     )
     checkpoint = None
     if checkpoint_folder is not None:
-        key = json.dumps([asdict(settings), info.fingerprint, info.calibration_id, info.ranking_sha256])
+        key = json.dumps([asdict(settings), encoding.to_dict(), info.calibration_id, info.ranking_sha256])
         run_key = hashlib.sha256((key + info.samples_sha256).encode()).hexdigest()
         checkpoint = TrainingCheckpoint(checkpoint_folder, run_key)
-    run = _Run(settings, encoding, data, checkpoint, progress)
-    run.fit_values()
+    fit = fit_values(encoding, data)
+    run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
     run.fit_policy()
-    calibration = Calibration.measure(run.value_training.held_out_scores(), run.value_training.fit.noise)
-    return Predictor(run.model, encoding, calibration, replace(info, metrics=run.metrics()))
+    metrics = {"value_error_log_kl": fit.error, **run.metrics()}
+    policy = {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()}
+    return Predictor(
+        policy, run.policy.config, fit.values, encoding, calibrate(data, fit), replace(info, metrics=metrics)
+    )
+
+
+def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
+    """Intervals from the anchors that prune two layers or more: what prunes fewer is known."""
+    searched = data.searched[fit.anchors]
+    index = fit.anchors[searched]
+    return Calibration.measure(
+        data.log_kl[index],
+        data.accuracy[index],
+        fit.errors[searched],
+        fit.deviations[searched],
+        data.retention[index],
+        fit.weights[searched],
+    )
 
 
 class _Run:
-    """One training: its state, how it is saved, and its two loops."""
+    """The training of one policy: its state, how it is saved, and its loop."""
 
     def __init__(
         self,
         settings: TrainingSettings,
         encoding: Encoding,
         data: TrainingData,
+        values: Values,
         checkpoint: TrainingCheckpoint | None,
         progress: ProgressCallback | None,
     ) -> None:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
-        self.num_policy_steps = settings.policy_rounds * settings.policy_steps_per_round
-        config = ModelConfig(
+        self.num_steps = settings.policy_rounds * settings.policy_steps_per_round
+        config = PolicyConfig(
             num_layers=encoding.grid.num_layers,
             num_levels=encoding.grid.num_levels,
             num_features=encoding.features.shape[1],
-            policy_width=settings.policy_width,
-            policy_blocks=settings.policy_blocks,
-            num_members=settings.num_members,
+            width=settings.policy_width,
+            num_blocks=settings.policy_blocks,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = PlanModel(config, encoding)
-            self.value_training = ValueTraining(
-                replace(config, num_members=settings.num_members + NUM_PROBES),
-                encoding,
-                data,
-                held_out(data, settings.num_members, NUM_PROBES, settings.seed),
-                seed=settings.seed,
-                steps=settings.value_steps,
-            )
-        self.policy_training = PolicyTraining(
-            self.model.policy,
-            self.model.values,
-            encoding,
-            data,
-            seed=settings.seed,
-            steps=self.num_policy_steps,
-        )
-        self.best_policy = _copy(self.model.policy.state_dict())
-        self.best_policy_error = float("inf")
+            self.policy = Policy(config)
+        self.training = PolicyTraining(self.policy, values, encoding, data, seed=settings.seed, steps=self.num_steps)
+        self.best = _copy(self.policy.state_dict())
+        self.best_error = float("inf")
+        self.best_step = 0
         self.step = 0
         if checkpoint is not None:
             state = checkpoint.load()
             if state is not None:
                 self._restore(state)
 
-    def fit_values(self) -> None:
-        """All of `value_steps`, or until nothing got better for `VALUE_PATIENCE_STEPS`; then the best state."""
-        training, settings = self.value_training, self.settings
-        while self.step < settings.value_steps and self.step < training.best_step + VALUE_PATIENCE_STEPS:
-            loss = training.step(self.step, settings.batch_size, settings.value_learning_rate)
-            self.step += 1
-            if self.step % VALUE_CHECK_EVERY_STEPS == 0 or self.step == settings.value_steps:
-                training.keep_if_best(self.step)
-            self._after_step("values", loss, training.best_error)
-        self.step = max(self.step, settings.value_steps)
-        self.model.values.load_state_dict(_first_members(training.best, settings.num_members))
-        self.model.values.requires_grad_(False)
-
     def fit_policy(self) -> None:
         """Rounds: find experts, imitate them. Keeps the state of the last round that does best on held-out experts."""
-        training, settings = self.policy_training, self.settings
-        while self.step - settings.value_steps < self.num_policy_steps:
-            round_index, within = divmod(self.step - settings.value_steps, settings.policy_steps_per_round)
+        training, settings = self.training, self.settings
+        while self.step < self.num_steps:
+            round_index, within = divmod(self.step, settings.policy_steps_per_round)
             if len(training.expert_levels) < (round_index + 1) * settings.experts_per_round:
                 training.find_experts(round_index, settings.experts_per_round)
-                self.best_policy_error = float("inf")
+                self.best_error, self.best_step = float("inf"), self.step
             examples = training.examples()
-            while within < settings.policy_steps_per_round:
-                loss = training.step(
-                    self.step - settings.value_steps, settings.batch_size, settings.policy_learning_rate, examples
-                )
-                within += 1
+            end = (round_index + 1) * settings.policy_steps_per_round
+            while self.step < end:
+                loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate, examples)
                 self.step += 1
-                if within % POLICY_CHECK_EVERY_STEPS == 0 or within == settings.policy_steps_per_round:
-                    self._keep_policy_if_best(training.error())
-                self._after_step("policy", loss, self.best_policy_error)
-        self.model.policy.load_state_dict(self.best_policy)
+                within += 1
+                if within % POLICY_CHECK_EVERY_STEPS == 0 or self.step == end:
+                    self._keep_if_best(training.error())
+                    if self.step - self.best_step >= POLICY_PATIENCE_STEPS:
+                        self.step = end
+                self._after_step(loss)
+        self.policy.load_state_dict(self.best)
 
     def metrics(self) -> dict[str, float]:
-        """Held-out errors and how they were reached."""
-        values = self.value_training
-        return {
-            "value_error_log_kl": values.best_error,
-            "value_best_step": float(values.best_step),
-            "value_ridge": values.fit.ridge,
-            "policy_error_nats": self.best_policy_error,
-            "num_experts": float(len(self.policy_training.expert_levels)),
-        }
+        """The error on held-out experts, and how many experts there were."""
+        return {"policy_error_nats": self.best_error, "num_experts": float(len(self.training.expert_levels))}
 
-    def _keep_policy_if_best(self, error: float) -> None:
-        if error < self.best_policy_error:
-            self.best_policy_error = error
-            self.best_policy = _copy(self.model.policy.state_dict())
+    def _keep_if_best(self, error: float) -> None:
+        if error < self.best_error:
+            self.best_error, self.best_step = error, self.step
+            self.best = _copy(self.policy.state_dict())
 
-    def _after_step(self, phase: str, loss: float, error: float) -> None:
+    def _after_step(self, loss: float) -> None:
         if self.checkpoint is not None and self.step % self.settings.checkpoint_every_steps == 0:
             self.checkpoint.save(self._state())
         if self.progress is not None:
-            num_steps = self.settings.value_steps + self.num_policy_steps
-            self.progress(TrainingProgress(phase, self.step, num_steps, loss, error))
+            self.progress(TrainingProgress("policy", self.step, self.num_steps, loss, self.best_error))
 
     def _state(self) -> TrainingState:
-        values, policy = self.value_training, self.policy_training
+        training = self.training
         tensors = {
-            **{f"values.{name}": t for name, t in values.values.state_dict().items()},
-            **{f"best_values.{name}": t for name, t in values.best.items()},
-            **optimizer_tensors(values.optimizer, "value_optimizer."),
-            **{f"policy.{name}": t for name, t in self.model.policy.state_dict().items()},
-            **{f"best_policy.{name}": t for name, t in self.best_policy.items()},
-            **optimizer_tensors(policy.optimizer, "policy_optimizer."),
-            "expert_levels": policy.expert_levels,
-            "expert_budgets": policy.expert_budgets,
+            **{f"policy.{name}": t for name, t in self.policy.state_dict().items()},
+            **{f"best_policy.{name}": t for name, t in self.best.items()},
+            **optimizer_tensors(training.optimizer, "policy_optimizer."),
+            "expert_levels": torch.from_numpy(training.expert_levels),
+            "expert_slacks": torch.from_numpy(training.expert_slacks),
+            "expert_pricings": torch.from_numpy(training.expert_pricings),
         }
         numbers = {
-            "best_value_error": values.best_error,
-            "best_value_step": float(values.best_step),
-            "best_policy_error": min(self.best_policy_error, 1e30),  # JSON has no infinity
+            "best_error": min(self.best_error, 1e30),  # JSON has no infinity
+            "best_step": float(self.best_step),
         }
         return TrainingState(self.step, tensors, numbers)
 
     def _restore(self, state: TrainingState) -> None:
-        values, policy, tensors = self.value_training, self.policy_training, state.tensors
-        values.values.load_state_dict(with_prefix(tensors, "values."))
-        values.best = with_prefix(tensors, "best_values.")
-        restore_optimizer(values.optimizer, tensors, "value_optimizer.")
-        self.model.policy.load_state_dict(with_prefix(tensors, "policy."))
-        self.best_policy = with_prefix(tensors, "best_policy.")
-        restore_optimizer(policy.optimizer, tensors, "policy_optimizer.")
-        policy.expert_levels, policy.expert_budgets = tensors["expert_levels"], tensors["expert_budgets"]
-        values.best_error = state.numbers["best_value_error"]
-        values.best_step = int(state.numbers["best_value_step"])
-        self.best_policy_error = state.numbers["best_policy_error"]
+        training, tensors = self.training, state.tensors
+        self.policy.load_state_dict(with_prefix(tensors, "policy."))
+        self.best = with_prefix(tensors, "best_policy.")
+        restore_optimizer(training.optimizer, tensors, "policy_optimizer.")
+        training.expert_levels = tensors["expert_levels"].numpy().copy()
+        training.expert_slacks = tensors["expert_slacks"].numpy().copy()
+        training.expert_pricings = tensors["expert_pricings"].numpy().copy()
+        self.best_error, self.best_step = state.numbers["best_error"], int(state.numbers["best_step"])
         self.step = state.step
 
 
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _first_members(tensors: dict[str, Tensor], num_members: int) -> dict[str, Tensor]:
-    """The same without the probes. Every tensor but the posterior draws has the members first."""
-    return {name: t if name == "spread" else t[:num_members].clone() for name, t in tensors.items()}

@@ -1,176 +1,142 @@
-"""Fitting the values: a ridge regression in closed form, then a Transformer on what it leaves unexplained.
+"""Fitting the values to the samples: in closed form, the process's constants by leave-one-out error.
 
-Letters: N samples, J terms, L decoder layers, M members. Probes are members that serve to measure, and are dropped.
+Letters: N anchors, J regression terms, L decoder layers.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from policy_model.dataset import TrainingData
+from policy_model.dataset import TrainingData, frontier
 from policy_model.encoding import Encoding
-from policy_model.model import ModelConfig, Values, value_loss
-from policy_model.schedule import scheduled
+from policy_model.values import Basis, Float32Array, Kernel, Values, distances, weights_of
+from pruning.arrays import FloatArray, IntArray
 
-RIDGES = (3e-4, 1e-3, 3e-3, 1e-2)
-"""Ridge penalties tried; the one that predicts what members and probes leave out best is used."""
+MAX_ANCHORS = 2048
+"""Samples that the values keep: a request reads them all, and a fit is cubic in them."""
 
-NEAR_FRONTIER = 0.5
-"""Log KL above the frontier at which a sample's weight has fallen to 1/e: the values are asked about good plans."""
+MAX_TUNING_ANCHORS = 768
+"""Samples that the process's constants are chosen on."""
+
+FRONTIER_SHARE = 0.75
+"""Of the anchors: those nearest to the frontier. The rest are spread over everything else."""
+
+LENGTHS = (0.7, 1.4, 2.8)
+NOISES = (0.1, 0.3)
+SLACKS = (1.0, 10.0, 100.0)
+"""Constants that are tried, see `Kernel`; noise and slack in units of the scale."""
 
 
 @dataclass(frozen=True)
 class ValueFit:
-    """The closed-form part of all members: `readout` [M, J], `leave_one_out` residuals [M, N], the `ridge` chosen.
+    """Fitted values, and how far off they are.
 
-    `variance` [M, N] is that of the fit at each sample, and `noise` the standard deviation of a sample of weight 1:
-    the posterior standard deviation at sample n is noise * sqrt(variance_n), see `draw_spread`.
+    Attributes:
+        values: after all anchors.
+        anchors: [N] which samples they are.
+        errors: [N] measured less predicted log KL of every anchor by the fit without it.
+        deviations: [N] what was expected of `errors`.
+        weights: [N] of the anchors in (0, 1]: near the frontier counts most.
     """
 
-    readout: Tensor
-    leave_one_out: Tensor
-    variance: Tensor
-    ridge: float
-    noise: float
+    values: Values
+    anchors: IntArray
+    errors: FloatArray
+    deviations: FloatArray
+    weights: FloatArray
 
-
-def sample_weights(data: TrainingData) -> Tensor:
-    """[N] in (0.1, 1.1]: near the frontier counts most."""
-    return 0.1 + torch.exp(-data.gap / NEAR_FRONTIER)
-
-
-def fit_readout(terms: Tensor, residual: Tensor, weights: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression of `residual` [N] on `terms` [N, J]: weights [J], leave-one-out residuals [N], variances [N].
-
-    Minimises sum_n weights_n (residual_n - terms_n . w)^2 + ridge |w|^2 in float64. The residual of sample n under the
-    fit without it is e_n / (1 - h_n), h_n = weight_n v_n its leverage and v_n = x_n A^-1 x_n its variance, for
-    A = X'WX + ridge I; where the weight is 0 that is e_n itself.
-    """
-    X, y, root = terms.double(), residual.double(), weights.double().sqrt()
-    weighted = X * root[:, None]
-    if X.shape[0] < X.shape[1]:  # the dual problem is the smaller one
-        gram = weighted @ weighted.t()
-        cross = X @ weighted.t()
-        solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), cross.t())  # [N, N]
-        readout = weighted.t() @ torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), y * root)
-        variance = (X.square().sum(dim=1) - (cross.t() * solved).sum(dim=0)) / ridge
-    else:
-        gram = weighted.t() @ weighted
-        factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
-        readout = torch.cholesky_solve((weighted.t() @ (y * root))[:, None], factor)[:, 0]
-        variance = torch.linalg.solve_triangular(factor, X.t(), upper=False).square().sum(dim=0)
-    leverage = weights.double() * variance
-    leave_one_out = (y - X @ readout) / (1.0 - leverage).clamp(min=1e-3)
-    return readout.float(), leave_one_out.float(), variance.clamp(min=0.0).float()
-
-
-def draw_spread(terms: Tensor, fit: "ValueFit", weights: Tensor, count: int, seed: int) -> Tensor:
-    """`count` draws [S, J] from the posterior of the regression's weights around their mean, all samples seen.
-
-    Bayesian linear regression with prior variance s / ridge and noise variance s / weight: A = X'WX + ridge I gives the
-    posterior covariance s A^-1, s = noise^2, and A^-1 (X'W^1/2 e + ridge^1/2 z) is a draw of covariance A^-1 for
-    standard normal e and z. Directions that no sample decides vary most.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weighted = terms.double() * weights.double().sqrt()[:, None]
-    e = torch.randn(count, weighted.shape[0], generator=generator).double()
-    z = torch.randn(count, weighted.shape[1], generator=generator).double()
-    right = (e @ weighted + math.sqrt(fit.ridge) * z).t()
-    if weighted.shape[0] < weighted.shape[1]:
-        gram = weighted @ weighted.t()
-        inner = torch.linalg.solve(gram + fit.ridge * torch.eye(len(gram), dtype=gram.dtype), weighted @ right)
-        draws = (right - weighted.t() @ inner) / fit.ridge
-    else:
-        gram = weighted.t() @ weighted
-        draws = torch.linalg.solve(gram + fit.ridge * torch.eye(len(gram), dtype=gram.dtype), right)
-    spread: Tensor = (draws.t() * fit.noise).float()
-    return spread
-
-
-def fit_regressions(terms: Tensor, residual: Tensor, weights: Tensor, held_out: Tensor) -> ValueFit:
-    """The closed-form part for each row of `held_out` bool [M, N], at the penalty that predicts the held-out best."""
-    best: ValueFit | None = None
-    best_error = math.inf
-    for ridge in RIDGES:
-        fits = [fit_readout(terms, residual, weights * ~row, ridge) for row in held_out]
-        readout, residuals, variance = (torch.stack(parts) for parts in zip(*fits, strict=True))
-        # Of a leave-one-out residual the variance is noise^2 (1 / weight + v), v without the sample; 1 / weight leads.
-        noise = float((weights * residuals.square()).mean().sqrt())
-        fit = ValueFit(readout, residuals, variance, ridge, noise)
-        error = held_out_error(fit.leave_one_out, weights, held_out)
-        if error < best_error:
-            best, best_error = fit, error
-    assert best is not None
-    return best
-
-
-def held_out_error(residuals: Tensor, weights: Tensor, held_out: Tensor) -> float:
-    """Weighted mean absolute residual over what each member did not see; `residuals` and `held_out` are [M, N]."""
-    counted = weights * held_out
-    return float((residuals.abs() * counted).sum() / counted.sum())
-
-
-class ValueTraining:
-    """The Transformer's steps: fits the leave-one-out residuals of the regression, keeps the best held-out state.
-
-    Leave-one-out and not plain residuals, because those of a flexible fit are far smaller than what it leaves
-    unexplained on new configurations.
-    """
-
-    def __init__(
-        self, config: ModelConfig, encoding: Encoding, data: TrainingData, held_out: Tensor, *, seed: int, steps: int
-    ) -> None:
-        self.data, self.held_out, self.steps, self.seed = data, held_out, steps, seed
-        self.values = Values(config, encoding)
-        self.weights = sample_weights(data)
-        share = self.values.own_kl(data.fractions)
-        terms, residual = self.values.terms(data.fractions, share), data.log_kl - self.values.base(share)
-        self.fit = fit_regressions(terms, residual, self.weights, held_out)
-        self.values.readout.data.copy_(self.fit.readout)
-        self.values.spread.data.copy_(draw_spread(terms, self.fit, self.weights, config.num_draws, seed))
-        trainable = [p for p in self.values.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.1)
-        self.best = {name: p.detach().clone() for name, p in self.values.state_dict().items()}
-        self.best_error = self.error()
-        self.best_step = 0
-
+    @property
     def error(self) -> float:
-        """Held-out weighted mean absolute error of log KL."""
-        with torch.no_grad():
-            residuals = self.fit.leave_one_out - self.values.correction(self.data.fractions)
-        return held_out_error(residuals, self.weights, self.held_out)
+        """Weighted mean absolute leave-one-out error of log KL."""
+        return _weighted_error(self.errors, self.weights)
 
-    def step(self, step: int, batch_size: int, learning_rate: float) -> float:
-        """One update; a function of the state, `step` and the seed only."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randint(self.data.num_samples, (batch_size,), generator=generator)
-        self.optimizer.param_groups[0]["lr"] = scheduled(learning_rate, step, self.steps)
-        predicted = self.values.correction(self.data.fractions[index])
-        loss = value_loss(predicted, self.fit.leave_one_out[:, index], self.weights[index] * ~self.held_out[:, index])
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 5.0)
-        self.optimizer.step()
-        return loss.item() / len(predicted)
 
-    def keep_if_best(self, step: int) -> float:
-        """Remember the state if its held-out error is the lowest so far; returns that error."""
-        error = self.error()
-        if error < self.best_error:
-            self.best_error, self.best_step = error, step
-            self.best = {name: p.detach().clone() for name, p in self.values.state_dict().items()}
-        return error
+def choose_anchors(data: TrainingData, most: int) -> IntArray:
+    """Indices [N] of at most `most` samples: the best of every range of retention in turn, some of the others."""
+    count = data.num_samples
+    if count <= most:
+        return np.arange(count)
+    gap, retention = data.gap, data.retention
+    bins = (retention * 100.0).astype(np.int64)
+    rank = np.empty(count, dtype=np.int64)
+    for found in np.unique(bins):
+        members = np.flatnonzero(bins == found)
+        rank[members[np.argsort(gap[members], kind="stable")]] = np.arange(len(members))
+    order = np.lexsort((gap, rank))
+    near = order[: int(most * FRONTIER_SHARE)]
+    others = order[len(near) :]
+    spread = others[np.linspace(0, len(others) - 1, most - len(near)).astype(np.int64)]
+    return np.sort(np.concatenate([near, spread]))
 
-    def held_out_scores(self) -> Tensor:
-        """[R] residuals of searched samples under every member that did not see them, in units of what was expected.
 
-        That is the posterior standard deviation of the member's regression together with the noise.
-        """
-        self.values.load_state_dict(self.best)
-        with torch.no_grad():
-            residuals = self.data.log_kl - self.values(self.data.fractions)
-        expected = self.fit.noise * (1.0 + self.fit.variance).sqrt()
-        scores: Tensor = (residuals / expected)[self.held_out & self.data.searched]
-        return scores
+def fit_values(encoding: Encoding, data: TrainingData) -> ValueFit:
+    """The values that `data` speak for. Deterministic."""
+    basis = Basis(encoding)
+    weights = weights_of(data.gap)
+    few = choose_anchors(data, MAX_TUNING_ANCHORS)
+    tuning = _Problem(basis, data.fractions[few], data.log_kl[few], weights[few])
+    candidates = [_Constants(*found) for found in itertools.product(LENGTHS, NOISES, SLACKS)]
+    best = min(candidates, key=lambda constants: _weighted_error(tuning.solve(constants).errors, weights[few]))
+    anchors = choose_anchors(data, MAX_ANCHORS)
+    problem = _Problem(basis, data.fractions[anchors], data.log_kl[anchors], weights[anchors])
+    solution = problem.solve(best)
+    tensors: dict[str, FloatArray | Float32Array] = {
+        "places": problem.places,
+        "fades": problem.fades,
+        "weights": weights[anchors],
+        "alpha": solution.alpha,
+        "readout": solution.readout,
+        "frontier": frontier(data.retention, data.log_kl, np.linspace(0.0, 1.0, 101)),
+    }
+    kernel = Kernel(solution.scale, best.length, best.noise, best.slack)
+    values = Values(basis, kernel, {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+    deviations = values.leave_one_out(data.fractions[anchors], solution.errors, data.log_kl[anchors])
+    return ValueFit(values, anchors, solution.errors, deviations, weights[anchors])
+
+
+@dataclass(frozen=True)
+class _Constants:
+    length: float
+    noise: float
+    slack: float
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """`alpha` [N] of covariances in units of s^2, `readout` [J], leave-one-out `errors` [N], and s."""
+
+    alpha: FloatArray
+    readout: FloatArray
+    errors: FloatArray
+    scale: float
+
+
+class _Problem:
+    """Kriging of N samples: everything that does not depend on the constants, worked out once."""
+
+    def __init__(self, basis: Basis, fractions: FloatArray, log_kl: FloatArray, weights: FloatArray) -> None:
+        own = basis.own_kl(fractions)
+        self.places = basis.places(fractions)
+        self.fades = basis.fade(fractions)
+        self._apart = distances(self.places, self.places).astype(np.float64)
+        self._terms = basis.terms(fractions, own)
+        self._target = log_kl - basis.base(own)
+        self._weights = weights
+
+    def solve(self, constants: _Constants) -> _Solution:
+        """Dubrule's closed form of leave-one-out kriging (1983): the error of sample n is alpha_n / (M^-1)_nn."""
+        covariance = np.exp(-self._apart / constants.length)
+        covariance += constants.slack * self._terms @ self._terms.T
+        covariance *= np.outer(self.fades, self.fades)
+        covariance[np.diag_indices_from(covariance)] += constants.noise**2 / self._weights
+        inverse = np.linalg.inv(covariance)
+        alpha = inverse @ self._target
+        readout = constants.slack * (self._terms * self.fades[:, None]).T @ alpha
+        scale = math.sqrt(max(float(self._target @ alpha) / len(alpha), 1e-12))
+        return _Solution(alpha, readout, alpha / np.diag(inverse), scale)
+
+
+def _weighted_error(errors: FloatArray, weights: FloatArray) -> float:
+    return float(np.average(np.abs(errors), weights=weights))

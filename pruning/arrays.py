@@ -5,3 +5,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 """float64, of the shape that the docstring gives."""
+
+IntArray = NDArray[np.int64]
+"""int64, likewise."""

@@ -1,6 +1,6 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,18 +52,8 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     config = load_config(path)
     widths = recorded_widths(config)
     compensated = biased_layers(config, headers) if widths else set()
-    model_class = _model_class(config)
-
-    class Resized(model_class):  # type: ignore[misc, valid-type]
-        def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            resize_ffns(self, widths, compensated=compensated & widths.keys())
-
-    # transformers renames hub tensors by a class's name and module, and leaves out classes that are not its own.
-    Resized.__name__ = Resized.__qualname__ = model_class.__name__
-    Resized.__module__ = model_class.__module__
     try:
-        model, info = Resized.from_pretrained(
+        model, info = resized_class(config, compensated=compensated).from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
         )
     except Exception as error:
@@ -76,9 +66,27 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
                 "the checkpoint must hold exactly the model's tensors",
                 values=f"{path}: {len(names)} {kind}, first {names[0]}",
             )
-    model.__class__ = model_class
+    model.__class__ = model_class(config)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def resized_class(config: "PreTrainedConfig", *, compensated: Collection[int] = ()) -> "type[PreTrainedModel]":
+    """transformers' class for `config`, but its FFNs are built with the widths that `config` records.
+
+    The down projections of the `compensated` layers get a bias, if they are narrower than the dense ones.
+    """
+    known_class, widths = model_class(config), recorded_widths(config)
+
+    class Resized(known_class):  # type: ignore[misc, valid-type]
+        def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            resize_ffns(self, widths, compensated=widths.keys() & compensated)
+
+    # transformers renames hub tensors by a class's name and module, and leaves out classes that are not its own.
+    Resized.__name__ = Resized.__qualname__ = known_class.__name__
+    Resized.__module__ = known_class.__module__
+    return Resized
 
 
 def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
@@ -106,7 +114,8 @@ def load_processor(path: str | Path) -> "ProcessorMixin":
     return processor
 
 
-def _model_class(config: "PreTrainedConfig") -> "type[PreTrainedModel]":
+def model_class(config: "PreTrainedConfig") -> "type[PreTrainedModel]":
+    """transformers' class for a multimodal config; raises CheckpointError if it has none."""
     from transformers import AutoModelForImageTextToText
 
     try:

@@ -41,6 +41,16 @@ def compensated_bias(
     return compensation.to(dtype=weight.dtype, device=weight.device)
 
 
+def added_biases(anatomy: ModelAnatomy) -> dict[int, TensorSpec]:
+    """The bias [D] that compensation adds to each layer once it is cut; no entry where there is one to add to."""
+    names = {t.name for t in anatomy.tensors}
+    return {
+        weight.ffn_layer: TensorSpec(_bias_name(weight), weight.shape[:1], weight.dtype)
+        for weight in _out_weights(anatomy)
+        if weight.ffn_layer is not None and _bias_name(weight) not in names
+    }
+
+
 def bias_parameters(anatomy: ModelAnatomy) -> list[int]:
     """[L] parameters that compensation adds to each layer if it is cut: D, or 0 where there is a bias to add to."""
     names = {t.name for t in anatomy.tensors}
@@ -53,14 +63,10 @@ def pruned_tensors(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates:
 
     Their shapes are the pruned ones. `compensates` adds the biases of the layers that are cut.
     """
-    tensors = [replace(t, shape=t.shape_with(widths)) for t in anatomy.tensors]
+    tensors = [t if t.ffn_layer is None else replace(t, shape=t.shape_with(widths)) for t in anatomy.tensors]
     if compensates:
-        names = {t.name for t in tensors}
-        for weight in _out_weights(anatomy):
-            layer = weight.ffn_layer
-            assert layer is not None
-            if widths[layer] < anatomy.layers[layer].ffn_width and _bias_name(weight) not in names:
-                tensors.append(TensorSpec(_bias_name(weight), weight.shape[:1], weight.dtype))
+        biases = added_biases(anatomy).items()
+        tensors += [bias for layer, bias in biases if widths[layer] < anatomy.layers[layer].ffn_width]
         tensors.sort(key=lambda t: t.name)
     return tuple(tensors)
 

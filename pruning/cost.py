@@ -1,18 +1,23 @@
-"""Exact costs of a configuration: parameters, bytes on disk, KV cache, FLOPs. Integers only, no model is built."""
+"""Costs of a configuration: parameters, bytes on disk and in memory, FLOPs, time. No model is built for them."""
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 
-from pruning.anatomy import ModelAnatomy
+from pruning.activations import activation_bytes
+from pruning.anatomy import ModelAnatomy, TensorSpec
 from pruning.compensation import bias_parameters, pruned_tensors
+from pruning.dtypes import DTYPE_BYTES
 from pruning.plan import Achieved, Workload
 from pruning.target import achieved_sparsity
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-MAX_SHARD_SIZE = "5GB"
+if TYPE_CHECKING:
+    from pruning.latency import LatencyModel
+
+MAX_SHARD_SIZE = 5 * 10**9
+"""Bytes of tensors in one weight file: the hub's default, 5GB."""
 SAFETENSORS_METADATA = {"format": "pt"}
 
 TensorHeader = tuple[str, tuple[int, ...], str]
@@ -27,7 +32,7 @@ def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     return size
 
 
-def plan_shards(tensors: Sequence[TensorHeader], *, max_shard_size: str = MAX_SHARD_SIZE) -> StateDictSplit:
+def plan_shards(tensors: Sequence[TensorHeader], *, max_shard_size: int = MAX_SHARD_SIZE) -> StateDictSplit:
     """Which file each tensor goes to, by the rule and the file names of the Hugging Face hub."""
     return split_state_dict_into_shards_factory(
         {name: (shape, dtype) for name, shape, dtype in tensors},
@@ -55,7 +60,10 @@ def safetensors_file_bytes(tensors: Sequence[TensorHeader]) -> int:
 
 def disk_bytes(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates: bool = False) -> int:
     """Bytes of all weight files of the pruned checkpoint, as `prune_checkpoint` writes them."""
-    tensors = pruned_tensors(anatomy, widths, compensates=compensates)
+    return _weight_file_bytes(pruned_tensors(anatomy, widths, compensates=compensates))
+
+
+def _weight_file_bytes(tensors: Sequence[TensorSpec]) -> int:
     headers = {t.name: (t.name, t.shape, t.dtype) for t in tensors}
     shards = plan_shards(list(headers.values())).filename_to_tensors
     return sum(safetensors_file_bytes([headers[name] for name in names]) for names in shards.values())
@@ -97,20 +105,40 @@ def flops(anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload, *, c
 
 
 def price(
-    anatomy: ModelAnatomy, widths: Sequence[int], workload: Workload | None = None, *, compensates: bool = False
+    anatomy: ModelAnatomy,
+    widths: Sequence[int],
+    workload: Workload | None = None,
+    *,
+    compensates: bool = False,
+    latency: "LatencyModel | None" = None,
 ) -> Achieved:
-    """All costs of a model whose FFNs have `widths` [L], with the biases that compensation adds or without."""
+    """All costs of a model whose FFNs have `widths` [L], with the biases that compensation adds or without.
+
+    `latency` prices `workload` on a device; without it, nothing is said about time.
+    """
     workload = workload or Workload()
     added = sum(added_bias_parameters(anatomy, widths)) if compensates else 0
     removed = sum((x.ffn_width - w) * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
-    weights = sum(tensor_bytes(t.shape, t.dtype) for t in pruned_tensors(anatomy, widths, compensates=compensates))
-    cache = kv_cache_bytes(anatomy, workload)
-    return Achieved(
+    tensors = pruned_tensors(anatomy, widths, compensates=compensates)
+    cache, activations = kv_cache_bytes(anatomy, workload), activation_bytes(anatomy, workload)
+    achieved = Achieved(
         sparsity=achieved_sparsity(anatomy, list(widths), added_parameters=added),
         parameters=anatomy.total_parameters - removed + added,
-        disk_bytes=disk_bytes(anatomy, widths, compensates=compensates),
-        memory_bytes=weights + cache,
+        disk_bytes=_weight_file_bytes(tensors),
+        memory_bytes=sum(tensor_bytes(t.shape, t.dtype) for t in tensors) + cache + activations,
         kv_cache_bytes=cache,
+        activation_bytes=activations,
         flops=flops(anatomy, widths, workload, compensates=compensates),
         workload=workload,
+    )
+    if latency is None:
+        return achieved
+    times = latency.latency(widths)
+    return achieved.model_copy(
+        update={
+            "latency_ms": times.total_ms,
+            "prefill_ms": times.prefill_ms,
+            "decode_ms_per_token": times.decode_ms_per_token,
+            "latency_source": latency.source.value,
+        }
     )

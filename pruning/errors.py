@@ -3,6 +3,7 @@
     LopError
     |- InputError (ValueError)       the user's input breaks a rule
     |  |- InfeasibleTargetError        a target outside what the model's widths allow
+    |  |  '- InfeasibleBudgetError       hard limits that no widths meet at once
     |  |- UnsupportedModelError        an architecture that is not in the family table
     |  |- FingerprintMismatchError     a plan, ranking or predictor made for another model
     |  |- CheckpointError              a checkpoint folder that cannot be read or written
@@ -47,6 +48,21 @@ class InfeasibleTargetError(InputError):
     def __init__(self, rule: str, *, values: str = "", remedy: str = "", nearest: float | None = None) -> None:
         super().__init__(rule, values=values, remedy=remedy)
         self.nearest = nearest
+
+
+class InfeasibleBudgetError(InfeasibleTargetError):
+    """Hard limits that no allowed widths meet.
+
+    `binding` names the limit that is exceeded most, `nearest_values` gives the nearest feasible value of each that was
+    asked for; `nearest` is the one of `binding`.
+    """
+
+    def __init__(
+        self, rule: str, *, values: str = "", remedy: str = "", binding: str, nearest_values: dict[str, float]
+    ) -> None:
+        super().__init__(rule, values=values, remedy=remedy, nearest=nearest_values[binding])
+        self.binding = binding
+        self.nearest_values = nearest_values
 
 
 class UnsupportedModelError(InputError):

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pruning.cost import DTYPE_BYTES, TensorHeader, tensor_bytes
+from pruning.cost import TensorHeader, tensor_bytes
+from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"

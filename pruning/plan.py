@@ -9,7 +9,7 @@ import json
 import operator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,11 @@ from pruning.target import Scope
 SCHEMA_VERSION: Literal[1] = 1
 
 _SHA256 = r"^[0-9a-f]{64}$"
+
+
+def _is_none(value: object) -> bool:
+    """What decides that a field is left out where it says nothing: plans from before there was one stay as they are."""
+    return value is None
 
 
 class _Part(BaseModel):
@@ -32,25 +37,57 @@ class PlanModel(_Part):
     fingerprint: str = Field(pattern=_SHA256)
 
 
-class Budget(_Part):
-    """Hard limits of a hardware budget and the workload they hold for (None: not limited)."""
+INT64_MAX = 2**63 - 1
+_Count = Annotated[int, Field(strict=True, gt=0, le=INT64_MAX)]
+# Beyond what models of today are served with, and small enough that a layer's nanoseconds fit 64 bits on any device.
+_Batch = Annotated[int, Field(strict=True, ge=1, le=1024)]
+_Prompt = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+_Output = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 
-    memory_bytes: int | None = Field(default=None, gt=0)
-    latency_ms: float | None = Field(default=None, gt=0)
-    flops: int | None = Field(default=None, gt=0)
-    disk_bytes: int | None = Field(default=None, gt=0)
-    batch: int = Field(default=1, ge=1)
-    prompt_tokens: int = Field(default=1024, ge=1)
-    output_tokens: int = Field(default=128, ge=0)
+
+class Workload(_Part):
+    """What a model is asked to do: `batch` prompts at once, `output_tokens` generated for each."""
+
+    batch: _Batch = 1
+    prompt_tokens: _Prompt = 1024
+    output_tokens: _Output = 128
+
+
+class Budget(_Part):
+    """Hard limits of a hardware budget and the workload they hold for (None: not limited).
+
+    `latency_ms` is of the whole workload, on the device that the request names; see `Achieved` for the others.
+    """
+
+    memory_bytes: _Count | None = None
+    latency_ms: Annotated[float, Field(strict=True, gt=0, le=INT64_MAX / 1e6)] | None = None
+    flops: _Count | None = None
+    disk_bytes: _Count | None = None
+    batch: _Batch = 1
+    prompt_tokens: _Prompt = 1024
+    output_tokens: _Output = 128
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(batch=self.batch, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
+
+    @property
+    def limits_nothing(self) -> bool:
+        return all(x is None for x in (self.memory_bytes, self.latency_ms, self.flops, self.disk_bytes))
 
 
 class PlanTarget(_Part):
-    """What was asked for."""
+    """What was asked for: a sparsity of a scope, or a budget, whose memory is at most that of the device.
+
+    `round_to` and `tp_size` are what divides the widths; None in plans from before they were recorded.
+    """
 
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     scope: Scope = Scope.FFN
     budget: Budget | None = None
     device: str | None = None
+    round_to: int | None = Field(default=None, ge=1, exclude_if=_is_none)
+    tp_size: int | None = Field(default=None, ge=1, exclude_if=_is_none)
 
 
 class PlanLayer(_Part):
@@ -79,14 +116,6 @@ class PlanRanking(_Part):
     compensates: bool = Field(default=False, exclude_if=operator.not_)
 
 
-class Workload(_Part):
-    """The workload that `kv_cache_bytes` and `flops` are counted for."""
-
-    batch: int = Field(default=1, ge=1)
-    prompt_tokens: int = Field(default=1024, ge=1)
-    output_tokens: int = Field(default=128, ge=0)
-
-
 class Achieved(_Part):
     """Exact costs of the pruned model.
 
@@ -94,10 +123,15 @@ class Achieved(_Part):
         sparsity: fraction removed, per scope.
         parameters: parameters of the whole model.
         disk_bytes: size of the weight files that `lop apply` (`prune_checkpoint`) writes, to the byte.
-        memory_bytes: weights plus KV cache for `workload`; activations are not counted.
+        memory_bytes: weights, KV cache and activations for `workload`. Plans without `activation_bytes` are from
+            before those were counted.
         kv_cache_bytes: keys and values of all layers for `workload`.
+        activation_bytes: the bound of `pruning.activations`.
         flops: multiply-adds x 2 of the decoder and head for `workload`.
-        latency_ms: None until a device profile prices it.
+        latency_ms: of the whole `workload`, on the target's device; None if it names none.
+        prefill_ms: its first part, from the prompt to the first token.
+        decode_ms_per_token: each further token, at the mean length of the cache.
+        latency_source: whether times come from measurements on the device or from its data sheet (a roofline).
     """
 
     sparsity: dict[Scope, float]
@@ -105,20 +139,26 @@ class Achieved(_Part):
     disk_bytes: int
     memory_bytes: int
     kv_cache_bytes: int
+    activation_bytes: int | None = Field(default=None, exclude_if=_is_none)
     flops: int
     latency_ms: float | None = None
+    prefill_ms: float | None = Field(default=None, exclude_if=_is_none)
+    decode_ms_per_token: float | None = Field(default=None, exclude_if=_is_none)
+    latency_source: Literal["measured", "roofline"] | None = Field(default=None, exclude_if=_is_none)
     workload: Workload = Workload()
 
 
 class Predicted(_Part):
     """The quality to expect, where a method can say: KL to the dense model on answers, in nats.
 
-    On calibration answers, unless the provenance's note names validation data.
+    On calibration answers, unless the provenance's note names validation data. Intervals hold for nine plans in ten.
     """
 
     quality: float
     interval: tuple[float, float] | None = None
     metric: Literal["kl"] = "kl"
+    accuracy: float | None = Field(default=None, exclude_if=_is_none)
+    accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
 
 
 class Provenance(_Part):

@@ -1,4 +1,4 @@
-"""Widths made into a plan: priced exactly, checked against the target, given an id by its content."""
+"""Widths made into a plan: priced exactly, given an id by its content, and held against the target."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pruning.anatomy import ModelAnatomy
 from pruning.cost import price
 from pruning.plan import (
+    Achieved,
     PlanLayer,
     PlanModel,
     PlanRanking,
@@ -13,6 +14,7 @@ from pruning.plan import (
     Predicted,
     Provenance,
     PruningPlan,
+    Workload,
     content_id,
 )
 
@@ -28,8 +30,16 @@ def make_plan(
     predicted: Predicted | None = None,
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
+    achieved: Achieved | None = None,
 ) -> PruningPlan:
-    """A plan that keeps `widths` [L] FFN channels. Its id is a hash of everything but `created_at`."""
+    """A plan that keeps `widths` [L] FFN channels. Its id is a hash of everything but `created_at`.
+
+    `achieved` is what the widths cost, if that is known already: by default it is priced, without a latency, for the
+    workload of the target's budget.
+    """
+    if achieved is None:
+        workload = Workload() if target.budget is None else target.budget.workload
+        achieved = price(anatomy, list(widths), workload, compensates=ranking.compensates)
     layers = tuple(
         PlanLayer(index=x.index, ffn_width=w, num_kv_groups=x.num_kv_groups, num_heads=x.num_heads)
         for w, x in zip(widths, anatomy.layers, strict=True)
@@ -42,9 +52,24 @@ def make_plan(
         target=target,
         layers=layers,
         ranking=ranking,
-        achieved=price(anatomy, list(widths), compensates=ranking.compensates),
+        achieved=achieved,
         predicted=predicted,
         provenance=provenance or Provenance(),
     )
     plan_id = content_id(draft.model_dump(mode="json", exclude={"plan_id", "created_at"}))
     return draft.model_copy(update={"plan_id": plan_id})
+
+
+def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:
+    """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan."""
+    exceeded = []
+    # 1e-9 is the slack of `pruning.target.parameters_to_keep`.
+    if target.sparsity is not None and achieved.sparsity[target.scope] < target.sparsity - 1e-9:
+        exceeded.append(f"sparsity {achieved.sparsity[target.scope]} of {target.sparsity}")
+    budget = target.budget
+    if budget is not None:
+        for name in ("memory_bytes", "latency_ms", "flops", "disk_bytes"):
+            allowed, reached = getattr(budget, name), getattr(achieved, name)
+            if allowed is not None and (reached is None or reached > allowed):
+                exceeded.append(f"{name} {reached} of {allowed}")
+    return exceeded

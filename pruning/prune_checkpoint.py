@@ -28,7 +28,7 @@ from pruning.ranking import Ranking
 from pruning.surgery import check_applicable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 # What belongs to the checkpoint besides weights and config: tokenizer, processor, template, licence.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
@@ -71,7 +71,7 @@ def prune_checkpoint(
         if shards.is_sharded:
             index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
             (draft / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        _write_config(source, plan, draft)
+        write_config(source, plan, draft)
         for pattern in _COMPANIONS:
             for path in source.glob(pattern):
                 if path.name not in _NOT_COPIED and path.is_file():
@@ -145,8 +145,9 @@ def save_pruned(
     return out
 
 
-def _write_config(source: Path, plan: PruningPlan, draft: Path) -> None:
-    """The source's own config.json plus `per_layer_config`: nothing that transformers does not know is lost.
+def write_config(source: Path, plan: PruningPlan, draft: Path) -> "PreTrainedConfig":
+    """Write `draft`/config.json: the source's own plus `per_layer_config`, so nothing that transformers does not know
+    is lost. Returns it as it is read again.
 
     Some hub configs are flat, with the language model's fields beside the vision tower's; what transformers makes of
     them is written then, since `per_layer_config` belongs to the language model.
@@ -166,8 +167,11 @@ def _write_config(source: Path, plan: PruningPlan, draft: Path) -> None:
     if not place["per_layer_config"]:
         del place["per_layer_config"], place["allow_global_per_layer_attribute_access"]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-    if any(recorded_widths(load_config(draft)).get(x.index, dense) != x.ffn_width for x in plan.layers):
+    written = load_config(draft)
+    recorded = recorded_widths(written)
+    if any(recorded.get(x.index, dense) != x.ffn_width for x in plan.layers):
         raise CheckpointError("the config must record the plan's widths", values=f"{source / 'config.json'}")
+    return written
 
 
 @contextmanager

@@ -108,8 +108,8 @@ def resize_ffns(model: "PreTrainedModel", widths: Mapping[int, int], *, compensa
     view = decoder_view(model)
     for layer, width in widths.items():
         for linear in view.in_projections(layer):
-            bias = linear.bias
-            _replace(linear, linear.weight.new_empty(width, linear.in_features), None if bias is None else bias[:width])
+            bias = None if linear.bias is None else linear.bias.new_empty(width)
+            _replace(linear, linear.weight.new_empty(width, linear.in_features), bias)
         out = view.out_projection(layer)
         added = out.weight.new_empty(out.out_features) if layer in compensated else None
         _replace(out, out.weight.new_empty(out.out_features, width), out.bias if added is None else added)

@@ -1,4 +1,4 @@
-"""Sparsity, as users ask for it, turned into a parameter budget: the one place that converts.
+"""Sparsity, as users ask for it, turned into a limit on parameters: the one place that converts.
 
 Inside the project everything is a retention or an integer count; sparsity exists at the API and CLI edge only.
 """
@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
+from pruning.limits import Limits, WidthSteps, parameter_limits
 
 
 class Scope(StrEnum):
@@ -40,26 +41,50 @@ def check_sparsity(sparsity: float) -> float:
     return float(sparsity)
 
 
-def ffn_parameter_budget(anatomy: ModelAnatomy, sparsity: float, scope: Scope, *, round_to: int) -> int:
-    """FFN parameters that may be kept so that at least `sparsity` of `scope` is removed.
+def parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Scope) -> int:
+    """FFN parameters that may be kept so that at least `sparsity` of `scope` is removed; negative where all are needed.
 
     Raises:
         InputError: `sparsity` is not in [0, 1).
-        InfeasibleTargetError: even with every FFN at its minimum width (`round_to` channels) too much is kept.
     """
     total = scope_parameters(anatomy, scope)
     # 1e-9 of slack: 0.3 of 10 parameters is 3, although 0.3 * 10 is a little more in binary.
-    to_remove = math.ceil(check_sparsity(sparsity) * total - 1e-9 * total)
-    floor = sum(min(round_to, x.ffn_width) * x.ffn_parameters_per_channel for x in anatomy.layers)
-    if anatomy.ffn_parameters - to_remove < floor:
-        nearest = math.floor((anatomy.ffn_parameters - floor) / total * 1e6) / 1e6
+    return anatomy.ffn_parameters - math.ceil(check_sparsity(sparsity) * total - 1e-9 * total)
+
+
+def limits_for_sparsity(
+    anatomy: ModelAnatomy, steps: WidthSteps, sparsity: float, scope: Scope, *, compensates: bool = False
+) -> Limits:
+    """The limit that removes at least `sparsity` of `scope`; with `compensates`, added biases count as kept.
+
+    Raises:
+        InputError: `sparsity` is not in [0, 1).
+        InfeasibleTargetError: even with every FFN at its narrowest in `steps` too much is kept.
+    """
+    most = parameters_to_keep(anatomy, sparsity, scope)
+    limits = parameter_limits(anatomy, steps, most, compensates=compensates)
+    least = limits.limits[0].least
+    if least > most:
+        removable = (anatomy.ffn_parameters - least) / scope_parameters(anatomy, scope)
+        # Rounded down, so that asking for it works.
+        nearest = max(math.floor(removable * 1e6) / 1e6, 0.0)
         raise InfeasibleTargetError(
-            f"sparsity of scope '{scope}' cannot exceed {nearest} when each FFN keeps at least {round_to} channels",
+            f"sparsity of scope '{scope}' cannot exceed {nearest} when each FFN keeps at least "
+            f"{max(steps.narrowest)} channels",
             values=repr(sparsity),
             remedy=f"Ask for at most {nearest}, or lower round_to",
             nearest=nearest,
         )
-    return anatomy.ffn_parameters - to_remove
+    return limits
+
+
+def ffn_parameter_budget(anatomy: ModelAnatomy, sparsity: float, scope: Scope, *, round_to: int) -> int:
+    """FFN parameters that may be kept so that at least `sparsity` of `scope` is removed, in steps of `round_to`.
+
+    Raises as `limits_for_sparsity`.
+    """
+    steps = WidthSteps.build(anatomy, round_to=round_to)
+    return limits_for_sparsity(anatomy, steps, sparsity, scope).limits[0].most
 
 
 def achieved_sparsity(anatomy: ModelAnatomy, widths: list[int], *, added_parameters: int = 0) -> dict[Scope, float]:

@@ -41,6 +41,7 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
     for routes in (plans, models, rankings, predictors, devices, health):
         app.include_router(routes.router)
     app.include_router(plans.reading)
+    app.include_router(devices.reading)
     app.add_middleware(RequestSizeLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(AccessLog)
     return app
@@ -48,7 +49,7 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load predictors before the first request, which would otherwise wait seconds for torch."""
+    """Load predictors before the first request, which would otherwise wait for them."""
     await asyncio.to_thread(_preload, app.state.resources)
     try:
         yield

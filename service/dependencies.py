@@ -29,6 +29,7 @@ ModelId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN
 PlanId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["0123456789abcdef01234567"])]
 RankingSha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" * 4])]
 PredictorId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["3f1c9a"])]
+DeviceId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["l4"])]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items on one page.")]
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1, description="Items to leave out, from the oldest.")]

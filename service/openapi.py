@@ -13,7 +13,8 @@ _DESCRIPTIONS = {
     409: "The stored data contradicts the request.",
     413: "The request body is too large.",
     415: "The request body is not declared as JSON.",
-    422: "The request breaks a rule, or its target cannot be met; `nearest` is then the closest feasible value.",
+    422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
+    "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit.",
     503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
 }
 
@@ -26,7 +27,22 @@ PLAN_EXAMPLE: dict[str, Any] = {
         "id": "llava-reference",
         "fingerprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     },
-    "target": {"sparsity": 0.5, "scope": "ffn", "budget": None, "device": None},
+    "target": {
+        "sparsity": None,
+        "scope": "ffn",
+        "budget": {
+            "memory_bytes": 5000000,
+            "latency_ms": None,
+            "flops": None,
+            "disk_bytes": None,
+            "batch": 1,
+            "prompt_tokens": 1024,
+            "output_tokens": 128,
+        },
+        "device": "l4",
+        "round_to": 8,
+        "tp_size": 1,
+    },
     "layers": [
         {"index": 0, "ffn_width": 128, "num_kv_groups": 2, "num_heads": 4, "weight_bits": None, "skip": []},
         {"index": 1, "ffn_width": 128, "num_kv_groups": 2, "num_heads": 4, "weight_bits": None, "skip": []},
@@ -39,10 +55,14 @@ PLAN_EXAMPLE: dict[str, Any] = {
         "sparsity": {"ffn": 0.5, "decoder": 0.3, "model": 0.2},
         "parameters": 400000,
         "disk_bytes": 1601024,
-        "memory_bytes": 2779648,
+        "memory_bytes": 4745728,
         "kv_cache_bytes": 1179648,
+        "activation_bytes": 1966080,
         "flops": 1000000000,
-        "latency_ms": None,
+        "latency_ms": 2.5,
+        "prefill_ms": 0.5,
+        "decode_ms_per_token": 0.0157,
+        "latency_source": "roofline",
         "workload": {"batch": 1, "prompt_tokens": 1024, "output_tokens": 128},
     },
     "predicted": None,
@@ -53,7 +73,8 @@ PLAN_EXAMPLE: dict[str, Any] = {
         "seed": None,
         "note": "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
         "mcts: no search is finished within one level step of this target; "
-        "additive-dp: no complete one-layer sensitivity scan is stored",
+        "additive-dp: no complete one-layer sensitivity scan is stored; "
+        "latency: estimated, not measured: roofline of NVIDIA L4",
     },
 }
 

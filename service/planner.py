@@ -3,13 +3,18 @@ for the same request. How widths are chosen is in `service.methods`.
 """
 
 import logging
+import math
+from typing import Any
 
-from pruning.cost import added_bias_parameters, price
-from pruning.devices import get_device
-from pruning.errors import CheckpointError, InfeasibleTargetError, LopError
-from pruning.plan import PlanRanking, PlanTarget, PruningPlan, content_id
-from pruning.planning import make_plan
-from pruning.target import achieved_sparsity, ffn_parameter_budget, scope_parameters
+from pruning.cost import price
+from pruning.demand import Demand
+from pruning.devices import Device
+from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
+from pruning.latency import latency_model
+from pruning.limits import LimitKind, WidthSteps
+from pruning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
+from pruning.planning import exceeded_limits, make_plan
+from service.devices import find_device
 from service.methods.additive import AdditiveMethod
 from service.methods.family import Answer, MethodFamily, Question, Unavailable
 from service.methods.names import BEST_FIRST, Method
@@ -53,19 +58,14 @@ class Planner:
 
         Raises:
             NotFoundError: the model or the device is unknown.
-            InfeasibleTargetError: no widths remove that much; `nearest` is the most sparsity that works.
-            InputError: the method that was asked for lacks its data.
+            InfeasibleTargetError: no widths remove that much, or meet the whole budget; with the nearest that works.
+            InputError: the method that was asked for lacks its data, or the request's widths or workload make no sense.
             CheckpointError: `lop` was asked for and this version cannot read the predictor.
             StorageError: the statistics that the method works from are damaged.
         """
-        model = self._repository.get_model(request.model)
-        # -0.0 + 0.0 is 0.0: both zeros are the same request.
-        target = PlanTarget(sparsity=request.sparsity + 0.0, scope=request.scope, device=request.device)
-        if target.device is not None:
-            get_device(target.device)
-        budget = ffn_parameter_budget(model.anatomy, request.sparsity, request.scope, round_to=request.round_to)
-        notes = [f"FFN widths are multiples of {request.round_to}"]
-        question = Question(model, request, budget)
+        question, target, device = self._question(request)
+        step = math.lcm(request.round_to, request.tp_size)
+        notes = [f"FFN widths are multiples of {step}"]
         for method in BEST_FIRST if request.method is None else (request.method,):
             candidate = self._families[method].find(method, question)
             if isinstance(candidate, Unavailable):
@@ -73,14 +73,14 @@ class Planner:
                     raise candidate.error
                 notes.append(f"{method}: {candidate.note}")
                 continue
-            key = _request_key(question, target, method, candidate.source, notes)
+            key = _request_key(question, target, device, method, candidate.source, notes)
             if (stored := self._repository.find_plan(key)) is not None:
                 return stored.plan
             try:
                 answer = candidate.answer()
             except InfeasibleTargetError as error:
                 if request.method is not None:
-                    raise _in_sparsity(error, model, request) from error
+                    raise _of_method(error, request.method) from error
                 notes.append(f"{method}: this target is outside the widths it was made with")
                 continue
             except CheckpointError as error:
@@ -89,10 +89,30 @@ class Planner:
                 _logger.warning("predictor %s cannot be used: %s", candidate.source, error)
                 notes.append(f"{method}: this version cannot read predictor {candidate.source}")
                 continue
-            ranking = self._ranking_of(answer, model)
-            plan = _make_plan(question, target, method, answer, ranking, notes)
+            ranking = self._ranking_of(answer, question.model)
+            plan = _make_plan(question, target, device, method, answer, ranking, notes)
             return self._repository.add_plan(PlanRecord(key, plan)).plan
-        raise LopError("the uniform method answers every feasible target", values=f"{model.id}, {target!r}")
+        raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
+
+    def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, Device | None]:
+        """What is asked for, after checks that it can be met and that everything it names is there."""
+        model = self._repository.get_model(request.model)
+        device = None if request.device is None else find_device(self._repository, request.device)
+        target = _target(request, device)
+        workload = Workload() if target.budget is None else target.budget.workload
+        demand = Demand(
+            anatomy=model.anatomy,
+            steps=WidthSteps.build(model.anatomy, round_to=request.round_to, tp_size=request.tp_size),
+            sparsity=target.sparsity,
+            scope=target.scope,
+            budget=target.budget,
+            latency=None if device is None else latency_model(device, model.anatomy, workload),
+        )
+        try:
+            demand.limits.check()
+        except InfeasibleBudgetError as error:
+            raise error if device is None else _on_device(error, device) from error
+        return Question(model, request, demand), target, device
 
     def _ranking_of(self, answer: Answer, model: ModelRecord) -> PlanRanking:
         """What the plan names: the method's own ranking, which is stored now, or the model's."""
@@ -106,33 +126,48 @@ class Planner:
         self._predictor_method.preload()
 
 
+def _target(request: PlanRequest, device: Device | None) -> PlanTarget:
+    """What `request` asks for, in the one form that all equal requests share."""
+    budget = request.budget
+    if request.sparsity is None and device is not None:
+        budget = budget or Budget()
+        memory = min(budget.memory_bytes or device.memory_bytes, device.memory_bytes)
+        budget = budget.model_copy(update={"memory_bytes": memory})
+    return PlanTarget(
+        # -0.0 + 0.0 is 0.0: both zeros are the same request.
+        sparsity=None if request.sparsity is None else request.sparsity + 0.0,
+        scope=request.scope,
+        budget=budget,
+        device=request.device,
+        round_to=request.round_to,
+        tp_size=request.tp_size,
+    )
+
+
 def _make_plan(
     question: Question,
     target: PlanTarget,
+    device: Device | None,
     method: Method,
     answer: Answer,
     ranking: PlanRanking,
     notes: list[str],
 ) -> PruningPlan:
-    """The plan document, after a check that it keeps to the target whatever the method did."""
-    anatomy, widths = question.model.anatomy, list(answer.widths)
-    added = sum(added_bias_parameters(anatomy, widths)) if ranking.compensates else 0
-    kept = added + sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
-    # 1e-9 is the slack of `ffn_parameter_budget`.
-    achieved = achieved_sparsity(anatomy, widths, added_parameters=added)[target.scope]
-    exceeds = kept > question.budget or achieved < (target.sparsity or 0.0) - 1e-9
-    if exceeds or any(not 0 < w <= x.ffn_width for w, x in zip(widths, anatomy.layers, strict=True)):
-        raise LopError(
-            "a plan never exceeds its target", values=f"{method}: {widths}, {kept} of {question.budget} parameters"
-        )
+    """The plan document, after a check of its exact costs: it keeps to the target whatever the method did."""
+    demand, widths = question.demand, list(answer.widths)
+    workload = Workload() if target.budget is None else target.budget.workload
+    achieved = price(demand.anatomy, widths, workload, compensates=ranking.compensates, latency=demand.latency)
+    exceeded = exceeded_limits(target, achieved)
+    if exceeded or any(w not in row for w, row in zip(widths, demand.steps.widths, strict=True)):
+        raise LopError("a plan never exceeds its target", values=f"{method}: {widths}: {'; '.join(exceeded)}")
     notes = [*notes, *answer.notes]
-    if target.device is not None:
-        device = get_device(target.device)
-        needed = price(anatomy, widths, compensates=ranking.compensates).memory_bytes
-        if needed > device.memory_bytes:
-            notes.append(f"weights and KV cache need {needed} bytes, {device.id} has {device.memory_bytes}")
+    if demand.latency is not None:
+        notes.append(f"latency: {demand.latency.description}")
+    needed = achieved.memory_bytes
+    if device is not None and needed > device.memory_bytes:
+        notes.append(f"weights, KV cache and activations need {needed} bytes, {device.id} has {device.memory_bytes}")
     return make_plan(
-        anatomy,
+        demand.anatomy,
         widths,
         model_id=question.model.id,
         target=target,
@@ -140,17 +175,25 @@ def _make_plan(
         method=method.value,
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
+        achieved=achieved,
     )
 
 
-def _request_key(question: Question, target: PlanTarget, method: Method, source: str | None, notes: list[str]) -> str:
+def _request_key(
+    question: Question,
+    target: PlanTarget,
+    device: Device | None,
+    method: Method,
+    source: str | None,
+    notes: list[str],
+) -> str:
     """What makes two requests the same: everything that the plan depends on, and nothing else."""
     return content_id(
         {
             "model": question.model.id,
             "ranking": question.model.ranking_sha256,
             "target": target.model_dump(mode="json"),
-            "round_to": question.request.round_to,
+            "device": None if device is None else _content_of(device),
             "method": method,
             "source": source,
             "notes": notes,
@@ -158,18 +201,37 @@ def _request_key(question: Question, target: PlanTarget, method: Method, source:
     )
 
 
-def _in_sparsity(error: InfeasibleTargetError, model: ModelRecord, request: PlanRequest) -> InfeasibleTargetError:
-    """`error` of a method, whose `nearest` counts parameters to keep, in terms of the request."""
-    nearest = None
-    if error.nearest is not None:
-        removable = model.anatomy.ffn_parameters - error.nearest
-        # Rounded down, so that asking for it works.
-        nearest = int(removable / scope_parameters(model.anatomy, request.scope) * 1e6) / 1e6
-    return InfeasibleTargetError(
-        f"method '{request.method}' cannot remove this much: {error.rule}",
-        values=repr(request.sparsity),
-        remedy="Leave `method` out, or ask for less"
-        if nearest is None
-        else f"Leave `method` out, or ask for {nearest}",
-        nearest=nearest,
+def _content_of(device: Device) -> dict[str, Any]:
+    """Everything that plans take from a device, as JSON: an id may be registered again with other figures."""
+    return {
+        "memory_bytes": device.memory_bytes,
+        "peak_flops_per_s": dict(device.peak_flops_per_s),
+        "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        "source": device.source,
+        "profile": None if device.profile is None else device.profile.model_dump(mode="json"),
+    }
+
+
+def _on_device(error: InfeasibleBudgetError, device: Device) -> InfeasibleBudgetError:
+    """`error`, or the one to give instead where no budget would help: the device's memory is too small."""
+    needed = error.nearest_values.get(LimitKind.MEMORY_BYTES.value, 0)
+    if needed <= device.memory_bytes:
+        return error
+    return InfeasibleBudgetError(
+        f"the smallest plan needs memory_bytes = {needed}, more than {device.id} has",
+        values=f"{device.memory_bytes} bytes",
+        remedy="Name a device with more memory, or ask for a smaller batch, prompt or output",
+        binding=LimitKind.MEMORY_BYTES.value,
+        nearest_values=error.nearest_values,
     )
+
+
+def _of_method(error: InfeasibleTargetError, method: Method) -> InfeasibleTargetError:
+    """`error` where other methods may be able to do what `method` cannot."""
+    rule = f"method '{method}' cannot remove this much: {error.rule}"
+    remedy = f"Leave `method` out, or {error.remedy[:1].lower()}{error.remedy[1:]}"
+    if isinstance(error, InfeasibleBudgetError):
+        return InfeasibleBudgetError(
+            rule, values=error.values, remedy=remedy, binding=error.binding, nearest_values=error.nearest_values
+        )
+    return InfeasibleTargetError(rule, values=error.values, remedy=remedy, nearest=error.nearest)

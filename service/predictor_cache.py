@@ -5,27 +5,26 @@ from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import Limits
 from storage.contract import Repository
 from storage.records import PredictorRecord
 
 if TYPE_CHECKING:
     from policy_model.predictor import Prediction, Predictor
 
-# Predictions at once: with one torch thread each, two keep two cores busy and more would only take turns.
+# Predictions at once: two keep two cores busy, and more would only take turns.
 MAX_CONCURRENT_PREDICTIONS = 2
 
 
 class PredictorCache:
     """At most `capacity` predictors in memory, the least recently used one leaves first. Thread-safe.
 
-    Torch is imported on the first load, so a server without predictors starts light. `torch_threads` bounds the
-    threads of one prediction.
+    Predictions need numpy only: a server never imports torch.
     """
 
-    def __init__(self, repository: Repository, *, capacity: int, torch_threads: int) -> None:
+    def __init__(self, repository: Repository, *, capacity: int) -> None:
         self._repository = repository
         self.capacity = capacity
-        self._torch_threads = torch_threads
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
         self._loading = Lock()
         self._slots = BoundedSemaphore(MAX_CONCURRENT_PREDICTIONS)
@@ -47,22 +46,14 @@ class PredictorCache:
                 self._loaded.popitem(last=False)
             return self._loaded[record.id]
 
-    def predict(self, record: PredictorRecord, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> "Prediction":
-        """Widths [L] under `budget` FFN parameters, with the quality to expect. Blocks: call it off the event loop.
+    def predict(self, record: PredictorRecord, anatomy: ModelAnatomy, limits: Limits) -> "Prediction":
+        """Widths [L] that meet `limits`, with the quality to expect. Blocks: call it off the event loop.
 
         Raises what `get` and `Predictor.plan_widths` raise.
         """
         predictor = self.get(record)
         with self._slots:
-            self._limit_threads()
-            return predictor.plan_widths(anatomy, budget, round_to=round_to)
-
-    def _limit_threads(self) -> None:
-        """Torch keeps the number per thread (it is OpenMP's), so every thread of the server's pool has to be told."""
-        import torch
-
-        if torch.get_num_threads() != self._torch_threads:
-            torch.set_num_threads(self._torch_threads)
+            return predictor.plan_widths(anatomy, limits)
 
     def _load(self, record: PredictorRecord) -> "Predictor":
         from policy_model.predictor import Predictor

@@ -15,6 +15,7 @@ from pruning.errors import (
     CheckpointError,
     ConflictError,
     FingerprintMismatchError,
+    InfeasibleBudgetError,
     InfeasibleTargetError,
     InputError,
     LopError,
@@ -82,6 +83,7 @@ def problem_of(error: LopError, instance: str) -> Problem:
     for kind, status, slug, title in _KINDS:
         if isinstance(error, kind):
             nearest = error.nearest if isinstance(error, InfeasibleTargetError) else None
+            budget = error if isinstance(error, InfeasibleBudgetError) else None
             return Problem(
                 type=f"urn:lop:{slug}",
                 title=title,
@@ -92,6 +94,8 @@ def problem_of(error: LopError, instance: str) -> Problem:
                 values=_printable(error.values),
                 remedy=_printable(error.remedy),
                 nearest=nearest if nearest is not None and math.isfinite(nearest) else None,
+                binding=None if budget is None else budget.binding,
+                nearest_values=None if budget is None else budget.nearest_values,
             )
     return _internal(instance)
 
@@ -111,10 +115,11 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid_request(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        message = _printable(first["msg"]).removeprefix("Value error, ")
         where = ".".join(_printable(str(part))[:80] for part in first["loc"])
         found = "" if first["type"] in {"json_invalid", "missing"} else _short(first.get("input"))
         problem = plain_problem(
-            422, _instance(request), rule=f"{where}: {_printable(first['msg'])}", values=found, remedy=_REMEDIES[422]
+            422, _instance(request), rule=f"{where}: {message}", values=found, remedy=_REMEDIES[422]
         )
         return problem_response(
             problem.model_copy(update={"type": "urn:lop:invalid-input", "title": "The request breaks a rule"})

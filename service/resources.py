@@ -36,7 +36,6 @@ class Resources:
                 predictors = PredictorCache(
                     repository,
                     capacity=self._settings.cached_predictors,
-                    torch_threads=self._settings.torch_threads,
                 )
                 self._planner = Planner(repository, predictors)
             return self._planner

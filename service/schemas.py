@@ -1,12 +1,14 @@
 """What the HTTP API takes in and gives out. The plan itself is `pruning.plan.PruningPlan`."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning.devices import Device
+from pruning.devices.profile import DeviceProfile
 from pruning.levels import DEFAULT_ROUND_TO
+from pruning.plan import Budget
 from pruning.target import Scope
 from service.methods.names import Method
 from storage.records import ModelRecord, PredictorRecord
@@ -22,7 +24,7 @@ _CREATED = "2026-01-31T12:00:00Z"
 
 
 class PlanRequest(BaseModel):
-    """A pruning target for one model."""
+    """A pruning target for one model: a sparsity, or a hardware budget, or a device whose memory is the budget."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -31,20 +33,49 @@ class PlanRequest(BaseModel):
                 {"model": "llava-reference", "sparsity": 0.4},
                 {"model": "llava-reference", "sparsity": 0.2, "scope": "model", "device": "jetson-orin-nano-8gb"},
                 {"model": "llava-reference", "sparsity": 0.5, "round_to": 16, "method": "flap"},
+                {
+                    "model": "llava-reference",
+                    "budget": {"memory_bytes": 20000000, "latency_ms": 200.0, "batch": 1, "prompt_tokens": 512},
+                    "device": "jetson-orin-nano-8gb",
+                    "tp_size": 2,
+                },
+                {"model": "llava-reference", "device": "jetson-orin-nano-8gb"},
             ]
         },
     )
 
     model: _Name = Field(description="Id of a registered model.")
-    sparsity: float = Field(
-        strict=True, ge=0, lt=1, allow_inf_nan=False, description="Fraction of the scope to remove: at least this much."
+    sparsity: float | None = Field(
+        default=None,
+        strict=True,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Fraction of the scope to remove: at least this much.",
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="Instead of a sparsity: what the model may cost at most, all of it at once, for a batch of prompts "
+        "of `prompt_tokens` that are answered with `output_tokens` each. `memory_bytes` are weights, KV cache and a "
+        "bound on activations; `latency_ms` is the whole request's on `device`; `flops` those of decoder and head; "
+        "`disk_bytes` the weight files.",
     )
     scope: Scope = Field(default=Scope.FFN, description="Which parameters the sparsity is a fraction of.")
     device: _Name | None = Field(
-        default=None, description="Id from /v1/devices: recorded in the plan, whose note says so if it does not fit."
+        default=None,
+        description="Id from /v1/devices. It prices the plan's latency. With a budget, its memory is a limit too; "
+        "without sparsity and budget, the only one. With a sparsity, the plan's note says so if it does not fit.",
     )
     round_to: int = Field(
         default=DEFAULT_ROUND_TO, strict=True, ge=1, le=65536, description="Widths are multiples of this, or dense."
+    )
+    tp_size: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=1024,
+        description="Devices that tensor parallelism divides each layer among: it divides every width. Costs are of "
+        "the whole model.",
     )
     method: Method | None = Field(
         default=None,
@@ -54,6 +85,21 @@ class PlanRequest(BaseModel):
         "(`lop model measure`); `mcts`, `evolution` and `random` a finished search near the target "
         "(`lop search --method`).",
     )
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> "PlanRequest":
+        if self.sparsity is not None and self.budget is not None:
+            raise ValueError("ask for a sparsity or for a budget, not for both")
+        if self.sparsity is None and self.budget is None and self.device is None:
+            raise ValueError("ask for a sparsity, for a budget, or name a device whose memory is the budget")
+        if self.sparsity is None and self.scope is not Scope.FFN:
+            raise ValueError("scope says what a sparsity counts: give one, or leave it out")
+        if self.budget is not None and self.device is None:
+            if self.budget.latency_ms is not None:
+                raise ValueError("latency_ms is a device's: name one, see GET /v1/devices")
+            if self.budget.limits_nothing:
+                raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
+        return self
 
 
 class RankingLink(BaseModel):
@@ -161,16 +207,19 @@ class PredictorResponse(BaseModel):
 
 
 class DeviceResponse(BaseModel):
-    """A piece of hardware from the catalogue."""
+    """A piece of hardware: of the catalogue, or one that was measured."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
-                    "id": "jetson-orin-nano-8gb",
-                    "name": "NVIDIA Jetson Orin Nano 8GB",
-                    "memory_bytes": 8589934592,
-                    "source": "https://developer.nvidia.com/embedded/jetson-modules",
+                    "id": "l4",
+                    "name": "NVIDIA L4",
+                    "memory_bytes": 25769803776,
+                    "flops_per_s": {"F32": 30.3e12, "F16": 121e12, "BF16": 121e12},
+                    "bandwidth_bytes_per_s": 300e9,
+                    "measured": False,
+                    "source": "NVIDIA L4 data sheet",
                 }
             ]
         }
@@ -179,11 +228,36 @@ class DeviceResponse(BaseModel):
     id: str
     name: str
     memory_bytes: int
+    flops_per_s: dict[str, float] = Field(
+        description="Dense matrix products by dtype: the data sheet's peak, or what was measured."
+    )
+    bandwidth_bytes_per_s: float = Field(description="Of the memory: the data sheet's peak, or what was measured.")
+    measured: bool = Field(
+        description="Registered with POST /v1/devices: latencies come from its tables where they cover a request."
+    )
     source: str = Field(description="Where the figures come from.")
 
     @classmethod
-    def of(cls, device: Device) -> "DeviceResponse":
-        return cls(id=device.id, name=device.name, memory_bytes=device.memory_bytes, source=device.source)
+    def of(cls, device: Device) -> Self:
+        return cls(
+            id=device.id,
+            name=device.name,
+            memory_bytes=device.memory_bytes,
+            flops_per_s=dict(device.peak_flops_per_s),
+            bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+            measured=device.is_measured,
+            source=device.source,
+        )
+
+
+class DeviceDetails(DeviceResponse):
+    """A piece of hardware with all that was measured of it."""
+
+    profile: DeviceProfile | None = Field(default=None, description="What was registered; null for the catalogue's.")
+
+    @classmethod
+    def of(cls, device: Device) -> Self:
+        return cls(**DeviceResponse.of(device).model_dump(), profile=device.profile)
 
 
 class Page(BaseModel, Generic[ITEM]):
@@ -232,7 +306,21 @@ class Problem(BaseModel):
                     "values": "0.99",
                     "remedy": "Ask for at most 0.96875, or lower round_to",
                     "nearest": 0.96875,
-                }
+                },
+                {
+                    "type": "urn:lop:infeasible-target",
+                    "title": "The target cannot be met",
+                    "status": 422,
+                    "detail": "the smallest plan needs memory_bytes = 3200000 (got memory_bytes=1000000). "
+                    "Ask for at least memory_bytes=3200000",
+                    "instance": "/v1/plans",
+                    "rule": "the smallest plan needs memory_bytes = 3200000",
+                    "values": "memory_bytes=1000000",
+                    "remedy": "Ask for at least memory_bytes=3200000",
+                    "nearest": 3200000.0,
+                    "binding": "memory_bytes",
+                    "nearest_values": {"memory_bytes": 3200000.0, "flops": 2000000000.0},
+                },
             ]
         }
     )
@@ -246,3 +334,7 @@ class Problem(BaseModel):
     values: str = ""
     remedy: str = ""
     nearest: float | None = Field(default=None, description="Closest feasible value, for an infeasible target.")
+    binding: str | None = Field(default=None, description="The limit that an infeasible budget exceeds most.")
+    nearest_values: dict[str, float] | None = Field(
+        default=None, description="Closest feasible value of every limit of an infeasible budget, `binding` included."
+    )

@@ -27,7 +27,6 @@ class Settings(BaseSettings):
         database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
         allow_remote: there is no authentication, so an address that others can reach has to be allowed explicitly.
         max_request_bytes: a longer request body is answered 413 before it is read further.
-        torch_threads: intra-operator threads of one prediction; small, so that requests do not fight over cores.
         cached_predictors: predictors kept in memory, least recently used ones leave first.
         shutdown_seconds: how long running requests may take to end after SIGTERM.
     """
@@ -40,7 +39,6 @@ class Settings(BaseSettings):
     allow_remote: bool = False
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
-    torch_threads: int = Field(default=1, ge=1, le=256)
     cached_predictors: int = Field(default=8, ge=1, le=1024)
     shutdown_seconds: int = Field(default=20, ge=1, le=3600)
 

@@ -9,6 +9,7 @@ from pruning.metrics import Metrics
 from storage.records import (
     Artifact,
     CalibrationRecord,
+    DeviceRecord,
     ModelRecord,
     PlanRecord,
     PredictorRecord,
@@ -25,11 +26,11 @@ class Repository(ABC):
     Threads and processes: every method is one transaction and may be called from any thread; several processes may
     share one database. Values handed out are immutable copies.
 
-    Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts. Writing the
-    same value again is a no-op; writing another value under a taken key raises ConflictError (samples: the first one
-    stays, since two workers may measure the same configuration at once). Searches change along SearchStatus, until
-    they are done or failed; a model's `path` follows its checkpoint, and a predictor's `created_at` its latest
-    training.
+    Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts, device
+    profiles. Writing the same value again is a no-op; writing another value under a taken key raises ConflictError
+    (samples: the first one stays, since two workers may measure the same configuration at once; devices: the last one
+    answers, since machines are measured again). Searches change along SearchStatus, until they are done or failed; a
+    model's `path` follows its checkpoint, and a predictor's `created_at` its latest training.
 
     Errors: NotFoundError for an unknown id in a `get_`, ConflictError as above, SchemaRevisionError and
     StorageUnavailableError from any method.
@@ -115,6 +116,23 @@ class Repository(ABC):
 
     @abstractmethod
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]: ...
+
+    # -- devices -------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def add_device(self, record: DeviceRecord) -> DeviceRecord:
+        """Register what was measured of a device: from now on the answer of `get_device`; older profiles are kept.
+
+        If the profile equals the one that answers now, that record is returned. ConflictError if the id is one of the
+        catalogue's.
+        """
+
+    @abstractmethod
+    def get_device(self, device_id: str) -> DeviceRecord:
+        """The profile registered last under this id."""
+
+    @abstractmethod
+    def list_devices(self) -> list[DeviceRecord]:
+        """The last profile of each id, in the order in which the ids were first registered."""
 
     # -- plans ---------------------------------------------------------------------------------------------------
     @abstractmethod

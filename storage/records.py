@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from pruning.anatomy import ModelAnatomy
+from pruning.devices.profile import DeviceProfile
 from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
 
@@ -99,6 +100,18 @@ class PredictorRecord:
     weights_sha256: str
     config: dict[str, Any]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """What was measured of a device, and when it was registered. A later record of the same id takes its place."""
+
+    profile: DeviceProfile
+    created_at: datetime
+
+    @property
+    def id(self) -> str:
+        return self.profile.id
 
 
 @dataclass(frozen=True, slots=True)

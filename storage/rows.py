@@ -1,14 +1,17 @@
 """Between rows of the tables and the records that the repository hands out."""
 
 import dataclasses
+import json
 from typing import Any
 
 from pruning.anatomy import ModelAnatomy
+from pruning.devices.profile import DeviceProfile
 from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
 from storage.documents import configuration_widths
 from storage.records import (
     CalibrationRecord,
+    DeviceRecord,
     ModelRecord,
     PredictorRecord,
     Sample,
@@ -16,7 +19,16 @@ from storage.records import (
     SearchStatus,
     StatisticsRecord,
 )
-from storage.tables import CalibrationRow, ModelRow, PlanRow, PredictorRow, SampleRow, SearchRow, StatisticsRow
+from storage.tables import (
+    CalibrationRow,
+    DeviceRow,
+    ModelRow,
+    PlanRow,
+    PredictorRow,
+    SampleRow,
+    SearchRow,
+    StatisticsRow,
+)
 
 
 def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord | StatisticsRecord) -> dict[str, Any]:
@@ -66,6 +78,10 @@ def predictor_record(row: PredictorRow) -> PredictorRecord:
         config=row.config,
         created_at=row.created_at,
     )
+
+
+def device_record(row: DeviceRow) -> DeviceRecord:
+    return DeviceRecord(profile=DeviceProfile.model_validate_json(json.dumps(row.profile)), created_at=row.created_at)
 
 
 def plan_of(row: PlanRow) -> PruningPlan:

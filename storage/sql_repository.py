@@ -1,4 +1,4 @@
-"""The repository over SQLite and PostgreSQL: how it is opened, and everything but statistics, samples and searches."""
+"""The repository over SQLite and PostgreSQL: how it is opened, and what has no file of its own."""
 
 import dataclasses
 import hashlib
@@ -14,6 +14,7 @@ from storage.database import check_revision, create_database_engine, migrate, sh
 from storage.documents import json_document
 from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord, PredictorRecord
 from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
+from storage.sql_devices import DeviceStore
 from storage.sql_samples import SampleStore
 from storage.sql_searches import SearchStore
 from storage.sql_statistics import StatisticsStore
@@ -50,7 +51,7 @@ def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
     return SqlRepository(engine)
 
 
-class SqlRepository(StatisticsStore, SampleStore, SearchStore, Repository):
+class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repository):
     """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
 
     def close(self) -> None:

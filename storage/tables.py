@@ -171,6 +171,18 @@ class PlanRequestRow(Base):
     plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"))
 
 
+class DeviceRow(Base):
+    """A profile. An id has a row for each time that it was measured; `number` says which is newest."""
+
+    __tablename__ = "devices"
+    __table_args__ = (Index(None, "id", "number"),)
+
+    number: Mapped[int] = mapped_column(_RowNumber, primary_key=True)
+    id: Mapped[str]
+    profile: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
 class SearchRow(Base):
     __tablename__ = "searches"
     __table_args__ = (

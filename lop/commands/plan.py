@@ -1,12 +1,13 @@
 """`lop plan`: request a plan."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console import print_line, print_table, stderr
+from lop.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.plan import PruningPlan
@@ -16,10 +17,38 @@ from service.methods.names import Method
 
 def plan(
     model: ModelId,
-    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Fraction of the scope to remove, in [0, 1).")],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="Fraction of the scope to remove, in [0, 1).")
+    ] = None,
     scope: Annotated[Scope, typer.Option(help="What the sparsity counts.")] = Scope.FFN,
-    device: Annotated[str | None, typer.Option(help="Target device, see GET /v1/devices.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Target device, see GET /v1/devices: it prices latency. With a budget its memory is a limit too; with "
+            "neither sparsity nor budget, the only one."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Weights, KV cache and activations take at most this, such as 6GiB.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="A whole request takes at most this on the device, such as 200ms.")
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="A whole request takes at most so many operations, such as 2T.")
+    ] = None,
+    disk: Annotated[str | None, typer.Option(help="The weight files take at most this, such as 3GB.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Of the budget: prompts at once. [default: 1]")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Of the budget: length of a prompt, its image included. [default: 1024]")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option(help="Of the budget: tokens generated for each prompt. [default: 128]")
+    ] = None,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
+    tp_size: Annotated[
+        int, typer.Option(help="Devices that tensor parallelism divides each layer among: it divides every width.")
+    ] = 1,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -34,26 +63,48 @@ def plan(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,
     json: Json = False,
 ) -> None:
-    """Get the per-layer plan for a target: from a server (--url), or from the database without one (--database)."""
+    """Get the per-layer plan for a sparsity or a hardware budget: from a server (--url), or from the database without
+    one (--database).
+    """
     from lop.planning import plan_from_database, plan_from_server
 
     if url is not None and database is not None:
         raise InputError("a plan comes from a server or from a database", values=f"--url {url} and --database")
+    budget: dict[str, Any] = {
+        "memory_bytes": None if memory is None else parse_bytes(memory),
+        "latency_ms": None if latency is None else parse_milliseconds(latency),
+        "flops": None if flops is None else parse_operations(flops),
+        "disk_bytes": None if disk is None else parse_bytes(disk),
+        "batch": batch,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+    }
+    budget = {name: value for name, value in budget.items() if value is not None}
+    if sparsity is None and not budget and device is None:
+        raise InputError(
+            "a plan has a target",
+            remedy="Give --sparsity, a budget (--memory, --latency, --flops, --disk), or a --device with its memory",
+        )
+    if sparsity is not None and budget:
+        raise InputError(
+            "a plan is for a sparsity or for a budget",
+            values=f"--sparsity {sparsity} and {', '.join(budget)}",
+            remedy="Leave one of them out",
+        )
+    request: dict[str, Any] = {
+        "model": model,
+        "sparsity": sparsity,
+        "budget": budget or None,
+        "scope": scope,
+        "device": device,
+        "round_to": round_to,
+        "tp_size": tp_size,
+        "method": method,
+    }
     if url is not None:
-        found, ranking = plan_from_server(
-            url,
-            with_ranking=out is not None,
-            model=model,
-            sparsity=sparsity,
-            scope=scope,
-            device=device,
-            round_to=round_to,
-            method=method,
-        )
+        found, ranking = plan_from_server(url, with_ranking=out is not None, **request)
     else:
-        found, ranking = plan_from_database(
-            database, model=model, sparsity=sparsity, scope=scope, device=device, round_to=round_to, method=method
-        )
+        found, ranking = plan_from_database(database, **request)
     if out is not None:
         from lop.planning import write_plan
 
@@ -66,7 +117,7 @@ def plan(
 
 
 def show(plan: PruningPlan) -> None:
-    """The plan as a table."""
+    """The plan as a table, and what is limited against what is reached."""
     achieved = plan.achieved
     print_table(
         f"plan {plan.plan_id} for {plan.model.id}, method {plan.method}",
@@ -75,10 +126,38 @@ def show(plan: PruningPlan) -> None:
     )
     sparsities = ", ".join(f"{scope} {value:.4f}" for scope, value in achieved.sparsity.items())
     print_line(f"achieved sparsity: {sparsities}")
-    print_line(f"parameters {achieved.parameters:,}, on disk {achieved.disk_bytes:,} bytes")
+    print_line(f"parameters {achieved.parameters:,}")
+    for line in cost_lines(plan):
+        print_line(line)
     if plan.predicted is not None:
         # Searched methods say in the note what theirs was measured on.
         where = " (calibration data)" if plan.method == Method.LOP else ""
         print_line(f"predicted KL to dense: {plan.predicted.quality:.4f}{where}")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")
+
+
+def cost_lines(plan: PruningPlan) -> list[str]:
+    """What the plan costs, each with its limit if there is one, and the workload that it is for."""
+    achieved, budget = plan.achieved, plan.target.budget
+    lines = []
+    for name, label, unit in (
+        ("disk_bytes", "on disk", "bytes"),
+        ("memory_bytes", "in memory", "bytes"),
+        ("flops", "operations", "FLOPs"),
+        ("latency_ms", "latency", "ms"),
+    ):
+        reached = getattr(achieved, name)
+        if reached is None:
+            continue
+        most = None if budget is None else getattr(budget, name)
+        limit = "" if most is None else f", at most {most:,} allowed"
+        lines.append(f"{label} {reached:,} {unit}{limit}")
+    if achieved.prefill_ms is not None and achieved.decode_ms_per_token is not None:
+        lines[-1] += (
+            f" ({achieved.latency_source}: prefill {achieved.prefill_ms:,.3f} ms, "
+            f"then {achieved.decode_ms_per_token:,.3f} ms a token)"
+        )
+    work = achieved.workload
+    lines.append(f"for batch {work.batch}, {work.prompt_tokens} prompt tokens and {work.output_tokens} output tokens")
+    return lines

@@ -1,52 +1,169 @@
 """`lop train`: the predictor."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, Seed, open_database
-from lop.console import print_json, print_line, stderr
+from lop.commands.options import (
+    DEFAULT_DATABASE,
+    CacheGib,
+    Database,
+    EngineName,
+    Json,
+    ModelId,
+    NumActors,
+    RayAddress,
+    Seed,
+    open_database,
+)
+from lop.console import print_json, print_line, print_table, stderr, warn
+from lop.engines import Engine, EngineOptions
+from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+
+if TYPE_CHECKING:
+    from lop.rounds import RoundReport
+    from policy_model.training import TrainingSettings
+    from storage.records import PredictorRecord
+    from storage.sql_repository import SqlRepository
 
 
 def train(
     model: ModelId,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Learn from searches on this file. Default: from the most samples."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Learn from searches on this file; rounds evaluate on it. Default: from the most samples.",
+        ),
     ] = None,
     conversations: Annotated[int | None, typer.Option(min=1, help="The first N of --data, as in the search.")] = None,
     num_levels: Annotated[int, typer.Option(min=2, help="Widths a layer, as in the search.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Rounding step, as in the search.")] = DEFAULT_ROUND_TO,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Rounds of improvement (needs --data): the predictor leads a search where it is least sure, and is "
+            "trained again on what that finds. What each gained is reported.",
+        ),
+    ] = 0,
+    round_targets: Annotated[int, typer.Option(min=1, help="Budgets that a round searches.")] = 8,
+    round_evaluations: Annotated[int, typer.Option(min=2, help="Configurations that it scores for each.")] = 24,
+    engine: EngineName = Engine.LOCAL,
+    address: RayAddress = None,
+    actors: NumActors = None,
+    cache_gib: CacheGib = None,
     seed: Seed = 0,
     resume: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints: an interrupted training goes on from there.")
+        Path | None,
+        typer.Option(help="Folder for checkpoints: an interrupted training goes on from there. Not with --rounds."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the checkpoint to this new folder.")] = None,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
-    """Train the model's predictor on all stored samples; the server uses it from the next request on."""
-    from lop.training import train_model, training_samples
-    from policy_model.predictor import Predictor
+    """Train the model's predictor on all stored samples; the server uses it from the next request on.
+
+    Killed in the middle of rounds, run it again: samples are stored as they are measured, rounds begin anew on them.
+    """
+    from lop.training import load_predictor, train_model, training_samples
     from policy_model.progress import progress_bar
     from policy_model.training import TrainingSettings
     from pruning.conversations import calibration_id, load_conversations
 
-    repository = open_database(database)
-    settings = TrainingSettings(num_levels=num_levels, round_to=round_to, seed=seed)
-    calibration = calibration_id(load_conversations(data)[:conversations]) if data is not None else None
-    training_samples(repository, model, calibration)  # told before torch is set to work
-    with progress_bar(stderr()) as progress:
-        record = train_model(
-            repository, model, settings, calibration_id=calibration, progress=progress, resume_folder=resume
+    if rounds and (data is None or resume is not None):
+        raise InputError(
+            "rounds evaluate configurations on the searched data, and resume from the stored samples",
+            values=f"--rounds {rounds} " + ("without --data" if data is None else "with --resume"),
+            remedy="Give the --data of the search, and no --resume",
         )
-    if out is not None:
-        Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config).save(out)
+    with open_database(database) as repository:
+        settings = TrainingSettings(num_levels=num_levels, round_to=round_to, seed=seed)
+        calibration = calibration_id(load_conversations(data)[:conversations]) if data is not None else None
+        training_samples(repository, model, calibration)  # told before torch is set to work
+        reports: list[RoundReport] = []
+        if rounds:
+            options = EngineOptions(engine, address, actors, cache_gib)
+            sizes = (rounds, round_targets, round_evaluations)
+            record, reports = _in_rounds(repository, model, data, conversations, settings, sizes, options)
+        else:
+            with progress_bar(stderr()) as progress:
+                record = train_model(
+                    repository, model, settings, calibration_id=calibration, progress=progress, resume_folder=resume
+                )
+        if out is not None:
+            load_predictor(repository, record).save(out)
     info = record.config["info"]
     if json:
         document = {"predictor": record.id, "model": model, "samples": info["num_samples"], "metrics": info["metrics"]}
-        print_json(document)
-    else:
-        print_line(f"predictor {record.id} trained on {info['num_samples']} samples of {model}")
+        print_json(document | ({"rounds": [report.to_dict() for report in reports]} if rounds else {}))
+        return
+    if reports:
+        print_table(
+            "rounds: KL of the predictor's own plans over the best known at the budgets that it was least sure of",
+            ["round", "FFN sparsities", "new samples", "before", "after"],
+            [
+                [
+                    r.number,
+                    " ".join(f"{s:.2f}" for s in r.sparsities),
+                    r.new_samples,
+                    f"{r.ratio_before:.3f}",
+                    f"{r.ratio_after:.3f}",
+                ]
+                for r in reports
+            ],
+        )
+    print_line(f"predictor {record.id} trained on {info['num_samples']} samples of {model}")
+
+
+def _in_rounds(
+    repository: "SqlRepository",
+    model: str,
+    data: Path | None,
+    conversations: int | None,
+    settings: "TrainingSettings",
+    sizes: tuple[int, int, int],
+    options: EngineOptions,
+) -> "tuple[PredictorRecord, list[RoundReport]]":
+    """Rounds on the engine, with a progress bar, and a line on stderr for each round that is done."""
+    from lop.engines import EvaluatorRecipe, open_engine
+    from lop.measuring import record_calibration
+    from lop.registration import read_conversations
+    from lop.rounds import RoundSettings, train_in_rounds
+    from mcts.progress import SearchProgressBar
+    from mcts.settings import DEFAULT_PARALLEL_LEAVES
+
+    assert data is not None
+    loaded, warning = read_conversations(data, conversations)
+    if warning:
+        warn(warning)
+    record = repository.get_model(model)
+    calibration = record_calibration(repository, loaded, data.name)
+    recipe = EvaluatorRecipe.of(record, repository.get_artifact(record.ranking_sha256).content, loaded)
+    count, targets, evaluations = sizes
+
+    def tell(report: "RoundReport") -> None:
+        stderr().print(
+            f"round {report.number}: {report.new_samples} new samples; plans were {report.ratio_before:.3f} times the "
+            f"best known KL, now {report.ratio_after:.3f}",
+            markup=False,
+        )
+
+    with (
+        open_engine(recipe, options, parallel_leaves=DEFAULT_PARALLEL_LEAVES) as evaluate,
+        SearchProgressBar() as progress,
+    ):
+        return train_in_rounds(
+            repository,
+            model,
+            calibration.id,
+            evaluate,
+            settings,
+            count,
+            RoundSettings(num_targets=targets, num_evaluations=evaluations),
+            on_search=progress,
+            on_round=tell,
+        )

@@ -1,12 +1,15 @@
-"""What an allocator answers, and how real-valued wishes become widths that use a budget up."""
+"""What an allocator answers, and how real-valued wishes become widths that use limits up."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import LimitKind, Limits
 from pruning.ranking import Ranking
-from pruning.repair import repair_widths
 
 
 @dataclass(frozen=True)
@@ -22,30 +25,30 @@ class Allocation:
     ranking: Ranking | None = None
 
 
-def widths_near(
-    anatomy: ModelAnatomy,
-    wished: Sequence[float],
-    budget: int,
-    *,
-    round_to: int,
-    cut_parameters: Sequence[int] | None = None,
-) -> list[int]:
-    """Widths [L] near the `wished` ones that cost at most `budget` parameters and leave less than one step of it over.
-
-    Where rounding leaves some of the budget over, the layer furthest below its wish gets the next step, counted in
-    fractions of its dense width; where the least widths cost too much, the layer furthest above its wish gives one. An
-    infinite wish is dense, and gives only when no other layer can. `cut_parameters` [L] as in `repair_widths`.
+def parameter_budget(anatomy: ModelAnatomy, limits: Limits) -> int:
+    """FFN parameters for a method that divides parameters: what a sparsity allows, or else what equal retention keeps.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
     """
-    dense = [layer.ffn_width for layer in anatomy.layers]
-    start = [d if w >= d else max(0, math.floor(w)) for w, d in zip(wished, dense, strict=True)]
-    return repair_widths(
-        anatomy,
-        start,
-        budget,
-        round_to=round_to,
-        marginal=lambda layer, width: (wished[layer] - width) / dense[layer],
-        cut_parameters=cut_parameters,
-    )
+    limits.check()
+    if len(limits.limits) == 1 and limits.limits[0].kind is LimitKind.FFN_PARAMETERS:
+        return limits.limits[0].most
+    widths = uniform_widths(limits)
+    return sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
+
+
+def widths_near(limits: Limits, wished: Sequence[float]) -> list[int]:
+    """Allowed widths [L] near the `wished` ones that meet `limits`, and of which none can grow by a step.
+
+    Where rounding leaves something over, the layer furthest below its wish gets the next step, counted in fractions of
+    its widest; where the wishes cost too much, the layer furthest above its wish gives one. An infinite wish is the
+    widest, and gives only when no other layer can.
+
+    Raises:
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
+    """
+    widest = np.array(limits.steps.widest, dtype=np.float64)
+    wishes = np.array(wished, dtype=np.float64)
+    start = [math.floor(w) for w in np.clip(wishes, 0, widest)]
+    return limits.repair(start, lambda widths: (wishes - widths) / widest)

@@ -10,27 +10,29 @@ local step is.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, widths_near
+from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
+from pruning.limits import Limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 EXTRA_SPARSITY = 0.1
 """How much sparser than the whole a group may become: p_max - p."""
 
 
-def allocate_ecoflap(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
-    """Widths under `budget` FFN parameters.
+def allocate_ecoflap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Widths that meet `limits`.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ZEROTH_ORDER.
     """
     statistics.check(anatomy, StatisticsKind.ZEROTH_ORDER)
+    budget = parameter_budget(anatomy, limits)
     sizes = [layer.ffn_parameters for layer in anatomy.layers]
     kept = kept_parameters(sizes, statistics.arrays["ffn_zeroth_order"], max(0, min(budget, sum(sizes))))
     wished = [k / layer.ffn_parameters_per_channel for k, layer in zip(kept, anatomy.layers, strict=True)]
-    return Allocation(widths_near(anatomy, wished, budget, round_to=round_to))
+    return Allocation(widths_near(limits, wished))
 
 
 def kept_parameters(

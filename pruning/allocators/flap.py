@@ -11,19 +11,20 @@ budget; widths are rounded, and no layer goes below one rounding step.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, widths_near
+from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.compensation import bias_parameters
+from pruning.limits import LimitKind, Limits
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 
-def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
-    """Widths under `budget` FFN parameters, added biases included, and a ranking that compensates.
+def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Widths that meet `limits`, which count added biases, and a ranking that compensates.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels and a bias in every layer.
+        InfeasibleBudgetError: the narrowest allowed model, with its biases, exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -31,10 +32,13 @@ def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: in
         variance * norm**2
         for variance, norm in zip(statistics.per_layer("ffn_variance"), statistics.per_layer("down_norm"), strict=True)
     ]
-    biases = bias_parameters(anatomy)
-    kept = channels_above_global_cut(anatomy, [z_scores(x) for x in scores], budget - sum(biases))
-    widths = widths_near(anatomy, kept, budget, round_to=round_to, cut_parameters=biases)
-    return Allocation(widths, Ranking.from_scores(anatomy, scores, means=statistics.per_layer("ffn_mean")))
+    budget = parameter_budget(anatomy, limits)
+    if limits.limits[0].kind is LimitKind.FFN_PARAMETERS:  # what a sparsity allows is for the biases too
+        budget -= sum(bias_parameters(anatomy))
+    kept = channels_above_global_cut(anatomy, [z_scores(x) for x in scores], budget)
+    return Allocation(
+        widths_near(limits, kept), Ranking.from_scores(anatomy, scores, means=statistics.per_layer("ffn_mean"))
+    )
 
 
 def z_scores(values: FloatArray) -> FloatArray:

@@ -13,9 +13,11 @@ matters: on 48 calibration conversations of the reference model (12 layers), KL 
 """
 
 import math
+from collections.abc import Sequence
 
-from pruning.allocators.allocation import Allocation, widths_near
+from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import Limits
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind
 
@@ -28,37 +30,36 @@ leave them 1 - 0.5 x 32 / 26 = 0.38, but that is a worse bound than 0.2 on the d
 at 60% already, and KL is 0.21, 0.46 and 3.2."""
 
 
-def allocate_llm_pruner(
-    anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int
-) -> Allocation:
-    """Equal retention in the middle layers under `budget` FFN parameters, with LLM-Pruner's order of channels.
+def allocate_llm_pruner(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Equal retention in the middle layers that meets `limits`, with LLM-Pruner's order of channels.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for GRADIENTS.
     """
     statistics.check(anatomy, StatisticsKind.GRADIENTS)
-    middle = pruned_range(anatomy, budget, round_to=round_to)
+    budget = parameter_budget(anatomy, limits)
+    middle = pruned_range(anatomy, budget, limits.steps.narrowest)
     parameters = sum(anatomy.layers[index].ffn_parameters for index in middle)
     retention = (budget - (anatomy.ffn_parameters - parameters)) / parameters
     wished = [x.ffn_width * retention if x.index in middle else math.inf for x in anatomy.layers]
     ranking = Ranking.from_scores(anatomy, statistics.per_layer("ffn_taylor"))
-    return Allocation(widths_near(anatomy, wished, budget, round_to=round_to), ranking)
+    return Allocation(widths_near(limits, wished), ranking)
 
 
-def pruned_range(anatomy: ModelAnatomy, budget: int, *, round_to: int) -> range:
-    """The study's middle layers, widened until they can keep `LEAST_RETENTION` and `round_to` channels, or are all."""
+def pruned_range(anatomy: ModelAnatomy, budget: int, narrowest: Sequence[int]) -> range:
+    """The study's middle layers, widened until they can keep `LEAST_RETENTION` and `narrowest` [L], or are all."""
     depth = anatomy.num_layers
     start = round(depth * MIDDLE_START / OF_LAYERS)
     stop = max(round(depth * MIDDLE_STOP / OF_LAYERS), start + 1)
-    while (start > 0 or stop < depth) and _least_parameters(anatomy, range(start, stop), round_to) > budget:
+    while (start > 0 or stop < depth) and _least_parameters(anatomy, range(start, stop), narrowest) > budget:
         start, stop = (start, stop + 1) if stop < depth else (start - 1, stop)
     return range(start, stop)
 
 
-def _least_parameters(anatomy: ModelAnatomy, pruned: range, round_to: int) -> int:
+def _least_parameters(anatomy: ModelAnatomy, pruned: range, narrowest: Sequence[int]) -> int:
     """FFN parameters if the layers in `pruned` keep the least that they may and the others everything."""
-    least = [min(max(round_to, int(LEAST_RETENTION * x.ffn_width)), x.ffn_width) for x in anatomy.layers]
+    least = [max(n, int(LEAST_RETENTION * x.ffn_width)) for n, x in zip(narrowest, anatomy.layers, strict=True)]
     return sum(
         (least[x.index] if x.index in pruned else x.ffn_width) * x.ffn_parameters_per_channel for x in anatomy.layers
     )

@@ -9,27 +9,29 @@ used with Wanda.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, widths_near
+from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
+from pruning.limits import Limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 LAMBDA = 0.08
 """The paper's choice for 7B models: a layer's sparsity is at most 2 lambda from another's."""
 
 
-def allocate_owl(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
-    """Widths under `budget` FFN parameters.
+def allocate_owl(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Widths that meet `limits`.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
+    budget = parameter_budget(anatomy, limits)
     parameters = np.array([layer.ffn_parameters for layer in anatomy.layers], dtype=np.float64)
     retentions = owl_retentions(statistics.arrays["outlier_ratio"], parameters, budget / anatomy.ffn_parameters)
     wished = [layer.ffn_width * float(r) for layer, r in zip(anatomy.layers, retentions, strict=True)]
-    return Allocation(widths_near(anatomy, wished, budget, round_to=round_to))
+    return Allocation(widths_near(limits, wished))
 
 
 def owl_retentions(

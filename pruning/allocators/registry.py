@@ -11,22 +11,19 @@ from pruning.allocators.owl import allocate_owl
 from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.wanda_sp import allocate_wanda_sp
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import Limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 
 class Allocate(Protocol):
-    """Statistics and a budget in, widths out: at most `budget` FFN parameters, less than one rounding step under it.
-
-    Every layer keeps at least `round_to` channels, or all where it has fewer. Added biases count.
+    """Statistics and limits in, widths out: they meet all limits, and no layer could grow by one more step.
 
     Raises:
-        InfeasibleTargetError: the budget is below that; `nearest` is the least that works.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`.
     """
 
-    def __call__(
-        self, anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int
-    ) -> Allocation: ...
+    def __call__(self, anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation: ...
 
 
 @dataclass(frozen=True)
@@ -37,16 +34,18 @@ class StatisticalAllocator:
         name: the method, in requests and plans.
         kind: the statistics that it decides from.
         allocate: the method.
+        compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
     """
 
     name: str
     kind: StatisticsKind
     allocate: Allocate
+    compensates: bool = False
 
 
 _ALL = (
     StatisticalAllocator("wanda-sp", StatisticsKind.ACTIVATIONS, allocate_wanda_sp),
-    StatisticalAllocator("flap", StatisticsKind.ACTIVATIONS, allocate_flap),
+    StatisticalAllocator("flap", StatisticsKind.ACTIVATIONS, allocate_flap, compensates=True),
     StatisticalAllocator("llm-pruner", StatisticsKind.GRADIENTS, allocate_llm_pruner),
     StatisticalAllocator("owl", StatisticsKind.ACTIVATIONS, allocate_owl),
     StatisticalAllocator("ecoflap", StatisticsKind.ZEROTH_ORDER, allocate_ecoflap),

@@ -11,27 +11,28 @@ import math
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, widths_near
+from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import Limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 
-def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
-    """Widths under `budget` FFN parameters: dense, or `round_to` channels, and one layer between.
+def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Widths that meet `limits`: dense, or the narrowest, and one layer between.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
-    to_remove = anatomy.ffn_parameters - budget
+    to_remove = anatomy.ffn_parameters - parameter_budget(anatomy, limits)
     wished = [math.inf] * anatomy.num_layers
     for index in np.argsort(statistics.arrays["block_influence"], kind="stable"):
         if to_remove <= 0:
             break
         layer = anatomy.layers[index]
-        removable = layer.ffn_width - min(round_to, layer.ffn_width)
+        removable = layer.ffn_width - limits.steps.narrowest[index]
         removed = min(to_remove / layer.ffn_parameters_per_channel, removable)
         wished[index] = layer.ffn_width - removed
         to_remove -= math.ceil(removed * layer.ffn_parameters_per_channel)
-    return Allocation(widths_near(anatomy, wished, budget, round_to=round_to))
+    return Allocation(widths_near(limits, wished))

@@ -1,20 +1,38 @@
 """The same retention in every layer: the baseline that every other allocation has to beat."""
 
-from pruning.anatomy import ModelAnatomy
+import numpy as np
+
+from pruning.arrays import IntArray
 from pruning.levels import Configuration, LevelGrid
-from pruning.repair import repair_widths
+from pruning.limits import Limits
 
 
-def uniform_widths(anatomy: ModelAnatomy, budget: int, *, round_to: int) -> list[int]:
-    """FFN widths [L] of equal retention that cost at most `budget` parameters and leave less than one step over.
+def uniform_widths(limits: Limits) -> list[int]:
+    """FFN widths [L] of the greatest equal retention that meets `limits`; then single steps while any fits.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
     """
-    total = anatomy.ffn_parameters
-    kept = max(0, min(budget, total))
-    widths = [layer.ffn_width * kept // total for layer in anatomy.layers]
-    return repair_widths(anatomy, widths, budget, round_to=round_to)
+    limits.check()
+    return limits.repair(limits.steps.of(_widest_equal(limits)))
+
+
+def _widest_equal(limits: Limits) -> IntArray:
+    """Indices [L] of the widths at the greatest retention that fits: the narrowest, if none does."""
+    widest = np.array(limits.steps.widest, dtype=np.float64)
+    rows = {row.tobytes(): row / row[-1] for row in limits.steps.widths}
+    retentions = np.unique(np.concatenate(list(rows.values())))
+    low, high = 0, len(retentions)
+    best = np.zeros(limits.steps.num_layers, dtype=np.int64)
+    while low < high:
+        middle = (low + high) // 2
+        # A little more than the quotient of two integers, so that it gives the first of them back.
+        indices = limits.steps.at_most(widest * retentions[middle] + 1e-6)
+        if (limits.slack(indices) >= 0).all():
+            best, low = indices, middle + 1
+        else:
+            high = middle
+    return best
 
 
 def uniform_configuration(grid: LevelGrid, budget: int) -> Configuration:

@@ -14,15 +14,16 @@ import numpy as np
 from pruning.allocators.allocation import Allocation
 from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
+from pruning.limits import Limits
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 
-def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, budget: int, *, round_to: int) -> Allocation:
-    """Equal retention under `budget` FFN parameters, with Wanda-sp's order of channels.
+def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
+    """Equal retention that meets `limits`, with Wanda-sp's order of channels.
 
     Raises:
-        InfeasibleTargetError: the budget is below `round_to` channels in every layer.
+        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -33,4 +34,4 @@ def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, budget
             statistics.per_layer("down_mean_abs"), statistics.per_layer("ffn_second_moment"), strict=True
         )
     ]
-    return Allocation(uniform_widths(anatomy, budget, round_to=round_to), Ranking.from_scores(anatomy, scores))
+    return Allocation(uniform_widths(limits), Ranking.from_scores(anatomy, scores))

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pruning.demand import Demand
 from pruning.errors import InputError
+from pruning.limits import Limits
 from pruning.plan import Predicted, Provenance
 from pruning.ranking import Ranking
 from service.methods.names import Method
@@ -14,11 +16,16 @@ from storage.records import ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request for a model that is registered. `budget` is what it comes to: FFN parameters that may be kept."""
+    """A request for a model that is registered, and what it asks of a plan."""
 
     model: ModelRecord
     request: PlanRequest
-    budget: int
+    demand: Demand
+
+    @property
+    def limits(self) -> Limits:
+        """What widths have to meet, for a method that adds no biases."""
+        return self.demand.limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,7 @@ class Answer:
     """Widths [L] that a method chose, and what it knows about them.
 
     Attributes:
-        widths: within the question's budget, biases that `ranking` adds included.
+        widths: within the question's limits, biases that `ranking` adds included.
         ranking: the method's own; None: the model's.
         predicted: the quality to expect, if the method can say.
         provenance: what the method worked from, but for the note.
@@ -44,7 +51,7 @@ class Answer:
 class Candidate:
     """A method that can be tried. `source` names the data it works from: a new one makes a new plan.
 
-    `answer` may raise InfeasibleTargetError, whose `nearest` counts FFN parameters to keep, or CheckpointError if this
+    `answer` may raise InfeasibleTargetError, if the method cannot prune as far as others, or CheckpointError if this
     version cannot read `source`.
     """
 

@@ -4,6 +4,7 @@ import logging
 
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
+from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Predicted, Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
@@ -36,24 +37,28 @@ class PredictorMethod:
     def preload(self) -> None:
         """Load the newest predictor of each model, as far as the cache holds them, and let each predict once.
 
-        Torch sets itself up in its first forward pass: time that no request should pay.
+        What a prediction works out once for a model is time that no request should pay.
         """
         newest = {p.model_id: p for p in self._repository.list_predictors()}
         for record in sorted(newest.values(), key=lambda p: p.created_at)[-self._predictors.capacity :]:
             try:
                 anatomy = self._repository.get_model(record.model_id).anatomy
-                self._predictors.predict(record, anatomy, anatomy.ffn_parameters // 2, round_to=DEFAULT_ROUND_TO)
+                steps = WidthSteps.build(anatomy, round_to=DEFAULT_ROUND_TO)
+                self._predictors.predict(record, anatomy, parameter_limits(anatomy, steps, anatomy.ffn_parameters // 2))
             except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
 
     def _answer(self, record: PredictorRecord, question: Question) -> Answer:
-        prediction = self._predictors.predict(
-            record, question.model.anatomy, question.budget, round_to=question.request.round_to
-        )
+        prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
         info = self._predictors.get(record).info
         return Answer(
             prediction.widths,
-            predicted=Predicted(quality=prediction.kl, interval=prediction.interval),
+            predicted=Predicted(
+                quality=prediction.kl,
+                interval=prediction.interval,
+                accuracy=prediction.accuracy,
+                accuracy_interval=prediction.accuracy_interval,
+            ),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),

@@ -1,10 +1,14 @@
 """Methods that cannot answer by themselves: a finished search has, near enough to the target."""
 
+import math
+from collections.abc import Callable
 from fractions import Fraction
 
+from pruning.allocators.allocation import parameter_budget
+from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
+from pruning.limits import Limits
 from pruning.plan import Predicted, Provenance
-from pruning.repair import repair_widths
 from pruning.target import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
@@ -32,46 +36,70 @@ class SearchedMethods:
         """
         found = self._searches.find(question.model, method)
         by_default = question.request.method is None
+        anatomy, limits = question.model.anatomy, question.limits
         best = best_configuration(
-            found, question.budget, question.model.anatomy.ffn_parameters, within_one_step=by_default
+            found,
+            lambda x: lacking_parameters(x, anatomy, limits),
+            anatomy.ffn_parameters,
+            within_one_step=by_default,
         )
         if best is not None:
             return Candidate(f"{best.search_id}: {best.label}", lambda: _answer(best, question))
         labels = dict.fromkeys(configuration.label for configuration in found)
         request = question.request
-        scope = "" if request.scope is Scope.FFN else f" --scope {request.scope}"
+        sparsity, scope = request.sparsity, "" if request.scope is Scope.FFN else f" --scope {request.scope}"
+        if sparsity is None:
+            sparsity = math.ceil((1 - parameter_budget(anatomy, limits) / anatomy.ffn_parameters) * 1000) / 1000
         error = InputError(
             f"method '{method}' needs a finished search whose widths fit the target and leave at most {REACH} of the "
             "FFN parameters to add",
             values=f"model {question.model.id!r} was searched by it for {', '.join(labels) or 'nothing'}",
-            remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method} -s {request.sparsity}"
+            remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method} -s {sparsity}"
             f"{scope}`, or leave `method` out",
         )
         return Unavailable("no search is finished within one level step of this target", error)
 
 
 def best_configuration(
-    found: list[FoundConfiguration], budget: int, ffn_parameters: int, *, within_one_step: bool = False
+    found: list[FoundConfiguration],
+    lacking: Callable[[FoundConfiguration], float],
+    ffn_parameters: int,
+    *,
+    within_one_step: bool = False,
 ) -> FoundConfiguration | None:
-    """The configuration to answer `budget` with, or None.
+    """The configuration to answer with, or None.
 
-    Of those that keep at most `budget` FFN parameters and lack at most `REACH` x `ffn_parameters` of it (and at most
-    one step of their search's levels, if `within_one_step`), the one of least KL; of equal ones the one that keeps
-    more, then one that was validated, then the later. A KL says nothing about another calibration set: only those of
-    one set count, the one of most answers, whose KLs are the least noisy; of equal ones the latest. Sets that are not
-    known are told apart by their answers.
+    `lacking` says how many FFN parameters would have to be added to use up what is asked for; it is negative for a
+    configuration that exceeds it. Of those that fit and lack at most `REACH` x `ffn_parameters` (and at most one step
+    of their search's levels, if `within_one_step`), the one of least KL; of equal ones the one that keeps more, then
+    one that was validated, then the later. A KL says nothing about another calibration set: only those of one set
+    count, the one of most answers, whose KLs are the least noisy; of equal ones the latest. Sets that are not known
+    are told apart by their answers.
     """
 
     def reach(x: FoundConfiguration) -> Fraction:
         far = REACH * ffn_parameters
         return min(far, Fraction(x.level_step)) if within_one_step else far
 
-    near = [(index, x) for index, x in enumerate(found) if 0 <= budget - x.parameters <= reach(x)]
+    near = [(index, x) for index, x in enumerate(found) if 0 <= lacking(x) <= reach(x)]
     if not near:
         return None
     _, finest = max(near, key=lambda entry: (entry[1].metrics.num_answers, entry[0]))
     compared = [(index, x) for index, x in near if _calibration(x) == _calibration(finest)]
     return min(compared, key=lambda e: (e[1].metrics.kl, -e[1].parameters, e[1].validation is None, -e[0]))[1]
+
+
+def lacking_parameters(found: FoundConfiguration, anatomy: ModelAnatomy, limits: Limits) -> float:
+    """FFN parameters that could be added to `found` until a limit is used up; negative if it exceeds one.
+
+    As far as parameters of all layers cost alike under each limit, and exactly for a limit on parameters.
+    """
+    steps = limits.steps
+    indices = steps.at_most(found.widths)
+    spread = zip(steps.narrowest, steps.widest, anatomy.layers, strict=True)
+    removable = sum((most - least) * x.ffn_parameters_per_channel for least, most, x in spread)
+    slacks: list[int] = limits.slack(indices).tolist()
+    return min(slack * (removable / max(x.dense - x.least, 1)) for slack, x in zip(slacks, limits.limits, strict=True))
 
 
 def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
@@ -85,15 +113,16 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     Channels are only added, so the KL that was measured is one to expect, on validation data if there is one; unless
     other widths are multiples of the request's `round_to`: then some layers lose channels, and nothing is predicted.
     """
-    anatomy, request = question.model.anatomy, question.request
-    widths = repair_widths(anatomy, found.widths, question.budget, round_to=request.round_to)
+    request, limits = question.request, question.limits
+    widths = limits.repair(found.widths)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(now >= then for now, then in zip(widths, found.widths, strict=True))
-    if tuple(widths) != found.widths and found.budget != question.budget:
+    same_target = request.sparsity is not None and found.budget == limits.limits[0].most
+    if tuple(widths) != found.widths and not same_target:
         notes.append(FILLED_UP)
     if not measured:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
-    elif tuple(widths) != found.widths and found.budget == question.budget:
+    elif tuple(widths) != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
     quality = found.metrics.kl
     if found.validation is not None:

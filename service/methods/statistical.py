@@ -46,7 +46,8 @@ class StatisticalMethods:
         """Raises StorageError if the stored statistics are damaged."""
         anatomy = question.model.anatomy
         statistics = self._statistics.get(record.sha256, lambda: self._load(record, anatomy))
-        allocation = allocator.allocate(anatomy, statistics, question.budget, round_to=question.request.round_to)
+        limits = question.demand.limits_for(compensates=allocator.compensates)
+        allocation = allocator.allocate(anatomy, statistics, limits)
         notes = []
         if allocation.ranking is not None:
             notes.append(f"{allocator.name} ranks the channels of a layer in its own way")

@@ -14,4 +14,4 @@ class UniformMethod:
 
 
 def _answer(question: Question) -> Answer:
-    return Answer(uniform_widths(question.model.anatomy, question.budget, round_to=question.request.round_to))
+    return Answer(uniform_widths(question.limits))

@@ -31,11 +31,13 @@ _LOCATION = {"Location": {"description": "Path of the plan.", "schema": {"type":
     },
 )
 def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
-    """Per-layer widths that remove at least `sparsity` of `scope`, by `method`, or else by the best one that the stored
-    data allows: `lop` (a trained predictor), else `mcts` (a finished search within one level step of the target), else
-    `additive-dp` (a complete one-layer scan), else `uniform`. `provenance.note` says why a better one was not used, and
-    what a predicted quality was measured on. Equal requests get the same plan until there is newer data: a predictor,
-    statistics, a search or its validation. Plans stay readable for ever.
+    """Per-layer widths that remove at least `sparsity` of `scope`, or keep every limit of `budget`, or fit the memory
+    of `device`: nothing is exceeded, and no layer could keep one step more. By `method`, or else by the best one that
+    the stored data allows: `lop` (a trained predictor), else `mcts` (a finished search within one level step of the
+    target), else `additive-dp` (a complete one-layer scan), else `uniform`. `provenance.note` says why a better one was
+    not used, what a predicted quality was measured on, and where a latency comes from. Equal requests get the same plan
+    until there is newer data: a predictor, statistics, a search or its validation, a profile of the device. Plans stay
+    readable for ever.
     """
     plan = planner.plan(request)
     response = _plan_response(plan)

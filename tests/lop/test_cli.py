@@ -51,6 +51,9 @@ COMMANDS = [
     "demo",
     "worker",
     "queue",
+    "device profile",
+    "device list",
+    "device show",
     "db upgrade",
 ]
 
@@ -89,6 +92,42 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     assert report["kl"] > 0
     assert "exact match" in ok(*search[:-1])
     assert "achieved sparsity" in ok("plan", "-m", "mine", "-s", 0.4)
+
+
+def test_a_budget_with_a_device(run: Run, repository: Repository, tmp_path: Path) -> None:
+    code, out, err = run("plan", "-m", "tiny", "-s", 0.0, "--json")
+    dense = json.loads(out)["achieved"]
+    assert code == 0, err
+    memory, disk = dense["memory_bytes"] - 30_000, dense["disk_bytes"] - 30_000
+    budget = ("--memory", f"{memory / 1000:.3f}KB", "--disk", f"{disk}B", "--latency", "1.5s", "--flops", "2T")
+    command = ("plan", "-m", "tiny", "--device", "raspberry-pi-5-8gb", *budget, "--tp-size", 2, "--round-to", 4)
+    code, out, err = run(*command, "--json", "-o", tmp_path / "plan.json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["target"]["budget"] == {
+        "memory_bytes": memory,
+        "latency_ms": 1500.0,
+        "flops": 2 * 10**12,
+        "disk_bytes": disk,
+        "batch": 1,
+        "prompt_tokens": 1024,
+        "output_tokens": 128,
+    }
+    assert memory - 1024 < plan["achieved"]["memory_bytes"] <= memory
+    assert plan["achieved"]["disk_bytes"] <= disk
+    assert all(layer["ffn_width"] % 4 == 0 for layer in plan["layers"])
+    # What is limited beside what is reached.
+    _, out, _ = run(*command)
+    assert f"in memory {plan['achieved']['memory_bytes']:,} bytes, at most {memory:,} allowed" in out
+    assert f"on disk {plan['achieved']['disk_bytes']:,} bytes, at most {disk:,} allowed" in out
+    assert re.search(r"latency [\d.,]+ ms, at most 1,500.0 allowed \(roofline: prefill [\d.]+ ms, then [\d.]+ ms", out)
+    assert "for batch 1, 1024 prompt tokens and 128 output tokens" in out
+    # The device's memory alone is a budget too: this model fits it whole.
+    code, out, err = run("plan", "-m", "tiny", "--device", "l4", "--json")
+    assert code == 0, err
+    assert json.loads(out)["achieved"]["parameters"] == dense["parameters"]
+    code, out, _ = run("plan", "-m", "tiny", "--flops", "2T", "--batch", 2, "--prompt-tokens", 9, "--json")
+    assert json.loads(out)["achieved"]["workload"] == {"batch": 2, "prompt_tokens": 9, "output_tokens": 128}
 
 
 def test_plan_help_names_every_method(run: Run) -> None:
@@ -184,7 +223,23 @@ def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tu
         "no checkpoint": (("evaluate", tmp_path / "none", "-d", data), "checkpoint folder"),
         "remote host": (("serve", "--host", "0.0.0.0"), "--allow-remote"),
         "not a number": (("plan", "-m", "tiny", "-s", "abc"), "--sparsity"),
-        "missing option": (("plan", "-m", "tiny"), "Missing option '--sparsity'"),
+        "no target": (("plan", "-m", "tiny"), "Give --sparsity, a budget (--memory"),
+        "two targets": (("plan", "-m", "tiny", "-s", 0.4, "--memory", "6GiB"), "a sparsity or for a budget"),
+        "missing option": (("plan", "-s", 0.4), "Missing option '--model'"),
+        "a time for a size": (("plan", "-m", "tiny", "--memory", "200ms"), "(got '200ms'). Write 6GiB"),
+        "a size for a time": (
+            ("plan", "-m", "tiny", "--device", "l4", "--latency", "6GiB"),
+            "(got '6GiB'). Write 200ms",
+        ),
+        "a size without a unit": (("plan", "-m", "tiny", "--disk", "3000000"), "(got '3000000'). Write 6GiB"),
+        "no size": (("plan", "-m", "tiny", "--disk", "GB"), "(got 'GB'). Write 6GiB"),
+        "no operations": (("plan", "-m", "tiny", "--flops", "0T"), "(got '0T'). Write 2T"),
+        "latency on no device": (("plan", "-m", "tiny", "--latency", "1ms"), "latency_ms is a device's"),
+        "only a workload": (("plan", "-m", "tiny", "--batch", 2), "a budget limits something"),
+        "an impossible batch": (("plan", "-m", "tiny", "--flops", "2T", "--batch", 0), "budget.batch"),
+        "beyond 64 bits": (("plan", "-m", "tiny", "--memory", "99999999TiB"), "budget.memory_bytes"),
+        "infeasible budget": (("plan", "-m", "tiny", "--memory", "10KB"), "Ask for at least memory_bytes="),
+        "heads that cannot be shared": (("plan", "-m", "tiny", "-s", 0.4, "--tp-size", 3), "Ask for a tp_size of"),
         "no such command": (("nonsense",), "nonsense"),
         "two sources": (("plan", "-m", "tiny", "-s", 0.4, "--url", "http://x", "--database", "sqlite:///x"), "--url"),
         "an id that cannot be named": (("model", "add", "a b", checkpoint, "-d", data), "'a b'"),

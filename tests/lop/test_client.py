@@ -16,9 +16,16 @@ from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import load_conversations
 from pruning.decoder import decoder_view
-from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleTargetError, InputError, NotFoundError
+from pruning.errors import (
+    CheckpointError,
+    FingerprintMismatchError,
+    InfeasibleBudgetError,
+    InfeasibleTargetError,
+    InputError,
+    NotFoundError,
+)
 from pruning.generation import generate_answers
-from pruning.plan import PlanRanking
+from pruning.plan import Budget, PlanRanking
 from pruning.prune_checkpoint import prune_checkpoint
 from pruning.ranking import Ranking
 from pruning.target import Scope
@@ -153,3 +160,31 @@ def test_the_public_names_are_there() -> None:
     assert set(lop.__all__) <= set(dir(lop))
     with pytest.raises(AttributeError, match="nonsense"):
         _ = lop.nonsense
+
+
+def test_a_budget_is_requested_and_kept(client: lop.Client) -> None:
+    dense = client.plan(model="tiny", sparsity=0.0).achieved
+    budget = Budget(disk_bytes=dense.disk_bytes - 20_000, batch=2, prompt_tokens=64, output_tokens=8)
+    plan = client.plan(model="tiny", budget=budget, tp_size=2)
+    assert plan.achieved.disk_bytes <= dense.disk_bytes - 20_000
+    assert plan.target.budget == budget
+    assert plan.target.tp_size == 2
+    # As a mapping, and with a device.
+    assert client.plan(model="tiny", budget=budget.model_dump(), tp_size=2) == plan
+    timed = client.plan(model="tiny", budget={"latency_ms": 1e6}, device="raspberry-pi-5-8gb")
+    assert timed.achieved.latency_source == "roofline"
+    assert client.plan(model="tiny", device="l4").achieved.parameters == dense.parameters
+
+
+def test_an_infeasible_budget_is_the_same_error_as_on_the_server(client: lop.Client) -> None:
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        client.plan(model="tiny", budget={"memory_bytes": 1000, "flops": 10**15})
+    error = caught.value
+    assert error.binding == "memory_bytes"
+    assert error.nearest_values.keys() == {"memory_bytes", "flops"}
+    assert error.nearest == error.nearest_values["memory_bytes"]
+    assert client.plan(model="tiny", budget={"memory_bytes": int(error.nearest or 0), "flops": 10**15})
+    with pytest.raises(InputError, match="not for both"):
+        client.plan(model="tiny", sparsity=0.5, budget=Budget(flops=10**9))
+    with pytest.raises(InputError, match="latency_ms is a device's"):
+        client.plan(model="tiny", budget=Budget(latency_ms=1.0))

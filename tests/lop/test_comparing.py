@@ -96,7 +96,7 @@ def test_the_scores_are_those_of_the_model_really_cut(
 ) -> None:
     conversations, _ = read_conversations(held_out)
     (compared,) = compare_methods(repository, "tiny", conversations, [0.5], methods=[method], round_to=8).plans
-    planner = Planner(repository, PredictorCache(repository, capacity=1, torch_threads=1))
+    planner = Planner(repository, PredictorCache(repository, capacity=1))
     plan = planner.plan(PlanRequest(model="tiny", sparsity=0.5, method=method))
     assert plan.plan_id == compared.plan_id
     ranking = Ranking.from_bytes(repository.get_artifact(plan.ranking.sha256).content)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mcts.prior import Prior
-from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch
+from mcts.prior import Guide
+from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from mcts.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
@@ -17,6 +17,7 @@ from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Evaluate, Metrics, Widths
+from storage.records import Sample
 from tests.mcts.landscapes import Landscape, evaluate_by, make_grid
 
 
@@ -27,7 +28,7 @@ def make_search(
     *,
     shared: SharedKnowledge | None = None,
     index: int = 0,
-    prior: Prior | None = None,
+    guide: Guide | None = None,
     num_evaluations: int = 40,
     seed: int = 0,
     parallel_leaves: int = 1,
@@ -37,7 +38,7 @@ def make_search(
     )
     shared = shared or SharedKnowledge(scan_sensitivity(grid, evaluate), [])
     target = SearchTarget(f"budget {budget}", budget, None)
-    return TargetSearch(grid, target, evaluate, settings, shared, index=index, prior=prior)
+    return TargetSearch(grid, target, evaluate, settings, shared, index=index, guide=guide)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -196,28 +197,60 @@ def test_golden_start_of_a_search() -> None:
     ]
 
 
-def test_a_given_prior_leads() -> None:
-    grid, wanted = make_grid(6, 4), (4, 1, 4, 1, 1, 1)
-    asked: list[tuple[Configuration, int]] = []
+class MadeUpGuide:
+    """Proposes one configuration, and is sure of another."""
 
-    def prior(levels: Configuration, remaining: int, /) -> FloatArray:
-        asked.append((levels, remaining))
+    def __init__(self, proposed: Configuration, wanted: Configuration) -> None:
+        self.proposed, self.wanted = proposed, wanted
+        self.asked: list[tuple[Configuration, int]] = []
+
+    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
+        self.asked.append((levels, remaining))
         weights = np.zeros(4)
-        weights[wanted[len(levels)] - 1] = 1.0
+        weights[self.wanted[len(levels)] - 1] = 1.0
         return weights
 
-    search = make_search(grid, Landscape([4] * 6, 0), 12, prior=prior)
+    def propose(self, budget: int) -> Configuration:  # noqa: ARG002
+        return self.proposed
+
+
+def test_a_guide_is_asked_first_and_its_prior_all_the_way_down() -> None:
+    grid, proposed = make_grid(6, 4), (4, 1, 4, 1, 1, 1)
+    guide = MadeUpGuide(proposed, (1, 4, 1, 4, 1, 1))
+    search = make_search(grid, Landscape([4] * 6, 0), 12, guide=guide)
     search.run()
-    assert wanted in list(search.scored)[:3]
-    assert all(remaining == 12 - sum(levels) for levels, remaining in asked)
+    assert next(iter(search.scored)) == proposed
+    assert guide.asked
+    assert all(remaining == 12 - sum(levels) for levels, remaining in guide.asked)
 
 
-def test_a_broken_prior_is_an_error() -> None:
-    def prior(levels: Configuration, remaining: int, /) -> FloatArray:
-        return np.full(4, np.nan)
+def test_a_proposal_that_leaves_budget_over_is_filled_up() -> None:
+    grid = make_grid(6, 4)
+    search = make_search(grid, Landscape([4] * 6, 0), 12, guide=MadeUpGuide((1,) * 6, (2,) * 6))
+    assert sum(search.starting_configurations()[0]) == 12
+
+
+def test_a_guide_that_is_broken_is_an_error() -> None:
+    class Broken(MadeUpGuide):
+        def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:  # noqa: ARG002
+            return np.full(4, np.nan)
 
     with pytest.raises(InputError, match="a prior must give finite weights"):
-        make_search(make_grid(3, 4), Landscape([4] * 3, 0), 8, prior=prior).run()
+        make_search(make_grid(3, 4), Landscape([4] * 3, 0), 8, guide=Broken((2, 3, 3), (2, 3, 3))).run()
+
+
+def test_known_samples_are_grouped_by_what_they_cost() -> None:
+    grid = make_grid(3, 4)
+    found = known_samples(
+        grid,
+        [
+            Sample("m", "r", "c", tuple(grid.widths_of(levels)), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
+            for levels, kl in (((4, 4, 3), 0.1), ((2, 2, 4), 0.2), ((4, 2, 2), 0.3), ((1, 1, 4), 0.0))
+        ],
+    )
+    assert [x.configuration for x in found] == [(2, 2, 4), (4, 2, 2), (1, 1, 4)]  # one pruned layer is the scan's
+    assert found[0].target == found[1].target != found[2].target
+    assert all(x.target < 0 and np.isfinite(x.log_kl) for x in found)
 
 
 def test_a_scan_that_says_nothing_is_no_problem() -> None:

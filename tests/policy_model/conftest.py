@@ -34,14 +34,12 @@ def settings() -> TrainingSettings:
         num_levels=4,
         round_to=8,
         seed=3,
-        value_steps=10,
         policy_rounds=2,
         policy_steps_per_round=30,
         experts_per_round=24,
         batch_size=32,
         policy_width=32,
         policy_blocks=2,
-        num_members=2,
         checkpoint_every_steps=5,
     )
 

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
-from policy_model.dataset import check_samples, frontier, held_out, samples_sha256, training_data
+from policy_model.dataset import check_samples, frontier, samples_sha256, training_data
 from policy_model.encoding import encode
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
@@ -55,33 +55,20 @@ def test_order_and_repetition_do_not_matter(anatomy: ModelAnatomy, samples: list
 
 
 def test_frontier_by_hand() -> None:
-    retention, values = torch.tensor([0.4, 0.5]), torch.tensor([-1.0, -3.0])
-    at = torch.tensor([0.4, 0.47, 0.5, 0.9, 0.2])
+    retention, values = np.array([0.4, 0.5]), np.array([-1.0, -3.0])
+    at = np.array([0.4, 0.47, 0.5, 0.9, 0.2])
     # 0.47 is one bandwidth below 0.5; 0.2 is 6.67 and 10 bandwidths below.
-    expected = torch.tensor([-1.0, -2.0, -3.0, -3.0, -1.0 + (0.2 / 0.03) ** 2])
-    torch.testing.assert_close(frontier(retention, values, at), expected, rtol=1e-4, atol=1e-4)
+    expected = np.array([-1.0, -2.0, -3.0, -3.0, -1.0 + (0.2 / 0.03) ** 2])
+    np.testing.assert_allclose(frontier(retention, values, at), expected)
 
 
-def test_tensors_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
     chosen = [sample(anatomy, [64] * 6, 0.0), sample(anatomy, [16, 64, 64, 64, 64, 32]), sample(anatomy, [20] * 6)]
     data = training_data(grid, encode(anatomy, grid, samples), chosen)
     assert data.levels.tolist() == [[3] * 6, [0, 3, 3, 3, 3, 1], [-1] * 6]
     assert data.on_grid.tolist() == [True, True, False]
     assert data.searched.tolist() == [False, True, True]
-    torch.testing.assert_close(data.retention, torch.tensor([1.0, 304 / 384, 120 / 384]))
+    np.testing.assert_allclose(data.retention, [1.0, 304 / 384, 120 / 384])
+    assert data.accuracy.tolist() == [0.5, 0.5, 0.5]
     assert (data.gap >= 0.0).all()
     assert data.imitation_weights(0.1)[2] == 0.0
-
-
-def test_held_out_parts(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
-    data = training_data(grid, encode(anatomy, grid, samples), samples)
-    mask = held_out(data, 4, 2, seed=0)
-    N = len(samples)
-    assert all(N // 8 <= int(row.sum()) <= N // 8 + 1 for row in mask[:4])
-    assert int(mask[:4].sum(dim=0).max()) == 1  # disjoint
-    for probe in mask[4:]:
-        inside = data.retention[probe]
-        assert 0 < len(inside) < N // 2
-        assert inside.max() - inside.min() <= 0.0601
-        assert data.searched[probe].all()
-    assert torch.equal(mask, held_out(data, 4, 2, seed=0))

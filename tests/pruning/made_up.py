@@ -3,6 +3,7 @@
 import numpy as np
 
 from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.limits import Limits, WidthSteps, parameter_limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 
@@ -30,6 +31,12 @@ def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 10
         dtype="F32",
         fingerprint="0" * 64,
     )
+
+
+def at_most(anatomy: ModelAnatomy, budget: int, *, round_to: int = 8, compensates: bool = False) -> Limits:
+    """The limit of `budget` FFN parameters."""
+    steps = WidthSteps.build(anatomy, round_to=round_to)
+    return parameter_limits(anatomy, steps, budget, compensates=compensates)
 
 
 def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int = 0) -> ModelStatistics:

@@ -13,7 +13,7 @@ from pruning.compensation import bias_parameters
 from pruning.cost import price
 from pruning.errors import FingerprintMismatchError, InfeasibleTargetError, InputError
 from pruning.statistics import StatisticsKind
-from tests.pruning.made_up import made_up_anatomy, made_up_statistics
+from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics
 
 NAMES = sorted(STATISTICAL_ALLOCATORS)
 
@@ -43,7 +43,7 @@ def test_the_names() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(4, 90), st.integers(9, 40)), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(4, 90), st.integers(10, 40)), min_size=1, max_size=8),
     st.floats(0.0, 1.0),
     st.integers(0, 99),
 )
@@ -55,7 +55,7 @@ def test_at_most_the_budget_and_less_than_a_step_below_it(
     statistics = made_up_statistics(anatomy, allocator.kind, seed=seed)
     least = least_parameters(anatomy, name)
     budget = least + int(share * max(anatomy.ffn_parameters - least, 0))
-    allocation = allocator.allocate(anatomy, statistics, budget, round_to=8)
+    allocation = allocator.allocate(anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates))
     compensates = allocation.ranking is not None and allocation.ranking.compensates
 
     def kept(widths: list[int]) -> int:
@@ -76,7 +76,9 @@ def test_the_whole_model_stays_whole(name: str) -> None:
     allocator = STATISTICAL_ALLOCATORS[name]
     statistics = made_up_statistics(anatomy, allocator.kind)
     for budget in (anatomy.ffn_parameters, 10 * anatomy.ffn_parameters):
-        assert allocator.allocate(anatomy, statistics, budget, round_to=8).widths == [60, 30, 44]
+        assert allocator.allocate(
+            anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates)
+        ).widths == [60, 30, 44]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,10 +87,12 @@ def test_what_cannot_be_met_is_refused_with_what_can(name: str) -> None:
     allocator = STATISTICAL_ALLOCATORS[name]
     statistics = made_up_statistics(anatomy, allocator.kind)
     least = least_parameters(anatomy, name)
-    assert allocator.allocate(anatomy, statistics, least, round_to=8).widths == [8, 8]
+    assert allocator.allocate(
+        anatomy, statistics, at_most(anatomy, least, compensates=allocator.compensates)
+    ).widths == [8, 8]
     for budget in (least - 1, 0, -100):
         with pytest.raises(InfeasibleTargetError) as caught:
-            allocator.allocate(anatomy, statistics, budget, round_to=8)
+            allocator.allocate(anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates))
         assert caught.value.nearest == least
 
 
@@ -98,10 +102,12 @@ def test_statistics_of_another_kind_or_model_are_refused(name: str) -> None:
     allocator = STATISTICAL_ALLOCATORS[name]
     for kind in set(StatisticsKind) - {allocator.kind}:
         with pytest.raises(InputError, match="of kind"):
-            allocator.allocate(anatomy, made_up_statistics(anatomy, kind), 1000, round_to=8)
+            allocator.allocate(
+                anatomy, made_up_statistics(anatomy, kind), at_most(anatomy, 1000, compensates=allocator.compensates)
+            )
     other = replace(made_up_statistics(anatomy, allocator.kind), fingerprint="1" * 64)
     with pytest.raises(FingerprintMismatchError):
-        allocator.allocate(anatomy, other, 1000, round_to=8)
+        allocator.allocate(anatomy, other, at_most(anatomy, 1000, compensates=allocator.compensates))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +115,7 @@ def test_own_rankings_are_of_the_model_and_only_flap_compensates(name: str) -> N
     anatomy = made_up_anatomy([64, 32])
     allocator = STATISTICAL_ALLOCATORS[name]
     statistics = made_up_statistics(anatomy, allocator.kind)
-    ranking = allocator.allocate(anatomy, statistics, 1500, round_to=8).ranking
+    ranking = allocator.allocate(anatomy, statistics, at_most(anatomy, 1500, compensates=allocator.compensates)).ranking
     if name not in ("wanda-sp", "flap", "llm-pruner"):
         assert ranking is None
         return
@@ -117,7 +123,7 @@ def test_own_rankings_are_of_the_model_and_only_flap_compensates(name: str) -> N
     ranking.check(anatomy)
     assert ranking.compensates is (name == "flap")
     # A plan names the ranking by its sha256: other budgets must name the same.
-    again = allocator.allocate(anatomy, statistics, 2000, round_to=8).ranking
+    again = allocator.allocate(anatomy, statistics, at_most(anatomy, 2000, compensates=allocator.compensates)).ranking
     assert again is not None
     assert again.sha256 == ranking.sha256
     assert not np.array_equal(ranking.ffn[0], np.arange(64))

@@ -18,7 +18,7 @@ from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.wanda_sp import allocate_wanda_sp
 from pruning.anatomy import ModelAnatomy
 from pruning.statistics import ModelStatistics, StatisticsKind
-from tests.pruning.made_up import made_up_anatomy, made_up_statistics
+from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics
 
 
 def statistics_with(
@@ -44,7 +44,7 @@ class TestWandaSp:
             down_mean_abs=[[1, 2, 3, 4], [1, 1, 1, 1]],
             ffn_second_moment=[[100.0, 9.0, 1.0, 0.25], [1.0, 2.0, 3.0, 4.0]],  # scores 10 6 3 2, and 1 1.4 1.7 2
         )
-        allocation = allocate_wanda_sp(anatomy, statistics, 4, round_to=1)
+        allocation = allocate_wanda_sp(anatomy, statistics, at_most(anatomy, 4, round_to=1))
         assert allocation.widths == [2, 2]
         assert allocation.ranking is not None
         assert [order.tolist() for order in allocation.ranking.ffn] == [[0, 1, 2, 3], [3, 2, 1, 0]]
@@ -78,10 +78,12 @@ class TestFlap:
             ffn_mean=[[0.5, 0, 0, 0], [0, 0.25, 0, 0]],
         )
         # z: -.99 -.53 .23 1.30 and 1.31 -.78 .26 -.78. Four of eight are above -.53: two in each layer.
-        allocation = allocate_flap(anatomy, statistics, 4 * 30 + 20, round_to=1)
+        allocation = allocate_flap(anatomy, statistics, at_most(anatomy, 4 * 30 + 20, round_to=1, compensates=True))
         assert allocation.widths == [2, 2]
         # One parameter less, and the last of the four does not fit: .23, in layer 0.
-        assert allocate_flap(anatomy, statistics, 4 * 30 + 19, round_to=1).widths == [1, 2]
+        assert allocate_flap(
+            anatomy, statistics, at_most(anatomy, 4 * 30 + 19, round_to=1, compensates=True)
+        ).widths == [1, 2]
         assert allocation.ranking is not None
         assert allocation.ranking.ffn_means is not None
         assert [order.tolist() for order in allocation.ranking.ffn] == [[3, 2, 1, 0], [0, 2, 1, 3]]
@@ -92,29 +94,29 @@ class TestLlmPruner:
     @pytest.mark.parametrize(("depth", "expected"), [(32, range(3, 19)), (24, range(2, 14)), (12, range(1, 7))])
     def test_the_studys_middle_layers_scaled_to_the_depth(self, depth: int, expected: range) -> None:
         anatomy = made_up_anatomy([64] * depth)
-        assert pruned_range(anatomy, anatomy.ffn_parameters * 9 // 10, round_to=8) == expected
+        assert pruned_range(anatomy, anatomy.ffn_parameters * 9 // 10, [8] * anatomy.num_layers) == expected
 
     def test_the_range_widens_to_later_layers_then_to_earlier_ones_before_its_layers_starve(self) -> None:
         anatomy = made_up_anatomy([100] * 12, per_channel=1)
         # Six layers of 12 at a fifth leave 6 * 100 + 6 * 20 = 720.
-        assert pruned_range(anatomy, 720, round_to=8) == range(1, 7)
-        assert pruned_range(anatomy, 719, round_to=8) == range(1, 8)
-        assert pruned_range(anatomy, 5 * 100 + 7 * 20 - 1, round_to=8) == range(1, 9)
-        assert pruned_range(anatomy, 100 + 11 * 20, round_to=8) == range(1, 12)
-        assert pruned_range(anatomy, 100 + 11 * 20 - 1, round_to=8) == range(12)
-        assert pruned_range(anatomy, 0, round_to=8) == range(12)
+        assert pruned_range(anatomy, 720, [8] * anatomy.num_layers) == range(1, 7)
+        assert pruned_range(anatomy, 719, [8] * anatomy.num_layers) == range(1, 8)
+        assert pruned_range(anatomy, 5 * 100 + 7 * 20 - 1, [8] * anatomy.num_layers) == range(1, 9)
+        assert pruned_range(anatomy, 100 + 11 * 20, [8] * anatomy.num_layers) == range(1, 12)
+        assert pruned_range(anatomy, 100 + 11 * 20 - 1, [8] * anatomy.num_layers) == range(12)
+        assert pruned_range(anatomy, 0, [8] * anatomy.num_layers) == range(12)
         deep = made_up_anatomy([100] * 32, per_channel=1)
-        assert pruned_range(deep, 3 * 100 + 29 * 20 - 1, round_to=8) == range(2, 32)
+        assert pruned_range(deep, 3 * 100 + 29 * 20 - 1, [8] * deep.num_layers) == range(2, 32)
         # Where a rounding step is more than a fifth, it is what layers must keep.
-        assert pruned_range(anatomy, 6 * 100 + 6 * 50, round_to=50) == range(1, 7)
-        assert pruned_range(anatomy, 6 * 100 + 6 * 50 - 1, round_to=50) == range(1, 8)
+        assert pruned_range(anatomy, 6 * 100 + 6 * 50, [50] * anatomy.num_layers) == range(1, 7)
+        assert pruned_range(anatomy, 6 * 100 + 6 * 50 - 1, [50] * anatomy.num_layers) == range(1, 8)
 
     @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.7])
     def test_no_layer_starves_beside_dense_ones(self, sparsity: float) -> None:
         anatomy = made_up_anatomy([128] * 12)
         budget = int(anatomy.ffn_parameters * (1 - sparsity))
         allocation = allocate_llm_pruner(
-            anatomy, made_up_statistics(anatomy, StatisticsKind.GRADIENTS), budget, round_to=8
+            anatomy, made_up_statistics(anatomy, StatisticsKind.GRADIENTS), at_most(anatomy, budget)
         )
         assert min(allocation.widths) >= 24  # a fifth of 128, rounded down to a step
         assert allocation.widths[0] == 128
@@ -125,7 +127,9 @@ class TestLlmPruner:
         taylor = [list(range(x.ffn_width)) for x in anatomy.layers]
         statistics = statistics_with(anatomy, StatisticsKind.GRADIENTS, ffn_taylor=taylor)
         # Layers 1 to 4 of 8, 224 channels, keep half: 112.
-        allocation = allocate_llm_pruner(anatomy, statistics, anatomy.ffn_parameters - 112, round_to=8)
+        allocation = allocate_llm_pruner(
+            anatomy, statistics, at_most(anatomy, anatomy.ffn_parameters - 112, round_to=8)
+        )
         assert allocation.widths == [64, 32, 16, 32, 32, 64, 64, 64]
         assert allocation.ranking is not None
         assert allocation.ranking.ffn[2].tolist() == list(range(31, -1, -1))
@@ -143,8 +147,11 @@ class TestOwl:
     def test_widths(self) -> None:
         anatomy = made_up_anatomy([100, 100], per_channel=1)
         statistics = statistics_with(anatomy, StatisticsKind.ACTIVATIONS, outlier_ratio=[0.05, 0.01])
-        assert allocate_owl(anatomy, statistics, 100, round_to=1).widths == [58, 42]
-        assert allocate_owl(anatomy, statistics, 192, round_to=1).widths == [100, 92]  # 1.04 is all there is
+        assert allocate_owl(anatomy, statistics, at_most(anatomy, 100, round_to=1)).widths == [58, 42]
+        assert allocate_owl(anatomy, statistics, at_most(anatomy, 192, round_to=1)).widths == [
+            100,
+            92,
+        ]  # 1.04 is all there is
 
 
 class TestEcoflap:
@@ -180,7 +187,7 @@ class TestEcoflap:
     def test_widths(self) -> None:
         anatomy = made_up_anatomy([100, 100, 100], per_channel=10)
         statistics = statistics_with(anatomy, StatisticsKind.ZEROTH_ORDER, ffn_zeroth_order=[2, 1, 0])
-        assert allocate_ecoflap(anatomy, statistics, 1500, round_to=1).widths == [60, 50, 40]
+        assert allocate_ecoflap(anatomy, statistics, at_most(anatomy, 1500, round_to=1)).widths == [60, 50, 40]
 
 
 class TestShortGpt:
@@ -196,4 +203,6 @@ class TestShortGpt:
             168: [64, 8, 8, 8],
             224: [8, 8, 8, 8],
         }.items():
-            assert allocate_shortgpt(anatomy, statistics, 256 - removed, round_to=8).widths == expected
+            assert (
+                allocate_shortgpt(anatomy, statistics, at_most(anatomy, 256 - removed, round_to=8)).widths == expected
+            )

@@ -8,6 +8,7 @@ from pruning.allocators.uniform import uniform_configuration, uniform_widths
 from pruning.anatomy import DecoderLayer, ModelAnatomy
 from pruning.errors import InfeasibleTargetError
 from pruning.levels import LevelGrid
+from tests.pruning.made_up import at_most
 
 
 def make_anatomy(*layers: tuple[int, int]) -> ModelAnatomy:
@@ -18,21 +19,21 @@ def make_anatomy(*layers: tuple[int, int]) -> ModelAnatomy:
 
 def test_equal_layers() -> None:
     anatomy = make_anatomy(*[(64, 3)] * 4)
-    assert uniform_widths(anatomy, 4 * 64 * 3 // 2, round_to=8) == [32, 32, 32, 32]
+    assert uniform_widths(at_most(anatomy, 4 * 64 * 3 // 2)) == [32, 32, 32, 32]
     # One channel step more pays for one layer; the first gets it.
-    assert uniform_widths(anatomy, 4 * 64 * 3 // 2 + 24, round_to=8) == [40, 32, 32, 32]
-    assert uniform_widths(anatomy, 10**9, round_to=8) == [64, 64, 64, 64]
+    assert uniform_widths(at_most(anatomy, 4 * 64 * 3 // 2 + 24)) == [40, 32, 32, 32]
+    assert uniform_widths(at_most(anatomy, 10**9)) == [64, 64, 64, 64]
 
 
 def test_unequal_layers_keep_the_same_fraction() -> None:
     anatomy = make_anatomy((64, 3), (128, 3), (32, 6))
-    assert uniform_widths(anatomy, anatomy.ffn_parameters // 4, round_to=8) == [16, 32, 8]
+    assert uniform_widths(at_most(anatomy, anatomy.ffn_parameters // 4)) == [16, 32, 8]
 
 
 def test_dense_width_that_is_no_multiple() -> None:
     anatomy = make_anatomy((30, 1), (30, 1))
-    assert uniform_widths(anatomy, 60, round_to=8) == [30, 30]
-    assert uniform_widths(anatomy, 59, round_to=8) == [30, 24]
+    assert uniform_widths(at_most(anatomy, 60)) == [30, 30]
+    assert uniform_widths(at_most(anatomy, 59)) == [30, 24]
 
 
 @settings(max_examples=100, deadline=None)
@@ -44,15 +45,15 @@ def test_under_the_budget_and_no_step_left(layers: list[tuple[int, int]], retent
     anatomy = make_anatomy(*layers)
     floor = sum(min(8, w) * p for w, p in layers)
     budget = max(floor, int(anatomy.ffn_parameters * retention))
-    widths = uniform_widths(anatomy, budget, round_to=8)
+    widths = uniform_widths(at_most(anatomy, budget))
     left = budget - sum(w * p for w, (_, p) in zip(widths, layers, strict=True))
     assert left >= 0
     assert all(w == full or min(8, full - w) * p > left for w, (full, p) in zip(widths, layers, strict=True))
 
 
 def test_infeasible() -> None:
-    with pytest.raises(InfeasibleTargetError, match="below 8 channels in every layer"):
-        uniform_widths(make_anatomy((64, 3), (64, 3)), 47, round_to=8)
+    with pytest.raises(InfeasibleTargetError, match="the smallest plan needs ffn_parameters = 48"):
+        uniform_widths(at_most(make_anatomy((64, 3), (64, 3)), 47))
 
 
 def test_configuration_on_the_grid() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import PlanError
-from pruning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.plan import PlanRanking, PlanTarget, PruningPlan, content_id
 from pruning.planning import make_plan
 from tests.pruning.made_up import made_up_anatomy
 
@@ -28,6 +28,15 @@ def test_json_round_trip_is_exact(plan: PruningPlan, tmp_path: Path) -> None:
     assert PruningPlan.from_json(plan.to_json()) == plan
     (tmp_path / "plan.json").write_text(plan.to_json())
     assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_a_plan_of_version_0_1_0_is_read_and_written_as_it_was() -> None:
+    # It knew of no compensation, activations, budgets, or times of a phase.
+    text = (Path(__file__).parent / "assets" / "plan_0_1_0.json").read_text()
+    plan = PruningPlan.from_json(text)
+    assert plan.to_json() == text
+    assert (plan.achieved.activation_bytes, plan.target.round_to, plan.ranking.compensates) == (None, None, False)
+    assert content_id(plan.model_dump(mode="json", exclude={"plan_id", "created_at"})) == plan.plan_id
 
 
 def test_the_schema_has_every_axis(plan: PruningPlan) -> None:

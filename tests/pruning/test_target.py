@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.repair import repair_widths
-from pruning.target import Scope, achieved_sparsity, ffn_parameter_budget
+from pruning.limits import WidthSteps
+from pruning.target import Scope, achieved_sparsity, ffn_parameter_budget, limits_for_sparsity
 from tests.pruning.made_up import made_up_anatomy
 
 
@@ -53,26 +53,33 @@ def test_repaired_widths_meet_the_target_and_waste_less_than_a_step(
 ) -> None:
     anatomy = made_up_anatomy(widths)
     try:
-        budget = ffn_parameter_budget(anatomy, sparsity, scope, round_to=round_to)
+        limits = limits_for_sparsity(anatomy, WidthSteps.build(anatomy, round_to=round_to), sparsity, scope)
     except InfeasibleTargetError:
         return
     rough = [data.draw(st.integers(1, w)) for w in widths]
-    repaired = repair_widths(anatomy, rough, budget, round_to=round_to)
+    repaired = limits.repair(rough)
     assert all(w % round_to == 0 or w == dense for w, dense in zip(repaired, widths, strict=True))
     assert achieved_sparsity(anatomy, repaired)[scope] >= sparsity - 1e-9
-    left = budget - sum(repaired) * 30
+    left = limits.limits[0].most - sum(repaired) * 30
     assert left >= 0
     for width, dense in zip(repaired, widths, strict=True):
         if width < dense:
             assert left < min(round_to, dense - width) * 30
 
 
-def test_repair_takes_from_the_layer_worth_least_and_gives_to_the_one_worth_most() -> None:
-    anatomy = made_up_anatomy([64, 64, 64])
-    assert repair_widths(anatomy, [32, 32, 32], 88 * 30, round_to=8, marginal=[1, 3, 2]) == [24, 32, 32]
-    assert repair_widths(anatomy, [32, 32, 32], 107 * 30, round_to=8, marginal=[1, 3, 2]) == [32, 40, 32]
+def test_a_target_counts_the_biases_that_are_added() -> None:
+    anatomy = made_up_anatomy([64, 64], per_channel=30)  # D = 10
+    steps = WidthSteps.build(anatomy, round_to=8)
+    limits = limits_for_sparsity(anatomy, steps, 0.5, Scope.FFN, compensates=True)
+    # 1920 parameters may stay: 64 channels, less a channel's worth of biases, in steps of 8.
+    assert sum(limits.repair([32, 32])) == 56
+    with pytest.raises(InfeasibleTargetError) as caught:
+        limits_for_sparsity(anatomy, steps, 0.875, Scope.FFN, compensates=True)
+    assert caught.value.nearest == pytest.approx(1 - (16 * 30 + 20) / 3840, abs=1e-6)
 
 
-def test_repair_refuses_a_budget_below_the_minimum() -> None:
-    with pytest.raises(InfeasibleTargetError, match="8 channels"):
-        repair_widths(made_up_anatomy([64, 64]), [8, 8], 15 * 30, round_to=8)
+def test_tensor_parallelism_is_in_the_nearest_target() -> None:
+    anatomy = made_up_anatomy([64, 64])
+    with pytest.raises(InfeasibleTargetError, match="at least 16 channels") as caught:
+        limits_for_sparsity(anatomy, WidthSteps.build(anatomy, round_to=16, tp_size=4), 0.8, Scope.FFN)
+    assert caught.value.nearest == 0.75

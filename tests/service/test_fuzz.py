@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.uniform import uniform_widths
+from pruning.limits import WidthSteps, parameter_limits
+from pruning.plan import PruningPlan
+from pruning.planning import exceeded_limits
 from pruning.statistics import StatisticsKind
 from service.methods.names import Method
 from storage.contract import Repository
@@ -23,6 +26,19 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=10,
 )
+# Of "tiny": between what its narrowest and its dense model cost, and far off.
+LIMITS = {
+    "memory_bytes": st.integers(40_000, 300_000),
+    "latency_ms": st.floats(0.001, 0.2),
+    "flops": st.integers(500_000, 100_000_000),
+    "disk_bytes": st.integers(30_000, 110_000),
+}
+WORKLOAD = {"batch": st.integers(1, 3), "prompt_tokens": st.integers(1, 60), "output_tokens": st.integers(0, 5)}
+BUDGETS = st.fixed_dictionaries({}, optional={**LIMITS, **WORKLOAD})
+ODD_BUDGETS = st.fixed_dictionaries(
+    {}, optional={name: usual | st.integers() | JSON_VALUES for name, usual in {**LIMITS, **WORKLOAD}.items()}
+)
+DEVICES = st.sampled_from([None, "l4", "raspberry-pi-5-8gb"])
 # Mostly valid, so that the fuzz reaches the planner too.
 REQUESTS = st.fixed_dictionaries(
     {
@@ -33,8 +49,17 @@ REQUESTS = st.fixed_dictionaries(
         "scope": st.sampled_from(["ffn", "decoder", "model"]) | JSON_VALUES,
         "round_to": st.integers(1, 300) | JSON_VALUES,
         "method": st.sampled_from([None, *Method]) | JSON_VALUES,
-        "device": st.sampled_from([None, "l4"]) | JSON_VALUES,
+        "device": DEVICES | JSON_VALUES,
         "other": JSON_VALUES,
+    },
+)
+BUDGET_REQUESTS = st.fixed_dictionaries(
+    {"model": st.just("tiny"), "budget": BUDGETS | BUDGETS | ODD_BUDGETS, "device": DEVICES},
+    optional={
+        "round_to": st.sampled_from([1, 8, 24]) | st.integers(1, 300),
+        "tp_size": st.sampled_from([1, 2, 4]) | st.integers(0, 9) | JSON_VALUES,
+        "method": st.sampled_from([None, *Method]),
+        "sparsity": st.none() | st.floats(0, 1),
     },
 )
 QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -47,8 +72,9 @@ def known(repository: Repository) -> None:
     repository.add_samples(scan_samples(model, add_calibration(repository), (0.1, 0.2, 0.3, 0.4)))
     for kind in StatisticsKind:
         add_statistics(repository, model, kind)
+    steps = WidthSteps.build(model.anatomy, round_to=8)
     for method, channels in itertools.product(("mcts", "evolution", "random"), range(32, 320, 16)):
-        widths = uniform_widths(model.anatomy, channels * 48, round_to=8)
+        widths = uniform_widths(parameter_limits(model.anatomy, steps, channels * 48))
         add_search(repository, tuple(widths), 0.1, method=method, label=f"budget {channels}")
 
 
@@ -64,6 +90,27 @@ def test_any_json_body(client: TestClient, known: None, body: object) -> None:
     else:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["rule"]
+
+
+@settings(QUICK, max_examples=200)
+@given(body=BUDGET_REQUESTS)
+def test_any_budget(client: TestClient, known: None, body: dict[str, object]) -> None:
+    answer = client.post("/v1/plans", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code in {201, 422}, answer.text
+    if answer.is_success:
+        plan = PruningPlan.from_json(answer.content)
+        assert exceeded_limits(plan.target, plan.achieved) == []
+        budget = body["budget"]
+        assert isinstance(budget, dict)
+        for name in LIMITS:
+            if budget.get(name) is not None:
+                assert getattr(plan.achieved, name) <= budget[name]
+        assert {w % (plan.target.tp_size or 1) for w in plan.ffn_widths} == {0}
+        assert plan.target.tp_size == body.get("tp_size", 1)
+    else:
+        problem = answer.json()
+        assert problem["rule"]
+        assert ("nearest_values" in problem) == (problem["type"] == "urn:lop:infeasible-target")
 
 
 @settings(QUICK, max_examples=40)

@@ -3,7 +3,6 @@ from datetime import timedelta
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.devices import DEVICES
 from service.pagination import page_of
 from storage.contract import Repository
 from storage.records import PredictorRecord
@@ -30,17 +29,6 @@ def test_following_next_walks_through_all_models(client: TestClient, repository:
         seen += [item["id"] for item in page["items"]]
         path = page["next"]
     assert sorted(seen) == sorted(names)
-
-
-def test_the_device_catalogue(client: TestClient) -> None:
-    page = client.get("/v1/devices").json()
-    assert [item["id"] for item in page["items"]] == list(DEVICES)
-    assert page["items"][0] == {
-        "id": "jetson-orin-nano-8gb",
-        "name": "NVIDIA Jetson Orin Nano 8GB",
-        "memory_bytes": 8 * 2**30,
-        "source": DEVICES["jetson-orin-nano-8gb"].source,
-    }
 
 
 @pytest.fixture

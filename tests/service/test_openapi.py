@@ -4,6 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
+from pruning.devices.profile import DeviceProfile
 from pruning.plan import PruningPlan
 from service import schemas
 from service.openapi import PLAN_EXAMPLE
@@ -35,7 +36,8 @@ def test_the_paths(document: dict[str, Any]) -> None:
         "/v1/rankings/{sha256}": ["get"],
         "/v1/predictors": ["get"],
         "/v1/predictors/{predictor_id}": ["get"],
-        "/v1/devices": ["get"],
+        "/v1/devices": ["get", "post"],
+        "/v1/devices/{device_id}": ["get"],
         "/healthz": ["get"],
         "/readyz": ["get"],
     }
@@ -81,6 +83,8 @@ def test_every_request_and_response_has_an_example(document: dict[str, Any]) -> 
         schemas.ModelResponse,
         schemas.PredictorResponse,
         schemas.DeviceResponse,
+        schemas.DeviceDetails,
+        DeviceProfile,
         schemas.Liveness,
         schemas.Readiness,
         schemas.Problem,

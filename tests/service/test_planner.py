@@ -25,7 +25,7 @@ def scanned(repository: Repository) -> str:
 
 
 def planner_over(repository: Repository) -> Planner:
-    return Planner(repository, PredictorCache(repository, capacity=2, torch_threads=1))
+    return Planner(repository, PredictorCache(repository, capacity=2))
 
 
 def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scanned: str) -> None:

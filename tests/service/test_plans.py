@@ -31,6 +31,7 @@ def test_half_of_the_ffn_is_half_of_every_layer(client: TestClient) -> None:
     assert plan.achieved.sparsity == {"ffn": 0.5, "decoder": FFN / 2 / DECODER, "model": FFN / 2 / MODEL}
     assert plan.achieved.parameters == MODEL - FFN // 2
     assert (plan.target.sparsity, plan.target.scope, plan.target.device) == (0.5, "ffn", None)
+    assert (plan.target.budget, plan.target.round_to, plan.target.tp_size) == (None, 8, 1)
     assert plan.provenance.note == (
         "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
         "mcts: no search is finished within one level step of this target; "
@@ -64,7 +65,15 @@ def test_both_zeros_and_the_whole_number_are_one_request(client: TestClient) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"sparsity": 0.26}, {"round_to": 16}, {"scope": "decoder"}, {"device": "l4"}, {"method": "uniform"}]
+    "change",
+    [
+        {"sparsity": 0.26},
+        {"round_to": 16},
+        {"tp_size": 2},
+        {"scope": "decoder"},
+        {"device": "l4"},
+        {"method": "uniform"},
+    ],
 )
 def test_whatever_the_request_says_makes_another_plan(client: TestClient, change: dict[str, object]) -> None:
     base = {"model": "tiny", "sparsity": 0.25}
@@ -124,7 +133,8 @@ def test_a_device_is_recorded_and_a_plan_that_it_cannot_hold_says_so(
     plan = client.post("/v1/plans", json={"model": "huge", "sparsity": 0.25, "device": "l4"}).json()
     needed = plan["achieved"]["memory_bytes"]
     assert needed > 24 * 2**30
-    assert plan["provenance"]["note"].endswith(f"weights and KV cache need {needed} bytes, l4 has {24 * 2**30}")
+    note = plan["provenance"]["note"]
+    assert note.endswith(f"weights, KV cache and activations need {needed} bytes, l4 has {24 * 2**30}")
 
 
 def test_racing_equal_requests_get_one_plan(settings: Settings, repository: Repository) -> None:
@@ -156,4 +166,7 @@ def test_the_plan_names_its_costs_exactly(client: TestClient) -> None:
     assert kept <= 320 - math.ceil(MODEL / 2 / 48)
     assert achieved["parameters"] == MODEL - (320 - kept) * 48
     assert achieved["kv_cache_bytes"] == (1024 + 128) * 4 * 2 * 2 * 4 * 4
-    assert achieved["memory_bytes"] == achieved["parameters"] * 4 + achieved["kv_cache_bytes"]
+    # 1024 positions of 2 x 16 hidden, 4 x 16 attention and 3 x 128 FFN values, and the logits of the last one.
+    assert achieved["activation_bytes"] == 4 * 1024 * (32 + 64 + 384) + 4 * 100
+    weights = achieved["parameters"] * 4
+    assert achieved["memory_bytes"] == weights + achieved["kv_cache_bytes"] + achieved["activation_bytes"]

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError
+from pruning.limits import Limits
 from service.app import create_app
 from service.predictor_cache import PredictorCache
 from service.settings import Settings
@@ -27,6 +28,8 @@ class MadeUpPrediction:
     widths: list[int]
     kl: float = 0.25
     interval: tuple[float, float] = (0.125, 0.5)
+    accuracy: float = 0.75
+    accuracy_interval: tuple[float, float] = (0.5, 1.0)
 
 
 @dataclass
@@ -41,18 +44,18 @@ class MadeUpPredictor:
 
     info = MadeUpInfo()
 
-    def plan_widths(self, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> MadeUpPrediction:
-        if budget < 4 * 16 * 48:
-            raise InfeasibleTargetError("below the lowest level", nearest=4 * 16 * 48.0)
-        widths = uniform_widths(anatomy, budget, round_to=round_to)
-        move = min(64 - widths[0], widths[2] - round_to)
+    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:  # noqa: ARG002
+        if limits.limits[0].most < 4 * 16 * 48:
+            raise InfeasibleTargetError("below the lowest level", remedy="Ask for at most 0.8", nearest=0.8)
+        widths = uniform_widths(limits)
+        move = min(64 - widths[0], widths[2] - limits.steps.narrowest[2])
         return MadeUpPrediction([widths[0] + move, widths[1], widths[2] - move, widths[3]])
 
 
 class GreedyPredictor(MadeUpPredictor):
     """Ignores its budget."""
 
-    def plan_widths(self, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> MadeUpPrediction:  # noqa: ARG002
+    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:  # noqa: ARG002
         return MadeUpPrediction([x.ffn_width for x in anatomy.layers])
 
 
@@ -93,7 +96,13 @@ def test_a_predictor_makes_the_plan(predicting: TestClient) -> None:
     plan = predicting.post("/v1/plans", json=REQUEST).json()
     assert plan["method"] == "lop"
     assert [layer["ffn_width"] for layer in plan["layers"]] == [64, 32, 32, 32]
-    assert plan["predicted"] == {"quality": 0.25, "interval": [0.125, 0.5], "metric": "kl"}
+    assert plan["predicted"] == {
+        "quality": 0.25,
+        "interval": [0.125, 0.5],
+        "metric": "kl",
+        "accuracy": 0.75,
+        "accuracy_interval": [0.5, 1.0],
+    }
     assert plan["provenance"] == {
         "predictor": "first",
         "samples": 100,
@@ -165,7 +174,7 @@ def test_the_newest_predictors_are_loaded_ahead(settings: Settings, repository: 
 
 def test_the_least_recently_used_predictor_leaves(repository: Repository, loaded: list[str]) -> None:
     a, b, c = (add_predictor(repository, name) for name in "abc")
-    cache = PredictorCache(repository, capacity=2, torch_threads=1)
+    cache = PredictorCache(repository, capacity=2)
     for record in (a, b, a, c, a, b):
         cache.get(record)
     assert loaded == ["a", "b", "c", "b"]
@@ -178,10 +187,10 @@ def test_the_event_loop_stays_free_while_a_prediction_runs(
     entered, release = threading.Event(), threading.Event()
     plan_widths = MadeUpPredictor.plan_widths
 
-    def slow(self: MadeUpPredictor, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> MadeUpPrediction:
+    def slow(self: MadeUpPredictor, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         entered.set()
         release.wait()
-        return plan_widths(self, anatomy, budget, round_to=round_to)
+        return plan_widths(self, anatomy, limits)
 
     monkeypatch.setattr(MadeUpPredictor, "plan_widths", slow)
     with ThreadPoolExecutor(1) as pool:

@@ -1,45 +1,53 @@
-"""Plans by the real predictor. Its weights are random: its plans are poor, and must keep every promise all the same."""
+"""Plans by the real predictor. Its policy is random: its plans are poor, and must keep every promise all the same."""
 
-from collections.abc import Iterator
+import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from policy_model.calibration import Calibration
+from policy_model.dataset import training_data
 from policy_model.encoding import encode
-from policy_model.model import ModelConfig, PlanModel
-from policy_model.predictor import Prediction, Predictor, PredictorInfo
-from pruning.anatomy import ModelAnatomy
+from policy_model.policy import Policy
+from policy_model.policy_config import PolicyConfig
+from policy_model.predictor import Predictor, PredictorInfo
+from policy_model.training import calibrate
+from policy_model.value_training import fit_values
 from pruning.levels import LevelGrid
+from pruning.limits import WidthSteps
 from pruning.plan import PruningPlan
+from pruning.planning import exceeded_limits
+from pruning.target import Scope, limits_for_sparsity
 from service.app import create_app
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import ModelRecord, PredictorRecord
-from tests.service.made_up import NOW, WIDTHS, add_calibration, scan_samples
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+from tests.service.made_up import NOW, WIDTHS, add_calibration, sample, scan_samples
 
 
 def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predictor:
+    """A policy of random weights over values of a scan and a few random samples."""
     grid = LevelGrid.build(model.anatomy, num_levels=4)
-    encoding = encode(model.anatomy, grid, scan_samples(model, calibration, (0.01, 0.25, 0.4, 3.0)))
-    config = ModelConfig(
-        num_layers=grid.num_layers, num_levels=grid.num_levels, num_features=encoding.features.shape[1]
-    )
+    rng = np.random.default_rng(seed)
+    rows = {tuple(int(rng.choice(row)) for row in grid.widths) for _ in range(12)} - {WIDTHS}
+    samples = scan_samples(model, calibration, (0.01, 0.25, 0.4, 3.0))
+    samples += [sample(model, calibration, row, 0.1 + 0.01 * i) for i, row in enumerate(sorted(rows))]
+    encoding = encode(model.anatomy, grid, samples)
+    data = training_data(grid, encoding, samples)
+    data = replace(data, searched=np.ones_like(data.searched))
+    fit = fit_values(encoding, data)
+    config = PolicyConfig(grid.num_layers, grid.num_levels, encoding.features.shape[1], width=16, num_blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = PlanModel(config, encoding)
+        policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
-    return Predictor(network, encoding, Calibration(-0.5, 0.5, 0.25, 20), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), info)
 
 
 def store(repository: Repository, predictor: Predictor, name: str, *, day: int = 0) -> None:
@@ -67,12 +75,29 @@ def test_the_stored_predictor_plans_as_the_one_in_memory(
         assert plan.method == "lop"
         assert plan.achieved.sparsity[plan.target.scope] >= sparsity - 1e-9
         assert all(w % round_to == 0 or w == d for w, d in zip(plan.ffn_widths, WIDTHS, strict=True))
-        budget = anatomy.ffn_parameters - round(sparsity * anatomy.ffn_parameters)
-        expected = predictor.plan_widths(anatomy, budget, round_to=round_to)
+        steps = WidthSteps.build(anatomy, round_to=round_to)
+        expected = predictor.plan_widths(anatomy, limits_for_sparsity(anatomy, steps, sparsity, Scope.FFN))
         assert plan.ffn_widths == list(expected.widths)
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
+        assert plan.predicted.accuracy == expected.accuracy
+        assert plan.predicted.accuracy_interval == expected.accuracy_interval
         assert (plan.provenance.samples, plan.provenance.seed) == (50, 0)
+
+
+def test_budgets_of_every_kind(predictor: Predictor, client: TestClient) -> None:
+    dense = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.0, "device": "l4"}).json()["achieved"]
+    narrow = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.9, "device": "l4"}).json()["achieved"]
+    names = ("memory_bytes", "latency_ms", "flops", "disk_bytes")
+    for name, share in itertools.product(names, (0.05, 0.4, 0.8)):
+        most = narrow[name] + share * (dense[name] - narrow[name])
+        budget = {name: most if name == "latency_ms" else int(most)}
+        for asked in (budget, {**budget, "flops": int(0.7 * dense["flops"] + 0.3 * narrow["flops"])} | budget):
+            answer = client.post("/v1/plans", json={"model": "tiny", "budget": asked, "device": "l4", "tp_size": 2})
+            assert answer.status_code == 201, answer.text
+            plan = PruningPlan.from_json(answer.content)
+            assert plan.method == "lop"
+            assert exceeded_limits(plan.target, plan.achieved) == []
 
 
 def test_racing_requests_for_many_targets(predictor: Predictor, client: TestClient) -> None:
@@ -83,21 +108,17 @@ def test_racing_requests_for_many_targets(predictor: Predictor, client: TestClie
     assert {a.status_code for a in answers} == {201}
 
 
-def test_every_thread_of_the_server_keeps_to_the_torch_limit(
-    predictor: Predictor, client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[int] = set()
-    plan_widths = Predictor.plan_widths
-
-    def watched(self: Predictor, anatomy: ModelAnatomy, budget: int, *, round_to: int) -> Prediction:
-        seen.add(torch.get_num_threads())
-        return plan_widths(self, anatomy, budget, round_to=round_to)
-
-    monkeypatch.setattr(Predictor, "plan_widths", watched)
-    torch.set_num_threads(3)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: client.post("/v1/plans", json={"model": "tiny", "sparsity": n / 40}), range(16)))
-    assert seen == {1}
+def test_a_server_with_a_predictor_needs_no_torch(predictor: Predictor, settings: Settings) -> None:
+    assert predictor.info.num_samples > 0
+    code = (
+        "import sys; from fastapi.testclient import TestClient; from service.app import create_app; "
+        "from service.settings import load_settings\n"
+        f"with TestClient(create_app(load_settings(database_url={settings.database_url!r}))) as client:\n"
+        "    plan = client.post('/v1/plans', json={'model': 'tiny', 'sparsity': 0.4}).json()\n"
+        "assert plan['method'] == 'lop', plan\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_predictor_that_cannot_be_read_gives_way_and_says_so(

@@ -233,7 +233,7 @@ def found(
 
 def test_the_rule_that_picks_a_configuration() -> None:
     def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
-        return best_configuration(list(entries), 1000, 1600)  # a sixteenth: 100
+        return best_configuration(list(entries), lambda x: 1000 - x.parameters, 1600)  # a sixteenth: 100
 
     assert best() is None
     assert best(found(1001, 0.1), found(899, 0.1)) is None
@@ -248,7 +248,7 @@ def test_the_rule_that_picks_a_configuration() -> None:
 
 def test_kls_of_two_calibration_sets_are_not_compared() -> None:
     def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
-        return best_configuration(list(entries), 1000, 1600)
+        return best_configuration(list(entries), lambda x: 1000 - x.parameters, 1600)
 
     first, second = found(1000, 0.1, calibration_id="a"), found(1000, 0.3, calibration_id="b")
     # Equally many answers: the set that came last, whatever its numbers look like.
@@ -264,14 +264,15 @@ def test_kls_of_two_calibration_sets_are_not_compared() -> None:
 
 def test_of_equal_configurations_the_validated_one_answers() -> None:
     validated = found(1000, 0.1, calibration_id="a", validated=True)
-    assert best_configuration([validated, found(1000, 0.1, calibration_id="a")], 1000, 1600) is validated
+    entries = [validated, found(1000, 0.1, calibration_id="a")]
+    assert best_configuration(entries, lambda x: 1000 - x.parameters, 1600) is validated
 
 
 def test_within_one_step_of_the_levels() -> None:
     fine, coarse = found(960, 0.1, level_step=40), found(900, 0.05, level_step=200)
 
     def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
-        return best_configuration(list(entries), 1000, 1600, within_one_step=True)
+        return best_configuration(list(entries), lambda x: 1000 - x.parameters, 1600, within_one_step=True)
 
     assert best(fine) is fine
     assert best(found(959, 0.1, level_step=40)) is None

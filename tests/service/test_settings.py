@@ -43,7 +43,6 @@ def test_loopback_hosts_need_no_permission(host: str) -> None:
         ({"log_level": "loud"}, "LOP_LOG_LEVEL"),
         ({"database_url": "mysql://root@db/lop"}, "LOP_DATABASE_URL"),
         ({"database_url": "sqlite://"}, "LOP_DATABASE_URL"),
-        ({"torch_threads": 0}, "LOP_TORCH_THREADS"),
         ({"host": ""}, "LOP_HOST"),
         ({"prot": 80}, "LOP_PROT"),
     ],

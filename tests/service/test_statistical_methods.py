@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
+from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind
@@ -52,7 +53,9 @@ def test_the_plan_is_the_allocators_within_its_target(
     budget = anatomy.ffn_parameters - int(np.ceil(sparsity * total_of(scope) - 1e-6))
     allocator = STATISTICAL_ALLOCATORS[method]
     statistics = made_up_statistics(anatomy, allocator.kind)
-    expected = allocator.allocate(anatomy, statistics, budget, round_to=round_to)
+    steps = WidthSteps.build(anatomy, round_to=round_to)
+    limits = parameter_limits(anatomy, steps, budget, compensates=allocator.compensates)
+    expected = allocator.allocate(anatomy, statistics, limits)
     assert plan.ffn_widths == expected.widths
     # A bias of D parameters is dearer than no bias, and no step is left over: 3 D a channel.
     assert removed - sparsity * total_of(scope) < (round_to * 3 + 1) * anatomy.hidden_size

@@ -19,7 +19,8 @@ from pruning.plan import (
 )
 from pruning.target import Scope
 from storage.contract import Repository
-from storage.records import CalibrationRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
+from storage.records import CalibrationRecord, DeviceRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
+from tests.pruning.made_up_devices import made_up_profile
 
 RANKING = b"ranking bytes \x00\xff"
 WEIGHTS = b"predictor weights"
@@ -80,6 +81,11 @@ def statistics(
 
 def predictor(predictor_id: str = "p", created_at: datetime = MORNING, model_id: str = "m") -> PredictorRecord:
     return PredictorRecord(predictor_id, model_id, WEIGHTS_SHA256, {"num_layers": 2, "rate": 1e-7}, created_at)
+
+
+def device() -> DeviceRecord:
+    """A profile of the model's own layer shape."""
+    return DeviceRecord(made_up_profile("bench", anatomy=ANATOMY), MORNING)
 
 
 def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: datetime = MORNING) -> PruningPlan:

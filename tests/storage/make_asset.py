@@ -11,7 +11,7 @@ from pathlib import Path
 from storage.migration import REVISIONS
 from storage.records import PlanRecord
 from storage.sql_repository import open_repository
-from tests.storage.examples import plan, predictor, sample, search_document, statistics, store_basics
+from tests.storage.examples import device, plan, predictor, sample, search_document, statistics, store_basics
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -25,6 +25,7 @@ def make_asset(path: Path) -> None:
             repository.add_samples([sample(number) for number in range(1, 6)])
             repository.add_statistics(statistics())
             repository.add_predictor(predictor())
+            repository.add_device(device())
             repository.add_plan(PlanRecord("request", plan()))
             repository.add_search("m", search_document())
             repository.record_search("m", search_document(), {"best_kl": 0.02}, validation={"id": "c"})

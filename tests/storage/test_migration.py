@@ -27,6 +27,7 @@ from storage.url import parse_url
 from tests.storage.examples import (
     MORNING,
     calibration,
+    device,
     model,
     plan,
     predictor,
@@ -106,6 +107,7 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
         assert repository.find_plan("request") == PlanRecord("request", plan())
         (queued,) = repository.list_searches(status=SearchStatus.QUEUED)
         (done,) = repository.list_searches(status=SearchStatus.DONE)
+        assert repository.list_devices() == ([device()] if asset.stem >= "revision_0003" else [])
         if asset.stem >= "revision_0002":
             assert repository.list_statistics("m") == [statistics()]
             assert (queued.settings, done.settings) == (search_document(), search_document())
@@ -220,7 +222,7 @@ def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
     with engine.execution_options(write=True).begin() as connection:
         connection.execute(text("DROP TABLE alembic_version"))
     engine.dispose()
-    with pytest.raises(SchemaRevisionError, match=r"artifacts, calibrations, models.*Use a database of its own"):
+    with pytest.raises(SchemaRevisionError, match=r"artifacts, .*, devices, models.*Use a database of its own"):
         upgrade(empty_url)
 
 

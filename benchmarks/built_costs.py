@@ -1,0 +1,113 @@
+"""What a plan's model costs, counted anew on the model that its config builds, without the planner's arithmetic.
+
+The config is written, read and built by the code that users load pruned models with, on the meta device: all shapes, no
+weights. Parameters, bytes, operations and the KV cache are then sums over the modules that are there.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pruning.anatomy import ModelAnatomy
+from pruning.checkpoint import resized_class
+from pruning.compensation import pruned_tensors
+from pruning.cost import disk_bytes
+from pruning.decoder import decoder_view
+from pruning.devices import Device
+from pruning.latency import latency_model
+from pruning.plan import PruningPlan, Workload
+from pruning.prune_checkpoint import write_config
+from pruning.target import Scope, scope_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BuiltCosts:
+    """Costs of a model that was built, in the units of `Achieved`. `weight_bytes` are of the parameters alone."""
+
+    widths: tuple[int, ...]
+    parameters: int
+    sparsity: dict[Scope, float]
+    weight_bytes: int
+    kv_cache_bytes: int
+    flops: int
+    disk_bytes: int
+    latency_ms: float | None
+
+
+def build_on_meta(source: Path, plan: PruningPlan, dtype: str, folder: Path) -> "PreTrainedModel":
+    """The model of `plan`, which was made for the checkpoint or config in `source`, built from the config alone.
+
+    `folder` takes config.json.
+    """
+    config = write_config(source, plan, folder)
+    compensated = [x.index for x in plan.layers] if plan.ranking.compensates else []
+    with _default_dtype(TORCH_DTYPES[dtype]), torch.device("meta"):
+        model: PreTrainedModel = resized_class(config, compensated=compensated)(config)
+    return model
+
+
+def count_costs(
+    model: "PreTrainedModel", plan: PruningPlan, anatomy: ModelAnatomy, device: Device | None
+) -> BuiltCosts:
+    """Count `model`, which was built for `plan`; `anatomy` is of the dense model.
+
+    Raises:
+        ValueError: the model's tensors are not those that the plan's files would hold.
+    """
+    workload, view = plan.achieved.workload, decoder_view(model)
+    named = dict(model.named_parameters())
+    planned = pruned_tensors(anatomy, plan.ffn_widths, compensates=plan.ranking.compensates)
+    if sorted(tuple(x.shape) for x in named.values()) != sorted(t.shape for t in planned):
+        raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
+    parameters = sum(x.numel() for x in named.values())
+    in_layers = sum(x.numel() for layer in view.layers for x in layer.parameters())
+    widths = tuple(view.out_projection(index).in_features for index in range(len(view.layers)))
+    removed = anatomy.total_parameters - parameters
+    latency = None if device is None else latency_model(device, anatomy, workload).latency(widths).total_ms
+    return BuiltCosts(
+        widths=widths,
+        parameters=parameters,
+        sparsity={scope: removed / scope_parameters(anatomy, scope) for scope in Scope},
+        weight_bytes=sum(x.numel() * x.element_size() for x in named.values()),
+        kv_cache_bytes=_kv_cache_bytes(view.layers, workload),
+        flops=_flops(view.layers, in_layers, model, workload),
+        disk_bytes=disk_bytes(anatomy, widths, compensates=plan.ranking.compensates),
+        latency_ms=latency,
+    )
+
+
+def _kv_cache_bytes(layers: Sequence[nn.Module], workload: Workload) -> int:
+    """Keys and values of every position: as wide as what the projections put out."""
+    positions = workload.batch * (workload.prompt_tokens + workload.output_tokens)
+    projections = [layer.get_submodule(f"self_attn.{name}") for layer in layers for name in ("k_proj", "v_proj")]
+    return positions * sum(x.out_features * x.weight.element_size() for x in projections if isinstance(x, nn.Linear))
+
+
+def _flops(layers: Sequence[nn.Module], in_layers: int, model: "PreTrainedModel", workload: Workload) -> int:
+    """Position by position: weights, then scores and weighted sum over all positions so far; the head per output."""
+    positions = workload.prompt_tokens + max(workload.output_tokens - 1, 0)
+    pairs = positions * (positions + 1) // 2
+    queries = [layer.get_submodule("self_attn.q_proj") for layer in layers]
+    attention = sum(2 * 2 * x.out_features * pairs for x in queries if isinstance(x, nn.Linear))
+    head: int = model.get_output_embeddings().weight.numel()
+    return workload.batch * (2 * in_layers * positions + attention + 2 * head * workload.output_tokens)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,290 @@
+"""The predictor: the quality of its plans, how well it knows it, how fast it is, and whether budgets hold.
+
+Learns from the samples in reference/search/trained.csv, which `benchmarks.collect` searched, and is judged on targets
+that are in that file's searches and on seven that are not (held_out.csv, never trained on; the rounds kept away from
+them). Every plan comes from the service's planner, every KL of a plan from the validation conversations.
+
+`--parts` runs some of it only; what was not measured is then missing from the summary.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from statistics import geometric_mean
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks import latency, serving, truth, truth_subjects
+from benchmarks.collect import HELD_OUT_FILE, HELD_OUT_TARGETS, SAMPLES_DIR, TRAINED_FILE, TRAINED_TARGETS, read_samples
+from benchmarks.machine import RESULTS_DIR, write_results
+from benchmarks.subject import MODEL_ID, REFERENCE, Subject
+from lop.measuring import record_calibration
+from lop.pictures import draw_comparison
+from lop.registration import register_model
+from lop.training import load_predictor, train_model
+from policy_model.encoding import log_kl
+from policy_model.training import TrainingSettings
+from pruning.conversations import load_conversations
+from pruning.plan import PruningPlan
+from pruning.ranking import Ranking
+from pruning.statistics import StatisticsKind
+from service.methods.names import Method
+from service.planner import Planner
+from service.predictor_cache import PredictorCache
+from service.schemas import PlanRequest
+from storage.contract import Repository
+from storage.records import PredictorRecord, Sample
+from storage.sql_repository import open_repository
+
+if TYPE_CHECKING:
+    from policy_model.predictor import Predictor
+
+METHODS = (Method.LOP, Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
+BASELINES = (Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
+SEARCHED = "mcts"
+NUM_JUDGED_PLANS = 60
+
+
+class Part(StrEnum):
+    """What can be measured on its own."""
+
+    QUALITY = "quality"
+    SERVING = "serving"
+    TRUTH = "truth"
+    LATENCY = "latency"
+
+
+def main(
+    parts: Annotated[list[Part] | None, typer.Option(help="Only these.")] = None,
+    requests: Annotated[int, typer.Option(min=100, help="Random requests that are checked.")] = truth.NUM_REQUESTS,
+) -> None:
+    """Write results/predictor.json and predictor.png."""
+    wanted = list(parts or Part)
+    started = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    subject = Subject(REFERENCE, None, fresh=False)
+    trained = read_samples(SAMPLES_DIR / TRAINED_FILE, subject)
+    held_out = [sample for _, sample in read_samples(SAMPLES_DIR / HELD_OUT_FILE, subject)]
+    with TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'lop.db'}"
+        with open_repository(url, create=True) as repository:
+            _register(repository)
+            repository.add_samples([sample for number, sample in trained if number == 0])
+            before = train_model(repository, MODEL_ID, TrainingSettings())
+            repository.add_samples([sample for _, sample in trained])
+            training = time.perf_counter()
+            record = train_model(repository, MODEL_ID, TrainingSettings())
+            summary["training_seconds"] = time.perf_counter() - training
+            predictor = load_predictor(repository, record)
+            if Part.QUALITY in wanted:
+                quality = _quality(repository, subject, [sample for _, sample in trained], held_out)
+                rows += quality
+                summary |= _summary_of_quality(quality)
+                summary |= _knowledge(predictor, subject, held_out)
+                summary |= _before_rounds(repository, subject, before, held_out)
+                draw_comparison(_curves(quality), RESULTS_DIR / "predictor.png")
+            if Part.SERVING in wanted:
+                served = serving.measure_serving(repository, url, MODEL_ID)
+                search = sum(sample.seconds for _, sample in trained[: len(trained)] if sample.source == SEARCHED)
+                searched = sum(sample.source == SEARCHED for _, sample in trained)
+                per_target = search / searched * serving.SEARCH_EVALUATIONS
+                flap = subject.statistics(StatisticsKind.ACTIVATIONS)[1]
+                p50 = served["http_p50_ms_reference"]
+                served["speedup_vs_search_reference"] = per_target / p50 * 1e3
+                served["speedup_vs_flap_reference"] = flap / p50 * 1e3
+                summary |= served
+            if Part.TRUTH in wanted:
+                subjects = [
+                    truth_subjects.TruthSubject(MODEL_ID, REFERENCE / "model", 0.9, is_whole=True),
+                    truth_subjects.register_large(repository, Path(folder) / "large"),
+                ]
+                checked, found = truth.measure_truth(url, subjects, num_requests=requests)
+                rows += [{"part": "truth", **row} for row in checked]
+                summary |= {key: found[key] for key in ("budget_violations", "disk_bytes_error", "cost_errors")}
+                summary["truth"] = found
+    if Part.LATENCY in wanted:
+        timed, found = latency.measure()
+        rows += [{"part": "latency", **row} for row in timed]
+        summary |= found
+    summary["holds"] = _holds(summary)
+    summary["minutes"] = (time.perf_counter() - started) / 60
+    path = write_results("predictor", summary, rows)
+    print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
+
+
+def _register(repository: Repository) -> None:
+    """The reference model with its statistics, and the calibration set of the samples."""
+    conversations = load_conversations(REFERENCE / "data" / "calibration.json")
+    register_model(repository, MODEL_ID, REFERENCE / "model", conversations)
+    record_calibration(repository, conversations, "calibration.json")
+
+
+def _planner(repository: Repository) -> Planner:
+    return Planner(repository, PredictorCache(repository, capacity=2))
+
+
+def _quality(
+    repository: Repository, subject: Subject, trained: Sequence[Sample], held_out: Sequence[Sample]
+) -> list[dict[str, Any]]:
+    """A row a method and target: the plans of the service, and the best that the search found there."""
+    planner = _planner(repository)
+    rows = []
+    for sparsity in sorted((*TRAINED_TARGETS, *HELD_OUT_TARGETS)):
+        in_training = sparsity in TRAINED_TARGETS
+        for method in METHODS:
+            plan = planner.plan(PlanRequest(model=MODEL_ID, sparsity=sparsity, method=method))
+            ranking = _ranking(repository, plan) if plan.ranking.sha256 != subject.ranking.sha256 else None
+            rows.append(_measured(subject, method.value, sparsity, tuple(plan.ffn_widths), in_training, ranking))
+            if plan.predicted is not None:
+                rows[-1]["predicted"] = plan.predicted.model_dump(mode="json")
+        best = _best_found(subject, trained if in_training else held_out, sparsity)
+        rows.append(_measured(subject, SEARCHED, sparsity, best.widths, in_training, None))
+    return rows
+
+
+def _best_found(subject: Subject, samples: Sequence[Sample], sparsity: float) -> Sample:
+    """Of least calibration KL among those that meet the target."""
+    budget = subject.budget(sparsity, 8)
+    return min(
+        (sample for sample in samples if subject.kept_parameters(sample.widths, None) <= budget),
+        key=lambda sample: sample.metrics.kl,
+    )
+
+
+def _measured(
+    subject: Subject,
+    method: str,
+    sparsity: float,
+    widths: tuple[int, ...],
+    in_training: bool,
+    ranking: Ranking | None,
+) -> dict[str, Any]:
+    calibration = subject.evaluate("calibration", widths, ranking)
+    validation = subject.evaluate("validation", widths, ranking)
+    return {
+        "part": "quality",
+        "method": method,
+        "sparsity": sparsity,
+        "in_training": in_training,
+        "calibration_kl": calibration.kl,
+        "validation_kl": validation.kl,
+        "validation_accuracy": validation.accuracy,
+        "parameters": subject.kept_parameters(widths, ranking),
+        "widths": list(widths),
+    }
+
+
+def _ranking(repository: Repository, plan: PruningPlan) -> Ranking:
+    return Ranking.from_bytes(repository.get_artifact(plan.ranking.sha256).content)
+
+
+def _summary_of_quality(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    kl = {(row["method"], row["sparsity"]): row["validation_kl"] for row in rows}
+    ratios = {s: kl[Method.LOP.value, s] / kl[SEARCHED, s] for s in (*TRAINED_TARGETS, *HELD_OUT_TARGETS)}
+    worse = [
+        f"{sparsity:g}: {baseline}"
+        for sparsity in sorted(ratios)
+        for baseline in BASELINES
+        if kl[Method.LOP.value, sparsity] > kl[baseline.value, sparsity]
+    ]
+    return {
+        "kl_ratio_trained_targets": geometric_mean(ratios[s] for s in TRAINED_TARGETS),
+        "kl_ratio_new_targets": geometric_mean(ratios[s] for s in HELD_OUT_TARGETS),
+        "targets_worse_than_baseline": len({text.split(":")[0] for text in worse}),
+        "worse_than_baseline": worse,
+        "kl_ratios": {f"{s:g}": ratios[s] for s in sorted(ratios)},
+    }
+
+
+def _knowledge(predictor: "Predictor", subject: Subject, held_out: Sequence[Sample]) -> dict[str, Any]:
+    """How well it judges configurations that it never saw, those of a search and its own plans."""
+    unseen = [sample for sample in held_out if sample.source == SEARCHED]
+    truth_kl = np.array([sample.metrics.kl for sample in unseen])
+    fractions = predictor.encoding.kept_fractions([sample.widths for sample in unseen])
+    mean, deviation = predictor.values.judge(fractions)
+    bounds = [
+        predictor.calibration.interval(float(m), float(d), chosen=False) for m, d in zip(mean, deviation, strict=True)
+    ]
+    inside = [low <= kl <= high for kl, (low, high) in zip(truth_kl, bounds, strict=True)]
+    errors = np.abs(mean - [log_kl(kl) for kl in truth_kl])
+    plans_inside, accuracy_inside = _plans_inside(predictor, subject)
+    return {
+        "interval_coverage": float(np.mean(inside)),
+        "interval_coverage_of_plans": plans_inside,
+        "accuracy_interval_coverage_of_plans": accuracy_inside,
+        "value_spearman": _spearman(mean, truth_kl),
+        "value_mean_absolute_error_log_kl": float(errors.mean()),
+        "held_out_samples": len(unseen),
+    }
+
+
+def _plans_inside(predictor: "Predictor", subject: Subject) -> tuple[float, float]:
+    """Shares of the plans at random budgets whose measured calibration KL and accuracy lie in their intervals."""
+    from pruning.limits import WidthSteps, parameter_limits
+
+    steps = WidthSteps.build(subject.anatomy, round_to=8)
+    inside, accurate = [], []
+    for sparsity in np.random.default_rng(0).uniform(0.1, 0.78, NUM_JUDGED_PLANS):
+        limits = parameter_limits(subject.anatomy, steps, subject.budget(float(sparsity), 8))
+        prediction = predictor.plan_widths(subject.anatomy, limits)
+        measured = subject.evaluate("calibration", prediction.widths)
+        inside.append(prediction.interval[0] <= measured.kl <= prediction.interval[1])
+        low, high = prediction.accuracy_interval
+        accurate.append(low <= measured.accuracy <= high)
+    return float(np.mean(inside)), float(np.mean(accurate))
+
+
+def _before_rounds(
+    repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
+) -> dict[str, Any]:
+    """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
+    from pruning.limits import WidthSteps, parameter_limits
+
+    predictor = load_predictor(repository, record)
+    steps = WidthSteps.build(subject.anatomy, round_to=8)
+    ratios = []
+    for sparsity in HELD_OUT_TARGETS:
+        limits = parameter_limits(subject.anatomy, steps, subject.budget(sparsity, 8))
+        widths = predictor.plan_widths(subject.anatomy, limits).widths
+        best = _best_found(subject, held_out, sparsity).widths
+        ratios.append(subject.evaluate("validation", widths).kl / subject.evaluate("validation", best).kl)
+    return {"kl_ratio_new_targets_before_rounds": geometric_mean(ratios)}
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"kl": row["validation_kl"], "accuracy": row["validation_accuracy"]} for row in rows]
+
+
+def _spearman(a: "np.ndarray[Any, Any]", b: "np.ndarray[Any, Any]") -> float:
+    """Rank correlation; KLs that are measured do not tie but by chance."""
+    ranks = [np.argsort(np.argsort(x)).astype(np.float64) for x in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _holds(summary: dict[str, Any]) -> dict[str, bool]:
+    """What was measured against what has to hold."""
+    bounds: dict[str, tuple[float, float]] = {
+        "kl_ratio_trained_targets": (0.0, 1.05),
+        "kl_ratio_new_targets": (0.0, 1.10),
+        "targets_worse_than_baseline": (0, 0),
+        "http_p50_ms_reference": (0.0, 15.0),
+        "http_p50_ms_32_layers": (0.0, 40.0),
+        "speedup_vs_flap": (1e3, float("inf")),
+        "speedup_vs_search": (1e4, float("inf")),
+        "budget_violations": (0, 0),
+        "disk_bytes_error": (0, 0),
+        "latency_mape": (0.0, 0.10),
+        "interval_coverage": (0.85, 0.95),
+        "value_spearman": (0.95, 1.0),
+    }
+    return {name: low <= summary[name] <= high for name, (low, high) in bounds.items() if name in summary}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,191 @@
+"""How long a plan takes over HTTP, and what it saves: against FLAP's allocation and a search of the same model.
+
+Two models: the reference, and one of 32 layers and real layer sizes (LLaVA with a language model of TinyLlama's layers:
+hidden 2048, FFN 5632, GQA 32/4) with random weights. The larger one's predictor is trained on a made-up landscape:
+its quality means nothing, its latency is real. FLAP and one evaluation of a search are measured there on a few
+sequences as long as an image and its conversation; the published recipes use tens to thousands.
+"""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from lop.training import train_model
+from policy_model.training import TrainingSettings
+from pruning.allocators.flap import allocate_flap
+from pruning.anatomy import ModelAnatomy
+from pruning.anatomy_reader import anatomy_of
+from pruning.batches import AnswerSpan, Batch
+from pruning.evaluation import ConfigurationEvaluator
+from pruning.importance import channel_scores
+from pruning.levels import LevelGrid
+from pruning.limits import WidthSteps, parameter_limits
+from pruning.metrics import Metrics
+from pruning.ranking import Ranking
+from pruning.statistics import StatisticsKind, measure_statistics
+from storage.contract import Repository
+from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
+
+LARGE = "large"
+NUM_LAYERS = 32
+ROUND_TO = 64
+NUM_SEQUENCES, SEQUENCE_TOKENS, ANSWER_TOKENS = 2, 640, 32
+"""576 image tokens and a short conversation."""
+
+SEARCH_EVALUATIONS = 300
+NUM_MADE_UP_SAMPLES = 2000
+NUM_REQUESTS = 60
+WARM_UP_REQUESTS = 3
+STARTUP_SECONDS = 60.0
+
+
+@contextmanager
+def serving(database: str) -> Iterator[str]:
+    """The URL of `lop serve` over `database`, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("lop")), "serve", "--database", database, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while not _ready(url):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError("`lop serve` did not become ready")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def request_milliseconds(url: str, model: str, round_to: int) -> list[float]:
+    """Of `NUM_REQUESTS` requests for plans that nobody asked for before, one client, one kept-alive connection."""
+    rng = np.random.default_rng(0)
+    spent = []
+    with httpx.Client(base_url=url) as client:
+        for sparsity in rng.uniform(0.1, 0.75, NUM_REQUESTS + WARM_UP_REQUESTS):
+            body = {"model": model, "sparsity": float(sparsity), "round_to": round_to, "method": "lop"}
+            started = time.perf_counter()
+            response = client.post("/v1/plans", json=body)
+            spent.append((time.perf_counter() - started) * 1e3)
+            response.raise_for_status()
+    return spent[WARM_UP_REQUESTS:]
+
+
+def large_model() -> Any:
+    """Random weights, float32; the vision tower is small, it takes no part in what is measured."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    text = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision)).eval()
+
+
+def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
+    """The model of 32 layers with samples of a made-up landscape, and a predictor trained on them."""
+    now = datetime.now(UTC)
+    ranking = Ranking.from_scores(anatomy, [np.arange(layer.ffn_width, 0.0, -1.0) for layer in anatomy.layers])
+    sha256 = repository.put_artifact(ranking.to_bytes(), BINARY)
+    repository.add_model(ModelRecord(LARGE, anatomy, "0" * 64, sha256, "nowhere", now))
+    calibration = repository.add_calibration(CalibrationRecord("1" * 64, "made up", 1, 1, now))
+    grid = LevelGrid.build(anatomy, round_to=ROUND_TO)
+    rng = np.random.default_rng(0)
+    rows = {tuple(row[-1] for row in grid.widths)}
+    for layer, row in enumerate(grid.widths):
+        rows |= {tuple(row[k] if i == layer else r[-1] for i, r in enumerate(grid.widths)) for k in range(7)}
+    while len(rows) < NUM_MADE_UP_SAMPLES:
+        depth = rng.uniform(0.1, 0.8)
+        levels = np.clip(rng.normal(7 * (1 - depth), 1.5, NUM_LAYERS).round(), 0, 7).astype(int)
+        rows.add(tuple(row[k] for row, k in zip(grid.widths, levels, strict=True)))
+    samples = []
+    for widths in sorted(rows):
+        kl = _made_up_kl(anatomy, widths)
+        metrics = Metrics(kl, 1.0 + kl, math.exp(-kl), 100, 50)
+        samples.append(Sample(LARGE, sha256, calibration.id, widths, metrics, 0.1, "made up"))
+    repository.add_samples(samples)
+    train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=2))
+
+
+def _made_up_kl(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> float:
+    p = [1.0 - w / x.ffn_width for w, x in zip(widths, anatomy.layers, strict=True)]
+    own = [0.003 * math.exp(2.0 * math.sin(2.4 * i)) * q**2 for i, q in enumerate(p)]
+    pairs = [math.sqrt(a * b) * q * r for a, b, q, r in zip(own, own[1:], p, p[1:], strict=False)]
+    return (sum(own) + 3.0 * sum(pairs)) * math.exp(2.0 * sum(p) / len(p))
+
+
+def measure_large_allocation() -> dict[str, float]:
+    """Seconds of FLAP's allocation, and of one evaluation of a search at half of the channels, on the large model."""
+    model = large_model()
+    anatomy = anatomy_of(model)
+    tokens = torch.randint(0, 32_000, (NUM_SEQUENCES, SEQUENCE_TOKENS), generator=torch.Generator().manual_seed(1))
+    spans = tuple(AnswerSpan(row, SEQUENCE_TOKENS - ANSWER_TOKENS, SEQUENCE_TOKENS) for row in range(NUM_SEQUENCES))
+    batch = Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, spans)
+    limits = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=ROUND_TO), anatomy.ffn_parameters // 2)
+    started = time.perf_counter()
+    statistics = measure_statistics(StatisticsKind.ACTIVATIONS, model, [batch])
+    allocate_flap(anatomy, statistics, limits)
+    flap = time.perf_counter() - started
+    ranking = Ranking.from_scores(anatomy, channel_scores(statistics))
+    evaluator = ConfigurationEvaluator(model, [batch], ranking, cache_bytes=0)
+    started = time.perf_counter()
+    evaluator.evaluate([layer.ffn_width // 2 for layer in anatomy.layers])
+    return {"flap_seconds": flap, "evaluation_seconds": time.perf_counter() - started}
+
+
+def measure_serving(repository: Repository, database: str, reference: str) -> dict[str, Any]:
+    """p50 of both models' requests in milliseconds, and the large model's FLAP and search beside it.
+
+    `repository`, at the URL `database`, holds the model `reference` and its predictor; it gets the large one.
+    """
+    with torch.device("meta"):
+        anatomy = anatomy_of(large_model())
+    register_large(repository, anatomy)
+    with serving(database) as url:
+        small = request_milliseconds(url, reference, 8)
+        large = request_milliseconds(url, LARGE, ROUND_TO)
+    slow = measure_large_allocation()
+    p50 = median(large)
+    return {
+        "http_p50_ms_reference": median(small),
+        "http_p95_ms_reference": float(np.quantile(small, 0.95)),
+        "http_p50_ms_32_layers": p50,
+        "http_p95_ms_32_layers": float(np.quantile(large, 0.95)),
+        "speedup_vs_flap": slow["flap_seconds"] / p50 * 1e3,
+        "speedup_vs_search": slow["evaluation_seconds"] * SEARCH_EVALUATIONS / p50 * 1e3,
+        "large_model": {**slow, "sequences": NUM_SEQUENCES, "tokens": SEQUENCE_TOKENS, "layers": NUM_LAYERS},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_large_allocation()))  # noqa: T201

@@ -1,0 +1,324 @@
+"""Does any plan exceed what was asked for? Random feasible requests, each plan built for real and counted again.
+
+Requests are over sparsities of every scope and budgets of every kind, one limit and several, on every device of the
+catalogue and on none, with random workloads, roundings and tensor parallelism. Every plan's model is built on the meta
+device from the config that `lop apply` would write, and its parameters, bytes, operations and time are counted there
+(`benchmarks.built_costs`). Some plans are applied to the checkpoint, and the files weighed.
+
+`python -m benchmarks.truth` registers the reference model and one of LLaVA-1.5-7B's size, scans the reference's layers
+on a few conversations, and asks for 10,000 plans: some six minutes on two cores. It writes `results/truth.json`.
+"""
+
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.built_costs import build_on_meta, count_costs
+from benchmarks.machine import write_results
+from benchmarks.subject import REFERENCE
+from benchmarks.truth_subjects import TruthSubject, register_large, register_reference
+from lop.console import bar
+from pruning.anatomy import ModelAnatomy
+from pruning.budget import limits_for_budget
+from pruning.devices import DEVICES, Device
+from pruning.errors import InputError
+from pruning.latency import latency_model
+from pruning.limits import LimitKind, WidthSteps
+from pruning.plan import INT64_MAX, Budget, PruningPlan, Workload
+from pruning.prune_checkpoint import prune_checkpoint
+from pruning.ranking import Ranking
+from pruning.target import Scope, limits_for_sparsity, scope_parameters
+from service.methods.names import Method
+from service.planner import Planner
+from service.predictor_cache import PredictorCache
+from service.schemas import PlanRequest
+from storage.sql_repository import open_repository
+
+NUM_REQUESTS = 10_000
+NUM_SAVED = 36
+LIMITS = ("memory_bytes", "latency_ms", "flops", "disk_bytes")
+ROUNDINGS = (1, 2, 8, 8, 8, 16, 64)
+PARALLEL = (1, 1, 1, 2, 4)
+CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One request, its plan, and what was found wrong with it.
+
+    Attributes:
+        asked: "sparsity", "device" or the limits of the budget, joined by +.
+        exceeded: what the built model exceeds; empty for a plan that keeps its target.
+        differing: what the plan says of its costs that is not so.
+        used: how much of the tightest limit is used, for a budget; None otherwise.
+    """
+
+    model: str
+    method: str
+    asked: str
+    device: str | None
+    exceeded: tuple[str, ...]
+    differing: tuple[str, ...]
+    used: float | None
+
+
+class RequestMaker:
+    """Random requests that can be met. Deterministic for a seed."""
+
+    def __init__(self, anatomy: ModelAnatomy, model_id: str, seed: int) -> None:
+        self._anatomy, self._model_id = anatomy, model_id
+        self._random = random.Random(seed)
+
+    def make(self) -> PlanRequest:
+        """A sparsity, a budget of one to four limits, or a device alone."""
+        draw = self._random
+        device = draw.choice([None, *DEVICES.values()])
+        tp_size = draw.choice([n for n in PARALLEL if self._can_share(n)])
+        fields: dict[str, Any] = {
+            "model": self._model_id,
+            "device": None if device is None else device.id,
+            "round_to": draw.choice(ROUNDINGS),
+            "tp_size": tp_size,
+            "method": draw.choice([None, None, None, *Method]),
+        }
+        steps = WidthSteps.build(self._anatomy, round_to=fields["round_to"], tp_size=tp_size)
+        kind = draw.random()
+        if kind < 0.15:
+            scope = draw.choice(list(Scope))
+            most = self._greatest_sparsity(steps, scope)
+            return PlanRequest(**fields, scope=scope, sparsity=draw.uniform(0, most))
+        workload = Workload(
+            batch=draw.choice([1, 1, 2, 3, 8]),
+            prompt_tokens=int(2 ** draw.uniform(0, 11)),
+            output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
+        )
+        limits = self._limits(steps, workload, device)
+        if device is not None and limits["memory_bytes"][0] > device.memory_bytes:
+            device = fields["device"] = None
+            limits = self._limits(steps, workload, None)
+        names = draw.sample([name for name in LIMITS if name in limits], draw.choice([1, 1, 2, 3, len(limits)]))
+        if device is not None and kind < 0.25:
+            return PlanRequest(**fields, budget=Budget(**workload.model_dump()))
+        chosen = {name: self._between(name, *limits[name]) for name in names}
+        return PlanRequest(**fields, budget=Budget(**chosen, **workload.model_dump()))
+
+    def _can_share(self, tp_size: int) -> bool:
+        layer = self._anatomy.layers[0]
+        return layer.num_heads % tp_size == 0 and layer.num_kv_groups % tp_size == 0
+
+    def _greatest_sparsity(self, steps: WidthSteps, scope: Scope) -> float:
+        (limit,) = limits_for_sparsity(self._anatomy, steps, 0.0, scope).limits
+        # Less what rounding could take.
+        return max((self._anatomy.ffn_parameters - limit.least) / scope_parameters(self._anatomy, scope) - 1e-6, 0.0)
+
+    def _limits(self, steps: WidthSteps, workload: Workload, device: Device | None) -> dict[str, tuple[int, int]]:
+        """What the narrowest and the widest model cost under each limit, as the tables count: (least, most)."""
+        latency = None if device is None else latency_model(device, self._anatomy, workload)
+        unlimited: dict[str, Any] = dict.fromkeys(("memory_bytes", "flops", "disk_bytes"), INT64_MAX)
+        if latency is not None:
+            unlimited["latency_ms"] = 1e12
+        budget = Budget(**unlimited, **workload.model_dump())
+        limits = limits_for_budget(self._anatomy, steps, budget, latency=latency).limits
+        return {limit.kind.value: (limit.least, limit.dense) for limit in limits}
+
+    def _between(self, name: str, least: int, most: int) -> float | int:
+        count = least + int(self._random.uniform(0, 1.02) * (most - least))
+        return LimitKind(name).in_its_unit(count)
+
+
+def measure_truth(
+    database_url: str,
+    subjects: Sequence[TruthSubject],
+    *,
+    num_requests: int = NUM_REQUESTS,
+    num_saved: int = NUM_SAVED,
+    seed: int = 0,
+    processes: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Ask for plans of `subjects`, which are registered in the database, and check every one.
+
+    Plans are stored in the database as every plan is. `on_progress(done, total)` is told of requests.
+
+    Returns:
+        A row for each kind of request, and a summary: `budget_violations` plans exceed what was asked,
+        `cost_errors` say something of their costs that is not so, `disk_bytes_error` is the greatest difference
+        between the bytes that plans predict and those of the files of `saved_plans` applied plans.
+    """
+    started = time.perf_counter()
+    chunks = [
+        (database_url, subject, min(CHUNK, round(num_requests * subject.share) - start), f"{seed}:{index}:{start}")
+        for index, subject in enumerate(subjects)
+        for start in range(0, round(num_requests * subject.share), CHUNK)
+    ]
+    checked: list[Checked] = []
+    # Processes that are forked may hold locks of torch's threads.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(_check_chunk, *zip(*chunks, strict=True)):
+            checked += found
+            if on_progress is not None:
+                on_progress(len(checked), num_requests)
+    errors = _disk_errors(database_url, next(x for x in subjects if x.is_whole), num_saved, seed)
+    used = [x.used for x in checked if x.used is not None]
+    summary = {
+        "requests": len(checked),
+        "budget_violations": sum(bool(x.exceeded) for x in checked),
+        "cost_errors": sum(bool(x.differing) for x in checked),
+        "disk_bytes_error": max(map(abs, errors)),
+        "saved_plans": len(errors),
+        "mean_use_of_tightest_limit": mean(used),
+        "methods": dict(Counter(x.method for x in checked)),
+        "devices": len({x.device for x in checked} - {None}),
+        "violations": [f"{x.model} {x.method} {x.asked}: {x.exceeded + x.differing}" for x in checked if x.exceeded][
+            :9
+        ],
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+    kinds = sorted({(x.model, x.asked) for x in checked})
+    rows = [_row(model, asked, [x for x in checked if (x.model, x.asked) == (model, asked)]) for model, asked in kinds]
+    return rows, summary
+
+
+def _row(model: str, asked: str, checked: Sequence[Checked]) -> dict[str, Any]:
+    used = [x.used for x in checked if x.used is not None]
+    return {
+        "model": model,
+        "asked": asked,
+        "requests": len(checked),
+        "budget_violations": sum(bool(x.exceeded) for x in checked),
+        "cost_errors": sum(bool(x.differing) for x in checked),
+        "mean_use_of_tightest_limit": mean(used) if used else None,
+    }
+
+
+def _check_chunk(database_url: str, subject: TruthSubject, count: int, seed: str) -> list[Checked]:
+    """Check `count` requests for one model, in a process of its own."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    checked = []
+    with open_repository(database_url) as repository, TemporaryDirectory() as folder:
+        planner = Planner(repository, PredictorCache(repository, capacity=1))
+        anatomy = repository.get_model(subject.model_id).anatomy
+        maker = RequestMaker(anatomy, subject.model_id, random.Random(seed).getrandbits(63))
+        for _ in range(count):
+            request, plan = _plan_somehow(planner, maker.make())
+            checked.append(check_plan(request, plan, anatomy, subject.source, Path(folder)))
+    return checked
+
+
+def _plan_somehow(planner: Planner, request: PlanRequest) -> tuple[PlanRequest, PruningPlan]:
+    """The plan of the method that is asked for, or, where that has no data or cannot go as far, of the default one."""
+    try:
+        return request, planner.plan(request)
+    except InputError:
+        if request.method is None:
+            raise
+        request = request.model_copy(update={"method": None})
+        return request, planner.plan(request)
+
+
+def check_plan(request: PlanRequest, plan: PruningPlan, anatomy: ModelAnatomy, source: Path, folder: Path) -> Checked:
+    """Build the plan's model in `folder`, count its costs, and hold them against the request and against the plan."""
+    device = None if request.device is None else DEVICES[request.device]
+    built = count_costs(build_on_meta(source, plan, anatomy.dtype, folder), plan, anatomy, device)
+    said = plan.achieved
+    assert said.activation_bytes is not None
+    costs = {
+        "memory_bytes": built.weight_bytes + built.kv_cache_bytes + said.activation_bytes,
+        "latency_ms": built.latency_ms,
+        "flops": built.flops,
+        "disk_bytes": built.disk_bytes,
+    }
+    asked: dict[str, float] = {}
+    if request.sparsity is None:
+        given = Budget() if request.budget is None else request.budget
+        asked = {name: getattr(given, name) for name in LIMITS if getattr(given, name) is not None}
+        if device is not None:
+            asked["memory_bytes"] = min(asked.get("memory_bytes", device.memory_bytes), device.memory_bytes)
+    exceeded = [name for name, most in asked.items() if (cost := costs[name]) is None or cost > most]
+    if request.sparsity is not None and built.sparsity[request.scope] < request.sparsity - 1e-9:
+        exceeded.append("sparsity")
+    if any(w % request.tp_size for w in built.widths):
+        exceeded.append("tp_size")
+    dense = [layer.ffn_width for layer in anatomy.layers]
+    if any(w % request.round_to and w != d for w, d in zip(built.widths, dense, strict=True)):
+        exceeded.append("round_to")
+    differing = [name for name, cost in costs.items() if cost != getattr(said, name)]
+    differing += ["parameters"] * (built.parameters != said.parameters)
+    differing += ["widths"] * (list(built.widths) != plan.ffn_widths)
+    differing += ["kv_cache_bytes"] * (built.kv_cache_bytes != said.kv_cache_bytes)
+    shares = [(costs[name] or 0) / most for name, most in asked.items()]
+    whole = list(built.widths) == dense
+    return Checked(
+        model=request.model,
+        method=plan.method,
+        asked="sparsity" if request.sparsity is not None else _asked_for(request),
+        device=request.device,
+        exceeded=tuple(exceeded),
+        differing=tuple(differing),
+        used=max(shares) if shares and not whole else None,
+    )
+
+
+def _asked_for(request: PlanRequest) -> str:
+    budget = request.budget
+    names = [name for name in LIMITS if budget is not None and getattr(budget, name) is not None]
+    return "+".join(names) or "device"
+
+
+def _disk_errors(database_url: str, subject: TruthSubject, count: int, seed: int) -> list[int]:
+    """Bytes of the weight files of `count` applied plans, less what each plan said."""
+    errors = []
+    with open_repository(database_url) as repository, TemporaryDirectory() as folder:
+        planner = Planner(repository, PredictorCache(repository, capacity=1))
+        anatomy = repository.get_model(subject.model_id).anatomy
+        maker = RequestMaker(anatomy, subject.model_id, seed + 1)
+        for index in range(count):
+            request = maker.make()
+            if index % 3 == 0:  # one in three with biases
+                request = request.model_copy(update={"method": Method.FLAP})
+            _, plan = _plan_somehow(planner, request)
+            ranking = Ranking.from_bytes(repository.get_artifact(plan.ranking.sha256).content)
+            out = prune_checkpoint(subject.source, plan, ranking, Path(folder) / str(index))
+            written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+            errors.append(written - plan.achieved.disk_bytes)
+            shutil.rmtree(out)
+    return errors
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=1, help="Plans to ask for.")] = NUM_REQUESTS,
+    saved: Annotated[int, typer.Option(min=1, help="Plans to apply to the checkpoint.")] = NUM_SAVED,
+    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
+    reference: Annotated[Path, typer.Option(help="Folder with model/ and data/.")] = REFERENCE,
+) -> None:
+    """Write results/truth.json."""
+    with TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'truth.db'}"
+        with open_repository(url, create=True) as repository:
+            subjects = [register_reference(repository, reference), register_large(repository, Path(folder) / "large")]
+        with bar("plans") as on_progress:
+            rows, summary = measure_truth(
+                url, subjects, num_requests=requests, num_saved=saved, seed=seed, on_progress=on_progress
+            )
+    path = write_results("truth", summary, rows)
+    print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,94 @@
+"""The models that `benchmarks.truth` asks plans for, registered in its database."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lop.compute import load_for_compute
+from lop.registration import register_model
+from mcts.evaluator import MemoisedEvaluator
+from mcts.sensitivity import SENSITIVITY_SOURCE, scan_sensitivity
+from pruning.anatomy_reader import anatomy_of, load_config
+from pruning.batches import make_batches
+from pruning.checkpoint import load_processor, model_class
+from pruning.conversations import calibration_id, load_conversations
+from pruning.evaluation import ConfigurationEvaluator
+from pruning.levels import LevelGrid
+from pruning.ranking import Ranking
+from storage.contract import Repository
+from storage.records import BINARY, CalibrationRecord, ModelRecord
+
+LARGE = "llava-1.5-7b-shaped"
+
+
+@dataclass(frozen=True)
+class TruthSubject:
+    """A registered model that requests are for.
+
+    Attributes:
+        model_id: in the database.
+        source: a folder with its config.json.
+        share: of all requests.
+        is_whole: `source` holds the weights too, so that plans can be applied to it.
+    """
+
+    model_id: str
+    source: Path
+    share: float
+    is_whole: bool
+
+
+def register_reference(
+    repository: Repository, reference: Path, *, share: float = 0.95, num_conversations: int = 8
+) -> TruthSubject:
+    """The reference model with what plans are made from: statistics, and a one-layer scan on a few conversations."""
+    folder = reference / "model"
+    conversations = load_conversations(reference / "data" / "calibration.json")
+    model = register_model(repository, "reference", folder, conversations)
+    few = conversations[:num_conversations]
+    answers = sum(len(c.turns) for c in few)
+    scanned = CalibrationRecord(calibration_id(few), "scan", len(few), answers, datetime.now(UTC))
+    repository.add_calibration(scanned)
+    ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
+    batches = make_batches(few, load_processor(folder))
+    evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
+    scan_sensitivity(
+        LevelGrid.build(model.anatomy),
+        MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, evaluator, SENSITIVITY_SOURCE),
+    )
+    return TruthSubject(model.id, folder, share, is_whole=True)
+
+
+def register_large(repository: Repository, folder: Path, *, share: float = 0.05) -> TruthSubject:
+    """A model of LLaVA-1.5-7B's sizes in float16, by its config alone: it has no weights, and needs none for plans."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    text = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32064,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    LlavaConfig(text_config=text, vision_config=vision, dtype="float16").save_pretrained(folder)
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = model_class(config)(config).to(torch.float16)
+    anatomy = anatomy_of(model)
+    orders = tuple(np.arange(layer.ffn_width, dtype=np.int32) for layer in anatomy.layers)
+    sha256 = repository.put_artifact(Ranking(orders, anatomy.fingerprint).to_bytes(), BINARY)
+    repository.add_model(ModelRecord(LARGE, anatomy, "0" * 64, sha256, str(folder), datetime.now(UTC)))
+    return TruthSubject(LARGE, folder, share, is_whole=False)

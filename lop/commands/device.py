@@ -1,0 +1,158 @@
+"""`lop device`: measuring this machine, and the devices that a plan can be made for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lop.commands.options import Json, OptionalDatabase
+from lop.console import bar, print_json, print_line, print_table, stderr
+from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from pruning.devices.profile import DeviceProfile
+
+app = typer.Typer(help="Measure this machine, list and show devices.", no_args_is_help=True)
+
+Url = Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)]
+DeviceId = Annotated[str, typer.Argument(metavar="ID", help="Id of a device (`lop device list`).")]
+
+
+@app.command("profile")
+def profile(
+    device_id: Annotated[str, typer.Argument(metavar="ID", help="The id to register this machine under.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Id of a registered model, whose layers are timed.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --model: a dense checkpoint folder. Only the shapes of its weights are read."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Shown to people. Default: the processor's or GPU's name.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    prompt_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Length of a prompt; repeat for several. Times are interpolated. Default: 128, 256, 512, 1024.",
+        ),
+    ] = None,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Measure for about this long, five rounds at least.")] = 60.0,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Forget what this id's profile has of other shapes.")
+    ] = False,
+    url: Url = None,
+    database: OptionalDatabase = None,
+    json: Json = False,
+) -> None:
+    """Measure this machine and register it as a device: with the layers of a model at a ladder of FFN widths.
+
+    Plans for models of the same layer shape then have measured latencies on this device. Weights are random. Run it
+    again with another model, or batch, to add to the profile; close other programs first.
+    """
+    from lop.devices import DatabaseDevices, open_devices
+    from lop.profiling import TimedModel, measure_machine
+    from pruning.devices.ladder import LadderPlan
+    from pruning.devices.profiling import ProfileSettings
+
+    if (model is None) == (checkpoint is None):
+        raise InputError("the layers to time are those of --model ID or of --checkpoint FOLDER", values="both or none")
+    if url is not None and checkpoint is None:
+        raise InputError(
+            "a server does not say where its models lie", values=f"--model {model}", remedy="Give --checkpoint FOLDER"
+        )
+    settings = ProfileSettings(
+        batch=batch,
+        prompt_tokens=tuple(prompt_tokens) if prompt_tokens else ProfileSettings.prompt_tokens,
+        output_tokens=output_tokens,
+        seconds=seconds,
+    )
+    with open_devices(url, database) as devices:
+        if isinstance(devices, DatabaseDevices) and model is not None:
+            timed = TimedModel.registered(devices.repository, model)
+        else:
+            assert checkpoint is not None
+            timed = TimedModel.of_folder(checkpoint)
+        plan = LadderPlan.of(timed.anatomy)
+        stderr().print(f"timing {len(plan.widths)} layers, {plan.weight_bytes / 2**20:,.0f} MiB of random weights")
+        with bar("measuring") as on_step:
+            measured = measure_machine(devices, device_id, timed, settings, name=name, replace=replace, on_step=on_step)
+    if json:
+        print_line(measured.model_dump_json())
+    else:
+        _show_profile(measured)
+
+
+@app.command("list")
+def list_devices(url: Url = None, database: OptionalDatabase = None, json: Json = False) -> None:
+    """List the catalogue, and what was measured and registered."""
+    from lop.devices import open_devices
+
+    with open_devices(url, database) as devices:
+        rows = devices.all()
+    if json:
+        print_json(rows)
+        return
+    columns = ["id", "GiB", "TFLOP/s", "GB/s", "figures"]
+    print_table("devices: memory, dense F16 operations, bandwidth", columns, [_cells(row) for row in rows])
+
+
+@app.command("show")
+def show(device_id: DeviceId, url: Url = None, database: OptionalDatabase = None, json: Json = False) -> None:
+    """Show one device: its figures and where they come from, and what was measured of it."""
+    from lop.devices import open_devices, profile_of
+
+    with open_devices(url, database) as devices:
+        document = devices.get(device_id)
+    if json:
+        print_json(document)
+        return
+    print_line(f"{document['id']}: {document['name']}")
+    print_line(f"memory: {document['memory_bytes']:,} bytes at {document['bandwidth_bytes_per_s'] / 1e9:,.4g} GB/s")
+    peaks = ", ".join(f"{dtype} {figure / 1e12:,.4g}" for dtype, figure in document["flops_per_s"].items())
+    print_line(f"TFLOP/s: {peaks}")
+    print_line(f"figures: {document['source']}")
+    if document["profile"] is not None:
+        _show_profile(profile_of(document["profile"]))
+
+
+def _show_profile(profile: "DeviceProfile") -> None:
+    """Every table of a profile: dense and narrowest times."""
+    print_line(f"{profile.id}: {profile.name}, measured on {profile.machine}")
+    rows = []
+    for table in profile.layers:
+        shape = f"D {table.shape.hidden_size}, {table.shape.num_heads}/{table.shape.num_kv_groups} heads"
+        for index, tokens in enumerate(table.prompt_tokens):
+            rows.append([shape, table.shape.dtype, table.batch, f"prefill {tokens}", *_ends(table.prefill_ms[index])])
+        for index, tokens in enumerate(table.cache_tokens):
+            rows.append([shape, table.shape.dtype, table.batch, f"decode at {tokens}", *_ends(table.decode_ms[index])])
+    columns = ["layer", "dtype", "batch", "pass", "narrowest ms", "dense ms"]
+    print_table("one decoder layer", columns, rows)
+    outside = [
+        [
+            f"D {x.shape.hidden_size}, vocabulary {x.shape.vocab_size}",
+            x.batch,
+            x.prefill_ms[-1],
+            x.decode_ms,
+            x.vision_ms,
+        ]
+        for x in profile.outside
+    ]
+    columns = ["model", "batch", "longest prefill ms", "decode ms", "vision ms"]
+    print_table("outside of the layers", columns, outside)
+
+
+def _ends(row: tuple[float, ...]) -> list[float]:
+    return [row[0], row[-1]]
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    peaks = row["flops_per_s"]
+    return [
+        row["id"],
+        row["memory_bytes"] / 2**30,
+        peaks.get("F16", peaks["F32"]) / 1e12,
+        row["bandwidth_bytes_per_s"] / 1e9,
+        "measured" if row["measured"] else "data sheet",
+    ]

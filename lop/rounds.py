@@ -1,0 +1,212 @@
+"""Improvement over rounds: the predictor leads the search, the search adds samples, the predictor is trained on them.
+
+As AlphaZero alternates self-play and learning. The budgets of a round are those that the predictor is least sure of,
+one in every part of the searched range. What a round was worth is measured: the KL of the predictor's own plan before
+and after, against the best that the search found there.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lop.training import load_predictor, train_model, training_samples
+from mcts.evaluator import EvaluateInOrder, MemoisedEvaluator
+from mcts.progress import Progress, silent
+from mcts.result import SearchResult
+from mcts.settings import SearchSettings
+from mcts.worker import run_search
+from pruning.errors import InputError
+from pruning.levels import Configuration, LevelGrid
+from storage.contract import Repository
+from storage.records import PredictorRecord, Sample
+
+if TYPE_CHECKING:
+    from policy_model.predictor import Predictor
+    from policy_model.progress import ProgressCallback
+    from policy_model.training import TrainingSettings
+
+SOURCE = "rounds"
+"""`source` of the samples that measure the predictor's own plans."""
+
+DEFAULT_TARGETS = 8
+DEFAULT_EVALUATIONS = 24
+CHOICES_PER_TARGET = 6
+"""Budgets that are looked at for each one that is searched."""
+
+KL_FLOOR = 1e-9
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """How much a round does: `num_targets` budgets of `num_evaluations` configurations each.
+
+    Budgets within `margin` (a fraction of the FFN parameters) of one of the sparsities in `avoid` are left alone: to
+    keep targets that are to judge the predictor out of its training.
+    """
+
+    num_targets: int = DEFAULT_TARGETS
+    num_evaluations: int = DEFAULT_EVALUATIONS
+    avoid: tuple[float, ...] = ()
+    margin: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.num_targets < 1 or self.num_evaluations < 2:
+            raise InputError(
+                "a round needs at least one target and two evaluations",
+                values=f"{self.num_targets} targets, {self.num_evaluations} evaluations",
+            )
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round did and gained.
+
+    Attributes:
+        number: from 1.
+        sparsities: of the budgets that were searched, [T].
+        plan_kl_before, plan_kl_after: measured calibration KL of the predictor's own plans there, [T].
+        best_kl: the best known there after the round, [T].
+        new_samples: samples that the round added.
+        predictor: id of the one trained at the end.
+    """
+
+    number: int
+    sparsities: tuple[float, ...]
+    plan_kl_before: tuple[float, ...]
+    plan_kl_after: tuple[float, ...]
+    best_kl: tuple[float, ...]
+    new_samples: int
+    predictor: str
+
+    @property
+    def ratio_before(self) -> float:
+        """Geometric mean of the plans' KL over the best known, before the round."""
+        return _mean_ratio(self.plan_kl_before, self.best_kl)
+
+    @property
+    def ratio_after(self) -> float:
+        """As `ratio_before`, with the predictor trained at the end."""
+        return _mean_ratio(self.plan_kl_after, self.best_kl)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"ratio_before": self.ratio_before, "ratio_after": self.ratio_after}
+
+
+def train_in_rounds(
+    repository: Repository,
+    model_id: str,
+    calibration_id: str,
+    evaluate: EvaluateInOrder,
+    settings: "TrainingSettings",
+    num_rounds: int,
+    rounds: RoundSettings | None = None,
+    *,
+    on_search: Progress = silent,
+    on_training: "ProgressCallback | None" = None,
+    on_round: Callable[[RoundReport], None] | None = None,
+) -> tuple[PredictorRecord, list[RoundReport]]:
+    """A predictor after `num_rounds` rounds, registered as every one on the way, and what the rounds gained.
+
+    Killed and run again, it begins with round 1 on all that is stored by then: nothing that was measured is lost.
+
+    Raises what `train_model` and `run_search` raise.
+    """
+    rounds = rounds or RoundSettings()
+
+    def train() -> PredictorRecord:
+        return train_model(repository, model_id, settings, calibration_id=calibration_id, progress=on_training)
+
+    record, reports = train(), []
+    for number in range(1, num_rounds + 1):
+        predictor = load_predictor(repository, record)
+        samples = training_samples(repository, model_id, calibration_id)
+        budgets = uncertain_budgets(predictor, samples, rounds, seed=[settings.seed, number])
+        search = SearchSettings(
+            budgets=budgets,
+            num_evaluations=rounds.num_evaluations,
+            seed=settings.seed + number,
+            num_levels=settings.num_levels,
+            round_to=settings.round_to,
+        )
+        before = _measured_plans(repository, model_id, calibration_id, evaluate, predictor, budgets)
+        result = run_search(
+            repository, model_id, calibration_id, evaluate, search, on_search, guide=predictor, known=samples
+        )
+        record = train()
+        trained = load_predictor(repository, record)
+        after = _measured_plans(repository, model_id, calibration_id, evaluate, trained, budgets)
+        total = predictor.encoding.grid.max_cost_from[0]
+        reports.append(
+            RoundReport(
+                number=number,
+                sparsities=tuple(round(1.0 - budget / total, 4) for budget in budgets),
+                plan_kl_before=before,
+                plan_kl_after=after,
+                best_kl=_best_known(result, before, after),
+                new_samples=len(training_samples(repository, model_id, calibration_id)) - len(samples),
+                predictor=record.id,
+            )
+        )
+        if on_round is not None:
+            on_round(reports[-1])
+    return record, reports
+
+
+def uncertain_budgets(
+    predictor: "Predictor", samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int]
+) -> tuple[int, ...]:
+    """FFN parameters of the round's targets: in each part of the searched range, the one of the widest interval."""
+    grid = predictor.encoding.grid
+    total, lowest = grid.max_cost_from[0], grid.min_cost_from[0]
+    searched = [
+        sum(w * c[-1] / r[-1] for w, r, c in zip(s.widths, grid.widths, grid.costs, strict=True)) for s in samples
+    ]
+    deep = [kept for kept, s in zip(searched, samples, strict=True) if _num_pruned(grid, s.widths) > 1]
+    low, high = max(min(deep), lowest), min(max(deep), 0.98 * total)
+    rng = np.random.default_rng(list(seed))
+    edges = np.linspace(low, high, rounds.num_targets + 1)
+    chosen = []
+    for left, right in itertools.pairwise(edges):
+        budgets = [int(b) for b in rng.uniform(left, right, CHOICES_PER_TARGET)]
+        free = [b for b in budgets if all(abs(1.0 - b / total - s) > rounds.margin for s in rounds.avoid)]
+        if free:
+            chosen.append(max(free, key=lambda budget: predictor.uncertainty(predictor.propose(budget))))
+    if not chosen:
+        raise InputError(
+            "a round needs a budget that is not to be avoided",
+            values=f"{len(rounds.avoid)} sparsities with a margin of {rounds.margin}",
+            remedy="Avoid fewer, or lower the margin",
+        )
+    return tuple(dict.fromkeys(chosen))
+
+
+def _measured_plans(
+    repository: Repository,
+    model_id: str,
+    calibration_id: str,
+    evaluate: EvaluateInOrder,
+    predictor: "Predictor",
+    budgets: Sequence[int],
+) -> tuple[float, ...]:
+    """Calibration KL of what the predictor proposes for each of `budgets`."""
+    ranking = repository.get_model(model_id).ranking_sha256
+    score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
+    plans: list[Configuration] = [predictor.propose(budget) for budget in budgets]
+    return tuple(m.kl for m in score([tuple(predictor.encoding.grid.widths_of(plan)) for plan in plans]))
+
+
+def _best_known(result: SearchResult, *plans: Sequence[float]) -> tuple[float, ...]:
+    return tuple(min(target.metrics.kl, *found) for target, *found in zip(result.targets, *plans, strict=True))
+
+
+def _mean_ratio(found: Sequence[float], best: Sequence[float]) -> float:
+    return geometric_mean(max(a, KL_FLOOR) / max(b, KL_FLOOR) for a, b in zip(found, best, strict=True))
+
+
+def _num_pruned(grid: LevelGrid, widths: Sequence[int]) -> int:
+    return sum(w < row[-1] for w, row in zip(widths, grid.widths, strict=True))

@@ -1,0 +1,165 @@
+"""Steepest descent on the values over exchanges of levels: one layer goes up, another one down.
+
+All L (L - 1) exchanges are looked at. The process's covariance is a product over layers, so what it says of raising i
+and lowering j is one entry of one matrix product over the anchors. The regression of a pair is first taken as the sum
+of its halves; the most promising ones are then judged in full.
+Letters: J limits, L decoder layers, K levels, N anchors.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_model.costs import BoolArray, LevelCosts
+from policy_model.encoding import KL_FLOOR_NATS
+from policy_model.values import Float32Array, Values
+from pruning.arrays import FloatArray, IntArray
+
+PESSIMISM = 1.0
+"""Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error
+(the optimiser's curse)."""
+
+SMALLEST_GAIN = 1e-5
+"""In log KL: less is float32 rounding, and could go on for ever."""
+
+NUM_JUDGED = 16
+NUM_FINALISTS = 3
+
+
+class LevelValues:
+    """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
+    before it is known where the descent begins."""
+
+    def __init__(self, values: Values, fractions: FloatArray) -> None:
+        self.values, self.fractions = values, fractions
+        basis = values.basis
+        self.own = np.stack([basis.own_kl(column[None])[0] for column in fractions.T], axis=1)  # [L, K]
+        places = np.stack([basis.places(column[None])[0] for column in fractions.T], axis=1)
+        self.apart: Float32Array = np.abs(places[:, :, None] - values.places.T[:, None])  # [L, K, N]
+        step = np.float32(-1.0 / values.kernel.length) * np.diff(self.apart, axis=1)
+        self.up_factor: Float32Array = np.exp(step)
+        self.down_factor: Float32Array = np.exp(-step)
+
+    def fractions_of(self, levels: IntArray) -> FloatArray:
+        """Kept fractions [..., L] of 0-based levels [..., L]."""
+        fractions: FloatArray = self.fractions[np.arange(len(self.fractions)), levels]
+        return fractions
+
+    def pessimistic(self, levels: IntArray) -> FloatArray:
+        """Log KL [B] of `levels` [B, L] and `PESSIMISM` standard deviations: `Values.judge`, read off the tables."""
+        layers, values = np.arange(levels.shape[1]), self.values
+        fractions, own = self.fractions_of(levels), self.own[layers, levels]
+        apart: Float32Array = self.apart[layers, levels].sum(axis=1)
+        process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
+        regression = values.basis.terms(fractions, own) @ values.readout
+        mean = values.basis.base(own) + values.basis.fade(fractions) * (regression + process)
+        deviation = values.deviation(fractions, mean, values.conditional_variance(apart))
+        pessimistic: FloatArray = mean + PESSIMISM * deviation
+        return pessimistic
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """Where a descent stands: 0-based `levels` [L], and their pessimistic log KL `score`."""
+
+    levels: IntArray
+    score: float
+
+
+def improve(table: LevelValues, costs: LevelCosts, start: Descent, slack: IntArray, max_rounds: int) -> Descent:
+    """`start` after at most `max_rounds` exchanges or raises, each the best found, none exceeding `slack` [J]."""
+    here = start
+    for _ in range(max_rounds):
+        found = _best_neighbour(table, costs, here, slack)
+        if found is None or found.score >= here.score - SMALLEST_GAIN:
+            break
+        here = found
+    return here
+
+
+def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack: IntArray) -> Descent | None:
+    """The neighbour of least pessimistic log KL among those that promise most; None if nothing fits."""
+    levels, L, K = here.levels, costs.num_layers, costs.excess.shape[2]
+    layers = np.arange(L)
+    up, down = np.minimum(levels + 1, K - 1), np.maximum(levels - 1, 0)
+    valid = _valid(costs, levels, up, down, slack)
+    if not valid.any():
+        return None
+    own = table.own[layers, levels]
+    own_up, own_down = table.own[layers, up] - own, table.own[layers, down] - own
+    own_down = np.append(own_down, 0.0)
+    base = np.log(np.maximum(own.sum() + own_up[:, None] + own_down, 0.0) + KL_FLOOR_NATS)
+    regression = _regression(table, levels, up, down)
+    process, apart = _process(table, levels)
+    # Beside the dense model the fade is not 1; those few are put right when they are judged.
+    promise = np.where(valid, base + regression + process, np.inf).ravel()
+    count = min(NUM_JUDGED, int(valid.sum()))
+    chosen = np.argpartition(promise, count - 1)[:count]
+    raised, lowered = np.divmod(chosen, L + 1)
+    moved = np.repeat(levels[None], count, axis=0)
+    rows = np.arange(count)
+    moved[rows, raised] = up[raised]
+    exchange = lowered < L
+    moved[rows[exchange], lowered[exchange]] = down[lowered[exchange]]
+    fractions = table.fractions_of(moved)
+    owns = table.own[layers, moved]
+    basis, values = table.values.basis, table.values
+    terms = basis.terms(fractions, owns) @ values.readout
+    means = basis.base(owns) + basis.fade(fractions) * (terms + process.ravel()[chosen])
+    finalists = means.argsort(kind="stable")[:NUM_FINALISTS]
+    far = np.stack([apart + _change(table, levels, moved[f]) for f in finalists])
+    deviation = values.deviation(fractions[finalists], means[finalists], values.conditional_variance(far))
+    scores = means[finalists] + PESSIMISM * deviation
+    best = int(scores.argmin())
+    return Descent(moved[finalists[best]], float(scores[best]))
+
+
+def _valid(costs: LevelCosts, levels: IntArray, up: IntArray, down: IntArray, slack: IntArray) -> BoolArray:
+    """[L, L + 1]: raising i and lowering j fits; the last column lowers nothing."""
+    L = len(levels)
+    layers = np.arange(L)
+    now = costs.excess[:, layers, levels]
+    dearer = costs.excess[:, layers, up] - now  # [J, L]
+    freed = np.concatenate([now - costs.excess[:, layers, down], np.zeros((len(now), 1), dtype=np.int64)], axis=1)
+    left = slack - now.sum(axis=1)
+    valid: BoolArray = np.all(left[:, None, None] - dearer[:, :, None] + freed[:, None] >= 0, axis=0)
+    valid[layers, layers] = False
+    valid[up == levels] = False
+    valid[:, :L][:, down == levels] = False
+    return valid
+
+
+def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArray) -> FloatArray:
+    """[L, L + 1] the regression's part of every move, as the sum of what its two halves change."""
+    L = len(levels)
+    layers = np.arange(L)
+    singles = np.repeat(levels[None], 2 * L + 1, axis=0)
+    singles[layers, layers] = up
+    singles[L + layers, layers] = down
+    owns = table.own[layers, singles]
+    found = table.values.basis.terms(table.fractions_of(singles), owns) @ table.values.readout
+    here = found[-1]
+    lowered = np.append(found[L : 2 * L] - here, 0.0)
+    regression: FloatArray = found[:L, None] + lowered
+    return regression
+
+
+def _process(table: LevelValues, levels: IntArray) -> tuple[FloatArray, Float32Array]:
+    """[L, L + 1] the process's part of every move, exact; and the distances [N] of `levels` from the anchors."""
+    layers = np.arange(len(levels))
+    last = table.up_factor.shape[1] - 1
+    apart: Float32Array = table.apart[layers, levels].sum(axis=0)
+    here = table.values.faded_alpha * np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
+    raised = table.up_factor[layers, np.minimum(levels, last)] * here
+    lowered = table.down_factor[layers, np.maximum(levels - 1, 0)]
+    process = np.concatenate([raised @ lowered.T, raised.sum(axis=1, keepdims=True)], axis=1)
+    return process.astype(np.float64), apart
+
+
+def _change(table: LevelValues, levels: IntArray, moved: IntArray) -> Float32Array:
+    """[N] how much further `moved` [L] is from the anchors than `levels` [L]."""
+    different = np.flatnonzero(levels != moved)
+    change: Float32Array = (table.apart[different, moved[different]] - table.apart[different, levels[different]]).sum(
+        axis=0
+    )
+    return change

@@ -1,0 +1,48 @@
+"""Measured devices in SQL: a row for every profile that was ever registered, the newest of an id answers."""
+
+from sqlalchemy import Select, func, select
+
+from pruning.devices.catalogue import check_not_in_catalogue
+from storage.records import DeviceRecord
+from storage.rows import device_record
+from storage.sql_store import SqlStore, require
+from storage.tables import DeviceRow
+
+
+class DeviceStore(SqlStore):
+    """The device methods of `storage.contract.Repository`."""
+
+    def add_device(self, record: DeviceRecord) -> DeviceRecord:
+        """Register a profile; the stored record is returned if its id's newest profile is equal.
+
+        Raises ConflictError if the catalogue has a device of this id.
+        """
+        check_not_in_catalogue(record.id)
+        with self._writing() as session:
+            newest = session.scalar(_newest(record.id))
+            if newest is not None and (stored := device_record(newest)).profile == record.profile:
+                return stored
+            document = record.profile.model_dump(mode="json")
+            session.add(DeviceRow(id=record.id, profile=document, created_at=record.created_at))
+        return record
+
+    def get_device(self, device_id: str) -> DeviceRecord:
+        """The newest profile of this id; raises NotFoundError."""
+        with self._reading() as session:
+            row = session.scalar(_newest(device_id))
+            return device_record(require(row, "device", device_id, "Measure it with `lop device profile`"))
+
+    def list_devices(self) -> list[DeviceRecord]:
+        """The newest profile of each id, in the order in which the ids were first registered."""
+        newest = (
+            select(func.max(DeviceRow.number).label("number"), func.min(DeviceRow.number).label("first"))
+            .group_by(DeviceRow.id)
+            .subquery()
+        )
+        query = select(DeviceRow).join(newest, DeviceRow.number == newest.c.number).order_by(newest.c.first)
+        with self._reading() as session:
+            return [device_record(row) for row in session.scalars(query)]
+
+
+def _newest(device_id: str) -> Select[DeviceRow]:
+    return select(DeviceRow).where(DeviceRow.id == device_id).order_by(DeviceRow.number.desc()).limit(1)

@@ -1,0 +1,123 @@
+"""Rounds: samples where the predictor is unsure, a better predictor, and nothing near what is to be left alone."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lop.cli import main
+from lop.rounds import SOURCE, RoundReport, RoundSettings, train_in_rounds, uncertain_budgets
+from lop.searching import search_model
+from lop.training import load_predictor, train_model, training_samples
+from mcts.settings import SearchSettings
+from policy_model.training import TrainingSettings
+from pruning.conversations import calibration_id, load_conversations
+from pruning.errors import InputError
+from pruning.metrics import Metrics, Widths
+from storage.contract import Repository
+
+SETTINGS = TrainingSettings(
+    num_levels=6, policy_rounds=1, policy_steps_per_round=20, experts_per_round=16, policy_width=16, policy_blocks=1
+)
+CONVERSATIONS = 6
+
+
+def made_up(widths: Sequence[Widths], /) -> list[Metrics]:
+    """A landscape whose layers differ, and whose neighbours add to each other."""
+    found = []
+    for row in widths:
+        p = [1.0 - w / 48 for w in row]
+        kl = sum((i + 1) * x * x for i, x in enumerate(p)) / 10 + 0.5 * p[0] * p[-1]
+        found.append(Metrics(kl, 1.0 + kl, max(0.0, 1.0 - kl), 100, 50))
+    return found
+
+
+@pytest.fixture
+def searched(repository: Repository, data: Path) -> tuple[Repository, str]:
+    """A search of the tiny model at 30 and 60% on the first conversations; the repository and the set's id."""
+    conversations = load_conversations(data)[:CONVERSATIONS]
+    settings = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
+    search_model(repository, "tiny", conversations, settings, name="data.json")
+    return repository, calibration_id(conversations)
+
+
+def test_a_round_adds_samples_where_it_said_and_reports_what_it_gained(searched: tuple[Repository, str]) -> None:
+    repository, calibration = searched
+    before = len(training_samples(repository, "tiny", calibration))
+    reports: list[RoundReport] = []
+    record, returned = train_in_rounds(
+        repository,
+        "tiny",
+        calibration,
+        made_up,
+        SETTINGS,
+        2,
+        RoundSettings(num_targets=2, num_evaluations=6),
+        on_round=reports.append,
+    )
+    assert reports == returned
+    assert [r.number for r in reports] == [1, 2]
+    after = training_samples(repository, "tiny", calibration)
+    assert len(after) - before == sum(r.new_samples for r in reports) > 0
+    assert record.config["info"]["num_samples"] == len(after)
+    assert repository.latest_predictor("tiny") == record
+    assert {SOURCE, "mcts"} <= {sample.source for sample in after}
+    for report in reports:
+        assert len(report.sparsities) == len(report.plan_kl_before) == len(report.best_kl) == 2
+        assert report.ratio_before >= 1.0
+        assert report.ratio_after >= 1.0
+        assert all(b <= k for b, k in zip(report.best_kl, report.plan_kl_after, strict=True))
+
+
+def test_targets_are_spread_and_keep_away_from_what_is_to_be_avoided(searched: tuple[Repository, str]) -> None:
+    repository, calibration = searched
+    record = train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
+    predictor = load_predictor(repository, record)
+    samples = training_samples(repository, "tiny", calibration)
+    total = predictor.encoding.grid.max_cost_from[0]
+    budgets = uncertain_budgets(predictor, samples, RoundSettings(num_targets=4, num_evaluations=2), seed=[0, 1])
+    assert len(budgets) == 4
+    assert list(budgets) == sorted(budgets)
+    again = uncertain_budgets(predictor, samples, RoundSettings(num_targets=4, num_evaluations=2), seed=[0, 1])
+    assert again == budgets
+    avoid = tuple(1.0 - budget / total for budget in budgets)
+    others = uncertain_budgets(
+        predictor, samples, RoundSettings(num_targets=4, num_evaluations=2, avoid=avoid), seed=[0, 1]
+    )
+    assert all(abs(1.0 - budget / total - s) > 0.01 for budget in others for s in avoid)
+    with pytest.raises(InputError, match="a budget that is not to be avoided"):
+        uncertain_budgets(predictor, samples, RoundSettings(1, 2, avoid=(0.5,), margin=1.0), seed=[0, 1])
+
+
+def test_the_command_reports_its_rounds(
+    searched: tuple[Repository, str],
+    database: str,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    repository, calibration = searched
+    before = len(training_samples(repository, "tiny", calibration))
+    command = ["lop", "train", "-m", "tiny", "--data", str(data), "--conversations", str(CONVERSATIONS)]
+    command += ["--rounds", "1", "--round-targets", "1", "--round-evaluations", "3", "--num-levels", "6"]
+    monkeypatch.setattr(sys, "argv", [*command, "--database", database, "--json"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code in (0, None), err
+    (report,) = json.loads(out)["rounds"]
+    assert report["new_samples"] == len(training_samples(repository, "tiny", calibration)) - before
+    assert "round 1:" in err
+
+
+def test_rounds_without_data_are_refused(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lop", "train", "-m", "tiny", "--rounds", "2", "--database", database])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--rounds 2 without --data" in capsys.readouterr().err

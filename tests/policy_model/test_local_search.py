@@ -1,0 +1,152 @@
+"""Descent over exchanges against brute force, and the experts that it makes."""
+
+import numpy as np
+import pytest
+
+from policy_model.costs import LevelCosts
+from policy_model.dataset import TrainingData, training_data
+from policy_model.encoding import Encoding, encode
+from policy_model.experts import find_expert, level_values, made_up_costs, pricings, random_slacks, starting_points
+from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve
+from policy_model.policy import Policy
+from policy_model.policy_config import PolicyConfig
+from policy_model.policy_training import PolicyTraining
+from policy_model.value_training import fit_values
+from pruning.levels import LevelGrid
+from tests.policy_model.landscape import anatomy_of, samples_of
+
+UNEVEN = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
+GRID = LevelGrid.build(UNEVEN, num_levels=4, round_to=8)
+SAMPLES = samples_of(UNEVEN, GRID)
+COSTS = LevelCosts.of_grid(GRID)
+SLACK = np.array([600], dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def encoding() -> Encoding:
+    return encode(UNEVEN, GRID, SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def data(encoding: Encoding) -> TrainingData:
+    return training_data(GRID, encoding, SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def table(encoding: Encoding, data: TrainingData) -> LevelValues:
+    return level_values(encoding, fit_values(encoding, data).values)
+
+
+def start_at(table: LevelValues, levels: list[int]) -> Descent:
+    row = np.array(levels)
+    return Descent(row, float(table.pessimistic(row[None])[0]))
+
+
+def neighbours(levels: np.ndarray, slack: np.ndarray) -> list[np.ndarray]:
+    """All raises and exchanges that fit."""
+    found = []
+    for up in range(5):
+        for down in (None, *range(5)):
+            moved = levels.copy()
+            moved[up] += 1
+            if down is not None:
+                moved[down] -= 1
+            if up != down and moved.max() < 4 and moved.min() >= 0 and (COSTS.spent(moved[None])[0] <= slack).all():
+                found.append(moved)
+    return found
+
+
+def test_one_round_finds_the_best_neighbour(table: LevelValues) -> None:
+    for levels in ([3, 0, 3, 1, 0], [0, 1, 1, 2, 1], [1, 1, 1, 1, 1]):
+        start = start_at(table, levels)
+        found = improve(table, COSTS, start, SLACK, 1)
+        scores = table.pessimistic(np.stack(neighbours(start.levels, SLACK)))
+        assert found.score == pytest.approx(min(float(scores.min()), start.score), abs=2e-3)
+
+
+def test_the_process_of_an_exchange_is_that_of_the_result(table: LevelValues) -> None:
+    """One matrix product over the anchors, against the covariance of each neighbour."""
+    levels = np.array([1, 2, 1, 2, 1])
+    process, _ = _process(table, levels)
+    for up, down in ((0, 1), (4, 2), (3, 5)):
+        moved = levels.copy()
+        moved[up] += 1
+        if down < 5:
+            moved[down] -= 1
+        x = table.fractions_of(moved[None])
+        expected = table.values._covariance(x) @ table.values.faded_alpha
+        assert process[up, down] == pytest.approx(float(expected[0]), rel=1e-3, abs=1e-4)
+
+
+def test_descent_keeps_to_the_slack_and_ends_where_no_exchange_helps(table: LevelValues) -> None:
+    start = start_at(table, [0, 0, 0, 0, 0])
+    end = improve(table, COSTS, start, SLACK, 50)
+    assert end.score < start.score
+    assert (COSTS.spent(end.levels[None]) <= SLACK).all()
+    scores = table.pessimistic(np.stack(neighbours(end.levels, SLACK)))
+    assert end.score <= float(scores.min()) + max(SMALLEST_GAIN, 2e-3)
+    assert end.score == pytest.approx(float(table.pessimistic(end.levels[None])[0]), abs=1e-4)
+
+
+def test_a_wrong_allocation_is_put_right(table: LevelValues) -> None:
+    """Layer 1 is by far the most sensitive, layer 3 hardly at all."""
+    wrong = start_at(table, [3, 0, 3, 3, 3])
+    slack = COSTS.spent(wrong.levels[None])[0]
+    better = improve(table, COSTS, wrong, slack, 10)
+    assert better.levels[1] > 0
+    assert better.score < wrong.score - 0.1
+
+
+def test_the_dense_model_stays(table: LevelValues) -> None:
+    dense = start_at(table, [3] * 5)
+    assert improve(table, COSTS, dense, COSTS.most_from[0], 5).levels.tolist() == [3] * 5
+
+
+def test_made_up_costs_grow_with_the_level_and_differ(encoding: Encoding) -> None:
+    rng = np.random.default_rng(0)
+    several = [made_up_costs(encoding, rng) for _ in range(8)]
+    for costs in several:
+        assert (np.diff(costs.excess, axis=2) >= 0).all()
+        assert (costs.excess[:, :, 0] == 0).all()
+        assert (costs.excess[:, :, -1] > 0).all()
+    shapes = {tuple((c.excess[0, 0] * 100 // c.excess[0, 0, -1]).tolist()) for c in several}
+    assert len(shapes) > 3
+
+
+def test_experts_fit_their_budgets_and_are_no_worse_than_their_starts(
+    encoding: Encoding, data: TrainingData, table: LevelValues
+) -> None:
+    for kind, pricing in enumerate(pricings(encoding, seed=0)):
+        better = 0
+        for slack in random_slacks(encoding, data, pricing, 5, [0, kind]).tolist():
+            starts = starting_points(data, pricing, slack)
+            found = find_expert(table, pricing, starts, slack)
+            assert pricing.costs.spent(found[None])[0, 0] <= slack
+            assert all(pricing.costs.spent(np.array([row]))[0, 0] <= slack for row in starts)
+            value, start = table.pessimistic(found[None])[0], table.pessimistic(np.array(starts))
+            assert value <= start.min() + 1e-4
+            better += bool(value < start[0] - 1e-3)
+        assert better or kind
+
+
+def test_no_example_asks_the_policy_for_what_does_not_fit(encoding: Encoding, data: TrainingData) -> None:
+    config = PolicyConfig(5, 4, encoding.features.shape[1], width=16, num_blocks=1)
+    values = fit_values(encoding, data).values
+    training = PolicyTraining(Policy(config), values, encoding, data, seed=0, steps=1)
+    for round_index in range(3):
+        training.find_experts(round_index, 16)
+    examples = training.examples()
+    assert len(examples.levels) > 40
+    assert examples.weights.sum() == pytest.approx(1.0)
+    for kind, pricing in enumerate(training.pricings):
+        own = examples.pricing == kind
+        spent = pricing.costs.spent(examples.levels[own])[:, 0]
+        assert (spent <= examples.lowest[own]).all()
+        assert (examples.lowest[own] <= examples.highest[own]).all()
+    assert np.isfinite(training.error())
+
+
+def test_the_tables_judge_as_the_values_do(table: LevelValues) -> None:
+    levels = np.random.default_rng(3).integers(0, 4, (20, 5))
+    mean, deviation = table.values.judge(table.fractions_of(levels))
+    np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * deviation, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,161 @@
+"""Devices over HTTP: the catalogue, registering a profile, and everything a profile may do wrong."""
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pruning.devices import DEVICES
+from pruning.errors import NotFoundError
+from service.devices import find_device
+from storage.contract import Repository
+from tests.pruning.made_up_devices import made_up_profile
+from tests.service.test_errors import problem_of
+
+JSON = {"Content-Type": "application/json"}
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def profile() -> dict[str, Any]:
+    document: dict[str, Any] = made_up_profile("bench").model_dump(mode="json")
+    return document
+
+
+def test_the_catalogue(client: TestClient) -> None:
+    page = client.get("/v1/devices").json()
+    assert [item["id"] for item in page["items"]] == list(DEVICES)
+    l4 = next(item for item in page["items"] if item["id"] == "l4")
+    assert l4 == {
+        "id": "l4",
+        "name": "NVIDIA L4",
+        "memory_bytes": 24 * 2**30,
+        "flops_per_s": {"F32": 30.3e12, "F16": 121e12, "BF16": 121e12},
+        "bandwidth_bytes_per_s": 300e9,
+        "measured": False,
+        "source": "NVIDIA L4 data sheet",
+    }
+    assert client.get("/v1/devices/l4").json() == l4 | {"profile": None}
+
+
+def test_a_registered_device_is_listed_behind_the_catalogue(client: TestClient, profile: dict[str, Any]) -> None:
+    answer = client.post("/v1/devices", json=profile)
+    assert answer.status_code == 201
+    assert answer.headers["location"] == "/v1/devices/bench"
+    assert answer.json() == client.get("/v1/devices/bench").json()
+    assert answer.json()["profile"] == profile
+    assert answer.json()["measured"] is True
+    assert "made-up processor" in answer.json()["source"]
+    page = client.get("/v1/devices", params={"limit": 1, "offset": len(DEVICES)}).json()
+    assert (page["total"], page["items"][0]["id"], page["next"]) == (len(DEVICES) + 1, "bench", None)
+
+
+def test_a_later_profile_takes_the_place_of_an_earlier_one(
+    client: TestClient, repository: Repository, profile: dict[str, Any]
+) -> None:
+    client.post("/v1/devices", json=profile)
+    client.post("/v1/devices", json=profile | {"memory_bytes": 7})
+    assert client.get("/v1/devices/bench").json()["memory_bytes"] == 7
+    assert find_device(repository, "bench").memory_bytes == 7
+    assert client.get("/v1/devices").json()["total"] == len(DEVICES) + 1
+
+
+def test_find_device_knows_both_kinds(client: TestClient, repository: Repository, profile: dict[str, Any]) -> None:
+    assert find_device(repository, "l4") is DEVICES["l4"]
+    with pytest.raises(NotFoundError, match=r"'bench'.*Known devices: jetson-orin-nano-8gb, .*lop device profile"):
+        find_device(repository, "bench")
+    client.post("/v1/devices", json=profile)
+    device = find_device(repository, "bench")
+    assert device.profile == made_up_profile("bench")
+    assert device.peak_flops_of("F32") == 1e11
+    with pytest.raises(NotFoundError, match=r"'toaster'.*laptop-16gb, bench\."):
+        find_device(repository, "toaster")
+
+
+def test_the_catalogues_ids_are_taken(client: TestClient, profile: dict[str, Any]) -> None:
+    problem = problem_of(client.post("/v1/devices", json=profile | {"id": "l4"}), 409)
+    assert problem["type"] == "urn:lop:conflict"
+    assert "Choose another id" in str(problem["remedy"])
+
+
+def test_an_unknown_device_is_404(client: TestClient) -> None:
+    problem = problem_of(client.get("/v1/devices/toaster"), 404)
+    assert problem["values"] == "'toaster'"
+    assert "l4" in str(problem["remedy"])
+
+
+def layer(**change: Any) -> Edit:
+    return lambda document: document["layers"][0].update(change)
+
+
+def outside(**change: Any) -> Edit:
+    return lambda document: document["outside"][0].update(change)
+
+
+def whole(**change: Any) -> Edit:
+    return lambda document: document.update(change)
+
+
+def without(name: str) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        del document[name]
+
+    return edit
+
+
+FALLING = [[1.0, 2.0, 3.0], [2.0, 4.0, 3.9]]
+
+BROKEN: dict[str, tuple[Edit, str]] = {
+    "no id": (without("id"), "id"),
+    "an id with a slash": (whole(id="a/b"), "id"),
+    "an id that is no text": (whole(id=7), "id"),
+    "a name with a NUL": (whole(name="a\0b"), "name"),
+    "no memory": (without("memory_bytes"), "memory_bytes"),
+    "zero memory": (whole(memory_bytes=0), "memory_bytes"),
+    "negative memory": (whole(memory_bytes=-1), "memory_bytes"),
+    "fractional memory": (whole(memory_bytes=1.5), "memory_bytes"),
+    "memory beyond 64 bits": (whole(memory_bytes=2**70), "memory_bytes"),
+    "an unknown kind": (whole(kind="tpu"), "kind"),
+    "an unknown field": (whole(colour="red"), "colour"),
+    "no figure of F32": (whole(flops_per_s={"F16": 1e12}), "flops_per_s needs the figure of F32"),
+    "a figure of zero": (whole(flops_per_s={"F32": 0.0}), "flops_per_s"),
+    "an unknown dtype": (whole(flops_per_s={"F32": 1.0, "F8": 1.0}), "flops_per_s"),
+    "no bandwidth": (without("bandwidth_bytes_per_s"), "bandwidth_bytes_per_s"),
+    "infinite bandwidth": (whole(bandwidth_bytes_per_s=1e400), "bandwidth_bytes_per_s"),
+    "two tables of one key": (lambda d: d["layers"].append(copy.deepcopy(d["layers"][0])), "one table a shape"),
+    "a missing row": (layer(prefill_ms=[[1.0, 2.0, 3.0]]), "prefill_ms needs 2 rows of 3 times"),
+    "a missing cell": (layer(prefill_ms=[[1.0, 2.0, 3.0], [1.0, 2.0]]), "prefill_ms needs 2 rows of 3 times"),
+    "an empty cell": (layer(decode_ms=[[1.0, None, 3.0], [1.0, 2.0, 3.0]]), "decode_ms.0.1"),
+    "a time in words": (layer(decode_ms=[["1", 2.0, 3.0], [1.0, 2.0, 3.0]]), "decode_ms.0.0"),
+    "a time of zero": (layer(decode_ms=[[0.0, 2.0, 3.0], [1.0, 2.0, 3.0]]), "decode_ms.0.0"),
+    "a negative time": (layer(prefill_ms=[[-1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]), "prefill_ms.0.0"),
+    "a time that is no number": (layer(prefill_ms=[[1.0, float("nan"), 3.0], [1.0, 2.0, 3.0]]), "prefill_ms.0.1"),
+    "an endless time": (layer(prefill_ms=[[1.0, 2.0, 1e300], [1.0, 2.0, 3.0]]), "prefill_ms.0.2"),
+    "a prefill that falls": (layer(prefill_ms=FALLING), "prefill_ms[1] must not fall while the width grows"),
+    "a decode that falls": (layer(decode_ms=FALLING), "decode_ms[1] must not fall while the width grows"),
+    "widths out of order": (layer(ffn_widths=[8, 32, 16]), "ffn_widths must ascend"),
+    "a width twice": (layer(ffn_widths=[8, 8, 32]), "ffn_widths must ascend"),
+    "no widths": (layer(ffn_widths=[], prefill_ms=[[], []], decode_ms=[[], []]), "ffn_widths"),
+    "prompts out of order": (layer(prompt_tokens=[20, 10]), "prompt_tokens must ascend"),
+    "a batch of zero": (layer(batch=0), "batch"),
+    "a shape of nothing": (layer(shape={}), "shape"),
+    "no vision time": (outside(vision_ms=-1.0), "vision_ms"),
+    "a missing prompt": (outside(prefill_ms=[5.0]), "prefill_ms needs a time for each of 2 prompt lengths, found 1"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_profile_is_422_and_says_where(client: TestClient, profile: dict[str, Any], name: str) -> None:
+    edit, where = BROKEN[name]
+    edit(profile)
+    problem = problem_of(client.post("/v1/devices", content=json.dumps(profile), headers=JSON), 422)
+    assert where in str(problem["rule"])
+    assert client.get("/v1/devices").json()["total"] == len(DEVICES)
+
+
+def test_a_profile_is_json(client: TestClient) -> None:
+    problem_of(client.post("/v1/devices", content="{}"), 415)
+    problem_of(client.post("/v1/devices", content="{", headers=JSON), 422)
