@@ -19,7 +19,6 @@ from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from policy_model.training import TrainingSettings
 from pruning.metrics import Metrics
-from storage.contract import Repository
 from storage.records import Sample
 
 TRAINED_TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -98,11 +97,6 @@ def read_samples(path: Path, subject: Subject) -> list[tuple[int, Sample]]:
             key = (MODEL_ID, subject.ranking.sha256, subject.calibration_id)
             found.append((int(row["round"]), Sample(*key, widths, metrics, float(row["seconds"]), row["source"])))
     return found
-
-
-def register_samples(repository: Repository, samples: Iterable[tuple[int, Sample]]) -> None:
-    """Store them where a service finds them."""
-    repository.add_samples([sample for _, sample in samples])
 
 
 if __name__ == "__main__":

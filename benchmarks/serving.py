@@ -42,7 +42,7 @@ from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 LARGE = "large"
 NUM_LAYERS = 32
 ROUND_TO = 64
-NUM_SEQUENCES, SEQUENCE_TOKENS, ANSWER_TOKENS = 2, 640, 32
+NUM_SEQUENCES, SEQUENCE_TOKENS, ANSWER_TOKENS = 4, 640, 32
 """576 image tokens and a short conversation."""
 
 SEARCH_EVALUATIONS = 300

@@ -1,10 +1,12 @@
 """Sizes, times and operation counts as people write them, read strictly: a number and a unit of the right kind."""
 
 import re
+import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
 
 from pruning.errors import InputError
+from pruning.plan import INT64_MAX
 
 _BYTES = {
     "B": 1,
@@ -39,7 +41,14 @@ def _parse(text: str, units: Mapping[str, int | Decimal], *, least: int | Decima
     if match is None or unit is None or Decimal(match[1]) * unit < least:
         raise InputError(
             f"{kind} is a number above zero and one of the units {', '.join(units)}",
-            values=repr(text),
+            values=reprlib.repr(text),
             remedy=f"Write {example}",
         )
-    return Decimal(match[1]) * unit
+    found = Decimal(match[1]) * unit
+    if found > INT64_MAX:
+        raise InputError(
+            f"{kind} fits 64 bits",
+            values=reprlib.repr(text),
+            remedy=f"Ask for less than {INT64_MAX}, such as {example}",
+        )
+    return found

@@ -26,7 +26,6 @@ from storage.records import PredictorRecord, Sample
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor
-    from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
 
 SOURCE = "rounds"
@@ -51,7 +50,7 @@ class RoundSettings:
     num_targets: int = DEFAULT_TARGETS
     num_evaluations: int = DEFAULT_EVALUATIONS
     avoid: tuple[float, ...] = ()
-    margin: float = 0.01
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
         if self.num_targets < 1 or self.num_evaluations < 2:
@@ -107,7 +106,6 @@ def train_in_rounds(
     rounds: RoundSettings | None = None,
     *,
     on_search: Progress = silent,
-    on_training: "ProgressCallback | None" = None,
     on_round: Callable[[RoundReport], None] | None = None,
 ) -> tuple[PredictorRecord, list[RoundReport]]:
     """A predictor after `num_rounds` rounds, registered as every one on the way, and what the rounds gained.
@@ -119,7 +117,7 @@ def train_in_rounds(
     rounds = rounds or RoundSettings()
 
     def train() -> PredictorRecord:
-        return train_model(repository, model_id, settings, calibration_id=calibration_id, progress=on_training)
+        return train_model(repository, model_id, settings, calibration_id=calibration_id)
 
     record, reports = train(), []
     for number in range(1, num_rounds + 1):

@@ -24,7 +24,10 @@ CHOSEN_WITHIN = 0.01
 """Retention within which samples count as alternatives of each other."""
 
 CHOSEN_SHARE = 0.1
-"""Of the alternatives: those that count as chosen."""
+"""Of the alternatives: those that count as chosen; more where that makes fewer than `LEAST_CHOSEN` of all."""
+
+LEAST_CHOSEN = 40
+"""Fewer than 19 scores could not tell the ends of a 90% interval."""
 
 MAX_CURVE_POINTS = 64
 
@@ -153,9 +156,10 @@ def _binomial(accuracy: FloatArray) -> FloatArray:
 def chosen_among_neighbours(predicted: FloatArray, retention: FloatArray) -> NDArray[np.bool_]:
     """bool [R]: of least prediction among the samples of about the same retention."""
     chosen = np.zeros(len(predicted), dtype=np.bool_)
+    share = min(1.0, max(CHOSEN_SHARE, LEAST_CHOSEN / len(predicted)))
     for index, (value, kept) in enumerate(zip(predicted, retention, strict=True)):
         near = predicted[np.abs(retention - kept) <= CHOSEN_WITHIN]
-        chosen[index] = value <= np.quantile(near, CHOSEN_SHARE)
+        chosen[index] = value <= np.quantile(near, share)
     return chosen
 
 

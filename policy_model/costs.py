@@ -122,8 +122,9 @@ class LevelCosts:
         layers l.. cost dense; this layer's dense excess over what is left; this layer's share of all; and the shape of
         its costs, levels 2..K relative to dense. None is over 2 but the layer's share.
         """
-        rest = np.maximum(self.most_from[layer], 1)
-        reach = slack / rest
+        rest = self.most_from[layer]
+        # What costs nothing from here on limits nothing, however little of it is left.
+        reach = np.where(rest > 0, slack / np.maximum(rest, 1), np.inf)
         j = reach.argmin(axis=1) if slack.shape[1] > 1 else np.zeros(len(slack), dtype=np.int64)
         rows = np.arange(len(slack))
         left = slack[rows, j]

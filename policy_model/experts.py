@@ -16,7 +16,6 @@ from policy_model.costs import LevelCosts
 from policy_model.dataset import TrainingData
 from policy_model.encoding import Encoding
 from policy_model.local_search import Descent, LevelValues, improve
-from policy_model.values import Values
 from pruning.allocators.additive_dp import CostToGo, cost_to_go, fill_up
 from pruning.arrays import FloatArray, IntArray
 from pruning.levels import LevelGrid
@@ -127,8 +126,3 @@ def find_expert(table: LevelValues, pricing: Pricing, starts: Sequence[Sequence[
         for start, score in zip(levels, scores, strict=True)
     ]
     return min(ends, key=lambda end: end.score).levels
-
-
-def level_values(encoding: Encoding, values: Values) -> LevelValues:
-    """The values at the levels of the grid itself."""
-    return LevelValues(values, encoding.kept_fractions(np.array(encoding.grid.widths).T).T)

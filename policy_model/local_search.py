@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_model.costs import BoolArray, LevelCosts
-from policy_model.encoding import KL_FLOOR_NATS
+from policy_model.encoding import KL_FLOOR_NATS, Encoding
 from policy_model.values import Float32Array, Values
 from pruning.arrays import FloatArray, IntArray
 
@@ -36,9 +36,11 @@ class LevelValues:
         self.own = np.stack([basis.own_kl(column[None])[0] for column in fractions.T], axis=1)  # [L, K]
         places = np.stack([basis.places(column[None])[0] for column in fractions.T], axis=1)
         self.apart: Float32Array = np.abs(places[:, :, None] - values.places.T[:, None])  # [L, K, N]
-        step = np.float32(-1.0 / values.kernel.length) * np.diff(self.apart, axis=1)
-        self.up_factor: Float32Array = np.exp(step)
-        self.down_factor: Float32Array = np.exp(-step)
+        self.up, self.down = _next_different(fractions)
+        layers = np.arange(len(fractions))[:, None]
+        scale = np.float32(-1.0 / values.kernel.length)
+        self.up_factor: Float32Array = np.exp(scale * (self.apart[layers, self.up] - self.apart))
+        self.down_factor: Float32Array = np.exp(scale * (self.apart[layers, self.down] - self.apart))
 
     def fractions_of(self, levels: IntArray) -> FloatArray:
         """Kept fractions [..., L] of 0-based levels [..., L]."""
@@ -66,6 +68,25 @@ class Descent:
     score: float
 
 
+def level_values(encoding: Encoding, values: Values) -> LevelValues:
+    """The values at the levels of the grid itself."""
+    return LevelValues(values, encoding.kept_fractions(np.array(encoding.grid.widths).T).T)
+
+
+def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:
+    """[L, K] twice: the level next above, and next below, whose fraction is another one; itself where there is none.
+
+    Levels that are brought down to coarse widths may coincide, and a step between them would be none.
+    """
+    K = fractions.shape[1]
+    k = np.arange(K)
+    wider = fractions[:, None] > fractions[:, :, None]  # [L, from, to]
+    up = np.where(wider.any(axis=2), wider.argmax(axis=2), k)
+    narrower = fractions[:, None] < fractions[:, :, None]
+    down = np.where(narrower.any(axis=2), K - 1 - narrower[:, :, ::-1].argmax(axis=2), k)
+    return up, down
+
+
 def improve(table: LevelValues, costs: LevelCosts, start: Descent, slack: IntArray, max_rounds: int) -> Descent:
     """`start` after at most `max_rounds` exchanges or raises, each the best found, none exceeding `slack` [J]."""
     here = start
@@ -79,9 +100,9 @@ def improve(table: LevelValues, costs: LevelCosts, start: Descent, slack: IntArr
 
 def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack: IntArray) -> Descent | None:
     """The neighbour of least pessimistic log KL among those that promise most; None if nothing fits."""
-    levels, L, K = here.levels, costs.num_layers, costs.excess.shape[2]
+    levels, L = here.levels, costs.num_layers
     layers = np.arange(L)
-    up, down = np.minimum(levels + 1, K - 1), np.maximum(levels - 1, 0)
+    up, down = table.up[layers, levels], table.down[layers, levels]
     valid = _valid(costs, levels, up, down, slack)
     if not valid.any():
         return None
@@ -112,6 +133,24 @@ def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack:
     scores = means[finalists] + PESSIMISM * deviation
     best = int(scores.argmin())
     return Descent(moved[finalists[best]], float(scores[best]))
+
+
+def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
+    """[L] how much log KL falls per dense width of a layer, going from `levels` [L] one level up; 0 where dense."""
+    layers = np.arange(len(levels))
+    up = table.up[layers, levels]
+    own = table.own[layers, levels]
+    owns = np.append(own.sum() + table.own[layers, up] - own, own.sum())
+    base = np.log(np.maximum(owns, 0.0) + KL_FLOOR_NATS)
+    process, apart = _process(table, levels)
+    here = table.values.faded_alpha @ np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
+    singles = np.repeat(levels[None], len(levels) + 1, axis=0)
+    singles[layers, layers] = up
+    terms = table.values.basis.terms(table.fractions_of(singles), table.own[layers, singles])
+    values = base + terms @ table.values.readout + np.append(process[:, -1], here)
+    wider = table.fractions[layers, up] - table.fractions[layers, levels]
+    worth: FloatArray = np.where(wider > 0.0, (values[-1] - values[:-1]) / np.maximum(wider, 1e-12), 0.0)
+    return worth
 
 
 def _valid(costs: LevelCosts, levels: IntArray, up: IntArray, down: IntArray, slack: IntArray) -> BoolArray:
@@ -147,11 +186,10 @@ def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArr
 def _process(table: LevelValues, levels: IntArray) -> tuple[FloatArray, Float32Array]:
     """[L, L + 1] the process's part of every move, exact; and the distances [N] of `levels` from the anchors."""
     layers = np.arange(len(levels))
-    last = table.up_factor.shape[1] - 1
     apart: Float32Array = table.apart[layers, levels].sum(axis=0)
     here = table.values.faded_alpha * np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
-    raised = table.up_factor[layers, np.minimum(levels, last)] * here
-    lowered = table.down_factor[layers, np.maximum(levels - 1, 0)]
+    raised = table.up_factor[layers, levels] * here
+    lowered = table.down_factor[layers, levels]
     process = np.concatenate([raised @ lowered.T, raised.sum(axis=1, keepdims=True)], axis=1)
     return process.astype(np.float64), apart
 

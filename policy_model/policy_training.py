@@ -14,11 +14,11 @@ from policy_model.encoding import Encoding
 from policy_model.experts import (
     PARAMETER_SHARE,
     find_expert,
-    level_values,
     pricings,
     random_slacks,
     starting_points,
 )
+from policy_model.local_search import level_values
 from policy_model.policy import Policy, policy_loss
 from policy_model.schedule import scheduled
 from policy_model.values import Values

@@ -17,23 +17,23 @@ from policy_model.costs import LevelCosts
 from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
 from policy_model.encoding import Encoding
-from policy_model.experts import level_values
-from policy_model.local_search import Descent, LevelValues, improve
+from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
 from policy_model.policy_config import PolicyConfig
 from policy_model.values import Basis, Kernel, Values
+from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError
 from pruning.levels import Configuration
-from pruning.limits import Limits
+from pruning.limits import Limits, Worth
 
 FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
 
 NUM_CANDIDATES = 8
-NUM_WALKERS = 3
+NUM_WALKERS = 2
 """Candidates that are improved: the best of those that the policy decodes and of those that were measured."""
 
 MAX_ROUNDS = 6
@@ -136,8 +136,7 @@ class Predictor:
         if limits.allows_everything:
             widths = [int(row[-1]) for row in limits.steps.widths]
         else:
-            start = self._start(limits)
-            widths = limits.repair(start, _Once(lambda: self._worth(limits, start)))
+            widths = limits.repair(*self._start(limits))
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
         accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation)
@@ -168,16 +167,20 @@ class Predictor:
         chosen = np.array(levels, dtype=np.int64) - 1
         return self._decoder.next_level(LevelCosts.of_grid(grid), slack, chosen)
 
-    def _start(self, limits: Limits) -> list[int]:
-        """Widths [L] of the chosen levels; below the grid, those of level 1, to be narrowed."""
+    def _start(self, limits: Limits) -> tuple[list[int], Worth | None]:
+        """Widths [L] of the chosen levels, and what their channels are worth; below the grid, those of equal retention.
+
+        Nothing was measured down there, and the expected error says so.
+        """
         costs, widths, slack = LevelCosts.of_limits(self.encoding.grid, limits)
         if (slack < 0).any():
-            return [int(row[0]) for row in widths]
+            return uniform_widths(limits), None
         fractions = widths / self.encoding.dense_widths[:, None]
         usual = self._grid_values
         table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
         levels = self._choose(costs, slack, table)
-        return [int(row[level]) for row, level in zip(widths, levels, strict=True)]
+        start = [int(row[level]) for row, level in zip(widths, levels, strict=True)]
+        return start, _Once(lambda: worth_of_raising(table, levels) / self.encoding.dense_widths)
 
     @cached_property
     def _grid_values(self) -> LevelValues:
@@ -191,16 +194,6 @@ class Predictor:
         best = scores.argsort(kind="stable")[:NUM_WALKERS]
         ends = [improve(table, costs, Descent(candidates[i], float(scores[i])), slack, MAX_ROUNDS) for i in best]
         return min(ends, key=lambda end: end.score).levels
-
-    def _worth(self, limits: Limits, widths: list[int]) -> FloatArray:
-        """[L] how much log KL falls per channel when a layer of `widths` [L] grows by one step."""
-        here = limits.steps.at_most(widths)
-        grown = np.minimum(here + 1, [len(row) - 1 for row in limits.steps.widths])
-        rows = np.array([limits.steps.of(np.where(np.arange(len(here)) == i, grown, here)) for i in range(len(here))])
-        values = self.values(self.encoding.kept_fractions(np.concatenate([rows, [limits.steps.of(here)]])))
-        channels = np.maximum((rows - limits.steps.of(here)).sum(axis=1), 1)
-        worth: FloatArray = (values[-1] - values[:-1]) / channels
-        return worth
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
@@ -230,6 +223,8 @@ class Predictor:
         try:
             encoding = Encoding.from_dict(config["encoding"])
             tensors = load_tensors(weights)
+            if not all(np.isfinite(x).all() for x in tensors.values()):
+                raise ValueError("a weight is not a finite number")
             policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
             fitted = {n.removeprefix("values."): x for n, x in tensors.items() if n.startswith("values.")}
             values = Values(Basis(encoding), Kernel(**config["kernel"]), fitted)

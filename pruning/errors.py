@@ -58,7 +58,7 @@ class InfeasibleBudgetError(InfeasibleTargetError):
     """
 
     def __init__(
-        self, rule: str, *, values: str = "", remedy: str = "", binding: str, nearest_values: dict[str, float]
+        self, rule: str, *, values: str = "", remedy: str = "", binding: str, nearest_values: dict[str, int | float]
     ) -> None:
         super().__init__(rule, values=values, remedy=remedy, nearest=nearest_values[binding])
         self.binding = binding

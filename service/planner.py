@@ -15,6 +15,7 @@ from pruning.limits import LimitKind, WidthSteps
 from pruning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
 from pruning.planning import exceeded_limits, make_plan
 from service.devices import find_device
+from service.lru_cache import LruCache
 from service.methods.additive import AdditiveMethod
 from service.methods.family import Answer, MethodFamily, Question, Unavailable
 from service.methods.names import BEST_FIRST, Method
@@ -30,12 +31,16 @@ from storage.records import BINARY, ModelRecord, PlanRecord
 
 _logger = logging.getLogger("service.planner")
 
+# An anatomy of 32 layers takes some hundred kilobytes.
+_MAX_CACHED_MODELS = 32
+
 
 class Planner:
     """Answers plan requests from what is stored. Thread-safe; blocks, so call it off the event loop."""
 
     def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
         self._repository = repository
+        self._models: LruCache[str, ModelRecord] = LruCache(_MAX_CACHED_MODELS)
         self._predictor_method = PredictorMethod(repository, predictors)
         statistical, searched = StatisticalMethods(repository), SearchedMethods(repository)
         self._families: dict[Method, MethodFamily] = {
@@ -96,7 +101,8 @@ class Planner:
 
     def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, Device | None]:
         """What is asked for, after checks that it can be met and that everything it names is there."""
-        model = self._repository.get_model(request.model)
+        # A model that is registered never changes; reading it means parsing every tensor's shape.
+        model = self._models.get(request.model, lambda: self._repository.get_model(request.model))
         device = None if request.device is None else find_device(self._repository, request.device)
         target = _target(request, device)
         workload = Workload() if target.budget is None else target.budget.workload

@@ -335,6 +335,6 @@ class Problem(BaseModel):
     remedy: str = ""
     nearest: float | None = Field(default=None, description="Closest feasible value, for an infeasible target.")
     binding: str | None = Field(default=None, description="The limit that an infeasible budget exceeds most.")
-    nearest_values: dict[str, float] | None = Field(
+    nearest_values: dict[str, int | float] | None = Field(
         default=None, description="Closest feasible value of every limit of an infeasible budget, `binding` included."
     )

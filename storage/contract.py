@@ -115,6 +115,10 @@ class Repository(ABC):
     def latest_predictor(self, model_id: str) -> PredictorRecord | None: ...
 
     @abstractmethod
+    def latest_predictor_id(self, model_id: str) -> str | None:
+        """The id of `latest_predictor` alone: to see whether there is a new one, without reading all of it."""
+
+    @abstractmethod
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]: ...
 
     # -- devices -------------------------------------------------------------------------------------------------

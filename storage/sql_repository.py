@@ -161,6 +161,12 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
             row = session.scalar(query.order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc()))
             return None if row is None else predictor_record(row)
 
+    def latest_predictor_id(self, model_id: str) -> str | None:
+        """As `latest_predictor`, its id alone."""
+        query = select(PredictorRow.id).where(PredictorRow.model_id == model_id).limit(1)
+        with self._reading() as session:
+            return session.scalar(query.order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc()))
+
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
         """Predictors of one model or of all, oldest first."""
         query = select(PredictorRow).order_by(PredictorRow.created_at, PredictorRow.id)
@@ -183,20 +189,18 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
             "created_at": plan.created_at,
         }
         with self._writing() as session:
-            stored = _find_plan(session, record.request_key)
-            if stored is not None:
-                return stored
             require_model(session, plan.model.id)
             savepoint = session.begin_nested()
-            self._insert_new(session, PlanRow, [row])
-            first = plan_of(session.get_one(PlanRow, plan.plan_id))
-            if first.model_copy(update={"created_at": plan.created_at}) != plan:
-                raise conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
+            first = plan
+            if not self._insert_new(session, PlanRow, [row]):
+                first = plan_of(session.get_one(PlanRow, plan.plan_id))
+                if first.model_copy(update={"created_at": plan.created_at}) != plan:
+                    raise conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
             request = {"request_key": record.request_key, "plan_id": plan.plan_id}
             if self._insert_new(session, PlanRequestRow, [request]):
                 savepoint.commit()
                 return PlanRecord(request_key=record.request_key, plan=first)
-            savepoint.rollback()  # lost the race: the plan that nobody asked for goes too
+            savepoint.rollback()  # it was answered before: the plan that nobody asked for goes again
             stored = _find_plan(session, record.request_key)
             assert stored is not None, "the insert waited for the request that was there first"
             return stored

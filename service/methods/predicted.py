@@ -6,6 +6,7 @@ from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Predicted, Provenance
+from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
 from service.predictor_cache import PredictorCache
@@ -21,11 +22,14 @@ class PredictorMethod:
     def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
         self._repository = repository
         self._predictors = predictors
+        self._records: LruCache[str, PredictorRecord] = LruCache(predictors.capacity)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
         """The model's latest predictor."""
-        record = self._repository.latest_predictor(question.model.id)
-        if record is not None:
+        found = self._repository.latest_predictor_id(question.model.id)
+        if found is not None:
+            # A record never changes, and its document is long.
+            record = self._records.get(found, lambda: self._repository.get_predictor(found))
             return Candidate(record.id, lambda: self._answer(record, question))
         error = InputError(
             f"method '{method}' needs a trained predictor",

@@ -71,9 +71,14 @@ def test_expected_accuracy_is_read_off_the_curve() -> None:
 
 
 def test_a_share_of_every_neighbourhood_counts_as_chosen() -> None:
-    retention = np.repeat([0.3, 0.6], 20)
-    predicted = np.concatenate([np.arange(20.0), 100.0 - np.arange(20.0)])
-    assert np.flatnonzero(chosen_among_neighbours(predicted, retention)).tolist() == [0, 1, 38, 39]
+    retention = np.repeat([0.3, 0.6], 300)
+    predicted = np.concatenate([np.arange(300.0), 1000.0 - np.arange(300.0)])
+    assert np.flatnonzero(chosen_among_neighbours(predicted, retention)).tolist() == [*range(30), *range(570, 600)]
+
+
+def test_of_few_samples_more_count_as_chosen() -> None:
+    assert chosen_among_neighbours(np.arange(80.0), np.full(80, 0.5)).sum() == 40
+    assert chosen_among_neighbours(np.arange(20.0), np.full(20, 0.5)).sum() == 20
 
 
 def test_coverage_on_samples_of_the_same_kind() -> None:

@@ -6,8 +6,8 @@ import pytest
 from policy_model.costs import LevelCosts
 from policy_model.dataset import TrainingData, training_data
 from policy_model.encoding import Encoding, encode
-from policy_model.experts import find_expert, level_values, made_up_costs, pricings, random_slacks, starting_points
-from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve
+from policy_model.experts import find_expert, made_up_costs, pricings, random_slacks, starting_points
+from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve, level_values
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining

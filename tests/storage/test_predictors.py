@@ -44,10 +44,12 @@ def test_handed_out_config_is_a_copy(filled: SqlRepository) -> None:
 def test_latest_is_by_created_at_and_of_one_model(filled: SqlRepository) -> None:
     filled.add_model(model("other"))
     assert filled.latest_predictor("m") is None
+    assert filled.latest_predictor_id("m") is None
     newest = filled.add_predictor(predictor("new", MORNING + timedelta(hours=1)))
     filled.add_predictor(predictor("old", MORNING))
     foreign = filled.add_predictor(predictor("foreign", MORNING + timedelta(hours=2), "other"))
     assert filled.latest_predictor("m") == newest
+    assert filled.latest_predictor_id("m") == newest.id
     assert filled.latest_predictor("other") == foreign
     assert [p.id for p in filled.list_predictors()] == ["old", "new", "foreign"]
     assert [p.id for p in filled.list_predictors("m")] == ["old", "new"]
