@@ -237,7 +237,7 @@ def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tu
         "latency on no device": (("plan", "-m", "tiny", "--latency", "1ms"), "latency_ms is a device's"),
         "only a workload": (("plan", "-m", "tiny", "--batch", 2), "a budget limits something"),
         "an impossible batch": (("plan", "-m", "tiny", "--flops", "2T", "--batch", 0), "budget.batch"),
-        "beyond 64 bits": (("plan", "-m", "tiny", "--memory", "99999999TiB"), "budget.memory_bytes"),
+        "beyond 64 bits": (("plan", "-m", "tiny", "--memory", "99999999TiB"), "fits 64 bits"),
         "infeasible budget": (("plan", "-m", "tiny", "--memory", "10KB"), "Ask for at least memory_bytes="),
         "heads that cannot be shared": (("plan", "-m", "tiny", "-s", 0.4, "--tp-size", 3), "Ask for a tp_size of"),
         "no such command": (("nonsense",), "nonsense"),
