@@ -1,9 +1,11 @@
 """The samples that the predictor's benchmark learns from and is judged by, searched on the reference model.
 
 Targets in the training list are searched one after another; rounds follow, in which the predictor leads the search at
-budgets that keep away from the targets left out; these are then searched on their own. All on every calibration
+budgets that keep away from the targets left out, which are searched on their own. All on every calibration
 conversation: what is best on a few is not what is best on others. Takes about an hour on two cores. Killed, it is run
 again and goes on (benchmarks/.work). What it writes is in the repository: reference/search/{trained,held_out}.csv.
+Those files were made with a margin of 0.01 around the targets left out, which are searched here before the rounds; no
+configuration is in both. A run that is resumed among the rounds counts what they added so far as searched.
 """
 
 import csv

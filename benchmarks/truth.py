@@ -3,7 +3,9 @@
 Requests are over sparsities of every scope and budgets of every kind, one limit and several, on every device of the
 catalogue and on none, with random workloads, roundings and tensor parallelism. Every plan's model is built on the meta
 device from the config that `lop apply` would write, and its parameters, bytes, operations and time are counted there
-(`benchmarks.built_costs`). Some plans are applied to the checkpoint, and the files weighed.
+(`benchmarks.built_costs`). Independent of the planner are widths, parameters, weights, KV cache and operations; the
+activation bound, file headers and latency are the product's own formulas on what was built: that the plan keeps to them
+is checked, not that they are right. Some plans are applied to the checkpoint, and their files really weighed.
 
 `python -m benchmarks.truth` registers the reference model and one of LLaVA-1.5-7B's size, scans the reference's layers
 on a few conversations, and asks for 10,000 plans: some six minutes on two cores. It writes `results/truth.json`.

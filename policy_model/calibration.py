@@ -8,7 +8,6 @@ the samples that would have been chosen, those of least leave-one-out prediction
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from policy_model.encoding import KL_FLOOR_NATS
 from pruning.arrays import FloatArray
+from pruning.isotonic import non_decreasing
 
 COVERAGE = 0.9
 
@@ -63,7 +63,7 @@ class AccuracyCurve:
     def fit(cls, log_kl: FloatArray, accuracy: FloatArray, weights: FloatArray) -> "AccuracyCurve":
         """Isotonic least squares (pool adjacent violators) of samples [N]."""
         order = np.argsort(log_kl, kind="stable")
-        x, fitted = log_kl[order], -isotonic(-accuracy[order], weights[order])
+        x, fitted = log_kl[order], -non_decreasing(-accuracy[order], weights[order])
         kept = np.unique(np.linspace(0, len(x) - 1, min(MAX_CURVE_POINTS, len(x))).astype(np.int64))
         points = tuple((float(a), float(b)) for a, b in zip(x[kept], fitted[kept], strict=True))
         curve = cls(points, 0.0)
@@ -161,17 +161,6 @@ def chosen_among_neighbours(predicted: FloatArray, retention: FloatArray) -> NDA
         near = predicted[np.abs(retention - kept) <= CHOSEN_WITHIN]
         chosen[index] = value <= np.quantile(near, share)
     return chosen
-
-
-def isotonic(values: FloatArray, weights: FloatArray | Sequence[float]) -> FloatArray:
-    """The non-decreasing sequence [N] nearest to `values` [N] in weighted least squares (pool adjacent violators)."""
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
-    for value, weight in zip(values, weights, strict=True):
-        blocks.append((float(value), float(weight), 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, wa, na), (b, wb, nb) = blocks[-2:]
-            blocks[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
-    return np.concatenate([np.full(length, mean) for mean, _, length in blocks])
 
 
 def kl_of(log_kl: float) -> float:

@@ -18,7 +18,6 @@ import torch
 from pruning.activations import activation_bytes
 from pruning.anatomy import ModelAnatomy
 from pruning.cost import kv_cache_bytes
-from pruning.devices.isotonic import non_decreasing
 from pruning.devices.ladder import LadderPlan, build_ladder_model
 from pruning.devices.machine import Machine, describe_machine, measure_bandwidth, measure_flops_per_s, torch_dtype
 from pruning.devices.profile import (
@@ -31,6 +30,7 @@ from pruning.devices.profile import (
 from pruning.devices.requests import RequestTimes, random_prompt, time_images, time_request
 from pruning.devices.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
+from pruning.isotonic import non_decreasing
 from pruning.plan import Workload
 
 if TYPE_CHECKING:

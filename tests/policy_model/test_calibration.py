@@ -10,7 +10,6 @@ from policy_model.calibration import (
     Calibration,
     Quantiles,
     chosen_among_neighbours,
-    isotonic,
     kl_of,
 )
 from policy_model.encoding import log_kl
@@ -21,12 +20,6 @@ CURVE = AccuracyCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
 def test_quantiles_have_the_finite_sample_correction() -> None:
     quantiles = Quantiles.of(np.arange(-19.0, 20.0) / 10.0)  # 39 of them: rank ceil(40 x 0.95) = 38 from either end
     assert quantiles == Quantiles(low=-1.8, high=1.8, num_scores=39)
-
-
-def test_isotonic_pools_what_is_out_of_order() -> None:
-    assert isotonic(np.array([1.0, 3.0, 2.0, 4.0]), np.ones(4)).tolist() == [1.0, 2.5, 2.5, 4.0]
-    assert isotonic(np.array([3.0, 0.0]), np.array([1.0, 2.0])).tolist() == [1.0, 1.0]
-    assert isotonic(np.array([5.0]), np.ones(1)).tolist() == [5.0]
 
 
 def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.devices.isotonic import non_decreasing
+from pruning.isotonic import non_decreasing
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,8 @@ def test_never_falls_and_keeps_the_sum(values: list[float]) -> None:
     assert (np.diff(fit) >= 0).all()
     assert fit.sum() == pytest.approx(sum(values))
     assert np.allclose(non_decreasing(fit), fit)
+
+
+def test_weights_decide_where_a_block_comes_to_lie() -> None:
+    assert non_decreasing([3.0, 0.0], [1.0, 2.0]).tolist() == [1.0, 1.0]
+    assert non_decreasing([1.0, 3.0, 2.0, 4.0], [1.0, 1.0, 1.0, 1.0]).tolist() == [1.0, 2.5, 2.5, 4.0]
