@@ -6,7 +6,8 @@ for kept fractions x. s_l is the one-layer sensitivity curve: independent layers
 and each pair of layers' share in the damage. What they leave unexplained is a Gaussian process whose covariance falls
 with the distance between configurations, layer by layer; c_l runs faster where one-layer sensitivity changes much. So
 the values lean on measurements near by, and doubt what is far from any. f fades to 0 within a level of the dense model,
-where nothing is lost. Regression weights w and process are solved together (universal kriging, Cressie 1993, section 3.4).
+where nothing is lost. Regression weights w and process are solved together (universal kriging, Cressie 1993, section
+3.4).
 
 Numpy throughout: no gradient is needed, and a request cannot wait for torch to be called a thousand times.
 Letters: B batch, L decoder layers, K levels, J regression terms, N anchors (the samples that are kept).
