@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from mcts.cluster_address import ClusterAddress
+from mcts.last_words import LastWords
 from mcts.quiet_stdout import StdoutWithoutRay
 from pruning.errors import InputError, LopError, MissingExtraError
 
@@ -39,6 +40,11 @@ SILENCE_SECONDS = 30.0
 
 _CHECK_SECONDS = 5.0
 
+_ENDED = (
+    "error: this process was ended, from outside or by Ray, which does so when its cluster goes away. "
+    "What was stored is intact; run the same again when the cluster is back, or on another"
+)
+
 
 class RaySession:
     """A connection to Ray: started, joined, or found in the process.
@@ -54,6 +60,7 @@ class RaySession:
     def __init__(self, address: ClusterAddress | str | None, num_cpus: int | None) -> None:
         self._folder: Path | None = None
         self._connected = False
+        self._last_words: LastWords | None = None
         self._terminate: Any = None
         self._head: ClusterAddress | None = None
         self._next_check = 0.0
@@ -72,6 +79,7 @@ class RaySession:
                 self._start(num_cpus, quiet)
             else:
                 _join(address, quiet)
+                self._last_words = LastWords(_ENDED)
             self._begin_watch(address)
         except BaseException:
             self.close()
@@ -100,6 +108,8 @@ class RaySession:
             return
         self._connected = False
         ray.shutdown()
+        if self._last_words is not None:
+            self._last_words.withdraw()
         if self._terminate is not None:
             signal.signal(signal.SIGTERM, self._terminate)
         if cast("Any", sys.stdout) is self._stdout:

@@ -130,13 +130,15 @@ def test_a_cluster_that_goes_away_is_one_line(registered: Path, data: Path, fold
     run_until(process, database, 30, signal.SIGCONT)  # which does nothing
     cluster.shutdown()
     out, err = process.communicate()
-    assert (process.returncode, out) == (2, "")
+    # Ray may end the process itself before anything can be raised: another says the line then.
+    assert (process.returncode, out) in [(2, ""), (1, "")], err
     warned, told = ([line for line in err.splitlines() if line.startswith(word)] for word in ("warning: ", "error: "))
     assert [line.split(":")[1] for line in warned] == [
         " 2 actors, but the search has 1 configurations measured at once"
     ]
     assert len(told) == 1
-    assert told[0].startswith("error: the cluster must stay: it went away")
+    expected = "the cluster must stay: it went away" if process.returncode == 2 else "this process was ended"
+    assert told[0].startswith(f"error: {expected}")
     assert told[0].endswith("What was stored is intact; run the same again when the cluster is back, or on another")
     assert "Traceback" not in err  # Ray itself may have said something
     left = samples(database)
