@@ -39,7 +39,7 @@ from pruning.metrics import Metrics, Widths
 from pruning.prefix_cache import LEAST_CACHE_BYTES
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind, measure_statistics
-from pruning.surgery import cut_ffns
+from pruning.surgery import cut_model
 from pruning.target import Scope, ffn_parameter_budget
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -56,6 +56,7 @@ class NaiveEvaluator:
     def __init__(self, model: Any, batches: Sequence[Batch], ranking: Ranking) -> None:
         self._model = model
         self._batches = batches
+        self._anatomy = anatomy_of(model)
         self._ranking = ranking
         self._dense = [self._log_probabilities(model, batch) for batch in batches]
 
@@ -63,7 +64,7 @@ class NaiveEvaluator:
     def evaluate(self, widths: Widths) -> Metrics:
         """Metrics of one configuration [L]."""
         pruned = copy.deepcopy(self._model)
-        cut_ffns(pruned, widths, self._ranking)
+        cut_model(pruned, self._anatomy.sizes_with(widths), self._ranking)
         kl = nll = 0.0
         tokens = answers = correct = 0
         for batch, log_dense in zip(self._batches, self._dense, strict=True):

@@ -26,7 +26,7 @@ from pruning.latency import Latency, LatencySource, latency_model
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Workload
 from pruning.ranking import Ranking
-from pruning.surgery import cut_ffns
+from pruning.surgery import cut_model
 from pruning.target import Scope, achieved_sparsity
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _run_plans(
     order = [*times, *reversed(times)]
     for done, number in enumerate(order):
         model = copy.deepcopy(dense)
-        cut_ffns(model, cut[number], identity)
+        cut_model(model, anatomy.sizes_with(cut[number]), identity)
         times[number].append(run_requests(model.to(_device()), inputs, sizes))
         del model
         if on_step is not None:

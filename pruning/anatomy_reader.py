@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
-from pruning.cost import TensorHeader
+from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec, Unit
+from pruning.architecture import check_architecture
 from pruning.errors import CheckpointError, UnsupportedModelError
-from pruning.families import FfnFamily, ffn_family
+from pruning.families import Family, family_of
 from pruning.headers import read_headers
+from pruning.tensor_roles import TensorHeader, decoder_tensor, tensor_specs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-# A decoder tensor, whatever prefix the library or the hub gives it; vision towers number their layers too.
-_DECODER_TENSOR = re.compile(r"^(?!.*(?:vision|visual|encoder))(?:.*\.)?layers\.(\d+)\.(.+)$")
 
 _STRUCTURAL_KEYS = (
     "model_type",
@@ -34,12 +32,6 @@ _STRUCTURAL_KEYS = (
 _INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 _TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-def decoder_tensor(name: str) -> tuple[int, str] | None:
-    """The layer of a decoder tensor and its name inside the layer; None for any other tensor."""
-    match = _DECODER_TENSOR.match(name)
-    return (int(match[1]), match[2]) if match else None
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
@@ -78,13 +70,8 @@ def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
 
 def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnatomy:
     text = config.get_text_config(decoder=True)
-    if getattr(text, "is_heterogeneous", False):
-        raise UnsupportedModelError(
-            "a model can be planned for once, from its dense checkpoint",
-            values="per_layer_config says that it is pruned",
-            remedy="Use the dense checkpoint that it was made from",
-        )
-    family = ffn_family(text.model_type)
+    check_architecture(config)
+    family = family_of(text)
     if getattr(config, "tie_word_embeddings", False):
         tensors = [t for t in tensors if not t[0].endswith("lm_head.weight")]
     # Old exports carry integer buffers (position ids), which a model in memory does not count as parameters.
@@ -98,9 +85,10 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
             "the checkpoint must hold every decoder layer of its config",
             values=f"config says {text.num_hidden_layers} layers, found {len(by_layer)}",
         )
-    layers = tuple(_layer(index, by_layer[index], text, family) for index in range(text.num_hidden_layers))
-    specs = (_spec(t, family) for t in sorted(tensors))
-    down = next(t for t in by_layer[0] if t[0].endswith(f"{family.out}.weight"))
+    bare = [_bare_layer(index, by_layer[index], text, family) for index in range(text.num_hidden_layers)]
+    specs = tensor_specs(sorted(tensors), bare, text.model_type)
+    layers = _checked(bare, specs, family)
+    down = next(t for t in specs if t.layer == 0 and t.name.endswith(f"{family.ffn_out}.weight"))
     return ModelAnatomy(
         model_type=config.model_type,
         text_model_type=text.model_type,
@@ -108,9 +96,9 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
         vocab_size=text.vocab_size,
         layers=layers,
         total_parameters=sum(_numel(shape) for _, shape, _ in parameters),
-        dtype=down[2],
+        dtype=down.dtype,
         fingerprint=_fingerprint(config, text, parameters),
-        tensors=tuple(specs),
+        tensors=specs,
     )
 
 
@@ -121,60 +109,83 @@ def _numel(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _ffn_axis(suffix: str, family: FfnFamily) -> int | None:
-    """The axis of the decoder tensor `suffix` (its name inside the layer) that counts FFN channels, if any."""
-    for name in family.into:
-        if suffix in (f"{family.module}.{name}.weight", f"{family.module}.{name}.bias"):
-            return 0
-    return 1 if suffix == f"{family.module}.{family.out}.weight" else None
-
-
-def _spec(tensor: TensorHeader, family: FfnFamily) -> TensorSpec:
-    name, shape, dtype = tensor
-    place = decoder_tensor(name)
-    axis = _ffn_axis(place[1], family) if place else None
-    return TensorSpec(name, shape, dtype, place[0] if place and axis is not None else None, axis)
-
-
-def _layer(index: int, tensors: list[TensorHeader], text: Any, family: FfnFamily) -> DecoderLayer:
-    width = getattr(text, family.width_attribute)
-    per_channel = 0
-    for tensor in tensors:
-        spec = _spec(tensor, family)
-        if spec.ffn_axis is None:
-            continue
-        if spec.shape[spec.ffn_axis] != width:
-            raise CheckpointError(
-                "FFN tensors must be as wide as the config says", values=f"{spec.name} {spec.shape}, width {width}"
-            )
-        per_channel += _numel(spec.shape) // width
-    if not per_channel:
-        raise UnsupportedModelError(
-            f"every decoder layer must have a dense FFN with {', '.join(family.into)} and {family.out}",
-            values=f"layer {index} has none",
-            remedy="Mixture-of-experts layers are not supported",
-        )
+def _bare_layer(index: int, tensors: list[TensorHeader], text: Any, family: Family) -> DecoderLayer:
+    """A layer as the config has it; what a channel costs is not known yet."""
     heads = text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise CheckpointError("KV groups must divide the query heads", values=f"{heads} heads in {groups} groups")
     return DecoderLayer(
         index=index,
-        ffn_width=width,
+        ffn_width=getattr(text, family.width_attribute),
         num_heads=heads,
-        num_kv_groups=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        ffn_parameters_per_channel=per_channel,
+        num_kv_groups=groups,
+        head_dim=head_dim_of(text),
+        ffn_parameters_per_channel=0,
         parameters=sum(_numel(shape) for _, shape, _ in tensors),
+        window=_window(index, text),
     )
+
+
+def _window(index: int, text: Any) -> int | None:
+    """Positions that a layer's attention sees; None: all."""
+    window: int | None = getattr(text, "sliding_window", None)
+    layer_types = getattr(text, "layer_types", None)
+    return window if layer_types is None or layer_types[index] == "sliding_attention" else None
+
+
+def layer_shapes(config: "PreTrainedConfig") -> list[DecoderLayer]:
+    """The dense layers of a config, without the numbers of parameters, which its tensors tell."""
+    text = config.get_text_config(decoder=True)
+    family = family_of(text)
+    return [_bare_layer(index, [], text, family) for index in range(text.num_hidden_layers)]
+
+
+def head_dim_of(text: "PreTrainedConfig") -> int:
+    """d of a text config: its own, or what its width and heads make."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: Family) -> tuple[DecoderLayer, ...]:
+    """The layers with what a channel costs. Raises if projections are missing, or of other shapes than configured."""
+    expected = {f"{name}.weight" for name in (*family.rows, family.ffn_out, family.attention_out)}
+    found: dict[int, set[str]] = defaultdict(set)
+    per_channel: dict[int, int] = defaultdict(int)
+    for spec in specs:
+        place = decoder_tensor(spec.name)
+        if place is None or spec.layer is None or spec.axis is None:
+            continue
+        extent = sum(part.count * part.size for part in spec.parts)
+        if spec.shape[spec.axis] != extent:
+            raise CheckpointError(
+                "a projection must be as wide as the config says",
+                values=f"{spec.name} {list(spec.shape)}, axis {spec.axis} should be {extent}",
+                remedy="Check intermediate_size, the numbers of heads, and head_dim in config.json",
+            )
+        found[spec.layer].add(place[1])
+        if spec.holds(Unit.FFN_CHANNEL):
+            per_channel[spec.layer] += _numel(spec.shape) // layers[spec.layer].ffn_width
+    for layer in layers:
+        missing = sorted(expected - found[layer.index])
+        if missing:
+            raise UnsupportedModelError(
+                "every decoder layer must have the projections of its family, as plain weights",
+                values=f"layer {layer.index} has no {', '.join(missing)}",
+                remedy="Experts, state-space layers, quantised and factorised weights are not supported",
+            )
+    return tuple(replace(layer, ffn_parameters_per_channel=per_channel[layer.index]) for layer in layers)
 
 
 def _fingerprint(config: "PreTrainedConfig", text: Any, tensors: list[TensorHeader]) -> str:
     """sha256 over the structural config and all tensors, independent of prefixes that differ between file and module.
 
-    Decoder tensors count with their name inside the layer, others with their last two name parts.
+    Decoder tensors count with their name inside the layer, others with their last two name parts: parameters of the
+    whole model (LLaVA-NeXT's `image_newline`) are the module `model`'s in memory and nobody's in files.
     """
     named = []
     for name, shape, _ in tensors:
         place = decoder_tensor(name)
-        short = f"layers.{place[0]}.{place[1]}" if place else ".".join(name.split(".")[-2:])
+        short = f"layers.{place[0]}.{place[1]}" if place else ".".join(name.split(".")[-2:]).removeprefix("model.")
         named.append([short, list(shape)])
     document = {
         "model_type": config.model_type,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pruning.batches import Batch
+from pruning.decoder import DecoderView
 
 
 def num_answer_tokens(batches: Sequence[Batch]) -> int:
@@ -13,14 +14,14 @@ def num_answer_tokens(batches: Sequence[Batch]) -> int:
     return sum(span.stop - span.start for batch in batches for span in batch.spans)
 
 
-def summed_answer_loss(head: nn.Module, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+def summed_answer_loss(view: DecoderView, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Cross-entropy in nats, summed over the batch's answer tokens, in float32.
 
     Args:
-        head: the output head.
+        view: whose logits they are.
         hidden: [B, T, D] final hidden states. Only the positions that predict answers go through the head.
         batch: where the answers are, and their tokens.
     """
     predicting = torch.cat([hidden[span.row, span.start - 1 : span.stop - 1] for span in batch.spans])
     targets = torch.cat([batch.inputs["input_ids"][span.row, span.start : span.stop] for span in batch.spans])
-    return nn.functional.cross_entropy(head(predicting).float(), targets.to(hidden.device), reduction="sum")
+    return nn.functional.cross_entropy(view.logits(predicting), targets.to(hidden.device), reduction="sum")

@@ -10,19 +10,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from pruning.activations import activation_bytes
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy import ModelAnatomy, Unit
 from pruning.compensation import added_biases, bias_parameters
-from pruning.cost import (
-    MAX_SHARD_SIZE,
-    SAFETENSORS_METADATA,
-    flops,
-    kv_cache_bytes,
-    safetensors_file_bytes,
-    tensor_bytes,
-)
+from pruning.cost import flops, kv_cache_bytes
 from pruning.errors import InputError
 from pruning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs
 from pruning.plan import Budget, Workload
+from pruning.safetensors_layout import MAX_SHARD_SIZE, SAFETENSORS_METADATA, safetensors_file_bytes, tensor_bytes
 
 if TYPE_CHECKING:
     from pruning.latency import LatencyModel
@@ -113,10 +107,10 @@ class _Costs:
         per_channel, biases = [0] * self._anatomy.num_layers, [0] * self._anatomy.num_layers
         for tensor in self._anatomy.tensors:
             size = tensor_bytes(tensor.shape, tensor.dtype)
-            if tensor.ffn_layer is None:
+            if tensor.layer is None or not tensor.holds(Unit.FFN_CHANNEL):
                 fixed += size
             else:
-                per_channel[tensor.ffn_layer] += size // self._dense[tensor.ffn_layer]
+                per_channel[tensor.layer] += size // self._dense[tensor.layer]
         if self._compensates:
             for layer, bias in added_biases(self._anatomy).items():
                 biases[layer] = tensor_bytes(bias.shape, bias.dtype)

@@ -1,29 +1,24 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy_reader import decoder_tensor, load_config
+from pruning.anatomy_reader import load_config
+from pruning.architecture import model_class
 from pruning.errors import CheckpointError
-from pruning.families import ffn_family
+from pruning.families import family_of
 from pruning.headers import read_headers
-from pruning.surgery import resize_ffns
+from pruning.layer_config import recorded_sizes
+from pruning.surgery import resize_model
+from pruning.tensor_roles import decoder_tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from pruning.batches import Processor
 
 PLAN_NAME = "lop_plan.json"
-
-
-def recorded_widths(config: "PreTrainedConfig") -> dict[int, int]:
-    """The FFN widths that a config records per layer; empty for a dense model."""
-    text = config.get_text_config(decoder=True)
-    if not getattr(text, "is_heterogeneous", False):
-        return {}
-    attribute = ffn_family(text.model_type).width_attribute
-    overrides: Mapping[str, Mapping[str, Any]] = text.to_dict().get("per_layer_config", {})
-    return {int(layer): int(values[attribute]) for layer, values in overrides.items() if attribute in values}
 
 
 def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
@@ -32,15 +27,15 @@ def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
     No config field of transformers says so of one projection and one layer (Llama's `mlp_bias` is about all three of
     every layer), so the weight files are where it is recorded.
     """
-    family = ffn_family(config.get_text_config(decoder=True).model_type)
+    family = family_of(config.get_text_config(decoder=True))
     found = (decoder_tensor(name) for name in names)
-    return {layer for layer, inside in filter(None, found) if inside == f"{family.module}.{family.out}.bias"}
+    return {layer for layer, inside in filter(None, found) if inside == f"{family.ffn_out}.bias"}
 
 
 def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     """Load a dense or a pruned checkpoint folder; keyword arguments go to `from_pretrained` (dtype, device_map).
 
-    Builds on the meta device, gives the recorded layers their widths, and a down projection a bias where the files hold
+    Builds on the meta device, gives the recorded layers their sizes, and a down projection a bias where the files hold
     one, then loads the safetensors weights through transformers, so sharded files, dtypes and renamed tensors are its
     business.
 
@@ -50,10 +45,17 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     path = Path(path)
     headers = read_headers(path)
     config = load_config(path)
-    widths = recorded_widths(config)
-    compensated = biased_layers(config, headers) if widths else set()
+    compensated = biased_layers(config, headers) if recorded_sizes(config) else set()
+    return load_as(resized_class(config, compensated=compensated), path, **kwargs)
+
+
+def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> "PreTrainedModel":
+    """A model of `built_class` (see `posing_as`) with the weights in `path`, ready for inference.
+
+    Raises CheckpointError if they cannot be loaded, or are not exactly those that the class needs.
+    """
     try:
-        model, info = resized_class(config, compensated=compensated).from_pretrained(
+        model, info = built_class.from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
         )
     except Exception as error:
@@ -66,27 +68,35 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
                 "the checkpoint must hold exactly the model's tensors",
                 values=f"{path}: {len(names)} {kind}, first {names[0]}",
             )
-    model.__class__ = model_class(config)
+    model.__class__ = model_class(model.config)
     loaded: PreTrainedModel = model.eval()
     return loaded
 
 
 def resized_class(config: "PreTrainedConfig", *, compensated: Collection[int] = ()) -> "type[PreTrainedModel]":
-    """transformers' class for `config`, but its FFNs are built with the widths that `config` records.
+    """transformers' class for `config`, but its layers are built with the sizes that `config` records.
 
-    The down projections of the `compensated` layers get a bias, if they are narrower than the dense ones.
+    The down projections of the `compensated` layers get a bias, if the model is a pruned one.
     """
-    known_class, widths = model_class(config), recorded_widths(config)
+    known_class, sizes = model_class(config), recorded_sizes(config)
 
     class Resized(known_class):  # type: ignore[misc, valid-type]
         def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            resize_ffns(self, widths, compensated=widths.keys() & compensated)
+            if sizes is not None:
+                resize_model(self, sizes, compensated=compensated)
 
-    # transformers renames hub tensors by a class's name and module, and leaves out classes that are not its own.
-    Resized.__name__ = Resized.__qualname__ = known_class.__name__
-    Resized.__module__ = known_class.__module__
-    return Resized
+    return posing_as(known_class, Resized)
+
+
+def posing_as(known_class: "type[PreTrainedModel]", subclass: "type[PreTrainedModel]") -> "type[PreTrainedModel]":
+    """`subclass` under the name of transformers' own class that it extends.
+
+    transformers renames hub tensors by a class's name and module, and leaves out classes that are not its own.
+    """
+    subclass.__name__ = subclass.__qualname__ = known_class.__name__
+    subclass.__module__ = known_class.__module__
+    return subclass
 
 
 def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
@@ -100,28 +110,25 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     return load_model(path, **kwargs)
 
 
-def load_processor(path: str | Path) -> "ProcessorMixin":
-    """The folder's processor (image processor, tokenizer, chat template); raises CheckpointError if there is none."""
-    from transformers import AutoProcessor, ProcessorMixin
+def load_processor(path: str | Path) -> "Processor":
+    """The folder's processor (image processor, tokenizer, chat template), or the tokenizer of a language model.
 
+    Raises CheckpointError if there is none.
+    """
+    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+
+    config = load_config(Path(path))
+    is_language_model = config.get_text_config(decoder=True) is config
+    auto_class = AutoTokenizer if is_language_model else AutoProcessor
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        processor = auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError("the folder must hold the model's processor", values=f"{path}: {reason}") from error
+    if is_language_model and isinstance(processor, PreTrainedTokenizerBase):
+        if processor.pad_token is None:  # padding is masked: any token will do
+            processor.pad_token = processor.eos_token
+        return processor
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "tokenizer", None) is None:
         raise CheckpointError("the folder must hold a processor for images and text", values=str(path))
     return processor
-
-
-def model_class(config: "PreTrainedConfig") -> "type[PreTrainedModel]":
-    """transformers' class for a multimodal config; raises CheckpointError if it has none."""
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        found: type[PreTrainedModel] = AutoModelForImageTextToText._model_mapping[type(config)]
-    except KeyError:
-        raise CheckpointError(
-            "the checkpoint must be an image-text model", values=f"model_type={config.model_type!r}"
-        ) from None
-    return found

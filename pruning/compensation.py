@@ -5,16 +5,18 @@ stream keeps its mean on calibration data, for D parameters in every layer that 
 ranking carries (`Ranking.ffn_means`).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pruning.anatomy import ModelAnatomy, TensorSpec
+from pruning.anatomy import DecoderSizes, ModelAnatomy, TensorSpec, Unit
 
 if TYPE_CHECKING:
     import torch
 
     from pruning.ranking import Ranking
+
+BIAS_ROWS = 128
+"""Rows of a weight that are summed at once: the same in memory and from files, so that both make the same calls."""
 
 
 def compensated_bias(
@@ -22,7 +24,8 @@ def compensated_bias(
 ) -> "torch.Tensor":
     """The bias [D] of `layer`'s down projection when it keeps `width` channels, in the weight's dtype.
 
-    Summed in float64 on the CPU, so that cutting a model in memory and cutting its files give the same bits.
+    Summed in float64 on the CPU and in blocks of BIAS_ROWS, so that cutting a model in memory and cutting its files
+    give the same bits.
 
     Args:
         weight: [D, W], dense.
@@ -31,42 +34,60 @@ def compensated_bias(
     """
     import torch
 
+    blocks = [
+        compensated_bias_rows(
+            weight[first : first + BIAS_ROWS],
+            None if bias is None else bias[first : first + BIAS_ROWS],
+            ranking,
+            layer,
+            width,
+        )
+        for first in range(0, len(weight), BIAS_ROWS)
+    ]
+    return torch.cat(blocks).to(weight.device)
+
+
+def compensated_bias_rows(
+    weight: "torch.Tensor", bias: "torch.Tensor | None", ranking: "Ranking", layer: int, width: int
+) -> "torch.Tensor":
+    """`compensated_bias` of the rows [n, W] of a weight, n at most BIAS_ROWS; on the CPU."""
+    import torch
+
     assert ranking.ffn_means is not None
     removed = torch.from_numpy(ranking.removed(layer, width))
     means = torch.from_numpy(ranking.ffn_means[layer])[removed].double()
-    dense = weight.detach().cpu()
-    compensation = dense[:, removed].double() @ means
+    compensation = weight.detach().cpu()[:, removed].double() @ means
     if bias is not None:
         compensation += bias.detach().cpu().double()
-    return compensation.to(dtype=weight.dtype, device=weight.device)
+    return compensation.to(dtype=weight.dtype)
 
 
 def added_biases(anatomy: ModelAnatomy) -> dict[int, TensorSpec]:
     """The bias [D] that compensation adds to each layer once it is cut; no entry where there is one to add to."""
     names = {t.name for t in anatomy.tensors}
     return {
-        weight.ffn_layer: TensorSpec(_bias_name(weight), weight.shape[:1], weight.dtype)
+        weight.layer: TensorSpec(_bias_name(weight), weight.shape[:1], weight.dtype)
         for weight in _out_weights(anatomy)
-        if weight.ffn_layer is not None and _bias_name(weight) not in names
+        if weight.layer is not None and _bias_name(weight) not in names
     }
 
 
 def bias_parameters(anatomy: ModelAnatomy) -> list[int]:
     """[L] parameters that compensation adds to each layer if it is cut: D, or 0 where there is a bias to add to."""
     names = {t.name for t in anatomy.tensors}
-    biased = {weight.ffn_layer for weight in _out_weights(anatomy) if _bias_name(weight) in names}
+    biased = {weight.layer for weight in _out_weights(anatomy) if _bias_name(weight) in names}
     return [0 if layer.index in biased else anatomy.hidden_size for layer in anatomy.layers]
 
 
-def pruned_tensors(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates: bool) -> tuple[TensorSpec, ...]:
-    """The tensors of the checkpoint whose FFNs have `widths` [L], by name: the order in which files are filled.
+def pruned_tensors(anatomy: ModelAnatomy, sizes: DecoderSizes, *, compensates: bool) -> tuple[TensorSpec, ...]:
+    """The tensors of the checkpoint whose layers keep `sizes`, by name: the order in which files are filled.
 
     Their shapes are the pruned ones. `compensates` adds the biases of the layers that are cut.
     """
-    tensors = [t if t.ffn_layer is None else replace(t, shape=t.shape_with(widths)) for t in anatomy.tensors]
+    tensors = [t if t.layer is None else replace(t, shape=t.shape_with(sizes)) for t in anatomy.tensors]
     if compensates:
         biases = added_biases(anatomy).items()
-        tensors += [bias for layer, bias in biases if widths[layer] < anatomy.layers[layer].ffn_width]
+        tensors += [bias for layer, bias in biases if sizes.ffn_widths[layer] < anatomy.layers[layer].ffn_width]
         tensors.sort(key=lambda t: t.name)
     return tuple(tensors)
 
@@ -78,7 +99,7 @@ def compensated_weights(anatomy: ModelAnatomy) -> dict[str, TensorSpec]:
 
 def _out_weights(anatomy: ModelAnatomy) -> list[TensorSpec]:
     """Weights [D, W] whose columns are channels, one a layer."""
-    return [t for t in anatomy.tensors if t.ffn_axis == 1]
+    return [t for t in anatomy.tensors if t.axis == 1 and t.holds(Unit.FFN_CHANNEL)]
 
 
 def _bias_name(weight: TensorSpec) -> str:

@@ -82,7 +82,8 @@ class ConfigurationEvaluator:
         ranking.check(anatomy)
         self._view = decoder_view(model.eval())
         self._dense_widths = tuple(x.ffn_width for x in anatomy.layers)
-        self._knows_causal = model.config.get_text_config(decoder=True)._attn_implementation == "sdpa"
+        implementation = model.config.get_text_config(decoder=True)._attn_implementation
+        self._knows_causal = implementation == "sdpa" and self._view.is_causal
         self._ranking = ranking
         self._biases: dict[tuple[int, int], nn.Parameter | None] = {}
         self._weights: list[list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]] = []
@@ -161,20 +162,21 @@ class ConfigurationEvaluator:
         for layer in range(first, len(widths)):
             if layer > first:
                 batch.prefixes.put(widths[:layer], hidden)
-            hidden = self._view.layers[layer](hidden, **batch.calls.arguments[layer])
+            hidden = batch.calls.through(layer, self._view.layers[layer], hidden)
         return hidden
 
     def _log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [N, V] in float32."""
-        return torch.log_softmax(self._view.head(hidden).float(), dim=-1)
+        return torch.log_softmax(self._view.logits(hidden), dim=-1)
 
     def _reorder(self, layer: int, order: torch.Tensor) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]:
         """Permute the channels of one FFN in place; returns its projections with their full weights."""
         full: list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]] = []
         for linear in self._view.in_projections(layer):
-            linear.weight.copy_(linear.weight[order])
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias[order])
+            for rows in self._view.channel_rows(
+                layer, [linear.weight, *([] if linear.bias is None else [linear.bias])]
+            ):
+                rows.copy_(rows[order])
             full.append((linear, linear.weight.data, None if linear.bias is None else linear.bias.data))
         out = self._view.out_projection(layer)
         out.weight.copy_(out.weight[:, order])
@@ -185,12 +187,19 @@ class ConfigurationEvaluator:
         for layer, (width, projections) in enumerate(zip(widths, self._weights, strict=True)):
             *into, (out, out_weight, _) = projections
             for linear, weight, bias in into:
-                linear.weight = nn.Parameter(weight[:width], requires_grad=False)
+                linear.weight = nn.Parameter(self._best_rows(layer, weight, width), requires_grad=False)
                 if bias is not None:
-                    linear.bias = nn.Parameter(bias[:width], requires_grad=False)
+                    linear.bias = nn.Parameter(self._best_rows(layer, bias, width), requires_grad=False)
             out.weight = nn.Parameter(out_weight[:, :width], requires_grad=False)
             if self._ranking.compensates:
                 out.register_parameter("bias", self._out_bias(layer, width))
+
+    def _best_rows(self, layer: int, tensor: torch.Tensor, width: int) -> torch.Tensor:
+        """Rows of the `width` best channels: a slice, or, of a fused projection, the slices of its halves together."""
+        dense = self._dense_widths[layer]
+        if len(tensor) == dense:
+            return tensor[:width]
+        return torch.cat([part[:width] for part in torch.split(tensor, dense)])
 
     def _out_bias(self, layer: int, width: int) -> nn.Parameter | None:
         """The bias [D] of a down projection whose ranking compensates for removed channels; each worked out once."""
@@ -228,8 +237,8 @@ class ConfigurationEvaluator:
     @torch.inference_mode()
     def _dense_hidden(self, calls: LayerCalls) -> torch.Tensor:
         hidden = calls.hidden
-        for layer, kwargs in zip(self._view.layers, calls.arguments, strict=True):
-            hidden = layer(hidden, **kwargs)
+        for index, layer in enumerate(self._view.layers):
+            hidden = calls.through(index, layer, hidden)
         return hidden
 
 

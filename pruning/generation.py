@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.batches import process, prompts_of
+from pruning.batches import process, prompts_of, tokenizer_of
 from pruning.conversations import Conversation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel
+
+    from pruning.batches import Processor
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class GenerationReport:
 @torch.inference_mode()
 def generate_answers(
     model: "PreTrainedModel",
-    processor: "ProcessorMixin",
+    processor: "Processor",
     conversations: Sequence[Conversation],
     *,
     batch_size: int = 64,
@@ -53,10 +55,11 @@ def generate_answers(
     generated: dict[int, dict[int, str]] = defaultdict(dict)
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
-        images = [image for _, index, _, _ in chunk if (image := conversations[index].open_image()) is not None]
+        images = [conversations[index].open_image() for _, index, _, _ in chunk]
         inputs = process(processor, [prompt for *_, prompt in chunk], images, padding_side="left")
+        tokenizer = tokenizer_of(processor)
         longest = max(
-            len(processor.tokenizer(conversations[i].turns[t].answer, add_special_tokens=False)["input_ids"])
+            len(tokenizer(conversations[i].turns[t].answer, add_special_tokens=False)["input_ids"])
             for _, i, t, _ in chunk
         )
         inputs = {k: v.to(model.device) for k, v in inputs.items()}

@@ -29,14 +29,14 @@ def measure_gradients(
     FFN weight, and one batch's activations. Nothing else gets a gradient, and none is left behind.
     """
     view = decoder_view(model)
-    layers = range(len(view.ffns))
+    layers = range(len(view.layers))
     weights = [[x.weight for x in [*view.in_projections(i), view.out_projection(i)]] for i in layers]
     tokens = num_answer_tokens(batches)
     with _gradients_only_of(model, [weight for row in weights for weight in row]):
         for done, batch in enumerate(batches, start=1):
             (captured,) = decoder_inputs(model, [batch])
             hidden = view.decoder(**_outside_inference(captured), use_cache=False).last_hidden_state
-            torch.autograd.backward(summed_answer_loss(view.head, hidden, batch) / tokens)
+            torch.autograd.backward(summed_answer_loss(view, hidden, batch) / tokens)
             if on_batch is not None:
                 on_batch(done, len(batches))
         return {f"layers.{i}.ffn_taylor": _channel_importance(row).numpy() for i, row in enumerate(weights)}
@@ -44,11 +44,15 @@ def measure_gradients(
 
 @torch.no_grad()
 def _channel_importance(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Summed |w dL/dw| [W] of one FFN, given as projections into it [W, D] and, last, the one out of it [D, W]."""
+    """Summed |w dL/dw| [W] of one FFN, given as projections into it [W, D] and, last, the one out of it [D, W].
+
+    Fused projections into it are [2 W, D]: a channel has a row in either half.
+    """
     *into, out = weights
     importance = _taylor(out).sum(dim=0, dtype=torch.float64)
     for weight in into:
-        importance += _taylor(weight).sum(dim=1, dtype=torch.float64)
+        for part in torch.split(_taylor(weight), len(importance)):
+            importance += part.sum(dim=1, dtype=torch.float64)
     return importance.cpu()
 
 
@@ -75,6 +79,13 @@ def _gradients_only_of(model: nn.Module, wanted: Sequence[torch.Tensor]) -> Iter
             parameter.grad = gradient
 
 
-def _outside_inference(inputs: dict[str, Any]) -> dict[str, Any]:
+def _outside_inference(inputs: Any) -> Any:
     """Copies of tensors that were made in inference mode: autograd refuses to save those for the backward pass."""
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    match inputs:
+        case torch.Tensor():
+            return inputs.clone()
+        case dict():
+            return {name: _outside_inference(x) for name, x in inputs.items()}
+        case list():
+            return [_outside_inference(x) for x in inputs]
+    return inputs

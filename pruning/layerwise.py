@@ -1,6 +1,6 @@
 """The decoder a layer at a time: so that a forward pass can begin at any layer, from hidden states that are known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,16 +11,42 @@ from pruning.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
+class VisualFeatures:
+    """What is added to the hidden states of image tokens after a layer (Qwen3-VL; DeepStack, arXiv 2406.04334).
+
+    Attributes:
+        tokens: [B, T] true for the N image tokens.
+        values: [N, D].
+    """
+
+    tokens: torch.Tensor
+    values: torch.Tensor
+
+    def added_to(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, T, D] with the features; `hidden` stays as it is."""
+        hidden = hidden.clone()
+        hidden[self.tokens] += self.values
+        return hidden
+
+
+@dataclass(frozen=True)
 class LayerCalls:
     """How the decoder calls its layers on one batch: nothing here depends on what the layers compute.
 
     Attributes:
         hidden: [B, T, D] input of layer 0.
         arguments: one dict a layer: masks and rotary embeddings.
+        features: of the first layers, as many as have any.
     """
 
     hidden: torch.Tensor
     arguments: tuple[dict[str, Any], ...]
+    features: tuple[VisualFeatures, ...] = ()
+
+    def through(self, index: int, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` [B, T, D] after layer `index`, which is `layer`: what the next one takes."""
+        after: torch.Tensor = layer(hidden, **self.arguments[index])
+        return self.features[index].added_to(after) if index < len(self.features) else after
 
 
 @torch.inference_mode()
@@ -33,15 +59,19 @@ def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
     arguments: list[dict[str, Any]] = []
     handed_on: list[torch.Tensor] = []
     breaks: list[int] = []
+    features = _visual_features(inputs)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rest = dict(kwargs)
         hidden = args[0] if args else rest.pop("hidden_states")
         if not first:
             first.append(hidden)
-        elif not _is_same(handed_on.pop(), hidden):
+        elif not _is_same(with_features(handed_on.pop(), len(arguments) - 1), hidden):
             breaks.append(len(arguments))
         arguments.append(rest)
+
+    def with_features(after: Any, index: int) -> Any:
+        return features[index].added_to(after) if index < len(features) else after
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         handed_on.append(output)
@@ -53,13 +83,23 @@ def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
     finally:
         for handle in handles:
             handle.remove()
-    ends_in_norm = len(handed_on) == 1 and _is_same(view.final_norm(handed_on[0]), last_hidden)
+    last = len(arguments) - 1
+    ends_in_norm = len(handed_on) == 1 and _is_same(view.final_norm(with_features(handed_on[0], last)), last_hidden)
     if breaks or len(arguments) != len(view.layers) or not ends_in_norm:
         raise UnsupportedModelError(
             "each decoder layer must take what the one before returns, and the final norm what the last one returns",
             values=f"{type(view.decoder).__name__}, layers {breaks}" if breaks else type(view.decoder).__name__,
         )
-    return LayerCalls(first[0], tuple(arguments))
+    return LayerCalls(first[0], tuple(arguments), features)
+
+
+def _visual_features(inputs: dict[str, Any]) -> tuple[VisualFeatures, ...]:
+    """What the decoder's inputs say that it adds after its first layers."""
+    tokens, values = inputs.get("visual_pos_masks"), inputs.get("deepstack_visual_embeds")
+    if tokens is None or values is None:
+        return ()
+    dtype = inputs["inputs_embeds"].dtype
+    return tuple(VisualFeatures(tokens.to(x.device), x.to(dtype)) for x in values)
 
 
 def _is_same(left: Any, right: Any) -> bool:
@@ -83,7 +123,7 @@ def without_causal_mask(calls: LayerCalls, attention_mask: torch.Tensor) -> Laye
         if isinstance(mask, torch.Tensor) and id(mask) not in dropped:
             dropped[id(mask)] = _is_plain_causal(mask, attention_mask)
         arguments.append({**kwargs, "attention_mask": None} if dropped.get(id(mask)) else kwargs)
-    return LayerCalls(calls.hidden, tuple(arguments))
+    return replace(calls, arguments=tuple(arguments))
 
 
 def _is_plain_causal(mask: torch.Tensor, attention_mask: torch.Tensor) -> bool:

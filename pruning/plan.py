@@ -1,7 +1,7 @@
 """The pruning plan: the public contract between the server, the client and every tool that applies it.
 
 A plan says how many channels, KV groups and bits each layer keeps; the ranking it names says which ones.
-Schema version 1 holds every axis; FFN width is the one that is planned today, the others equal the dense model.
+Schema version 1 holds every axis; FFN widths and KV groups can be applied today, the others equal the dense model.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pruning.anatomy import DecoderSizes
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.target import Scope
 
@@ -197,6 +198,11 @@ class PruningPlan(_Part):
     def ffn_widths(self) -> list[int]:
         """FFN widths [L]."""
         return [layer.ffn_width for layer in self.layers]
+
+    @property
+    def sizes(self) -> DecoderSizes:
+        """What every layer keeps."""
+        return DecoderSizes(tuple(self.ffn_widths), tuple(layer.num_kv_groups for layer in self.layers))
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Raises FingerprintMismatchError unless the plan was made for the model with this fingerprint."""

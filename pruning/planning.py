@@ -31,18 +31,21 @@ def make_plan(
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
     achieved: Achieved | None = None,
+    kv_groups: Sequence[int] | None = None,
 ) -> PruningPlan:
-    """A plan that keeps `widths` [L] FFN channels. Its id is a hash of everything but `created_at`.
+    """A plan that keeps `widths` [L] FFN channels and `kv_groups` [L], by default all. Its id is a hash of everything
+    but `created_at`.
 
-    `achieved` is what the widths cost, if that is known already: by default it is priced, without a latency, for the
+    `achieved` is what the sizes cost, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget.
     """
+    sizes = anatomy.sizes_with(widths, kv_groups)
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
-        achieved = price(anatomy, list(widths), workload, compensates=ranking.compensates)
+        achieved = price(anatomy, list(widths), workload, kv_groups=sizes.kv_groups, compensates=ranking.compensates)
     layers = tuple(
-        PlanLayer(index=x.index, ffn_width=w, num_kv_groups=x.num_kv_groups, num_heads=x.num_heads)
-        for w, x in zip(widths, anatomy.layers, strict=True)
+        PlanLayer(index=x.index, ffn_width=width, num_kv_groups=groups, num_heads=groups * x.heads_per_group)
+        for width, groups, x in zip(sizes.ffn_widths, sizes.kv_groups, anatomy.layers, strict=True)
     )
     draft = PruningPlan(
         plan_id="",

@@ -1,19 +1,21 @@
-"""Cutting FFN channels out of a model in memory: coupled tensors, then counts, then the config, in lockstep."""
+"""Cutting channels and KV groups out of a model in memory: tensors, then counts, then the config, in lockstep."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of
+from pruning.anatomy import DecoderLayer, DecoderSizes, ModelAnatomy, TensorSpec, Unit
+from pruning.anatomy_reader import anatomy_of, layer_shapes
 from pruning.compensation import compensated_bias
 from pruning.decoder import DecoderView, decoder_view
 from pruning.errors import FingerprintMismatchError, PlanError
+from pruning.layer_config import LayerConfig, layer_overrides
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
+from pruning.tensor_roles import unit_axis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,32 +24,55 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def cut_ffns(model: "PreTrainedModel", widths: Sequence[int], ranking: Ranking) -> None:
-    """Cut every FFN of `model`, in place, down to its `widths[l]` best channels and record them in the config.
+def cut_model(model: "PreTrainedModel", sizes: DecoderSizes, ranking: Ranking) -> None:
+    """Cut every layer of `model`, in place, down to the best channels and groups of `sizes`; the config records them.
 
     If the ranking holds means, the down projections that are cut get a bias for what they lose.
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
-        PlanError: a width is outside 1..dense width; nothing is cut then.
+        PlanError: a size is outside 1..dense, or the ranking orders no groups; nothing is cut then.
     """
     anatomy = anatomy_of(model)
     ranking.check(anatomy)
-    _check_widths(widths, anatomy)
-    dense = [x.ffn_width for x in anatomy.layers]
+    ranking.check_sizes(sizes, anatomy)
     view = decoder_view(model)
-    for layer, width in enumerate(widths):
-        if width == dense[layer]:
-            continue
-        kept = torch.from_numpy(ranking.kept(layer, width)).to(model.device)
-        for linear in view.in_projections(layer):
-            _replace(linear, linear.weight[kept], linear.bias[kept] if linear.bias is not None else None)
-        out = view.out_projection(layer)
-        bias = compensated_bias(out.weight, out.bias, ranking, layer, width) if ranking.compensates else out.bias
-        _replace(out, out.weight[:, kept], bias)
-        _set_width(view, layer, width)
-        logger.info("layer %d: ffn %d -> %d channels", layer, dense[layer], width)
-    record_widths(model, {i: w for i, (w, d) in enumerate(zip(widths, dense, strict=True)) if w != d})
+    for index, dense in enumerate(anatomy.layers):
+        width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
+        units = {unit: torch.from_numpy(kept) for unit, kept in ranking.kept_units(index, sizes).items()}
+        if width < dense.ffn_width:
+            out = view.out_projection(index)
+            bias = compensated_bias(out.weight, out.bias, ranking, index, width) if ranking.compensates else out.bias
+            _cut_rows(view, dense, view.family.ffn_in, units)
+            _replace(out, out.weight[:, units[Unit.FFN_CHANNEL].to(out.weight.device)], bias)
+            logger.info("layer %d: ffn %d -> %d channels", index, dense.ffn_width, width)
+        if groups < dense.num_kv_groups:
+            _cut_rows(view, dense, view.family.attention_in, units)
+            _cut_columns(view, dense, view.family.attention_out, units)
+            logger.info("layer %d: %d -> %d KV groups", index, dense.num_kv_groups, groups)
+        _set_counts(view, index, width, groups, dense.heads_per_group)
+    record_sizes(model, sizes, anatomy)
+
+
+def _cut_rows(view: DecoderView, dense: DecoderLayer, names: Sequence[str], units: Mapping[Unit, torch.Tensor]) -> None:
+    for name in names:
+        linear = view.projection(dense.index, name)
+        kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
+        _replace(linear, linear.weight[kept], None if linear.bias is None else linear.bias[kept])
+
+
+def _cut_columns(view: DecoderView, dense: DecoderLayer, name: str, units: Mapping[Unit, torch.Tensor]) -> None:
+    linear = view.projection(dense.index, name)
+    kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
+    _replace(linear, linear.weight[:, kept], linear.bias)
+
+
+def _kept(name: str, view: DecoderView, dense: DecoderLayer, units: Mapping[Unit, torch.Tensor]) -> torch.Tensor:
+    """Indices that stay of the rows or columns of the layer's tensor `name`."""
+    found = unit_axis(name, dense, view.family)
+    assert found is not None
+    spec = TensorSpec(name, (), "", dense.index, *found)
+    return torch.from_numpy(spec.kept_indices({unit: kept.numpy() for unit, kept in units.items()}))
 
 
 def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) -> "PreTrainedModel":
@@ -58,7 +83,7 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) ->
         PlanError: the plan asks for what cannot be cut.
     """
     check_applicable(plan, anatomy_of(model), ranking)
-    cut_ffns(model, plan.ffn_widths, ranking)
+    cut_model(model, plan.sizes, ranking)
     return model
 
 
@@ -83,54 +108,74 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             values=f"plan {plan.ranking.compensates}, ranking {ranking.compensates}",
             remedy="Fetch the plan again with `lop plan`",
         )
-    _check_widths(plan.ffn_widths, anatomy)
+    ranking.check_sizes(plan.sizes, anatomy)
     for layer, dense in zip(plan.layers, anatomy.layers, strict=True):
-        heads_cut = (layer.num_heads, layer.num_kv_groups) != (dense.num_heads, dense.num_kv_groups)
-        if layer.skip or layer.weight_bits is not None or heads_cut:
+        if (
+            layer.skip
+            or layer.weight_bits is not None
+            or layer.num_heads != layer.num_kv_groups * dense.heads_per_group
+        ):
             raise PlanError(
-                "this version applies FFN widths only",
-                values=f"layer {layer.index}: {layer.model_dump(exclude={'index', 'ffn_width'})}",
-                remedy="Upgrade lop-service",
+                "this version removes FFN channels, and KV groups with all their query heads",
+                values=f"layer {layer.index}: {layer.model_dump(exclude={'index', 'ffn_width'})}, "
+                f"{dense.heads_per_group} query heads a group",
+                remedy="Upgrade lop-service, or fetch the plan again with `lop plan`",
             )
 
 
-def _check_widths(widths: Sequence[int], anatomy: ModelAnatomy) -> None:
-    dense = [x.ffn_width for x in anatomy.layers]
-    if len(widths) != len(dense) or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=False)):
-        raise PlanError("each layer keeps between 1 channel and all", values=f"widths {list(widths)} of {dense}")
-
-
-def resize_ffns(model: "PreTrainedModel", widths: Mapping[int, int], *, compensated: Collection[int] = ()) -> None:
-    """Give the listed layers FFNs of these widths, with new, uninitialised weights on the same device.
+def resize_model(model: "PreTrainedModel", sizes: DecoderSizes, *, compensated: Collection[int] = ()) -> None:
+    """Give every layer of a dense model `sizes`, with new, uninitialised weights on the same device where it is cut.
 
     The down projections of the layers in `compensated` get a bias [D] if they have none.
     """
     view = decoder_view(model)
-    for layer, width in widths.items():
-        for linear in view.in_projections(layer):
-            bias = None if linear.bias is None else linear.bias.new_empty(width)
-            _replace(linear, linear.weight.new_empty(width, linear.in_features), bias)
-        out = view.out_projection(layer)
-        added = out.weight.new_empty(out.out_features) if layer in compensated else None
-        _replace(out, out.weight.new_empty(out.out_features, width), out.bias if added is None else added)
-        _set_width(view, layer, width)
+    dense = layer_shapes(model.config)
+    for index, layer in enumerate(dense):
+        width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
+        names = [] if width == layer.ffn_width else [*view.family.ffn_in, view.family.ffn_out]
+        if groups != layer.num_kv_groups:
+            names += [*view.family.attention_in, view.family.attention_out]
+        for name in names:
+            linear = view.projection(index, name)
+            found = unit_axis(f"{name}.weight", layer, view.family)
+            assert found is not None
+            shape = TensorSpec(name, tuple(linear.weight.shape), "", index, *found).shape_with(sizes)
+            bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
+            _replace(linear, linear.weight.new_empty(shape), bias)
+        out = view.out_projection(index)
+        if index in compensated and "bias" not in dict(out.named_parameters()):
+            _replace(out, out.weight, out.weight.new_empty(out.out_features))
+        _set_counts(view, index, width, groups, layer.heads_per_group)
 
 
-def record_widths(model: "PreTrainedModel", widths: Mapping[int, int]) -> None:
-    """Write the widths that differ from dense into the text config's `per_layer_config`, transformers' own format."""
-    if not widths:
-        return
+def record_sizes(model: "PreTrainedModel", sizes: DecoderSizes, anatomy: ModelAnatomy) -> None:
+    """Write what differs from dense into the text config's `per_layer_config`, transformers' own format."""
     text = model.config.get_text_config(decoder=True)
-    attribute = decoder_view(model).family.width_attribute
+    overrides = layer_overrides(sizes, anatomy, decoder_view(model).family)
+    if not overrides:
+        return
     # Without this, transformers refuses to read the global width of a heterogeneous config, which its own
     # model code does on every build.
     text.allow_global_per_layer_attribute_access = True
-    text.per_layer_config = {layer: {attribute: width} for layer, width in widths.items()}
+    text.head_dim = anatomy.layers[0].head_dim
+    text.per_layer_config = overrides
 
 
-def _set_width(view: DecoderView, layer: int, width: int) -> None:
-    if hasattr(view.ffns[layer], view.family.width_attribute):
-        setattr(view.ffns[layer], view.family.width_attribute, width)
+def _set_counts(view: DecoderView, layer: int, width: int, groups: int, heads_per_group: int) -> None:
+    """The numbers that modules keep beside their weights, for whoever reads them."""
+    ffn = view.layers[layer].get_submodule(view.family.ffn)
+    attention: Any = view.layers[layer].get_submodule(view.family.attention)
+    counts = {"num_heads": groups * heads_per_group, "num_key_value_heads": groups}
+    for module, name, count in [
+        (ffn, view.family.width_attribute, width),
+        *((attention, *item) for item in counts.items()),
+    ]:
+        if hasattr(module, name):
+            setattr(module, name, count)
+    if view.family.rows_from_config:
+        attention.config = LayerConfig(
+            attention.config, num_attention_heads=groups * heads_per_group, num_key_value_heads=groups
+        )
 
 
 def _replace(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -87,8 +87,18 @@ def ffn_parameter_budget(anatomy: ModelAnatomy, sparsity: float, scope: Scope, *
     return limits_for_sparsity(anatomy, steps, sparsity, scope).limits[0].most
 
 
-def achieved_sparsity(anatomy: ModelAnatomy, widths: list[int], *, added_parameters: int = 0) -> dict[Scope, float]:
-    """Sparsity per scope of a model whose FFNs have `widths` [L] and `added_parameters` that the dense ones lack."""
+def achieved_sparsity(
+    anatomy: ModelAnatomy, widths: list[int], *, added_parameters: int = 0, removed_attention: int = 0
+) -> dict[Scope, float]:
+    """Sparsity per scope of a model whose FFNs have `widths` [L].
+
+    Args:
+        added_parameters: what its FFNs have that the dense ones lack.
+        removed_attention: parameters that go with KV groups; scope `ffn` does not count them.
+    """
     kept = added_parameters + sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
     removed = anatomy.ffn_parameters - kept
-    return {scope: removed / scope_parameters(anatomy, scope) for scope in Scope}
+    return {
+        scope: (removed + (0 if scope is Scope.FFN else removed_attention)) / scope_parameters(anatomy, scope)
+        for scope in Scope
+    }

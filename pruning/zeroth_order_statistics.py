@@ -77,7 +77,7 @@ def _scores(
         calls = record_layer_calls(view, inputs)
         states.append(_BatchState(batch, calls, calls.hidden))
     scores = np.zeros(len(view.layers))
-    matrices = len(view.family.into) + 1
+    matrices = len(view.family.ffn_in) + 1
     total, done = len(view.layers) * matrices * len(states), 0
     for layer in range(len(view.layers)):
         for linear in [*view.in_projections(layer), view.out_projection(layer)]:
@@ -88,7 +88,7 @@ def _scores(
                 if on_batch is not None:
                     on_batch(done, total)
         for state in states:
-            state.hidden = view.layers[layer](state.hidden, **state.calls.arguments[layer])
+            state.hidden = state.calls.through(layer, view.layers[layer], state.hidden)
     return scores
 
 
@@ -110,8 +110,8 @@ def _loss_from(view: DecoderView, layer: int, state: _BatchState) -> float:
     """Mean cross-entropy of the batch's answer tokens, run from `layer` on."""
     hidden = state.hidden
     for index in range(layer, len(view.layers)):
-        hidden = view.layers[index](hidden, **state.calls.arguments[index])
-    loss = summed_answer_loss(view.head, view.final_norm(hidden), state.batch)
+        hidden = state.calls.through(index, view.layers[index], hidden)
+    loss = summed_answer_loss(view, view.final_norm(hidden), state.batch)
     return float(loss) / num_answer_tokens([state.batch])
 
 

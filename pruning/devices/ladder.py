@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruning.anatomy import ModelAnatomy
-from pruning.checkpoint import model_class
+from pruning.anatomy import DecoderSizes, ModelAnatomy
+from pruning.anatomy_reader import layer_shapes
+from pruning.architecture import model_class
 from pruning.dtypes import DTYPE_BYTES
-from pruning.families import ffn_family
-from pruning.surgery import resize_ffns
+from pruning.families import family_of
+from pruning.surgery import resize_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -78,7 +79,8 @@ def build_ladder_model(
     config = copy.deepcopy(config)
     _shrink(config.get_text_config(decoder=True), num_layers=len(plan.widths))
     model = _uninitialised(model_class(config), config, dtype, device)
-    resize_ffns(model, dict(enumerate(plan.widths)))
+    groups = tuple(layer.num_kv_groups for layer in layer_shapes(config))
+    resize_model(model, DecoderSizes(tuple(plan.widths), groups))
     return _randomised(model)
 
 
@@ -112,7 +114,7 @@ def _randomised(model: "PreTrainedModel") -> "PreTrainedModel":
 def _shrink(text: Any, *, num_layers: int) -> None:
     """Make the text config that of `num_layers` layers with the narrowest FFN, which is resized after building."""
     text.num_hidden_layers = num_layers
-    setattr(text, ffn_family(text.model_type).width_attribute, SMALLEST_WIDTH)
+    setattr(text, family_of(text).width_attribute, SMALLEST_WIDTH)
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds:
         text.layer_types = [kinds.pop() if len(kinds) == 1 else "full_attention"] * num_layers

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pruning.anatomy import ModelAnatomy
 from pruning.budget import header_bytes_bound, latency_limit, limits_for_budget
 from pruning.compensation import pruned_tensors
-from pruning.cost import plan_shards, price, safetensors_file_bytes, tensor_bytes
+from pruning.cost import price
 from pruning.demand import Demand
 from pruning.devices import get_device
 from pruning.errors import InfeasibleBudgetError, InputError
@@ -21,6 +21,7 @@ from pruning.latency import LatencyModel, LatencySource, latency_model
 from pruning.limits import LimitKind, WidthSteps
 from pruning.plan import Budget, PlanTarget, Workload
 from pruning.planning import exceeded_limits
+from pruning.safetensors_layout import plan_shards, safetensors_file_bytes, tensor_bytes
 from tests.pruning.made_up import made_up_anatomy
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -73,7 +74,8 @@ def test_headers_are_bounded_however_tensors_are_sharded(
     anatomy: ModelAnatomy, data: st.DataObject, compensates: bool, shard: int
 ) -> None:
     widths = [data.draw(st.integers(1, x.ffn_width)) for x in anatomy.layers]
-    headers = {t.name: (t.name, t.shape, t.dtype) for t in pruned_tensors(anatomy, widths, compensates=compensates)}
+    pruned = pruned_tensors(anatomy, anatomy.sizes_with(widths), compensates=compensates)
+    headers = {t.name: (t.name, t.shape, t.dtype) for t in pruned}
     files = plan_shards(list(headers.values()), max_shard_size=shard).filename_to_tensors.values()
     written = sum(safetensors_file_bytes([headers[name] for name in names]) for names in files)
     content = sum(tensor_bytes(shape, dtype) for _, shape, dtype in headers.values())
@@ -229,6 +231,5 @@ def test_memory_is_weights_cache_and_activations(anatomy: ModelAnatomy) -> None:
     achieved = price(half, [8] * anatomy.num_layers, WORKLOAD)
     assert achieved.activation_bytes is not None
     weights = achieved.memory_bytes - achieved.kv_cache_bytes - achieved.activation_bytes
-    assert weights == sum(
-        tensor_bytes(t.shape, t.dtype) for t in pruned_tensors(half, [8] * anatomy.num_layers, compensates=False)
-    )
+    pruned = pruned_tensors(half, half.sizes_with([8] * anatomy.num_layers), compensates=False)
+    assert weights == sum(tensor_bytes(t.shape, t.dtype) for t in pruned)

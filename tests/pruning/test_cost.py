@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.cost import flops, kv_cache_bytes, price, safetensors_file_bytes
+from pruning.cost import flops, kv_cache_bytes, price
 from pruning.plan import Workload
+from pruning.safetensors_layout import safetensors_file_bytes
 from pruning.target import Scope
 from tests.pruning.made_up import made_up_anatomy
 
@@ -19,6 +20,17 @@ def test_kv_cache_of_two_layers() -> None:
     assert kv_cache_bytes(anatomy, Workload(batch=3, prompt_tokens=10, output_tokens=5)) == 64 * 4 * 3 * 15
     half = replace(anatomy, dtype="BF16")
     assert kv_cache_bytes(half, Workload(batch=1, prompt_tokens=1, output_tokens=0)) == 128
+
+
+def test_a_window_bounds_what_its_layer_caches() -> None:
+    anatomy = made_up_anatomy([64, 64])
+    anatomy = replace(anatomy, layers=(replace(anatomy.layers[0], window=6), anatomy.layers[1]))
+    # 2 x 2 groups x 8 per head, 4 bytes: 6 positions in one layer, all 15 in the other.
+    workload = Workload(batch=3, prompt_tokens=10, output_tokens=5)
+    assert kv_cache_bytes(anatomy, workload) == 32 * 4 * 3 * (6 + 15)
+    assert kv_cache_bytes(anatomy, workload, [1, 1]) == 16 * 4 * 3 * (6 + 15)
+    short = Workload(batch=1, prompt_tokens=5, output_tokens=0)
+    assert kv_cache_bytes(anatomy, short) == 32 * 4 * (5 + 5)
 
 
 def test_flops_of_one_layer() -> None:

@@ -19,9 +19,9 @@ from pruning.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.generation import generate_answers
 from pruning.layerwise import record_layer_calls, without_causal_mask
 from pruning.ranking import Ranking
-from pruning.surgery import cut_ffns
+from pruning.surgery import cut_model
+from tests.pruning.cutting import random_ranking
 from tests.pruning.test_compensation import compensating_ranking
-from tests.pruning.test_families import random_ranking
 
 
 @pytest.mark.parametrize("make_ranking", [random_ranking, compensating_ranking])
@@ -38,7 +38,7 @@ def test_prefix_slices_equal_real_cuts(
     evaluator.evaluate([8, 48, 16, 48])  # leaves nothing behind
     sliced = evaluator.evaluate(widths)
     cut = load_model(checkpoint)
-    cut_ffns(cut, widths, ranking)
+    cut_model(cut, read_anatomy(checkpoint).sizes_with(widths), ranking)
     real = evaluate_model(cut, batches, load_model(checkpoint))
     assert sliced.kl == pytest.approx(real.kl, rel=1e-3, abs=1e-7)
     assert sliced.nll == pytest.approx(real.nll, rel=1e-5)

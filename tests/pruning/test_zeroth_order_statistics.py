@@ -10,6 +10,7 @@ from pruning.answer_loss import num_answer_tokens, summed_answer_loss
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
+from pruning.decoder import decoder_view
 from pruning.zeroth_order_statistics import measure_zeroth_order, noise_seed
 from tests.tiny_models import tiny_model
 
@@ -30,7 +31,7 @@ def test_equals_the_gradient_along_the_same_noise(checkpoint: Path, batches: lis
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
             for batch in batches:
                 hidden = model.model(**batch.inputs).last_hidden_state
-                loss = summed_answer_loss(model.lm_head, hidden, batch) / num_answer_tokens([batch])
+                loss = summed_answer_loss(decoder_view(model), hidden, batch) / num_answer_tokens([batch])
                 (gradient,) = torch.autograd.grad(loss, linear.weight)
                 z = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(noise_seed(5, step)))
                 expected[index] += abs(float((gradient * z).sum()))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mcts.result import SearchResult, TargetResult
-from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
+from pruning.anatomy import DecoderLayer, ModelAnatomy, Part, TensorSpec, Unit
 from pruning.levels import LevelGrid
 from pruning.metrics import Metrics
 from pruning.ranking import Ranking
@@ -27,10 +27,11 @@ def made_up_anatomy(
     tensors = [TensorSpec("embed.weight", (VOCAB, hidden), "F32"), TensorSpec("head.weight", (VOCAB, hidden), "F32")]
     layers = []
     for index, width in enumerate(widths):
+        channels = Part(Unit.FFN_CHANNEL, 1, width)
         own = [
-            TensorSpec(f"layers.{index}.down.weight", (hidden, width), "F32", ffn_layer=index, ffn_axis=1),
-            TensorSpec(f"layers.{index}.gate.weight", (width, hidden), "F32", ffn_layer=index, ffn_axis=0),
-            TensorSpec(f"layers.{index}.up.weight", (width, hidden), "F32", ffn_layer=index, ffn_axis=0),
+            TensorSpec(f"layers.{index}.mlp.down_proj.weight", (hidden, width), "F32", index, 1, (channels,)),
+            TensorSpec(f"layers.{index}.mlp.gate_proj.weight", (width, hidden), "F32", index, 0, (channels,)),
+            TensorSpec(f"layers.{index}.mlp.up_proj.weight", (width, hidden), "F32", index, 0, (channels,)),
             TensorSpec(f"layers.{index}.q.weight", (HEADS * HEAD_DIM, hidden), "F32"),
             TensorSpec(f"layers.{index}.k.weight", (GROUPS * HEAD_DIM, hidden), "F32"),
             TensorSpec(f"layers.{index}.v.weight", (GROUPS * HEAD_DIM, hidden), "F32"),
