@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -18,13 +26,40 @@ def stderr() -> Console:
 
 
 @contextmanager
-def bar(label: str, *, unit: ProgressColumn | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr with time left, silent where that is no terminal; yields `update(done, total)`."""
+def bar(label: str, *units: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr with time left, silent where that is no terminal; yields `update(done, total)`.
+
+    `units` say how far it is; by default a count does.
+    """
     console = stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), unit or MofNCompleteColumn(), TimeRemainingColumn())
+    counts = units or (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Like `bar`, for steps that follow one another: `stage(label)` is the `update(done, total)` of one.
+
+    A stage is shown once it has begun.
+    """
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def stage(label: str) -> Callable[[int, int], None]:
+            task = progress.add_task(label, total=None, start=False, visible=False)
+
+            def update(done: int, total: int) -> None:
+                if not progress.tasks[task].started:
+                    progress.start_task(task)
+                progress.update(task, completed=done, total=total, visible=True)
+
+            return update
+
+        yield stage
 
 
 def print_json(document: Any) -> None:

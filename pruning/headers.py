@@ -1,33 +1,61 @@
-"""The safetensors headers of a checkpoint folder: every tensor's name, shape, dtype and file, without its data."""
+"""The safetensors headers of a checkpoint folder: every tensor's name, shape, dtype and place, without its data.
+
+Nothing in a header is believed: offsets, sizes and the index are held against each other and against the files.
+"""
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pruning.cost import TensorHeader, tensor_bytes
 from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
+from pruning.safetensors_layout import tensor_bytes
+from pruning.tensor_roles import TensorHeader
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_DIGEST_BLOCK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint; its bytes begin at `offset` of the file `path`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    offset: int
+
+    @property
+    def header(self) -> TensorHeader:
+        return (self.name, self.shape, self.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        return tensor_bytes(self.shape, self.dtype)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint, in order. Raises CheckpointError if the folder is not a usable checkpoint."""
+    return _files(folder)[0]
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
     if not folder.is_dir():
         raise CheckpointError("the model must be a checkpoint folder", values=str(folder))
     if not (folder / "config.json").is_file():
         raise CheckpointError("a checkpoint folder holds config.json", values=str(folder))
+    weight_map = None
     if (folder / INDEX_NAME).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{INDEX_NAME} must hold a weight_map", values=str(folder)) from error
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise CheckpointError(f"{INDEX_NAME} may only name files in its own folder", values=str(names))
+        weight_map = _read_index(folder)
+        names = sorted(set(weight_map.values()))
     elif (folder / SINGLE_NAME).is_file():
         names = [SINGLE_NAME]
     else:
@@ -39,57 +67,145 @@ def weight_files(folder: Path) -> list[Path]:
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError("every shard that the index names must be there", values=f"missing {missing}")
-    return [folder / name for name in names]
-
-
-def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Parse one file's header and check it against the file's size; raises CheckpointError if they disagree."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                "a weight file must be whole and in safetensors format", values=f"{path}: {size} bytes"
-            )
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: (name, tuple(map(int, x["shape"])), str(x["dtype"])) for name, x in header.items()}
-            ends = [int(x["data_offsets"][1]) for x in header.values()]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError("a weight file must be in safetensors format", values=str(path)) from error
-    unknown = sorted({dtype for _, _, dtype in tensors.values()} - DTYPE_BYTES.keys())
-    if unknown:
-        raise CheckpointError("weights must be of a plain dtype", values=f"{path}: {unknown}")
-    expected = 8 + length + max(ends, default=0)
-    data = sum(tensor_bytes(shape, dtype) for _, shape, dtype in tensors.values())
-    if expected != size or data != max(ends, default=0):
         raise CheckpointError(
-            "a weight file must be as long as its header says",
-            values=f"{path}: {size} bytes, header says {expected}",
+            "every shard that the index names must be there",
+            values=f"missing {missing}",
             remedy="Copy or download the checkpoint again",
         )
-    return tensors
+    return [folder / name for name in names], weight_map
 
 
-def read_headers(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:
-    """Every tensor of a checkpoint: name -> (file, header). Raises CheckpointError on damage or duplicates."""
-    found: dict[str, tuple[Path, TensorHeader]] = {}
-    for path in weight_files(folder):
-        for name, header in read_header(path).items():
-            if name in found:
+def _read_index(folder: Path) -> dict[str, str]:
+    try:
+        weight_map: dict[str, str] = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{INDEX_NAME} must hold a weight_map", values=str(folder)) from error
+    # Both kinds of separator: an index travels between systems.
+    if any(not isinstance(name, str) or Path(name).name != name or "\\" in name for name in names):
+        raise CheckpointError(f"{INDEX_NAME} may only name files in its own folder", values=str(names))
+    return weight_map
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Parse one file's header; raises CheckpointError unless its tensors fill the file, without gap or overlap."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
                 raise CheckpointError(
-                    "a tensor may stand in one shard only", values=f"{name} in {path.name} and before"
+                    "a weight file must be whole and in safetensors format", values=f"{path}: {size} bytes"
                 )
-            found[name] = (path, header)
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError("a weight file must be readable", values=f"{path}: {error.strerror}") from error
+    entries = _parse(text, path)
+    unknown = sorted({dtype for _, _, dtype, _, _ in entries} - DTYPE_BYTES.keys())
+    if unknown:
+        raise CheckpointError("weights must be of a plain dtype", values=f"{path}: {unknown}")
+    end = 0
+    for name, shape, dtype, start, stop in sorted(entries, key=lambda entry: entry[3:]):
+        if start != end or stop - start != tensor_bytes(shape, dtype):
+            raise CheckpointError(
+                "tensors must fill a weight file one after the other, each with the bytes of its shape",
+                values=f"{path}: {name} {dtype} {list(shape)} from {start} to {stop}, the one before ends at {end}",
+                remedy="Copy or download the checkpoint again",
+            )
+        end = stop
+    if 8 + length + end != size:
+        raise CheckpointError(
+            "a weight file must be as long as its header says",
+            values=f"{path}: {size} bytes, header says {8 + length + end}",
+            remedy="Copy or download the checkpoint again",
+        )
+    return {
+        name: StoredTensor(name, shape, dtype, path, 8 + length + start) for name, shape, dtype, start, _ in entries
+    }
+
+
+_Entry = tuple[str, tuple[int, ...], str, int, int]
+"""Name, shape, dtype, and where its data begins and ends."""
+
+
+def _parse(text: bytes, path: Path) -> list[_Entry]:
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
+        return [_entry(name, content) for name, content in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("a weight file must be in safetensors format", values=str(path)) from error
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The format forbids repeated keys; a parser that keeps one of two would hide the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
     return found
 
 
-def weights_sha256(folder: Path) -> str:
-    """One digest over all weight files: tells two fine-tunes of one architecture apart."""
+def _entry(name: str, content: Mapping[str, Any]) -> _Entry:
+    """Raises ValueError, KeyError or TypeError for what is no tensor."""
+    start, stop = content["data_offsets"]
+    shape, dtype = content["shape"], content["dtype"]
+    numbers = [*shape, start, stop]
+    if not isinstance(dtype, str) or any(type(x) is not int or not 0 <= x < 2**63 for x in numbers):
+        raise ValueError(f"{name} has no whole shape and offsets")
+    name.encode()  # a lone surrogate cannot be written again
+    return name, tuple(shape), dtype, start, stop
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint and where it is.
+
+    Raises CheckpointError for a damaged file, a tensor that stands twice, or an index that the headers contradict.
+    """
+    files, weight_map = _files(folder)
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        for name, tensor in read_header(path).items():
+            if name in found:
+                raise CheckpointError(
+                    "a tensor may stand in one shard only", values=f"{name} in {path.name} and {found[name].path.name}"
+                )
+            found[name] = tensor
+    if weight_map is not None:
+        _check_index(weight_map, found)
+    return found
+
+
+def _check_index(weight_map: Mapping[str, str], found: Mapping[str, StoredTensor]) -> None:
+    for name in sorted(weight_map.keys() | found.keys()):
+        said = weight_map.get(name, "in no file")
+        there = found[name].path.name if name in found else "in no file"
+        if said != there:
+            raise CheckpointError(
+                f"{INDEX_NAME} must name the shard that each tensor is in",
+                values=f"{name}: index says {said}, the headers say {there}",
+                remedy="Copy or download the checkpoint again",
+            )
+
+
+def read_headers(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:
+    """Every tensor of a checkpoint: name -> (file, header). Raises as `stored_tensors`."""
+    return {name: (tensor.path, tensor.header) for name, tensor in stored_tensors(folder).items()}
+
+
+def weights_sha256(folder: Path, *, on_bytes: Callable[[int, int], None] | None = None) -> str:
+    """One digest over all weight files: tells two fine-tunes of one architecture apart.
+
+    Reads every byte once; `on_bytes` is told of progress as (done, total).
+    """
+    files = weight_files(folder)
+    total, done = sum(path.stat().st_size for path in files), 0
     digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in files:
+        own = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_DIGEST_BLOCK_BYTES):
+                own.update(block)
+                done += len(block)
+                if on_bytes is not None:
+                    on_bytes(done, total)
+        digest.update(own.digest())
     return digest.hexdigest()

@@ -1,12 +1,15 @@
 """`lop apply`: cut a checkpoint."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, print_json, print_line
+from lop.console import bar, fail, print_json, print_line
+
+INTERRUPTED = 130
 
 
 def apply(
@@ -17,25 +20,40 @@ def apply(
         Path | None,
         typer.Option(help="Ranking file. Default: the one beside the plan, else the plan's URL."),
     ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Tensors in one weight file, at most; memory does not depend on it.")
+    ] = "5GB",
     json: Json = False,
 ) -> None:
     """Apply a plan to a checkpoint: safetensors in, safetensors out, tokenizer and processor included.
 
-    The output folder is complete or absent; `lop.load_pruned(folder)` loads it.
+    Only what is kept is read, in blocks: under half a gigabyte of memory whatever the model's size. The output folder
+    is complete or absent; interrupted or killed, the same command goes on. `lop.load_pruned(folder)` loads the result.
     """
-    from rich.progress import DownloadColumn
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.applying import load_ranking, ranking_path
+    from lop.quantities import parse_bytes
     from pruning.plan import PruningPlan
     from pruning.prune_checkpoint import prune_checkpoint
+    from pruning.streaming.draft import draft_folder
 
+    shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     beside = ranking_path(plan)
-    source = ranking or (beside if beside.is_file() else None)
-    with bar("writing", unit=DownloadColumn()) as on_bytes:
-        prune_checkpoint(model, document, load_ranking(document, source), out, on_bytes=on_bytes)
-    weights = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    kept = load_ranking(document, ranking or (beside if beside.is_file() else None))
+    try:
+        with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
+            prune_checkpoint(model, document, kept, out, max_shard_size=shard_bytes, on_bytes=on_bytes)
+    except KeyboardInterrupt:
+        if not draft_folder(out).is_dir():
+            raise
+        fail(f"interrupted; what is finished is in {draft_folder(out)}: run the same command to go on, or remove it")
+        sys.exit(INTERRUPTED)
+    files = list(out.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in files)
+    parameters = document.achieved.parameters
     if json:
-        print_json({"out": str(out), "weights_bytes": weights, "parameters": document.achieved.parameters})
+        print_json({"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters})
     else:
-        print_line(f"wrote {out}: {document.achieved.parameters:,} parameters, {weights:,} bytes of weights")
+        print_line(f"wrote {out}: {parameters:,} parameters, {weights:,} bytes of weights")

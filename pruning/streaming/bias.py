@@ -1,0 +1,66 @@
+"""The bias that stands in for removed channels, computed from files: the one output that is not a copy of bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from typing import TYPE_CHECKING
+
+from pruning.compensation import BIAS_ROWS, compensated_bias_rows
+from pruning.dtypes import DTYPE_BYTES
+from pruning.headers import StoredTensor
+from pruning.ranking import Ranking
+from pruning.streaming.blocks import Bytes, open_weights, read_bytes
+from pruning.tensor_roles import TensorHeader
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class CompensatedBias:
+    """The bias [D] of the down projection `weight` [D, W] when it keeps `width` channels; `bias` is what it had."""
+
+    header: TensorHeader
+    weight: StoredTensor
+    bias: StoredTensor | None
+    ranking: Ranking
+    layer: int
+    width: int
+
+    def blocks(self, block_bytes: int = 0) -> Iterator[Bytes]:  # noqa: ARG002
+        """Its bytes, in order: the bits that `pruning.compensation` computes for a model in memory.
+
+        Blocks have BIAS_ROWS elements, whatever `block_bytes` says. Raises CheckpointError if the source cannot be
+        read.
+        """
+        import torch
+
+        rows, width = self.weight.shape
+        with open_weights(self.weight.path) as file:
+            for first in range(0, rows, BIAS_ROWS):
+                count = min(BIAS_ROWS, rows - first)
+                weight = _values(file, self.weight, first * width, count * width).view(count, width)
+                bias = None if self.bias is None else self._own(first, count)
+                found = compensated_bias_rows(weight, bias, self.ranking, self.layer, self.width)
+                content: Bytes = found.to(_torch_dtype(self.header[2])).view(torch.uint8).numpy()
+                yield content
+
+    def _own(self, first: int, count: int) -> "torch.Tensor":
+        assert self.bias is not None
+        with open_weights(self.bias.path) as file:
+            return _values(file, self.bias, first, count)
+
+
+def _values(file: FileIO, tensor: StoredTensor, first: int, count: int) -> "torch.Tensor":
+    """`count` values of `tensor` from the `first`, one-dimensional."""
+    import torch
+
+    size = DTYPE_BYTES[tensor.dtype]
+    content = read_bytes(file, tensor.offset + first * size, count * size)
+    return torch.from_numpy(content).view(_torch_dtype(tensor.dtype))
+
+
+def _torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]

@@ -1,0 +1,109 @@
+"""`lop apply` as a user types it: sizes of shards, what is printed, and what an interrupt leaves."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lop.cli import main
+from pruning import prune_checkpoint
+from pruning.anatomy_reader import read_anatomy
+from pruning.streaming.draft import draft_folder
+from tests.pruning.cutting import WIDTHS, kept_groups, plan_for, random_ranking
+
+
+@pytest.fixture
+def plan_path(checkpoint: Path, tmp_path: Path) -> Path:
+    """A plan file, and its ranking beside it as `lop plan --out` writes them."""
+    anatomy = read_anatomy(checkpoint)
+    ranking = random_ranking(anatomy)
+    path = tmp_path / "plan.json"
+    path.write_text(plan_for(anatomy, ranking, WIDTHS, kept_groups(anatomy)).to_json())
+    (tmp_path / "plan.ranking.safetensors").write_bytes(ranking.to_bytes())
+    return path
+
+
+def lop_apply(monkeypatch: pytest.MonkeyPatch, plan: Path, model: Path, *options: object) -> int:
+    words = ["lop", "apply", "--plan", plan, "--model", model, "--out", plan.parent / "out", *options]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    try:
+        main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def test_shards_of_a_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--max-shard-size", "50kB", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    files = list((plan_path.parent / "out").glob("*.safetensors"))
+    assert printed["weight_files"] == len(files) > 1
+    assert printed["weights_bytes"] == sum(path.stat().st_size for path in files)
+    assert all(path.stat().st_size < 60_000 for path in files)
+
+
+def test_a_size_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--max-shard-size", "five") == 2
+    assert capsys.readouterr().err.startswith("error: a size is a number above zero")
+    assert not (plan_path.parent / "out").exists()
+
+
+def test_an_interrupt_says_where_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    def interrupted(*_arguments: object, **_keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    draft = draft_folder(plan_path.parent / "out")
+    monkeypatch.setattr(prune_checkpoint, "copy_companions", interrupted)
+    assert lop_apply(monkeypatch, plan_path, checkpoint) == 130
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"error: interrupted; what is finished is in {draft}")
+    assert draft.is_dir()
+    monkeypatch.undo()
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--json") == 0
+    assert not draft.exists()
+
+
+def test_an_interrupt_before_there_is_a_draft_is_any_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    def interrupted(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prune_checkpoint, "stored_tensors", interrupted)
+    assert lop_apply(monkeypatch, plan_path, checkpoint) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted; what was stored is intact")
+
+
+def test_a_terminal_sees_bytes_and_speed(plan_path: Path, checkpoint: Path) -> None:
+    leader, follower = pty.openpty()
+    words = ["apply", "--plan", plan_path, "--model", checkpoint, "--out", plan_path.parent / "out", "--json"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "lop.cli", *map(str, words)], stdout=subprocess.PIPE, stderr=follower, env=environment
+    ) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                shown += (read := os.read(leader, 2**16))
+            except OSError:  # Linux says so of a terminal whose other end is closed
+                break
+            if not read:
+                break
+        out, _ = process.communicate()
+    os.close(leader)
+    assert process.returncode == 0, shown
+    assert b"kB" in shown
+    assert b"/s" in shown
+    assert json.loads(out)["weight_files"] == 1
