@@ -200,8 +200,8 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
 
     From what was registered: the checkpoint need not be on this machine.
     """
-    from pruning.cost import tensor_bytes
     from pruning.prefix_cache import default_cache_bytes
+    from pruning.safetensors_layout import tensor_bytes
 
     weights = sum(tensor_bytes(tensor.shape, tensor.dtype) for tensor in recipe.model.anatomy.tensors)
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes

@@ -1,19 +1,23 @@
-"""Registering a model: its anatomy, its statistics on the user's own conversations, and the ranking of its channels."""
+"""Registering a model: its anatomy, its statistics on the user's own conversations, and the ranking of its units."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from lop.compute import load_for_compute
 from pruning.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, InputError
 from storage.contract import Repository
 from storage.records import BINARY, ModelRecord
 
 if TYPE_CHECKING:
-    from pruning.statistics import ModelStatistics
+    from pruning.anatomy import ModelAnatomy
+    from pruning.ranking import Ranking
+
+Progress = Callable[[int, int], None]
+"""Told of progress as (done, total)."""
 
 MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
 
@@ -31,71 +35,112 @@ def register_model(
     repository: Repository,
     model_id: str,
     folder: str | Path,
-    conversations: list[Conversation],
+    conversations: Sequence[Conversation],
     *,
     name: str = "calibration",
-    on_batch: Callable[[int, int], None] | None = None,
+    on_bytes: Progress | None = None,
+    on_batch: Progress | None = None,
 ) -> ModelRecord:
-    """Rank the channels of the checkpoint in `folder` on `conversations` and register it as `model_id`.
+    """Rank channels and KV groups of the checkpoint in `folder` on `conversations` and register it as `model_id`.
 
-    One forward pass over the conversations gives the activation statistics, which are stored, and the ranking follows
-    from them. `name` is the calibration set's; `on_batch(done, total)` is told of progress. Registering an equal model
-    again measures nothing.
+    One forward pass over the conversations, one decoder layer at a time, gives the activation statistics, which are
+    stored, and the ranking follows from them. `name` is the calibration set's; `on_bytes(done, total)` is told how much
+    of the files was read to tell this checkpoint from others, then `on_batch(done, total)` of the pass. Registering an
+    equal model again measures nothing.
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
         ConflictError: `model_id` is registered with other weights or another ranking.
     """
-    from lop.measuring import find_statistics, record_calibration, store_statistics
-    from pruning.anatomy_reader import read_anatomy
-    from pruning.headers import weights_sha256
-    from pruning.importance import channel_scores
-    from pruning.ranking import Ranking
+    from lop.measuring import find_statistics, measure_activations, record_calibration, store_statistics
+    from pruning.importance import ranking_of
     from pruning.statistics import ModelStatistics, StatisticsKind
 
-    if not re.fullmatch(MODEL_ID_PATTERN, model_id):
-        raise InputError(
-            "a model's id is 1 to 200 letters, digits and . _ - /", values=repr(model_id), remedy="Choose another id"
-        )
-    folder = Path(folder).resolve()
-    anatomy = read_anatomy(folder)
-    digest = weights_sha256(folder)
-    taken = next((model for model in repository.list_models() if model.id == model_id), None)
-    if taken is not None and (taken.anatomy != anatomy or taken.weights_sha256 != digest):
-        raise ConflictError(
-            "an id stands for one checkpoint for ever",
-            values=f"{model_id!r} is registered with other weights, from {taken.path}",
-            remedy="Choose another id",
-        )
+    candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
     stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, calibration_id(conversations))
     if stored is not None:
         statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
     else:
-        statistics = _measure_activations(folder, conversations, on_batch)
-    ranking = Ranking.from_scores(anatomy, channel_scores(statistics))
-    record = repository.add_model(
-        ModelRecord(
-            id=model_id,
-            anatomy=anatomy,
-            weights_sha256=digest,
-            ranking_sha256=repository.put_artifact(ranking.to_bytes(), BINARY),
-            path=str(folder),
-            created_at=datetime.now(UTC),
-        )
-    )
+        statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
+    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy))
     if stored is None:
         store_statistics(repository, model_id, statistics, record_calibration(repository, conversations, name))
     return record
 
 
-def _measure_activations(
-    folder: Path, conversations: list[Conversation], on_batch: Callable[[int, int], None] | None
-) -> "ModelStatistics":
-    from lop.measuring import RECIPES
-    from pruning.batches import make_batches
-    from pruning.checkpoint import load_processor
-    from pruning.statistics import StatisticsKind, measure_statistics
+def register_by_weights(
+    repository: Repository,
+    model_id: str,
+    folder: str | Path,
+    *,
+    on_bytes: Progress | None = None,
+    on_rank: Progress | None = None,
+) -> ModelRecord:
+    """Rank channels and KV groups of the checkpoint in `folder` by its weights alone and register it as `model_id`.
 
-    kind = StatisticsKind.ACTIVATIONS
-    batches = make_batches(conversations, load_processor(folder), batch_size=RECIPES[kind].batch_size)
-    return measure_statistics(kind, load_for_compute(folder), batches, on_batch=on_batch)
+    Needs no data and builds no model; the model has no statistics then. `on_bytes(done, total)` is told how much of the
+    files was read to tell this checkpoint from others, then `on_rank(done, total)` of what is ranked by.
+
+    Raises as `register_model`.
+    """
+    from pruning.weight_importance import rank_by_weights
+
+    candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
+    return candidate.register(repository, rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank))
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A checkpoint that may be registered; `taken` is what its id stands for already, which is the same checkpoint."""
+
+    model_id: str
+    folder: Path
+    anatomy: "ModelAnatomy"
+    weights_sha256: str
+    taken: ModelRecord | None
+
+    @classmethod
+    def read(cls, repository: Repository, model_id: str, folder: Path, on_bytes: Progress | None) -> Self:
+        """Raises InputError for an id that is none, ConflictError if it stands for another checkpoint."""
+        from pruning.anatomy_reader import read_anatomy
+        from pruning.headers import weights_sha256
+
+        if not re.fullmatch(MODEL_ID_PATTERN, model_id):
+            raise InputError(
+                "a model's id is 1 to 200 letters, digits and . _ - /",
+                values=repr(model_id),
+                remedy="Choose another id",
+            )
+        folder = folder.resolve()
+        anatomy = read_anatomy(folder)
+        taken = next((model for model in repository.list_models() if model.id == model_id), None)
+        digest = None
+        if taken is None or taken.anatomy == anatomy:
+            digest = weights_sha256(folder, on_bytes=on_bytes)
+        if digest is None or (taken is not None and taken.weights_sha256 != digest):
+            raise ConflictError(
+                "an id stands for one checkpoint for ever",
+                values=f"{model_id!r} is registered with other weights, from {taken.path if taken else folder}",
+                remedy="Choose another id",
+            )
+        return cls(model_id, folder, anatomy, digest, taken)
+
+    def register(self, repository: Repository, ranking: "Ranking") -> ModelRecord:
+        """Store the model with its ranking; raises ConflictError if it is registered with another one."""
+        from pruning.ranking import Ranking
+
+        ranking_sha256 = None
+        if self.taken is not None:
+            # One that an earlier version registered orders no groups; it stays as it is.
+            known = Ranking.from_bytes(repository.get_artifact(self.taken.ranking_sha256).content)
+            ranking_sha256 = self.taken.ranking_sha256 if known.agrees_with(ranking) else None
+        return repository.add_model(
+            ModelRecord(
+                id=self.model_id,
+                anatomy=self.anatomy,
+                weights_sha256=self.weights_sha256,
+                ranking_sha256=ranking_sha256 or repository.put_artifact(ranking.to_bytes(), BINARY),
+                path=str(self.folder),
+                created_at=datetime.now(UTC),
+            )
+        )

@@ -1,22 +1,22 @@
-"""Statistics of one forward pass: what FFN channels and decoder layers do on calibration data.
+"""Statistics of one forward pass: what FFN channels, attention heads and decoder layers do on calibration data.
 
 Sources: the norms are Wanda's (arXiv 2306.11695), mean and fluctuation are FLAP's (arXiv 2312.11983), the outlier ratio
 is OWL's (arXiv 2310.05175), block influence is ShortGPT's (arXiv 2403.03853).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from pruning.arrays import FloatArray
 from pruning.batches import Batch
-from pruning.decoder import DecoderView, decoder_inputs, decoder_view
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from pruning.decoder_pass import DecoderPass
+from pruning.families import Family, family_of
+from pruning.layer_source import LayerSource
+from pruning.tensor_store import DEFAULT_RESIDENT_BYTES, TensorStore
 
 OUTLIER_MULTIPLE = 5.0
 """OWL's M: a weight is an outlier if its score is over M times its layer's mean."""
@@ -60,87 +60,124 @@ class _Moments:
 
 
 class _Recorder:
-    """Hooks on the decoder that sum up every batch, for as long as the `with` block lasts; one batch is in memory."""
+    """Hooks on one decoder layer that sum up every batch, for as long as the `with` block lasts.
 
-    def __init__(self, view: DecoderView) -> None:
+    Beside what the layer itself holds in memory, they need little: rows are taken in pieces.
+    """
+
+    def __init__(self, layer: nn.Module, family: Family) -> None:
         self._mask = torch.empty(0)  # [B, T], 1 for real tokens
         self.tokens = 0
-        self.linears = [_linears(layer) for layer in view.layers]
-        self.squares = [
-            {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
-            for linears in self.linears
-        ]
-        self.moments = [_Moments(view.out_projection(i).in_features) for i in range(len(view.layers))]
-        self.influence = torch.zeros(len(view.layers), dtype=torch.float64)
-        self._view = view
+        self._layer = layer
+        self._family = family
+        self._linears = {name: x for name, x in layer.named_modules() if isinstance(x, nn.Linear)}
+        self._squares = {name: torch.zeros(x.in_features, dtype=torch.float64) for name, x in self._linears.items()}
+        self._moments = _Moments(self._linears[family.ffn_out].in_features)
+        self._influence = 0.0
         self._handles: list[Any] = []
 
     def start_batch(self, attention_mask: torch.Tensor) -> None:
+        """The mask [B, T] of the batch that comes next, as numbers on the layer's device."""
         self._mask = attention_mask
         self.tokens += int(attention_mask.sum())
 
     def __enter__(self) -> "_Recorder":
-        for index, layer in enumerate(self._view.layers):
-            self._handles.append(layer.register_forward_hook(partial(self._on_layer, index), with_kwargs=True))
-            self._handles.append(
-                self._view.out_projection(index).register_forward_pre_hook(partial(self._on_channels, index))
-            )
-            for name, linear in self.linears[index].items():
-                self._handles.append(linear.register_forward_pre_hook(partial(self._on_linear, index, name)))
+        self._handles.append(self._layer.register_forward_hook(self._on_layer, with_kwargs=True))
+        self._handles.append(self._linears[self._family.ffn_out].register_forward_pre_hook(self._on_channels))
+        for name, linear in self._linears.items():
+            self._handles.append(linear.register_forward_pre_hook(partial(self._on_linear, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _on_linear(self, index: int, name: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        x = args[0].float()
-        self.squares[index][name] += (x * self._mask.unsqueeze(-1)).square().sum(dim=(0, 1)).double().cpu()
+    def _on_linear(self, name: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        rows, masks = _chunks(args[0].flatten(0, -2)), self._mask.flatten().unsqueeze(-1)
+        for x, mask in zip(rows, torch.split(masks, len(rows[0])), strict=True):
+            self._squares[name] += (x.float() * mask).square().sum(dim=0).double().cpu()
 
-    def _on_channels(self, index: int, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self.moments[index].add(args[0][self._mask.bool()])
+    def _on_channels(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._moments.add(args[0][self._mask.bool()])
 
-    def _on_layer(
-        self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def _on_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output if isinstance(output, torch.Tensor) else output[0]
         real = self._mask.bool()
         for a, b in zip(_chunks(before[real]), _chunks(after[real]), strict=True):
-            self.influence[index] += float((1.0 - nn.functional.cosine_similarity(a.double(), b.double())).sum())
+            self._influence += float((1.0 - nn.functional.cosine_similarity(a.double(), b.double())).sum())
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """What `StatisticsKind.ACTIVATIONS` lists of a layer, without `layers.{l}.`."""
+        out, attention_out = self._family.ffn_out, self._family.attention_out
+        down_mean_abs, down_norm = _column_sizes(self._linears[out].weight)
+        return {
+            "ffn_mean": self._moments.mean,
+            "ffn_second_moment": self._squares[out] / self.tokens,
+            "ffn_variance": self._moments.variance,
+            "down_mean_abs": down_mean_abs,
+            "down_norm": down_norm,
+            "attention_second_moment": self._squares[attention_out] / self.tokens,
+            "out_norm": _column_sizes(self._linears[attention_out].weight)[1],
+        }
+
+    def outlier_ratio(self) -> float:
+        """OWL's share of outliers among all weights of the layer."""
+        norms = {name: (squares / self.tokens).sqrt() for name, squares in self._squares.items()}
+        return outlier_ratio([(linear.weight, norms[name]) for name, linear in self._linears.items()])
+
+    def block_influence(self) -> float:
+        """ShortGPT's mean of 1 - cos over tokens."""
+        return self._influence / self.tokens
 
 
 @torch.inference_mode()
 def measure_activations(
-    model: "PreTrainedModel", batches: Sequence[Batch], *, on_batch: Callable[[int, int], None] | None = None
+    source: LayerSource,
+    batches: Iterable[Batch],
+    *,
+    num_rows: int,
+    on_batch: Callable[[int, int], None] | None = None,
+    resident_bytes: int = DEFAULT_RESIDENT_BYTES,
 ) -> dict[str, FloatArray]:
-    """The arrays of `StatisticsKind.ACTIVATIONS`; padding counts nowhere, image tokens do."""
-    view = decoder_view(model)
-    with _Recorder(view) as recorder:
-        for done, batch in enumerate(batches, start=1):
-            (inputs,) = decoder_inputs(model, [batch])
-            recorder.start_batch(batch.inputs["attention_mask"].to(model.device, torch.float32))
-            view.decoder(**inputs, use_cache=False)
-            if on_batch is not None:
-                on_batch(done, len(batches))
+    """The arrays of `StatisticsKind.ACTIVATIONS`; padding counts nowhere, image tokens do.
+
+    All batches go through a layer before the next one is asked for.
+
+    Args:
+        batches: taken one at a time.
+        num_rows: conversations in all of them together.
+        on_batch: told of progress as (done, total) after each batch and layer; the front end counts as a layer.
+        resident_bytes: of hidden states in memory; what is more waits in a temporary file.
+
+    Raises:
+        InputError: there are no batches, or the temporary file does not fit on its disk.
+        CheckpointError, UnsupportedModelError: as `source`.
+    """
+    family = family_of(source.model.config.get_text_config(decoder=True))
+    num_layers = len(source.slots)
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if on_batch is not None:
+            on_batch(done, num_rows * (num_layers + 1))
+
     arrays: dict[str, torch.Tensor] = {}
-    outliers = []
-    for index, moments in enumerate(recorder.moments):
-        linears, squares = recorder.linears[index], recorder.squares[index]
-        down = view.out_projection(index)
-        (down_name,) = (name for name, linear in linears.items() if linear is down)
-        weight = down.weight.float()
-        arrays |= {
-            f"layers.{index}.ffn_mean": moments.mean,
-            f"layers.{index}.ffn_second_moment": squares[down_name] / recorder.tokens,
-            f"layers.{index}.ffn_variance": moments.variance,
-            f"layers.{index}.down_mean_abs": weight.abs().mean(dim=0).double(),
-            f"layers.{index}.down_norm": weight.norm(dim=0).double(),
-        }
-        norms = {name: (squares[name] / recorder.tokens).sqrt() for name in linears}
-        outliers.append(outlier_ratio([(linear.weight, norms[name]) for name, linear in linears.items()]))
+    outliers, influence = [], []
+    with TensorStore(resident_bytes) as store:
+        decoder_pass = DecoderPass(source, batches, store, on_batch=advance)
+        for index in range(num_layers):
+            with source.layer(index) as layer:
+                with _Recorder(layer, family) as recorder:
+                    decoder_pass.through(index, layer, recorder.start_batch)
+                arrays |= {f"layers.{index}.{name}": array for name, array in recorder.arrays().items()}
+                outliers.append(recorder.outlier_ratio())
+                influence.append(recorder.block_influence())
+                del recorder
     arrays["outlier_ratio"] = torch.tensor(outliers, dtype=torch.float64)
-    arrays["block_influence"] = recorder.influence / recorder.tokens
+    arrays["block_influence"] = torch.tensor(influence, dtype=torch.float64)
     return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
@@ -152,17 +189,29 @@ def outlier_ratio(weights: Sequence[tuple[torch.Tensor, torch.Tensor]], *, multi
     Args:
         weights: every linear of one decoder layer, as its weight [out, in] and the norms of its inputs [in].
     """
-    total = sum(float(w.float().abs().sum(dim=0).double().cpu() @ norm) for w, norm in weights)
+    total = sum(
+        float(w.float().abs().sum(dim=0).double().cpu() @ norm) for rows, norm in weights for w in _chunks(rows)
+    )
     count = sum(weight.numel() for weight, _ in weights)
     threshold = multiple * total / count
-    outliers = sum(int((w.float().abs() * norm.to(w.device, torch.float32) > threshold).sum()) for w, norm in weights)
-    return outliers / count
+    return sum(_count_over(weight, norm, threshold) for weight, norm in weights) / count
+
+
+def _count_over(weight: torch.Tensor, norm: torch.Tensor, threshold: float) -> int:
+    norm = norm.to(weight.device, torch.float32)
+    return sum(int((w.float().abs() * norm > threshold).sum()) for w in _chunks(weight))
+
+
+def _column_sizes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each column of a weight [out, in]: the mean of its absolute values, and its Euclidean norm; [in] each."""
+    total, squares = (torch.zeros(weight.shape[1], dtype=torch.float64) for _ in range(2))
+    for rows in _chunks(weight):
+        w = rows.float()
+        total += w.abs().mean(dim=0).double().cpu() * len(w)
+        squares += w.norm(dim=0).double().cpu().square()
+    return total / len(weight), squares.sqrt()
 
 
 def _chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """`rows` [N, W] in pieces that are small in float64 too."""
     return torch.split(rows, max(1, MAX_FLOAT64_VALUES // rows.shape[-1]))
-
-
-def _linears(layer: nn.Module) -> dict[str, nn.Linear]:
-    return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}

@@ -3,13 +3,15 @@
 Three kinds, by what they cost: one forward pass, one backward pass, or forward passes with perturbed weights. A kind is
 measured once for a model and serves every target.
 
-Letters: L decoder layers, W channels of a layer's FFN, x the input of its down projection, W_down its weight [D, W].
+Letters: L decoder layers, W channels of a layer's FFN, x the input of its down projection, W_down its weight [D, W];
+A channels of all query heads together, z the input of the attention's output projection, W_out its weight [D, A].
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +23,10 @@ from pruning.arrays import FloatArray
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-    from pruning.batches import Batch
+    from pruning.batches import Batch, BatchStream
 
 _METADATA_KEY = "statistics"
 # One entry only: safetensors writes several in no fixed order, and equal statistics must give equal bytes.
@@ -38,6 +41,9 @@ class StatisticsKind(StrEnum):
         `layers.{l}.ffn_variance` [W]         unbiased variance of x: the fluctuation of FLAP
         `layers.{l}.down_mean_abs` [W]        mean over rows i of |W_down[i, j]|
         `layers.{l}.down_norm` [W]            ||W_down[:, j]||_2
+    and, unless they were measured by a version that pruned FFNs only,
+        `layers.{l}.attention_second_moment` [A]  mean of z^2
+        `layers.{l}.out_norm` [A]             ||W_out[:, j]||_2
     and all layers together
         `outlier_ratio` [L]                   OWL: share of a layer's weights whose score is over M times the mean
         `block_influence` [L]                 ShortGPT: mean over tokens of 1 - cos(layer's input, its output)
@@ -59,6 +65,8 @@ _PER_CHANNEL: dict[StatisticsKind, tuple[str, ...]] = {
     StatisticsKind.GRADIENTS: ("ffn_taylor",),
     StatisticsKind.ZEROTH_ORDER: (),
 }
+_PER_ATTENTION_CHANNEL = ("attention_second_moment", "out_norm")
+"""Of ACTIVATIONS: all of them, or none."""
 _PER_LAYER: dict[StatisticsKind, tuple[str, ...]] = {
     StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
     StatisticsKind.GRADIENTS: (),
@@ -87,6 +95,11 @@ class ModelStatistics:
         keys = (f"layers.{index}.{name}" for index in range(len(self.arrays)))
         return [self.arrays[key] for key in keys if key in self.arrays]
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether they say anything of attention heads."""
+        return any(name.endswith(_PER_ATTENTION_CHANNEL) for name in self.arrays)
+
     def check(self, anatomy: ModelAnatomy, kind: StatisticsKind | None = None) -> None:
         """Check that these are whole statistics of that model, and of `kind` if one is given.
 
@@ -110,6 +123,12 @@ class ModelStatistics:
         expected = {
             f"layers.{x.index}.{name}": (x.ffn_width,) for name in _PER_CHANNEL[self.kind] for x in anatomy.layers
         } | dict.fromkeys(_PER_LAYER[self.kind], (anatomy.num_layers,))
+        if self.has_attention:
+            expected |= {
+                f"layers.{x.index}.{name}": (x.num_heads * x.head_dim,)
+                for name in _PER_ATTENTION_CHANNEL
+                for x in anatomy.layers
+            }
         found = {name: array.shape for name, array in self.arrays.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         wrong = wrong or sorted(name for name, array in self.arrays.items() if not np.isfinite(array).all())
@@ -168,6 +187,7 @@ def measure_statistics(
     from pruning.activation_statistics import measure_activations
     from pruning.anatomy_reader import anatomy_of
     from pruning.gradient_statistics import measure_gradients
+    from pruning.layer_source import loaded_layers
     from pruning.zeroth_order_statistics import measure_zeroth_order
 
     if not batches:
@@ -176,11 +196,42 @@ def measure_statistics(
     model.eval()
     match kind:
         case StatisticsKind.ACTIVATIONS:
-            arrays = measure_activations(model, batches, on_batch=on_batch)
+            rows = sum(len(batch.inputs["attention_mask"]) for batch in batches)
+            with loaded_layers(model) as source:
+                arrays = measure_activations(source, batches, num_rows=rows, on_batch=on_batch)
         case StatisticsKind.GRADIENTS:
             arrays = measure_gradients(model, batches, on_batch=on_batch)
         case StatisticsKind.ZEROTH_ORDER:
             arrays = measure_zeroth_order(model, batches, seed=seed, on_batch=on_batch)
     statistics = ModelStatistics(kind, anatomy.fingerprint, arrays)
+    statistics.check(anatomy)
+    return statistics
+
+
+def measure_checkpoint(
+    folder: str | Path,
+    batches: "BatchStream",
+    device: "torch.device",
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> ModelStatistics:
+    """The ACTIVATIONS of the dense checkpoint in `folder`, which is never loaded whole: the same numbers.
+
+    Memory holds everything but the decoder first, and then one decoder layer; beside it the activations of one batch,
+    and hidden states up to a bound (`pruning.tensor_store`).
+
+    Raises:
+        InputError: there are no batches, or hidden states beyond the bound do not fit on the disk.
+        UnsupportedModelError: the language model is of no supported family, or is pruned already.
+        CheckpointError: the folder is damaged, or numbers are not finite.
+    """
+    from pruning.activation_statistics import measure_activations
+    from pruning.anatomy_reader import read_anatomy
+    from pruning.layer_source import CheckpointLayers
+
+    anatomy = read_anatomy(folder)
+    source = CheckpointLayers(folder, device)
+    arrays = measure_activations(source, batches, num_rows=batches.num_rows, on_batch=on_batch)
+    statistics = ModelStatistics(StatisticsKind.ACTIVATIONS, anatomy.fingerprint, arrays)
     statistics.check(anatomy)
     return statistics

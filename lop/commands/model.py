@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
-from lop.console import bar, print_json, print_line, print_table, warn
+from lop.console import bar, print_json, print_line, print_table, stages, warn
 
 app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
 
@@ -15,21 +15,48 @@ app = typer.Typer(help="Register models, measure them, list them.", no_args_is_h
 def add(
     model_id: Annotated[str, typer.Argument(metavar="ID", help="The id to register the model under.")],
     folder: Annotated[Path, typer.Argument(help="Checkpoint folder in Hugging Face layout (safetensors).")],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")
+    ] = None,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Rank by the weights alone, instead of on --data: quick, and worse.")
+    ] = False,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
-    """Register a model: read its anatomy, measure its activations on calibration data, rank its FFN channels."""
-    from lop.registration import read_conversations, register_model
-    from pruning.anatomy_reader import read_anatomy
+    """Register a model: read its anatomy, rank its FFN channels and KV groups by what they do on calibration data.
 
+    One decoder layer is in memory at a time, so a model may be larger than the machine: what is needed is room for its
+    largest part (all but the decoder, or one layer) and about 3 GB; hidden states beyond a gigabyte wait in a temporary
+    file (TMPDIR). Without data, --weights-only ranks from the files; then no statistics are stored.
+    """
+    from lop.registration import read_conversations, register_by_weights, register_model
+    from pruning.anatomy_reader import read_anatomy
+    from pruning.errors import InputError
+
+    if weights_only == (data is not None) or (weights_only and conversations is not None):
+        raise InputError(
+            "a ranking is made on data or by weights only",
+            values=f"--data {data}, --weights-only {weights_only}, --conversations {conversations}",
+            remedy="Give --data FILE, or --weights-only without --conversations",
+        )
     read_anatomy(folder)  # a bad checkpoint is told before anything is created
-    loaded, warning = read_conversations(data, conversations)
-    if warning:
-        warn(warning)
-    with open_database(database, create=True) as repository, bar("measuring activations") as on_batch:
-        record = register_model(repository, model_id, folder, loaded, name=data.name, on_batch=on_batch)
+    if data is None:
+        with open_database(database, create=True) as repository, stages() as stage:
+            told = stage("reading weights"), stage("ranking")
+            record = register_by_weights(repository, model_id, folder, on_bytes=told[0], on_rank=told[1])
+        ranked = "by weights alone"
+    else:
+        loaded, warning = read_conversations(data, conversations)
+        if warning:
+            warn(warning)
+        with open_database(database, create=True) as repository, stages() as stage:
+            told = stage("reading weights"), stage("measuring activations")
+            record = register_model(
+                repository, model_id, folder, loaded, name=data.name, on_bytes=told[0], on_batch=told[1]
+            )
+        ranked = f"on {len(loaded)} conversations"
     anatomy = record.anatomy
     if json:
         print_json(
@@ -45,8 +72,7 @@ def add(
         return
     print_line(
         f"registered {record.id}: {anatomy.model_type}/{anatomy.text_model_type}, {anatomy.num_layers} layers, "
-        f"{anatomy.total_parameters:,} parameters ({anatomy.ffn_parameters:,} in FFNs), "
-        f"channels ranked on {len(loaded)} conversations"
+        f"{anatomy.total_parameters:,} parameters ({anatomy.ffn_parameters:,} in FFNs), ranked {ranked}"
     )
 
 
@@ -70,9 +96,12 @@ def measure(
 ) -> None:
     """Measure statistics of a registered model: what `lop plan --method flap`, `owl`, `ecoflap`, ... decide from.
 
-    Activations take one forward pass over the data (`lop model add` made one already), gradients one backward pass,
-    zeroth-order six forward passes a layer and batch of 8. What is stored for the same conversations is not measured
-    again.
+    Activations take one forward pass over the data (`lop model add --data` made one already), gradients one backward
+    pass, zeroth-order six forward passes a layer and batch of 8. What is stored for the same conversations is not
+    measured again.
+
+    Activations need memory for one decoder layer at a time. The other two load the whole model: gradients need room for
+    it, for gradients of its FFNs and for all activations of one conversation; zeroth-order for it in float32.
     """
     from lop.measuring import StatisticsMeasurer, kinds_of
     from lop.registration import read_conversations

@@ -94,6 +94,31 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     assert "achieved sparsity" in ok("plan", "-m", "mine", "-s", 0.4)
 
 
+def test_a_model_without_data(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """Ranked by its weights alone: what needs statistics says how to get them, everything else works."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    add = ("model", "add", "bare", checkpoint)
+    for wrong in ((), ("--weights-only", "--data", data), ("--weights-only", "--conversations", 3)):
+        code, _, err = run(*add, *wrong, database=url)
+        assert code == 2
+        assert "on data or by weights only" in err
+    assert not (tmp_path / "new.db").exists()
+    code, out, err = run(*add, "--weights-only", database=url)
+    assert code == 0, err
+    assert "ranked by weights alone" in out
+    code, out, _ = run("plan", "-m", "bare", "-s", 0.4, "--json", database=url)
+    assert json.loads(out)["method"] == "uniform"
+    code, _, err = run("plan", "-m", "bare", "-s", 0.4, "--method", "flap", database=url)
+    assert code == 2
+    assert "lop model measure bare --data FILE --kind activations" in err
+    code, _, err = run("search", "-m", "bare", "-d", data, "-s", 0.4, "-n", 4, "--num-levels", 4, database=url)
+    assert code == 0, err
+    code, _, err = run("model", "measure", "bare", "-d", data, "--kind", "activations", database=url)
+    assert code == 0, err
+    code, out, _ = run("plan", "-m", "bare", "-s", 0.4, "--method", "flap", "--json", database=url)
+    assert json.loads(out)["method"] == "flap"
+
+
 def test_a_budget_with_a_device(run: Run, repository: Repository, tmp_path: Path) -> None:
     code, out, err = run("plan", "-m", "tiny", "-s", 0.0, "--json")
     dense = json.loads(out)["achieved"]

@@ -2,22 +2,25 @@
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lop import measuring, registration
-from lop.measuring import StatisticsMeasurer
-from lop.registration import register_model
+from lop import measuring
+from lop.measuring import StatisticsMeasurer, store_statistics
+from lop.registration import register_by_weights, register_model
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, FingerprintMismatchError, InputError, NotFoundError
-from pruning.importance import channel_scores
+from pruning.importance import ranking_of
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
+from pruning.weight_importance import rank_by_weights
 from storage.contract import Repository
+from storage.records import BINARY
 from storage.sql_repository import open_repository
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -53,13 +56,13 @@ def test_registering_stores_the_statistics_that_the_ranking_follows_from(
     statistics = ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)
     model = repository.get_model("tiny")
     statistics.check(model.anatomy, StatisticsKind.ACTIVATIONS)
-    assert Ranking.from_scores(model.anatomy, channel_scores(statistics)).sha256 == model.ranking_sha256
+    assert ranking_of(statistics, model.anatomy).sha256 == model.ranking_sha256
 
 
 def test_registering_an_equal_model_again_measures_and_changes_nothing(
     repository: Repository, checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registration, "load_for_compute", no_model)
+    monkeypatch.setattr(measuring, "measure_checkpoint", no_model)
     before = repository.get_model("tiny"), repository.list_statistics("tiny")
     assert register_model(repository, "tiny", checkpoint, conversations) == before[0]
     assert (repository.get_model("tiny"), repository.list_statistics("tiny")) == before
@@ -72,6 +75,63 @@ def test_statistics_on_other_data_do_not_make_another_ranking(
     StatisticsMeasurer(repository, "tiny").measure(StatisticsKind.ACTIVATIONS, other, name="half")
     with pytest.raises(ConflictError, match="another ranking_sha256"):
         register_model(repository, "tiny", checkpoint, other)
+
+
+def test_a_model_registered_before_groups_were_ranked_stays_as_it_is(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation]
+) -> None:
+    (stored,) = repository.list_statistics("tiny")
+    statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
+    anatomy = repository.get_model("tiny").anatomy
+    old_ranking = replace(ranking_of(statistics, anatomy), kv_groups=None)
+    old = replace(
+        repository.get_model("tiny"), id="old", ranking_sha256=repository.put_artifact(old_ranking.to_bytes(), BINARY)
+    )
+    repository.add_model(old)
+    # Without statistics: they are measured, with attention, and the channels come out in the order that they were.
+    assert register_model(repository, "old", checkpoint, conversations).ranking_sha256 == old.ranking_sha256
+    (measured,) = repository.list_statistics("old")
+    assert ModelStatistics.from_bytes(repository.get_artifact(measured.sha256).content).has_attention
+    # With statistics of that version.
+    bare = {name: x for name, x in statistics.arrays.items() if "attention" not in name and "out_norm" not in name}
+    older = replace(old, id="older")
+    repository.add_model(older)
+    calibration = repository.get_calibration(stored.calibration_id)
+    store_statistics(repository, "older", replace(statistics, arrays=bare), calibration)
+    assert register_model(repository, "older", checkpoint, conversations).ranking_sha256 == old.ranking_sha256
+
+
+def test_a_model_is_registered_by_its_weights_alone(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "measure_checkpoint", no_model)
+    monkeypatch.setattr(measuring, "load_for_compute", no_model)
+    told: list[tuple[int, int]] = []
+    record = register_by_weights(repository, "bare", checkpoint, on_bytes=lambda *x: told.append(x))
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    assert told[-1] == (size, size)
+    assert repository.list_statistics("bare") == []
+    ranking = Ranking.from_bytes(repository.get_artifact(record.ranking_sha256).content)
+    assert ranking.sha256 == rank_by_weights(checkpoint, record.anatomy).sha256
+    assert register_by_weights(repository, "bare", checkpoint) == record
+    with pytest.raises(ConflictError, match="another ranking_sha256"):
+        register_by_weights(repository, "tiny", checkpoint)
+    other = save_tiny_checkpoint(checkpoint.parent / "seed1", seed=1)
+    with pytest.raises(ConflictError, match="one checkpoint for ever"):
+        register_by_weights(repository, "bare", other)
+    with pytest.raises(InputError, match="letters, digits"):
+        register_by_weights(repository, "a b", checkpoint)
+
+
+def test_activations_of_a_registered_model_are_measured_without_loading_it(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "load_for_compute", no_model)
+    half = conversations[:20]
+    record = StatisticsMeasurer(repository, "tiny").measure(StatisticsKind.ACTIVATIONS, half, name="half")
+    batches = make_batches(half, load_processor(checkpoint), batch_size=16)
+    expected = measure_statistics(StatisticsKind.ACTIVATIONS, load_model(checkpoint), batches)
+    assert repository.get_artifact(record.sha256).content == expected.to_bytes()
 
 
 def test_a_registration_that_stopped_before_its_statistics_is_completed(
@@ -96,7 +156,7 @@ def test_a_model_of_an_earlier_version_is_completed(old_database: str, conversat
         assert record is not None
         statistics = ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)
         model = repository.get_model("tiny")
-        assert Ranking.from_scores(model.anatomy, channel_scores(statistics)).sha256 == model.ranking_sha256
+        assert ranking_of(statistics, model.anatomy).sha256 == model.ranking_sha256
 
 
 def test_every_kind_is_measured_as_its_recipe_says(

@@ -1,5 +1,6 @@
 """One forward pass, against the same numbers from activations that were kept whole."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.activation_statistics import measure_activations, outlier_ratio
+from pruning.activation_statistics import outlier_ratio
 from pruning.anatomy_reader import anatomy_of
+from pruning.arrays import FloatArray
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
@@ -49,6 +51,10 @@ def kept_whole(model: PreTrainedModel, batches: list[Batch]) -> dict[str, torch.
     return {name: torch.cat(rows) for name, rows in seen.items()}
 
 
+def measured(model: PreTrainedModel, batches: list[Batch]) -> Mapping[str, FloatArray]:
+    return measure_statistics(StatisticsKind.ACTIVATIONS, model, batches).arrays
+
+
 @pytest.mark.parametrize("max_values", [2**22, 100])
 def test_equals_the_obvious_computation(
     checkpoint: Path, conversations: list[Conversation], max_values: int, monkeypatch: pytest.MonkeyPatch
@@ -58,16 +64,19 @@ def test_equals_the_obvious_computation(
     with torch.no_grad():  # make some weights outliers, so that there are any
         for layer in model.get_decoder().layers:
             layer.mlp.up_proj.weight[:3] *= 20
-    arrays = measure_activations(model, make_batches(conversations, processor, batch_size=4))
+    arrays = measured(model, make_batches(conversations, processor, batch_size=4))
     seen = kept_whole(model, make_batches(conversations, processor, batch_size=1))
     for index, layer in enumerate(model.get_decoder().layers):
         x, down = seen[f"{index}.mlp.down_proj"], layer.mlp.down_proj.weight.double().detach()
+        z, out = seen[f"{index}.self_attn.o_proj"], layer.self_attn.o_proj.weight.double().detach()
         for name, expected in {
             "ffn_mean": x.mean(dim=0),
             "ffn_second_moment": x.square().mean(dim=0),
             "ffn_variance": x.var(dim=0),
             "down_mean_abs": down.abs().mean(dim=0),
             "down_norm": down.square().sum(dim=0).sqrt(),
+            "attention_second_moment": z.square().mean(dim=0),
+            "out_norm": out.square().sum(dim=0).sqrt(),
         }.items():
             np.testing.assert_allclose(
                 arrays[f"layers.{index}.{name}"], expected.numpy(), rtol=1e-4, atol=1e-9, err_msg=name
@@ -94,7 +103,7 @@ def test_a_small_variance_beside_a_large_mean_is_not_lost(checkpoint: Path, conv
     layer.mlp.down_proj.register_forward_pre_hook(
         lambda _m, args: (torch.cat([1000 + 0.01 * args[0][..., :1].sign(), args[0][..., 1:]], dim=-1),)
     )
-    arrays = measure_activations(model, make_batches(conversations, processor, batch_size=2))
+    arrays = measured(model, make_batches(conversations, processor, batch_size=2))
     seen = kept_whole(model, make_batches(conversations, processor, batch_size=1))["0.mlp.down_proj"]
     assert arrays["layers.0.ffn_mean"][0] == pytest.approx(float(seen[:, 0].mean()), rel=1e-9)
     assert arrays["layers.0.ffn_variance"][0] == pytest.approx(float(seen[:, 0].var()), rel=1e-6)

@@ -1,16 +1,19 @@
 """The registered ranking's scores: weight norm times activation size."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pruning.anatomy_reader import read_anatomy
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
-from pruning.importance import channel_scores
+from pruning.importance import channel_scores, group_scores, ranking_of
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind, measure_statistics
+from tests.pruning.made_up import made_up_anatomy, made_up_statistics
 
 
 def test_scores_are_weight_norm_times_activation_size(checkpoint: Path, conversations: list[Conversation]) -> None:
@@ -31,3 +34,21 @@ def test_scores_are_weight_norm_times_activation_size(checkpoint: Path, conversa
     order = Ranking.from_scores(read_anatomy(checkpoint), scores).ffn[1]
     assert scores[1][order[0]] == scores[1].max()
     assert scores[1][order[-1]] == scores[1].min()
+
+
+def test_a_group_scores_the_sum_over_the_channels_of_its_query_heads() -> None:
+    """Four heads of 8 channels in two groups: 16 channels each, the first of root mean square 3, the second of 2."""
+    anatomy = made_up_anatomy([8, 8])
+    statistics = made_up_statistics(anatomy, StatisticsKind.ACTIVATIONS)
+    assert group_scores(statistics, anatomy) is None
+    assert ranking_of(statistics, anatomy).kv_groups is None
+    norms, moments = np.repeat([1.0, 2.0], 16), np.repeat([9.0, 4.0], 16)
+    arrays = {f"layers.{i}.out_norm": norms for i in range(2)}
+    arrays |= {f"layers.{i}.attention_second_moment": moments for i in range(2)}
+    statistics = replace(statistics, arrays={**statistics.arrays, **arrays})
+    scores = group_scores(statistics, anatomy)
+    assert scores is not None
+    assert [x.tolist() for x in scores] == [[16 * 3.0, 16 * 4.0]] * 2
+    ranking = ranking_of(statistics, anatomy)
+    assert ranking.kv_groups is not None
+    assert [order.tolist() for order in ranking.kv_groups] == [[1, 0]] * 2

@@ -24,7 +24,9 @@ def test_measured_statistics_are_whole_and_repeatable(
     progress: list[tuple[int, int]] = []
     first = measure_statistics(kind, model, batches, seed=3, on_batch=lambda *x: progress.append(x))
     first.check(anatomy, kind)
-    assert progress == [(i + 1, len(progress)) for i in range(len(progress))]
+    done, totals = [x for x, _ in progress], {total for _, total in progress}
+    assert done == sorted(set(done))
+    assert totals == {done[-1]}
     assert progress
     again = measure_statistics(kind, model, batches, seed=3)
     assert again.to_bytes() == first.to_bytes()
@@ -98,3 +100,18 @@ def test_something_else_is_no_statistics(content: bytes) -> None:
 def test_no_data_is_refused(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="calibration data"):
         measure_statistics(StatisticsKind.ACTIVATIONS, load_model(checkpoint), [])
+
+
+def test_attention_is_measured_in_every_layer_or_not_at_all() -> None:
+    anatomy = made_up_anatomy([8, 16])
+    old = made_up_statistics(anatomy, StatisticsKind.ACTIVATIONS)
+    assert not old.has_attention
+    names = [f"layers.{i}.{name}" for i in range(2) for name in ("attention_second_moment", "out_norm")]
+    added = dict.fromkeys(names, np.ones(32))
+    whole = replace(old, arrays={**old.arrays, **added})
+    whole.check(anatomy)
+    assert whole.has_attention
+    assert ModelStatistics.from_bytes(whole.to_bytes()).has_attention
+    for changed in ({**added, names[0]: np.ones(31)}, {name: added[name] for name in names[1:]}):
+        with pytest.raises(CheckpointError, match=r"1 arrays .* layers\.0\.attention_second_moment"):
+            replace(old, arrays={**old.arrays, **changed}).check(anatomy)
