@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor clean
+.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor bench-apply clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"
+	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -56,6 +57,11 @@ bench-ray: $(STAMP)
 
 bench-predictor: $(STAMP)
 	$(BIN)/python -m benchmarks.predictor
+
+# llama.cpp, which runs what was exported, compiles for some minutes: only this target needs it.
+bench-apply: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp]'
+	$(BIN)/python -m benchmarks.apply
 
 clean:
 	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from lop.commands import apply, compare, db, demo, device, evaluate, model, plan, queue, search, serve, train, worker
+from lop.commands import (
+    apply,
+    compare,
+    db,
+    demo,
+    device,
+    evaluate,
+    export,
+    model,
+    plan,
+    queue,
+    search,
+    serve,
+    train,
+    worker,
+)
 from lop.console import fail, print_line
 from pruning.errors import LopError
 
@@ -47,6 +62,7 @@ app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
+app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("worker")(worker.worker)

@@ -1,0 +1,121 @@
+"""`lop export`: a checkpoint in the format of another runtime."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lop.commands.options import Json
+from lop.console import bar, print_json, print_line, warn
+from pruning.gguf_export.options import ClassToken, TensorType
+
+if TYPE_CHECKING:
+    from pruning.gguf_export.export import GgufExport
+
+app = typer.Typer(help="Write a checkpoint, dense or pruned, for other runtimes.", no_args_is_help=True)
+
+
+@app.command("gguf")
+def gguf(
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="The checkpoint's folder: dense, or pruned by `lop apply`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New file for the language model.")],
+    tensor_type: Annotated[
+        TensorType,
+        typer.Option(
+            "--type",
+            "-t",
+            help="How matrices are stored. q8_0 takes about half of f16 and is nearly as good. For less, run "
+            "llama.cpp's `llama-quantize` on an f16 file.",
+        ),
+    ] = TensorType.F16,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(help="New file for the vision tower and projector. Default: the language model only."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Longest context to declare, in tokens. Default: the model's own.")
+    ] = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's name for how the tokenizer splits text, where lop does not know it."),
+    ] = None,
+    class_token: Annotated[
+        ClassToken,
+        typer.Option(
+            help="For CLIP towers: where your llama.cpp puts the class token. Releases since May 2025 put it last "
+            "(ggml-org/llama.cpp#25814).",
+        ),
+    ] = ClassToken.LAST,
+    json: Json = False,
+) -> None:
+    """Write GGUF files for llama.cpp, Ollama, LM Studio and others. Needs the gguf extra.
+
+    Layers of different widths and heads are kept as they are (architecture `deci`). What llama.cpp would compute
+    otherwise is refused, by name. With llama-cpp-python installed, the tokenizer is compared too.
+
+    Then: `llama-cli -m OUT -p "..."`, or with pictures
+    `llama-mtmd-cli -m OUT --mmproj MMPROJ --image picture.png -p "..."`.
+    """
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    from pruning.gguf_export.export import export_gguf
+
+    with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
+        export = export_gguf(
+            model,
+            out,
+            tensor_type=tensor_type,
+            mmproj=mmproj,
+            context_length=context,
+            pre_tokenizer=pre_tokenizer,
+            class_token=class_token,
+            on_bytes=on_bytes,
+        )
+    differences = _encoding_differences(model, out)
+    for note in export.notes:
+        warn(note)
+    if export.num_f16_fallbacks:
+        warn(f"{export.num_f16_fallbacks} matrices are f16: their rows are no multiple of 32, which q8_0 needs")
+    if differences is not None and differences[0]:
+        warn(f"llama.cpp encodes {differences[0]} probe texts otherwise than transformers, the first {differences[1]}")
+    if json:
+        print_json(_document(export, out, mmproj, None if differences is None else differences[0]))
+        return
+    widths = export.sizes.ffn_widths
+    print_line(
+        f"wrote {out}: {len(widths)} layers, FFN widths {min(widths)} to {max(widths)}, architecture "
+        f"{export.architecture}, {export.file_bytes:,} bytes"
+    )
+    if mmproj is not None:
+        print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
+
+
+def _encoding_differences(model: Path, out: Path) -> tuple[int, str] | None:
+    """How many probe texts llama.cpp encodes otherwise, and the first; None if it is not installed to be asked."""
+    if find_spec("llama_cpp") is None or not (model / "tokenizer.json").is_file():
+        return None
+    from pruning.gguf_export.tokenizer_check import encoding_differences
+
+    found = encoding_differences(model, out)
+    return len(found), repr(found[0].text) if found else ""
+
+
+def _document(export: "GgufExport", out: Path, mmproj: Path | None, num_differences: int | None) -> dict[str, object]:
+    """The result as JSON; `tokenizer_differences` is null where llama.cpp was not asked."""
+    return {
+        "out": str(out),
+        "file_bytes": export.file_bytes,
+        "mmproj": None if mmproj is None else str(mmproj),
+        "mmproj_bytes": export.mmproj_bytes,
+        "architecture": export.architecture,
+        "ffn_widths": export.sizes.ffn_widths,
+        "heads": export.sizes.heads,
+        "kv_heads": export.sizes.kv_heads,
+        "tensors": export.num_tensors,
+        "f16_fallbacks": export.num_f16_fallbacks,
+        "tokenizer_differences": num_differences,
+        "notes": export.notes,
+    }
