@@ -1,7 +1,8 @@
 """What a plan's model costs, counted anew on the model that its config builds, without the planner's arithmetic.
 
 The config is written, read and built by the code that users load pruned models with, on the meta device: all shapes, no
-weights. Parameters, bytes, operations and the KV cache are then sums over the modules that are there.
+weights. Parameters, bytes, operations and the KV cache are then sums over the modules that are there; files and latency
+are counted in `built_files` and `built_latency`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from benchmarks.built_files import file_bytes
+from benchmarks.built_latency import BuiltLatency, built_latency
 from pruning.anatomy import ModelAnatomy
 from pruning.checkpoint import resized_class
 from pruning.compensation import pruned_tensors
-from pruning.cost import disk_bytes
 from pruning.decoder import decoder_view
 from pruning.devices import Device
-from pruning.latency import latency_model
 from pruning.plan import PruningPlan, Workload
-from pruning.prune_checkpoint import write_config
+from pruning.pruned_config import write_config
 from pruning.target import Scope, scope_parameters
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 
 @dataclass(frozen=True)
 class BuiltCosts:
-    """Costs of a model that was built, in the units of `Achieved`. `weight_bytes` are of the parameters alone."""
+    """Costs of a model that was built, in the units of `Achieved`. `weight_bytes` are of the parameters alone.
+
+    `latency` is None if no device is named.
+    """
 
     widths: tuple[int, ...]
     parameters: int
@@ -41,17 +45,18 @@ class BuiltCosts:
     kv_cache_bytes: int
     flops: int
     disk_bytes: int
-    latency_ms: float | None
+    latency: BuiltLatency | None
 
 
-def build_on_meta(source: Path, plan: PruningPlan, dtype: str, folder: Path) -> "PreTrainedModel":
+def build_on_meta(source: Path, plan: PruningPlan, anatomy: ModelAnatomy, folder: Path) -> "PreTrainedModel":
     """The model of `plan`, which was made for the checkpoint or config in `source`, built from the config alone.
 
     `folder` takes config.json.
     """
-    config = write_config(source, plan, folder)
-    compensated = [x.index for x in plan.layers] if plan.ranking.compensates else []
-    with _default_dtype(TORCH_DTYPES[dtype]), torch.device("meta"):
+    config = write_config(source, plan, folder, anatomy)
+    cut = [x.index for x, dense in zip(plan.layers, anatomy.layers, strict=True) if x.ffn_width < dense.ffn_width]
+    compensated = cut if plan.ranking.compensates else []
+    with _default_dtype(TORCH_DTYPES[anatomy.dtype]), torch.device("meta"):
         model: PreTrainedModel = resized_class(config, compensated=compensated)(config)
     return model
 
@@ -66,14 +71,15 @@ def count_costs(
     """
     workload, view = plan.achieved.workload, decoder_view(model)
     named = dict(model.named_parameters())
-    planned = pruned_tensors(anatomy, plan.ffn_widths, compensates=plan.ranking.compensates)
+    planned = pruned_tensors(anatomy, plan.sizes, compensates=plan.ranking.compensates)
     if sorted(tuple(x.shape) for x in named.values()) != sorted(t.shape for t in planned):
         raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
     parameters = sum(x.numel() for x in named.values())
     in_layers = sum(x.numel() for layer in view.layers for x in layer.parameters())
     widths = tuple(view.out_projection(index).in_features for index in range(len(view.layers)))
     removed = anatomy.total_parameters - parameters
-    latency = None if device is None else latency_model(device, anatomy, workload).latency(widths).total_ms
+    compensates = plan.ranking.compensates
+    latency = built_latency(model, device, workload, anatomy.dtype, compensated=compensates) if device else None
     return BuiltCosts(
         widths=widths,
         parameters=parameters,
@@ -81,8 +87,8 @@ def count_costs(
         weight_bytes=sum(x.numel() * x.element_size() for x in named.values()),
         kv_cache_bytes=_kv_cache_bytes(view.layers, workload),
         flops=_flops(view.layers, in_layers, model, workload),
-        disk_bytes=disk_bytes(anatomy, widths, compensates=plan.ranking.compensates),
-        latency_ms=latency,
+        disk_bytes=file_bytes(model),
+        latency=latency,
     )
 
 

@@ -1,5 +1,8 @@
 """How long a plan takes over HTTP, and what it saves: against FLAP's allocation and a search of the same model.
 
+Requests are a mix: a third for sparsities, a third for a memory budget, a third for memory and latency at once, on a
+device that was measured.
+
 Two models: the reference, and one of 32 layers and real layer sizes (LLaVA with a language model of TinyLlama's layers:
 hidden 2048, FFN 5632, GQA 32/4) with random weights. The larger one's predictor is trained on a made-up landscape:
 its quality means nothing, its latency is real. FLAP and one evaluation of a search are measured there on a few
@@ -12,32 +15,36 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
 import numpy as np
 import torch
 
+from benchmarks.collect import EVALUATIONS
 from lop.training import train_model
 from policy_model.training import TrainingSettings
 from pruning.allocators.flap import allocate_flap
 from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of
+from pruning.anatomy_reader import anatomy_of, load_config
 from pruning.batches import AnswerSpan, Batch
+from pruning.devices.profiling import ProfileSettings, profile_device
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.importance import channel_scores
 from pruning.levels import LevelGrid
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.metrics import Metrics
+from pruning.plan import Workload
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind, measure_statistics
 from storage.contract import Repository
-from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
+from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 
 LARGE = "large"
 NUM_LAYERS = 32
@@ -45,10 +52,13 @@ ROUND_TO = 64
 NUM_SEQUENCES, SEQUENCE_TOKENS, ANSWER_TOKENS = 4, 640, 32
 """576 image tokens and a short conversation."""
 
-SEARCH_EVALUATIONS = 300
 NUM_MADE_UP_SAMPLES = 2000
-NUM_REQUESTS = 60
-WARM_UP_REQUESTS = 3
+NUM_REQUESTS = 40
+WARM_UP_REQUESTS = 6
+SMALLEST_SPARSITY, LARGEST_SPARSITY = 0.1, 0.75
+MOST_REMOVED = 0.78
+"""Budgets lie between the costs of the dense model and of one this sparse, as sparsities between the two others."""
+
 STARTUP_SECONDS = 60.0
 
 
@@ -79,18 +89,74 @@ def _ready(url: str) -> bool:
         return False
 
 
-def request_milliseconds(url: str, model: str, round_to: int) -> list[float]:
-    """Of `NUM_REQUESTS` requests for plans that nobody asked for before, one client, one kept-alive connection."""
-    rng = np.random.default_rng(0)
-    spent = []
+class Asked(StrEnum):
+    """Kinds of requests, in equal shares: what a plan has to keep to."""
+
+    SPARSITY = "sparsity"
+    MEMORY = "memory"
+    MEMORY_AND_LATENCY = "memory_and_latency"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that requests are for: how its widths are rounded, and a device that was measured with its layers."""
+
+    model: str
+    round_to: int
+    device: str
+    workload: Workload
+
+
+def request_milliseconds(url: str, served: Served) -> dict[Asked, list[float]]:
+    """Of `NUM_REQUESTS` requests of each kind, shuffled, for plans that nobody asked for before: one client, one
+    kept-alive connection.
+    """
     with httpx.Client(base_url=url) as client:
-        for sparsity in rng.uniform(0.1, 0.75, NUM_REQUESTS + WARM_UP_REQUESTS):
-            body = {"model": model, "sparsity": float(sparsity), "round_to": round_to, "method": "lop"}
+        bodies = _bodies(client, served)
+        spent: dict[Asked, list[float]] = {kind: [] for kind in Asked}
+        for number, (kind, body) in enumerate(bodies):
             started = time.perf_counter()
             response = client.post("/v1/plans", json=body)
-            spent.append((time.perf_counter() - started) * 1e3)
+            elapsed = (time.perf_counter() - started) * 1e3
             response.raise_for_status()
-    return spent[WARM_UP_REQUESTS:]
+            if number >= WARM_UP_REQUESTS:
+                spent[kind].append(elapsed)
+    return spent
+
+
+def _bodies(client: httpx.Client, served: Served) -> list[tuple[Asked, dict[str, Any]]]:
+    """Requests between what the dense model costs and what a quarter of its FFNs do; limits are drawn one by one."""
+    usual = {"model": served.model, "round_to": served.round_to}
+    workload = served.workload.model_dump()
+
+    def costs(sparsity: float) -> dict[str, Any]:
+        # A limit that everything meets: the whole workload is priced, and the widths are those of the sparsity.
+        narrow = client.post("/v1/plans", json=usual | {"sparsity": sparsity, "method": "uniform"}).raise_for_status()
+        most = {"disk_bytes": narrow.json()["achieved"]["disk_bytes"]} | workload
+        asked = usual | {"budget": most, "device": served.device, "method": "uniform"}
+        priced: dict[str, Any] = client.post("/v1/plans", json=asked).raise_for_status().json()["achieved"]
+        if priced["latency_source"] != "measured":
+            raise RuntimeError("the device that is asked for was measured with the model's own layers")
+        return priced
+
+    narrow, dense = costs(MOST_REMOVED), costs(0.0)
+    rng = np.random.default_rng(0)
+
+    def between(name: str) -> float:
+        share = float(rng.uniform(MOST_REMOVED - LARGEST_SPARSITY, 1.0 - SMALLEST_SPARSITY)) / MOST_REMOVED
+        return float(narrow[name] + min(share, 1.0) * (dense[name] - narrow[name]))
+
+    found = []
+    for kind in np.repeat(list(Asked), NUM_REQUESTS + WARM_UP_REQUESTS // len(Asked)):
+        body: dict[str, Any] = usual | {"method": "lop"}
+        if kind == Asked.SPARSITY:
+            body["sparsity"] = float(rng.uniform(SMALLEST_SPARSITY, LARGEST_SPARSITY))
+        else:
+            body |= {"budget": {"memory_bytes": int(between("memory_bytes"))} | workload, "device": served.device}
+        if kind == Asked.MEMORY_AND_LATENCY:
+            body["budget"]["latency_ms"] = between("latency_ms")
+        found.append((Asked(kind), body))
+    return [found[index] for index in rng.permutation(len(found))]
 
 
 def large_model() -> Any:
@@ -163,27 +229,56 @@ def measure_large_allocation() -> dict[str, float]:
     return {"flap_seconds": flap, "evaluation_seconds": time.perf_counter() - started}
 
 
+def measure_device(repository: Repository, device_id: str, config: Any, anatomy: ModelAnatomy) -> Workload:
+    """Register this machine, measured in a hurry with the layers of `config`; a workload that its tables cover."""
+    settings = ProfileSettings(prompt_tokens=(32, 64), output_tokens=16, seconds=0.0, min_rounds=2)
+    profile = profile_device(config, anatomy, device_id=device_id, settings=settings)
+    repository.add_device(DeviceRecord(profile, datetime.now(UTC)))
+    return Workload(prompt_tokens=48, output_tokens=16)
+
+
 def measure_serving(repository: Repository, database: str, reference: str) -> dict[str, Any]:
     """p50 of both models' requests in milliseconds, and the large model's FLAP and search beside it.
 
-    `repository`, at the URL `database`, holds the model `reference` and its predictor; it gets the large one.
+    `repository`, at the URL `database`, holds the model `reference` and its predictor; it gets the large one, and the
+    machine as a device of each.
     """
     with torch.device("meta"):
-        anatomy = anatomy_of(large_model())
+        large = large_model()
+        anatomy = anatomy_of(large)
     register_large(repository, anatomy)
+    record = repository.get_model(reference)
+    served = {
+        "reference": Served(
+            reference,
+            8,
+            "for-reference",
+            measure_device(repository, "for-reference", load_config(Path(record.path)), record.anatomy),
+        ),
+        "32_layers": Served(
+            LARGE, ROUND_TO, "for-large", measure_device(repository, "for-large", large.config, anatomy)
+        ),
+    }
+    found: dict[str, Any] = {}
     with serving(database) as url:
-        small = request_milliseconds(url, reference, 8)
-        large = request_milliseconds(url, LARGE, ROUND_TO)
+        for name, model in served.items():
+            found |= _percentiles(name, request_milliseconds(url, model))
     slow = measure_large_allocation()
-    p50 = median(large)
-    return {
-        "http_p50_ms_reference": median(small),
-        "http_p95_ms_reference": float(np.quantile(small, 0.95)),
-        "http_p50_ms_32_layers": p50,
-        "http_p95_ms_32_layers": float(np.quantile(large, 0.95)),
+    p50 = found["http_p50_ms_32_layers"]
+    return found | {
         "speedup_vs_flap": slow["flap_seconds"] / p50 * 1e3,
-        "speedup_vs_search": slow["evaluation_seconds"] * SEARCH_EVALUATIONS / p50 * 1e3,
+        "speedup_vs_search": slow["evaluation_seconds"] * EVALUATIONS / p50 * 1e3,
         "large_model": {**slow, "sequences": NUM_SEQUENCES, "tokens": SEQUENCE_TOKENS, "layers": NUM_LAYERS},
+    }
+
+
+def _percentiles(name: str, spent: Mapping[Asked, Sequence[float]]) -> dict[str, Any]:
+    """p50 and p95 of the mix, and the p50 of each kind."""
+    mix = np.concatenate([*spent.values()])
+    return {
+        f"http_p50_ms_{name}": float(np.median(mix)),
+        f"http_p95_ms_{name}": float(np.quantile(mix, 0.95)),
+        f"http_p50_ms_{name}_by_kind": {kind.value: float(np.median(times)) for kind, times in spent.items()},
     }
 
 

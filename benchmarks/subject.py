@@ -21,7 +21,7 @@ from pruning.checkpoint import load_model, load_processor
 from pruning.compensation import bias_parameters
 from pruning.conversations import Conversation, calibration_id, load_conversations
 from pruning.evaluation import ConfigurationEvaluator
-from pruning.importance import channel_scores
+from pruning.importance import ranking_of
 from pruning.levels import LevelGrid
 from pruning.metrics import Metrics, Widths
 from pruning.plan import content_id
@@ -58,7 +58,7 @@ class Subject:
         }
         self.anatomy = anatomy_of(load_model(self._folder))
         self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
-        self.ranking = Ranking.from_scores(self.anatomy, channel_scores(self.statistics(StatisticsKind.ACTIVATIONS)[0]))
+        self.ranking = ranking_of(self.statistics(StatisticsKind.ACTIVATIONS)[0], self.anatomy)
         self._evaluators: dict[tuple[str, str], ConfigurationEvaluator] = {}
         self._metrics: dict[tuple[str, str, Widths], Metrics] = {}
         if fresh:

@@ -1,11 +1,12 @@
 """Does any plan exceed what was asked for? Random feasible requests, each plan built for real and counted again.
 
 Requests are over sparsities of every scope and budgets of every kind, one limit and several, on every device of the
-catalogue and on none, with random workloads, roundings and tensor parallelism. Every plan's model is built on the meta
-device from the config that `lop apply` would write, and its parameters, bytes, operations and time are counted there
-(`benchmarks.built_costs`). Independent of the planner are widths, parameters, weights, KV cache and operations; the
-activation bound, file headers and latency are the product's own formulas on what was built: that the plan keeps to them
-is checked, not that they are right. Some plans are applied to the checkpoint, and their files really weighed.
+catalogue, on this machine, which is measured for it, and on none, with random workloads, roundings and tensor
+parallelism. Every plan's model is built on the meta device from the config that `lop apply` would write, and counted
+there without the planner's arithmetic: widths, parameters, weights, KV cache and operations (`benchmarks.built_costs`),
+weight files, by safetensors itself (`built_files`), latency (`built_latency`). The activation bound is the product's
+own in those. Some plans are applied to the checkpoint: their files are weighed, and what answering a prompt with a
+picture takes in memory is held against that bound (`built_activations`).
 
 `python -m benchmarks.truth` registers the reference model and one of LLaVA-1.5-7B's size, scans the reference's layers
 on a few conversations, and asks for 10,000 plans: some six minutes on two cores. It writes `results/truth.json`.
@@ -17,7 +18,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +28,28 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.built_activations import peak_bytes, workload_of
 from benchmarks.built_costs import build_on_meta, count_costs
+from benchmarks.built_latency import BuiltLatency
 from benchmarks.machine import write_results
 from benchmarks.subject import REFERENCE
-from benchmarks.truth_subjects import TruthSubject, register_large, register_reference
+from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console import bar
+from lop.profiling import TimedModel
+from pruning.activations import activation_bytes
 from pruning.anatomy import ModelAnatomy
 from pruning.budget import limits_for_budget
+from pruning.checkpoint import load_model
+from pruning.cost import kv_cache_bytes
 from pruning.devices import DEVICES, Device
 from pruning.errors import InputError
-from pruning.latency import latency_model
+from pruning.latency import LatencySource, latency_model
 from pruning.limits import LimitKind, WidthSteps
-from pruning.plan import INT64_MAX, Budget, PruningPlan, Workload
+from pruning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
 from pruning.prune_checkpoint import prune_checkpoint
 from pruning.ranking import Ranking
 from pruning.target import Scope, limits_for_sparsity, scope_parameters
+from service.devices import list_devices
 from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
@@ -50,10 +58,18 @@ from storage.sql_repository import open_repository
 
 NUM_REQUESTS = 10_000
 NUM_SAVED = 36
+EPSILON = 1e-9
+"""Relative error of sums in floating point."""
+
 LIMITS = ("memory_bytes", "latency_ms", "flops", "disk_bytes")
 ROUNDINGS = (1, 2, 8, 8, 8, 16, 64)
 PARALLEL = (1, 1, 1, 2, 4)
 CHUNK = 100
+PROFILED_SHARE, COVERED_SHARE = 0.1, 0.75
+"""Of the requests: those on a measured device, and of those: with a workload that its tables cover."""
+
+ANSWER_TOKENS = 6
+"""That an applied plan's model answers with while its memory is watched."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Checked:
     """One request, its plan, and what was found wrong with it.
 
     Attributes:
+        is_measured: its latency comes from a profile's tables.
         asked: "sparsity", "device" or the limits of the budget, joined by +.
         exceeded: what the built model exceeds; empty for a plan that keeps its target.
         differing: what the plan says of its costs that is not so.
@@ -71,22 +88,37 @@ class Checked:
     method: str
     asked: str
     device: str | None
+    is_measured: bool
     exceeded: tuple[str, ...]
     differing: tuple[str, ...]
     used: float | None
 
 
-class RequestMaker:
-    """Random requests that can be met. Deterministic for a seed."""
+@dataclass(frozen=True)
+class Applied:
+    """A plan that was applied: the bytes of its files less what it said, and the most that lived in memory beside the
+    weights as a fraction of the bound on cache and activations."""
 
-    def __init__(self, anatomy: ModelAnatomy, model_id: str, seed: int) -> None:
-        self._anatomy, self._model_id = anatomy, model_id
+    disk_error: int
+    memory_used: float
+
+
+class RequestMaker:
+    """Random requests that can be met, on `devices` and on none. Deterministic for a seed."""
+
+    def __init__(
+        self, anatomy: ModelAnatomy, model_id: str, seed: int, devices: Sequence[Device] = tuple(DEVICES.values())
+    ) -> None:
+        self._anatomy, self._model_id, self._devices = anatomy, model_id, devices
+        self._profiled = [device for device in devices if device.is_measured]
         self._random = random.Random(seed)
 
     def make(self) -> PlanRequest:
         """A sparsity, a budget of one to four limits, or a device alone."""
         draw = self._random
-        device = draw.choice([None, *DEVICES.values()])
+        device = draw.choice([None, *self._devices])
+        if self._profiled and draw.random() < PROFILED_SHARE:
+            device = draw.choice(self._profiled)
         tp_size = draw.choice([n for n in PARALLEL if self._can_share(n)])
         fields: dict[str, Any] = {
             "model": self._model_id,
@@ -101,11 +133,7 @@ class RequestMaker:
             scope = draw.choice(list(Scope))
             most = self._greatest_sparsity(steps, scope)
             return PlanRequest(**fields, scope=scope, sparsity=draw.uniform(0, most))
-        workload = Workload(
-            batch=draw.choice([1, 1, 2, 3, 8]),
-            prompt_tokens=int(2 ** draw.uniform(0, 11)),
-            output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
-        )
+        workload = self._workload(device)
         limits = self._limits(steps, workload, device)
         if device is not None and limits["memory_bytes"][0] > device.memory_bytes:
             device = fields["device"] = None
@@ -115,6 +143,24 @@ class RequestMaker:
             return PlanRequest(**fields, budget=Budget(**workload.model_dump()))
         chosen = {name: self._between(name, *limits[name]) for name in names}
         return PlanRequest(**fields, budget=Budget(**chosen, **workload.model_dump()))
+
+    def _workload(self, device: Device | None) -> Workload:
+        """Any; on a measured device mostly one that was measured."""
+        draw = self._random
+        if device is not None and device.profile is not None and draw.random() < COVERED_SHARE:
+            table = draw.choice(device.profile.layers)
+            # The last length is where the longest answer to the longest prompt ends.
+            shortest, longest, end = table.prompt_tokens[0], table.prompt_tokens[-2], table.prompt_tokens[-1]
+            return Workload(
+                batch=table.batch,
+                prompt_tokens=draw.randint(shortest, longest),
+                output_tokens=draw.randint(1, end - longest),
+            )
+        return Workload(
+            batch=draw.choice([1, 1, 2, 3, 8]),
+            prompt_tokens=int(2 ** draw.uniform(0, 11)),
+            output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
+        )
 
     def _can_share(self, tp_size: int) -> bool:
         layer = self._anatomy.layers[0]
@@ -157,7 +203,8 @@ def measure_truth(
     Returns:
         A row for each kind of request, and a summary: `budget_violations` plans exceed what was asked,
         `cost_errors` say something of their costs that is not so, `disk_bytes_error` is the greatest difference
-        between the bytes that plans predict and those of the files of `saved_plans` applied plans.
+        between the bytes that plans predict and those of the files of `saved_plans` applied plans; their models took
+        `most_memory_used` of the bound on KV cache and activations at most, `memory_bounds_exceeded` more than it.
     """
     started = time.perf_counter()
     chunks = [
@@ -172,20 +219,25 @@ def measure_truth(
             checked += found
             if on_progress is not None:
                 on_progress(len(checked), num_requests)
-    errors = _disk_errors(database_url, next(x for x in subjects if x.is_whole), num_saved, seed)
+    applied = _applied(database_url, next(x for x in subjects if x.is_whole), num_saved, seed)
     used = [x.used for x in checked if x.used is not None]
     summary = {
         "requests": len(checked),
         "budget_violations": sum(bool(x.exceeded) for x in checked),
         "cost_errors": sum(bool(x.differing) for x in checked),
-        "disk_bytes_error": max(map(abs, errors)),
-        "saved_plans": len(errors),
+        "disk_bytes_error": max(abs(x.disk_error) for x in applied),
+        "saved_plans": len(applied),
+        "memory_bounds_exceeded": sum(x.memory_used > 1 for x in applied),
+        "most_memory_used": max(x.memory_used for x in applied),
         "mean_use_of_tightest_limit": mean(used),
         "methods": dict(Counter(x.method for x in checked)),
         "devices": len({x.device for x in checked} - {None}),
-        "violations": [f"{x.model} {x.method} {x.asked}: {x.exceeded + x.differing}" for x in checked if x.exceeded][
-            :9
-        ],
+        "latencies_by_tables": sum(x.is_measured for x in checked),
+        "violations": [
+            f"{x.model} {x.method} {x.asked} {x.device}: {x.exceeded + x.differing}"
+            for x in checked
+            if x.exceeded + x.differing
+        ][:9],
         "minutes": (time.perf_counter() - started) / 60,
     }
     kinds = sorted({(x.model, x.asked) for x in checked})
@@ -216,10 +268,11 @@ def _check_chunk(database_url: str, subject: TruthSubject, count: int, seed: str
     with open_repository(database_url) as repository, TemporaryDirectory() as folder:
         planner = Planner(repository, PredictorCache(repository, capacity=1))
         anatomy = repository.get_model(subject.model_id).anatomy
-        maker = RequestMaker(anatomy, subject.model_id, random.Random(seed).getrandbits(63))
+        devices = {device.id: device for device in list_devices(repository)}
+        maker = RequestMaker(anatomy, subject.model_id, random.Random(seed).getrandbits(63), tuple(devices.values()))
         for _ in range(count):
             request, plan = _plan_somehow(planner, maker.make())
-            checked.append(check_plan(request, plan, anatomy, subject.source, Path(folder)))
+            checked.append(check_plan(request, plan, anatomy, subject.source, Path(folder), devices=devices))
     return checked
 
 
@@ -234,15 +287,23 @@ def _plan_somehow(planner: Planner, request: PlanRequest) -> tuple[PlanRequest, 
         return request, planner.plan(request)
 
 
-def check_plan(request: PlanRequest, plan: PruningPlan, anatomy: ModelAnatomy, source: Path, folder: Path) -> Checked:
+def check_plan(
+    request: PlanRequest,
+    plan: PruningPlan,
+    anatomy: ModelAnatomy,
+    source: Path,
+    folder: Path,
+    *,
+    devices: Mapping[str, Device] = DEVICES,
+) -> Checked:
     """Build the plan's model in `folder`, count its costs, and hold them against the request and against the plan."""
-    device = None if request.device is None else DEVICES[request.device]
-    built = count_costs(build_on_meta(source, plan, anatomy.dtype, folder), plan, anatomy, device)
+    device = None if request.device is None else devices[request.device]
+    built = count_costs(build_on_meta(source, plan, anatomy, folder), plan, anatomy, device)
     said = plan.achieved
     assert said.activation_bytes is not None
     costs = {
         "memory_bytes": built.weight_bytes + built.kv_cache_bytes + said.activation_bytes,
-        "latency_ms": built.latency_ms,
+        "latency_ms": None if built.latency is None else built.latency.total_ms,
         "flops": built.flops,
         "disk_bytes": built.disk_bytes,
     }
@@ -252,7 +313,7 @@ def check_plan(request: PlanRequest, plan: PruningPlan, anatomy: ModelAnatomy, s
         asked = {name: getattr(given, name) for name in LIMITS if getattr(given, name) is not None}
         if device is not None:
             asked["memory_bytes"] = min(asked.get("memory_bytes", device.memory_bytes), device.memory_bytes)
-    exceeded = [name for name, most in asked.items() if (cost := costs[name]) is None or cost > most]
+    exceeded = [name for name, most in asked.items() if (cost := costs[name]) is None or cost > most * (1 + EPSILON)]
     if request.sparsity is not None and built.sparsity[request.scope] < request.sparsity - 1e-9:
         exceeded.append("sparsity")
     if any(w % request.tp_size for w in built.widths):
@@ -260,7 +321,8 @@ def check_plan(request: PlanRequest, plan: PruningPlan, anatomy: ModelAnatomy, s
     dense = [layer.ffn_width for layer in anatomy.layers]
     if any(w % request.round_to and w != d for w, d in zip(built.widths, dense, strict=True)):
         exceeded.append("round_to")
-    differing = [name for name, cost in costs.items() if cost != getattr(said, name)]
+    differing = [name for name in costs if name != "latency_ms" and costs[name] != getattr(said, name)]
+    differing += ["latency_ms"] * _latency_differs(built.latency, said)
     differing += ["parameters"] * (built.parameters != said.parameters)
     differing += ["widths"] * (list(built.widths) != plan.ffn_widths)
     differing += ["kv_cache_bytes"] * (built.kv_cache_bytes != said.kv_cache_bytes)
@@ -271,10 +333,20 @@ def check_plan(request: PlanRequest, plan: PruningPlan, anatomy: ModelAnatomy, s
         method=plan.method,
         asked="sparsity" if request.sparsity is not None else _asked_for(request),
         device=request.device,
+        is_measured=said.latency_source == LatencySource.MEASURED.value,
         exceeded=tuple(exceeded),
         differing=tuple(differing),
         used=max(shares) if shares and not whole else None,
     )
+
+
+def _latency_differs(built: BuiltLatency | None, said: Achieved) -> bool:
+    """What the plan says is not what was counted, up to the nanoseconds that it rounds up by, or not of its source."""
+    if built is None or said.latency_ms is None:
+        return (built is None) != (said.latency_ms is None)
+    above = said.latency_ms - built.total_ms
+    float_error = EPSILON * built.total_ms
+    return said.latency_source != built.source or not -float_error <= above <= built.rounding_ms + float_error
 
 
 def _asked_for(request: PlanRequest) -> str:
@@ -283,9 +355,9 @@ def _asked_for(request: PlanRequest) -> str:
     return "+".join(names) or "device"
 
 
-def _disk_errors(database_url: str, subject: TruthSubject, count: int, seed: int) -> list[int]:
-    """Bytes of the weight files of `count` applied plans, less what each plan said."""
-    errors = []
+def _applied(database_url: str, subject: TruthSubject, count: int, seed: int) -> list[Applied]:
+    """`count` plans, applied to the checkpoint: their files weighed, and their models run."""
+    found = []
     with open_repository(database_url) as repository, TemporaryDirectory() as folder:
         planner = Planner(repository, PredictorCache(repository, capacity=1))
         anatomy = repository.get_model(subject.model_id).anatomy
@@ -298,9 +370,14 @@ def _disk_errors(database_url: str, subject: TruthSubject, count: int, seed: int
             ranking = Ranking.from_bytes(repository.get_artifact(plan.ranking.sha256).content)
             out = prune_checkpoint(subject.source, plan, ranking, Path(folder) / str(index))
             written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-            errors.append(written - plan.achieved.disk_bytes)
+            inputs = TimedModel(subject.source, anatomy).images(batch=1 + index % 3)
+            assert inputs is not None
+            workload = workload_of(inputs, ANSWER_TOKENS)
+            bound = activation_bytes(anatomy, workload) + kv_cache_bytes(anatomy, workload)
+            taken = peak_bytes(load_model(out), inputs, ANSWER_TOKENS)
+            found.append(Applied(written - plan.achieved.disk_bytes, taken / bound))
             shutil.rmtree(out)
-    return errors
+    return found
 
 
 def main(
@@ -314,6 +391,7 @@ def main(
         url = f"sqlite:///{Path(folder) / 'truth.db'}"
         with open_repository(url, create=True) as repository:
             subjects = [register_reference(repository, reference), register_large(repository, Path(folder) / "large")]
+            register_machine(repository, subjects[0])
         with bar("plans") as on_progress:
             rows, summary = measure_truth(
                 url, subjects, num_requests=requests, num_saved=saved, seed=seed, on_progress=on_progress

@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.built_files import write_hollow_files
 from lop.compute import load_for_compute
+from lop.devices import DatabaseDevices
+from lop.profiling import TimedModel, measure_machine
 from lop.registration import register_model
 from mcts.evaluator import MemoisedEvaluator
 from mcts.sensitivity import SENSITIVITY_SOURCE, scan_sensitivity
-from pruning.anatomy_reader import anatomy_of, load_config
+from pruning.anatomy_reader import load_config, read_anatomy
+from pruning.architecture import model_class
 from pruning.batches import make_batches
-from pruning.checkpoint import load_processor, model_class
+from pruning.checkpoint import load_processor
 from pruning.conversations import calibration_id, load_conversations
+from pruning.devices import Device
+from pruning.devices.device import profiled_device
+from pruning.devices.profiling import ProfileSettings
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.levels import LevelGrid
 from pruning.ranking import Ranking
@@ -22,6 +29,8 @@ from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 
 LARGE = "llava-1.5-7b-shaped"
+MACHINE = "this-machine"
+PROFILED_PROMPTS, PROFILED_ANSWER = (32, 64, 128, 256), 64
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,15 @@ def register_reference(
     return TruthSubject(model.id, folder, share, is_whole=True)
 
 
+def register_machine(repository: Repository, subject: TruthSubject, *, seconds: float = 5.0) -> Device:
+    """This machine, measured for a few seconds with the layers of `subject`, which has a processor."""
+    settings = ProfileSettings(prompt_tokens=PROFILED_PROMPTS, output_tokens=PROFILED_ANSWER, seconds=seconds)
+    model = TimedModel.registered(repository, subject.model_id)
+    return profiled_device(measure_machine(DatabaseDevices(repository), MACHINE, model, settings))
+
+
 def register_large(repository: Repository, folder: Path, *, share: float = 0.05) -> TruthSubject:
-    """A model of LLaVA-1.5-7B's sizes in float16, by its config alone: it has no weights, and needs none for plans."""
+    """A model of LLaVA-1.5-7B's sizes in float16, by config and headers: plans need no weights."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     text = LlamaConfig(
@@ -87,7 +103,8 @@ def register_large(repository: Repository, folder: Path, *, share: float = 0.05)
     config = load_config(folder)
     with torch.device("meta"):
         model = model_class(config)(config).to(torch.float16)
-    anatomy = anatomy_of(model)
+    write_hollow_files(model, folder)
+    anatomy = read_anatomy(folder)
     orders = tuple(np.arange(layer.ffn_width, dtype=np.int32) for layer in anatomy.layers)
     sha256 = repository.put_artifact(Ranking(orders, anatomy.fingerprint).to_bytes(), BINARY)
     repository.add_model(ModelRecord(LARGE, anatomy, "0" * 64, sha256, str(folder), datetime.now(UTC)))

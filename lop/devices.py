@@ -101,4 +101,4 @@ def profile_of(document: dict[str, Any]) -> "DeviceProfile":
 
     from pruning.devices.profile import parse_profile
 
-    return parse_profile(json.dumps(document))
+    return parse_profile(json.dumps(document), stored=True)

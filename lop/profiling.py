@@ -40,17 +40,19 @@ class TimedModel:
         record = repository.get_model(model_id)
         return cls(Path(record.path), record.anatomy)
 
-    def images(self, batch: int) -> dict[str, Any]:
-        """What the checkpoint's processor makes of `batch` prompts with a picture each.
+    def images(self, batch: int) -> dict[str, Any] | None:
+        """What the checkpoint's processor makes of `batch` prompts with a picture each; None: it is a language model.
 
         Raises CheckpointError if the folder has no processor, DatasetError if its chat template takes no pictures.
         """
         from PIL import Image
 
-        from pruning.batches import process
         from pruning.checkpoint import load_processor
+        from pruning.processor import process, takes_images
 
         processor = load_processor(self.folder)
+        if not takes_images(processor):
+            return None
         content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
         picture = Image.effect_noise((_IMAGE_PX, _IMAGE_PX), 64.0).convert("RGB")
         try:

@@ -26,6 +26,7 @@ from storage.records import PredictorRecord, Sample
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor
+    from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
 
 SOURCE = "rounds"
@@ -105,22 +106,25 @@ def train_in_rounds(
     num_rounds: int,
     rounds: RoundSettings | None = None,
     *,
+    first_round: int = 1,
+    on_training: "ProgressCallback | None" = None,
     on_search: Progress = silent,
     on_round: Callable[[RoundReport], None] | None = None,
 ) -> tuple[PredictorRecord, list[RoundReport]]:
-    """A predictor after `num_rounds` rounds, registered as every one on the way, and what the rounds gained.
+    """A predictor after round `num_rounds`, registered as every one on the way, and what the rounds gained.
 
-    Killed and run again, it begins with round 1 on all that is stored by then: nothing that was measured is lost.
+    Killed and run again, it begins with `first_round` on all that is stored by then: nothing that was measured is lost.
+    `on_training` is told of every training's steps, `on_search` of every search's evaluations.
 
     Raises what `train_model` and `run_search` raise.
     """
     rounds = rounds or RoundSettings()
 
     def train() -> PredictorRecord:
-        return train_model(repository, model_id, settings, calibration_id=calibration_id)
+        return train_model(repository, model_id, settings, calibration_id=calibration_id, progress=on_training)
 
     record, reports = train(), []
-    for number in range(1, num_rounds + 1):
+    for number in range(first_round, num_rounds + 1):
         predictor = load_predictor(repository, record)
         samples = training_samples(repository, model_id, calibration_id)
         budgets = uncertain_budgets(predictor, samples, rounds, seed=[settings.seed, number])

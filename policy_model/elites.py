@@ -11,6 +11,9 @@ from pruning.arrays import FloatArray, IntArray
 NUM_ELITES = 4
 """Candidates for one request."""
 
+BLOCK = 256
+"""Configurations that are priced at once: most requests need no more than the first few blocks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Elites:
@@ -22,7 +25,7 @@ class Elites:
     @classmethod
     def of(cls, values: Values) -> "Elites":
         """Those anchors of `values` that lie on the grid; their places tell their levels."""
-        places = np.stack([values.basis.places(row[None])[0] for row in values.basis.knots.T], axis=1)  # [L, K]
+        places = values.basis.places(values.basis.knots.T).T  # [L, K]
         apart = np.abs(values.places[:, :, None] - places)  # [N, L, K]
         levels = apart.argmin(axis=2)
         on_grid = (apart.min(axis=2) < 1e-5).all(axis=1)
@@ -33,5 +36,10 @@ class Elites:
 
     def within(self, costs: LevelCosts, slack: IntArray) -> IntArray:
         """At most `NUM_ELITES` levels [E, L] of least log KL that keep to `slack` [J]."""
-        fitting = np.flatnonzero((costs.spent(self.levels) <= slack).all(axis=1))
-        return self.levels[fitting[:NUM_ELITES]]
+        found: list[IntArray] = []
+        for start in range(0, len(self.levels), BLOCK):
+            block = self.levels[start : start + BLOCK]
+            found.extend(block[(costs.spent(block) <= slack).all(axis=1)][: NUM_ELITES - len(found)])
+            if len(found) == NUM_ELITES:
+                break
+        return np.array(found, dtype=np.int64).reshape(len(found), self.levels.shape[1])

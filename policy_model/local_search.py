@@ -33,8 +33,8 @@ class LevelValues:
     def __init__(self, values: Values, fractions: FloatArray) -> None:
         self.values, self.fractions = values, fractions
         basis = values.basis
-        self.own = np.stack([basis.own_kl(column[None])[0] for column in fractions.T], axis=1)  # [L, K]
-        places = np.stack([basis.places(column[None])[0] for column in fractions.T], axis=1)
+        self.own = basis.own_kl(fractions.T).T.copy()  # [L, K]
+        places = basis.places(fractions.T).T.copy()
         self.apart: Float32Array = np.abs(places[:, :, None] - values.places.T[:, None])  # [L, K, N]
         self.up, self.down = _next_different(fractions)
         layers = np.arange(len(fractions))[:, None]

@@ -1,8 +1,8 @@
 """The trained predictor, as the service holds it: a budget in, widths and the quality to expect out."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Prediction:
         widths: within the limits.
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
         accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`.
+        below_grid: no choice of levels meets the limits, so the widths are those of equal retention.
     """
 
     widths: tuple[int, ...]
@@ -55,6 +56,7 @@ class Prediction:
     interval: tuple[float, float]
     accuracy: float
     accuracy_interval: tuple[float, float]
+    below_grid: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,25 @@ class Predictor:
             )
         limits.check()
         if limits.allows_everything:
-            widths = [int(row[-1]) for row in limits.steps.widths]
-        else:
-            widths = limits.repair(*self._start(limits))
-        fractions = self.encoding.kept_fractions([widths])
-        mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
-        accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation)
-        if widths == self.encoding.dense_widths.tolist():
-            return Prediction(tuple(widths), 0.0, (0.0, 0.0), accuracy, accuracy_interval)
-        interval = self.calibration.interval(mean, deviation)
-        return Prediction(tuple(widths), kl_of(mean), interval, accuracy, accuracy_interval)
+            return self._prediction([int(row[-1]) for row in limits.steps.widths], chosen=True)
+        start, worth = self._start(limits)
+        prediction = self._prediction(limits.repair(start, worth), chosen=True)
+        return replace(prediction, below_grid=worth is None)
+
+    def judge(self, widths: Sequence[int]) -> Prediction:
+        """What to expect of FFN widths [L] that were chosen in another way, with the intervals of any configuration.
+
+        They are widths of the model this predictor was trained for, cut along the ranking of its samples.
+        """
+        return self._prediction(widths, chosen=False)
+
+    def _prediction(self, widths: Sequence[int], *, chosen: bool) -> Prediction:
+        mean, deviation = (float(x[0]) for x in self.values.judge(self.encoding.kept_fractions([widths])))
+        accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation, chosen=chosen)
+        kl, interval = kl_of(mean), self.calibration.interval(mean, deviation, chosen=chosen)
+        if list(widths) == self.encoding.dense_widths.tolist():
+            kl, interval = 0.0, (0.0, 0.0)
+        return Prediction(tuple(widths), kl, interval, accuracy, accuracy_interval)
 
     def propose(self, budget: int) -> Configuration:
         """Levels [L] from 1 on the grid, of at most `budget` FFN parameters, which level 1 of every layer must fit."""

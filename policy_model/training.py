@@ -5,7 +5,7 @@ The stages, visible in `train_predictor`:
 2. `fit_policy`: rounds of expert iteration. Experts for random budgets are found on the values, starting from the
    samples and from the policy's own proposals; the policy imitates them and the best samples, until held-out experts
    say that nothing is learnt any more.
-3. Leave-one-out residuals of the values become the intervals of every later prediction.
+3. Residuals of samples that are left out of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
 from its checkpoint ends with the same weights as one that was not.
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from policy_model.calibration import Calibration
@@ -120,14 +121,14 @@ def train_predictor(
 
 def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
     """Intervals from the anchors that prune two layers or more: what prunes fewer is known."""
-    searched = data.searched[fit.anchors]
+    searched = np.flatnonzero(data.searched[fit.anchors])
     index = fit.anchors[searched]
     return Calibration.measure(
         data.log_kl[index],
         data.accuracy[index],
-        fit.errors[searched],
-        fit.deviations[searched],
-        data.retention[index],
+        fit.alone.at(searched),
+        fit.grouped.at(searched),
+        fit.groups[searched],
         fit.weights[searched],
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from policy_model.dataset import TrainingData, frontier
 from policy_model.encoding import Encoding
+from policy_model.left_out import LeftOut, retention_groups
 from policy_model.values import Basis, Float32Array, Kernel, Values, distances, weights_of
 from pruning.arrays import FloatArray, IntArray
 
@@ -36,21 +37,23 @@ class ValueFit:
     Attributes:
         values: after all anchors.
         anchors: [N] which samples they are.
-        errors: [N] measured less predicted log KL of every anchor by the fit without it.
-        deviations: [N] what was expected of `errors`.
+        alone: every anchor by the fit without it.
+        grouped: every anchor by the fit without all of its group.
+        groups: [N] of the anchors, as `retention_groups`; those of none (-1) are alone in `grouped` too.
         weights: [N] of the anchors in (0, 1]: near the frontier counts most.
     """
 
     values: Values
     anchors: IntArray
-    errors: FloatArray
-    deviations: FloatArray
+    alone: LeftOut
+    grouped: LeftOut
+    groups: IntArray
     weights: FloatArray
 
     @property
     def error(self) -> float:
         """Weighted mean absolute leave-one-out error of log KL."""
-        return _weighted_error(self.errors, self.weights)
+        return _weighted_error(self.alone.errors, self.weights)
 
 
 def choose_anchors(data: TrainingData, most: int) -> IntArray:
@@ -92,8 +95,13 @@ def fit_values(encoding: Encoding, data: TrainingData) -> ValueFit:
     }
     kernel = Kernel(solution.scale, best.length, best.noise, best.slack)
     values = Values(basis, kernel, {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
-    deviations = values.leave_one_out(data.fractions[anchors], solution.errors, data.log_kl[anchors])
-    return ValueFit(values, anchors, solution.errors, deviations, weights[anchors])
+    fractions, log_kl = data.fractions[anchors], data.log_kl[anchors]
+    groups = retention_groups(data.retention[anchors], data.searched[anchors])
+    # What belongs to no group gets one of its own.
+    blocks = np.where(groups < 0, len(anchors) + np.arange(len(anchors)), groups)
+    alone = values.left_out(fractions, solution.errors, log_kl, np.arange(len(anchors)))
+    grouped = values.left_out(fractions, solution.errors_without(blocks), log_kl, blocks)
+    return ValueFit(values, anchors, alone, grouped, groups, weights[anchors])
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,27 @@ class _Constants:
 
 @dataclass(frozen=True)
 class _Solution:
-    """`alpha` [N] of covariances in units of s^2, `readout` [J], leave-one-out `errors` [N], and s."""
+    """`alpha` [N] of covariances in units of s^2, whose `inverse` [N, N] it comes from, `readout` [J], and s."""
 
     alpha: FloatArray
+    inverse: FloatArray
     readout: FloatArray
-    errors: FloatArray
     scale: float
+
+    @property
+    def errors(self) -> FloatArray:
+        """[N] of each sample by the fit without it: alpha_n / (M^-1)_nn (Dubrule 1983)."""
+        errors: FloatArray = self.alpha / np.diag(self.inverse)
+        return errors
+
+    def errors_without(self, groups: IntArray) -> FloatArray:
+        """[N] of each sample by the fit without its group: (M^-1)_gg^-1 alpha_g, the same with blocks."""
+        errors = self.errors
+        numbers, sizes = np.unique(groups, return_counts=True)
+        for group in numbers[sizes > 1]:
+            members = np.flatnonzero(groups == group)
+            errors[members] = np.linalg.solve(self.inverse[np.ix_(members, members)], self.alpha[members])
+        return errors
 
 
 class _Problem:
@@ -126,7 +149,7 @@ class _Problem:
         self._weights = weights
 
     def solve(self, constants: _Constants) -> _Solution:
-        """Dubrule's closed form of leave-one-out kriging (1983): the error of sample n is alpha_n / (M^-1)_nn."""
+        """Universal kriging: regression and process at once."""
         covariance = np.exp(-self._apart / constants.length)
         covariance += constants.slack * self._terms @ self._terms.T
         covariance *= np.outer(self.fades, self.fades)
@@ -135,7 +158,7 @@ class _Problem:
         alpha = inverse @ self._target
         readout = constants.slack * (self._terms * self.fades[:, None]).T @ alpha
         scale = math.sqrt(max(float(self._target @ alpha) / len(alpha), 1e-12))
-        return _Solution(alpha, readout, alpha / np.diag(inverse), scale)
+        return _Solution(alpha, inverse, readout, scale)
 
 
 def _weighted_error(errors: FloatArray, weights: FloatArray) -> float:

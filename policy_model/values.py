@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_model.encoding import KL_FLOOR_NATS, Encoding
-from pruning.arrays import FloatArray
+from policy_model.left_out import LeftOut
+from pruning.arrays import FloatArray, IntArray
 
 Float32Array = NDArray[np.float32]
 
@@ -88,16 +89,13 @@ class Basis:
         Log-linear in the kept fraction between levels, linear from the last level below dense to 0; below level 1
         the slope is kept.
         """
-        K = self.knots.shape[1]
-        columns = []
-        for x, knots, logs in zip(fractions.T, self.knots, self.log_sensitivity, strict=True):
-            segment = np.clip(np.searchsorted(knots, x) - 1, 0, K - 2)
-            left, right = knots[segment], knots[segment + 1]
-            weight = (x - left) / (right - left)  # below 0 under level 1
-            low, high = logs[segment], logs[np.minimum(segment + 1, K - 2)]
-            inside = np.exp(np.minimum(low + (high - low) * weight, 12.0))
-            columns.append(np.where(segment == K - 2, np.exp(low) * (1.0 - weight), inside))
-        return np.stack(columns, axis=1)
+        segment, weight = self._segments(fractions)  # the weight is below 0 under level 1
+        layers, last = np.arange(self.num_layers), self.knots.shape[1] - 2
+        low = self.log_sensitivity[layers, segment]
+        high = self.log_sensitivity[layers, np.minimum(segment + 1, last)]
+        inside = np.exp(np.minimum(low + (high - low) * weight, 12.0))
+        own: FloatArray = np.where(segment == last, np.exp(low) * (1.0 - weight), inside)
+        return own
 
     @staticmethod
     def base(own: FloatArray) -> FloatArray:
@@ -130,12 +128,19 @@ class Basis:
 
     def places(self, fractions: FloatArray) -> Float32Array:
         """c [B, L]: where the process sees `fractions` [B, L], linear between levels and beyond them."""
-        columns = []
-        for x, knots, c in zip(fractions.T, self.knots, self.coordinates, strict=True):
-            segment = np.clip(np.searchsorted(knots, x) - 1, 0, len(knots) - 2)
-            slope = (c[segment + 1] - c[segment]) / (knots[segment + 1] - knots[segment])
-            columns.append(c[segment] + slope * (x - knots[segment]))
-        return np.stack(columns, axis=1).astype(np.float32)
+        segment, weight = self._segments(fractions)
+        layers = np.arange(self.num_layers)
+        left, right = self.coordinates[layers, segment], self.coordinates[layers, segment + 1]
+        places: Float32Array = (left + (right - left) * weight).astype(np.float32)
+        return places
+
+    def _segments(self, fractions: FloatArray) -> tuple[IntArray, FloatArray]:
+        """[B, L] twice: the level below `fractions` [B, L] counted from 0, and how far on they are to the next one."""
+        layers = np.arange(self.num_layers)
+        below = (fractions[:, :, None] > self.knots).sum(axis=2)
+        segment = np.clip(below - 1, 0, self.knots.shape[1] - 2)
+        left, right = self.knots[layers, segment], self.knots[layers, segment + 1]
+        return segment, (fractions - left) / (right - left)
 
     def _coordinates(self) -> FloatArray:
         """c [L, K] at the levels: the length walked from level 1, whatever direction sensitivity takes."""
@@ -186,33 +191,34 @@ class Values:
 
     def __call__(self, fractions: FloatArray) -> FloatArray:
         """Log KL in nats [B] of kept fractions [B, L]."""
-        own = self.basis.own_kl(fractions)
-        regression = self.basis.terms(fractions, own) @ self.readout
-        process = np.concatenate([self._covariance(part) @ self.faded_alpha for part in self._chunks(fractions)])
-        mean: FloatArray = self.basis.base(own) + self.basis.fade(fractions) * (regression + process)
-        return mean
+        places = self.basis.places(fractions)
+        parts = np.array_split(places, self._num_chunks(len(places)))
+        process = [self._correlation(distances(part, self.places)) @ self.faded_alpha for part in parts]
+        return self._mean(fractions, self.basis.own_kl(fractions), np.concatenate(process))
 
     def judge(self, fractions: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Log KL [B] in nats, and its posterior standard deviation [B], a measurement's own noise included."""
-        mean = self(fractions)
-        places = self.basis.places(fractions)
-        parts = [
-            self.conditional_variance(distances(part, self.places))
-            for part in np.array_split(places, self._num_chunks(len(places)))
-        ]
-        return mean, self.deviation(fractions, mean, np.concatenate(parts))
+        own, places = self.basis.own_kl(fractions), self.basis.places(fractions)
+        processes, variances = [], []
+        for part in np.array_split(places, self._num_chunks(len(places))):
+            apart = distances(part, self.places)
+            variances.append(self.conditional_variance(apart))
+            processes.append(self._correlation(apart) @ self.faded_alpha)
+        mean = self._mean(fractions, own, np.concatenate(processes))
+        return mean, self.deviation(fractions, mean, np.concatenate(variances))
 
-    def leave_one_out(self, fractions: FloatArray, errors: FloatArray, log_kl: FloatArray) -> FloatArray:
-        """Standard deviations [N] as `judge` would have given them for the anchors, each without itself.
+    def left_out(self, fractions: FloatArray, errors: FloatArray, log_kl: FloatArray, groups: IntArray) -> LeftOut:
+        """`errors` [N] that the anchors, each without those of its group [N], were measured above their prediction,
+        with the standard deviations [N] that `judge` would then have given.
 
-        `fractions` [N, L] are the anchors', `errors` [N] what they were measured above their prediction.
+        `fractions` [N, L] are the anchors'.
         """
         parts = []
         for index in np.array_split(np.arange(len(self.places)), self._num_chunks(len(self.places))):
             apart = distances(self.places[index], self.places)
-            apart[np.arange(len(index)), index] = np.inf
+            apart[groups[index, None] == groups] = np.inf
             parts.append(self.conditional_variance(apart))
-        return self.deviation(fractions, log_kl - errors, np.concatenate(parts))
+        return LeftOut(errors, self.deviation(fractions, log_kl - errors, np.concatenate(parts)))
 
     def deviation(self, fractions: FloatArray, mean: FloatArray, variance: FloatArray) -> FloatArray:
         """[B] of log KL, for `mean` [B] and the process's `variance` [B] at `fractions` [B, L].
@@ -237,14 +243,16 @@ class Values:
         variance: FloatArray = np.maximum(1.0 - explained, 0.0)
         return variance
 
-    def _covariance(self, fractions: FloatArray) -> Float32Array:
-        """[B, N] correlations of the process with the anchors."""
-        apart = distances(self.basis.places(fractions), self.places)
+    def _mean(self, fractions: FloatArray, own: FloatArray, process: FloatArray | Float32Array) -> FloatArray:
+        """Log KL [B], of what layers lose on their own [B, L] and of the process [B]."""
+        regression = self.basis.terms(fractions, own) @ self.readout
+        mean: FloatArray = self.basis.base(own) + self.basis.fade(fractions) * (regression + process)
+        return mean
+
+    def _correlation(self, apart: Float32Array) -> Float32Array:
+        """[B, N] of the process with the anchors, written over their distances `apart` [B, N]."""
         apart *= np.float32(-1.0 / self.kernel.length)
         return np.exp(apart, out=apart)
 
     def _num_chunks(self, rows: int) -> int:
         return max(1, -(-rows * max(len(self.places), 1) // MAX_CHUNK))
-
-    def _chunks(self, fractions: FloatArray) -> list[FloatArray]:
-        return np.array_split(fractions, self._num_chunks(len(fractions)))

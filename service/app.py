@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from pruning.devices.profile import MAX_PROFILE_BYTES
 from pruning.errors import LopError
 from service.access_log import AccessLog
 from service.openapi import install_openapi
@@ -42,7 +43,11 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         app.include_router(routes.router)
     app.include_router(plans.reading)
     app.include_router(devices.reading)
-    app.add_middleware(RequestSizeLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(
+        RequestSizeLimit,
+        max_bytes=settings.max_request_bytes,
+        larger={devices.router.prefix: MAX_PROFILE_BYTES},
+    )
     app.add_middleware(AccessLog)
     return app
 

@@ -1,9 +1,46 @@
 """The devices that a request can name: those of the catalogue, and those that were measured and registered."""
 
+import hashlib
+from dataclasses import dataclass
+
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device, profiled_device
 from pruning.errors import NotFoundError
+from service.lru_cache import LruCache
 from storage.contract import Repository
+
+# A profile of the largest size takes a few megabytes when it is read.
+_MAX_CACHED_PROFILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """A device, and the sha256 of its profile's content, if it was measured."""
+
+    device: Device
+    profile_sha256: str | None
+
+
+class DeviceFinder:
+    """Finds devices by id; a measured one is read again only after another profile was registered. Thread-safe."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._measured: LruCache[tuple[str, int], KnownDevice] = LruCache(_MAX_CACHED_PROFILES)
+
+    def find(self, device_id: str) -> KnownDevice:
+        """The device of this id; raises NotFoundError that lists the ids."""
+        if device_id in DEVICES:
+            return KnownDevice(DEVICES[device_id], None)
+        try:
+            number = self._repository.latest_device_number(device_id)
+            return self._measured.get((device_id, number), lambda: self._read(device_id))
+        except NotFoundError:
+            raise _unknown(self._repository, device_id) from None
+
+    def _read(self, device_id: str) -> KnownDevice:
+        profile = self._repository.get_device(device_id).profile
+        return KnownDevice(profiled_device(profile), hashlib.sha256(profile.model_dump_json().encode()).hexdigest())
 
 
 def find_device(repository: Repository, device_id: str) -> Device:
@@ -13,14 +50,18 @@ def find_device(repository: Repository, device_id: str) -> Device:
     try:
         return profiled_device(repository.get_device(device_id).profile)
     except NotFoundError:
-        known = ", ".join(device.id for device in list_devices(repository))
-        raise NotFoundError(
-            "the device must be in the catalogue or registered",
-            values=repr(device_id),
-            remedy=f"Known devices: {known}. Register others with `lop device profile`",
-        ) from None
+        raise _unknown(repository, device_id) from None
 
 
 def list_devices(repository: Repository) -> list[Device]:
     """The catalogue, then what was registered, oldest first."""
     return [*DEVICES.values(), *(profiled_device(record.profile) for record in repository.list_devices())]
+
+
+def _unknown(repository: Repository, device_id: str) -> NotFoundError:
+    known = ", ".join(device.id for device in list_devices(repository))
+    return NotFoundError(
+        "the device must be in the catalogue or registered",
+        values=repr(device_id),
+        remedy=f"Known devices: {known}. Register others with `lop device profile`",
+    )

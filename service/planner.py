@@ -14,7 +14,7 @@ from pruning.latency import latency_model
 from pruning.limits import LimitKind, WidthSteps
 from pruning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
 from pruning.planning import exceeded_limits, make_plan
-from service.devices import find_device
+from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
 from service.methods.additive import AdditiveMethod
 from service.methods.family import Answer, MethodFamily, Question, Unavailable
@@ -27,7 +27,7 @@ from service.predictor_cache import PredictorCache
 from service.rankings import model_ranking_url, ranking_url
 from service.schemas import PlanRequest
 from storage.contract import Repository
-from storage.records import BINARY, ModelRecord, PlanRecord
+from storage.records import BINARY, ModelRecord, PlanRecord, PredictorRecord
 
 _logger = logging.getLogger("service.planner")
 
@@ -41,6 +41,7 @@ class Planner:
     def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
         self._repository = repository
         self._models: LruCache[str, ModelRecord] = LruCache(_MAX_CACHED_MODELS)
+        self._devices = DeviceFinder(repository)
         self._predictor_method = PredictorMethod(repository, predictors)
         statistical, searched = StatisticalMethods(repository), SearchedMethods(repository)
         self._families: dict[Method, MethodFamily] = {
@@ -68,7 +69,8 @@ class Planner:
             CheckpointError: `lop` was asked for and this version cannot read the predictor.
             StorageError: the statistics that the method works from are damaged.
         """
-        question, target, device = self._question(request)
+        question, target, known = self._question(request)
+        device = None if known is None else known.device
         step = math.lcm(request.round_to, request.tp_size)
         notes = [f"FFN widths are multiples of {step}"]
         for method in BEST_FIRST if request.method is None else (request.method,):
@@ -78,7 +80,8 @@ class Planner:
                     raise candidate.error
                 notes.append(f"{method}: {candidate.note}")
                 continue
-            key = _request_key(question, target, device, method, candidate.source, notes)
+            judge = None if method is Method.LOP else self._predictor_method.newest(question.model.id)
+            key = _request_key(question, target, known, method, candidate.source, notes, judge)
             if (stored := self._repository.find_plan(key)) is not None:
                 return stored.plan
             try:
@@ -95,15 +98,18 @@ class Planner:
                 notes.append(f"{method}: this version cannot read predictor {candidate.source}")
                 continue
             ranking = self._ranking_of(answer, question.model)
+            if judge is not None:
+                answer = self._predictor_method.judge(judge, answer, ranking.sha256)
             plan = _make_plan(question, target, device, method, answer, ranking, notes)
             return self._repository.add_plan(PlanRecord(key, plan)).plan
         raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
 
-    def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, Device | None]:
+    def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, KnownDevice | None]:
         """What is asked for, after checks that it can be met and that everything it names is there."""
         # A model that is registered never changes; reading it means parsing every tensor's shape.
         model = self._models.get(request.model, lambda: self._repository.get_model(request.model))
-        device = None if request.device is None else find_device(self._repository, request.device)
+        known = None if request.device is None else self._devices.find(request.device)
+        device = None if known is None else known.device
         target = _target(request, device)
         workload = Workload() if target.budget is None else target.budget.workload
         demand = Demand(
@@ -118,7 +124,7 @@ class Planner:
             demand.limits.check()
         except InfeasibleBudgetError as error:
             raise error if device is None else _on_device(error, device) from error
-        return Question(model, request, demand), target, device
+        return Question(model, request, demand), target, known
 
     def _ranking_of(self, answer: Answer, model: ModelRecord) -> PlanRanking:
         """What the plan names: the method's own ranking, which is stored now, or the model's."""
@@ -188,18 +194,20 @@ def _make_plan(
 def _request_key(
     question: Question,
     target: PlanTarget,
-    device: Device | None,
+    known: KnownDevice | None,
     method: Method,
     source: str | None,
     notes: list[str],
+    judge: PredictorRecord | None,
 ) -> str:
     """What makes two requests the same: everything that the plan depends on, and nothing else."""
     return content_id(
-        {
+        ({} if judge is None else {"judge": judge.id})
+        | {
             "model": question.model.id,
             "ranking": question.model.ranking_sha256,
             "target": target.model_dump(mode="json"),
-            "device": None if device is None else _content_of(device),
+            "device": None if known is None else _content_of(known),
             "method": method,
             "source": source,
             "notes": notes,
@@ -207,14 +215,15 @@ def _request_key(
     )
 
 
-def _content_of(device: Device) -> dict[str, Any]:
+def _content_of(known: KnownDevice) -> dict[str, Any]:
     """Everything that plans take from a device, as JSON: an id may be registered again with other figures."""
+    device = known.device
     return {
         "memory_bytes": device.memory_bytes,
         "peak_flops_per_s": dict(device.peak_flops_per_s),
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
         "source": device.source,
-        "profile": None if device.profile is None else device.profile.model_dump(mode="json"),
+        "profile": known.profile_sha256,
     }
 
 

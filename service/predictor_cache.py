@@ -1,6 +1,7 @@
 """Trained predictors, loaded from the store once and kept in memory while they are asked for."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,12 @@ class PredictorCache:
         predictor = self.get(record)
         with self._slots:
             return predictor.plan_widths(anatomy, limits)
+
+    def judge(self, record: PredictorRecord, widths: Sequence[int]) -> "Prediction":
+        """The quality to expect of `widths` [L] that another method chose; blocks, and raises what `get` raises."""
+        predictor = self.get(record)
+        with self._slots:
+            return predictor.judge(widths)
 
     def _load(self, record: PredictorRecord) -> "Predictor":
         from policy_model.predictor import Predictor

@@ -1,6 +1,6 @@
 """Requests refused before anything parses them: a body that is too large, or is not JSON."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from email.message import Message
 from typing import Any
 
@@ -16,19 +16,22 @@ class RequestSizeLimit:
     """ASGI middleware: answers 413 to a body of over `max_bytes`, whether its length is declared or it is streamed.
 
     A body within the limit is read whole before the application starts; the limit is what it may cost in memory.
+    `larger` has the paths whose requests are longer by their nature, and their limits.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, larger: Mapping[str, int] | None = None) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.larger = dict(larger or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = max(self.max_bytes, self.larger.get(scope["path"], 0))
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            await self._refuse(scope, receive, send, f"{int(declared)} bytes")
+        if declared.isdigit() and int(declared) > most:
+            await self._refuse(scope, receive, send, most, f"{int(declared)} bytes")
             return
         body = bytearray()
         while True:
@@ -36,8 +39,8 @@ class RequestSizeLimit:
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
-            if len(body) > self.max_bytes:
-                await self._refuse(scope, receive, send, "a longer stream")
+            if len(body) > most:
+                await self._refuse(scope, receive, send, most, "a longer stream")
                 return
             if not message.get("more_body", False):
                 break
@@ -52,11 +55,11 @@ class RequestSizeLimit:
 
         await self.app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, found: str) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, most: int, found: str) -> None:
         problem = plain_problem(
             413,
             scope["path"],
-            rule=f"a request body has at most {self.max_bytes} bytes",
+            rule=f"a request body has at most {most} bytes",
             values=found,
             remedy="Send less, or raise LOP_MAX_REQUEST_BYTES on the server",
         )

@@ -1,5 +1,6 @@
 """Runs the service: checks first, then uvicorn until SIGTERM or SIGINT, then running requests to their end."""
 
+import gc
 import logging
 import signal
 import socket
@@ -34,6 +35,9 @@ def serve(settings: Settings) -> None:
     resources.repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
     if not settings.is_loopback:
         _logger.warning("%s can be reached from other machines, and there is no authentication", settings.host)
+    # What is loaded by now stays: no garbage collection in the middle of a request need look through it.
+    gc.collect()
+    gc.freeze()
     with _listen(settings.host, settings.port) as listener:
         _logger.info("listening on http://%s:%d", _in_url(settings.host), listener.getsockname()[1])
         config = uvicorn.Config(

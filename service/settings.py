@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     Attributes:
         database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
         allow_remote: there is no authentication, so an address that others can reach has to be allowed explicitly.
-        max_request_bytes: a longer request body is answered 413 before it is read further.
+        max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
+            2 MiB in any case.
         cached_predictors: predictors kept in memory, least recently used ones leave first.
         shutdown_seconds: how long running requests may take to end after SIGTERM.
     """

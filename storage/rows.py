@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from pruning.anatomy import ModelAnatomy
-from pruning.devices.profile import DeviceProfile
+from pruning.devices.profile import STORED, DeviceProfile
 from pruning.metrics import Metrics
 from pruning.plan import PruningPlan
 from storage.documents import configuration_widths
@@ -81,7 +81,8 @@ def predictor_record(row: PredictorRow) -> PredictorRecord:
 
 
 def device_record(row: DeviceRow) -> DeviceRecord:
-    return DeviceRecord(profile=DeviceProfile.model_validate_json(json.dumps(row.profile)), created_at=row.created_at)
+    profile = DeviceProfile.model_validate_json(json.dumps(row.profile), context=STORED)
+    return DeviceRecord(profile=profile, created_at=row.created_at)
 
 
 def plan_of(row: PlanRow) -> PruningPlan:

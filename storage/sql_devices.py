@@ -32,6 +32,12 @@ class DeviceStore(SqlStore):
             row = session.scalar(_newest(device_id))
             return device_record(require(row, "device", device_id, "Measure it with `lop device profile`"))
 
+    def latest_device_number(self, device_id: str) -> int:
+        """The number of the newest profile of this id; raises NotFoundError."""
+        with self._reading() as session:
+            number = session.scalar(select(func.max(DeviceRow.number)).where(DeviceRow.id == device_id))
+            return require(number, "device", device_id, "Measure it with `lop device profile`")
+
     def list_devices(self) -> list[DeviceRecord]:
         """The newest profile of each id, in the order in which the ids were first registered."""
         newest = (

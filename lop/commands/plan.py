@@ -131,7 +131,7 @@ def show(plan: PruningPlan) -> None:
         print_line(line)
     if plan.predicted is not None:
         # Searched methods say in the note what theirs was measured on.
-        where = " (calibration data)" if plan.method == Method.LOP else ""
+        where = "" if plan.predicted.interval is None else " (calibration data)"
         print_line(
             f"predicted KL to dense: {plan.predicted.quality:.4f}{_range(plan.predicted.interval, '.4f')}{where}"
         )

@@ -1,5 +1,6 @@
 """`lop train`: the predictor."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from policy_model.training import TrainingSettings
     from storage.records import PredictorRecord
     from storage.sql_repository import SqlRepository
+
+
+_METRICS = {
+    "value_error_log_kl": "mean error of log KL on samples that were left out",
+    "policy_error_nats": "error of the policy on held-out experts, in nats",
+    "num_experts": "experts that it imitates",
+}
 
 
 def train(
@@ -117,6 +125,13 @@ def train(
             ],
         )
     print_line(f"predictor {record.id} trained on {info['num_samples']} samples of {model}")
+    for line in metric_lines(info["metrics"]):
+        print_line(line)
+
+
+def metric_lines(metrics: Mapping[str, float]) -> list[str]:
+    """What was measured during a training, a line each; what this version has no words for, by its name."""
+    return [f"{_METRICS.get(name, name)}: {value:.4g}" for name, value in metrics.items()]
 
 
 def _in_rounds(
@@ -128,12 +143,12 @@ def _in_rounds(
     sizes: tuple[int, int, int],
     options: EngineOptions,
 ) -> "tuple[PredictorRecord, list[RoundReport]]":
-    """Rounds on the engine, with a progress bar, and a line on stderr for each round that is done."""
+    """Rounds on the engine, with a bar for every training and search, and a line on stderr for every round."""
     from lop.engines import EvaluatorRecipe, open_engine
     from lop.measuring import record_calibration
     from lop.registration import read_conversations
     from lop.rounds import RoundSettings, train_in_rounds
-    from mcts.progress import SearchProgressBar
+    from lop.rounds_progress import RoundsProgress
     from mcts.settings import DEFAULT_PARALLEL_LEAVES
 
     assert data is not None
@@ -145,16 +160,9 @@ def _in_rounds(
     recipe = EvaluatorRecipe.of(record, repository.get_artifact(record.ranking_sha256).content, loaded)
     count, targets, evaluations = sizes
 
-    def tell(report: "RoundReport") -> None:
-        stderr().print(
-            f"round {report.number}: {report.new_samples} new samples; plans were {report.ratio_before:.3f} times the "
-            f"best known KL, now {report.ratio_after:.3f}",
-            markup=False,
-        )
-
     with (
         open_engine(recipe, options, parallel_leaves=DEFAULT_PARALLEL_LEAVES) as evaluate,
-        SearchProgressBar() as progress,
+        RoundsProgress() as progress,
     ):
         return train_in_rounds(
             repository,
@@ -164,6 +172,7 @@ def _in_rounds(
             settings,
             count,
             RoundSettings(num_targets=targets, num_evaluations=evaluations),
-            on_search=progress,
-            on_round=tell,
+            on_training=progress.on_training,
+            on_search=progress.on_search,
+            on_round=progress.on_round,
         )

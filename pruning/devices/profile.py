@@ -1,6 +1,7 @@
 """What was measured on one machine: the time of single decoder layers along a ladder of FFN widths, and the rest.
 
 Tables are by shape, not by model: every model whose layers have the same shape and dtype is priced by the same table.
+What is registered is checked: no time falls while a width grows, nor, by more than `LENGTH_NOISE`, while a length does.
 
 Letters: W widths of the ladder, P prompt lengths, C cache lengths.
 """
@@ -10,12 +11,26 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from pruning.anatomy import DecoderLayer, ModelAnatomy
 from pruning.errors import InputError
 
 MAX_TABLES = 64
+MAX_TIMES = 2**16
+"""Numbers in all tables of a profile together: 1,024 for each of `MAX_TABLES`, where `lop device profile` measures some
+120 unless it is asked for more lengths."""
+
+MAX_PROFILE_BYTES = 2 * 2**20
+"""Of the largest profile's JSON, compact: no number is longer than 25 characters."""
+
+LENGTH_NOISE = 0.1
+"""How far a time may lie below that of a shorter length. `lop device profile` smooths what it measures; of times from
+elsewhere, a step is noise where one pass hardly takes longer than the other: decoding at two lengths of the cache."""
+
+STORED = {"stored": True}
+"""Validation context of profiles that were registered before: read as they are, if they lack what is checked today."""
+
 DEVICE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=2**53)]
@@ -100,7 +115,8 @@ class LayerTable(_Part):
         cache_tokens: positions that a decode step attends to, its own included, [C] ascending.
         prefill_ms: [P][W], a whole prompt through the layer.
         decode_ms: [C][W], one token a sequence through the layer.
-        smoothing: the most that a time was moved, as a fraction of it, so that none falls while the width grows.
+        smoothing: the most that a time was moved, as a fraction of it, so that none falls while the width or the
+            length grows.
     """
 
     shape: LayerShape
@@ -113,12 +129,23 @@ class LayerTable(_Part):
     smoothing: float = Field(default=0.0, strict=True, ge=0)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_whole(self, info: ValidationInfo) -> Self:
         for name in ("ffn_widths", "prompt_tokens", "cache_tokens"):
             _check_ascending(name, getattr(self, name))
         _check_table("prefill_ms", self.prefill_ms, rows=len(self.prompt_tokens), columns=len(self.ffn_widths))
         _check_table("decode_ms", self.decode_ms, rows=len(self.cache_tokens), columns=len(self.ffn_widths))
+        if info.context != STORED:
+            for column, width in enumerate(self.ffn_widths):
+                at = f"at width {width}"
+                _check_lengths("prefill_ms", [row[column] for row in self.prefill_ms], self.prompt_tokens, at)
+                _check_lengths("decode_ms", [row[column] for row in self.decode_ms], self.cache_tokens, at)
         return self
+
+    @property
+    def num_times(self) -> int:
+        """Numbers in the table, its axes included."""
+        lengths = len(self.prompt_tokens) + len(self.cache_tokens)
+        return (lengths + 1) * len(self.ffn_widths) + lengths
 
     @property
     def key(self) -> tuple[LayerShape, int]:
@@ -144,14 +171,21 @@ class OutsideTable(_Part):
     vision_ms: float = Field(strict=True, ge=0, le=1e9)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_whole(self, info: ValidationInfo) -> Self:
         _check_ascending("prompt_tokens", self.prompt_tokens)
         if len(self.prefill_ms) != len(self.prompt_tokens):
             raise ValueError(
                 f"prefill_ms needs a time for each of {len(self.prompt_tokens)} prompt lengths, "
                 f"found {len(self.prefill_ms)}"
             )
+        if info.context != STORED:
+            _check_lengths("prefill_ms", self.prefill_ms, self.prompt_tokens, "outside of the layers")
         return self
+
+    @property
+    def num_times(self) -> int:
+        """Numbers in the table, its axis included."""
+        return 2 * len(self.prompt_tokens)
 
     @property
     def key(self) -> tuple[OutsideShape, int]:
@@ -227,13 +261,20 @@ class DeviceProfile(_Part):
     outside: Annotated[tuple[OutsideTable, ...], Field(max_length=MAX_TABLES)] = ()
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _is_consistent(self, info: ValidationInfo) -> Self:
         if "F32" not in self.flops_per_s:
             raise ValueError(f"flops_per_s needs the figure of F32, found {', '.join(self.flops_per_s) or 'none'}")
         for name, tables in (("layers", self.layers), ("outside", self.outside)):
             if len({table.key for table in tables}) != len(tables):
                 raise ValueError(f"{name} holds one table a shape and batch, found two of the same")
+        if info.context != STORED and self.num_times > MAX_TIMES:
+            raise ValueError(f"all tables together hold at most {MAX_TIMES} numbers, found {self.num_times}")
         return self
+
+    @property
+    def num_times(self) -> int:
+        """Numbers in all tables, their axes included."""
+        return sum(table.num_times for table in self.layers) + sum(table.num_times for table in self.outside)
 
     def layer_table(self, shape: LayerShape, batch: int) -> LayerTable | None:
         """The table of this shape and batch, None if it was not measured."""
@@ -259,13 +300,23 @@ class DeviceProfile(_Part):
                 remedy="Choose another id, or start afresh with --replace",
             )
         flops = {**self.flops_per_s, **newer.flops_per_s}
-        return newer.model_copy(update={"layers": layers, "outside": outside, "flops_per_s": flops})
+        joined = newer.model_copy(update={"layers": layers, "outside": outside, "flops_per_s": flops})
+        if joined.num_times > MAX_TIMES:
+            raise InputError(
+                f"the tables of a profile hold at most {MAX_TIMES} numbers together",
+                values=str(joined.num_times),
+                remedy="Choose another id, start afresh with --replace, or measure fewer lengths",
+            )
+        return joined
 
 
-def parse_profile(document: str | bytes) -> DeviceProfile:
-    """The profile of a JSON document; raises InputError that names the first broken field."""
+def parse_profile(document: str | bytes, *, stored: bool = False) -> DeviceProfile:
+    """The profile of a JSON document; raises InputError that names the first broken field.
+
+    `stored`: it was registered before, perhaps by an earlier version that checked less.
+    """
     try:
-        return DeviceProfile.model_validate_json(document)
+        return DeviceProfile.model_validate_json(document, context=STORED if stored else None)
     except ValidationError as error:
         raise invalid_profile(error) from error
 
@@ -319,3 +370,15 @@ def _check_table(name: str, table: Sequence[Sequence[float]], *, rows: int, colu
                     f"{name}[{index}] must not fall while the width grows, "
                     f"found {before} ms and then {after} ms at width {column + 1}"
                 )
+
+
+def _check_lengths(name: str, times: Sequence[float], lengths: Sequence[int], where: str) -> None:
+    """Raises ValueError if one of `times` [P] lies more than `LENGTH_NOISE` below that of a shorter length."""
+    longest = 0.0
+    for length, time_ms in zip(lengths, times, strict=True):
+        if time_ms < longest * (1.0 - LENGTH_NOISE):
+            raise ValueError(
+                f"{name} must not fall by more than {LENGTH_NOISE:.0%} while the length grows, "
+                f"found {longest} ms and then {time_ms} ms at {length} tokens {where}"
+            )
+        longest = max(longest, time_ms)

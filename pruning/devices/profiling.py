@@ -2,23 +2,24 @@
 
 1. Build a model whose layers are the rungs of a ladder of FFN widths (`ladder`).
 2. Round after round: every prompt length once, and decode steps behind each (`requests`); a first round warms up.
-3. Medians, and then isotonic regression along the widths: a table in which no time falls while the width grows.
+3. Medians, then isotonic regression: a table in which no time falls while the width or the length grows
+   (`ladder_times`).
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pruning.activations import activation_bytes
 from pruning.anatomy import ModelAnatomy
 from pruning.cost import kv_cache_bytes
 from pruning.devices.ladder import LadderPlan, build_ladder_model
+from pruning.devices.ladder_times import LadderTimes
 from pruning.devices.machine import Machine, describe_machine, measure_bandwidth, measure_flops_per_s, torch_dtype
 from pruning.devices.profile import (
     DeviceProfile,
@@ -30,13 +31,10 @@ from pruning.devices.profile import (
 from pruning.devices.requests import RequestTimes, random_prompt, time_images, time_request
 from pruning.devices.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
-from pruning.isotonic import non_decreasing
 from pruning.plan import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_SHORTEST_MS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def profile_device(
     model = build_ladder_model(config, plan, dtype=torch_dtype(shape.dtype), device=device)
     measured = _measure(model, settings, images, on_step or _silent)
     lengths = settings.lengths
-    prefill = [_ladder_times(measured.prefill[n], plan) for n in lengths]
-    decode = [_ladder_times(measured.decode[n], plan) for n in lengths]
+    prefill = LadderTimes.of([measured.prefill[n] for n in lengths], plan)
+    decode = LadderTimes.of([measured.decode[n] for n in lengths], plan)
     return DeviceProfile(
         id=device_id,
         name=name or machine.name,
@@ -136,9 +134,9 @@ def profile_device(
                 ffn_widths=tuple(sorted(set(plan.widths))),
                 prompt_tokens=lengths,
                 cache_tokens=tuple(n + 1 for n in lengths),
-                prefill_ms=tuple(x.rungs_ms for x in prefill),
-                decode_ms=tuple(x.rungs_ms for x in decode),
-                smoothing=max(x.smoothing for x in (*prefill, *decode)),
+                prefill_ms=prefill.rungs_ms,
+                decode_ms=decode.rungs_ms,
+                smoothing=max(prefill.smoothing, decode.smoothing),
             ),
         ),
         outside=(
@@ -146,8 +144,8 @@ def profile_device(
                 shape=OutsideShape.is_of(anatomy),
                 batch=settings.batch,
                 prompt_tokens=lengths,
-                prefill_ms=tuple(x.outside_ms for x in prefill),
-                decode_ms=median(x.outside_ms for x in decode),
+                prefill_ms=prefill.outside_ms,
+                decode_ms=median(decode.outside_ms),
                 vision_ms=median(measured.images_ms) if measured.images_ms else 0.0,
             ),
         ),
@@ -180,32 +178,6 @@ def _measure(
             run_round(measured)
         on_step(rounds, rounds)
     return measured
-
-
-@dataclass(frozen=True)
-class _LadderTimes:
-    """The ladder at one length: a time a rung [W], what the passes took beyond them, and how far rungs were moved."""
-
-    rungs_ms: tuple[float, ...]
-    outside_ms: float
-    smoothing: float
-
-
-def _ladder_times(passes: Sequence[PassTimes], plan: LadderPlan) -> _LadderTimes:
-    """Rungs are medians over passes and over the layers of that width, made non-decreasing.
-
-    The rest is what the rungs leave of the whole pass, so that layers and rest add up to what was measured.
-    """
-    samples: dict[int, list[float]] = defaultdict(list)
-    for one in passes:
-        for width, layer_ms in zip(plan.widths[1:], one.layers_ms[1:], strict=True):
-            samples[width].append(layer_ms)
-    raw = np.array([max(median(samples[width]), _SHORTEST_MS) for width in sorted(samples)])
-    fit = non_decreasing(raw)
-    by_width = dict(zip(sorted(samples), fit, strict=True))
-    outside = median(x.total_ms for x in passes) - float(sum(by_width[width] for width in plan.widths))
-    moved = float(np.max(np.abs(fit - raw) / raw))
-    return _LadderTimes(tuple(map(float, fit)), max(outside, _SHORTEST_MS), moved)
 
 
 def _one_shape(anatomy: ModelAnatomy) -> LayerShape:

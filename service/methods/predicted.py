@@ -1,8 +1,10 @@
 """The trained predictor: LOP itself."""
 
 import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pruning.errors import InputError
+from pruning.errors import CheckpointError, InputError
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Predicted, Provenance
@@ -12,6 +14,15 @@ from service.methods.names import Method
 from service.predictor_cache import PredictorCache
 from storage.contract import Repository
 from storage.records import PredictorRecord
+
+if TYPE_CHECKING:
+    from policy_model.predictor import Prediction
+
+BELOW_GRID = (
+    "the target is below the lowest widths that were searched: every layer keeps the same fraction, and the predicted "
+    "quality is an extrapolation"
+)
+"""In the note of a plan that the predictor has nothing to choose for."""
 
 _logger = logging.getLogger("service.methods")
 
@@ -26,10 +37,8 @@ class PredictorMethod:
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
         """The model's latest predictor."""
-        found = self._repository.latest_predictor_id(question.model.id)
-        if found is not None:
-            # A record never changes, and its document is long.
-            record = self._records.get(found, lambda: self._repository.get_predictor(found))
+        record = self.newest(question.model.id)
+        if record is not None:
             return Candidate(record.id, lambda: self._answer(record, question))
         error = InputError(
             f"method '{method}' needs a trained predictor",
@@ -37,6 +46,33 @@ class PredictorMethod:
             remedy="Train one with `lop train`, or leave `method` out",
         )
         return Unavailable("no predictor is trained for this model", error)
+
+    def newest(self, model_id: str) -> PredictorRecord | None:
+        """The model's latest predictor, if it has one."""
+        found = self._repository.latest_predictor_id(model_id)
+        # A record never changes, and its document is long.
+        return None if found is None else self._records.get(found, lambda: self._repository.get_predictor(found))
+
+    def judge(self, record: PredictorRecord, answer: Answer, ranking_sha256: str) -> Answer:
+        """`answer`, of another method, with the quality that `record` expects of it; as it is where one was measured.
+
+        A predictor knows the ranking of its samples: nothing is predicted of channels that are kept in another order,
+        or whose loss is compensated. The note says so, and what an unreadable predictor leaves unsaid.
+        """
+        if answer.predicted is not None:
+            return answer
+        try:
+            info = self._predictors.get(record).info
+            if ranking_sha256 != info.ranking_sha256:
+                note = "no quality is predicted: the predictor knows the model's own ranking, without compensation"
+                return replace(answer, notes=(*answer.notes, note))
+            expected = predicted(self._predictors.judge(record, answer.widths))
+        except CheckpointError as error:
+            _logger.warning("predictor %s cannot be used: %s", record.id, error)
+            note = f"no quality is predicted: this version cannot read predictor {record.id}"
+            return replace(answer, notes=(*answer.notes, note))
+        note = f"quality as predictor {record.id} expects it of any configuration"
+        return replace(answer, predicted=expected, notes=(*answer.notes, note))
 
     def preload(self) -> None:
         """Load the newest predictor of each model, as far as the cache holds them, and let each predict once.
@@ -57,13 +93,19 @@ class PredictorMethod:
         info = self._predictors.get(record).info
         return Answer(
             prediction.widths,
-            predicted=Predicted(
-                quality=prediction.kl,
-                interval=prediction.interval,
-                accuracy=prediction.accuracy,
-                accuracy_interval=prediction.accuracy_interval,
-            ),
+            predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
+            notes=(BELOW_GRID,) if prediction.below_grid else (),
         )
+
+
+def predicted(prediction: "Prediction") -> Predicted:
+    """`prediction` as a plan says it."""
+    return Predicted(
+        quality=prediction.kl,
+        interval=prediction.interval,
+        accuracy=prediction.accuracy,
+        accuracy_interval=prediction.accuracy_interval,
+    )

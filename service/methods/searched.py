@@ -110,8 +110,8 @@ def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
 def _answer(found: FoundConfiguration, question: Question) -> Answer:
     """The searched widths, filled up to the budget.
 
-    Channels are only added, so the KL that was measured is one to expect, on validation data if there is one; unless
-    other widths are multiples of the request's `round_to`: then some layers lose channels, and nothing is predicted.
+    Channels are only added, so what was measured is to be expected, on validation data if there is some; unless
+    other widths are multiples of the request's `round_to`: then some layers lose channels, and it says nothing of them.
     """
     request, limits = question.request, question.limits
     widths = limits.repair(found.widths)
@@ -124,14 +124,12 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
     elif tuple(widths) != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
-    quality = found.metrics.kl
-    if found.validation is not None:
-        quality = found.validation.metrics.kl
+    metrics = found.metrics if found.validation is None else found.validation.metrics
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(
         widths,
-        predicted=Predicted(quality=quality) if measured else None,
+        predicted=Predicted(quality=metrics.kl, accuracy=metrics.accuracy) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),
     )

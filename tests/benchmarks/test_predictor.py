@@ -1,5 +1,7 @@
 """What the predictor's benchmark makes of its measurements; the measurements themselves take half an hour."""
 
+import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -7,10 +9,23 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from benchmarks.collect import HELD_OUT_TARGETS, TRAINED_TARGETS, read_samples, write_samples
+from benchmarks.collect import (
+    EVALUATIONS,
+    HELD_OUT_FILE,
+    HELD_OUT_TARGETS,
+    SAMPLES_DIR,
+    TRAINED_FILE,
+    TRAINED_TARGETS,
+    RoundEnds,
+)
 from benchmarks.predictor import BASELINES, SEARCHED, _best_found, _holds, _spearman, _summary_of_quality
-from benchmarks.subject import MODEL_ID, Subject
+from benchmarks.stored_samples import Collection, description_path, label_rounds, read_samples, write_samples
+from benchmarks.subject import MODEL_ID, REFERENCE, Subject
+from pruning.anatomy_reader import read_anatomy
+from pruning.conversations import calibration_id, load_conversations
+from pruning.errors import DatasetError
 from pruning.metrics import Metrics
+from storage.contract import Repository
 from storage.records import Sample
 
 
@@ -65,6 +80,7 @@ SUBJECT = cast(
     "Subject",
     SimpleNamespace(
         ranking=SimpleNamespace(sha256="r" * 64),
+        anatomy=SimpleNamespace(fingerprint="f" * 64),
         calibration_id="c" * 64,
         budget=lambda sparsity, _: int((1 - sparsity) * 100),
         kept_parameters=lambda widths, _: sum(widths),
@@ -72,10 +88,62 @@ SUBJECT = cast(
 )
 
 
+COLLECTION = Collection((0.5,), 20, 2, 0.01)
+
+
 def test_samples_are_read_back_as_they_were(tmp_path: Path) -> None:
     samples = [(0, sample((8, 16), 0.1 + 0.2)), (2, sample((16, 8), 1e-7))]
-    write_samples(tmp_path / "new" / "samples.csv", samples)
-    assert read_samples(tmp_path / "new" / "samples.csv", SUBJECT) == samples
+    path = tmp_path / "new" / "samples.csv"
+    write_samples(path, samples, SUBJECT, COLLECTION)
+    assert read_samples(path, SUBJECT) == samples
+    described = json.loads(description_path(path).read_text())
+    assert (described["samples"], described["evaluations"], described["rounds"]) == (2, 20, 2)
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "ranking_sha256", "calibration_id", "csv_sha256"])
+def test_samples_of_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "samples.csv"
+    write_samples(path, [(0, sample((8, 16), 0.5))], SUBJECT, COLLECTION)
+    document = json.loads(description_path(path).read_text())
+    description_path(path).write_text(json.dumps(document | {name: "e" * 64}))
+    with pytest.raises(DatasetError, match=f"their {name} is another"):
+        read_samples(path, SUBJECT)
+
+
+def test_samples_that_nobody_described_or_finished_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.csv"
+    write_samples(path, [(0, sample((8, 16), 0.5)), (0, sample((16, 8), 0.5))], SUBJECT, COLLECTION)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(DatasetError, match="their csv_sha256 is another"):
+        read_samples(path, SUBJECT)
+    description_path(path).unlink()
+    with pytest.raises(DatasetError, match="a JSON that says what they are of"):
+        read_samples(path, SUBJECT)
+
+
+def test_the_stored_samples_are_of_the_reference_model() -> None:
+    for name, targets in ((TRAINED_FILE, TRAINED_TARGETS), (HELD_OUT_FILE, HELD_OUT_TARGETS)):
+        described = json.loads(description_path(SAMPLES_DIR / name).read_text())
+        assert described["fingerprint"] == read_anatomy(REFERENCE / "model").fingerprint
+        conversations = load_conversations(REFERENCE / "data" / "calibration.json")
+        assert described["calibration_id"] == calibration_id(conversations)
+        assert (described["targets"], described["evaluations"]) == (list(targets), EVALUATIONS)
+        content = (SAMPLES_DIR / name).read_bytes()
+        assert described["csv_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_rounds_keep_their_labels_when_a_collection_is_resumed(tmp_path: Path) -> None:
+    stored = [sample((n, 8), 0.5) for n in range(1, 4)]
+    repository = cast("Repository", SimpleNamespace(list_samples=lambda _: stored))
+    ends = RoundEnds(tmp_path / "ends.json", repository)
+    assert ends.counts == []
+    ends.add()
+    stored += [sample((n, 16), 0.5) for n in range(1, 3)]
+    ends.add()
+    stored.append(sample((8, 24), 0.5))  # and killed, in round 2
+    again = RoundEnds(tmp_path / "ends.json", repository)
+    assert again.counts == [3, 5]
+    assert [number for number, _ in label_rounds(stored, again.counts)] == [0, 0, 0, 1, 1, 2]
 
 
 def test_the_best_that_a_search_found_meets_the_target() -> None:

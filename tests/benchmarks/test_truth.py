@@ -1,21 +1,33 @@
 """The truth benchmark on a tiny model: that it finds nothing in good plans, and everything in bad ones."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.built_activations import peak_bytes, workload_of
 from benchmarks.built_costs import build_on_meta, count_costs
+from benchmarks.built_files import file_bytes, write_hollow_files
+from benchmarks.built_latency import _between
 from benchmarks.truth import LIMITS, RequestMaker, check_plan, measure_truth
 from benchmarks.truth_subjects import TruthSubject, register_large
+from lop.profiling import TimedModel
 from lop.registration import register_model
+from pruning.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoint import load_model
 from pruning.conversations import load_conversations
+from pruning.cost import kv_cache_bytes
 from pruning.plan import Budget, PruningPlan
+from service.devices import find_device
 from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
 from storage.contract import Repository
+from storage.records import DeviceRecord
 from storage.sql_repository import open_repository
+from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 WORKLOAD = {"batch": 2, "prompt_tokens": 33, "output_tokens": 5}
@@ -45,6 +57,8 @@ def test_random_requests_are_feasible_and_their_plans_hold(url: str, source: Pat
     assert summary["requests"] == sum(row["requests"] for row in rows) == 12
     assert (summary["budget_violations"], summary["cost_errors"], summary["disk_bytes_error"]) == (0, 0, 0)
     assert summary["saved_plans"] == 3
+    assert summary["memory_bounds_exceeded"] == 0
+    assert 0 < summary["most_memory_used"] <= 1
     assert summary["violations"] == []
     assert 0.5 < summary["mean_use_of_tightest_limit"] <= 1
 
@@ -75,7 +89,7 @@ def test_a_model_that_was_built_costs_what_its_plan_says(
     with open_repository(url) as repository:
         anatomy = repository.get_model("tiny").anatomy
         plan = planner_over(repository).plan(request)
-    model = build_on_meta(source, plan, "F32", tmp_path)
+    model = build_on_meta(source, plan, anatomy, tmp_path)
     assert {x.device.type for x in model.parameters()} == {"meta"}
     checked = check_plan(request, plan, anatomy, source, tmp_path)
     assert (checked.exceeded, checked.differing) == ((), ())
@@ -94,11 +108,68 @@ def test_a_model_that_was_built_costs_what_its_plan_says(
     assert check_plan(sparse, plan, anatomy, source, tmp_path).exceeded == ("sparsity",)
 
 
+def test_files_are_as_long_as_transformers_writes_them(source: Path, tmp_path: Path) -> None:
+    model = load_model(source)
+    assert file_bytes(model) == (source / "model.safetensors").stat().st_size
+    model.save_pretrained(tmp_path / "saved")
+    assert file_bytes(model) == (tmp_path / "saved" / "model.safetensors").stat().st_size
+    (tmp_path / "hollow").mkdir()
+    write_hollow_files(model, tmp_path / "hollow")
+    (tmp_path / "hollow" / "config.json").write_bytes((source / "config.json").read_bytes())
+    hollow, whole = (tmp_path / "hollow" / "model.safetensors", source / "model.safetensors")
+    assert hollow.stat().st_size == whole.stat().st_size
+    assert read_anatomy(tmp_path / "hollow").tensors == read_anatomy(source).tensors
+    size = int.from_bytes(whole.read_bytes()[:8], "little")
+    assert hollow.read_bytes()[: 8 + size] == whole.read_bytes()[: 8 + size]
+
+
+def test_latency_is_what_the_tables_say_by_hand() -> None:
+    assert _between((8, 16, 32), (1.0, 3.0, 4.0), 12) == 2.0
+    assert _between((8, 16, 32), (1.0, 3.0, 4.0), 24) == 3.5
+    assert _between((8, 16, 32), (1.0, 3.0, 4.0), 4) == 1.0
+    assert _between((8, 16, 32), (1.0, 3.0, 4.0), 40) == 4.0
+
+
+def test_a_measured_device_is_priced_by_its_tables(url: str, source: Path, tmp_path: Path) -> None:
+    with open_repository(url) as repository:
+        anatomy = repository.get_model("tiny").anatomy
+        repository.add_device(DeviceRecord(made_up_profile("bench", anatomy=anatomy), datetime.now(UTC)))
+        device = find_device(repository, "bench")
+        maker = RequestMaker(anatomy, "tiny", 3, (device,))
+        requests = [maker.make() for _ in range(30)]
+        inside = PlanRequest(
+            model="tiny", device="bench", budget=Budget(latency_ms=80.0, batch=1, prompt_tokens=15, output_tokens=8)
+        )
+        plan = planner_over(repository).plan(inside)
+    assert {x.device for x in requests} == {None, "bench"}
+    assert any(x.budget is not None and 10 <= x.budget.prompt_tokens <= 20 for x in requests)
+    checked = check_plan(inside, plan, anatomy, source, tmp_path, devices={"bench": device})
+    assert (checked.exceeded, checked.differing, checked.is_measured) == ((), (), True)
+    layers = sum(1.5 * (1 + 2 * (w - 8) / (16 - 8) / 2 if w <= 16 else 2 + (w - 16) / 32) for w in plan.ffn_widths)
+    assert plan.achieved.prefill_ms == pytest.approx(6.0 + 40.0 + layers)
+    other = plan.achieved.model_copy(update={"latency_source": "roofline"})
+    liar = plan.model_copy(update={"achieved": other})
+    assert check_plan(inside, liar, anatomy, source, tmp_path, devices={"bench": device}).differing == ("latency_ms",)
+
+
+def test_memory_is_watched_while_a_model_answers(source: Path) -> None:
+    inputs = TimedModel.of_folder(source).images(batch=2)
+    assert inputs is not None
+    model = load_model(source)
+    taken = peak_bytes(model, inputs, 4)
+    cache = kv_cache_bytes(anatomy_of(model), workload_of(inputs, 4))
+    assert 0 < cache < taken
+    longer = peak_bytes(model, inputs, 12)
+    assert longer >= taken
+    twice = {name: torch.cat([x, x]) for name, x in inputs.items()}
+    assert peak_bytes(model, twice, 4) > 1.5 * taken
+
+
 def test_a_model_with_other_tensors_than_the_plans_is_refused(url: str, source: Path, tmp_path: Path) -> None:
     with open_repository(url) as repository:
         anatomy = repository.get_model("tiny").anatomy
         plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.5))
-    model = build_on_meta(source, plan, "F32", tmp_path)
+    model = build_on_meta(source, plan, anatomy, tmp_path)
     layer = plan.layers[0].model_copy(update={"ffn_width": plan.layers[0].ffn_width - 8})
     other: PruningPlan = plan.model_copy(update={"layers": (layer, *plan.layers[1:])})
     with pytest.raises(ValueError, match="hold other tensors"):

@@ -113,6 +113,44 @@ def test_the_command_reports_its_rounds(
     assert "round 1:" in err
 
 
+def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
+    searched: tuple[Repository, str],
+    database: str,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["lop", "train", "-m", "tiny", "--data", str(data), "--conversations", str(CONVERSATIONS)]
+    command += ["--rounds", "2", "--round-targets", "1", "--round-evaluations", "3", "--num-levels", "6"]
+    monkeypatch.setattr(sys, "argv", [*command, "--database", database])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code in (0, None), err
+    assert err.count("training the policy") == 3
+    first, second = err.index("round 1:"), err.index("round 2:")
+    for part in (err[:first], err[first:second]):
+        assert "evaluations, best KL" in part
+        assert part.rindex("training the policy") > part.index("evaluations, best KL")
+    for words in (
+        "rounds: KL of the predictor",
+        "mean error of log KL on samples that were left out: ",
+        "experts, in nats: ",
+    ):
+        assert words in out
+
+
+def test_rounds_go_on_with_the_one_that_was_not_finished(searched: tuple[Repository, str]) -> None:
+    repository, calibration = searched
+    sizes = RoundSettings(num_targets=1, num_evaluations=4)
+    _, reports = train_in_rounds(repository, "tiny", calibration, made_up, SETTINGS, 2, sizes, first_round=2)
+    assert [report.number for report in reports] == [2]
+    record, none_left = train_in_rounds(repository, "tiny", calibration, made_up, SETTINGS, 2, sizes, first_round=3)
+    assert none_left == []
+    assert repository.latest_predictor("tiny") == record
+
+
 def test_rounds_without_data_are_refused(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

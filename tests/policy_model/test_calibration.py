@@ -1,25 +1,47 @@
 """Conformal quantiles, intervals and the accuracy curve, by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from policy_model.calibration import (
-    AccuracyCurve,
-    Calibration,
-    Quantiles,
-    chosen_among_neighbours,
-    kl_of,
-)
+from policy_model.calibration import AccuracyCurve, Calibration, Quantiles, kl_of
 from policy_model.encoding import log_kl
+from policy_model.left_out import LeftOut, inner_groups, retention_groups
 
 CURVE = AccuracyCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
 
 
 def test_quantiles_have_the_finite_sample_correction() -> None:
-    quantiles = Quantiles.of(np.arange(-19.0, 20.0) / 10.0)  # 39 of them: rank ceil(40 x 0.95) = 38 from either end
-    assert quantiles == Quantiles(low=-1.8, high=1.8, num_scores=39)
+    # 39 of them, all of one size: rank ceil(40 x 0.95) = 38 from either end, in units of that size.
+    scores = np.where(np.arange(39) < 37, 1.0, -1.0)
+    quantiles = Quantiles.of(scores, np.full(39, -3.0))
+    assert (quantiles.low, quantiles.high) == pytest.approx((-1.0, 1.0))
+    assert quantiles.num_scores == 39
+    assert quantiles.at(-3.0) == pytest.approx((-1.0, 1.0))
+    three = Quantiles.of(np.where(np.arange(39) < 38, 1.0, -1.0), np.full(39, -3.0))
+    assert three.low == pytest.approx(1.0)  # only one of 39 is negative: the second lowest is not
+    assert three.at(-3.0)[0] == 0.0  # but an interval holds its prediction
+
+
+def test_scores_count_by_their_weights() -> None:
+    scores = np.concatenate([np.full(60, 1.0), np.full(60, 3.0)])
+    even = Quantiles.of(scores, np.zeros(120))
+    mostly = Quantiles.of(scores, np.zeros(120), np.repeat([1.0, 1e-9], 60))
+    assert even.at(0.0)[1] == pytest.approx(3.0, rel=0.02)
+    assert mostly.at(0.0)[1] == pytest.approx(1.0, rel=0.02)
+
+
+def test_intervals_are_wide_where_scores_are() -> None:
+    """Scores of 4 at low KL, of 1 at high KL, in between what lies in between."""
+    rng = np.random.default_rng(2)
+    x = np.repeat([-6.0, 0.0], 2000)
+    size = np.where(x < -3.0, 4.0, 1.0)
+    quantiles = Quantiles.of(rng.normal(0.0, 1.0, 4000) * size, x)
+    for at, scale in ((-6.0, 4.0), (0.0, 1.0), (-9.0, 4.0), (5.0, 1.0)):
+        assert quantiles.at(at) == pytest.approx((-1.645 * scale, 1.645 * scale), rel=0.1)
+    assert quantiles.at(0.0)[1] < quantiles.at(-3.0)[1] < quantiles.at(-6.0)[1]
 
 
 def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:
@@ -35,15 +57,15 @@ def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:
 
 
 def test_the_interval_holds_the_prediction_even_if_all_scores_have_one_sign() -> None:
-    one_sided = Quantiles.of(np.full(30, 5.0))
-    calibration = Calibration(one_sided, one_sided, one_sided, CURVE)
+    one_sided = Quantiles.of(np.full(30, 5.0), np.zeros(30))
+    calibration = Calibration(one_sided, one_sided, one_sided, one_sided, CURVE)
     low, high = calibration.interval(log_kl(0.1), 0.1)
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(0.1 * math.exp(0.5), rel=1e-4)
 
 
 def test_the_interval_widens_with_the_expected_error() -> None:
-    calibration = Calibration(Quantiles(-1.0, 0.5, 40), Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 1.0, 20), CURVE)
+    calibration = calibration_of()
     near, far = calibration.interval(log_kl(0.1), 0.03), calibration.interval(log_kl(0.1), 0.05)
     assert near == pytest.approx((0.1 * math.exp(-0.06), 0.1 * math.exp(0.03)), rel=1e-4)
     assert far == pytest.approx((0.1 * math.exp(-0.1), 0.1 * math.exp(0.05)), rel=1e-4)
@@ -51,55 +73,102 @@ def test_the_interval_widens_with_the_expected_error() -> None:
     assert usual == pytest.approx((0.1 * math.exp(-0.05), 0.1 * math.exp(0.025)), rel=1e-4)
 
 
+def calibration_of() -> Calibration:
+    """Plans: scores from -2 to 1; samples: from -1 to 0.5; accuracy: the same of plans, twice that of samples."""
+    accuracy, twice = Quantiles(-1.0, 1.0, 20), Quantiles(-2.0, 2.0, 20)
+    return Calibration(Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 0.5, 40), accuracy, twice, CURVE)
+
+
 def test_expected_accuracy_is_read_off_the_curve() -> None:
     quantiles = Quantiles(-1.0, 2.0, 40)
-    calibration = Calibration(quantiles, quantiles, quantiles, CURVE)
+    calibration = Calibration(quantiles, quantiles, quantiles, Quantiles(-2.0, 4.0, 40), CURVE)
     accuracy, (low, high) = calibration.expected_accuracy(math.log(0.1), 0.0)
     assert accuracy == pytest.approx(0.6)
     spread = 0.05 * math.sqrt(0.6 * 0.4)
     assert [low, high] == pytest.approx([0.6 - spread, 0.6 + 2 * spread])
+    _, others = calibration.expected_accuracy(math.log(0.1), 0.0, chosen=False)
+    assert list(others) == pytest.approx([0.6 - 2 * spread, 0.6 + 4 * spread])
     _, wide = calibration.expected_accuracy(math.log(0.1), 0.5)
     assert wide[0] < low
     assert calibration.expected_accuracy(math.log(0.01), 30.0)[1] == pytest.approx((0.6, 1.0), abs=0.01)
 
 
-def test_a_share_of_every_neighbourhood_counts_as_chosen() -> None:
-    retention = np.repeat([0.3, 0.6], 300)
-    predicted = np.concatenate([np.arange(300.0), 1000.0 - np.arange(300.0)])
-    assert np.flatnonzero(chosen_among_neighbours(predicted, retention)).tolist() == [*range(30), *range(570, 600)]
+def test_groups_are_of_about_one_retention() -> None:
+    retention = np.array([0.5, 0.305, 0.3, 0.9, 0.311, 0.4999])
+    groups = retention_groups(retention, np.array([True, True, True, False, True, True]))
+    assert groups.tolist() == [2, 0, 0, -1, 1, 2]
 
 
-def test_of_few_samples_more_count_as_chosen() -> None:
-    assert chosen_among_neighbours(np.arange(80.0), np.full(80, 0.5)).sum() == 40
-    assert chosen_among_neighbours(np.arange(20.0), np.full(20, 0.5)).sum() == 20
+def test_the_outermost_groups_are_left_alone_if_enough_remains() -> None:
+    groups = np.repeat([0, 1, 2, 3], 5)
+    assert np.flatnonzero(inner_groups(groups, 10)).tolist() == [*range(5, 15)]
+    assert inner_groups(groups, 11).all()
 
 
-def test_coverage_on_samples_of_the_same_kind() -> None:
-    """Calibrated on half of them, the interval holds nine in ten of the other half."""
-    rng = np.random.default_rng(1)
-    truth = rng.normal(-2.0, 1.0, 4000)
-    deviation = rng.uniform(0.05, 0.3, 4000)
-    error = rng.standard_t(4, 4000) * deviation
-    kept = rng.random(4000) < 0.5
-    calibration = Calibration.measure(
-        truth[kept],
-        np.exp(-np.exp(truth[kept])),
-        error[kept],
-        deviation[kept],
-        rng.random(kept.sum()),
-        np.ones(4000)[kept],
+def made_up(seed: int, *, num_groups: int = 30, each: int = 40) -> dict[str, np.ndarray]:
+    """Samples of `num_groups` targets, whose errors are partly the target's own: its other samples know that part."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(num_groups), each)
+    truth = np.linspace(-5.0, 0.0, num_groups)[groups] + rng.uniform(0.0, 0.3, len(groups))
+    shared = rng.normal(0.0, 0.2, num_groups)[groups]
+    own = rng.normal(0.0, 0.05, len(groups))
+    accuracy = np.exp(-np.exp(truth)) + 0.05 * shared
+    return {"groups": groups, "truth": truth, "own": own, "shared": shared, "accuracy": np.clip(accuracy, 0.0, 1.0)}
+
+
+def measured(world: dict[str, np.ndarray]) -> Calibration:
+    size = len(world["truth"])
+    return Calibration.measure(
+        world["truth"],
+        world["accuracy"],
+        LeftOut(world["own"], np.full(size, 0.05)),
+        LeftOut(world["own"] + world["shared"], np.full(size, 0.1)),
+        world["groups"],
+        np.ones(size),
     )
-    inside = [
-        low <= math.exp(t) <= high
-        for t, e, d in zip(truth[~kept], error[~kept], deviation[~kept], strict=True)
-        for low, high in [calibration.interval(t - e, d, chosen=False)]
-    ]
-    assert 0.87 < np.mean(inside) < 0.93
+
+
+def inside(calibration: Calibration, truth: np.ndarray, errors: np.ndarray, deviation: float, chosen: bool) -> float:
+    bounds = [calibration.interval(t - e, deviation, chosen=chosen) for t, e in zip(truth, errors, strict=True)]
+    return float(np.mean([low <= kl_of(t) <= high for t, (low, high) in zip(truth, bounds, strict=True)]))
+
+
+def test_what_is_new_is_covered_as_often_as_was_promised() -> None:
+    """Calibrated in one world of targets, asked about the targets of another."""
+    calibration, other = measured(made_up(1)), made_up(2)
+    everything = other["own"] + other["shared"]
+    assert 0.85 < inside(calibration, other["truth"], everything, 0.1, chosen=False) < 0.95
+    # A plan's target is at a searched one or between two: a third of what is shared is unknown, on average.
+    third = np.random.default_rng(3).random(30)[other["groups"]] < 1.0 / 3.0
+    plans = inside(calibration, other["truth"][third], everything[third], 0.1, chosen=True) / 3.0
+    plans += inside(calibration, other["truth"][~third], other["own"][~third], 0.05, chosen=True) * 2.0 / 3.0
+    assert 0.85 < plans < 0.95
+
+
+def test_accuracy_between_targets_is_not_as_sure_as_at_them() -> None:
+    calibration = measured(made_up(1))
+    here = [calibration.expected_accuracy(-2.0, 0.05, chosen=chosen)[1] for chosen in (True, False)]
+    world = made_up(1)
+    curve_alone = AccuracyCurve.fit(world["truth"], world["accuracy"], np.ones(1200))
+    assert curve_alone.noise < 0.05  # through the targets' own samples
+    assert here[1][1] - here[1][0] > 2.0 * curve_alone.noise * 0.3
 
 
 def test_the_document_is_read_back_as_it_was() -> None:
-    calibration = Calibration(Quantiles(-1.0, 0.5, 40), Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 1.0, 20), CURVE)
-    assert Calibration.from_dict(calibration.to_dict()) == calibration
+    for calibration in (calibration_of(), measured(made_up(3, num_groups=8, each=10))):
+        assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+
+
+def test_documents_of_earlier_predictors_are_read() -> None:
+    """They had one quantile of accuracy, and no spread."""
+    document = calibration_of().to_dict()
+    document["accuracy"] = document.pop("plan_accuracy")
+    del document["sample_accuracy"]
+    for name in ("plan", "sample", "accuracy"):
+        del document[name]["spread"]
+    calibration = Calibration.from_dict(document)
+    assert calibration.plan == Quantiles(-2.0, 1.0, 20)
+    assert calibration.sample_accuracy == calibration.plan_accuracy == Quantiles(-1.0, 1.0, 20)
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-7, 0.01, 3.0])

@@ -12,6 +12,7 @@ from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
 from policy_model.value_training import fit_values
+from policy_model.values import distances
 from pruning.levels import LevelGrid
 from tests.policy_model.landscape import anatomy_of, samples_of
 
@@ -74,7 +75,8 @@ def test_the_process_of_an_exchange_is_that_of_the_result(table: LevelValues) ->
         if down < 5:
             moved[down] -= 1
         x = table.fractions_of(moved[None])
-        expected = table.values._covariance(x) @ table.values.faded_alpha
+        values = table.values
+        expected = values._correlation(distances(values.basis.places(x), values.places)) @ values.faded_alpha
         assert process[up, down] == pytest.approx(float(expected[0]), rel=1e-3, abs=1e-4)
 
 

@@ -81,9 +81,23 @@ def test_a_dense_budget_gives_the_dense_model(predictor: Predictor, anatomy: Mod
 def test_budgets_outside_the_searched_range_get_plans(predictor: Predictor, anatomy: ModelAnatomy) -> None:
     lowest = predictor.plan_widths(anatomy, limits_of(anatomy, 8 * 12 * 6))
     assert lowest.widths == (8,) * 6
+    assert lowest.below_grid
     nearly_dense = predictor.plan_widths(anatomy, limits_of(anatomy, anatomy.ffn_parameters - 1))
     assert sum(nearly_dense.widths) == 64 * 6 - 8
     assert nearly_dense.kl < lowest.kl
+    assert not nearly_dense.below_grid
+
+
+def test_other_widths_are_judged_with_the_intervals_of_any_configuration(
+    predictor: Predictor, anatomy: ModelAnatomy
+) -> None:
+    own = predictor.plan_widths(anatomy, limits_of(anatomy, 2500))
+    judged = predictor.judge(own.widths)
+    assert (judged.widths, judged.kl, judged.accuracy) == (own.widths, own.kl, own.accuracy)
+    mean, deviation = predictor.values.judge(predictor.encoding.kept_fractions([own.widths]))
+    expected = predictor.calibration.interval(float(mean[0]), float(deviation[0]), chosen=False)
+    assert judged.interval == expected != own.interval
+    assert predictor.judge((64,) * 6).interval == (0.0, 0.0)
 
 
 def test_an_impossible_budget_is_an_error(predictor: Predictor, anatomy: ModelAnatomy) -> None:

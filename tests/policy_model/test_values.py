@@ -101,13 +101,41 @@ def test_leave_one_out_errors_are_those_of_fits_without_the_sample(
         others = np.arange(len(target)) != n
         noisy = covariance[np.ix_(others, others)] + np.diag(noise[others])
         expected = target[n] - covariance[n, others] @ np.linalg.solve(noisy, target[others])
-        assert fit.errors[n] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert fit.alone.errors[n] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_errors_without_a_group_are_those_of_fits_without_it(
+    encoding: Encoding, data: TrainingData, fit: ValueFit
+) -> None:
+    kernel, basis = fit.values.kernel, fit.values.basis
+    fade, own = basis.fade(data.fractions), basis.own_kl(data.fractions)
+    terms = basis.terms(data.fractions, own)
+    apart = distances(basis.places(data.fractions), basis.places(data.fractions)).astype(np.float64)
+    covariance = (np.exp(-apart / kernel.length) + kernel.slack * terms @ terms.T) * np.outer(fade, fade)
+    target, noise = data.log_kl - basis.base(own), kernel.noise**2 / weights_of(data.gap)
+    assert (fit.groups[~data.searched] == -1).all()
+    assert fit.groups.max() >= 2
+    for group in range(int(fit.groups.max()) + 1):
+        here = fit.groups == group
+        assert np.ptp(data.retention[here]) <= 0.01
+        noisy = covariance[np.ix_(~here, ~here)] + np.diag(noise[~here])
+        expected = target[here] - covariance[np.ix_(here, ~here)] @ np.linalg.solve(noisy, target[~here])
+        np.testing.assert_allclose(fit.grouped.errors[here], expected, rtol=1e-3, atol=1e-5)
+    single = fit.groups == -1
+    np.testing.assert_array_equal(fit.grouped.errors[single], fit.alone.errors[single])
+
+
+def test_what_is_known_of_other_groups_only_is_doubted_more(fit: ValueFit) -> None:
+    grouped = np.bincount(fit.groups[fit.groups >= 0]) > 1
+    several = np.isin(fit.groups, np.flatnonzero(grouped))
+    assert several.any()
+    assert fit.grouped.deviations[several].mean() > fit.alone.deviations[several].mean()
 
 
 def test_scores_are_of_unit_size(fit: ValueFit, data: TrainingData) -> None:
     """Errors are about as large as was expected of them."""
     searched = data.searched[fit.anchors]
-    assert 0.3 < np.abs(fit.errors[searched] / fit.deviations[searched]).mean() < 2.0
+    assert 0.3 < np.abs(fit.alone.errors[searched] / fit.alone.deviations[searched]).mean() < 2.0
 
 
 def test_the_values_beat_adding_up(fit: ValueFit, anatomy: ModelAnatomy) -> None:

@@ -1,7 +1,16 @@
 """Device profiles made of numbers alone."""
 
+from typing import Any
+
 from pruning.anatomy import ModelAnatomy
-from pruning.devices.profile import DeviceProfile, LayerShape, LayerTable, OutsideShape, OutsideTable
+from pruning.devices.profile import (
+    MAX_TABLES,
+    DeviceProfile,
+    LayerShape,
+    LayerTable,
+    OutsideShape,
+    OutsideTable,
+)
 from tests.pruning.made_up import made_up_anatomy
 
 
@@ -46,4 +55,28 @@ def made_up_profile(
                 vision_ms=40.0,
             ),
         ),
+    )
+
+
+def largest_profile() -> DeviceProfile:
+    """As many tables as there may be, and as many numbers, none of which could be longer."""
+    profile = made_up_profile()
+    layer, outside = profile.layers[0], profile.outside[0]
+    long, tokens = 2.2250738585072014e-308, 2**53
+    fill: dict[str, Any] = {
+        "ffn_widths": tuple(range(tokens - 28, tokens)),
+        "prompt_tokens": tuple(range(tokens - 17, tokens)),
+    }
+    times = ((long,) * 28,) * 17
+    fill |= {"cache_tokens": fill["prompt_tokens"], "prefill_ms": times, "decode_ms": times}
+    return DeviceProfile(
+        **dict(profile)
+        | {
+            "layers": tuple(
+                LayerTable(**dict(layer) | fill | {"batch": n}) for n in range(tokens - MAX_TABLES, tokens)
+            ),
+            "outside": tuple(OutsideTable(**dict(outside) | {"batch": n}) for n in range(tokens - MAX_TABLES, tokens)),
+            "name": "\U0001f600" * 500,
+            "machine": "\U0001f600" * 500,
+        }
     )

@@ -12,6 +12,7 @@ from pruning.decoder import decoder_view
 from pruning.devices import ladder, machine, profiling
 from pruning.devices.device import profiled_device
 from pruning.devices.ladder import LadderPlan, build_ladder_model, ladder_widths
+from pruning.devices.ladder_times import LadderTimes
 from pruning.devices.machine import Machine, describe_machine
 from pruning.devices.profile import parse_profile
 from pruning.devices.profiling import ProfileSettings, profile_device
@@ -95,10 +96,20 @@ def test_layers_and_rest_add_up_to_what_was_measured() -> None:
     plan = LadderPlan((8, 8, 24, 16, 32), 0)
     # The first layer warms up; 24 was slower than 32, so both become their mean.
     passes = [PassTimes(100.0, (50.0, 1.0, 6.0, 2.0, 4.0)), PassTimes(102.0, (9.0, 3.0, 6.0, 2.0, 4.0))]
-    times = profiling._ladder_times(passes, plan)
-    assert times.rungs_ms == (2.0, 2.0, 5.0, 5.0)
-    assert times.outside_ms == 101.0 - (2.0 + 2.0 + 5.0 + 2.0 + 5.0)
+    times = LadderTimes.of([passes], plan)
+    assert times.rungs_ms == ((2.0, 2.0, 5.0, 5.0),)
+    assert times.outside_ms == (101.0 - (2.0 + 2.0 + 5.0 + 2.0 + 5.0),)
     assert times.smoothing == pytest.approx(0.25)
+
+
+def test_a_longer_pass_takes_no_less() -> None:
+    plan = LadderPlan((8, 8, 16), 0)
+    # At the longer length the narrow rung was quicker, and so was the rest.
+    shorter, longer = PassTimes(20.0, (1.0, 2.0, 4.0)), PassTimes(19.0, (1.0, 1.0, 8.0))
+    times = LadderTimes.of([[shorter], [longer]], plan)
+    assert times.rungs_ms == ((1.5, 4.0), (1.5, 8.0))
+    assert times.outside_ms == (10.5, 10.5)  # of 20 - 7 and 19 - 11
+    assert times.smoothing == pytest.approx(0.5)
 
 
 def test_a_pass_is_timed_by_layer_and_hooks_are_removed() -> None:

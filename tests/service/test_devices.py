@@ -9,10 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.devices import DEVICES
+from pruning.devices.profile import MAX_PROFILE_BYTES
 from pruning.errors import NotFoundError
-from service.devices import find_device
+from service.devices import DeviceFinder, find_device
 from storage.contract import Repository
-from tests.pruning.made_up_devices import made_up_profile
+from storage.records import DeviceRecord
+from tests.pruning.made_up_devices import largest_profile, made_up_profile
+from tests.service.made_up import NOW
 from tests.service.test_errors import problem_of
 
 JSON = {"Content-Type": "application/json"}
@@ -136,6 +139,18 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "an endless time": (layer(prefill_ms=[[1.0, 2.0, 1e300], [1.0, 2.0, 3.0]]), "prefill_ms.0.2"),
     "a prefill that falls": (layer(prefill_ms=FALLING), "prefill_ms[1] must not fall while the width grows"),
     "a decode that falls": (layer(decode_ms=FALLING), "decode_ms[1] must not fall while the width grows"),
+    "a prefill that falls along the prompts": (
+        layer(prefill_ms=[[1.0, 2.0, 3.0], [0.8, 2.0, 3.0]]),
+        "prefill_ms must not fall by more than 10% while the length grows",
+    ),
+    "a decode that falls along the cache": (
+        layer(decode_ms=[[1.0, 2.0, 3.0], [1.0, 2.0, 2.5]]),
+        "decode_ms must not fall by more than 10% while the length grows",
+    ),
+    "a rest that falls along the prompts": (
+        outside(prefill_ms=[5.0, 4.0]),
+        "found 5.0 ms and then 4.0 ms at 20 tokens outside of the layers",
+    ),
     "widths out of order": (layer(ffn_widths=[8, 32, 16]), "ffn_widths must ascend"),
     "a width twice": (layer(ffn_widths=[8, 8, 32]), "ffn_widths must ascend"),
     "no widths": (layer(ffn_widths=[], prefill_ms=[[], []], decode_ms=[[], []]), "ffn_widths"),
@@ -154,6 +169,51 @@ def test_a_broken_profile_is_422_and_says_where(client: TestClient, profile: dic
     problem = problem_of(client.post("/v1/devices", content=json.dumps(profile), headers=JSON), 422)
     assert where in str(problem["rule"])
     assert client.get("/v1/devices").json()["total"] == len(DEVICES)
+
+
+def test_the_largest_profile_is_accepted_and_a_longer_body_is_not(client: TestClient) -> None:
+    largest = json.dumps(largest_profile().model_dump(mode="json"), separators=(",", ":"))
+    answer = client.post("/v1/devices", content=largest, headers=JSON)
+    assert answer.status_code == 201, answer.text[:300]
+    assert client.get("/v1/devices/bench").json()["profile"] == json.loads(largest)
+    longer = largest + " " * (MAX_PROFILE_BYTES + 1 - len(largest))
+    problem = problem_of(client.post("/v1/devices", content=longer, headers=JSON), 413)
+    assert problem["rule"] == f"a request body has at most {MAX_PROFILE_BYTES} bytes"
+    problem_of(client.post("/v1/plans", content=largest, headers=JSON), 413)
+
+
+def test_a_profile_from_before_lengths_were_checked_still_prices(client: TestClient, repository: Repository) -> None:
+    profile = made_up_profile("bench")
+    table = profile.layers[0].model_copy(update={"prefill_ms": ((1.0, 2.0, 3.0), (0.5, 1.0, 2.0))})
+    repository.add_device(DeviceRecord(profile.model_copy(update={"layers": (table,)}), NOW))
+    assert client.get("/v1/devices/bench").json()["profile"]["layers"][0]["prefill_ms"][1][0] == 0.5
+    plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "device": "bench"}).json()
+    assert plan["achieved"]["latency_ms"] > 0
+
+
+def test_a_profile_is_read_once_until_another_is_registered(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.add_device(DeviceRecord(made_up_profile("bench"), NOW))
+    reads: list[str] = []
+    get = repository.get_device
+
+    def read(name: str) -> DeviceRecord:
+        reads.append(name)
+        return get(name)
+
+    monkeypatch.setattr(repository, "get_device", read)
+    finder = DeviceFinder(repository)
+    first = finder.find("bench")
+    assert finder.find("bench") is first
+    assert reads == ["bench"]
+    repository.add_device(DeviceRecord(made_up_profile("bench", layer_ms=2.0), NOW))
+    second = finder.find("bench")
+    assert second.device == find_device(repository, "bench") != first.device
+    assert second.profile_sha256 != first.profile_sha256
+    assert finder.find("l4").profile_sha256 is None
+    with pytest.raises(NotFoundError, match=r"'toaster'.*l4, .*bench"):
+        finder.find("toaster")
 
 
 def test_a_profile_is_json(client: TestClient) -> None:

@@ -30,6 +30,7 @@ class MadeUpPrediction:
     interval: tuple[float, float] = (0.125, 0.5)
     accuracy: float = 0.75
     accuracy_interval: tuple[float, float] = (0.5, 1.0)
+    below_grid: bool = False
 
 
 @dataclass
@@ -37,6 +38,7 @@ class MadeUpInfo:
     num_samples: int = 100
     calibration_id: str = "c" * 64
     seed: int = 7
+    ranking_sha256: str = "0" * 64  # of no model: it judges no other method's plans
 
 
 class MadeUpPredictor:

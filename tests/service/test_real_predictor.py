@@ -23,12 +23,14 @@ from pruning.levels import LevelGrid
 from pruning.limits import WidthSteps
 from pruning.plan import PruningPlan
 from pruning.planning import exceeded_limits
+from pruning.statistics import StatisticsKind
 from pruning.target import Scope, limits_for_sparsity
 from service.app import create_app
+from service.methods.predicted import BELOW_GRID
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import ModelRecord, PredictorRecord
-from tests.service.made_up import NOW, WIDTHS, add_calibration, sample, scan_samples
+from tests.service.made_up import NOW, WIDTHS, add_calibration, add_search, add_statistics, sample, scan_samples
 
 
 def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predictor:
@@ -85,6 +87,70 @@ def test_the_stored_predictor_plans_as_the_one_in_memory(
         assert (plan.provenance.samples, plan.provenance.seed) == (50, 0)
 
 
+def test_other_methods_say_what_the_predictor_expects_of_their_plans(
+    predictor: Predictor, client: TestClient, repository: Repository
+) -> None:
+    repository.add_samples(
+        scan_samples(repository.get_model("tiny"), add_calibration(repository), (0.1, 0.2, 0.4, 3.0))
+    )
+    for method in ("uniform", "additive-dp"):
+        answer = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.4, "method": method})
+        assert answer.status_code == 201, answer.text
+        plan = PruningPlan.from_json(answer.content)
+        expected = predictor.judge(plan.ffn_widths)
+        assert plan.method == method
+        assert plan.predicted is not None
+        assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
+        assert (plan.predicted.accuracy, plan.predicted.accuracy_interval) == (
+            expected.accuracy,
+            expected.accuracy_interval,
+        )
+        assert "quality as predictor first expects it of any configuration" in str(plan.provenance.note)
+        assert plan.provenance.predictor is None
+
+
+def test_nothing_is_predicted_of_channels_in_another_order_or_compensated(
+    predictor: Predictor, client: TestClient, repository: Repository
+) -> None:
+    add_statistics(repository, repository.get_model("tiny"), StatisticsKind.ACTIVATIONS)
+    for method in ("flap", "wanda-sp"):
+        plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.4, "method": method}).json()
+        assert plan["method"] == method
+        assert plan["ranking"]["sha256"] != repository.get_model("tiny").ranking_sha256
+        assert plan["predicted"] is None
+        assert "no quality is predicted: the predictor knows the model's own ranking" in plan["provenance"]["note"]
+
+
+def test_what_was_measured_is_not_predicted_over(
+    predictor: Predictor, client: TestClient, repository: Repository
+) -> None:
+    add_search(repository, (32, 32, 64, 32), 0.02)
+    plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "evolution"}).json()
+    assert plan["predicted"] == {"quality": 0.02, "interval": None, "metric": "kl", "accuracy": 0.8}
+
+
+def test_a_new_predictor_makes_new_predictions_for_every_method(
+    predictor: Predictor, client: TestClient, repository: Repository
+) -> None:
+    asked = {"model": "tiny", "sparsity": 0.4, "method": "uniform"}
+    first = client.post("/v1/plans", json=asked)
+    assert client.post("/v1/plans", json=asked).content == first.content
+    store(repository, random_predictor(repository.get_model("tiny"), "c" * 64, seed=5), "second", day=1)
+    second = client.post("/v1/plans", json=asked).json()
+    assert second["layers"] == first.json()["layers"]
+    assert second["predicted"] != first.json()["predicted"]
+
+
+def test_below_the_grid_the_note_says_that_widths_are_uniform(predictor: Predictor, client: TestClient) -> None:
+    deep = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.85, "method": "lop"}).json()
+    assert deep["method"] == "lop"
+    assert BELOW_GRID in deep["provenance"]["note"]
+    retention = {x["ffn_width"] / dense for x, dense in zip(deep["layers"], WIDTHS, strict=True)}
+    assert max(retention) - min(retention) <= 8 / 64
+    usual = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "lop"}).json()
+    assert BELOW_GRID not in usual["provenance"]["note"]
+
+
 def test_budgets_of_every_kind(predictor: Predictor, client: TestClient) -> None:
     dense = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.0, "device": "l4"}).json()["achieved"]
     narrow = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.9, "device": "l4"}).json()["achieved"]
@@ -131,6 +197,9 @@ def test_a_predictor_that_cannot_be_read_gives_way_and_says_so(
         plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).json()
         assert plan["method"] == "uniform"
         assert "lop: this version cannot read predictor broken" in plan["provenance"]["note"]
+        asked = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "uniform"}).json()
+        assert asked["predicted"] is None
+        assert "no quality is predicted: this version cannot read predictor broken" in asked["provenance"]["note"]
         problem = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "lop"})
         assert problem.status_code == 503
         assert problem.json()["type"] == "urn:lop:unusable-predictor"

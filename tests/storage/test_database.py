@@ -50,6 +50,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "list_predictors": lambda r: r.list_predictors(),
     "add_device": lambda r: r.add_device(device()),
     "get_device": lambda r: r.get_device("bench"),
+    "latest_device_number": lambda r: r.latest_device_number("bench"),
     "list_devices": lambda r: r.list_devices(),
     "add_plan": lambda r: r.add_plan(PlanRecord("request", plan())),
     "get_plan": lambda r: r.get_plan("plan-1"),

@@ -37,8 +37,11 @@ def test_the_newest_of_an_id_answers_and_the_older_ones_are_kept(repository: Sql
     again = repository.add_device(DeviceRecord(made_up_profile("one", layer_ms=2.0), MORNING - timedelta(days=1)))
     assert repository.get_device("one") == again
     assert repository.list_devices() == [again, other]
+    number = repository.latest_device_number("one")
+    assert repository.latest_device_number("one") == number != repository.latest_device_number("two")
     back = repository.add_device(dataclasses.replace(first, created_at=LATER))
     assert repository.get_device("one") == back
+    assert repository.latest_device_number("one") != number
     assert number_of_rows(repository) == 4
 
 
@@ -51,6 +54,8 @@ def test_the_catalogue_keeps_its_ids(repository: SqlRepository) -> None:
 def test_an_unknown_id_is_not_found(repository: SqlRepository) -> None:
     with pytest.raises(NotFoundError, match=r"'toaster'.*lop device profile"):
         repository.get_device("toaster")
+    with pytest.raises(NotFoundError, match=r"'toaster'.*lop device profile"):
+        repository.latest_device_number("toaster")
 
 
 def number_of_rows(repository: SqlRepository) -> int:
