@@ -26,7 +26,7 @@ class Measured:
 
 
 def measure(command: Sequence[str]) -> Measured:
-    """Run `command` and measure it; raises CalledProcessError with its stderr if it fails."""
+    """Run `command` and measure it; raises RuntimeError with its stderr if it fails."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "benchmarks.child_process", *command],
         cwd=ROOT,

@@ -22,7 +22,7 @@ _POOL_VALUES = 32 * 2**20
 # What modules are called in the hub's LLaVA checkpoints, which transformers renames when it loads and saves them.
 _HUB_PREFIXES = {
     "model.language_model.": "language_model.model.",
-    "model.vision_tower.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "lm_head.": "language_model.lm_head.",
 }

@@ -41,8 +41,9 @@ RECIPES: dict[StatisticsKind, Recipe] = {
 }
 
 
-MAX_BATCH_TOKENS = 2**13
-"""Tokens of a batch of ACTIVATIONS, image tokens and padding included: a layer of LLaVA-1.5-7B then works on 0.8 GB."""
+MAX_BATCH_TOKENS = 2**12
+"""Tokens of a batch of ACTIVATIONS, image tokens and padding included: a layer of LLaVA-1.5-7B then works on 0.8 GB in
+float32, in which most CPUs compute it."""
 
 
 class StatisticsMeasurer:

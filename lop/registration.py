@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pruning.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
-from pruning.errors import ConflictError, InputError
+from pruning.errors import ConflictError, InputError, NotFoundError
 from storage.contract import Repository
 from storage.records import BINARY, ModelRecord
 
@@ -50,7 +50,8 @@ def register_model(
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
-        ConflictError: `model_id` is registered with other weights or another ranking.
+        ConflictError: `model_id` is registered with other weights or another ranking; before anything is measured where
+            it is known what it was ranked by, and else the statistics are kept.
     """
     from lop.measuring import find_statistics, measure_activations, record_calibration, store_statistics
     from pruning.importance import ranking_of
@@ -60,11 +61,18 @@ def register_model(
     stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, calibration_id(conversations))
     if stored is not None:
         statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
-    else:
-        statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
-    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy))
-    if stored is None:
+        return candidate.register(repository, ranking_of(statistics, candidate.anatomy))
+    candidate.check_not_ranked_otherwise(repository)
+    statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
+
+    def store() -> None:
         store_statistics(repository, model_id, statistics, record_calibration(repository, conversations, name))
+
+    if candidate.taken is not None:
+        store()  # first: what was measured is of use even if the ranking turns out to be another one
+    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy))
+    if candidate.taken is None:
+        store()
     return record
 
 
@@ -113,7 +121,10 @@ class _Candidate:
             )
         folder = folder.resolve()
         anatomy = read_anatomy(folder)
-        taken = next((model for model in repository.list_models() if model.id == model_id), None)
+        try:
+            taken = repository.get_model(model_id)
+        except NotFoundError:
+            taken = None
         digest = None
         if taken is None or taken.anatomy == anatomy:
             digest = weights_sha256(folder, on_bytes=on_bytes)
@@ -124,6 +135,34 @@ class _Candidate:
                 remedy="Choose another id",
             )
         return cls(model_id, folder, anatomy, digest, taken)
+
+    def check_not_ranked_otherwise(self, repository: Repository) -> None:
+        """Raises ConflictError if the id is taken, and ranked by the weights alone or on conversations with statistics.
+
+        A model of which neither is known (it was registered before there were statistics) may be measured anew.
+        """
+        from pruning.importance import ranking_of
+        from pruning.ranking import Ranking
+        from pruning.statistics import ModelStatistics, StatisticsKind
+        from pruning.weight_importance import rank_by_weights
+
+        if self.taken is None:
+            return
+        known = Ranking.from_bytes(repository.get_artifact(self.taken.ranking_sha256).content)
+        origin = None
+        for record in repository.list_statistics(self.model_id):
+            if record.kind == StatisticsKind.ACTIVATIONS:
+                statistics = ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)
+                if known.agrees_with(ranking_of(statistics, self.anatomy)):
+                    origin = f"on other conversations, {repository.get_calibration(record.calibration_id).name}"
+        if origin is None and known.agrees_with(rank_by_weights(self.folder, self.anatomy)):
+            origin = "by its weights alone"
+        if origin is not None:
+            raise ConflictError(
+                "a registered model keeps its ranking",
+                values=f"{self.model_id!r} was ranked {origin}",
+                remedy=f"Measure statistics with `lop model measure {self.model_id} --data FILE`, or choose another id",
+            )
 
     def register(self, repository: Repository, ranking: "Ranking") -> ModelRecord:
         """Store the model with its ranking; raises ConflictError if it is registered with another one."""

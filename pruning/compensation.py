@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning.anatomy import DecoderSizes, ModelAnatomy, TensorSpec, Unit
+from pruning.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,9 @@ def compensated_bias(
         weight: [D, W], dense.
         bias: [D], if the dense projection has one.
         ranking: with `ffn_means`.
+
+    Raises:
+        CheckpointError: a value does not fit the dtype.
     """
     import torch
 
@@ -44,7 +48,19 @@ def compensated_bias(
         )
         for first in range(0, len(weight), BIAS_ROWS)
     ]
-    return torch.cat(blocks).to(weight.device)
+    found = torch.cat(blocks)
+    check_finite_bias(found, layer)
+    return found.to(weight.device)
+
+
+def check_finite_bias(bias: "torch.Tensor", layer: int) -> None:
+    """Raises CheckpointError if a value of `layer`'s bias is not finite in its dtype: no output would be, then."""
+    if not bool(bias.isfinite().all()):
+        raise CheckpointError(
+            "what stands in for removed channels must fit the weights' dtype",
+            values=f"a bias of layer {layer} is not finite in {str(bias.dtype).removeprefix('torch.')}",
+            remedy="Convert the checkpoint to bfloat16 or float32, or plan with a method that adds no biases",
+        )
 
 
 def compensated_bias_rows(

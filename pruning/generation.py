@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.batches import process, prompts_of, tokenizer_of
+from pruning.chat_rendering import prompts_of
 from pruning.conversations import Conversation
+from pruning.processor import process, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.batches import Processor
+    from pruning.processor import Processor
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A model whose decoder layers come one at a time: out of a model in memory, or out of a checkpoint's files.
 
-A forward pass over many batches that goes layer by layer needs no more than one layer's weights at once.
+A forward pass over many batches that goes layer by layer needs no more than one layer's weights at once. On a CPU that
+is slow in the checkpoint's half type, that layer and the front end are computed in float32; hidden states between
+layers, and the embeddings in memory, have the checkpoint's dtype (`pruning.compute_dtype`).
 """
 
 import ctypes
@@ -17,11 +19,12 @@ from torch import nn
 from pruning.anatomy_reader import load_config
 from pruning.architecture import model_class
 from pruning.checkpoint import load_as, posing_as
+from pruning.compute_dtype import compute_dtype, converted_calls, widen, widen_output, widened
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.families import family_of
 from pruning.headers import StoredTensor, stored_tensors
 from pruning.streaming.blocks import whole_blocks
-from pruning.tensor_roles import DECODER_TENSOR, decoder_tensor
+from pruning.tensor_roles import DECODER_TENSOR, decoder_tensor, is_computed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 _HEAD_TENSOR = r"(^|\.)lm_head\."
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_COMPUTED_BUFFER = "rotary_emb.inv_freq"
-"""Old checkpoints store it in every layer; it is computed now."""
 
 
 class LayerSlot(nn.Module):
@@ -78,7 +79,9 @@ class _LoadedLayers:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
-        yield self._layers[index]
+        layer = self._layers[index]
+        with widened([*layer.parameters(), *layer.buffers()]), converted_calls(layer):
+            yield layer
 
     def release_front_end(self) -> nn.Module:
         decoder: nn.Module = self.model.get_decoder()
@@ -92,9 +95,12 @@ def loaded_layers(model: "PreTrainedModel") -> Iterator[LayerSource]:
     layers = decoder.layers
     slots = tuple(LayerSlot() for _ in layers)
     decoder.layers = nn.ModuleList(slots)
+    embedded = widen_output(decoder.get_input_embeddings())
     try:
-        yield _LoadedLayers(model, slots, tuple(layers))
+        with widened(_front_end(model)):
+            yield _LoadedLayers(model, slots, tuple(layers))
     finally:
+        embedded.remove()
         decoder.layers = layers
 
 
@@ -116,24 +122,27 @@ class CheckpointLayers:
         family_of(config.get_text_config(decoder=True))
         self._tensors: dict[int, dict[str, StoredTensor]] = defaultdict(dict)
         for name, tensor in stored.items():
-            if (place := decoder_tensor(name)) and not place[1].endswith(_COMPUTED_BUFFER):
+            if (place := decoder_tensor(name)) and not is_computed(name):
                 self._tensors[place[0]][place[1]] = tensor
         self.model, self._layers = _load_without_layers(self._folder, config)
         self.model.to(device)
+        widen(_front_end(self.model))
         self._memory: dict[str, torch.Tensor] = {}
         decoder: PreTrainedModel = self.model.get_decoder()
         self._decoder = decoder
+        widen_output(decoder.get_input_embeddings())
         self.slots: tuple[LayerSlot, ...] = tuple(self._decoder.layers)
         self._check_layers()
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         layer = self._layers[index]
-        dtypes = {name: parameter.dtype for name, parameter in layer.named_parameters()}
+        dtypes = {name: compute_dtype(x.dtype, self._device) for name, x in layer.named_parameters()}
         tensors = {inside: self._read(inside, x, dtypes[inside]) for inside, x in self._tensors[index].items()}
         layer.load_state_dict(tensors, assign=True)
         try:
-            yield layer.eval().requires_grad_(False)
+            with converted_calls(layer):
+                yield layer.eval().requires_grad_(False)
         finally:
             layer.to("meta")
             _return_free_memory()
@@ -179,6 +188,13 @@ class CheckpointLayers:
                     values=f"{self._folder}: layer {index}, {wrong[0]} is {found.get(wrong[0], 'missing')}, "
                     f"the model has {expected.get(wrong[0], 'none')}",
                 )
+
+
+def _front_end(model: "PreTrainedModel") -> list[torch.Tensor]:
+    """The tensors of what comes before the decoder: vision tower and projector."""
+    after = [model.get_decoder(), *filter(None, [model.get_output_embeddings()])]
+    known = {id(x) for module in after for x in (*module.parameters(), *module.buffers())}
+    return [x for x in (*model.parameters(), *model.buffers()) if id(x) not in known]
 
 
 def _return_free_memory() -> None:

@@ -31,18 +31,20 @@ def cut_model(model: "PreTrainedModel", sizes: DecoderSizes, ranking: Ranking) -
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
-        PlanError: a size is outside 1..dense, or the ranking orders no groups; nothing is cut then.
+        PlanError: a size is outside 1..dense, or the ranking orders no groups.
+        CheckpointError: a bias does not fit the weights' dtype. In every case nothing is cut.
     """
     anatomy = anatomy_of(model)
     ranking.check(anatomy)
     ranking.check_sizes(sizes, anatomy)
     view = decoder_view(model)
+    biases = _compensated_biases(view, anatomy, sizes, ranking) if ranking.compensates else {}
     for index, dense in enumerate(anatomy.layers):
         width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
         units = {unit: torch.from_numpy(kept) for unit, kept in ranking.kept_units(index, sizes).items()}
         if width < dense.ffn_width:
             out = view.out_projection(index)
-            bias = compensated_bias(out.weight, out.bias, ranking, index, width) if ranking.compensates else out.bias
+            bias = biases.get(index, out.bias)
             _cut_rows(view, dense, view.family.ffn_in, units)
             _replace(out, out.weight[:, units[Unit.FFN_CHANNEL].to(out.weight.device)], bias)
             logger.info("layer %d: ffn %d -> %d channels", index, dense.ffn_width, width)
@@ -52,6 +54,18 @@ def cut_model(model: "PreTrainedModel", sizes: DecoderSizes, ranking: Ranking) -
             logger.info("layer %d: %d -> %d KV groups", index, dense.num_kv_groups, groups)
         _set_counts(view, index, width, groups, dense.heads_per_group)
     record_sizes(model, sizes, anatomy)
+
+
+def _compensated_biases(
+    view: DecoderView, anatomy: ModelAnatomy, sizes: DecoderSizes, ranking: Ranking
+) -> dict[int, torch.Tensor]:
+    """The bias [D] of the down projection of each layer that loses channels."""
+    found = {}
+    for layer, width in zip(anatomy.layers, sizes.ffn_widths, strict=True):
+        if width < layer.ffn_width:
+            out = view.out_projection(layer.index)
+            found[layer.index] = compensated_bias(out.weight, out.bias, ranking, layer.index, width)
+    return found
 
 
 def _cut_rows(view: DecoderView, dense: DecoderLayer, names: Sequence[str], units: Mapping[Unit, torch.Tensor]) -> None:
@@ -179,8 +193,10 @@ def _set_counts(view: DecoderView, layer: int, width: int, groups: int, heads_pe
 
 
 def _replace(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Put new tensors, which nobody else holds, into `linear`; one of its own parameters stays what it is."""
     requires_grad = linear.weight.requires_grad
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=requires_grad)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=requires_grad)
+    if weight is not linear.weight:
+        linear.weight = nn.Parameter(weight.detach(), requires_grad=requires_grad)
+    if bias is not None and bias is not linear.bias:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=requires_grad)
     linear.out_features, linear.in_features = weight.shape

@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 import torch
 
 from pruning.errors import InputError
+from pruning.spill_folder import spill_folder
 
 DEFAULT_RESIDENT_BYTES = 2**30
 """Bytes of stored tensors that stay in memory: what 200 conversations of LLaVA-1.5-7B take in half precision."""
@@ -29,13 +30,14 @@ class _Slot:
 class TensorStore:
     """Keeps tensors until it is closed; the first `resident_bytes` of them in memory, all others in one file.
 
-    The file lies where `tempfile` puts it (TMPDIR says otherwise) and has no name, so that it is gone with the process,
+    The file lies in `spill_folder()` (TMPDIR says otherwise) and has no name, so that it is gone with the process,
     however that ends. What is stored is a copy on the CPU. Not thread-safe.
     """
 
     def __init__(self, resident_bytes: int = DEFAULT_RESIDENT_BYTES) -> None:
         self._free_bytes = resident_bytes
         self._slots: list[_Slot] = []
+        self._folder = spill_folder()
         self._file: RawIOBase | None = None
         self._file_bytes = 0
 
@@ -105,7 +107,7 @@ class TensorStore:
         except OSError as error:
             raise InputError(
                 "hidden states beyond the bound in memory must fit on the disk",
-                values=f"{slot.offset + slot.num_bytes:,} bytes in {tempfile.gettempdir()}: {error.strerror}",
+                values=f"{slot.offset + slot.num_bytes:,} bytes in {self._folder}: {error.strerror}",
                 remedy="Let TMPDIR name a folder on a disk with more room, or use fewer conversations",
             ) from error
 
@@ -113,7 +115,7 @@ class TensorStore:
         """The file, at `offset`."""
         if self._file is None:
             # Unbuffered: pieces are large, and a buffer would only copy them.
-            self._file = cast(RawIOBase, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
+            self._file = cast(RawIOBase, tempfile.TemporaryFile(buffering=0, dir=self._folder))  # noqa: SIM115
         self._file.seek(offset)
         return self._file
 

@@ -1,6 +1,5 @@
 """`lop export`: a checkpoint in the format of another runtime."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +32,10 @@ def gguf(
     ] = TensorType.F16,
     mmproj: Annotated[
         Path | None,
-        typer.Option(help="New file for the vision tower and projector. Default: the language model only."),
+        typer.Option(
+            help="New file for the vision tower and projector of a LLaVA (model_type llava: LLaVA-1.5 and its like). "
+            "Default: the language model only."
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Longest context to declare, in tokens. Default: the model's own.")
@@ -49,12 +51,17 @@ def gguf(
             "(ggml-org/llama.cpp#25814).",
         ),
     ] = ClassToken.LAST,
+    check: Annotated[
+        bool,
+        typer.Option(help="If llama-cpp-python is installed: refuse a tokenizer that llama.cpp understands otherwise."),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Write GGUF files for llama.cpp, Ollama, LM Studio and others. Needs the gguf extra.
 
     Layers of different widths and heads are kept as they are (architecture `deci`). What llama.cpp would compute
-    otherwise is refused, by name. With llama-cpp-python installed, the tokenizer is compared too.
+    otherwise is refused, by name. With llama-cpp-python installed, it is asked how it encodes text, before anything is
+    written.
 
     Then: `llama-cli -m OUT -p "..."`, or with pictures
     `llama-mtmd-cli -m OUT --mmproj MMPROJ --image picture.png -p "..."`.
@@ -72,17 +79,20 @@ def gguf(
             context_length=context,
             pre_tokenizer=pre_tokenizer,
             class_token=class_token,
+            checks_encoding=check,
             on_bytes=on_bytes,
         )
-    differences = _encoding_differences(model, out)
     for note in export.notes:
         warn(note)
     if export.num_f16_fallbacks:
         warn(f"{export.num_f16_fallbacks} matrices are f16: their rows are no multiple of 32, which q8_0 needs")
-    if differences is not None and differences[0]:
-        warn(f"llama.cpp encodes {differences[0]} probe texts otherwise than transformers, the first {differences[1]}")
+    if export.encoding_differences:
+        warn(
+            f"llama.cpp encodes {len(export.encoding_differences)} texts with special tokens or leading spaces "
+            f"otherwise than transformers, the first {export.encoding_differences[0].text!r}"
+        )
     if json:
-        print_json(_document(export, out, mmproj, None if differences is None else differences[0]))
+        print_json(_document(export, out, mmproj))
         return
     widths = export.sizes.ffn_widths
     print_line(
@@ -93,17 +103,7 @@ def gguf(
         print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
 
 
-def _encoding_differences(model: Path, out: Path) -> tuple[int, str] | None:
-    """How many probe texts llama.cpp encodes otherwise, and the first; None if it is not installed to be asked."""
-    if find_spec("llama_cpp") is None or not (model / "tokenizer.json").is_file():
-        return None
-    from pruning.gguf_export.tokenizer_check import encoding_differences
-
-    found = encoding_differences(model, out)
-    return len(found), repr(found[0].text) if found else ""
-
-
-def _document(export: "GgufExport", out: Path, mmproj: Path | None, num_differences: int | None) -> dict[str, object]:
+def _document(export: "GgufExport", out: Path, mmproj: Path | None) -> dict[str, object]:
     """The result as JSON; `tokenizer_differences` is null where llama.cpp was not asked."""
     return {
         "out": str(out),
@@ -116,6 +116,6 @@ def _document(export: "GgufExport", out: Path, mmproj: Path | None, num_differen
         "kv_heads": export.sizes.kv_heads,
         "tensors": export.num_tensors,
         "f16_fallbacks": export.num_f16_fallbacks,
-        "tokenizer_differences": num_differences,
+        "tokenizer_differences": None if export.encoding_differences is None else len(export.encoding_differences),
         "notes": export.notes,
     }

@@ -29,7 +29,8 @@ def add(
 
     One decoder layer is in memory at a time, so a model may be larger than the machine: what is needed is room for its
     largest part (all but the decoder, or one layer) and about 3 GB; hidden states beyond a gigabyte wait in a temporary
-    file (TMPDIR). Without data, --weights-only ranks from the files; then no statistics are stored.
+    file: in TMPDIR if that is set, else in /tmp, or in /var/tmp where /tmp is kept in memory. Without data,
+    --weights-only ranks from the files; then no statistics are stored.
     """
     from lop.registration import read_conversations, register_by_weights, register_model
     from pruning.anatomy_reader import read_anatomy

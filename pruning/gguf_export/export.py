@@ -1,8 +1,6 @@
 """From a checkpoint folder to GGUF files: everything is checked first, then written in one pass."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from pruning.anatomy_reader import load_config
 from pruning.checkpoint import PLAN_NAME
-from pruning.errors import CheckpointError
 from pruning.gguf_export.language_model import LanguageModel, LayerSizes, language_model
 from pruning.gguf_export.options import ClassToken, TensorType
+from pruning.gguf_export.output_files import check_outputs, write_files
 from pruning.gguf_export.tensor_types import require_gguf
+from pruning.gguf_export.tokenizer_check import EncodingDifference, check_vocabulary
 from pruning.gguf_export.tokenizer_reader import read_vocabulary
 from pruning.gguf_export.vision_tower import is_clip, vision_file
 from pruning.gguf_export.vocabulary import Vocabulary
-from pruning.gguf_export.writer import GgufFile, Value, write_gguf
+from pruning.gguf_export.writer import GgufFile, Value
 from pruning.headers import stored_tensors
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ class GgufExport:
         num_f16_fallbacks: matrices whose rows q8_0 does not fit, written as f16.
         file_bytes: of the language model's file.
         mmproj_bytes: of the vision part's, 0 if none was asked for.
+        encoding_differences: texts with special tokens, or spaces at the beginning, that llama.cpp encodes otherwise
+            than transformers; None if it was not asked.
         notes: where llama.cpp may differ from transformers.
     """
 
@@ -44,6 +45,7 @@ class GgufExport:
     num_f16_fallbacks: int
     file_bytes: int
     mmproj_bytes: int
+    encoding_differences: tuple[EncodingDifference, ...] | None
     notes: tuple[str, ...]
 
 
@@ -56,24 +58,26 @@ def export_gguf(
     context_length: int | None = None,
     pre_tokenizer: str | None = None,
     class_token: ClassToken = ClassToken.LAST,
+    checks_encoding: bool = True,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> GgufExport:
     """Write the language model of the checkpoint in `folder`, dense or pruned, to the new file `out`.
 
-    With `mmproj`, the vision tower and projector of a LLaVA go to that new file. Nothing is written before everything
-    is known to be representable; the files appear whole or not at all; a block of one tensor is in memory at a time.
-    `class_token` says which llama.cpp will run the vision part, see `ClassToken`. `on_bytes(done, total)` is told of
-    progress.
+    With `mmproj`, the vision tower and projector of a LLaVA (`model_type` llava) go to that new file. Nothing is
+    written before everything is known to be representable; the files appear whole or not at all; a block of one tensor
+    is in memory at a time. `class_token` says which llama.cpp will run the vision part, see `ClassToken`. With
+    `checks_encoding` and llama-cpp-python installed, llama.cpp must encode text as transformers does.
+    `on_bytes(done, total)` is told of progress.
 
     Raises:
         MissingExtraError: the gguf package is not installed.
-        CheckpointError: the folder is damaged, an output exists or cannot be written.
+        CheckpointError: the folder is damaged, an output exists or cannot be written, another run writes it.
         UnsupportedModelError: llama.cpp would compute something else; the message names what.
     """
     require_gguf()
     folder, out = Path(folder), Path(out)
     outputs = [out] if mmproj is None else [out, Path(mmproj)]
-    _check_outputs(outputs)
+    check_outputs(outputs)
     stored = stored_tensors(folder)
     config = load_config(folder)
     model = language_model(config, stored, tensor_type, context_length=context_length)
@@ -83,7 +87,8 @@ def export_gguf(
     if mmproj is not None:
         parts.append(vision_file(folder, config, stored, tensor_type, class_token))
         notes += _vision_notes(config, class_token)
-    sizes = _write_all(list(zip(parts, outputs, strict=True)), on_bytes)
+    differences = check_vocabulary(folder, parts[0]) if checks_encoding else None
+    sizes = write_files(list(zip(parts, outputs, strict=True)), on_bytes)
     return GgufExport(
         architecture=model.architecture,
         sizes=model.sizes,
@@ -91,6 +96,7 @@ def export_gguf(
         num_f16_fallbacks=_num_fallbacks(parts) if tensor_type is TensorType.Q8_0 else 0,
         file_bytes=sizes[0],
         mmproj_bytes=sum(sizes[1:]),
+        encoding_differences=differences,
         notes=notes,
     )
 
@@ -125,52 +131,3 @@ def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary, t
     if plan.is_file():
         metadata["lop.plan_id"] = str(json.loads(plan.read_text(encoding="utf-8")).get("plan_id", ""))
     return GgufFile(model.architecture, metadata, model.tensors, tensor_type)
-
-
-def _check_outputs(outputs: list[Path]) -> None:
-    """Raises CheckpointError if an output is taken, or its folder is not there."""
-    if len({path.resolve() for path in outputs}) != len(outputs):
-        raise CheckpointError("model and vision part must be two files", values=str(outputs[0]))
-    for path in outputs:
-        if path.exists() or path.is_symlink():
-            raise CheckpointError(
-                "the output file must not exist yet", values=str(path), remedy="Choose another or remove it"
-            )
-        if not path.parent.is_dir():
-            raise CheckpointError("the output's folder must exist", values=str(path.parent))
-        if not os.access(path.parent, os.W_OK):
-            raise CheckpointError("the output's folder must be writable", values=str(path.parent))
-
-
-def _write_all(parts: list[tuple[GgufFile, Path]], on_bytes: Callable[[int, int], None] | None) -> list[int]:
-    """Write every file beside its place, then rename all: none appears before all are whole. Returns their sizes."""
-    total = sum(part.data_bytes for part, _ in parts)
-    for path in {path.parent for _, path in parts}:
-        free = shutil.disk_usage(path).free
-        needed = sum(part.data_bytes for part, out in parts if out.parent == path)
-        if needed > free:
-            raise CheckpointError(
-                "the disk must have room for the export", values=f"{path}: {needed:,} bytes, {free:,} free"
-            )
-    done = 0
-
-    def count(written: int) -> None:
-        nonlocal done
-        done += written
-        if on_bytes is not None:
-            on_bytes(done, total)
-
-    drafts = [(part, path, path.with_name(f".{path.name}.{os.getpid()}.partial")) for part, path in parts]
-    try:
-        for part, _, draft in drafts:
-            write_gguf(part, draft, on_bytes=count)
-        for _, path, draft in drafts:
-            draft.rename(path)
-    except OSError as error:
-        raise CheckpointError(
-            "the export must be writable", values=f"{error.filename or parts[0][1]}: {error.strerror}"
-        ) from error
-    finally:
-        for _, _, draft in drafts:
-            draft.unlink(missing_ok=True)
-    return [path.stat().st_size for _, path in parts]

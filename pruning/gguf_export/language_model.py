@@ -17,7 +17,8 @@ from pruning.gguf_export.tensor_types import stored_type
 from pruning.gguf_export.tensors import READABLE_DTYPES, GgufTensor, Stored
 from pruning.gguf_export.writer import Value
 from pruning.layer_config import recorded_sizes
-from pruning.tensor_roles import decoder_tensor
+from pruning.output_head import needed_tensors
+from pruning.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, decoder_tensor, outer_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -51,7 +52,6 @@ _LAYER_TENSORS = {
 """A layer's modules -> llama.cpp's names (src/llama-arch.cpp)."""
 
 _ROTARY = ("self_attn.q_proj", "self_attn.k_proj")
-_BUFFERS = ("self_attn.rotary_emb.inv_freq",)  # of old exports; computed, not learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ def language_model(
         CheckpointError: its tensors are not those of its config.
     """
     text = config.get_text_config(decoder=True)
+    stored = needed_tensors(config, stored)
     context = _check_representable(config, text, context_length)
     head_dim = head_dim_of(text)
     rotary = rotary_of(text, head_dim)
@@ -219,25 +220,28 @@ def _outer_tensors(
     config: "PreTrainedConfig", text: Any, stored: Stored, prefix: str, wanted: TensorType
 ) -> list[GgufTensor]:
     """Embeddings, the last norm, and the output head unless it is the embeddings (llama.cpp shares them then)."""
-    embeddings, norm = f"{prefix}embed_tokens.weight", f"{prefix}norm.weight"
-    heads = [name for name in stored if name.rpartition("lm_head.weight")[1:] == ("lm_head.weight", "")]
-    for name in (embeddings, norm):
-        if name not in stored:
-            raise CheckpointError("the checkpoint must hold its embeddings and last norm", values=f"no {name}")
-    rows = stored[embeddings].shape[0]
+    named = {kind: name for name in stored if (kind := outer_tensor(name))}
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    if not heads and not tied and not getattr(text, "tie_word_embeddings", False):
-        raise CheckpointError("the checkpoint must hold its output head", values="no lm_head.weight")
-    shape = (rows, int(text.hidden_size))
+    head = named.get(OUTPUT_HEAD)
+    embeddings = named.get(EMBEDDINGS, head if tied else None)  # files may hold either of what is tied
+    norm = f"{prefix}norm.weight"
+    if embeddings is None or norm not in stored:
+        raise CheckpointError(
+            "the checkpoint must hold its embeddings and last norm",
+            values=f"no {norm if embeddings else f'{prefix}{EMBEDDINGS}'}",
+        )
+    if head is None and not tied:
+        raise CheckpointError("the checkpoint must hold its output head", values=f"no {OUTPUT_HEAD}")
+    shape = (stored[embeddings].shape[0], int(text.hidden_size))
     check_shape(stored, embeddings, shape)
     check_shape(stored, norm, shape[1:])
     found = [
         _tensor("token_embd.weight", embeddings, stored, wanted),
         _tensor("output_norm.weight", norm, stored, wanted),
     ]
-    if heads and not tied:
-        check_shape(stored, heads[0], shape)
-        found.append(_tensor("output.weight", heads[0], stored, wanted))
+    if head is not None and head != embeddings:
+        check_shape(stored, head, shape)
+        found.append(_tensor("output.weight", head, stored, wanted))
     return found
 
 
@@ -246,7 +250,7 @@ def _layer_tensors(
 ) -> list[GgufTensor]:
     """One layer's tensors in a fixed order; raises UnsupportedModelError for one that llama.cpp would not read."""
     known = [f"{module}.{kind}" for module in _LAYER_TENSORS for kind in ("weight", "bias")]
-    strange = sorted(set(names) - set(known) - set(_BUFFERS))
+    strange = sorted(set(names) - set(known))
     strange += [name for name in names if name.endswith("layernorm.bias")]
     if strange:
         raise UnsupportedModelError(

@@ -13,13 +13,16 @@ from pruning.gguf_export.tensor_types import Float32Array
 
 
 def require_llama_cpp() -> None:
-    """Raises MissingExtraError if llama-cpp-python is not installed; makes it print nothing but what is fatal."""
+    """Raises MissingExtraError if llama-cpp-python is not installed, or is and does not load its library.
+
+    Makes it print nothing but what is fatal.
+    """
     try:
         import llama_cpp  # noqa: F401
-    except ImportError as error:
+    except Exception as error:
         raise MissingExtraError(
             "running a GGUF file needs the llama-cpp extra",
-            values=str(error),
+            values=str(error) or type(error).__name__,
             remedy='Install it with `pip install "lop-service[llama-cpp]"`; it compiles for some minutes',
         ) from error
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
@@ -29,7 +32,7 @@ class LlamaVocabulary(AbstractContextManager["LlamaVocabulary"]):
     """The tokenizer of a GGUF file as llama.cpp has it; no weights are read. Use it in a `with` block.
 
     Raises:
-        MissingExtraError: llama-cpp-python is not installed.
+        MissingExtraError: llama-cpp-python is not installed, or broken.
         CheckpointError: llama.cpp refuses the file.
     """
 
@@ -72,7 +75,7 @@ class LlamaRuntime(AbstractContextManager["LlamaRuntime"]):
     f16.
 
     Raises:
-        MissingExtraError: llama-cpp-python is not installed.
+        MissingExtraError: llama-cpp-python is not installed, or broken.
         CheckpointError: llama.cpp refuses the file.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import UnsupportedModelError
+from pruning.gguf_export.answer_ends import with_answer_ends
 from pruning.gguf_export.sentencepiece_model import BPE, read_sentencepiece
 from pruning.gguf_export.tokenizer_files import json_object
 from pruning.gguf_export.vocabulary import UNMERGED_SCORE, TokenKind, Vocabulary
@@ -98,15 +99,19 @@ def _merges_are_complete(vocab: Mapping[str, int], merges: Sequence[str]) -> boo
 
 
 def from_sentencepiece(folder: Path) -> Vocabulary:
-    """A tokenizer.model alone, with the added tokens and flags that lie beside it as JSON."""
+    """A tokenizer.model alone, with what lies beside it as JSON: added tokens, special ones, flags.
+
+    As in transformers, the JSON files have the last word on which tokens are special.
+    """
     model = read_sentencepiece(folder / "tokenizer.model")
     if model.model_type != BPE:
         raise UnsupportedModelError(
             "a SentencePiece model must be byte-pair encoding", values=f"model type {model.model_type}"
         )
     settings = json_object(folder / "tokenizer_config.json")
+    named = _named_tokens(json_object(folder / "special_tokens_map.json"), settings)
     added = {str(text): int(token_id) for text, token_id in json_object(folder / "added_tokens.json").items()}
-    special = set()
+    special = {text for texts in named.values() for text in texts}
     for token_id, entry in settings.get("added_tokens_decoder", {}).items():
         added[entry["content"]] = int(token_id)
         if entry.get("special"):
@@ -116,17 +121,39 @@ def from_sentencepiece(folder: Path) -> Vocabulary:
     kinds = [piece.kind for piece in model.pieces] + [int(TokenKind.UNUSED)] * (size - len(model.pieces))
     for text, token_id in added.items():
         if token_id >= len(model.pieces):
-            tokens[token_id] = text
-            kinds[token_id] = TokenKind.CONTROL if text in special else TokenKind.USER_DEFINED
+            tokens[token_id], kinds[token_id] = text, TokenKind.USER_DEFINED
+    for token_id, text in enumerate(tokens):
+        if text in special and kinds[token_id] in (TokenKind.NORMAL, TokenKind.USER_DEFINED):
+            kinds[token_id] = TokenKind.CONTROL
     scores = [piece.score for piece in model.pieces] + [UNMERGED_SCORE] * (size - len(model.pieces))
-    named = {"bos": model.bos_id, "eos": model.eos_id, "unknown": model.unk_id, "padding": model.pad_id}
+    own = {"bos": model.bos_id, "eos": model.eos_id, "unknown": model.unk_id, "padding": model.pad_id}
+    ids = {name: token_id for name, token_id in own.items() if token_id >= 0}
+    ids |= {name: tokens.index(named[key][0]) for name, key in _KEYS.items() if set(named[key]) & set(tokens)}
+    ids, notes = with_answer_ends(ids, tokens, folder)
     return Vocabulary(
         model="llama",
         tokens=tuple(tokens),
         kinds=tuple(map(int, kinds)),
         scores=tuple(scores),
-        special_ids={name: token_id for name, token_id in named.items() if token_id >= 0},
+        special_ids=ids,
         adds_bos=bool(settings.get("add_bos_token", True)),
         adds_eos=bool(settings.get("add_eos_token", False)),
         adds_space_prefix=model.adds_space_prefix,
+        notes=notes,
     )
+
+
+_KEYS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+"""llama.cpp's names of special tokens -> those in a tokenizer's JSON files."""
+
+
+def _named_tokens(*documents: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The special tokens by the keys of JSON files, of which the last that names one counts; [] where none does."""
+    found: dict[str, list[str]] = {key: [] for key in (*_KEYS.values(), "additional_special_tokens")}
+    for document in documents:
+        for key in found:
+            value = document.get(key)
+            entries = value if isinstance(value, list) else [value]
+            texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+            found[key] = [x for x in texts if isinstance(x, str)] or found[key]
+    return found

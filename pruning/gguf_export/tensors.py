@@ -11,6 +11,7 @@ from pruning.errors import CheckpointError
 from pruning.gguf_export.options import TensorType
 from pruning.gguf_export.tensor_types import Float32Array, stored_bytes
 from pruning.headers import StoredTensor
+from pruning.streaming.blocks import Bytes, open_weights, read_bytes
 
 BLOCK_BYTES = 16 * 2**20
 """Values in memory at once, as float32: rows are read in blocks of about so many bytes."""
@@ -61,23 +62,23 @@ class GgufTensor:
 
 
 def _source_blocks(source: StoredTensor, rotary_dim: int) -> Iterator[Float32Array]:
-    """Blocks of whole rows (whole heads, if rotary) of a checkpoint's tensor."""
+    """Blocks of whole rows (whole heads, if rotary) of a checkpoint's tensor; raises CheckpointError."""
     row_values = prod(source.shape[1:])
     step = max(1, BLOCK_BYTES // (4 * row_values))
     if rotary_dim:
         step = max(rotary_dim, step // rotary_dim * rotary_dim)
     row_bytes = row_values * DTYPE_BYTES[source.dtype]
-    with source.path.open("rb") as file:
-        file.seek(source.offset)
+    with open_weights(source.path) as file:
         for start in range(0, source.shape[0], step):
             count = min(step, source.shape[0] - start)
-            rows = _as_float32(file.read(count * row_bytes), source.dtype).reshape(count, *source.shape[1:])
+            data = read_bytes(file, source.offset + start * row_bytes, count * row_bytes)
+            rows = _as_float32(data, source.dtype).reshape(count, *source.shape[1:])
             yield rotary_rows(rows, rotary_dim) if rotary_dim else rows
 
 
-def _as_float32(data: bytes, dtype: str) -> Float32Array:
+def _as_float32(data: Bytes, dtype: str) -> Float32Array:
     """The numbers in `data`; numpy has no bf16, which is the upper half of an f32."""
-    numbers = np.frombuffer(data, dtype=READABLE_DTYPES[dtype])
+    numbers = data.view(READABLE_DTYPES[dtype])
     if dtype == "BF16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers.astype(np.float32)

@@ -1,10 +1,14 @@
 """Does llama.cpp encode text with an exported file as transformers does with the folder? Asked, not assumed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pruning.gguf_export.llama_runtime import LlamaVocabulary
+from pruning.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from pruning.gguf_export.llama_runtime import LlamaVocabulary, require_llama_cpp
 from pruning.gguf_export.tokenizer_reader import load_tokenizer
+from pruning.gguf_export.writer import GgufFile, write_gguf
+from pruning.streaming.file_errors import writing
 
 PROBES = (
     "Hello, world! What is in this picture?",
@@ -31,6 +35,40 @@ class EncodingDifference:
     text: str
     transformers: tuple[int, ...]
     llama_cpp: tuple[int, ...]
+
+
+def check_vocabulary(folder: Path, file: GgufFile) -> tuple[EncodingDifference, ...] | None:
+    """The probe texts that llama.cpp will encode otherwise, asked before `file` is written.
+
+    An ordinary text is not among them, for that is an error. With some SentencePiece tokenizers llama.cpp puts a space
+    of its own before text that follows a special token or begins with a space: such texts may be.
+
+    None if nobody can be asked: llama-cpp-python is not installed or broken, or transformers has no fast tokenizer for
+    the folder (of a tokenizer.model without a tokenizer.json, it needs the sentencepiece package to make one).
+
+    Raises:
+        UnsupportedModelError: llama.cpp encodes ordinary text otherwise: it would be another model.
+        CheckpointError: llama.cpp refuses the vocabulary.
+    """
+    try:
+        require_llama_cpp()
+        load_tokenizer(folder)
+    except (MissingExtraError, CheckpointError, UnsupportedModelError):
+        return None
+    with TemporaryDirectory(prefix="lop-vocabulary.") as scratch:
+        path = Path(scratch) / "vocabulary.gguf"
+        with writing(path, what="vocabulary, which llama.cpp is asked about first"):
+            write_gguf(replace(file, tensors=()), path)
+        found = encoding_differences(folder, path)
+    ordinary = [text for text in PROBES if not text.startswith(" ")]
+    wrong = [difference.text for difference in found if difference.text in ordinary]
+    if wrong:
+        raise UnsupportedModelError(
+            "llama.cpp must encode text as transformers does",
+            values=f"{len(wrong)} of {len(ordinary)} probe texts differ, the first {wrong[0]!r}",
+            remedy="If your llama.cpp is not the one that is installed here, or this is good enough, use --no-check",
+        )
+    return tuple(found)
 
 
 def encoding_differences(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import CheckpointError, UnsupportedModelError
+from pruning.gguf_export.answer_ends import with_answer_ends
 from pruning.gguf_export.pre_tokenizers import pre_tokenizer_name
 from pruning.gguf_export.sentencepiece_vocabulary import as_sentencepiece, from_sentencepiece
-from pruning.gguf_export.tokenizer_files import chat_template, json_object
+from pruning.gguf_export.tokenizer_files import chat_template
 from pruning.gguf_export.vocabulary import TokenKind, Vocabulary, padded
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _from_tokenizer(
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     plain = tokenizer("a", add_special_tokens=False).input_ids
     whole = tokenizer("a").input_ids
-    ids = _special_ids(folder, tokenizer)
+    ids, notes = with_answer_ends(_special_ids(tokenizer), tokens, folder)
     vocabulary = Vocabulary(
         model="gpt2",
         tokens=tuple(tokens),
@@ -78,7 +79,7 @@ def _from_tokenizer(
         special_ids=ids,
         adds_bos="bos" in ids and len(whole) > len(plain) and whole[0] == ids["bos"],
         adds_eos="eos" in ids and len(whole) > len(plain) and whole[-1] == ids["eos"],
-        notes=_added_token_notes(document),
+        notes=(*_added_token_notes(document), *notes),
     )
     if model.get("byte_fallback"):
         return as_sentencepiece(vocabulary, folder, document, merges)
@@ -106,20 +107,15 @@ def _added_token_notes(document: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{len(greedy)} added tokens take spaces around them ({greedy[0]}, ...); llama.cpp leaves the spaces",)
 
 
-def _special_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """Ids by llama.cpp's name; `eot` is a second token that ends an answer, from the generation config."""
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Ids by llama.cpp's name."""
     found = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }
-    ids = {name: int(token_id) for name, token_id in found.items() if token_id is not None}
-    ends = json_object(folder / "generation_config.json").get("eos_token_id")
-    others = [x for x in (ends if isinstance(ends, list) else [ends]) if isinstance(x, int) and x != ids.get("eos")]
-    if others:
-        ids["eot" if "eos" in ids else "eos"] = others[0]
-    return ids
+    return {name: int(token_id) for name, token_id in found.items() if token_id is not None}
 
 
 def _check_normalizer(node: Mapping[str, Any] | None, pre_tokenizer: str | None) -> None:

@@ -1,11 +1,11 @@
 """The bias that stands in for removed channels, computed from files: the one output that is not a copy of bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from pruning.compensation import BIAS_ROWS, compensated_bias_rows
+from pruning.compensation import BIAS_ROWS, check_finite_bias, compensated_bias_rows
 from pruning.dtypes import DTYPE_BYTES
 from pruning.headers import StoredTensor
 from pruning.ranking import Ranking
@@ -31,7 +31,7 @@ class CompensatedBias:
         """Its bytes, in order: the bits that `pruning.compensation` computes for a model in memory.
 
         Blocks have BIAS_ROWS elements, whatever `block_bytes` says. Raises CheckpointError if the source cannot be
-        read.
+        read, or a value does not fit its dtype.
         """
         import torch
 
@@ -42,6 +42,7 @@ class CompensatedBias:
                 weight = _values(file, self.weight, first * width, count * width).view(count, width)
                 bias = None if self.bias is None else self._own(first, count)
                 found = compensated_bias_rows(weight, bias, self.ranking, self.layer, self.width)
+                check_finite_bias(found, self.layer)
                 content: Bytes = found.to(_torch_dtype(self.header[2])).view(torch.uint8).numpy()
                 yield content
 
@@ -49,6 +50,18 @@ class CompensatedBias:
         assert self.bias is not None
         with open_weights(self.bias.path) as file:
             return _values(file, self.bias, first, count)
+
+
+def check_biases(outputs: Iterable[object]) -> None:
+    """Computes those of the outputs that are biases in half precision, only to see that their values fit.
+
+    The other dtypes have the range of float32, past which no weight and mean lead, and are not worth reading weights
+    twice. Raises CheckpointError as `CompensatedBias.blocks`.
+    """
+    for output in outputs:
+        if isinstance(output, CompensatedBias) and output.header[2] == "F16":
+            for _ in output.blocks():
+                pass
 
 
 def _values(file: FileIO, tensor: StoredTensor, first: int, count: int) -> "torch.Tensor":

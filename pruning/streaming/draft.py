@@ -1,14 +1,15 @@
 """The folder in which a checkpoint is written: beside its place, under a name that follows from it.
 
-A run that is killed leaves it behind; the same run goes on with the weight files that are whole. The file beside it
-says what the draft is of, and is locked by the run that writes: `out` is whole or absent, and one run makes it.
+A run that is killed, or stopped by a full disk, leaves it behind; the same run goes on with the weight files that are
+whole. The file beside it says what the draft is of, and is locked by the run that writes: `out` is whole or absent, and
+one run makes it.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,24 @@ from pruning.errors import CheckpointError
 from pruning.headers import StoredTensor
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
-from pruning.streaming.place import check_place
+from pruning.streaming.file_errors import os_error, reading
+from pruning.streaming.lock import locked_file
+from pruning.streaming.place import check_place, folders_above
+from pruning.streaming.publish import publish_folder
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the weight files in a draft; a draft of another is begun anew."""
+
+_KIND = "lop_draft"
+"""The key that tells the state of a draft from any other JSON; it says what is being written."""
+
+_MAX_STATE_BYTES = 2**16
 
 Contents = Mapping[str, str | int]
 """What a draft is of: two drafts with equal contents have equal weight files."""
+
+SAVED_MODEL: Contents = {_KIND: "a model in memory"}
+"""Of a draft that nothing can be resumed of: a model in memory is saved in one go."""
 
 
 def draft_folder(out: Path) -> Path:
@@ -37,15 +49,18 @@ def draft_contents(
 ) -> Contents:
     """What decides every byte of the weight files; the source counts by its headers, and its files' sizes and times.
 
-    Two plans that keep the same and differ in, say, when they were made, have the same weight files.
+    Two plans that keep the same and differ in, say, when they were made, have the same weight files. Raises
+    CheckpointError if a weight file is gone.
     """
     source = hashlib.sha256()
     for tensor in sorted(stored.values(), key=lambda x: x.name):
         source.update(repr((tensor.header, tensor.path.name, tensor.offset)).encode())
     for path in sorted({tensor.path for tensor in stored.values()}):
-        status = path.stat()
+        with reading(path):
+            status = path.stat()
         source.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
     return {
+        _KIND: "a pruned checkpoint",
         "format": _FORMAT,
         "sizes": hashlib.sha256(repr(plan.sizes).encode()).hexdigest(),
         "ranking": ranking.sha256,
@@ -56,7 +71,7 @@ def draft_contents(
 
 @contextmanager
 def locked_draft(out: Path, contents: Contents) -> Iterator["Draft"]:
-    """The draft of `out`, for this process alone; nothing is changed by this.
+    """The draft of `out`, for this process alone. The folders above `out` are made; an error removes them again.
 
     Raises:
         CheckpointError: another process writes `out`, `out` exists, or what is in the draft's place is something else.
@@ -64,51 +79,43 @@ def locked_draft(out: Path, contents: Contents) -> Iterator["Draft"]:
     """
     state = out.with_name(f".{out.name}.part.json")
     folder = draft_folder(out)
-    with _locked(state, out) as file:
+    with folders_above(out), locked_file(state, out) as file:
+        found = _state_of(file, folder, state)
         try:
             check_place(out)
-            yield Draft(out, folder, file, _is_of(contents, folder, file, state), contents)
+            yield Draft(out, folder, file, found == dict(contents), contents)
         finally:
             if not os.path.lexists(folder):
                 state.unlink()
 
 
-@contextmanager
-def _locked(state: Path, out: Path) -> Iterator[BinaryIO]:
-    import fcntl
+def _state_of(file: BinaryIO, folder: Path, state: Path) -> dict[str, Any] | None:
+    """What `folder` is a draft of, None if it is not there; raises CheckpointError if one of the two is none of ours.
 
-    while True:
-        with state.open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CheckpointError(
-                    "one run at a time may write an output folder",
-                    values=f"another writes {out}",
-                    remedy="Wait for it, or choose another folder",
-                ) from error
-            # A run that just ended may have removed the file between our opening and our locking it.
-            if state.exists() and os.path.samestat(state.stat(), os.fstat(file.fileno())):
-                yield file
-                return
-
-
-def _is_of(contents: Contents, folder: Path, file: BinaryIO, state: Path) -> bool:
-    """Whether the draft that is there, if any, has these contents; raises CheckpointError if it is none of ours."""
-    if not os.path.lexists(folder):
-        return False
+    A run that is killed early leaves `state` empty, but never beside a draft.
+    """
+    file.seek(0)
+    text = file.read(_MAX_STATE_BYTES)
     try:
-        file.seek(0)
-        found: Any = json.loads(file.read())
-        if folder.is_symlink() or not folder.is_dir() or not isinstance(found, dict):
-            raise ValueError
-    except ValueError:
-        raise CheckpointError(
-            "what is in the draft's place must be a draft",
-            values=f"{folder}, of which {state.name} says nothing",
-            remedy=f"Remove {folder}, or choose another output folder",
-        ) from None
-    return bool(found == dict(contents))
+        found: Any = json.loads(text) if text else None
+        is_ours = not text or (isinstance(found, dict) and _KIND in found)
+    except (ValueError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise _none_of_ours(state, "which is no state of a draft")
+    if not os.path.lexists(folder):
+        return None
+    if found is None or folder.is_symlink() or not folder.is_dir():
+        raise _none_of_ours(folder, f"of which {state.name} says nothing")
+    return dict(found)
+
+
+def _none_of_ours(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        "what is in the draft's place must be a draft",
+        values=f"{path}, {reason}",
+        remedy=f"Remove {path}, or choose another output folder",
+    )
 
 
 @dataclass(frozen=True)
@@ -123,21 +130,26 @@ class Draft:
 
     def finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
         """Of the weight files `sizes` (bytes by name), those that an earlier run left whole."""
-        if not self.resumes:
-            return frozenset()
+        return self._whole(sizes) if self.resumes else frozenset()
+
+    def _whole(self, sizes: Mapping[str, int]) -> frozenset[str]:
         places = {name: self.folder / name for name in sizes}
         return frozenset(n for n, path in places.items() if path.is_file() and path.stat().st_size == sizes[n])
 
     @contextmanager
-    def writing(self, finished: Collection[str]) -> Iterator[Path]:
-        """The folder to write to, empty but for the `finished` files; when the block ends well, it becomes `out`.
+    def writing(self, sizes: Mapping[str, int]) -> Iterator[Path]:
+        """The folder to write to, empty but for those of the weight files `sizes` that are finished.
 
-        An error removes it, and leaves nothing. An interrupt, or the death of the process, leaves it to be resumed.
+        When the block ends well, it becomes `out`. Where the file system stops it (a full disk, a source that cannot be
+        read) and weight files are finished, the draft stays, to be gone on with, as it does after an interrupt or the
+        death of the process. Any other error removes it: running it again would not end better.
         """
+        finished = self.finished(sizes)
         if not self.resumes:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
-            self._state.truncate(0)
+            self._state.seek(0)
+            self._state.truncate()
             self._state.write(json.dumps(dict(self._contents)).encode())
             self._state.flush()
             os.fsync(self._state.fileno())
@@ -149,24 +161,9 @@ class Draft:
                 path.unlink()
         try:
             yield self.folder
-            publish(self.folder, self.out)
-        except Exception:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            publish_folder(self.folder, self.out)
+        except Exception as error:
+            of_files = os_error(error) is not None or isinstance(error.__cause__, OSError)
+            if not (of_files and self._whole(sizes)):
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
-
-
-def publish(folder: Path, out: Path) -> None:
-    """Make the whole `folder` be `out`, on the disk too. Raises OSError."""
-    inside = list(folder.rglob("*"))
-    for path in (*inside, folder):
-        _sync(path)
-    folder.rename(out)
-    _sync(out.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,9 @@
-"""Whether an output folder can be written: checked before anything is."""
+"""Whether an output can be written: checked before anything is."""
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pruning.errors import CheckpointError
@@ -25,15 +27,37 @@ def check_place(out: Path, *, source: Path | None = None) -> None:
         raise CheckpointError("the output folder must be writable", values=f"{out}: {ancestor} {kind}")
 
 
-def check_room(out: Path, needed_bytes: int) -> None:
-    """Raises CheckpointError unless the file system of `out` has `needed_bytes` free."""
-    free = shutil.disk_usage(_nearest_ancestor(out)).free
-    if free < needed_bytes:
-        raise CheckpointError(
-            "the disk must have room for the pruned checkpoint",
-            values=f"{out}: {needed_bytes:,} bytes needed, {free:,} free",
-            remedy="Free some, or choose a folder on another disk",
-        )
+def check_room(needed_bytes: Mapping[Path, int], *, what: str = "pruned checkpoint") -> None:
+    """Raises CheckpointError unless there is room for every output, of so many bytes, at its place.
+
+    Outputs on one file system share what is free there.
+    """
+    needed: dict[int, int] = {}
+    for out, num_bytes in needed_bytes.items():
+        folder = _nearest_ancestor(out)
+        device = folder.stat().st_dev
+        needed[device] = needed.get(device, 0) + num_bytes
+        free = shutil.disk_usage(folder).free
+        if free < needed[device]:
+            raise CheckpointError(
+                f"the disk must have room for the {what}",
+                values=f"{out}: {needed[device]:,} bytes needed, {free:,} free",
+                remedy="Free some, or choose a folder on another disk",
+            )
+
+
+@contextmanager
+def folders_above(out: Path) -> Iterator[None]:
+    """The folders above `out` are made; those that are new and still empty when the block fails are removed."""
+    made = [folder for folder in out.absolute().parents if not folder.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _nearest_ancestor(path: Path) -> Path:

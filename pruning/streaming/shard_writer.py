@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -70,7 +70,8 @@ def _write(file: FileIO, rest: memoryview) -> None:
 def _start_writeback(file: FileIO, start: int, stop: int) -> None:
     """Let the system begin to write these bytes to the disk, so that the sync at the end has little left to wait for.
 
-    On Linux, saying that written pages are not needed does so, and gives those back that are on the disk.
+    On Linux, saying that written pages are not needed does so, and gives those back that are on the disk. It is a hint:
+    a file system that will not take it is none the worse.
     """
-    if hasattr(os, "posix_fadvise"):
+    with suppress(OSError, AttributeError):
         os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)

@@ -1,8 +1,12 @@
 """The apply benchmark on a tiny model: what it makes is a real checkpoint, and both ways of cutting it agree."""
 
+import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.apply import SPARSITY, compare_with_transformers, measure_streaming
+from benchmarks.child_process import measure
 from benchmarks.random_checkpoint import LlavaShape
 
 TINY = LlavaShape(num_layers=2, hidden_size=64, ffn_width=512, num_heads=4, vocab_size=300, num_vision_layers=1)
@@ -14,6 +18,21 @@ def test_the_hub_names_load_and_both_ways_give_the_same_bytes(tmp_path: Path) ->
     assert [row["method"] for row in rows] == ["lop apply", "transformers"]
     assert not list(tmp_path.rglob("*.safetensors.partial"))
     assert not (tmp_path / "small").exists()
+
+
+def test_tensors_are_called_as_on_the_hub() -> None:
+    names = {name for name, _, _ in TINY.tensors()}
+    assert {
+        "vision_tower.vision_model.embeddings.patch_embedding.weight",
+        "multi_modal_projector.linear_1.weight",
+        "language_model.model.layers.1.mlp.gate_proj.weight",
+        "language_model.lm_head.weight",
+    } <= names
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"-c .* failed: .*no luck"):
+        measure([sys.executable, "-c", "raise SystemExit('no luck')"])
 
 
 def test_what_is_measured_of_streaming(tmp_path: Path) -> None:

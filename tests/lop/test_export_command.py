@@ -9,6 +9,7 @@ import pytest
 from gguf import GGUFReader
 
 from pruning.gguf_export import tensor_types
+from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint
 
 
@@ -45,6 +46,19 @@ def test_a_users_mistake_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("error: the output file must not exist yet")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_vocabulary_is_refused_unless_it_is_wanted(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = with_merged_digits(checkpoint, tmp_path / "m")
+    words = ("-m", folder, "-o", tmp_path / "a.gguf", "--pre-tokenizer", "qwen2")
+    done = lop(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: llama.cpp must encode text as transformers does")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    done = lop(*words, "--no-check", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokenizer_differences"] is None
 
 
 def test_without_the_extra(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,41 @@ def test_statistics_on_other_data_do_not_make_another_ranking(
         register_model(repository, "tiny", checkpoint, other)
 
 
+def test_an_id_that_is_ranked_otherwise_is_refused_before_anything_is_measured(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_by_weights(repository, "bare", checkpoint)
+    monkeypatch.setattr(measuring, "measure_checkpoint", no_model)
+    remedy = "lop model measure bare --data FILE.*another id"
+    with pytest.raises(ConflictError, match=rf"'bare' was ranked by its weights alone.*{remedy}"):
+        register_model(repository, "bare", checkpoint, conversations)
+    with pytest.raises(ConflictError, match=r"'tiny' was ranked on other conversations, calibration\W"):
+        register_model(repository, "tiny", checkpoint, conversations[:20])
+
+
+def test_statistics_are_kept_where_it_turns_out_late_that_the_ranking_is_another(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation]
+) -> None:
+    known = repository.get_model("tiny")
+    ranking = Ranking.from_bytes(repository.get_artifact(known.ranking_sha256).content)
+    upside_down = replace(ranking, ffn=tuple(order[::-1].copy() for order in ranking.ffn))
+    repository.add_model(
+        replace(known, id="odd", ranking_sha256=repository.put_artifact(upside_down.to_bytes(), BINARY))
+    )
+    with pytest.raises(ConflictError, match="another ranking_sha256"):
+        register_model(repository, "odd", checkpoint, conversations)
+    (kept,) = repository.list_statistics("odd")
+    (measured,) = repository.list_statistics("tiny")
+    assert (kept.kind, kept.sha256) == ("activations", measured.sha256)
+
+
+def test_only_the_model_of_the_id_is_read(
+    repository: Repository, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(repository), "list_models", no_model)
+    assert register_by_weights(repository, "bare", checkpoint) == repository.get_model("bare")
+
+
 def test_a_model_registered_before_groups_were_ranked_stays_as_it_is(
     repository: Repository, checkpoint: Path, conversations: list[Conversation]
 ) -> None:

@@ -1,6 +1,7 @@
 """From a queued search to a predicted plan, and the demo, with everything real but the model's size."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     assert 0.45 <= plan["achieved"]["sparsity"]["ffn"] < 0.45 + 8 / (4 * 48)
     low, high = plan["predicted"]["interval"]
     assert low <= plan["predicted"]["quality"] <= high
+    uniform = lop(database, "plan", "-m", "tiny", "-s", 0.45, "--method", "uniform")
+    assert re.search(r"predicted KL to dense: \d\.\d{4} \(\d\.\d{4} to \d+\.\d{4}\) \(calibration data\)", uniform)
+    assert re.search(r"predicted exact match: \d+\.\d% \(", uniform)
     searched = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.6, "--method", "mcts", "--json"))
     assert searched["provenance"]["calibration"] == calibration_id(load_conversations(data)[:4])
     # Trained again on the same samples: the same predictor, and the same plan.

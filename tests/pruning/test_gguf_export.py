@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pruning.gguf_export.tensors import rotary_rows
 from pruning.prune_checkpoint import prune_checkpoint
 from tests.pruning.cutting import WIDTHS, kept_groups, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
+
+Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture
@@ -146,6 +149,53 @@ def test_a_tied_head_is_left_out(tmp_path: Path) -> None:
     folder = save_tiny_checkpoint(tmp_path / "m", "llava-llama-tied")
     export_gguf(folder, tmp_path / "a.gguf")
     assert "output.weight" not in values(tmp_path / "a.gguf")
+
+
+def change_weights(folder: Path, change: Callable[[Tensors], Tensors]) -> Tensors:
+    """Write the weights of a tied LLaVA anew; what they are now."""
+    changed = change(load_file(folder / "model.safetensors"))
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    return changed
+
+
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+
+
+def test_a_tied_head_that_is_stored_twice_is_left_out(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "llava-llama-tied")
+    change_weights(folder, lambda tensors: tensors | {HEAD: tensors[EMBEDDINGS].clone()})
+    export_gguf(folder, tmp_path / "a.gguf")
+    assert "output.weight" not in values(tmp_path / "a.gguf")
+
+
+def test_a_head_that_differs_is_written_whatever_the_config_says(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "llava-llama-tied")
+    stored = change_weights(folder, lambda tensors: tensors | {HEAD: tensors[EMBEDDINGS] + 1})
+    export_gguf(folder, tmp_path / "a.gguf", tensor_type=TensorType.F32)
+    found = values(tmp_path / "a.gguf")
+    assert np.array_equal(found["output.weight"][1], stored[HEAD].numpy())
+    assert np.array_equal(found["token_embd.weight"][1], stored[EMBEDDINGS].numpy())
+
+
+def test_embeddings_that_are_stored_as_the_head_that_they_are_tied_to(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "llava-llama-tied")
+
+    def renamed(tensors: Tensors) -> Tensors:
+        return {HEAD if name == EMBEDDINGS else name: x for name, x in tensors.items()}
+
+    stored = change_weights(folder, renamed)
+    export_gguf(folder, tmp_path / "a.gguf", tensor_type=TensorType.F32)
+    found = values(tmp_path / "a.gguf")
+    assert np.array_equal(found["token_embd.weight"][1], stored[HEAD].numpy())
+    assert "output.weight" not in found
+
+
+def test_buffers_of_old_exports_have_no_place(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "llama")
+    export_gguf(folder, tmp_path / "a.gguf")
+    change_weights(folder, lambda x: x | {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    export_gguf(folder, tmp_path / "b.gguf")
+    assert values(tmp_path / "a.gguf").keys() == values(tmp_path / "b.gguf").keys()
 
 
 def test_f16_rounds_matrices_and_keeps_vectors(pruned: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalG
 
 from pruning.anatomy_reader import read_anatomy
 from pruning.checkpoint import load_pruned
-from pruning.errors import CheckpointError
+from pruning.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from pruning.gguf_export.answer_ends import _KNOWN_ENDS
 from pruning.gguf_export.export import export_gguf
 from pruning.gguf_export.llama_runtime import LlamaRuntime, LlamaVocabulary
 from pruning.gguf_export.options import ClassToken, TensorType
 from pruning.gguf_export.tensor_types import Float32Array
 from pruning.gguf_export.tokenizer_check import encoding_differences
+from pruning.gguf_export.tokenizer_reader import read_vocabulary
+from pruning.gguf_export.writer import GgufFile, write_gguf
 from pruning.plan import PlanRanking, PlanTarget
 from pruning.planning import make_plan
 from pruning.prune_checkpoint import prune_checkpoint
 from tests.pruning import sentencepiece_files
 from tests.pruning.cutting import WIDTHS, kept_groups, random_ranking
+from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
 from tests.tiny_models.builders import clip_tower, siglip_tower
 
@@ -180,6 +185,65 @@ def test_a_sentencepiece_tokenizer_encodes_alike(tmp_path: Path, with_model_file
             export_gguf(folder, tmp_path / "b.gguf")
             with LlamaVocabulary(tmp_path / "b.gguf") as alone:
                 assert [alone.encode(x) for x in words[:4]] == [vocabulary.encode(x) for x in words[:4]]
+
+
+def test_a_vocabulary_that_llama_cpp_reads_otherwise_is_refused_before_anything_is_written(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    folder = with_merged_digits(checkpoint, tmp_path / "m")
+    seen: list[int] = []
+    with pytest.raises(UnsupportedModelError, match=r"must encode text as transformers does.*1 of 12.*--no-check"):
+        export_gguf(folder, tmp_path / "a.gguf", pre_tokenizer="qwen2", on_bytes=lambda done, _: seen.append(done))
+    assert seen == []
+    with pytest.raises(CheckpointError, match=r"llama\.cpp must load the file"):
+        export_gguf(folder, tmp_path / "a.gguf", pre_tokenizer="no-such-splitting")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    made = export_gguf(folder, tmp_path / "a.gguf", pre_tokenizer="qwen2", checks_encoding=False)
+    assert made.encoding_differences is None
+    assert export_gguf(folder, tmp_path / "b.gguf").encoding_differences == ()
+
+
+def test_differences_beside_special_tokens_are_told(tmp_path: Path) -> None:
+    """llama.cpp puts a space before text that follows a special token, here it should not be."""
+    folder = save_tiny_checkpoint(tmp_path / "m", "llama")
+    tokenizer = sentencepiece_files.with_metaspace("first")
+    AutoModelForCausalLM.from_config(text.llama(vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = export_gguf(folder, tmp_path / "a.gguf").encoding_differences
+    assert found
+    beside = {f"one{special}two" for special in tokenizer.all_special_tokens}
+    assert {x.text for x in found} <= beside | {" leading and trailing spaces  "}
+    assert beside & {x.text for x in found}
+
+
+def test_llama_cpp_knows_the_ends_that_are_said_to_be_known(tmp_path: Path, checkpoint: Path) -> None:
+    """It stops at each of them though no key of the file names it."""
+    from llama_cpp import llama_cpp
+
+    tokenizer = tiny_processor().tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": [*_KNOWN_ENDS, "<no end>"]})
+    tokenizer.save_pretrained(tmp_path / "m")
+    vocabulary = read_vocabulary(tmp_path / "m", len(tokenizer))
+    assert "eot" not in vocabulary.special_ids
+    write_gguf(GgufFile("llama", vocabulary.metadata(), ()), tmp_path / "a.gguf")
+    with LlamaVocabulary(tmp_path / "a.gguf") as runtime:
+        ends = {x: llama_cpp.llama_vocab_is_eog(runtime._vocab, vocabulary.tokens.index(x)) for x in _KNOWN_ENDS}
+        assert all(ends.values()), ends
+        assert not llama_cpp.llama_vocab_is_eog(runtime._vocab, vocabulary.tokens.index("<no end>"))
+
+
+def test_a_library_that_does_not_load_counts_as_none(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken" / "llama_cpp").mkdir(parents=True)
+    (tmp_path / "broken" / "llama_cpp" / "__init__.py").write_text("raise RuntimeError('libllama.so: no such symbol')")
+    for name in [name for name in sys.modules if name.split(".")[0] == "llama_cpp"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    with pytest.raises(MissingExtraError, match="no such symbol"):
+        LlamaVocabulary(tmp_path / "a.gguf")
+    assert export_gguf(checkpoint, tmp_path / "a.gguf").encoding_differences is None
+    assert (tmp_path / "a.gguf").is_file()
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pruning.errors import CheckpointError, UnsupportedModelError
+from pruning.gguf_export.answer_ends import with_answer_ends
 from pruning.gguf_export.pre_tokenizers import GPT_4O, LLAMA3, QWEN2, TEKKEN, pre_tokenizer_name
 from pruning.gguf_export.sentencepiece_model import Piece, read_sentencepiece
 from pruning.gguf_export.tokenizer_reader import read_vocabulary
@@ -54,6 +55,35 @@ class TestByteLevel:
     def test_a_second_end_of_an_answer(self, tmp_path: Path) -> None:
         (saved(tiny_tokenizer(), tmp_path) / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
         assert read_vocabulary(tmp_path, 300).special_ids["eot"] == 5
+
+    @pytest.mark.parametrize(
+        ("tokens", "eos", "ends", "expected", "noted"),
+        [
+            # Llama 3: the turn's end is neither the first other end nor the text's.
+            (["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], 0, [0, 1, 2], 2, []),
+            (["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], 2, [0, 1, 2], 2, []),
+            # Qwen2: the token that ends a text ends the turn too.
+            (["<|im_end|>", "<|endoftext|>"], 0, [0, 1], 0, []),
+            (["<|endoftext|>", "<|assistant|>", "<|end|>"], 0, [0, 1, 2], 2, ["<|assistant|>"]),  # Phi-3
+            (["</s>", "<stop>", "<halt>"], 0, [0, 1, 2], 1, ["<halt>"]),
+            (["<|im_end|>", "<stop>"], 0, [0, 1], 1, []),
+        ],
+    )
+    def test_which_end_is_the_turns(
+        self, tmp_path: Path, tokens: list[str], eos: int, ends: list[int], expected: int, noted: list[str]
+    ) -> None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        found, notes = with_answer_ends({"eos": eos}, tokens, tmp_path)
+        assert found == {"eos": eos, "eot": expected}
+        assert len(notes) == bool(noted)
+        assert all(text in notes[0] for text in noted)
+
+    @pytest.mark.parametrize("said", [{}, {"eos_token_id": 2}, {"eos_token_id": [2]}, {"eos_token_id": None}], ids=str)
+    def test_a_single_end(self, tmp_path: Path, said: dict[str, Any]) -> None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(said))
+        assert with_answer_ends({"eos": 2}, ["a", "b", "c"], tmp_path) == ({"eos": 2}, ())
+        without = {"eos": 2} if said.get("eos_token_id") else {}
+        assert with_answer_ends({}, ["a", "b", "c"], tmp_path) == (without, ())
 
     @pytest.mark.parametrize(
         ("parts", "whole_words", "name"),
@@ -151,6 +181,30 @@ class TestSentencePiece:
         assert found.kinds[NUM_PIECES] == TokenKind.USER_DEFINED
         assert found.scores[:NUM_PIECES] == tuple(score for _, score, _ in sentencepiece_files.pieces())
         assert found.special_ids == {"unknown": 0, "bos": 1, "eos": 2}
+
+    def test_what_json_says_of_special_tokens_counts(self, tmp_path: Path) -> None:
+        """Vicuna's layout: tokenizer.model, and special tokens in JSON files, of either form."""
+        sentencepiece_files.write_model(tmp_path / "tokenizer.model")
+        words = [text for text, _, kind in sentencepiece_files.pieces() if kind == TokenKind.NORMAL]
+        (tmp_path / "added_tokens.json").write_text(
+            json.dumps({"<pad>": NUM_PIECES, "<|im_end|>": NUM_PIECES + 1, "<image>": NUM_PIECES + 2})
+        )
+        (tmp_path / "special_tokens_map.json").write_text(
+            json.dumps({"pad_token": "<unk>", "eos_token": {"content": "<|im_end|>"}, "bos_token": "<nowhere>"})
+        )
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"pad_token": {"__type": "AddedToken", "content": "<pad>"}, "eos_token": None,
+                        "add_bos_token": False, "additional_special_tokens": [words[0]]})
+        )  # fmt: skip
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, NUM_PIECES + 1]}))
+        found = read_vocabulary(tmp_path, NUM_PIECES + 3)
+        assert found.special_ids == {
+            "unknown": 0, "bos": 1, "eos": NUM_PIECES + 1, "padding": NUM_PIECES, "eot": NUM_PIECES + 1,
+        }  # fmt: skip
+        assert found.kinds[NUM_PIECES:] == (TokenKind.CONTROL, TokenKind.CONTROL, TokenKind.USER_DEFINED)
+        assert found.kinds[found.tokens.index(words[0])] == TokenKind.CONTROL
+        assert found.kinds[0] == TokenKind.UNKNOWN
+        assert not found.adds_bos
 
     def test_a_unigram_model_is_refused(self, tmp_path: Path) -> None:
         sentencepiece_files.write_model(tmp_path / "tokenizer.model", model_type=1)

@@ -1,7 +1,10 @@
 """From files to files: the same bytes as cutting tensors whole and saving them with the format's own writer."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 from io import FileIO
 from pathlib import Path
 
@@ -104,13 +107,13 @@ def test_bytes_are_those_of_a_whole_cut_and_the_reference_writer(
 
 
 def test_mixed_dtypes_are_in_the_reference_writers_order(tmp_path: Path) -> None:
-    """Norms are float32 in some checkpoints, and old exports carry integer buffers."""
+    """Norms are float32 in some checkpoints, and others carry integer tensors."""
     dense = save_tiny_checkpoint(tmp_path / "float")
     tensors = tensors_of(dense)
     for name in tensors:
         if "norm" not in name:
             tensors[name] = tensors[name].to(torch.float16 if "vision" in name else torch.bfloat16)
-    tensors["vision_tower.embeddings.position_ids"] = torch.arange(5)
+    tensors["vision_tower.embeddings.patch_order"] = torch.arange(5)
     save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
     anatomy = read_anatomy(dense)
     ranking = random_ranking(anatomy)
@@ -169,9 +172,10 @@ def test_long_biases_are_summed_in_the_same_blocks(checkpoint: Path, monkeypatch
 
 
 def test_what_belongs_to_the_checkpoint_comes_along(checkpoint: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for path in checkpoint.iterdir():
+    source, blobs = tmp_path / "cache" / "snapshots" / "main", tmp_path / "cache" / "blobs"
+    source.mkdir(parents=True)
+    shutil.copytree(checkpoint, blobs)
+    for path in blobs.iterdir():
         (source / path.name).symlink_to(path)  # as in the hub's cache
     along = {
         "LICENSE.txt": "l", "Notice": "n", "README.md": "# card", "USE_POLICY.md": "p", "tokenizer.model": "t",
@@ -252,3 +256,57 @@ def test_a_source_that_changes_while_it_is_read_leaves_nothing(
     with pytest.raises(CheckpointError, match="stay as it is"):
         prune_checkpoint(source, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out", on_bytes=shrink)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_pruned_config_names_no_code(checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    document = json.loads((source / "config.json").read_text())
+    document["auto_map"] = {"AutoConfig": "code.X"}
+    document["text_config"]["auto_map"] = {"AutoConfig": "code.Y"}
+    (source / "config.json").write_text(json.dumps(document))
+    anatomy = read_anatomy(source)
+    ranking = random_ranking(anatomy)
+    out = prune_checkpoint(source, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    assert "auto_map" not in (out / "config.json").read_text()
+
+
+def test_hints_that_a_file_system_will_not_take(
+    checkpoint: Path, anatomy: ModelAnatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither early writing nor the sync of a folder is worth losing what is written."""
+    real, asked = os.fsync, []
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            asked.append("folder")
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    def no_hints(*_arguments: int) -> None:
+        asked.append("hint")
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    monkeypatch.setattr(os, "posix_fadvise", no_hints)
+    monkeypatch.setattr(shard_writer, "_WRITEBACK_BYTES", 1000)
+    ranking = random_ranking(anatomy)
+    out = prune_checkpoint(checkpoint, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    assert set(asked) == {"hint", "folder"}
+    assert weights_of(out)
+
+
+def test_a_weight_file_that_does_not_reach_the_disk_is_an_error(
+    checkpoint: Path, anatomy: ModelAnatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def no_weights(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size > 100_000:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_weights)
+    ranking = random_ranking(anatomy)
+    with pytest.raises(CheckpointError, match="output must be writable"):
+        prune_checkpoint(checkpoint, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,10 @@
 """Killed, interrupted, out of space, twice at once: an output folder is whole or absent, and finished work is kept."""
 
+import errno
+import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -9,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +22,7 @@ from pruning.headers import weights_sha256
 from pruning.plan import PruningPlan
 from pruning.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.ranking import Ranking
+from pruning.streaming import shard_writer
 from pruning.streaming.draft import draft_folder
 from tests.pruning.cutting import WIDTHS, plan_for, random_ranking
 from tests.tiny_models import tiny_model
@@ -154,6 +159,27 @@ def test_what_is_in_the_drafts_place_and_none_of_ours_is_left_alone(
     assert (draft / "precious").read_text() == "x"
 
 
+@pytest.mark.parametrize("content", ["precious", '{"my": "state"}', "[1]", "null"])
+def test_a_state_that_is_none_of_ours_is_left_alone(
+    checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path, content: str
+) -> None:
+    state = tmp_path / ".out.part.json"
+    state.write_text(content)
+    with pytest.raises(CheckpointError, match=rf"no state of a draft.*Remove {state}"):
+        prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
+    assert state.read_text() == content
+
+
+def test_a_state_that_is_a_link_is_not_followed(
+    checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").write_text("{}")
+    (tmp_path / ".out.part.json").symlink_to(tmp_path / "precious")
+    with pytest.raises(CheckpointError, match="must be a draft"):
+        prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "{}"
+
+
 def test_two_runs_at_once(checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path) -> None:
     refused: list[str] = []
 
@@ -188,6 +214,108 @@ def test_a_disk_that_fills_up(checkpoint: Path, plan: PruningPlan, ranking: Rank
     assert weights_sha256(checkpoint) == before
 
 
+@pytest.mark.parametrize(
+    ("place", "code", "message"),
+    [
+        ("output", errno.ENOSPC, r"must have room.*Free some room\. What is finished is in .*run the same command"),
+        ("output", errno.EIO, r"output must be writable.*What is finished is in .*run the same command"),
+        ("source", errno.ESTALE, r"weight file must be readable.*What is finished is in .*run the same command"),
+    ],
+)
+def test_what_is_finished_when_the_disk_stops_it_is_gone_on_with(
+    checkpoint: Path,
+    plan: PruningPlan,
+    ranking: Ranking,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    code: int,
+    message: str,
+) -> None:
+    written = 0
+
+    def count(done: int, _total: int) -> None:
+        nonlocal written
+        written = done
+
+    def stops(original: Callable[..., Any]) -> Callable[..., Any]:
+        def stopping(*arguments: Any) -> Any:
+            if written > 120_000:
+                raise OSError(code, os.strerror(code))
+            return original(*arguments)
+
+        return stopping
+
+    if place == "output":
+        monkeypatch.setattr(shard_writer, "_write", stops(shard_writer._write))
+    else:
+        monkeypatch.setattr("pruning.streaming.blocks.FileIO", stops(io.FileIO))
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match=message):
+        prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=SHARD, on_bytes=count)
+    monkeypatch.undo()
+    kept = whole_shards(draft_folder(out))
+    assert len(kept) == 2
+    prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=SHARD)
+    assert kept.items() <= whole_shards(out).items()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+class TestSavingAModel:
+    @pytest.fixture
+    def dense(self, plan: PruningPlan) -> PruningPlan:
+        return plan_for_dense(plan)
+
+    def test_a_disk_that_fills_up(self, dense: PruningPlan, tmp_path: Path) -> None:
+        """The weights are written by a library in Rust, which says so in its own words."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"must have room for the pruned checkpoint.*Nothing was left"):
+                save_pruned(tiny_model(), dense, tmp_path / "above" / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_room_is_looked_for_first(
+        self, dense: PruningPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=2**20))
+        with pytest.raises(CheckpointError, match="must have room"):
+            save_pruned(tiny_model(), dense, tmp_path / "above" / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_run_left_goes(
+        self, dense: PruningPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, out = tiny_model(), tmp_path / "out"
+
+        def killed(*_arguments: object, **_options: object) -> None:
+            (draft_folder(out) / "half.safetensors").write_text("x")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(model, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_pruned(model, dense, out)
+        monkeypatch.undo()
+        assert (draft_folder(out) / "half.safetensors").exists()
+        save_pruned(model, dense, out)
+        assert not (out / "half.safetensors").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_two_at_once(self, dense: PruningPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, out = tiny_model(), tmp_path / "out"
+        original = model.save_pretrained
+
+        def another(*arguments: Any, **options: Any) -> None:
+            with pytest.raises(CheckpointError, match="one run at a time"):
+                save_pruned(tiny_model(), dense, out)
+            original(*arguments, **options)
+
+        monkeypatch.setattr(model, "save_pretrained", another)
+        assert (save_pruned(model, dense, out) / "config.json").is_file()
+
+
 class TestBeforeTheFirstByte:
     def test_room(
         self,
@@ -197,7 +325,7 @@ class TestBeforeTheFirstByte:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        out, needed = tmp_path / "out", plan.achieved.disk_bytes
+        out, needed = tmp_path / "above" / "out", plan.achieved.disk_bytes
         monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=needed))
         with pytest.raises(CheckpointError, match=rf"must have room.*{needed:,} free"):
             prune_checkpoint(checkpoint, plan, ranking, out)

@@ -1,0 +1,103 @@
+"""Conversations as text: what a chat template makes of them, and where in it the answers are.
+
+One text holds a whole conversation where the template renders its beginning as a prefix of the whole. Templates of
+reasoning models do not: Qwen3's opens the last answer with an empty `<think>` block and drops it from the history. Of
+those, every turn is a text of its own, with the history before it as the model would see it when asked.
+"""
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from pruning.conversations import Conversation
+from pruning.errors import DatasetError
+from pruning.processor import takes_images, tokenizer_of
+
+if TYPE_CHECKING:
+    from pruning.processor import Processor
+
+_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What templates are told, if they ask: answers are given without reasoning (Qwen3), and text must not change from day
+to day (Llama 3.2 writes today's date unless it is given one; this is what Llama 3.1's template says by itself)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedText:
+    """One teacher-forced text.
+
+    Attributes:
+        answers: where answers start and stop in `text`, in characters, end-of-turn marker included; in order.
+    """
+
+    conversation: Conversation
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+def rendered_texts(conversation: Conversation, processor: "Processor") -> list[RenderedText]:
+    """The texts that together hold every answer of `conversation` once, in order: one of all turns, or one a turn.
+
+    Raises DatasetError if the chat template does not fit.
+    """
+    turns = [_render_turn(conversation, turn, processor) for turn in range(len(conversation.turns))]
+    whole = turns[-1].text
+    if all(whole.startswith(turn.text[: turn.answers[0][1]]) for turn in turns):
+        return [RenderedText(conversation, whole, tuple(turn.answers[0] for turn in turns))]
+    return turns
+
+
+def prompts_of(conversation: Conversation, processor: "Processor") -> list[str]:
+    """For each turn, the text up to where its answer begins, the true history before it."""
+    messages = conversation.messages()
+    return [
+        _render(processor, messages[: 2 * turn + 1], conversation, add_generation_prompt=True)
+        for turn in range(len(conversation.turns))
+    ]
+
+
+def _render_turn(conversation: Conversation, turn: int, processor: "Processor") -> RenderedText:
+    """The text up to the answer of `turn`, of which only that answer counts."""
+    messages = conversation.messages()[: 2 * turn + 2]
+    prompt = _render(processor, messages[:-1], conversation, add_generation_prompt=True)
+    answered = _render(processor, messages, conversation)
+    # A prompt may end with what only reasoning answers go on with (DeepSeek-R1's `<think>`).
+    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, answered, strict=False)))
+    if start < len(prompt) and not answered[start:].lstrip().startswith(conversation.turns[turn].answer.strip()):
+        raise DatasetError(
+            "the chat template must render an answer where its prompt ends",
+            values=f"conversation {conversation.id}, turn {turn}: {prompt[start:]!r} and {answered[start:][:40]!r}",
+        )
+    stop = _stop(answered.rstrip(), messages, conversation, processor)
+    return RenderedText(conversation, answered, ((start, stop),))
+
+
+def _stop(answered: str, messages: list[dict[str, Any]], conversation: Conversation, processor: "Processor") -> int:
+    """Where the last answer stops: before a marker that ends the text, and not the turn (Phi-3's `<|endoftext|>`)."""
+    eos = tokenizer_of(processor).eos_token
+    if not eos or not answered.endswith(str(eos)):
+        return len(answered)
+    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    continued = _render(processor, [*messages, question], conversation)
+    before = answered.removesuffix(str(eos)).rstrip()
+    return len(before) if continued.startswith(before) and not continued.startswith(answered) else len(answered)
+
+
+def _render(processor: "Processor", messages: list[dict[str, Any]], conversation: Conversation, **kwargs: Any) -> str:
+    if not takes_images(processor):
+        if conversation.image is not None:
+            raise DatasetError(
+                "a language model takes conversations without images",
+                values=f"conversation {conversation.id}: {conversation.image}",
+                remedy="Leave these conversations out, or take `image` out of them",
+            )
+        # Templates of language models take a message's text, not a list of its parts.
+        messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
+    template = str(processor.chat_template)
+    asked = {name: value for name, value in _VARIABLES.items() if name in template}
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, **asked, **kwargs))
+    except Exception as error:
+        raise DatasetError(
+            "the processor's chat template must take user and assistant messages",
+            values=f"conversation {conversation.id}: {error}",
+        ) from error
