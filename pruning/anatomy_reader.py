@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec, Unit
 from pruning.architecture import check_architecture
 from pruning.errors import CheckpointError, UnsupportedModelError
+from pruning.expected_tensors import check_tensors
 from pruning.families import Family, family_of
-from pruning.headers import read_headers
-from pruning.tensor_roles import TensorHeader, decoder_tensor, tensor_specs
+from pruning.headers import StoredTensor, stored_tensors
+from pruning.output_head import needed_tensors
+from pruning.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -47,16 +50,24 @@ def load_config(folder: Path) -> "PreTrainedConfig":
         ) from error
 
 
-def read_anatomy(folder: str | Path) -> ModelAnatomy:
-    """Anatomy of the checkpoint in `folder`, from its config and headers alone.
+def read_anatomy(folder: str | Path, stored: Mapping[str, StoredTensor] | None = None) -> ModelAnatomy:
+    """Anatomy of the checkpoint in `folder`, from its config and headers alone; `stored` if they were read already.
+
+    Its tensors are those that a pruned checkpoint needs: see `pruning.output_head.needed_tensors`.
 
     Raises:
-        CheckpointError: the folder is no whole safetensors checkpoint.
+        CheckpointError: the folder is no whole safetensors checkpoint, or its tensors are not those of its config.
         UnsupportedModelError: its language model is of no supported family, or is pruned already.
     """
     folder = Path(folder)
-    tensors = [header for _, header in read_headers(folder).values()]
-    return _build(load_config(folder), tensors)
+    if stored is None:
+        stored = stored_tensors(folder)
+    config = load_config(folder)
+    check_architecture(config)
+    _kv_groups_of(config.get_text_config(decoder=True))
+    tensors = [tensor.header for tensor in needed_tensors(config, stored).values()]
+    check_tensors(config, tensors)
+    return _build(config, tensors)
 
 
 def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
@@ -65,26 +76,19 @@ def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
         (name, tuple(tensor.shape), _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "F32"))
         for name, tensor in model.named_parameters()
     ]
+    check_architecture(model.config)
     return _build(model.config, tensors)
 
 
 def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnatomy:
     text = config.get_text_config(decoder=True)
-    check_architecture(config)
     family = family_of(text)
-    if getattr(config, "tie_word_embeddings", False):
-        tensors = [t for t in tensors if not t[0].endswith("lm_head.weight")]
-    # Old exports carry integer buffers (position ids), which a model in memory does not count as parameters.
+    # Some files hold integer buffers, which a model in memory does not count as parameters.
     parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     for tensor in parameters:
         if place := decoder_tensor(tensor[0]):
             by_layer[place[0]].append(tensor)
-    if sorted(by_layer) != list(range(text.num_hidden_layers)):
-        raise CheckpointError(
-            "the checkpoint must hold every decoder layer of its config",
-            values=f"config says {text.num_hidden_layers} layers, found {len(by_layer)}",
-        )
     bare = [_bare_layer(index, by_layer[index], text, family) for index in range(text.num_hidden_layers)]
     specs = tensor_specs(sorted(tensors), bare, text.model_type)
     layers = _checked(bare, specs, family)
@@ -111,20 +115,25 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def _bare_layer(index: int, tensors: list[TensorHeader], text: Any, family: Family) -> DecoderLayer:
     """A layer as the config has it; what a channel costs is not known yet."""
-    heads = text.num_attention_heads
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    if heads % groups:
-        raise CheckpointError("KV groups must divide the query heads", values=f"{heads} heads in {groups} groups")
     return DecoderLayer(
         index=index,
         ffn_width=getattr(text, family.width_attribute),
-        num_heads=heads,
-        num_kv_groups=groups,
+        num_heads=text.num_attention_heads,
+        num_kv_groups=_kv_groups_of(text),
         head_dim=head_dim_of(text),
         ffn_parameters_per_channel=0,
         parameters=sum(_numel(shape) for _, shape, _ in tensors),
         window=_window(index, text),
     )
+
+
+def _kv_groups_of(text: Any) -> int:
+    """G of a text config, by default one for each query head; raises CheckpointError if heads cannot share them."""
+    heads: int = text.num_attention_heads
+    groups: int = getattr(text, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise CheckpointError("KV groups must divide the query heads", values=f"{heads} heads in {groups} groups")
+    return groups
 
 
 def _window(index: int, text: Any) -> int | None:
@@ -147,7 +156,10 @@ def head_dim_of(text: "PreTrainedConfig") -> int:
 
 
 def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: Family) -> tuple[DecoderLayer, ...]:
-    """The layers with what a channel costs. Raises if projections are missing, or of other shapes than configured."""
+    """The layers with what a channel costs.
+
+    A model in memory may have been changed: raises if projections are missing (adapters rename them), or were cut.
+    """
     expected = {f"{name}.weight" for name in (*family.rows, family.ffn_out, family.attention_out)}
     found: dict[int, set[str]] = defaultdict(set)
     per_channel: dict[int, int] = defaultdict(int)
@@ -160,7 +172,6 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
             raise CheckpointError(
                 "a projection must be as wide as the config says",
                 values=f"{spec.name} {list(spec.shape)}, axis {spec.axis} should be {extent}",
-                remedy="Check intermediate_size, the numbers of heads, and head_dim in config.json",
             )
         found[spec.layer].add(place[1])
         if spec.holds(Unit.FFN_CHANNEL):
@@ -171,22 +182,15 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
             raise UnsupportedModelError(
                 "every decoder layer must have the projections of its family, as plain weights",
                 values=f"layer {layer.index} has no {', '.join(missing)}",
-                remedy="Experts, state-space layers, quantised and factorised weights are not supported",
+                remedy="Merge adapters; quantised and factorised weights are not supported",
             )
     return tuple(replace(layer, ffn_parameters_per_channel=per_channel[layer.index]) for layer in layers)
 
 
 def _fingerprint(config: "PreTrainedConfig", text: Any, tensors: list[TensorHeader]) -> str:
-    """sha256 over the structural config and all tensors, independent of prefixes that differ between file and module.
-
-    Decoder tensors count with their name inside the layer, others with their last two name parts: parameters of the
-    whole model (LLaVA-NeXT's `image_newline`) are the module `model`'s in memory and nobody's in files.
-    """
-    named = []
-    for name, shape, _ in tensors:
-        place = decoder_tensor(name)
-        short = f"layers.{place[0]}.{place[1]}" if place else ".".join(name.split(".")[-2:]).removeprefix("model.")
-        named.append([short, list(shape)])
+    """sha256 over the structural config and all tensors by their short names, equal for a file and the model of it."""
+    short = short_names((name for name, _, _ in tensors), tied=bool(getattr(config, "tie_word_embeddings", False)))
+    named = [[short[name], list(shape)] for name, shape, _ in tensors]
     document = {
         "model_type": config.model_type,
         "text": {key: getattr(text, key, None) for key in _STRUCTURAL_KEYS},

@@ -41,7 +41,7 @@ def check_architecture(config: "PreTrainedConfig") -> None:
         )
     family_of(text)
     model_class(config)
-    quantization = getattr(config, "quantization_config", None)
+    quantization = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
         raise UnsupportedModelError(

@@ -10,13 +10,14 @@ from pruning.errors import CheckpointError
 from pruning.families import family_of
 from pruning.headers import read_headers
 from pruning.layer_config import recorded_sizes
+from pruning.output_head import is_tied_wrongly
 from pruning.surgery import resize_model
 from pruning.tensor_roles import decoder_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from pruning.batches import Processor
+    from pruning.processor import Processor
 
 PLAN_NAME = "lop_plan.json"
 
@@ -69,6 +70,9 @@ def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> 
                 values=f"{path}: {len(names)} {kind}, first {names[0]}",
             )
     model.__class__ = model_class(model.config)
+    if is_tied_wrongly(model.config, (name for name, _ in model.named_parameters())):
+        # transformers has not tied them; saved like this, the config would say so again.
+        model.config.tie_word_embeddings = model.config.get_text_config(decoder=True).tie_word_embeddings = False
     loaded: PreTrainedModel = model.eval()
     return loaded
 

@@ -78,7 +78,8 @@ def flops(
 
     Every position passes each layer's weights once (2 operations a parameter, norms included: under 0.1% of a real
     layer); attention adds 4 x heads x head_dim operations for every position attended to, causally; the head runs
-    once for each generated token. The vision tower is not counted.
+    once for each generated token. The vision tower is not counted. An upper bound for layers with a sliding window:
+    they are counted as if they saw everything.
     """
     prompt, output = workload.prompt_tokens, workload.output_tokens
     # The last generated token is never fed back.
@@ -106,8 +107,8 @@ def price(
 ) -> Achieved:
     """All costs of a model whose FFNs have `widths` [L], with the biases that compensation adds or without.
 
-    `kv_groups` [L] stay of each layer's attention, by default all. `latency` prices `workload` on a device, with all
-    of them; without it, nothing is said about time.
+    `kv_groups` [L] stay of each layer's attention, by default all. `latency` prices `workload` on a device. It knows
+    the time of whole attention only: where groups are cut, and without it, nothing is said about time.
     """
     workload = workload or Workload()
     sizes = anatomy.sizes_with(widths, kv_groups)
@@ -126,7 +127,7 @@ def price(
         flops=flops(anatomy, widths, workload, kv_groups=sizes.kv_groups, compensates=compensates),
         workload=workload,
     )
-    if latency is None:
+    if latency is None or sizes.kv_groups != anatomy.dense_sizes.kv_groups:
         return achieved
     times = latency.latency(widths)
     return achieved.model_copy(

@@ -5,6 +5,7 @@ Nothing in a header is believed: offsets, sizes and the index are held against e
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from pruning.tensor_roles import TensorHeader
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# The format allows 100 MB, whose objects would take a gigabyte; this is 100,000 tensors, and no model has 10,000.
+_MAX_HEADER_BYTES = 16 * 2**20
+_MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 2**63 - 1
 _DIGEST_BLOCK_BYTES = 4 * 2**20
 
 
@@ -56,6 +60,12 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     if (folder / INDEX_NAME).is_file():
         weight_map = _read_index(folder)
         names = sorted(set(weight_map.values()))
+        if (folder / SINGLE_NAME).is_file() and names != [SINGLE_NAME]:
+            raise CheckpointError(
+                f"a checkpoint's weights must be in {SINGLE_NAME} or in the files of {INDEX_NAME}, not in both",
+                values=str(folder),
+                remedy=f"transformers would load {SINGLE_NAME}; remove what is not the model's",
+            )
     elif (folder / SINGLE_NAME).is_file():
         names = [SINGLE_NAME]
     else:
@@ -77,7 +87,9 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 def _read_index(folder: Path) -> dict[str, str]:
     try:
-        weight_map: dict[str, str] = json.loads((folder / INDEX_NAME).read_text())["weight_map"]
+        if (folder / INDEX_NAME).stat().st_size > _MAX_HEADER_BYTES:
+            raise ValueError(f"more than {_MAX_HEADER_BYTES:,} bytes")
+        weight_map: dict[str, str] = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{INDEX_NAME} must hold a weight_map", values=str(folder)) from error
@@ -93,9 +105,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > size - 8:
                 raise CheckpointError(
                     "a weight file must be whole and in safetensors format", values=f"{path}: {size} bytes"
+                )
+            if length > _MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"a weight file in safetensors format has a header of at most {_MAX_HEADER_BYTES:,} bytes",
+                    values=f"{path}: {length:,}",
                 )
             text = file.read(length)
     except OSError as error:
@@ -148,9 +165,12 @@ def _entry(name: str, content: Mapping[str, Any]) -> _Entry:
     """Raises ValueError, KeyError or TypeError for what is no tensor."""
     start, stop = content["data_offsets"]
     shape, dtype = content["shape"], content["dtype"]
-    numbers = [*shape, start, stop]
-    if not isinstance(dtype, str) or any(type(x) is not int or not 0 <= x < 2**63 for x in numbers):
+    if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name} has no dtype, or more than {_MAX_DIMENSIONS} dimensions")
+    if any(type(x) is not int or not 0 <= x <= _MAX_ELEMENTS for x in (*shape, start, stop)):
         raise ValueError(f"{name} has no whole shape and offsets")
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"{name} has more than {_MAX_ELEMENTS} elements")
     name.encode()  # a lone surrogate cannot be written again
     return name, tuple(shape), dtype, start, stop
 

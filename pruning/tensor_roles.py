@@ -11,13 +11,49 @@ TensorHeader = tuple[str, tuple[int, ...], str]
 
 # A decoder tensor, with any of the prefixes that the library and the hub give it. Nothing else may stand there: vision
 # and audio towers, resamplers and draft heads number their layers too, and some have projections of the same names.
-DECODER_TENSOR = re.compile(r"^(?:(?:model|language_model|text_model)\.)*layers\.(\d+)\.(.+)$")
+_PREFIXES = r"^(?:(?:model|language_model|text_model)\.)*"
+DECODER_TENSOR = re.compile(_PREFIXES + r"layers\.(\d+)\.(.+)$")
+_LAST_NORMS = "|".join(sorted({family.final_norm for family in FAMILIES.values()}))
+_OUTER_TENSOR = re.compile(_PREFIXES + rf"((?:embed_tokens|lm_head|{_LAST_NORMS})\.(?:weight|bias))$")
+EMBEDDINGS, OUTPUT_HEAD = "embed_tokens.weight", "lm_head.weight"
+
+# Old exports store them (Llama 2's F32 `rotary_emb.inv_freq` in every layer); transformers computes them.
+_COMPUTED_BUFFER = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids)$")
 
 
 def decoder_tensor(name: str) -> tuple[int, str] | None:
     """The layer of a decoder tensor and its name inside the layer; None for any other tensor."""
     match = DECODER_TENSOR.match(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def outer_tensor(name: str) -> str | None:
+    """The name, without prefixes, of the language model's embeddings, last norm or head; None for any other tensor."""
+    match = _OUTER_TENSOR.match(name)
+    return match[1] if match else None
+
+
+def is_computed(name: str) -> bool:
+    """Whether a stored tensor is a buffer that models compute when they are built: neither a parameter nor needed."""
+    return _COMPUTED_BUFFER.search(name) is not None
+
+
+def short_names(names: Iterable[str], *, tied: bool) -> dict[str, str]:
+    """Each tensor's name without the prefixes that differ between files and modules.
+
+    Decoder tensors keep their name inside the layer, others their last two name parts: parameters of the whole model
+    (LLaVA-NeXT's `image_newline`) are the module `model`'s in memory and nobody's in files. Embeddings that are stored
+    only as the head that they are `tied` to are called embeddings.
+    """
+    short = {name: _short_name(name) for name in names}
+    if tied and EMBEDDINGS not in short.values():
+        return {name: EMBEDDINGS if found == OUTPUT_HEAD else found for name, found in short.items()}
+    return short
+
+
+def _short_name(name: str) -> str:
+    place = decoder_tensor(name)
+    return f"layers.{place[0]}.{place[1]}" if place else ".".join(name.split(".")[-2:]).removeprefix("model.")
 
 
 def tensor_specs(

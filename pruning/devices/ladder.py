@@ -42,7 +42,8 @@ class LadderPlan:
     Attributes:
         widths: FFN width of each layer of it, [N]. The first layer only warms up: it meets what the embedding left in
             the caches, not what a layer does.
-        weight_bytes: of all its parameters.
+        weight_bytes: of all its parameters; more than that for Idefics2, whose projector, which is not timed, takes its
+            width from the text config and gets the smallest.
     """
 
     widths: tuple[int, ...]

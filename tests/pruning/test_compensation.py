@@ -150,6 +150,35 @@ def test_half_precision_checkpoints_keep_their_dtype(tmp_path: Path) -> None:
     assert decoder_view(load_pruned(out, dtype="auto")).out_projection(0).bias.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_bias_past_the_range_of_half_precision_is_refused(layer: int, tmp_path: Path) -> None:
+    """Before a byte is written, and before anything of a model in memory is cut."""
+    dense = save_tiny_checkpoint(tmp_path / "dense")
+    load_model(dense, dtype=torch.float16).save_pretrained(tmp_path / "half")
+    anatomy = read_anatomy(tmp_path / "half")
+    scores, means = [np.arange(48.0, 0.0, -1.0)] * 4, [np.zeros(48)] * 4
+    means[layer] = np.full(48, 1e8)
+    ranking = Ranking.from_scores(anatomy, scores, means=means)
+    plan = plan_for(anatomy, ranking, [40] * 4)
+    seen: list[int] = []
+    with pytest.raises(CheckpointError, match=f"bias of layer {layer} is not finite in float16.*bfloat16"):
+        prune_checkpoint(
+            tmp_path / "half", plan, ranking, tmp_path / "out", on_bytes=lambda done, _total: seen.append(done)
+        )
+    assert seen == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "half"]
+    model = load_model(tmp_path / "half", dtype=torch.float16)
+    with pytest.raises(CheckpointError, match=f"bias of layer {layer} is not finite"):
+        apply_plan(model, plan, ranking)
+    view = decoder_view(model)
+    assert [view.ffn_width(x) for x in range(4)] == [48] * 4
+    # The range of bfloat16 is that of float32.
+    load_model(dense, dtype=torch.bfloat16).save_pretrained(tmp_path / "brain")
+    anatomy = read_anatomy(tmp_path / "brain")
+    ranking = Ranking.from_scores(anatomy, scores, means=means)
+    prune_checkpoint(tmp_path / "brain", plan_for(anatomy, ranking, [40] * 4), ranking, tmp_path / "out")
+
+
 def test_costs_count_the_biases_of_layers_that_are_cut() -> None:
     anatomy = made_up_anatomy([64, 64, 64], per_channel=30)  # D = 10
     assert bias_parameters(anatomy) == [10, 10, 10]

@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pruning.anatomy import ModelAnatomy
 from pruning.cost import flops, kv_cache_bytes, price
+from pruning.devices import get_device
+from pruning.latency import latency_model
 from pruning.plan import Workload
 from pruning.safetensors_layout import safetensors_file_bytes
 from pruning.target import Scope
@@ -39,6 +42,22 @@ def test_flops_of_one_layer() -> None:
     expected = 2 * (32 * 30 + 1000) * 5 + 4 * 4 * 8 * 15 + 2 * 10 * 100 * 2
     assert flops(anatomy, [32], Workload(batch=1, prompt_tokens=4, output_tokens=2)) == expected
     assert flops(anatomy, [32], Workload(batch=7, prompt_tokens=4, output_tokens=2)) == 7 * expected
+
+
+def test_flops_are_an_upper_bound_where_windows_bound_attention() -> None:
+    anatomy = made_up_anatomy([64], per_channel=30, other=1000)
+    windowed = replace(anatomy, layers=(replace(anatomy.layers[0], window=2),))
+    workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
+    assert flops(windowed, [32], workload) == flops(anatomy, [32], workload)
+
+
+def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) -> None:
+    workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
+    latency = latency_model(get_device("l4"), anatomy, workload)
+    widths, dense = [8] * anatomy.num_layers, anatomy.dense_sizes.kv_groups
+    assert price(anatomy, widths, workload, kv_groups=dense, latency=latency).latency_ms is not None
+    cut = price(anatomy, widths, workload, kv_groups=[1, *dense[1:]], latency=latency)
+    assert (cut.latency_ms, cut.prefill_ms, cut.decode_ms_per_token, cut.latency_source) == (None,) * 4
 
 
 def test_price_counts_parameters_and_sparsity_per_scope() -> None:

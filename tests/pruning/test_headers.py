@@ -1,6 +1,9 @@
 """Headers and index of a checkpoint: every offset is held against the file, every name against the index."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pruning.errors import CheckpointError
-from pruning.headers import INDEX_NAME, read_header, stored_tensors
+from pruning.headers import INDEX_NAME, SINGLE_NAME, read_header, stored_tensors
 
 
 def write_weights(path: Path, header: dict[str, Any] | str, data: bytes) -> Path:
@@ -85,6 +88,10 @@ def test_a_file_that_is_shorter_or_longer_than_its_tensors(tmp_path: Path, num_b
         {"a": entry(0, 4, shape=[2.0])},
         {"a": entry(0, 4, shape=[True, 2])},
         {"a": entry(0, 4, shape=[2**63])},
+        {"a": entry(0, 4, shape=[2**32, 2**31])},
+        {"a": entry(0, 4, shape=[1] * 8 + [2])},
+        {"a": entry(0, 4, shape=[2**62] * 100_000)},
+        {"a": {"dtype": "F16", "shape": 2, "data_offsets": [0, 4]}},
         {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0]}},
         {"a": {"dtype": ["F16"], "shape": [2], "data_offsets": [0, 4]}},
         {"a": 3},
@@ -99,6 +106,59 @@ def test_a_file_that_is_shorter_or_longer_than_its_tensors(tmp_path: Path, num_b
 def test_what_is_no_header(tmp_path: Path, header: Any) -> None:
     with pytest.raises(CheckpointError, match="safetensors format"):
         read_header(write_weights(tmp_path / "x", header, bytes(4)))
+
+
+def test_eight_dimensions_are_allowed(tmp_path: Path) -> None:
+    found = read_header(write_weights(tmp_path / "x", {"a": entry(0, 4, shape=[1] * 7 + [2])}, bytes(4)))
+    assert found["a"].shape == (1, 1, 1, 1, 1, 1, 1, 2)
+
+
+def test_a_header_of_more_objects_than_any_model_has(tmp_path: Path) -> None:
+    """It would be read whole, and its objects take ten times the room."""
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        file.write((2**24 + 1).to_bytes(8, "little"))
+        file.truncate(2**25)
+    with pytest.raises(CheckpointError, match="header of at most 16,777,216 bytes"):
+        read_header(path)
+
+
+def test_an_index_of_more_names_than_any_model_has(sharded: Path) -> None:
+    with (sharded / INDEX_NAME).open("r+b") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(CheckpointError, match="hold a weight_map"):
+        stored_tensors(sharded)
+
+
+def test_a_single_file_beside_shards(sharded: Path) -> None:
+    """transformers prefers the single file, whatever the index says."""
+    save_file({"a": np.arange(3.0)}, sharded / SINGLE_NAME)
+    with pytest.raises(CheckpointError, match=r"not in both.*transformers would load model\.safetensors"):
+        stored_tensors(sharded)
+
+
+def test_an_index_of_one_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": np.arange(3.0)}, tmp_path / SINGLE_NAME)
+    write_index(tmp_path, {"a": SINGLE_NAME})
+    assert list(stored_tensors(tmp_path)) == ["a"]
+
+
+def test_names_that_are_not_ascii(sharded: Path) -> None:
+    """JSON is UTF-8, whatever the system's encoding."""
+    save_file({"ä": np.arange(3.0)}, sharded / "1.safetensors")
+    weight_map = {"ä": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}
+    (sharded / INDEX_NAME).write_bytes(json.dumps({"weight_map": weight_map}, ensure_ascii=False).encode())
+    read = "from pathlib import Path; from pruning.headers import stored_tensors; print(len(stored_tensors(Path('.'))))"
+    done = subprocess.run(
+        [sys.executable, "-c", read],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+        cwd=sharded,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "3\n"
 
 
 def test_a_dtype_that_cannot_be_cut(tmp_path: Path) -> None:

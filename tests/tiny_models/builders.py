@@ -9,6 +9,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -19,6 +21,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PreTrainedConfig,
@@ -32,6 +36,8 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 from tests.tiny_models import text
@@ -64,6 +70,19 @@ def _llava(language: PreTrainedConfig, *, tied: bool = False) -> PreTrainedModel
             vision_feature_layer=-1,
             image_seq_length=4,
             tie_word_embeddings=tied,
+        )
+    )
+
+
+def _vipllava() -> PreTrainedModel:
+    """Visual features of several layers of the tower."""
+    return VipLlavaForConditionalGeneration(
+        VipLlavaConfig(
+            vision_config=clip_tower(),
+            text_config=text.llama(),
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=[-1, -2],
+            image_seq_length=4,
         )
     )
 
@@ -166,6 +185,32 @@ def _gemma3() -> PreTrainedModel:
     )
 
 
+def _mistral3() -> PreTrainedModel:
+    """Four patches of the tower are merged into a token."""
+    tower = {"model_type": "pixtral", **_TOWER, "head_dim": 8, "image_size": 32, "patch_size": 8}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            vision_config=tower,
+            text_config=text.mistral(head_dim=16),
+            image_token_index=IMAGE_TOKEN,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def _idefics2() -> PreTrainedModel:
+    """A resampler, with attention and an FFN of its own, between tower and decoder."""
+    resampler = {"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 8}
+    return Idefics2ForConditionalGeneration(
+        Idefics2Config(
+            vision_config={**_TOWER, "image_size": 32, "patch_size": 8},
+            perceiver_config={**resampler, "hidden_size": 32, "num_key_value_heads": 1},
+            text_config=text.mistral(sliding_window=5),
+            image_token_id=IMAGE_TOKEN,
+        )
+    )
+
+
 def _idefics3(config_class: type, model_class: type, *, tied: bool) -> PreTrainedModel:
     tower = {**_TOWER, "image_size": 32, "patch_size": 8}
     config = config_class(
@@ -190,6 +235,7 @@ IMAGE_FAMILIES: Mapping[str, Callable[[], PreTrainedModel]] = {
     "llava-qwen3": lambda: _llava(text.qwen3()),
     "llava-phi3": lambda: _llava(text.phi3()),
     "llava-phi": lambda: _llava(text.phi()),
+    "vipllava": _vipllava,
     "llava-next": lambda: _llava_next(text.mistral()),
     "llava-onevision": _llava_onevision,
     "qwen2-vl": _qwen2_vl,
@@ -201,6 +247,8 @@ IMAGE_FAMILIES: Mapping[str, Callable[[], PreTrainedModel]] = {
     "paligemma-mqa": lambda: _paligemma(text.gemma(num_key_value_heads=1)),
     "paligemma2": lambda: _paligemma(text.gemma2()),
     "gemma3": _gemma3,
+    "mistral3": _mistral3,
+    "idefics2": _idefics2,
     "idefics3": partial(_idefics3, Idefics3Config, Idefics3ForConditionalGeneration, tied=False),
     "smolvlm": partial(_idefics3, SmolVLMConfig, SmolVLMForConditionalGeneration, tied=True),
 }

@@ -84,11 +84,16 @@ def _with_image_types(batch: Batch) -> Inputs:
 
 
 def _in_rows(batch: Batch) -> Inputs:
-    """Idefics3's pictures [B, 1, 3, 32, 32]: zeros where a row has none."""
+    """Pictures of Idefics 2 and 3 [B, 1, 3, 32, 32]: zeros where a row has none."""
     pictures = batch.inputs["pixel_values"]
     rows = torch.zeros(len(batch.inputs["input_ids"]), 1, *pictures.shape[1:], dtype=pictures.dtype)
     rows[(batch.inputs["input_ids"] == IMAGE_TOKEN).any(dim=1), 0] = pictures
     return {**batch.inputs, "pixel_values": rows}
+
+
+def _with_sizes(batch: Batch) -> Inputs:
+    """Pixtral's: every picture with its size."""
+    return {**batch.inputs, "image_sizes": torch.tensor([[32, 32]] * len(batch.inputs["pixel_values"]))}
 
 
 _FORMATS: Mapping[str, Callable[[Batch], Inputs]] = {
@@ -97,6 +102,8 @@ _FORMATS: Mapping[str, Callable[[Batch], Inputs]] = {
     "qwen": _in_patches,
     "paligemma": _after_a_prefix,
     "gemma3": _with_image_types,
+    "mistral3": _with_sizes,
+    "idefics2": _in_rows,
     "idefics3": _in_rows,
     "smolvlm": _in_rows,
 }

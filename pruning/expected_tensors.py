@@ -1,0 +1,133 @@
+"""The tensors of a checkpoint held against those of the model that its config describes, built without memory."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from pruning.architecture import model_class
+from pruning.errors import CheckpointError, UnsupportedModelError
+from pruning.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, TensorHeader, decoder_tensor, outer_tensor, short_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_FLOATS = ("F64", "F32", "BF16", "F16")
+
+
+def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -> None:
+    """Check, before any is read, that `tensors` are those of the dense model of `config`.
+
+    The language model's are compared by name and shape. All others are looked for by the end of their name, since
+    transformers renames modules when it loads; what it would leave out may be there too.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape; transformers cannot build the model.
+        UnsupportedModelError: a decoder layer lacks a projection, or has tensors that the model has not (scales of
+            quantised weights, factors of factorised ones), or weights that are no floating-point numbers.
+    """
+    tensors = list(tensors)
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    layers = _layers(tensors)
+    _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers)
+    built, may_miss = _built_tensors(config)
+    _check_layers(layers, _layers(built))
+    _check_outer(_outer(tensors, tied=tied), _outer(built, tied=tied))
+    _check_rest(tensors, built, may_miss, tied=tied)
+
+
+def _built_tensors(config: "PreTrainedConfig") -> tuple[list[TensorHeader], list[str]]:
+    """The model's parameters, tied ones once, and patterns of the names that its files may lack."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = model_class(config)(deepcopy(config))
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError("transformers must be able to build the model of config.json", values=reason) from error
+    parameters = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
+    return parameters, list(model._keys_to_ignore_on_load_missing or ())
+
+
+_Layers = Mapping[int, Mapping[str, TensorHeader]]
+
+
+def _layers(tensors: Iterable[TensorHeader]) -> _Layers:
+    """By layer: a tensor's name inside it -> the tensor."""
+    found: dict[int, dict[str, TensorHeader]] = defaultdict(dict)
+    for tensor in tensors:
+        if place := decoder_tensor(tensor[0]):
+            found[place[0]][place[1]] = tensor
+    return found
+
+
+def _outer(tensors: Iterable[TensorHeader], *, tied: bool) -> dict[str, TensorHeader]:
+    """Embeddings, last norm and head of the language model; tied ones that are stored once are embeddings."""
+    found = {kind: tensor for tensor in tensors if (kind := outer_tensor(tensor[0]))}
+    if tied and EMBEDDINGS not in found and OUTPUT_HEAD in found:
+        found[EMBEDDINGS] = found.pop(OUTPUT_HEAD)
+    return found
+
+
+def _check_number(found: _Layers, count: int) -> None:
+    if len(found) != count or max(found, default=-1) >= count:
+        raise CheckpointError(
+            "the checkpoint must hold every decoder layer of its config, and no others",
+            values=f"config says {count} layers, found {len(found)}",
+        )
+
+
+def _check_layers(found: _Layers, built: _Layers) -> None:
+    for layer, expected in sorted(built.items()):
+        for kind, names in (
+            ("has no", expected.keys() - found[layer].keys()),
+            ("has an unknown", found[layer].keys() - expected.keys()),
+        ):
+            if names:
+                raise UnsupportedModelError(
+                    "every decoder layer must have the tensors of its family, as plain weights, and no others",
+                    values=f"layer {layer} {kind} {', '.join(sorted(names))}",
+                    remedy="Experts, state-space layers, quantised and factorised weights are not supported",
+                )
+        for name, (_, shape, _) in expected.items():
+            _check_tensor(found[layer][name], shape)
+
+
+def _check_outer(found: Mapping[str, TensorHeader], built: Mapping[str, TensorHeader]) -> None:
+    for kind, (_, shape, _) in built.items():
+        if kind in found:  # what is missing is found among the rest
+            _check_tensor(found[kind], shape)
+    if OUTPUT_HEAD in found and OUTPUT_HEAD not in built:  # the config ties a head that differs from the embeddings
+        _check_tensor(found[OUTPUT_HEAD], built[EMBEDDINGS][1])
+
+
+def _check_tensor(found: TensorHeader, shape: tuple[int, ...]) -> None:
+    name, found_shape, dtype = found
+    if found_shape != shape:
+        raise CheckpointError(
+            "the language model's tensors must have the shapes that the config says",
+            values=f"{name} {list(found_shape)}, should be {list(shape)}",
+            remedy="Check intermediate_size, the numbers of heads, head_dim and vocab_size in config.json",
+        )
+    if dtype not in _FLOATS:
+        raise UnsupportedModelError(
+            f"the language model's weights must be floating-point numbers ({', '.join(_FLOATS)})",
+            values=f"{name} {dtype}",
+            remedy="Prune the unquantised checkpoint, and quantise what comes out",
+        )
+
+
+def _check_rest(
+    tensors: Iterable[TensorHeader], built: Iterable[TensorHeader], may_miss: Iterable[str], *, tied: bool
+) -> None:
+    found = Counter(short_names((name for name, _, _ in tensors), tied=tied).values())
+    needed = {name for name, _, _ in built if not any(re.search(pattern, name) for pattern in may_miss)}
+    missing = Counter(short_names(needed, tied=tied).values()) - found
+    if missing:
+        raise CheckpointError(
+            "the checkpoint must hold every tensor of its model",
+            values=f"{missing.total()} are missing, first one that ends in {min(missing)}",
+            remedy="Copy or download the checkpoint again",
+        )
