@@ -143,8 +143,8 @@ def _bodies(client: httpx.Client, served: Served) -> list[tuple[Asked, dict[str,
     rng = np.random.default_rng(0)
 
     def between(name: str) -> float:
-        share = float(rng.uniform(MOST_REMOVED - LARGEST_SPARSITY, 1.0 - SMALLEST_SPARSITY)) / MOST_REMOVED
-        return float(narrow[name] + min(share, 1.0) * (dense[name] - narrow[name]))
+        removed = rng.uniform(SMALLEST_SPARSITY, LARGEST_SPARSITY)
+        return float(dense[name] - removed / MOST_REMOVED * (dense[name] - narrow[name]))
 
     found = []
     for kind in np.repeat(list(Asked), NUM_REQUESTS + WARM_UP_REQUESTS // len(Asked)):
@@ -156,6 +156,8 @@ def _bodies(client: httpx.Client, served: Served) -> list[tuple[Asked, dict[str,
         if kind == Asked.MEMORY_AND_LATENCY:
             body["budget"]["latency_ms"] = between("latency_ms")
         found.append((Asked(kind), body))
+    if len({json.dumps(body, sort_keys=True) for _, body in found}) < len(found):
+        raise RuntimeError("a request that was asked before is answered from the database")
     return [found[index] for index in rng.permutation(len(found))]
 
 

@@ -1,10 +1,10 @@
 """How far off a prediction may be: conformal intervals from the residuals of samples that were left out.
 
-Vovk et al., "Algorithmic Learning in a Random World" (2005); the quantile has its finite-sample correction, as in
-Angelopoulos and Bates, arXiv 2107.07511, sections 1 and 2.3. Scores are residuals over the expected error, and that
-over the spread that scores have at about the predicted log KL (locally weighted conformal prediction, Lei et al.,
-arXiv 1604.04173, section 5.2): what a mild pruning costs is known far less well, relatively, than what a strong one
-does.
+Vovk et al., "Algorithmic Learning in a Random World" (2005); the quantile has the finite-sample correction of
+Angelopoulos and Bates, arXiv 2107.07511, sections 1 and 2.3, approximately where scores are weighted. Scores are
+residuals over the expected error, and that over the spread that scores have at about the predicted log KL (locally
+weighted conformal prediction, Lei et al., arXiv 1604.04173, section 5.2): what a mild pruning costs is known far less
+well, relatively, than what a strong one does.
 
 What is left out is about as far from the rest as what is asked about (as in nearest neighbour distance matching, Milà
 et al. 2022). Any configuration at a new target knows of the targets around it only: samples are judged without all

@@ -41,10 +41,12 @@ def _built_tensors(config: "PreTrainedConfig") -> tuple[list[TensorHeader], list
     """The model's parameters, tied ones once, and patterns of the names that its files may lack."""
     import torch
 
+    config = deepcopy(config)
     try:
+        config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
-            model = model_class(config)(deepcopy(config))
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
+            model = model_class(config)(config)
+    except (ImportError, ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError("transformers must be able to build the model of config.json", values=reason) from error
     parameters = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]

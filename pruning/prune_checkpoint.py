@@ -79,6 +79,7 @@ def prune_checkpoint(
     with writing(out, draft=draft_folder(out)), locked_draft(out, contents) as draft:
         finished = draft.finished(sizes)
         done, total = sum(sizes[name] for name in finished), sum(sizes.values())
+        draft.make_way(sizes)  # what a run that was killed left half-written takes room
         check_room({out: total - done + rest})
         missing = sizes.keys() - finished
         check_biases(outputs[name] for file_name in missing for name in shards.filename_to_tensors[file_name])

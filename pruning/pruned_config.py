@@ -39,7 +39,6 @@ def write_config(
     place = document.get("text_config", document)
     anatomy = anatomy or read_anatomy(source)
     for section in (document, place):
-        section.pop("auto_map", None)
         if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
             section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
     overrides = layer_overrides(plan.sizes, anatomy, family_of(text))

@@ -46,7 +46,6 @@ def write_files(parts: Sequence[tuple[GgufFile, Path]], on_bytes: Callable[[int,
             a weight cannot be read or stored.
     """
     what = "export"
-    check_room({out: part.data_bytes + _metadata_bytes(part) for part, out in parts}, what=what)
     total, done = sum(part.data_bytes for part, _ in parts), 0
 
     def count(written: int) -> None:
@@ -58,6 +57,9 @@ def write_files(parts: Sequence[tuple[GgufFile, Path]], on_bytes: Callable[[int,
     with writing(parts[0][1], what=what), ExitStack() as stack:
         drafts = {stack.enter_context(_locked_draft(out)): out for _, out in parts}
         check_outputs([out for _, out in parts])  # one that another run has just finished
+        for draft in drafts:
+            os.truncate(draft, 0)  # what a run that was killed left takes room
+        check_room({out: part.data_bytes + _metadata_bytes(part) for part, out in parts}, what=what)
         for (part, _), draft in zip(parts, drafts, strict=True):
             write_gguf(part, draft, on_bytes=count)
         publish_files(drafts)

@@ -86,7 +86,7 @@ def locked_draft(out: Path, contents: Contents) -> Iterator["Draft"]:
             yield Draft(out, folder, file, found == dict(contents), contents)
         finally:
             if not os.path.lexists(folder):
-                state.unlink()
+                state.unlink(missing_ok=True)
 
 
 def _state_of(file: BinaryIO, folder: Path, state: Path) -> dict[str, Any] | None:
@@ -136,6 +136,17 @@ class Draft:
         places = {name: self.folder / name for name in sizes}
         return frozenset(n for n, path in places.items() if path.is_file() and path.stat().st_size == sizes[n])
 
+    def make_way(self, sizes: Mapping[str, int]) -> None:
+        """Remove what an earlier run left, but for those of the weight files `sizes` that are finished."""
+        finished = self.finished(sizes)
+        if self.folder.exists() and not self.resumes:
+            shutil.rmtree(self.folder)
+        for path in self.folder.iterdir() if self.folder.exists() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in finished:
+                path.unlink()
+
     @contextmanager
     def writing(self, sizes: Mapping[str, int]) -> Iterator[Path]:
         """The folder to write to, empty but for those of the weight files `sizes` that are finished.
@@ -144,21 +155,14 @@ class Draft:
         read) and weight files are finished, the draft stays, to be gone on with, as it does after an interrupt or the
         death of the process. Any other error removes it: running it again would not end better.
         """
-        finished = self.finished(sizes)
+        self.make_way(sizes)
         if not self.resumes:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
             self._state.seek(0)
             self._state.truncate()
             self._state.write(json.dumps(dict(self._contents)).encode())
             self._state.flush()
             os.fsync(self._state.fileno())
             self.folder.mkdir()
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in finished:
-                path.unlink()
         try:
             yield self.folder
             publish_folder(self.folder, self.out)

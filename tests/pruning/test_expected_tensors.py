@@ -105,6 +105,13 @@ def test_a_config_that_no_model_can_be_built_from(folder: Path) -> None:
         read_anatomy(folder)
 
 
+def test_attention_kernels_that_are_not_installed_are_not_needed(folder: Path) -> None:
+    path = folder / "config.json"
+    before = read_anatomy(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "flash_attention_2"}))
+    assert read_anatomy(folder) == before
+
+
 def test_more_layers_than_the_files_hold_are_not_built(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 10**9

@@ -111,6 +111,22 @@ def test_files_on_one_file_system_share_its_room(
     export_gguf(checkpoint, outputs[0])
 
 
+def test_what_a_killed_export_left_takes_no_room(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, room = draft_file(tmp_path / "a.gguf"), 2**26
+    draft.write_bytes(b"GGUF" + bytes(2**20))
+
+    def usage(_path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if draft.exists() and draft.stat().st_size else room)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    export_gguf(checkpoint, tmp_path / "a.gguf")
+    room = 0
+    with pytest.raises(CheckpointError, match="must have room"):
+        export_gguf(checkpoint, tmp_path / "b.gguf")
+
+
 def test_a_source_that_shrinks_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
 

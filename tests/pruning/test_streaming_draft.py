@@ -350,7 +350,13 @@ class TestBeforeTheFirstByte:
             prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=SHARD)
         assert whole_shards(draft_folder(out)) == kept  # worth keeping until there is room
         rest = plan.achieved.disk_bytes - 2 * SHARD * 9 // 10 + 2**20 + 100_000
-        monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=rest))
+        partial = draft_folder(out) / "model-00003.safetensors.partial"
+        partial.write_bytes(b"half")
+
+        def usage(_path: Path) -> SimpleNamespace:
+            return SimpleNamespace(free=0 if partial.exists() else rest)
+
+        monkeypatch.setattr("shutil.disk_usage", usage)
         prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=SHARD)
 
     @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
