@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from pruning.errors import InputError
 from service.app import create_app
@@ -38,7 +39,8 @@ def serve(settings: Settings) -> None:
     # What is loaded by now stays: no garbage collection in the middle of a request need look through it.
     gc.collect()
     gc.freeze()
-    with _listen(settings.host, settings.port) as listener:
+    # Requests run side by side, and their matrices are small: threads inside one would wait for each other.
+    with threadpool_limits(1), _listen(settings.host, settings.port) as listener:
         _logger.info("listening on http://%s:%d", _in_url(settings.host), listener.getsockname()[1])
         config = uvicorn.Config(
             app,
