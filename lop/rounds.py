@@ -1,8 +1,9 @@
 """Improvement over rounds: the predictor leads the search, the search adds samples, the predictor is trained on them.
 
-As AlphaZero alternates self-play and learning. The budgets of a round are those that the predictor is least sure of,
-one in every part of the searched range. What a round was worth is measured: the KL of the predictor's own plan before
-and after, against the best that the search found there.
+As AlphaZero alternates self-play and learning. The budgets of a round are those whose plan has the widest calibrated
+interval, one in every part of the searched range: there the predictor knows little, or was wrong before. What a round
+was worth is measured: the KL of the predictor's own plan before and after, against the best that the search found
+there.
 """
 
 import itertools

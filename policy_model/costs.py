@@ -88,7 +88,8 @@ class LevelCosts:
 
     def spent(self, levels: IntArray) -> IntArray:
         """[B, J] excess of 0-based `levels` [B, L]."""
-        spent: IntArray = self.excess[:, np.arange(self.num_layers), levels].sum(axis=2).T
+        places = levels + np.arange(self.num_layers) * self.excess.shape[2]
+        spent: IntArray = self.excess.reshape(len(self.excess), -1).take(places, axis=1).sum(axis=2).T
         return spent
 
     def after(self, layer: int, slack: IntArray, levels: IntArray) -> IntArray:

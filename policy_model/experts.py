@@ -122,7 +122,7 @@ def find_expert(table: LevelValues, pricing: Pricing, starts: Sequence[Sequence[
     scores = table.pessimistic(levels)
     room = np.array([slack], dtype=np.int64)
     ends = [
-        improve(table, pricing.costs, Descent(start, float(score)), room, MAX_ROUNDS)
+        improve(table, pricing.costs, [Descent(start, float(score))], room, MAX_ROUNDS)
         for start, score in zip(levels, scores, strict=True)
     ]
     return min(ends, key=lambda end: end.score).levels

@@ -6,13 +6,15 @@ of its halves; the most promising ones are then judged in full.
 Letters: J limits, L decoder layers, K levels, N anchors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from policy_model.basis import Float32Array
 from policy_model.costs import BoolArray, LevelCosts
 from policy_model.encoding import KL_FLOOR_NATS, Encoding
-from policy_model.values import Float32Array, Values
+from policy_model.values import Values
 from pruning.arrays import FloatArray, IntArray
 
 PESSIMISM = 1.0
@@ -51,10 +53,11 @@ class LevelValues:
         """Log KL [B] of `levels` [B, L] and `PESSIMISM` standard deviations: `Values.judge`, read off the tables."""
         layers, values = np.arange(levels.shape[1]), self.values
         fractions, own = self.fractions_of(levels), self.own[layers, levels]
-        apart: Float32Array = self.apart[layers, levels].sum(axis=1)
+        apart = np.zeros((len(levels), self.apart.shape[2]), dtype=np.float32)
+        for of_layer, chosen in zip(self.apart, levels.T, strict=True):
+            apart += of_layer[chosen]
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
-        regression = values.basis.terms(fractions, own) @ values.readout
-        mean = values.basis.base(own) + values.basis.fade(fractions) * (regression + process)
+        mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
         deviation = values.deviation(fractions, mean, values.conditional_variance(apart))
         pessimistic: FloatArray = mean + PESSIMISM * deviation
         return pessimistic
@@ -87,15 +90,26 @@ def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:
     return up, down
 
 
-def improve(table: LevelValues, costs: LevelCosts, start: Descent, slack: IntArray, max_rounds: int) -> Descent:
-    """`start` after at most `max_rounds` exchanges or raises, each the best found, none exceeding `slack` [J]."""
-    here = start
-    for _ in range(max_rounds):
-        found = _best_neighbour(table, costs, here, slack)
-        if found is None or found.score >= here.score - SMALLEST_GAIN:
-            break
-        here = found
-    return here
+def improve(
+    table: LevelValues, costs: LevelCosts, starts: Sequence[Descent], slack: IntArray, max_rounds: int
+) -> Descent:
+    """The best end of descents from `starts`, one at least, after at most `max_rounds` exchanges or raises each.
+
+    Every step is to the best neighbour found, and none exceeds `slack` [J]. A descent that comes upon the path of one
+    before it ends there: it would go the same way again.
+    """
+    best, visited = starts[0], set[bytes]()
+    for here in starts:
+        for _ in range(max_rounds):
+            if (place := here.levels.tobytes()) in visited:
+                break
+            visited.add(place)
+            found = _best_neighbour(table, costs, here, slack)
+            if found is None or found.score >= here.score - SMALLEST_GAIN:
+                break
+            here = found
+        best = min(best, here, key=lambda end: end.score)
+    return best
 
 
 def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack: IntArray) -> Descent | None:
@@ -125,8 +139,8 @@ def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack:
     fractions = table.fractions_of(moved)
     owns = table.own[layers, moved]
     basis, values = table.values.basis, table.values
-    terms = basis.terms(fractions, owns) @ values.readout
-    means = basis.base(owns) + basis.fade(fractions) * (terms + process.ravel()[chosen])
+    regressions = values.regression(fractions, owns)
+    means = basis.base(owns) + basis.fade(fractions) * (regressions + process.ravel()[chosen])
     finalists = means.argsort(kind="stable")[:NUM_FINALISTS]
     far = np.stack([apart + _change(table, levels, moved[f]) for f in finalists])
     deviation = values.deviation(fractions[finalists], means[finalists], values.conditional_variance(far))
@@ -146,8 +160,8 @@ def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
     here = table.values.faded_alpha @ np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
     singles = np.repeat(levels[None], len(levels) + 1, axis=0)
     singles[layers, layers] = up
-    terms = table.values.basis.terms(table.fractions_of(singles), table.own[layers, singles])
-    values = base + terms @ table.values.readout + np.append(process[:, -1], here)
+    regressions = table.values.regression(table.fractions_of(singles), table.own[layers, singles])
+    values = base + regressions + np.append(process[:, -1], here)
     wider = table.fractions[layers, up] - table.fractions[layers, levels]
     worth: FloatArray = np.where(wider > 0.0, (values[-1] - values[:-1]) / np.maximum(wider, 1e-12), 0.0)
     return worth
@@ -176,7 +190,7 @@ def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArr
     singles[layers, layers] = up
     singles[L + layers, layers] = down
     owns = table.own[layers, singles]
-    found = table.values.basis.terms(table.fractions_of(singles), owns) @ table.values.readout
+    found = table.values.regression(table.fractions_of(singles), owns)
     here = found[-1]
     lowered = np.append(found[L : 2 * L] - here, 0.0)
     regression: FloatArray = found[:L, None] + lowered

@@ -102,7 +102,7 @@ class PolicyTraining:
         decoder = PolicyDecoder(weights, self.policy.config.num_heads, self.encoding.features)
         repeated = np.repeat(slacks, PROPOSALS)
         noise = gumbel_noise(grid.num_layers, len(repeated), grid.num_levels, self.seed + round_index)
-        decoded, _ = decoder.decode(pricing.costs, repeated[:, None], noise)
+        decoded = decoder.decode(pricing.costs, repeated[:, None], noise)
         proposals = decoded.reshape(len(slacks), PROPOSALS, -1).tolist()
         own = self.expert_pricings == kind
         smaller, known = self.expert_slacks[own], self.expert_levels[own]

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from policy_model.basis import Basis
 from policy_model.calibration import Calibration, kl_of
 from policy_model.costs import LevelCosts
 from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
@@ -19,7 +20,7 @@ from policy_model.elites import Elites
 from policy_model.encoding import Encoding
 from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
 from policy_model.policy_config import PolicyConfig
-from policy_model.values import Basis, Kernel, Values
+from policy_model.values import Kernel, Values
 from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
@@ -163,9 +164,14 @@ class Predictor:
         return tuple(int(k) + 1 for k in self._choose(costs, slack, self._grid_values))
 
     def uncertainty(self, configuration: Configuration) -> float:
-        """The standard deviation that is expected of the log KL of a configuration [L] of levels from 1."""
+        """The width of the 90% interval of log KL for a configuration [L] of levels from 1, as of a plan.
+
+        Wide where nothing was measured near by, and where what was measured there was predicted badly without it.
+        """
         fractions = self.encoding.kept_fractions([self.encoding.grid.widths_of(configuration)])
-        return float(self.values.judge(fractions)[1][0])
+        mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
+        low, high = self.calibration.plan.at(mean)
+        return (high - low) * deviation
 
     def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
         """Probabilities [K] of the next layer's levels after 1-based `levels` [l]; `remaining` FFN parameters are left.
@@ -199,12 +205,12 @@ class Predictor:
 
     def _choose(self, costs: LevelCosts, slack: IntArray, table: LevelValues) -> IntArray:
         """0-based levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
-        decoded, _ = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
+        decoded = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
         candidates = np.unique(np.concatenate([decoded, self._elites.within(costs, slack)]), axis=0)
         scores = table.pessimistic(candidates)
         best = scores.argsort(kind="stable")[:NUM_WALKERS]
-        ends = [improve(table, costs, Descent(candidates[i], float(scores[i])), slack, MAX_ROUNDS) for i in best]
-        return min(ends, key=lambda end: end.score).levels
+        starts = [Descent(candidates[i], float(scores[i])) for i in best]
+        return improve(table, costs, starts, slack, MAX_ROUNDS).levels
 
     # -- storage ---------------------------------------------------------------------------------------------------
 

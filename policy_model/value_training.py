@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_model.basis import Basis, Float32Array
 from policy_model.dataset import TrainingData, frontier
 from policy_model.encoding import Encoding
 from policy_model.left_out import LeftOut, retention_groups
-from policy_model.values import Basis, Float32Array, Kernel, Values, distances, weights_of
+from policy_model.values import Kernel, Values, distances, weights_of
 from pruning.arrays import FloatArray, IntArray
 
 MAX_ANCHORS = 2048

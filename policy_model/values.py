@@ -17,23 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from policy_model.encoding import KL_FLOOR_NATS, Encoding
+from policy_model.basis import Basis, Float32Array, Regression
 from policy_model.left_out import LeftOut
 from pruning.arrays import FloatArray, IntArray
-
-Float32Array = NDArray[np.float32]
 
 NUM_NEIGHBOURS = 8
 """Anchors that the posterior deviation is conditioned on. The nearest few screen the others off (Vecchia 1988); leaving
 anchors out can only make the deviation larger."""
-
-LEVEL_DISTANCE = 0.5
-"""Distance between the two ends of a layer's range of kept fractions, in correlation lengths."""
-
-SENSITIVITY_DISTANCE = 1.0
-"""Distance between the largest and the least one-layer sensitivity of the model on a logarithmic scale."""
 
 MAX_CHUNK = 2**22
 """Distances worked out at once."""
@@ -68,92 +59,6 @@ class Kernel:
     slack: float
 
 
-class Basis:
-    """The parts of the values that need no sample but the one-layer scan: see `Values` for the letters."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self.knots = np.asarray(encoding.grid.widths, dtype=np.float64)
-        self.knots /= self.knots[:, -1:]
-        self.log_sensitivity = encoding.log_sensitivity
-        self.shares = encoding.parameter_shares
-        self.pairs = np.triu_indices(len(self.knots), k=1)
-        self.coordinates = self._coordinates()
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.knots)
-
-    def own_kl(self, fractions: FloatArray) -> FloatArray:
-        """The KL in nats of pruning each layer alone, [B, L].
-
-        Log-linear in the kept fraction between levels, linear from the last level below dense to 0; below level 1
-        the slope is kept.
-        """
-        segment, weight = self._segments(fractions)  # the weight is below 0 under level 1
-        layers, last = np.arange(self.num_layers), self.knots.shape[1] - 2
-        low = self.log_sensitivity[layers, segment]
-        high = self.log_sensitivity[layers, np.minimum(segment + 1, last)]
-        inside = np.exp(np.minimum(low + (high - low) * weight, 12.0))
-        own: FloatArray = np.where(segment == last, np.exp(low) * (1.0 - weight), inside)
-        return own
-
-    @staticmethod
-    def base(own: FloatArray) -> FloatArray:
-        """[B] log KL if the layers' own KL [B, L] simply added up."""
-        base: FloatArray = np.log(own.sum(axis=1) + KL_FLOOR_NATS)
-        return base
-
-    def fade(self, fractions: FloatArray) -> FloatArray:
-        """[B] 1, and less only within one level of one layer from the dense model."""
-        fade: FloatArray = np.minimum((1.0 - fractions).sum(axis=1) * self.knots.shape[1], 1.0)
-        return fade
-
-    def terms(self, fractions: FloatArray, own: FloatArray) -> FloatArray:
-        """phi [B, J]: what one layer, two neighbours or any two layers contribute beyond adding up.
-
-        In removed fractions p and in parts r of the summed own KL. The factors are prior scales: the penalty is the
-        same for all weights, and effects that many layers share are the likelier ones.
-        """
-        p = 1.0 - fractions
-        total = own.sum(axis=1, keepdims=True) + KL_FLOOR_NATS
-        r = own / total
-        q = np.sqrt(r)
-        mean, log_total = p.mean(axis=1, keepdims=True), 0.2 * np.log(total)
-        i, j = self.pairs
-        pair_p, pair_q = p[:, i] * p[:, j], q[:, i] * q[:, j]
-        whole = [np.ones_like(mean), mean, mean**2, log_total, log_total**2, log_total * mean]
-        layerwise = [0.3 * p, 0.3 * p**2, 0.3 * r, 0.3 * q]
-        neighbours = [0.5 * q[:, :-1] * q[:, 1:], 0.5 * p[:, :-1] * p[:, 1:]]
-        return np.concatenate([*whole, *layerwise, *neighbours, 0.3 * pair_p, 0.5 * pair_p * pair_q], axis=1)
-
-    def places(self, fractions: FloatArray) -> Float32Array:
-        """c [B, L]: where the process sees `fractions` [B, L], linear between levels and beyond them."""
-        segment, weight = self._segments(fractions)
-        layers = np.arange(self.num_layers)
-        left, right = self.coordinates[layers, segment], self.coordinates[layers, segment + 1]
-        places: Float32Array = (left + (right - left) * weight).astype(np.float32)
-        return places
-
-    def _segments(self, fractions: FloatArray) -> tuple[IntArray, FloatArray]:
-        """[B, L] twice: the level below `fractions` [B, L] counted from 0, and how far on they are to the next one."""
-        layers = np.arange(self.num_layers)
-        below = (fractions[:, :, None] > self.knots).sum(axis=2)
-        segment = np.clip(below - 1, 0, self.knots.shape[1] - 2)
-        left, right = self.knots[layers, segment], self.knots[layers, segment + 1]
-        return segment, (fractions - left) / (right - left)
-
-    def _coordinates(self) -> FloatArray:
-        """c [L, K] at the levels: the length walked from level 1, whatever direction sensitivity takes."""
-        # The dense level has no sensitivity: it lies as far below the last one as that below the one before.
-        logs = np.concatenate([self.log_sensitivity, self.log_sensitivity[:, -1:]], axis=1)
-        if logs.shape[1] > 2:
-            logs[:, -1] += np.minimum(logs[:, -2] - logs[:, -3], 0.0)
-        spread = float(logs.max() - logs.min()) or 1.0
-        steps = SENSITIVITY_DISTANCE * np.abs(np.diff(logs, axis=1)) / spread
-        steps += LEVEL_DISTANCE * np.diff(self.knots, axis=1)
-        return np.concatenate([np.zeros((self.num_layers, 1)), steps.cumsum(axis=1)], axis=1)
-
-
 def distances(a: Float32Array, b: Float32Array) -> Float32Array:
     """[A, B] sums over layers of the distances between places [A, L] and [B, L]."""
     total = np.zeros((len(a), len(b)), dtype=np.float32)
@@ -180,7 +85,7 @@ class Values:
         self.basis, self.kernel = basis, kernel
         self.places, self.fades, self.weights = tensors["places"], tensors["fades"], tensors["weights"]
         self.faded_alpha: Float32Array = tensors["fades"] * tensors["alpha"]
-        self.readout = tensors["readout"].astype(np.float64)
+        self.regression = Regression(tensors["readout"].astype(np.float64), basis.num_layers)
         self._frontier = tensors["frontier"].astype(np.float64)
         self._tensors = {name: tensors[name] for name in self.TENSORS}
 
@@ -245,7 +150,7 @@ class Values:
 
     def _mean(self, fractions: FloatArray, own: FloatArray, process: FloatArray | Float32Array) -> FloatArray:
         """Log KL [B], of what layers lose on their own [B, L] and of the process [B]."""
-        regression = self.basis.terms(fractions, own) @ self.readout
+        regression = self.regression(fractions, own)
         mean: FloatArray = self.basis.base(own) + self.basis.fade(fractions) * (regression + process)
         return mean
 

@@ -9,7 +9,7 @@ from pruning.anatomy import ModelAnatomy, TensorSpec, Unit
 from pruning.compensation import bias_parameters, pruned_tensors
 from pruning.dtypes import DTYPE_BYTES
 from pruning.plan import Achieved, Workload
-from pruning.safetensors_layout import plan_shards, safetensors_file_bytes, tensor_bytes
+from pruning.safetensors_layout import MAX_SHARD_SIZE, plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.target import achieved_sparsity
 
 if TYPE_CHECKING:
@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 def disk_bytes(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates: bool = False) -> int:
     """Bytes of all weight files of the pruned checkpoint, as `prune_checkpoint` writes them."""
-    return _weight_file_bytes(pruned_tensors(anatomy, anatomy.sizes_with(widths), compensates=compensates))
+    tensors = pruned_tensors(anatomy, anatomy.sizes_with(widths), compensates=compensates)
+    return _weight_file_bytes(tensors, _data_bytes(tensors))
 
 
-def _weight_file_bytes(tensors: Sequence[TensorSpec]) -> int:
+def _weight_file_bytes(tensors: Sequence[TensorSpec], data_bytes: int) -> int:
+    """`data_bytes` is what the tensors themselves take."""
     headers = {t.name: (t.name, t.shape, t.dtype) for t in tensors}
+    if data_bytes <= MAX_SHARD_SIZE:
+        return safetensors_file_bytes(list(headers.values()))
     shards = plan_shards(list(headers.values())).filename_to_tensors
     return sum(safetensors_file_bytes([headers[name] for name in names]) for names in shards.values())
+
+
+def _data_bytes(tensors: Sequence[TensorSpec]) -> int:
+    return sum(tensor_bytes(t.shape, t.dtype) for t in tensors)
 
 
 def kv_cache_bytes(anatomy: ModelAnatomy, workload: Workload, kv_groups: Sequence[int] | None = None) -> int:
@@ -116,12 +124,13 @@ def price(
     ffn = sum((x.ffn_width - w) * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
     attention = sum(_removed_by_groups(anatomy, sizes.kv_groups))
     tensors = pruned_tensors(anatomy, sizes, compensates=compensates)
+    weights = _data_bytes(tensors)
     cache, activations = kv_cache_bytes(anatomy, workload, sizes.kv_groups), activation_bytes(anatomy, workload)
     achieved = Achieved(
         sparsity=achieved_sparsity(anatomy, list(widths), added_parameters=added, removed_attention=attention),
         parameters=anatomy.total_parameters - ffn - attention + added,
-        disk_bytes=_weight_file_bytes(tensors),
-        memory_bytes=sum(tensor_bytes(t.shape, t.dtype) for t in tensors) + cache + activations,
+        disk_bytes=_weight_file_bytes(tensors, weights),
+        memory_bytes=weights + cache + activations,
         kv_cache_bytes=cache,
         activation_bytes=activations,
         flops=flops(anatomy, widths, workload, kv_groups=sizes.kv_groups, compensates=compensates),

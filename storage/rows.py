@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pruning.anatomy import ModelAnatomy
@@ -23,7 +24,6 @@ from storage.tables import (
     CalibrationRow,
     DeviceRow,
     ModelRow,
-    PlanRow,
     PredictorRow,
     SampleRow,
     SearchRow,
@@ -85,8 +85,8 @@ def device_record(row: DeviceRow) -> DeviceRecord:
     return DeviceRecord(profile=profile, created_at=row.created_at)
 
 
-def plan_of(row: PlanRow) -> PruningPlan:
-    return PruningPlan.model_validate(row.document)
+def plan_of(document: Mapping[str, Any]) -> PruningPlan:
+    return PruningPlan.model_validate(document)
 
 
 def sample_of(row: SampleRow) -> Sample:

@@ -1,12 +1,14 @@
 """Measured devices in SQL: a row for every profile that was ever registered, the newest of an id answers."""
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, bindparam, func, select
 
 from pruning.devices.catalogue import check_not_in_catalogue
 from storage.records import DeviceRecord
 from storage.rows import device_record
 from storage.sql_store import SqlStore, require
 from storage.tables import DeviceRow
+
+_NEWEST_NUMBER = select(func.max(DeviceRow.number)).where(DeviceRow.id == bindparam("device_id"))
 
 
 class DeviceStore(SqlStore):
@@ -34,9 +36,8 @@ class DeviceStore(SqlStore):
 
     def latest_device_number(self, device_id: str) -> int:
         """The number of the newest profile of this id; raises NotFoundError."""
-        with self._reading() as session:
-            number = session.scalar(select(func.max(DeviceRow.number)).where(DeviceRow.id == device_id))
-            return require(number, "device", device_id, "Measure it with `lop device profile`")
+        number = self._read_one(_NEWEST_NUMBER, device_id=device_id)
+        return require(number, "device", device_id, "Measure it with `lop device profile`")
 
     def list_devices(self) -> list[DeviceRecord]:
         """The newest profile of each id, in the order in which the ids were first registered."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from storage.contract import Repository
@@ -23,6 +23,18 @@ from storage.tables import ArtifactRow, CalibrationRow, ModelRow, PlanRequestRow
 from storage.url import parse_url
 
 Record = TypeVar("Record", ModelRecord, CalibrationRecord, PredictorRecord)
+
+_LATEST_PREDICTOR_ID = (
+    select(PredictorRow.id)
+    .where(PredictorRow.model_id == bindparam("model_id"))
+    .order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc())
+    .limit(1)
+)
+_ANSWERED_PLAN = (
+    select(PlanRow.document)
+    .join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
+    .where(PlanRequestRow.request_key == bindparam("request_key"))
+)
 
 
 def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
@@ -163,9 +175,7 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
 
     def latest_predictor_id(self, model_id: str) -> str | None:
         """As `latest_predictor`, its id alone."""
-        query = select(PredictorRow.id).where(PredictorRow.model_id == model_id).limit(1)
-        with self._reading() as session:
-            return session.scalar(query.order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc()))
+        return self._read_one(_LATEST_PREDICTOR_ID, model_id=model_id)
 
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
         """Predictors of one model or of all, oldest first."""
@@ -193,7 +203,7 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
             savepoint = session.begin_nested()
             first = plan
             if not self._insert_new(session, PlanRow, [row]):
-                first = plan_of(session.get_one(PlanRow, plan.plan_id))
+                first = plan_of(session.get_one(PlanRow, plan.plan_id).document)
                 if first.model_copy(update={"created_at": plan.created_at}) != plan:
                     raise conflict("plan", plan.plan_id, f"stored for {first.target!r}, given for {plan.target!r}")
             request = {"request_key": record.request_key, "plan_id": plan.plan_id}
@@ -201,9 +211,9 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
                 savepoint.commit()
                 return PlanRecord(request_key=record.request_key, plan=first)
             savepoint.rollback()  # it was answered before: the plan that nobody asked for goes again
-            stored = _find_plan(session, record.request_key)
-            assert stored is not None, "the insert waited for the request that was there first"
-            return stored
+            # The insert waited for the request that was there first.
+            document = session.scalars(_ANSWERED_PLAN, {"request_key": record.request_key}).one()
+            return PlanRecord(record.request_key, plan_of(document))
 
     def get_plan(self, plan_id: str) -> PlanRecord:
         """The plan, with the first request that it answered; raises NotFoundError."""
@@ -217,12 +227,12 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
         with self._reading() as session:
             found = session.execute(query).one_or_none()
             row, request_key = require(found, "plan", plan_id, "Request it again with `lop plan`")
-            return PlanRecord(request_key=request_key, plan=plan_of(row))
+            return PlanRecord(request_key=request_key, plan=plan_of(row.document))
 
     def find_plan(self, request_key: str) -> PlanRecord | None:
         """The plan that answered an equal request, None if there was none."""
-        with self._reading() as session:
-            return _find_plan(session, request_key)
+        document = self._read_one(_ANSWERED_PLAN, request_key=request_key)
+        return None if document is None else PlanRecord(request_key, plan_of(document))
 
     def _add(
         self,
@@ -241,9 +251,3 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
         if differing:
             raise conflict(table.__tablename__.removesuffix("s"), record.id, f"another {', '.join(differing)}")
         return stored
-
-
-def _find_plan(session: Session, request_key: str) -> PlanRecord | None:
-    query = select(PlanRow).join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
-    row = session.scalars(query.where(PlanRequestRow.request_key == request_key)).one_or_none()
-    return None if row is None else PlanRecord(request_key=request_key, plan=plan_of(row))

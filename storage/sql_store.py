@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CursorResult, Engine, Insert, Table, select
+from sqlalchemy import CursorResult, Engine, Insert, Select, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -13,6 +13,7 @@ from storage.database import database_errors
 from storage.tables import ArtifactRow, Base, CalibrationRow, ModelRow
 
 Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 
 class SqlStore:
@@ -36,6 +37,14 @@ class SqlStore:
             session.begin(),
         ):
             yield session
+
+    def _read_one(self, query: Select[Value], **values: Any) -> Value | None:
+        """The value that a `query` of one column finds first, with `values` for its parameters; None without a row.
+
+        For what every plan request reads: an ORM session and a query built anew take longer than such a query itself.
+        """
+        with database_errors(self._engine), self._engine.connect() as connection:
+            return connection.scalar(query, values)
 
     @property
     def _is_postgresql(self) -> bool:

@@ -37,14 +37,13 @@ def test_candidate_zero_is_greedy_and_noise_is_seeded() -> None:
 def test_every_decoded_candidate_keeps_to_its_own_budget(decoder: PolicyDecoder) -> None:
     budgets = np.linspace(GRID.min_cost_from[0], GRID.max_cost_from[0], 50).astype(np.int64)
     slack = (budgets - GRID.min_cost_from[0])[:, None]
-    levels, log_p = decoder.decode(COSTS, slack, gumbel_noise(5, 50, 4, seed=0))
+    levels = decoder.decode(COSTS, slack, gumbel_noise(5, 50, 4, seed=0))
     for row, budget in zip(levels.tolist(), budgets.tolist(), strict=True):
         remaining = budget
         for layer, level in enumerate(row):
             assert level + 1 in GRID.feasible_levels(layer, remaining)
             remaining -= GRID.costs[layer][level]
         assert remaining >= 0
-    assert np.isfinite(log_p).all()
     assert levels[0].tolist() == [0] * 5
 
 
@@ -52,15 +51,14 @@ def test_several_limits_hold_at_once(decoder: PolicyDecoder) -> None:
     second = np.array([[0, 5, 5, 90], [0, 0, 0, 60], [0, 1, 2, 3], [0, 30, 31, 32], [0, 0, 40, 80]])
     costs = LevelCosts(np.stack([COSTS.excess[0], second]))
     slack = np.stack([np.linspace(0, 1200, 20), np.linspace(265, 0, 20)], axis=1).astype(np.int64)
-    levels, _ = decoder.decode(costs, slack, gumbel_noise(5, 20, 4, seed=2))
+    levels = decoder.decode(costs, slack, gumbel_noise(5, 20, 4, seed=2))
     assert (costs.spent(levels) <= slack).all()
 
 
-def test_the_probabilities_of_a_step_are_those_of_decoding(decoder: PolicyDecoder) -> None:
+def test_the_most_likely_levels_of_single_steps_are_what_is_decoded(decoder: PolicyDecoder) -> None:
     slack = np.array([700], dtype=np.int64)
-    levels, log_p = decoder.decode(COSTS, slack[None], np.zeros((5, 1, 4), dtype=np.float32))
+    levels = decoder.decode(COSTS, slack[None], np.zeros((5, 1, 4), dtype=np.float32))
     for layer in range(5):
         p = decoder.next_level(COSTS, slack, levels[0, :layer])
-        assert p.sum() == pytest.approx(1.0, abs=1e-5)
+        assert p.sum() == pytest.approx(1.0, abs=1e-12)
         assert int(p.argmax()) == levels[0, layer]
-        assert p.max() == pytest.approx(np.exp(log_p[0, layer]), rel=1e-5)

@@ -60,7 +60,7 @@ def neighbours(levels: np.ndarray, slack: np.ndarray) -> list[np.ndarray]:
 def test_one_round_finds_the_best_neighbour(table: LevelValues) -> None:
     for levels in ([3, 0, 3, 1, 0], [0, 1, 1, 2, 1], [1, 1, 1, 1, 1]):
         start = start_at(table, levels)
-        found = improve(table, COSTS, start, SLACK, 1)
+        found = improve(table, COSTS, [start], SLACK, 1)
         scores = table.pessimistic(np.stack(neighbours(start.levels, SLACK)))
         assert found.score == pytest.approx(min(float(scores.min()), start.score), abs=2e-3)
 
@@ -82,7 +82,7 @@ def test_the_process_of_an_exchange_is_that_of_the_result(table: LevelValues) ->
 
 def test_descent_keeps_to_the_slack_and_ends_where_no_exchange_helps(table: LevelValues) -> None:
     start = start_at(table, [0, 0, 0, 0, 0])
-    end = improve(table, COSTS, start, SLACK, 50)
+    end = improve(table, COSTS, [start], SLACK, 50)
     assert end.score < start.score
     assert (COSTS.spent(end.levels[None]) <= SLACK).all()
     scores = table.pessimistic(np.stack(neighbours(end.levels, SLACK)))
@@ -90,18 +90,28 @@ def test_descent_keeps_to_the_slack_and_ends_where_no_exchange_helps(table: Leve
     assert end.score == pytest.approx(float(table.pessimistic(end.levels[None])[0]), abs=1e-4)
 
 
+def test_of_several_descents_the_best_end_counts(table: LevelValues) -> None:
+    """Also of those that come upon each other's path, and of those that cannot go on."""
+    starts = [start_at(table, levels) for levels in ([3, 0, 3, 1, 0], [0, 1, 1, 2, 1], [1, 1, 1, 1, 1])]
+    for rounds in (0, 1, 2, 50):
+        alone = [improve(table, COSTS, [start], SLACK, rounds).score for start in starts]
+        assert improve(table, COSTS, starts, SLACK, rounds).score == min(alone)
+    again = improve(table, COSTS, [starts[0], starts[0]], SLACK, 50)
+    assert again.levels.tolist() == improve(table, COSTS, starts[:1], SLACK, 50).levels.tolist()
+
+
 def test_a_wrong_allocation_is_put_right(table: LevelValues) -> None:
     """Layer 1 is by far the most sensitive, layer 3 hardly at all."""
     wrong = start_at(table, [3, 0, 3, 3, 3])
     slack = COSTS.spent(wrong.levels[None])[0]
-    better = improve(table, COSTS, wrong, slack, 10)
+    better = improve(table, COSTS, [wrong], slack, 10)
     assert better.levels[1] > 0
     assert better.score < wrong.score - 0.1
 
 
 def test_the_dense_model_stays(table: LevelValues) -> None:
     dense = start_at(table, [3] * 5)
-    assert improve(table, COSTS, dense, COSTS.most_from[0], 5).levels.tolist() == [3] * 5
+    assert improve(table, COSTS, [dense], COSTS.most_from[0], 5).levels.tolist() == [3] * 5
 
 
 def test_made_up_costs_grow_with_the_level_and_differ(encoding: Encoding) -> None:

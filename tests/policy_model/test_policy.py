@@ -69,15 +69,19 @@ def test_infeasible_levels_get_no_gradient(policy: Policy, features: torch.Tenso
 def test_decoding_in_numpy_is_the_network_in_torch(
     policy: Policy, encoding: Encoding, features: torch.Tensor, grid: LevelGrid
 ) -> None:
-    """Teacher-forced on what was decoded, the network gives every decision the same log-probability."""
+    """Teacher-forced on what was decoded, the network gives every level of every decision the same probability."""
     costs, slack = LevelCosts.of_grid(grid), [500, 1200, 2000, 3000]
-    noise = gumbel_noise(6, 4, 4, seed=1)
-    levels, stepwise = decoder_of(policy, encoding).decode(costs, np.array(slack)[:, None], noise)
+    decoder, noise = decoder_of(policy, encoding), gumbel_noise(6, 4, 4, seed=1)
+    levels = decoder.decode(costs, np.array(slack)[:, None], noise)
     forced = torch.from_numpy(levels)
     with torch.no_grad():
         log_p = policy(features, *tensors(costs, forced, slack)[:1], forced, tensors(costs, forced, slack)[1])
-    expected = log_p.gather(-1, forced[..., None])[..., 0].numpy()
-    np.testing.assert_allclose(stepwise, expected, atol=1e-5, rtol=1e-4)
+    for row, left in enumerate(slack):
+        for layer in range(6):
+            p = decoder.next_level(costs, np.array([left]), levels[row, :layer])
+            np.testing.assert_allclose(p, log_p[row, layer].exp().numpy(), atol=1e-5, rtol=1e-4)
+    # What is decoded is most likely under the noise.
+    assert np.array_equal((log_p.numpy() + noise.transpose(1, 0, 2)).argmax(axis=2), levels)
     assert len(np.unique(levels, axis=0)) > 1
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_model.dataset import training_data
-from policy_model.encoding import encode
+from policy_model.encoding import encode, log_kl
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import CONFIG_FILE, WEIGHTS_FILE, Predictor, PredictorInfo
@@ -136,6 +136,22 @@ def test_proposals_and_the_prior_are_what_a_search_takes(predictor: Predictor, g
 
 def test_what_was_measured_is_surer_than_what_was_not(predictor: Predictor) -> None:
     assert predictor.uncertainty((4, 4, 4, 4, 4, 2)) < predictor.uncertainty((1, 4, 1, 4, 1, 4))
+
+
+def test_it_is_unsure_where_it_was_wrong_before(predictor: Predictor) -> None:
+    """The same deviation counts for more where residuals were larger than expected."""
+    mild, strong = (4, 4, 4, 4, 4, 2), (1, 1, 1, 1, 1, 1)
+    weights, config = predictor.to_bytes()
+    at = [log_kl(predictor.judge(predictor.encoding.grid.widths_of(x)).kl) for x in (mild, strong)]
+
+    def with_residuals(at_mild: float, at_strong: float) -> Predictor:
+        plan = dataclasses.replace(predictor.calibration.plan, spread=((at[0], at_mild), (at[1], at_strong)))
+        calibration = dataclasses.replace(predictor.calibration, plan=plan)
+        return Predictor.from_bytes(weights, config | {"calibration": calibration.to_dict()})
+
+    even, wrong = with_residuals(1.0, 1.0), with_residuals(1.0, 5.0)
+    assert wrong.uncertainty(strong) == pytest.approx(5.0 * even.uncertainty(strong), rel=1e-6)
+    assert wrong.uncertainty(mild) == pytest.approx(even.uncertainty(mild), rel=1e-6)
 
 
 def test_another_model_is_refused(predictor: Predictor, anatomy: ModelAnatomy) -> None:

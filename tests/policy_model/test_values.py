@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from policy_model.basis import Basis, Regression
 from policy_model.dataset import TrainingData, training_data
 from policy_model.encoding import KL_FLOOR_NATS, Encoding, encode
 from policy_model.value_training import ValueFit, choose_anchors, fit_values
-from policy_model.values import Basis, Values, distances, weights_of
+from policy_model.values import Values, distances, weights_of
 from pruning.anatomy import ModelAnatomy
 from pruning.levels import LevelGrid
 from storage.records import Sample
@@ -56,6 +57,30 @@ def test_places_run_faster_where_sensitivity_changes_much(encoding: Encoding) ->
     np.testing.assert_allclose(halfway, (basis.places(basis.knots.T[:1]) + basis.places(basis.knots.T[1:2])) / 2)
 
 
+def covariance_of(values: Values, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[A, B] in units of s^2 of what is modelled at kept fractions [A, L] and [B, L], process and regression."""
+    kernel, basis = values.kernel, values.basis
+    apart = distances(basis.places(x), basis.places(y)).astype(np.float64)
+    terms = basis.terms(x, basis.own_kl(x)) @ basis.terms(y, basis.own_kl(y)).T
+    return (np.exp(-apart / kernel.length) + kernel.slack * terms) * np.outer(basis.fade(x), basis.fade(y))
+
+
+def noise_of(fit: ValueFit, data: TrainingData) -> np.ndarray:
+    """[N] variances in units of s^2 of the samples."""
+    return fit.values.kernel.noise**2 / weights_of(data.gap)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 6])
+def test_the_regression_is_its_terms_times_the_readout(encoding: Encoding, num_layers: int) -> None:
+    """Every single term, and all of them together."""
+    basis, rng = Basis(encoding), np.random.default_rng(0)
+    basis.pairs = np.triu_indices(num_layers, k=1)
+    x, own = rng.uniform(0.2, 1.0, (7, num_layers)), rng.uniform(0.0, 0.5, (7, num_layers))
+    terms = basis.terms(x, own)
+    for readout in [*np.eye(terms.shape[1]), rng.normal(size=terms.shape[1])]:
+        np.testing.assert_allclose(Regression(readout, num_layers)(x, own), terms @ readout, rtol=1e-12, atol=1e-15)
+
+
 def test_distances_add_up_over_layers() -> None:
     a, b = np.array([[0.0, 1.0]], dtype=np.float32), np.array([[0.5, 3.0], [0.0, 1.0]], dtype=np.float32)
     assert distances(a, b).tolist() == [[2.5, 0.0]]
@@ -71,17 +96,10 @@ def test_what_was_measured_is_repeated_and_what_was_not_is_doubted(fit: ValueFit
 
 def test_the_mean_is_that_of_universal_kriging(fit: ValueFit, data: TrainingData) -> None:
     """Process and regression as one Gaussian process: its covariance written out and solved."""
-    values, kernel, basis = fit.values, fit.values.kernel, fit.values.basis
-
-    def covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        apart = distances(basis.places(x), basis.places(y)).astype(np.float64)
-        terms = basis.terms(x, basis.own_kl(x)) @ basis.terms(y, basis.own_kl(y)).T
-        return (np.exp(-apart / kernel.length) + kernel.slack * terms) * np.outer(basis.fade(x), basis.fade(y))
-
-    x = data.fractions
-    noisy = covariance(x, x) + np.diag(kernel.noise**2 / weights_of(data.gap))
+    values, basis, x = fit.values, fit.values.basis, data.fractions
+    noisy = covariance_of(values, x, x) + np.diag(noise_of(fit, data))
     new = np.random.default_rng(1).uniform(0.3, 0.9, (5, 6))
-    expected = basis.base(basis.own_kl(new)) + covariance(new, x) @ np.linalg.solve(
+    expected = basis.base(basis.own_kl(new)) + covariance_of(values, new, x) @ np.linalg.solve(
         noisy, data.log_kl - basis.base(basis.own_kl(x))
     )
     np.testing.assert_allclose(values(new), expected, atol=2e-3)
@@ -91,12 +109,9 @@ def test_leave_one_out_errors_are_those_of_fits_without_the_sample(
     encoding: Encoding, data: TrainingData, fit: ValueFit
 ) -> None:
     """With the process's constants held fixed, which the closed form takes for granted."""
-    kernel, basis = fit.values.kernel, fit.values.basis
-    fade, own = basis.fade(data.fractions), basis.own_kl(data.fractions)
-    terms = basis.terms(data.fractions, own)
-    apart = distances(basis.places(data.fractions), basis.places(data.fractions)).astype(np.float64)
-    covariance = (np.exp(-apart / kernel.length) + kernel.slack * terms @ terms.T) * np.outer(fade, fade)
-    target, noise = data.log_kl - basis.base(own), kernel.noise**2 / weights_of(data.gap)
+    basis = fit.values.basis
+    covariance, noise = covariance_of(fit.values, data.fractions, data.fractions), noise_of(fit, data)
+    target = data.log_kl - basis.base(basis.own_kl(data.fractions))
     for n in (3, 40, 90):
         others = np.arange(len(target)) != n
         noisy = covariance[np.ix_(others, others)] + np.diag(noise[others])
@@ -107,12 +122,9 @@ def test_leave_one_out_errors_are_those_of_fits_without_the_sample(
 def test_errors_without_a_group_are_those_of_fits_without_it(
     encoding: Encoding, data: TrainingData, fit: ValueFit
 ) -> None:
-    kernel, basis = fit.values.kernel, fit.values.basis
-    fade, own = basis.fade(data.fractions), basis.own_kl(data.fractions)
-    terms = basis.terms(data.fractions, own)
-    apart = distances(basis.places(data.fractions), basis.places(data.fractions)).astype(np.float64)
-    covariance = (np.exp(-apart / kernel.length) + kernel.slack * terms @ terms.T) * np.outer(fade, fade)
-    target, noise = data.log_kl - basis.base(own), kernel.noise**2 / weights_of(data.gap)
+    basis = fit.values.basis
+    covariance, noise = covariance_of(fit.values, data.fractions, data.fractions), noise_of(fit, data)
+    target = data.log_kl - basis.base(basis.own_kl(data.fractions))
     assert (fit.groups[~data.searched] == -1).all()
     assert fit.groups.max() >= 2
     for group in range(int(fit.groups.max()) + 1):
