@@ -1,5 +1,6 @@
 """The tensors of a checkpoint held against those of the model that its config describes, built without memory."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,10 +9,18 @@ from typing import TYPE_CHECKING
 
 from pruning.architecture import model_class
 from pruning.errors import CheckpointError, UnsupportedModelError
-from pruning.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, TensorHeader, decoder_tensor, outer_tensor, short_names
+from pruning.tensor_roles import (
+    EMBEDDINGS,
+    OUTPUT_HEAD,
+    TensorHeader,
+    decoder_tensor,
+    is_computed,
+    outer_tensor,
+    short_names,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 
@@ -19,11 +28,13 @@ _FLOATS = ("F64", "F32", "BF16", "F16")
 def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -> None:
     """Check, before any is read, that `tensors` are those of the dense model of `config`.
 
-    The language model's are compared by name and shape. All others are looked for by the end of their name, since
-    transformers renames modules when it loads; what it would leave out may be there too.
+    The language model's are compared by name and shape. All others are looked for by the end of their name and by how
+    many values they hold, since transformers renames modules and reshapes some when it loads; what it would leave out
+    may be there too.
 
     Raises:
-        CheckpointError: a tensor is missing, or has another shape; transformers cannot build the model.
+        CheckpointError: a tensor is missing, is nobody's, or has another shape or size; transformers cannot build the
+            model.
         UnsupportedModelError: a decoder layer lacks a projection, or has tensors that the model has not (scales of
             quantised weights, factors of factorised ones), or weights that are no floating-point numbers.
     """
@@ -31,26 +42,35 @@ def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -
     tied = bool(getattr(config, "tie_word_embeddings", False))
     layers = _layers(tensors)
     _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers)
-    built, may_miss = _built_tensors(config)
+    model = _built(config)
+    # Tied ones are listed once.
+    built = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
     _check_layers(layers, _layers(built))
     _check_outer(_outer(tensors, tied=tied), _outer(built, tied=tied))
-    _check_rest(tensors, built, may_miss, tied=tied)
+    needed = [tensor for tensor in built if not _matches(tensor[0], model._keys_to_ignore_on_load_missing)]
+    _check_complete(tensors, needed, tied=tied)
+    ignored = model._keys_to_ignore_on_load_unexpected
+    names = [name for name, _, _ in tensors if not (is_computed(name) or _matches(name, ignored))]
+    _check_known(names, model.state_dict(), tied=tied)
 
 
-def _built_tensors(config: "PreTrainedConfig") -> tuple[list[TensorHeader], list[str]]:
-    """The model's parameters, tied ones once, and patterns of the names that its files may lack."""
+def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
+    """The model of `config`, without memory for its weights."""
     import torch
 
     config = deepcopy(config)
     try:
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
-            model = model_class(config)(config)
+            model: PreTrainedModel = model_class(config)(config)
     except (ImportError, ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError("transformers must be able to build the model of config.json", values=reason) from error
-    parameters = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
-    return parameters, list(model._keys_to_ignore_on_load_missing or ())
+    return model
+
+
+def _matches(name: str, patterns: Iterable[str] | None) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns or ())
 
 
 _Layers = Mapping[int, Mapping[str, TensorHeader]]
@@ -121,15 +141,38 @@ def _check_tensor(found: TensorHeader, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_rest(
-    tensors: Iterable[TensorHeader], built: Iterable[TensorHeader], may_miss: Iterable[str], *, tied: bool
-) -> None:
-    found = Counter(short_names((name for name, _, _ in tensors), tied=tied).values())
-    needed = {name for name, _, _ in built if not any(re.search(pattern, name) for pattern in may_miss)}
-    missing = Counter(short_names(needed, tied=tied).values()) - found
+def _check_complete(tensors: Iterable[TensorHeader], needed: Iterable[TensorHeader], *, tied: bool) -> None:
+    found, expected = _sizes(tensors, tied=tied), _sizes(needed, tied=tied)
+    missing = Counter(name for name, _ in expected.elements()) - Counter(name for name, _ in found.elements())
     if missing:
         raise CheckpointError(
             "the checkpoint must hold every tensor of its model",
             values=f"{missing.total()} are missing, first one that ends in {min(missing)}",
             remedy="Copy or download the checkpoint again",
         )
+    if wrong := expected - found:
+        name, size = min(wrong)
+        has = ", ".join(str(other) for short, other in sorted(found - expected) if short == name)
+        raise CheckpointError(
+            "every tensor must have as many values as the config says",
+            values=f"one that ends in {name} has {has}, should have {size}",
+            remedy="Check the sizes of the vision tower and the projector in config.json, or copy the checkpoint again",
+        )
+
+
+def _check_known(names: Iterable[str], built: Iterable[str], *, tied: bool) -> None:
+    # A head that differs from the embeddings is kept, whatever the config says.
+    known = {*short_names(built, tied=tied).values(), OUTPUT_HEAD}
+    unknown = sorted(name for name, short in short_names(names, tied=tied).items() if short not in known)
+    if unknown:
+        raise CheckpointError(
+            "the checkpoint must hold no tensors that its model has not",
+            values=f"{len(unknown)}, first {unknown[0]}",
+            remedy="Take out what was stored beside the model, or merge it into the weights (adapters)",
+        )
+
+
+def _sizes(tensors: Iterable[TensorHeader], *, tied: bool) -> Counter[tuple[str, int]]:
+    """How many tensors there are of each short name and number of values."""
+    sizes = {name: math.prod(shape) for name, shape, _ in tensors}
+    return Counter((short, sizes[name]) for name, short in short_names(sizes, tied=tied).items())

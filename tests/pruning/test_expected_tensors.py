@@ -71,6 +71,44 @@ def test_missing_tensors(folder: Path, missing: str, error: type[Exception], sai
         read_anatomy(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "multi_modal_projector.linear_1.weight",
+        "multi_modal_projector.linear_2.bias",
+        "vision_tower.embeddings.position_embedding.weight",
+        "vision_tower.encoder.layers.1.mlp.fc1.weight",
+    ],
+)
+def test_vision_and_projector_tensors_of_another_size(folder: Path, name: str) -> None:
+    sizes = []
+
+    def shorter(x: torch.Tensor) -> torch.Tensor:
+        sizes.extend([x[1:].numel(), x.numel()])
+        return x[1:]
+
+    changed(folder, name, shorter)
+    ending = ".".join(name.split(".")[-2:])
+    with pytest.raises(CheckpointError, match=rf"as many values.*{ending} has {sizes[0]}, should have {sizes[1]}"):
+        read_anatomy(folder)
+
+
+def test_reshaped_vision_tensors_are_left_to_transformers(folder: Path) -> None:
+    """Qwen-VL's patches are stored for a convolution and loaded for a linear layer."""
+    before = read_anatomy(folder)
+    name = "vision_tower.embeddings.patch_embedding.weight"
+    assert read_anatomy(changed(folder, name, lambda x: x.flatten(1))).layers == before.layers
+
+
+@pytest.mark.parametrize(
+    "name", ["multi_modal_projector.adapter.weight", "vision_tower.encoder.layers.1.mlp.fc1.lora_A", "optimizer.step"]
+)
+def test_tensors_that_no_part_of_the_model_has(folder: Path, name: str) -> None:
+    change_tensors(folder, lambda tensors: tensors | {name: torch.ones(3)})
+    with pytest.raises(CheckpointError, match=rf"no tensors that its model has not \(got 1, first {name}\)"):
+        read_anatomy(folder)
+
+
 def test_scales_beside_weights(folder: Path) -> None:
     change_tensors(folder, lambda tensors: tensors | {f"{GATE}_scale": torch.ones(48, 1)})
     with pytest.raises(UnsupportedModelError, match=r"layer 1 has an unknown mlp\.gate_proj\.weight_scale.*quantised"):
