@@ -1,9 +1,9 @@
 """Improvement over rounds: the predictor leads the search, the search adds samples, the predictor is trained on them.
 
-As AlphaZero alternates self-play and learning. The budgets of a round are those whose plan has the widest calibrated
-interval, one in every part of the searched range: there the predictor knows little, or was wrong before. What a round
-was worth is measured: the KL of the predictor's own plan before and after, against the best that the search found
-there.
+As AlphaZero alternates self-play and learning. The budgets of a round are those that the predictor expects to be worst
+at, one in every part of the searched range: where little is known near by, or where it was wrong before. What a round
+was worth is measured on the KL of the predictor's own plans before and after: at these budgets, against the best that
+the search found there, and at budgets in between, which it did not search.
 """
 
 import itertools
@@ -71,6 +71,8 @@ class RoundReport:
         sparsities: of the budgets that were searched, [T].
         plan_kl_before, plan_kl_after: measured calibration KL of the predictor's own plans there, [T].
         best_kl: the best known there after the round, [T].
+        between: sparsities half-way between those budgets, [T - 1] at most, which nothing was searched for.
+        between_kl_before, between_kl_after: as `plan_kl_before` and `plan_kl_after`, at `between`.
         new_samples: samples that the round added.
         predictor: id of the one trained at the end.
     """
@@ -80,6 +82,9 @@ class RoundReport:
     plan_kl_before: tuple[float, ...]
     plan_kl_after: tuple[float, ...]
     best_kl: tuple[float, ...]
+    between: tuple[float, ...]
+    between_kl_before: tuple[float, ...]
+    between_kl_after: tuple[float, ...]
     new_samples: int
     predictor: str
 
@@ -93,9 +98,15 @@ class RoundReport:
         """As `ratio_before`, with the predictor trained at the end."""
         return _mean_ratio(self.plan_kl_after, self.best_kl)
 
+    @property
+    def ratio_between(self) -> float | None:
+        """Geometric mean of the plans' KL after the round over that before, `between` the budgets; None without any."""
+        return _mean_ratio(self.between_kl_after, self.between_kl_before) if self.between else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self) | {"ratio_before": self.ratio_before, "ratio_after": self.ratio_after}
+        ratios = {name: getattr(self, name) for name in ("ratio_before", "ratio_after", "ratio_between")}
+        return asdict(self) | ratios
 
 
 def train_in_rounds(
@@ -144,13 +155,22 @@ def train_in_rounds(
         trained = load_predictor(repository, record)
         after = _measured_plans(repository, model_id, calibration_id, evaluate, trained, budgets)
         total = predictor.encoding.grid.max_cost_from[0]
+        # Measured now: what is measured is learnt from, and nothing of this may have been.
+        middles = _between(budgets, total, rounds)
+        middle_before, middle_after = (
+            _measured_plans(repository, model_id, calibration_id, evaluate, each, middles)
+            for each in (predictor, trained)
+        )
         reports.append(
             RoundReport(
                 number=number,
-                sparsities=tuple(round(1.0 - budget / total, 4) for budget in budgets),
+                sparsities=_sparsities(budgets, total),
                 plan_kl_before=before,
                 plan_kl_after=after,
                 best_kl=_best_known(result, before, after),
+                between=_sparsities(middles, total),
+                between_kl_before=middle_before,
+                between_kl_after=middle_after,
                 new_samples=len(training_samples(repository, model_id, calibration_id)) - len(samples),
                 predictor=record.id,
             )
@@ -163,20 +183,26 @@ def train_in_rounds(
 def uncertain_budgets(
     predictor: "Predictor", samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int]
 ) -> tuple[int, ...]:
-    """FFN parameters of the round's targets: in each part of the searched range, the one of the widest interval."""
+    """FFN parameters of the round's targets, ascending: in each part of the searched range, the one whose plan has the
+    largest error to expect. Fewer where parts are narrower than a step of one layer's level, or to be avoided.
+
+    Raises InputError if all are.
+    """
     grid = predictor.encoding.grid
     total, lowest = grid.max_cost_from[0], grid.min_cost_from[0]
     searched = [
         sum(w * c[-1] / r[-1] for w, r, c in zip(s.widths, grid.widths, grid.costs, strict=True)) for s in samples
     ]
     deep = [kept for kept, s in zip(searched, samples, strict=True) if _num_pruned(grid, s.widths) > 1]
-    low, high = max(min(deep), lowest), min(max(deep), 0.98 * total)
+    low = max(min(deep), lowest)
+    high = max(low, min(max(deep), 0.98 * total))
+    step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
     rng = np.random.default_rng(list(seed))
     edges = np.linspace(low, high, rounds.num_targets + 1)
-    chosen = []
+    chosen: list[int] = []
     for left, right in itertools.pairwise(edges):
         budgets = [int(b) for b in rng.uniform(left, right, CHOICES_PER_TARGET)]
-        free = [b for b in budgets if all(abs(1.0 - b / total - s) > rounds.margin for s in rounds.avoid)]
+        free = [b for b in budgets if _is_free(b, total, rounds) and (not chosen or b - chosen[-1] >= step)]
         if free:
             chosen.append(max(free, key=lambda budget: predictor.uncertainty(predictor.propose(budget))))
     if not chosen:
@@ -185,7 +211,20 @@ def uncertain_budgets(
             values=f"{len(rounds.avoid)} sparsities with a margin of {rounds.margin}",
             remedy="Avoid fewer, or lower the margin",
         )
-    return tuple(dict.fromkeys(chosen))
+    return tuple(chosen)
+
+
+def _is_free(budget: int, total: int, rounds: RoundSettings) -> bool:
+    return all(abs(1.0 - budget / total - sparsity) > rounds.margin for sparsity in rounds.avoid)
+
+
+def _between(budgets: Sequence[int], total: int, rounds: RoundSettings) -> tuple[int, ...]:
+    middles = ((a + b) // 2 for a, b in itertools.pairwise(budgets))
+    return tuple(middle for middle in middles if _is_free(middle, total, rounds))
+
+
+def _sparsities(budgets: Sequence[int], total: int) -> tuple[float, ...]:
+    return tuple(round(1.0 - budget / total, 4) for budget in budgets)
 
 
 def _measured_plans(

@@ -45,11 +45,13 @@ class RoundsProgress:
     def on_round(self, report: "RoundReport") -> None:
         """A line for a round that is finished."""
         self._end()
-        stderr().print(
+        line = (
             f"round {report.number}: {report.new_samples} new samples; plans were {report.ratio_before:.3f} times the "
-            f"best known KL, now {report.ratio_after:.3f}",
-            markup=False,
+            f"best known KL, now {report.ratio_after:.3f}"
         )
+        if report.ratio_between is not None:
+            line += f"; between these budgets {report.ratio_between:.3f} times what they were"
+        stderr().print(line, markup=False)
 
     def _end(self) -> None:
         """Leave the bar that is shown: two at once would write over each other."""

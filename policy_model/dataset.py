@@ -53,6 +53,12 @@ class TrainingData:
         return len(self.log_kl)
 
     @property
+    def searched_range(self) -> tuple[float, float]:
+        """The least and the greatest retention that was searched."""
+        retention = self.retention[self.searched]
+        return float(retention.min()), float(retention.max())
+
+    @property
     def on_grid(self) -> NDArray[np.bool_]:
         """bool [N]: can be decoded by the policy."""
         on_grid: NDArray[np.bool_] = np.all(self.levels >= 0, axis=1)
@@ -101,7 +107,7 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
             f"training a predictor needs at least {MIN_SAMPLES} samples, {MIN_SEARCHED_SAMPLES} of which prune two "
             "layers or more",
             values=f"{len(distinct)} samples, {searched} of them prune two layers or more",
-            remedy="Add some with `lop search`",
+            remedy="Add some with `lop search`" if len(dense) > 1 else "A model of one layer has nothing to allocate",
         )
     return [distinct[widths] for widths in sorted(distinct)]
 

@@ -104,7 +104,8 @@ class PolicyTraining:
         noise = gumbel_noise(grid.num_layers, len(repeated), grid.num_levels, self.seed + round_index)
         decoded = decoder.decode(pricing.costs, repeated[:, None], noise)
         proposals = decoded.reshape(len(slacks), PROPOSALS, -1).tolist()
-        own = self.expert_pricings == kind
+        # Whoever starts from a held-out expert would show it to the policy.
+        own = (self.expert_pricings == kind) & ~self._held_out()
         smaller, known = self.expert_slacks[own], self.expert_levels[own]
         for slack, proposed in zip(slacks, proposals, strict=True):
             below = np.flatnonzero(smaller <= slack)

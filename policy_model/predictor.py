@@ -18,7 +18,9 @@ from policy_model.costs import LevelCosts
 from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
 from policy_model.encoding import Encoding
+from policy_model.left_out import GROUP_RETENTION
 from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
+from policy_model.past_errors import PastErrors
 from policy_model.policy_config import PolicyConfig
 from policy_model.values import Kernel, Values
 from pruning.allocators.uniform import uniform_widths
@@ -50,6 +52,7 @@ class Prediction:
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
         accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`.
         below_grid: no choice of levels meets the limits, so the widths are those of equal retention.
+        extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
 
     widths: tuple[int, ...]
@@ -58,6 +61,7 @@ class Prediction:
     accuracy: float
     accuracy_interval: tuple[float, float]
     below_grid: bool = False
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class PredictorInfo:
         num_samples: distinct samples it was trained on, and `samples_sha256` over their widths and metrics.
         calibration_id, ranking_sha256: what the samples were measured with.
         seed: of the training.
+        searched: least and greatest fraction of FFN parameters that a sample of two pruned layers or more keeps.
         metrics: measured during training, by name.
     """
 
@@ -78,6 +83,8 @@ class PredictorInfo:
     calibration_id: str
     ranking_sha256: str
     seed: int
+    # Of predictors from before it was recorded, nothing is said.
+    searched: tuple[float, float] = (0.0, 1.0)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,6 +99,7 @@ class Predictor:
         values: what judges complete configurations.
         encoding: of the model.
         calibration: of the values.
+        past_errors: of the values.
         info: where it comes from.
     """
 
@@ -102,9 +110,11 @@ class Predictor:
         values: Values,
         encoding: Encoding,
         calibration: Calibration,
+        past_errors: PastErrors,
         info: PredictorInfo,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
+        self._past_errors = past_errors
         self._policy, self._config = dict(policy), config
         self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
         self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
@@ -150,12 +160,16 @@ class Predictor:
         return self._prediction(widths, chosen=False)
 
     def _prediction(self, widths: Sequence[int], *, chosen: bool) -> Prediction:
-        mean, deviation = (float(x[0]) for x in self.values.judge(self.encoding.kept_fractions([widths])))
+        fractions = self.encoding.kept_fractions([widths])
+        mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
         accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation, chosen=chosen)
         kl, interval = kl_of(mean), self.calibration.interval(mean, deviation, chosen=chosen)
+        low, high = self.info.searched
+        retention = float(fractions[0] @ self.encoding.parameter_shares)
+        extrapolated = not low - GROUP_RETENTION <= retention <= high + GROUP_RETENTION
         if list(widths) == self.encoding.dense_widths.tolist():
-            kl, interval = 0.0, (0.0, 0.0)
-        return Prediction(tuple(widths), kl, interval, accuracy, accuracy_interval)
+            kl, interval, extrapolated = 0.0, (0.0, 0.0), False
+        return Prediction(tuple(widths), kl, interval, accuracy, accuracy_interval, extrapolated=extrapolated)
 
     def propose(self, budget: int) -> Configuration:
         """Levels [L] from 1 on the grid, of at most `budget` FFN parameters, which level 1 of every layer must fit."""
@@ -164,14 +178,14 @@ class Predictor:
         return tuple(int(k) + 1 for k in self._choose(costs, slack, self._grid_values))
 
     def uncertainty(self, configuration: Configuration) -> float:
-        """The width of the 90% interval of log KL for a configuration [L] of levels from 1, as of a plan.
+        """The error to expect of the log KL of a configuration [L] of levels from 1: a standard deviation, roughly.
 
-        Wide where nothing was measured near by, and where what was measured there was predicted badly without it.
+        What the values expect, which is much where nothing was measured near by, times how far off they were for what
+        they expected at about this retention.
         """
         fractions = self.encoding.kept_fractions([self.encoding.grid.widths_of(configuration)])
-        mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
-        low, high = self.calibration.plan.at(mean)
-        return (high - low) * deviation
+        retention = float(fractions[0] @ self.encoding.parameter_shares)
+        return float(self.values.judge(fractions)[1][0]) * self._past_errors.at(retention)
 
     def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
         """Probabilities [K] of the next layer's levels after 1-based `levels` [l]; `remaining` FFN parameters are left.
@@ -224,6 +238,7 @@ class Predictor:
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
+            "past_errors": self._past_errors.to_dict(),
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))
@@ -245,10 +260,13 @@ class Predictor:
             policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
             fitted = {n.removeprefix("values."): x for n, x in tensors.items() if n.startswith("values.")}
             values = Values(Basis(encoding), Kernel(**config["kernel"]), fitted)
-            sizes, info = PolicyConfig(**config["policy"]), PredictorInfo(**config["info"])
+            sizes = PolicyConfig(**config["policy"])
+            info = PredictorInfo(**config["info"])
+            info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
+            past_errors = PastErrors.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
             _check_shapes(policy, sizes)
-            found = cls(policy, sizes, values, encoding, calibration, info)
+            found = cls(policy, sizes, values, encoding, calibration, past_errors, info)
             found.propose(encoding.grid.max_cost_from[0] // 2 + encoding.grid.min_cost_from[0] // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(

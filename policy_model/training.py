@@ -3,8 +3,8 @@
 The stages, visible in `train_predictor`:
 1. The values are fitted to all samples, in closed form.
 2. `fit_policy`: rounds of expert iteration. Experts for random budgets are found on the values, starting from the
-   samples and from the policy's own proposals; the policy imitates them and the best samples, until held-out experts
-   say that nothing is learnt any more.
+   samples and from the policy's own proposals; the policy imitates them and the best samples. A round ends, and the
+   rounds end, when held-out experts say that nothing is learnt any more.
 3. Residuals of samples that are left out of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
@@ -30,6 +30,7 @@ from policy_model.checkpoint import (
 )
 from policy_model.dataset import TrainingData, check_samples, samples_sha256, training_data
 from policy_model.encoding import Encoding, encode
+from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
@@ -45,6 +46,10 @@ from storage.records import Sample
 
 POLICY_CHECK_EVERY_STEPS = 20
 POLICY_PATIENCE_STEPS = 80
+"""Steps without a better policy after which a round ends."""
+
+LEAST_ROUND_GAIN = 0.01
+"""Of the error on held-out experts: a round that gains less is the last one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def train_predictor(
         calibration_id=samples[0].calibration_id,
         ranking_sha256=samples[0].ranking_sha256,
         seed=settings.seed,
+        searched=data.searched_range,
     )
     checkpoint = None
     if checkpoint_folder is not None:
@@ -115,7 +121,13 @@ def train_predictor(
     metrics = {"value_error_log_kl": fit.error, **run.metrics()}
     policy = {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()}
     return Predictor(
-        policy, run.policy.config, fit.values, encoding, calibrate(data, fit), replace(info, metrics=metrics)
+        policy,
+        run.policy.config,
+        fit.values,
+        encoding,
+        calibrate(data, fit),
+        past_errors(data, fit),
+        replace(info, metrics=metrics),
     )
 
 
@@ -131,6 +143,13 @@ def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
         fit.groups[searched],
         fit.weights[searched],
     )
+
+
+def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:
+    """Of the anchors that prune two layers or more, each without its target."""
+    searched = np.flatnonzero(data.searched[fit.anchors])
+    retention = data.retention[fit.anchors[searched]]
+    return PastErrors.measure(retention, fit.grouped.at(searched).scores, fit.weights[searched])
 
 
 class _Run:
@@ -159,34 +178,51 @@ class _Run:
             self.policy = Policy(config)
         self.training = PolicyTraining(self.policy, values, encoding, data, seed=settings.seed, steps=self.num_steps)
         self.best = _copy(self.policy.state_dict())
-        self.best_error = float("inf")
+        self.best_error = self.round_start_error = float("inf")
         self.best_step = 0
         self.step = 0
+        self.loss = float("nan")
         if checkpoint is not None:
             state = checkpoint.load()
             if state is not None:
                 self._restore(state)
 
     def fit_policy(self) -> None:
-        """Rounds: find experts, imitate them. Keeps the state of the last round that does best on held-out experts."""
+        """Rounds: find experts, imitate them. Ends with the policy that does best on held-out experts.
+
+        A round ends early when the policy gets no better, and is the last one when it gained nothing.
+        """
         training, settings = self.training, self.settings
         while self.step < self.num_steps:
             round_index, within = divmod(self.step, settings.policy_steps_per_round)
+            if within == 0 and self.best_error > (1.0 - LEAST_ROUND_GAIN) * self.round_start_error:
+                self.num_steps = self.step
+                self._report()
+                break
             if len(training.expert_levels) < (round_index + 1) * settings.experts_per_round:
                 training.find_experts(round_index, settings.experts_per_round)
-                self.best_error, self.best_step = float("inf"), self.step
+                self.best_error = self.round_start_error = self._error_of_best()
+                self.best_step = self.step
             examples = training.examples()
             end = (round_index + 1) * settings.policy_steps_per_round
             while self.step < end:
-                loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate, examples)
+                self.loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate, examples)
                 self.step += 1
                 within += 1
                 if within % POLICY_CHECK_EVERY_STEPS == 0 or self.step == end:
                     self._keep_if_best(training.error())
                     if self.step - self.best_step >= POLICY_PATIENCE_STEPS:
                         self.step = end
-                self._after_step(loss)
+                self._after_step()
         self.policy.load_state_dict(self.best)
+
+    def _error_of_best(self) -> float:
+        """Of the best policy so far on the experts that are held out by now."""
+        present = _copy(self.policy.state_dict())
+        self.policy.load_state_dict(self.best)
+        error = self.training.error()
+        self.policy.load_state_dict(present)
+        return error
 
     def metrics(self) -> dict[str, float]:
         """The error on held-out experts, and how many experts there were."""
@@ -197,11 +233,14 @@ class _Run:
             self.best_error, self.best_step = error, self.step
             self.best = _copy(self.policy.state_dict())
 
-    def _after_step(self, loss: float) -> None:
+    def _after_step(self) -> None:
         if self.checkpoint is not None and self.step % self.settings.checkpoint_every_steps == 0:
             self.checkpoint.save(self._state())
+        self._report()
+
+    def _report(self) -> None:
         if self.progress is not None:
-            self.progress(TrainingProgress("policy", self.step, self.num_steps, loss, self.best_error))
+            self.progress(TrainingProgress("policy", self.step, self.num_steps, self.loss, self.best_error))
 
     def _state(self) -> TrainingState:
         training = self.training
@@ -215,6 +254,7 @@ class _Run:
         }
         numbers = {
             "best_error": min(self.best_error, 1e30),  # JSON has no infinity
+            "round_start_error": min(self.round_start_error, 1e30),
             "best_step": float(self.best_step),
         }
         return TrainingState(self.step, tensors, numbers)
@@ -228,6 +268,7 @@ class _Run:
         training.expert_slacks = tensors["expert_slacks"].numpy().copy()
         training.expert_pricings = tensors["expert_pricings"].numpy().copy()
         self.best_error, self.best_step = state.numbers["best_error"], int(state.numbers["best_step"])
+        self.round_start_error = state.numbers.get("round_start_error", float("inf"))
         self.step = state.step
 
 

@@ -1,7 +1,8 @@
 """A hardware budget as integer tables: what every allowed width of every layer costs in bytes, operations and time.
 
 Every table bounds what `pruning.cost.price` says from above, so that widths that meet the limits keep the budget. They
-are exact but for one thing: the header of a weight file, whose length depends on all widths together.
+are exact but for one thing: the header of a weight file, whose length depends on all widths together. Where that
+decides whether anything fits, the narrowest widths are counted with the header that they really have.
 """
 
 import json
@@ -9,10 +10,12 @@ import math
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pruning.activations import activation_bytes
 from pruning.anatomy import ModelAnatomy, Unit
 from pruning.compensation import added_biases, bias_parameters
-from pruning.cost import flops, kv_cache_bytes
+from pruning.cost import flops, kv_cache_bytes, price
 from pruning.errors import InputError
 from pruning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs
 from pruning.plan import Budget, Workload
@@ -89,17 +92,28 @@ class _Costs:
         return self._bytes(LimitKind.MEMORY_BYTES, most, fixed)
 
     def disk(self, most: int) -> Limit:
-        """Weight files, as `Achieved.disk_bytes`, their headers at their longest."""
-        return self._bytes(LimitKind.DISK_BYTES, most, header_bytes_bound(self._anatomy, compensates=self._compensates))
+        """Weight files, as `Achieved.disk_bytes`, their headers at their longest.
+
+        Where that leaves room for no widths at all, the narrowest may still fit with the header that they really have:
+        then they cost just that, and a layer that is wider adds what the longest header takes more.
+        """
+        longest = header_bytes_bound(self._anatomy, compensates=self._compensates)
+        limit = self._bytes(LimitKind.DISK_BYTES, most, longest)
+        if limit.least <= most:
+            return limit
+        narrowest = price(self._anatomy, self._steps.narrowest, compensates=self._compensates).disk_bytes
+        spare = limit.least - narrowest
+        rows = tuple(np.append(row[:1], row[1:] + spare) for row in limit.costs)
+        return Limit(limit.kind, most, limit.fixed - spare, rows)
 
     def flops(self, most: int) -> Limit:
         """Operations, as `Achieved.flops`: linear in the widths, so the dense model's tell the fixed part."""
         # What one parameter of a layer costs: a multiply-add for each position that passes it.
         positions = self._workload.prompt_tokens + max(self._workload.output_tokens - 1, 0)
-        price = 2 * self._workload.batch * positions
+        each_parameter = 2 * self._workload.batch * positions
         added = bias_parameters(self._anatomy) if self._compensates else [0] * self._anatomy.num_layers
-        per_channel = [layer.ffn_parameters_per_channel * price for layer in self._anatomy.layers]
-        costs = linear_costs(self._anatomy, self._steps, per_channel, [bias * price for bias in added])
+        per_channel = [layer.ffn_parameters_per_channel * each_parameter for layer in self._anatomy.layers]
+        costs = linear_costs(self._anatomy, self._steps, per_channel, [bias * each_parameter for bias in added])
         dense = sum(w * each for w, each in zip(self._dense, per_channel, strict=True))
         return Limit(LimitKind.FLOPS, most, flops(self._anatomy, self._dense, self._workload) - dense, costs)
 

@@ -16,14 +16,8 @@ if TYPE_CHECKING:
     from pruning.latency import LatencyModel
 
 
-def disk_bytes(anatomy: ModelAnatomy, widths: Sequence[int], *, compensates: bool = False) -> int:
-    """Bytes of all weight files of the pruned checkpoint, as `prune_checkpoint` writes them."""
-    tensors = pruned_tensors(anatomy, anatomy.sizes_with(widths), compensates=compensates)
-    return _weight_file_bytes(tensors, _data_bytes(tensors))
-
-
 def _weight_file_bytes(tensors: Sequence[TensorSpec], data_bytes: int) -> int:
-    """`data_bytes` is what the tensors themselves take."""
+    """Bytes of the files that `prune_checkpoint` writes for `tensors`; the tensors alone take `data_bytes`."""
     headers = {t.name: (t.name, t.shape, t.dtype) for t in tensors}
     if data_bytes <= MAX_SHARD_SIZE:
         return safetensors_file_bytes(list(headers.values()))

@@ -51,7 +51,8 @@ def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -
     _check_complete(tensors, needed, tied=tied)
     ignored = model._keys_to_ignore_on_load_unexpected
     names = [name for name, _, _ in tensors if not (is_computed(name) or _matches(name, ignored))]
-    _check_known(names, model.state_dict(), tied=tied)
+    # Also buffers that models compute: files may hold them.
+    _check_known(names, [name for name, _, _ in built] + [name for name, _ in model.named_buffers()], tied=tied)
 
 
 def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
@@ -161,13 +162,15 @@ def _check_complete(tensors: Iterable[TensorHeader], needed: Iterable[TensorHead
 
 
 def _check_known(names: Iterable[str], built: Iterable[str], *, tied: bool) -> None:
-    # A head that differs from the embeddings is kept, whatever the config says.
-    known = {*short_names(built, tied=tied).values(), OUTPUT_HEAD}
-    unknown = sorted(name for name, short in short_names(names, tied=tied).items() if short not in known)
+    """No name's end more often than in the model: a second vision tower's tensors end as those of the first."""
+    short = short_names(names, tied=tied)
+    unknown = Counter(short.values()) - Counter(short_names(built, tied=tied).values())
+    unknown.pop(OUTPUT_HEAD, None)  # one that differs from the embeddings is kept, whatever the config says
     if unknown:
+        first = max(name for name, end in short.items() if end == min(unknown))
         raise CheckpointError(
             "the checkpoint must hold no tensors that its model has not",
-            values=f"{len(unknown)}, first {unknown[0]}",
+            values=f"{unknown.total()} too many, among them {first}",
             remedy="Take out what was stored beside the model, or merge it into the weights (adapters)",
         )
 

@@ -11,6 +11,8 @@ from storage.contract import Repository
 
 # A profile of the largest size takes a few megabytes when it is read.
 _MAX_CACHED_PROFILES = 8
+# Anyone may register devices: what is said of an id that is unknown has a length that does not grow with them.
+_MAX_NAMED_DEVICES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class DeviceFinder:
         self._measured: LruCache[tuple[str, int], KnownDevice] = LruCache(_MAX_CACHED_PROFILES)
 
     def find(self, device_id: str) -> KnownDevice:
-        """The device of this id; raises NotFoundError that lists the ids."""
+        """The device of this id, with its profile if it was registered; raises NotFoundError that names some ids."""
         if device_id in DEVICES:
             return KnownDevice(DEVICES[device_id], None)
         try:
@@ -44,13 +46,8 @@ class DeviceFinder:
 
 
 def find_device(repository: Repository, device_id: str) -> Device:
-    """The device of this id, its profile attached if it was registered; raises NotFoundError that lists the ids."""
-    if device_id in DEVICES:
-        return DEVICES[device_id]
-    try:
-        return profiled_device(repository.get_device(device_id).profile)
-    except NotFoundError:
-        raise _unknown(repository, device_id) from None
+    """The device of this id, for who asks once; raises NotFoundError as `DeviceFinder.find`."""
+    return DeviceFinder(repository).find(device_id).device
 
 
 def list_devices(repository: Repository) -> list[Device]:
@@ -59,9 +56,12 @@ def list_devices(repository: Repository) -> list[Device]:
 
 
 def _unknown(repository: Repository, device_id: str) -> NotFoundError:
-    known = ", ".join(device.id for device in list_devices(repository))
+    """Names some ids: the latest that were registered, then the catalogue's."""
+    known = [*reversed(repository.list_device_ids()), *DEVICES]
+    named, unnamed = known[:_MAX_NAMED_DEVICES], len(known[_MAX_NAMED_DEVICES:])
+    more = f" and {unnamed} more, see `lop device list`" if unnamed else ""
     return NotFoundError(
         "the device must be in the catalogue or registered",
         values=repr(device_id),
-        remedy=f"Known devices: {known}. Register others with `lop device profile`",
+        remedy=f"Known devices: {', '.join(named)}{more}. Register others with `lop device profile`",
     )

@@ -1,34 +1,37 @@
 """Trained predictors, loaded from the store once and kept in memory while they are asked for."""
 
-from collections import OrderedDict
+import os
 from collections.abc import Sequence
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 from pruning.anatomy import ModelAnatomy
 from pruning.limits import Limits
+from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import PredictorRecord
 
 if TYPE_CHECKING:
     from policy_model.predictor import Prediction, Predictor
 
-# Predictions at once: two keep two cores busy, and more would only take turns.
-MAX_CONCURRENT_PREDICTIONS = 2
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at least 1: fewer than the machine has where it is confined to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class PredictorCache:
     """At most `capacity` predictors in memory, the least recently used one leaves first. Thread-safe.
 
-    Predictions need numpy only: a server never imports torch.
+    Predictions need numpy only: a server never imports torch. A server gives each of them one thread
+    (`service.server`), so as many run at once as there are cores: more would only take turns.
     """
 
     def __init__(self, repository: Repository, *, capacity: int) -> None:
         self._repository = repository
         self.capacity = capacity
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
-        self._loading = Lock()
-        self._slots = BoundedSemaphore(MAX_CONCURRENT_PREDICTIONS)
+        self._loaded: LruCache[str, Predictor] = LruCache(capacity)
+        self._slots = BoundedSemaphore(usable_cores())
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -36,16 +39,12 @@ class PredictorCache:
     def get(self, record: PredictorRecord) -> "Predictor":
         """The predictor of `record`, loaded if need be; of racing threads one loads and the others wait.
 
+        Nobody waits while another predictor is loaded.
+
         Raises:
             CheckpointError: this version cannot read it.
         """
-        with self._loading:
-            if record.id not in self._loaded:
-                self._loaded[record.id] = self._load(record)
-            self._loaded.move_to_end(record.id)
-            while len(self._loaded) > self.capacity:
-                self._loaded.popitem(last=False)
-            return self._loaded[record.id]
+        return self._loaded.get(record.id, lambda: self._load(record))
 
     def predict(self, record: PredictorRecord, anatomy: ModelAnatomy, limits: Limits) -> "Prediction":
         """Widths [L] that meet `limits`, with the quality to expect. Blocks: call it off the event loop.

@@ -219,7 +219,7 @@ class DeviceResponse(BaseModel):
                     "flops_per_s": {"F32": 30.3e12, "F16": 121e12, "BF16": 121e12},
                     "bandwidth_bytes_per_s": 300e9,
                     "measured": False,
-                    "source": "NVIDIA L4 data sheet",
+                    "source": "NVIDIA L4 Tensor Core GPU data sheet",
                 }
             ]
         }

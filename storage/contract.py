@@ -143,6 +143,10 @@ class Repository(ABC):
     def list_devices(self) -> list[DeviceRecord]:
         """The last profile of each id, in the order in which the ids were first registered."""
 
+    @abstractmethod
+    def list_device_ids(self) -> tuple[str, ...]:
+        """The ids alone, in the same order: a profile may take megabytes."""
+
     # -- plans ---------------------------------------------------------------------------------------------------
     @abstractmethod
     def add_plan(self, record: PlanRecord) -> PlanRecord:

@@ -50,6 +50,12 @@ class DeviceStore(SqlStore):
         with self._reading() as session:
             return [device_record(row) for row in session.scalars(query)]
 
+    def list_device_ids(self) -> tuple[str, ...]:
+        """The ids, in the order in which they were first registered; no profile is read."""
+        query = select(DeviceRow.id).group_by(DeviceRow.id).order_by(func.min(DeviceRow.number))
+        with self._reading() as session:
+            return tuple(session.scalars(query))
+
 
 def _newest(device_id: str) -> Select[DeviceRow]:
     return select(DeviceRow).where(DeviceRow.id == device_id).order_by(DeviceRow.number.desc()).limit(1)

@@ -54,8 +54,8 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Rounds of improvement (needs --data): the predictor leads a search where it is least sure, and is "
-            "trained again on what that finds. What each gained is reported.",
+            help="Rounds of improvement (needs --data): the predictor leads a search where it is unsure or was wrong, "
+            "and is trained again on what that finds. What each gained is reported.",
         ),
     ] = 0,
     round_targets: Annotated[int, typer.Option(min=1, help="Budgets that a round searches.")] = 8,
@@ -111,8 +111,9 @@ def train(
         return
     if reports:
         print_table(
-            "rounds: KL of the predictor's own plans over the best known at the budgets that it was least sure of",
-            ["round", "FFN sparsities", "new samples", "before", "after"],
+            "rounds: KL of the predictor's own plans over the best known at the budgets that were searched, before and "
+            "after; in between, where nothing was, KL after over before",
+            ["round", "FFN sparsities", "new samples", "before", "after", "between"],
             [
                 [
                     r.number,
@@ -120,6 +121,7 @@ def train(
                     r.new_samples,
                     f"{r.ratio_before:.3f}",
                     f"{r.ratio_after:.3f}",
+                    "" if r.ratio_between is None else f"{r.ratio_between:.3f}",
                 ]
                 for r in reports
             ],

@@ -1,6 +1,6 @@
 """Hardware: what the data sheets say of common devices, what was measured on others, and how long requests take."""
 
-from pruning.devices.catalogue import DEVICES, get_device
+from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device
 
-__all__ = ["DEVICES", "Device", "get_device"]
+__all__ = ["DEVICES", "Device"]

@@ -3,16 +3,18 @@
 What the figures are:
 
 - FP16 and BF16 of a GPU: its tensor cores with accumulation in FP32, which is what torch's matrix products do, dense.
-  GeForce cards do half of that with FP16 accumulation only, the figure that is often quoted; data sheets of newer data
-  centre cards print the figure for 2:4 sparsity, twice the dense one. Where a data sheet names sparse INT8 operations
-  only (Jetson, notebooks), dense FP16 is a quarter of them, the ratio of those tensor cores.
+  GeForce cards do half of what they do with FP16 accumulation, the figure that is often quoted; data sheets of newer
+  data centre cards print the figure for 2:4 sparsity, twice the dense one. Where a data sheet names sparse INT8
+  operations only, dense FP16 follows from the ratios of those tensor cores: it is a quarter of them (Jetson Orin), or
+  an eighth (GeForce notebooks, half as much for FP32 accumulation). Of sparse FP4 operations (Jetson Thor) it is an
+  eighth.
 - FP32 of a GPU: its CUDA cores. torch does not use TF32 for matrix products unless it is told to.
 - CPUs: the product of cores, clock and vector units.
 - Memory that a data sheet gives in GB as chips of powers of two is counted in GiB, the H200's 141 GB in GB.
 """
 
 from pruning.devices.device import GIB, Device
-from pruning.errors import ConflictError, NotFoundError
+from pruning.errors import ConflictError
 
 _TERA = 10**12
 _GIGA = 10**9
@@ -34,7 +36,7 @@ _CATALOGUE = (
         fp16=10,  # 40 sparse INT8 TOPS
         fp32=1.28,
         bandwidth=68,
-        source="NVIDIA Jetson Orin Nano Series data sheet (15 W mode, before Super)",
+        source="NVIDIA Jetson Orin Nano Series Modules Data Sheet (15 W mode, before Super)",
     ),
     _gpu(
         "jetson-orin-nano-super-8gb",
@@ -52,7 +54,7 @@ _CATALOGUE = (
         fp16=15,  # 60 sparse INT8 TOPS of the GPU; the module's 100 count its accelerators for fixed networks too
         fp32=1.88,
         bandwidth=102.4,
-        source="NVIDIA Jetson Orin NX Series data sheet (25 W mode)",
+        source="NVIDIA Jetson Orin NX Series Modules Data Sheet (25 W mode)",
     ),
     _gpu(
         "jetson-agx-orin-32gb",
@@ -61,7 +63,7 @@ _CATALOGUE = (
         fp16=27,  # 108 sparse INT8 TOPS of the GPU
         fp32=3.33,
         bandwidth=204.8,
-        source="NVIDIA Jetson AGX Orin Series data sheet",
+        source="NVIDIA Jetson AGX Orin Series Modules Data Sheet",
     ),
     _gpu(
         "jetson-agx-orin-64gb",
@@ -70,7 +72,7 @@ _CATALOGUE = (
         fp16=42.5,  # 170 sparse INT8 TOPS of the GPU
         fp32=5.3,
         bandwidth=204.8,
-        source="NVIDIA Jetson AGX Orin Series data sheet",
+        source="NVIDIA Jetson AGX Orin Series Modules Data Sheet",
     ),
     _gpu(
         "jetson-agx-thor-128gb",
@@ -79,7 +81,7 @@ _CATALOGUE = (
         fp16=258.75,  # an eighth of 2,070 sparse FP4 TFLOPS
         fp32=8.06,
         bandwidth=273,
-        source="NVIDIA Jetson Thor Series data sheet",
+        source="NVIDIA Jetson Thor Series Modules Data Sheet",
     ),
     _gpu(
         "rtx-3060-12gb",
@@ -88,7 +90,7 @@ _CATALOGUE = (
         fp16=25.5,
         fp32=12.7,
         bandwidth=360,
-        source="NVIDIA GeForce RTX 3060 specifications; tensor cores by the Ampere GA102 white paper",
+        source="NVIDIA GeForce RTX 3060 product page; tensor cores: white paper NVIDIA Ampere GA102 GPU Architecture",
     ),
     _gpu(
         "rtx-4060-laptop-8gb",
@@ -97,7 +99,7 @@ _CATALOGUE = (
         fp16=29.1,  # 233 sparse INT8 TOPS, of which FP16 with FP32 accumulation is an eighth
         fp32=14.6,
         bandwidth=256,
-        source="NVIDIA GeForce RTX 40 laptop specifications (at the highest power limit)",
+        source="NVIDIA GeForce RTX 40 Series laptops, product page, specifications (at the highest power limit)",
     ),
     _gpu(
         "rtx-4090",
@@ -106,7 +108,7 @@ _CATALOGUE = (
         fp16=165.2,
         fp32=82.6,
         bandwidth=1008,
-        source="NVIDIA Ada GPU architecture white paper, table of GeForce RTX 4090",
+        source="White paper NVIDIA Ada GPU Architecture, table of the GeForce RTX 4090",
     ),
     _gpu(
         "rtx-5090",
@@ -115,7 +117,7 @@ _CATALOGUE = (
         fp16=209.5,
         fp32=104.8,
         bandwidth=1792,
-        source="NVIDIA RTX Blackwell GPU architecture white paper, table of GeForce RTX 5090",
+        source="White paper NVIDIA RTX Blackwell GPU Architecture, table of the GeForce RTX 5090",
     ),
     _gpu(
         "t4",
@@ -124,12 +126,14 @@ _CATALOGUE = (
         fp16=65,
         fp32=8.1,
         bandwidth=300,
-        source="NVIDIA T4 data sheet",
+        source="NVIDIA T4 Tensor Core GPU data sheet",
         bf16=False,
     ),
-    _gpu("l4", "NVIDIA L4", 24, fp16=121, fp32=30.3, bandwidth=300, source="NVIDIA L4 data sheet"),
+    _gpu("l4", "NVIDIA L4", 24, fp16=121, fp32=30.3, bandwidth=300, source="NVIDIA L4 Tensor Core GPU data sheet"),
     _gpu("l40s", "NVIDIA L40S 48GB", 48, fp16=362, fp32=91.6, bandwidth=864, source="NVIDIA L40S data sheet"),
-    _gpu("a10", "NVIDIA A10 24GB", 24, fp16=125, fp32=31.2, bandwidth=600, source="NVIDIA A10 data sheet"),
+    _gpu(
+        "a10", "NVIDIA A10 24GB", 24, fp16=125, fp32=31.2, bandwidth=600, source="NVIDIA A10 Tensor Core GPU data sheet"
+    ),
     _gpu(
         "a100-40gb",
         "NVIDIA A100 40GB",
@@ -137,7 +141,7 @@ _CATALOGUE = (
         fp16=312,
         fp32=19.5,
         bandwidth=1555,
-        source="NVIDIA A100 data sheet",
+        source="NVIDIA A100 Tensor Core GPU data sheet",
     ),
     _gpu(
         "a100-80gb",
@@ -146,7 +150,7 @@ _CATALOGUE = (
         fp16=312,
         fp32=19.5,
         bandwidth=1935,
-        source="NVIDIA A100 data sheet (PCIe, the slower of the two 80GB cards)",
+        source="NVIDIA A100 Tensor Core GPU data sheet (PCIe, the slower of the two 80GB cards)",
     ),
     _gpu(
         "h100-80gb",
@@ -155,7 +159,7 @@ _CATALOGUE = (
         fp16=989.5,
         fp32=67,
         bandwidth=3350,
-        source="NVIDIA H100 data sheet (SXM)",
+        source="NVIDIA H100 Tensor Core GPU data sheet (SXM)",
     ),
     Device(
         "h200-141gb",
@@ -163,7 +167,7 @@ _CATALOGUE = (
         141 * _GIGA,
         {"F32": 67 * _TERA, "F16": 989.5 * _TERA, "BF16": 989.5 * _TERA},
         4800 * _GIGA,
-        "NVIDIA H200 data sheet (SXM)",
+        "NVIDIA H200 Tensor Core GPU data sheet (SXM)",
     ),
     Device(
         "apple-m2-16gb",
@@ -171,7 +175,7 @@ _CATALOGUE = (
         16 * GIB,
         {"F32": 3.6 * _TERA, "F16": 3.6 * _TERA},  # Apple names one figure, and its GPU has no matrix units
         100 * _GIGA,
-        "Apple press release of the M2, June 2022",
+        "Apple Newsroom, 6 June 2022: Apple unveils M2",
     ),
     Device(
         "raspberry-pi-5-8gb",
@@ -180,7 +184,7 @@ _CATALOGUE = (
         # Four Cortex-A76 at 2.4 GHz, two 128-bit multiply-add units each; FP16 arithmetic is part of Armv8.2.
         {"F32": 153.6 * _GIGA, "F16": 307.2 * _GIGA},
         17.1 * _GIGA,  # 32 bits of LPDDR4X-4267
-        "Raspberry Pi 5 product brief; Arm Cortex-A76 software optimization guide",
+        "Raspberry Pi Ltd, Raspberry Pi 5 Product Brief; Arm, Arm Cortex-A76 Software Optimization Guide",
     ),
     Device(
         "laptop-16gb",
@@ -203,15 +207,3 @@ def check_not_in_catalogue(device_id: str) -> None:
             values=repr(device_id),
             remedy="Choose another id",
         )
-
-
-def get_device(device_id: str) -> Device:
-    """The catalogue's entry; raises NotFoundError that lists the known ids."""
-    try:
-        return DEVICES[device_id]
-    except KeyError:
-        raise NotFoundError(
-            "the device must be in the catalogue",
-            values=repr(device_id),
-            remedy=f"Known devices: {', '.join(DEVICES)}; register others with `lop device profile`",
-        ) from None

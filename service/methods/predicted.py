@@ -23,6 +23,8 @@ BELOW_GRID = (
     "quality is an extrapolation"
 )
 """In the note of a plan that the predictor has nothing to choose for."""
+EXTRAPOLATED = "outside what was searched: the predicted quality is an extrapolation, its interval may not hold"
+"""In the note of a plan that keeps more or less than any searched configuration."""
 
 _logger = logging.getLogger("service.methods")
 
@@ -66,13 +68,14 @@ class PredictorMethod:
             if ranking_sha256 != info.ranking_sha256:
                 note = "no quality is predicted: the predictor knows the model's own ranking, without compensation"
                 return replace(answer, notes=(*answer.notes, note))
-            expected = predicted(self._predictors.judge(record, answer.widths))
+            prediction = self._predictors.judge(record, answer.widths)
         except CheckpointError as error:
             _logger.warning("predictor %s cannot be used: %s", record.id, error)
             note = f"no quality is predicted: this version cannot read predictor {record.id}"
             return replace(answer, notes=(*answer.notes, note))
         note = f"quality as predictor {record.id} expects it of any configuration"
-        return replace(answer, predicted=expected, notes=(*answer.notes, note))
+        notes = (*answer.notes, note, *((EXTRAPOLATED,) if prediction.extrapolated else ()))
+        return replace(answer, predicted=predicted(prediction), notes=notes)
 
     def preload(self) -> None:
         """Load the newest predictor of each model, as far as the cache holds them, and let each predict once.
@@ -97,8 +100,14 @@ class PredictorMethod:
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=(BELOW_GRID,) if prediction.below_grid else (),
+            notes=_warnings(prediction),
         )
+
+
+def _warnings(prediction: "Prediction") -> tuple[str, ...]:
+    if prediction.below_grid:
+        return (BELOW_GRID,)
+    return (EXTRAPOLATED,) if prediction.extrapolated else ()
 
 
 def predicted(prediction: "Prediction") -> Predicted:

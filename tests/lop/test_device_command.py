@@ -85,7 +85,7 @@ def test_the_catalogue_is_shown(run: Run) -> None:
     code, out, _ = run("show", "l4")
     assert code == 0
     assert "TFLOP/s: F32 30.3, F16 121, BF16 121" in out
-    assert "figures: NVIDIA L4 data sheet" in out
+    assert "figures: NVIDIA L4 Tensor Core GPU data sheet" in out
     code, _, err = run("show", "toaster")
     assert (code, "Known devices" in err) == (2, True)
 

@@ -1,22 +1,28 @@
 """Rounds: samples where the predictor is unsure, a better predictor, and nothing near what is to be left alone."""
 
+import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from lop.cli import main
-from lop.rounds import SOURCE, RoundReport, RoundSettings, train_in_rounds, uncertain_budgets
+from lop.rounds import SOURCE, RoundReport, RoundSettings, _measured_plans, train_in_rounds, uncertain_budgets
 from lop.searching import search_model
 from lop.training import load_predictor, train_model, training_samples
 from mcts.settings import SearchSettings
+from policy_model.encoding import Encoding
+from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings
 from pruning.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
 from pruning.metrics import Metrics, Widths
 from storage.contract import Repository
+from storage.records import PredictorRecord
 
 SETTINGS = TrainingSettings(
     num_levels=6, policy_rounds=1, policy_steps_per_round=20, experts_per_round=16, policy_width=16, policy_blocks=1
@@ -61,14 +67,101 @@ def test_a_round_adds_samples_where_it_said_and_reports_what_it_gained(searched:
     assert [r.number for r in reports] == [1, 2]
     after = training_samples(repository, "tiny", calibration)
     assert len(after) - before == sum(r.new_samples for r in reports) > 0
-    assert record.config["info"]["num_samples"] == len(after)
+    assert before < record.config["info"]["num_samples"] <= len(after)
     assert repository.latest_predictor("tiny") == record
     assert {SOURCE, "mcts"} <= {sample.source for sample in after}
-    for report in reports:
-        assert len(report.sparsities) == len(report.plan_kl_before) == len(report.best_kl) == 2
-        assert report.ratio_before >= 1.0
-        assert report.ratio_after >= 1.0
-        assert all(b <= k for b, k in zip(report.best_kl, report.plan_kl_after, strict=True))
+    assert {len(report.sparsities) for report in reports} == {2}
+
+
+def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL of the plans of both predictors; in between, after the training, which learnt nothing there."""
+    repository, calibration = searched
+    first = load_predictor(repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration))
+    events: list[str | int] = []
+
+    def train_noted(*args: Any, **kwargs: Any) -> PredictorRecord:
+        events.append("trained")
+        return train_model(*args, **kwargs)
+
+    def measured_noted(*args: Any) -> tuple[float, ...]:
+        events.append(len(args[-1]))
+        return _measured_plans(*args)
+
+    monkeypatch.setattr("lop.rounds.train_model", train_noted)
+    monkeypatch.setattr("lop.rounds._measured_plans", measured_noted)
+    record, (report,) = train_in_rounds(
+        repository, "tiny", calibration, made_up, SETTINGS, 1, RoundSettings(num_targets=3, num_evaluations=6)
+    )
+    assert events == ["trained", 3, "trained", 3, 2, 2]
+    last = load_predictor(repository, record)
+    grid = first.encoding.grid
+    measured = {s.widths: s.metrics.kl for s in training_samples(repository, "tiny", calibration)}
+
+    def plan_of(predictor: Predictor, sparsity: float) -> Widths:
+        # Reports round sparsities to four digits: half of the last one more is the budget or a little over it.
+        return tuple(grid.widths_of(predictor.propose(int((1.00005 - sparsity) * grid.max_cost_from[0]))))
+
+    for sparsities, before, after in (
+        (report.sparsities, report.plan_kl_before, report.plan_kl_after),
+        (report.between, report.between_kl_before, report.between_kl_after),
+    ):
+        assert list(before) == [measured[plan_of(first, s)] for s in sparsities]
+        assert list(after) == [measured[plan_of(last, s)] for s in sparsities]
+    assert len(report.sparsities) == 3
+    assert len(report.between) == 2
+
+
+class StubPredictor:
+    """Proposes the budget itself, and is unsure of one budget."""
+
+    def __init__(self, encoding: Encoding, unsure_of: float) -> None:
+        self.encoding, self._unsure_of = encoding, unsure_of
+
+    def propose(self, budget: int) -> int:
+        return budget
+
+    def uncertainty(self, budget: int) -> float:
+        return -abs(budget / self.encoding.grid.max_cost_from[0] - self._unsure_of)
+
+
+def test_budgets_are_those_of_the_largest_error_to_expect(searched: tuple[Repository, str]) -> None:
+    repository, calibration = searched
+    encoding = load_predictor(
+        repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
+    ).encoding
+    samples, total = training_samples(repository, "tiny", calibration), encoding.grid.max_cost_from[0]
+
+    def chosen(unsure_of: float, seed: int) -> float:
+        predictor = cast("Predictor", StubPredictor(encoding, unsure_of))
+        (budget,) = uncertain_budgets(predictor, samples, RoundSettings(num_targets=1), seed=[seed])
+        return budget / total
+
+    # Of six budgets between 0.4 and 0.7 kept, the nearest.
+    low, high = ([chosen(unsure_of, seed) for seed in range(20)] for unsure_of in (0.4, 0.7))
+    assert all(a < b for a, b in zip(low, high, strict=True))
+    assert sum(high) - sum(low) > 20 * 0.1
+
+
+def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, str]) -> None:
+    """Of a search of a single target; and where nearly nothing was removed."""
+    repository, calibration = searched
+    encoding = load_predictor(
+        repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
+    ).encoding
+    predictor = cast("Predictor", StubPredictor(encoding, 0.5))
+    grid = encoding.grid
+    step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
+    samples = training_samples(repository, "tiny", calibration)
+
+    deep = [s for s in samples if sum(w < 48 for w in s.widths) > 1]
+    one_target = deep[:1] * 3
+    budgets = uncertain_budgets(predictor, one_target, RoundSettings(num_targets=8), seed=[0])
+    assert len(budgets) == 1
+    few = uncertain_budgets(predictor, deep, RoundSettings(num_targets=500), seed=[0])
+    assert 3 < len(few) < 500
+    assert all(b - a >= step for a, b in itertools.pairwise(few))
+    dense = dataclasses.replace(deep[0], widths=(47, 47, *(row[-1] for row in grid.widths[2:])))
+    assert len(uncertain_budgets(predictor, [dense], RoundSettings(num_targets=8), seed=[0])) == 1
 
 
 def test_targets_are_spread_and_keep_away_from_what_is_to_be_avoided(searched: tuple[Repository, str]) -> None:

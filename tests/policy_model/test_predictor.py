@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_model.dataset import training_data
-from policy_model.encoding import encode, log_kl
+from policy_model.encoding import encode
+from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import CONFIG_FILE, WEIGHTS_FILE, Predictor, PredictorInfo
-from policy_model.training import calibrate
+from policy_model.training import calibrate, past_errors
 from policy_model.value_training import fit_values
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleBudgetError
@@ -46,7 +47,7 @@ def untrained(anatomy: ModelAnatomy, grid: LevelGrid) -> Predictor:
     torch.manual_seed(0)
     policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(anatomy.fingerprint, 0, "", "c", "r", seed=0)
-    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), past_errors(data, fit), info)
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
@@ -139,19 +140,32 @@ def test_what_was_measured_is_surer_than_what_was_not(predictor: Predictor) -> N
 
 
 def test_it_is_unsure_where_it_was_wrong_before(predictor: Predictor) -> None:
-    """The same deviation counts for more where residuals were larger than expected."""
+    """What the values expect of themselves counts for more where residuals were larger than expected."""
     mild, strong = (4, 4, 4, 4, 4, 2), (1, 1, 1, 1, 1, 1)
     weights, config = predictor.to_bytes()
-    at = [log_kl(predictor.judge(predictor.encoding.grid.widths_of(x)).kl) for x in (mild, strong)]
 
-    def with_residuals(at_mild: float, at_strong: float) -> Predictor:
-        plan = dataclasses.replace(predictor.calibration.plan, spread=((at[0], at_mild), (at[1], at_strong)))
-        calibration = dataclasses.replace(predictor.calibration, plan=plan)
-        return Predictor.from_bytes(weights, config | {"calibration": calibration.to_dict()})
+    def with_errors(at_most_pruned: float) -> Predictor:
+        errors = PastErrors(((0.0, at_most_pruned), (0.5, at_most_pruned), (0.6, 1.0), (1.0, 1.0)))
+        return Predictor.from_bytes(weights, config | {"past_errors": errors.to_dict()})
 
-    even, wrong = with_residuals(1.0, 1.0), with_residuals(1.0, 5.0)
-    assert wrong.uncertainty(strong) == pytest.approx(5.0 * even.uncertainty(strong), rel=1e-6)
-    assert wrong.uncertainty(mild) == pytest.approx(even.uncertainty(mild), rel=1e-6)
+    even, wrong = with_errors(1.0), with_errors(5.0)
+    assert wrong.uncertainty(strong) == pytest.approx(5.0 * even.uncertainty(strong))
+    assert wrong.uncertainty(mild) == pytest.approx(even.uncertainty(mild))
+
+
+def test_what_was_never_searched_is_said_to_be_extrapolated(predictor: Predictor, anatomy: ModelAnatomy) -> None:
+    """Of a plan, and of widths that are judged; the dense model is known."""
+    weights, config = predictor.to_bytes()
+    config = config | {"info": config["info"] | {"searched": [0.45, 0.8]}}
+    narrow = Predictor.from_bytes(weights, config)
+    dense = [layer.ffn_width for layer in anatomy.layers]
+    for kept, outside in ((0.3, True), (0.46, False), (0.6, False), (0.79, False), (0.95, True)):
+        prediction = narrow.plan_widths(anatomy, limits_of(anatomy, int(kept * anatomy.ffn_parameters)))
+        assert prediction.extrapolated == outside, kept
+        assert narrow.judge(prediction.widths).extrapolated == outside
+    assert not narrow.judge(dense).extrapolated
+    del config["info"]["searched"]  # as of predictors from before
+    assert not Predictor.from_bytes(weights, config).judge([8] * len(dense)).extrapolated
 
 
 def test_another_model_is_refused(predictor: Predictor, anatomy: ModelAnatomy) -> None:

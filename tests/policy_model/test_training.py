@@ -120,6 +120,19 @@ def test_errors_come_before_the_work(anatomy: ModelAnatomy, samples: list[Sample
         dataclasses.replace(settings, experts_per_round=4)
 
 
+def test_training_ends_when_a_round_gains_nothing(
+    anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings
+) -> None:
+    """With updates that are too small to matter, the first round is the last."""
+    still = dataclasses.replace(settings, policy_learning_rate=1e-12, policy_rounds=3)
+    seen: list[TrainingProgress] = []
+    train_predictor(anatomy, samples, still, progress=seen.append)
+    last = seen[-1]
+    assert last.step == last.num_steps == still.policy_steps_per_round
+    train_predictor(anatomy, samples, dataclasses.replace(still, policy_learning_rate=2e-3), progress=seen.append)
+    assert seen[-1].step > still.policy_steps_per_round
+
+
 def test_progress_is_reported_and_shown() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with progress_bar(console) as show:

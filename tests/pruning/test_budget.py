@@ -15,7 +15,7 @@ from pruning.budget import header_bytes_bound, latency_limit, limits_for_budget
 from pruning.compensation import pruned_tensors
 from pruning.cost import price
 from pruning.demand import Demand
-from pruning.devices import get_device
+from pruning.devices import DEVICES
 from pruning.errors import InfeasibleBudgetError, InputError
 from pruning.latency import LatencyModel, LatencySource, latency_model
 from pruning.limits import LimitKind, WidthSteps
@@ -50,7 +50,7 @@ def test_tables_are_the_exact_costs_but_for_header_digits(
     anatomy: ModelAnatomy, data: st.DataObject, compensates: bool
 ) -> None:
     steps = WidthSteps.build(anatomy, round_to=data.draw(st.sampled_from([1, 8])))
-    latency = latency_model(get_device("l4"), anatomy, WORKLOAD)
+    latency = latency_model(DEVICES["l4"], anatomy, WORKLOAD)
     dense = costs_of(anatomy, [x.ffn_width for x in anatomy.layers], latency=latency)
     budget = budget_of(**{name: cost * 2 for name, cost in dense.items()})
     limits = limits_for_budget(anatomy, steps, budget, latency=latency, compensates=compensates)
@@ -101,19 +101,13 @@ def test_what_is_repaired_keeps_the_exact_budget_and_gives_nothing_away(
         anatomy, round_to=data.draw(st.sampled_from([1, 4, 8])), tp_size=data.draw(st.sampled_from([1, 2]))
     )
     latency = latency_model(
-        get_device(data.draw(st.sampled_from(["l4", "laptop-16gb", "raspberry-pi-5-8gb"]))), anatomy, WORKLOAD
+        DEVICES[data.draw(st.sampled_from(["l4", "laptop-16gb", "raspberry-pi-5-8gb"]))], anatomy, WORKLOAD
     )
     model: dict[str, Any] = {"compensates": compensates, "latency": latency}
     target = costs_of(anatomy, draw_widths(data, steps), **model)
     names = data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4, unique=True))
     budget = budget_of(**{name: target[name] for name in names})
-    try:
-        limits = limits_for_budget(anatomy, steps, budget, **model)
-    except InfeasibleBudgetError as error:
-        # Widths of exactly these costs exist, so that only a header's digits can be in the way.
-        assert error.binding == "disk_bytes"  # noqa: PT017
-        assert error.nearest_values["disk_bytes"] - target["disk_bytes"] < 300  # noqa: PT017
-        return
+    limits = limits_for_budget(anatomy, steps, budget, **model)
     worth = data.draw(st.none() | st.lists(st.floats(-1, 1), min_size=len(steps.widths), max_size=len(steps.widths)))
     widths = limits.repair(draw_widths(data, steps), worth)
     achieved = price(anatomy, widths, WORKLOAD, **model)
@@ -128,7 +122,7 @@ def test_what_is_repaired_keeps_the_exact_budget_and_gives_nothing_away(
 
 def test_each_limit_can_be_asked_for_again_at_its_nearest_value(anatomy: ModelAnatomy) -> None:
     steps = WidthSteps.build(anatomy, round_to=8)
-    latency = latency_model(get_device("raspberry-pi-5-8gb"), anatomy, WORKLOAD)
+    latency = latency_model(DEVICES["raspberry-pi-5-8gb"], anatomy, WORKLOAD)
     least: dict[str, float] = {"memory_bytes": 1, "latency_ms": 1e-7, "flops": 1, "disk_bytes": 1}
     with pytest.raises(InfeasibleBudgetError) as caught:
         limits_for_budget(anatomy, steps, budget_of(**least), latency=latency)
@@ -136,6 +130,34 @@ def test_each_limit_can_be_asked_for_again_at_its_nearest_value(anatomy: ModelAn
     assert nearest.keys() == least.keys()
     again = limits_for_budget(anatomy, steps, budget_of(**nearest), latency=latency)
     assert again.repair([1] * anatomy.num_layers) == steps.narrowest
+
+
+@pytest.mark.parametrize("compensates", [False, True])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_files_may_be_as_small_as_those_of_the_narrowest_widths(
+    anatomy: ModelAnatomy, compensates: bool, round_to: int
+) -> None:
+    steps = WidthSteps.build(anatomy, round_to=round_to)
+    exact = costs_of(anatomy, steps.narrowest, compensates=compensates)
+    least = exact["disk_bytes"]
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        limits_for_budget(anatomy, steps, budget_of(disk_bytes=least - 1), compensates=compensates)
+    assert (caught.value.binding, caught.value.nearest_values) == ("disk_bytes", {"disk_bytes": least})
+    # From there to the longest header, nothing wider is allowed: it would be counted with the longest.
+    wide = limits_for_budget(anatomy, steps, budget_of(disk_bytes=least * 9), compensates=compensates).limits[0]
+    longest = wide.least
+    assert longest > least
+    for most in (least, longest - 1):
+        limits = limits_for_budget(anatomy, steps, budget_of(disk_bytes=most), compensates=compensates)
+        assert limits.repair(steps.widest) == steps.narrowest
+        for tight, bound in zip(limits.limits[0].costs, wide.costs, strict=True):
+            assert (limits.limits[0].fixed + tight[1:] >= wide.fixed + bound[1:]).all()
+    # Another limit that is exceeded is the one that is named.
+    broken = budget_of(disk_bytes=least, memory_bytes=exact["memory_bytes"] - 1)
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        limits_for_budget(anatomy, steps, broken, compensates=compensates)
+    assert caught.value.nearest_values == {"disk_bytes": least, "memory_bytes": exact["memory_bytes"]}
+    assert "disk_bytes" not in caught.value.remedy
 
 
 def test_nanoseconds_are_counted_in_decimals() -> None:
@@ -208,7 +230,7 @@ def test_a_budgets_fields_are_strict(field: str, value: Any) -> None:
 
 
 def test_a_plan_with_every_cost_keeps_to_what_it_reaches(anatomy: ModelAnatomy) -> None:
-    latency = latency_model(get_device("l4"), anatomy, WORKLOAD)
+    latency = latency_model(DEVICES["l4"], anatomy, WORKLOAD)
     widths = [8] * anatomy.num_layers
     achieved = price(anatomy, widths, WORKLOAD, latency=latency)
     assert achieved.latency_source == "roofline"

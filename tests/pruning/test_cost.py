@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pruning.anatomy import ModelAnatomy
 from pruning.cost import flops, kv_cache_bytes, price
-from pruning.devices import get_device
+from pruning.devices import DEVICES
 from pruning.latency import latency_model
 from pruning.plan import Workload
 from pruning.safetensors_layout import safetensors_file_bytes
@@ -53,7 +53,7 @@ def test_flops_are_an_upper_bound_where_windows_bound_attention() -> None:
 
 def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) -> None:
     workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
-    latency = latency_model(get_device("l4"), anatomy, workload)
+    latency = latency_model(DEVICES["l4"], anatomy, workload)
     widths, dense = [8] * anatomy.num_layers, anatomy.dense_sizes.kv_groups
     assert price(anatomy, widths, workload, kv_groups=dense, latency=latency).latency_ms is not None
     cut = price(anatomy, widths, workload, kv_groups=[1, *dense[1:]], latency=latency)

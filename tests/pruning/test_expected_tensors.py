@@ -105,8 +105,30 @@ def test_reshaped_vision_tensors_are_left_to_transformers(folder: Path) -> None:
 )
 def test_tensors_that_no_part_of_the_model_has(folder: Path, name: str) -> None:
     change_tensors(folder, lambda tensors: tensors | {name: torch.ones(3)})
-    with pytest.raises(CheckpointError, match=rf"no tensors that its model has not \(got 1, first {name}\)"):
+    with pytest.raises(CheckpointError, match=rf"its model has not \(got 1 too many, among them {name}\)"):
         read_anatomy(folder)
+
+
+def test_more_vision_layers_than_the_config_says(folder: Path) -> None:
+    def more(tensors: Tensors) -> Tensors:
+        last = {name: x for name, x in tensors.items() if name.startswith("vision_tower.encoder.layers.1.")}
+        assert last
+        return tensors | {name.replace(".1.", ".2.", 1): x.clone() for name, x in last.items()}
+
+    change_tensors(folder, more)
+    with pytest.raises(CheckpointError, match=r"its model has not \(got \d+ too many, among them .*layers\.2\."):
+        read_anatomy(folder)
+
+
+def test_buffers_that_the_model_computes_may_be_stored(folder: Path) -> None:
+    from pruning.anatomy_reader import load_config
+    from pruning.expected_tensors import _built
+
+    before = read_anatomy(folder)
+    buffers = {name for name, _ in _built(load_config(folder)).named_buffers()}
+    assert buffers
+    change_tensors(folder, lambda tensors: tensors | {name: torch.ones(3) for name in buffers})
+    assert read_anatomy(folder).layers == before.layers
 
 
 def test_scales_beside_weights(folder: Path) -> None:

@@ -81,7 +81,7 @@ def test_an_estimate_says_that_it_is_one() -> None:
     assert model.source is LatencySource.ROOFLINE
     assert model.description == (
         "estimated, not measured: roofline of NVIDIA L4 at 18.18 TFLOP/s F32 and 210 GB/s (60% and 70% of NVIDIA L4 "
-        "data sheet); the vision tower's operations are not counted"
+        "Tensor Core GPU data sheet); the vision tower's operations are not counted"
     )
 
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.cost import price
-from pruning.devices import DEVICES, get_device
+from pruning.devices import DEVICES
 from pruning.latency import latency_model
 from pruning.limits import WidthSteps
 from pruning.plan import PruningPlan, Workload
@@ -37,7 +37,7 @@ FIELDS = ("memory_bytes", "latency_ms", "flops", "disk_bytes")
 def costs(widths: tuple[int, ...] | list[int], *, device: str = SLOW) -> dict[str, Any]:
     """What the four limits count, for `WORKLOAD`."""
     workload = Workload(**WORKLOAD)
-    model = latency_model(get_device(device), ANATOMY, workload)
+    model = latency_model(DEVICES[device], ANATOMY, workload)
     achieved = price(ANATOMY, list(widths), workload, latency=model)
     return {name: getattr(achieved, name) for name in FIELDS}
 
@@ -164,7 +164,7 @@ class TestEveryMethod:
             if width < WIDTHS[layer]:
                 wider = [w + 8 * (i == layer) for i, w in enumerate(plan.ffn_widths)]
                 workload = Workload(**WORKLOAD)
-                model = latency_model(get_device(SLOW), ANATOMY, workload)
+                model = latency_model(DEVICES[SLOW], ANATOMY, workload)
                 more = getattr(price(ANATOMY, wider, workload, compensates=compensates, latency=model), field)
                 assert more > target[field] - 300 * (field == "disk_bytes")
 
@@ -208,9 +208,21 @@ class TestInfeasible:
         assert problem["binding"] == "latency_ms"
         assert problem["nearest"] == nearest["latency_ms"]
         assert (nearest["memory_bytes"], nearest["flops"]) == (least["memory_bytes"], dense["flops"])
-        assert 0 <= nearest["disk_bytes"] - least["disk_bytes"] < 300
-        whole = nearest
-        assert ask(client, whole, device=SLOW).ffn_widths == [8, 8, 8, 8]
+        assert nearest["disk_bytes"] == least["disk_bytes"]
+        assert ask(client, nearest, device=SLOW).ffn_widths == [8, 8, 8, 8]
+
+    @pytest.mark.usefixtures("known")
+    def test_files_of_exactly_the_narrowest_widths_by_every_method_that_can(self, client: TestClient) -> None:
+        least = costs((8, 8, 8, 8))["disk_bytes"]
+        answered = set()
+        for method in Method:
+            body = {"model": "tiny", "method": method, "budget": {**WORKLOAD, "disk_bytes": least}}
+            answer = client.post("/v1/plans", json=body)
+            if answer.status_code == 201:
+                plan = PruningPlan.from_json(answer.content)
+                assert (plan.ffn_widths, plan.achieved.disk_bytes) == ([8, 8, 8, 8], least)
+                answered.add(method)
+        assert {Method.UNIFORM, Method.WANDA_SP, Method.LLM_PRUNER} <= answered
 
     def test_tensor_parallelism_makes_the_smallest_plan_larger(self, client: TestClient) -> None:
         budget = {**WORKLOAD, "memory_bytes": costs((8, 8, 8, 8))["memory_bytes"]}

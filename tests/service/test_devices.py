@@ -39,7 +39,7 @@ def test_the_catalogue(client: TestClient) -> None:
         "flops_per_s": {"F32": 30.3e12, "F16": 121e12, "BF16": 121e12},
         "bandwidth_bytes_per_s": 300e9,
         "measured": False,
-        "source": "NVIDIA L4 data sheet",
+        "source": "NVIDIA L4 Tensor Core GPU data sheet",
     }
     assert client.get("/v1/devices/l4").json() == l4 | {"profile": None}
 
@@ -74,8 +74,29 @@ def test_find_device_knows_both_kinds(client: TestClient, repository: Repository
     device = find_device(repository, "bench")
     assert device.profile == made_up_profile("bench")
     assert device.peak_flops_of("F32") == 1e11
-    with pytest.raises(NotFoundError, match=r"'toaster'.*laptop-16gb, bench\."):
+    with pytest.raises(NotFoundError, match=r"'toaster'.*Known devices: bench, jetson-orin-nano-8gb, "):
         find_device(repository, "toaster")
+
+
+def test_an_unknown_device_reads_no_profile_and_names_few_ids(
+    client: TestClient, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        repository.add_device(DeviceRecord(made_up_profile(f"bench-{number}"), NOW))
+
+    def read() -> None:
+        raise AssertionError("profiles are read")
+
+    monkeypatch.setattr(repository, "list_devices", read)
+    with pytest.raises(NotFoundError) as caught:
+        find_device(repository, "toaster")
+    newest = ", ".join(f"bench-{number}" for number in range(29, 9, -1))
+    more = f"{10 + len(DEVICES)} more, see `lop device list`"
+    assert caught.value.remedy.startswith(f"Known devices: {newest} and {more}. Register")
+    # Over HTTP and in a plan request it is the same error.
+    assert problem_of(client.get("/v1/devices/toaster"), 404)["remedy"] == caught.value.remedy
+    planning = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "device": "toaster"})
+    assert problem_of(planning, 404)["remedy"] == caught.value.remedy
 
 
 def test_the_catalogues_ids_are_taken(client: TestClient, profile: dict[str, Any]) -> None:
@@ -212,7 +233,7 @@ def test_a_profile_is_read_once_until_another_is_registered(
     assert second.device == find_device(repository, "bench") != first.device
     assert second.profile_sha256 != first.profile_sha256
     assert finder.find("l4").profile_sha256 is None
-    with pytest.raises(NotFoundError, match=r"'toaster'.*l4, .*bench"):
+    with pytest.raises(NotFoundError, match=r"'toaster'.*bench, .*l4, "):
         finder.find("toaster")
 
 

@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier, Event
 
 import pytest
 
@@ -37,3 +38,50 @@ def test_threads_agree() -> None:
         values = list(pool.map(lambda number: cache.get(number % 8, lambda: [number % 8]), range(400)))
     assert all(value == [number % 8] for number, value in enumerate(values))
     assert len(cache) == 4
+
+
+def test_a_value_is_made_once_and_only_those_who_want_it_wait() -> None:
+    cache: LruCache[str, str] = LruCache(4)
+    cache.get("warm", lambda: "there")
+    begun, release, made = Event(), Event(), []
+
+    def make() -> str:
+        made.append("cold")
+        begun.set()
+        assert release.wait(30)
+        return "made"
+
+    with ThreadPoolExecutor(4) as pool:
+        racing = [pool.submit(cache.get, "cold", make) for _ in range(4)]
+        assert begun.wait(30)
+        # In this thread, while "cold" is made: a wait would never end.
+        assert cache.get("warm", lambda: "anew") == "there"
+        assert cache.get("another", lambda: "new") == "new"
+        assert not any(x.done() for x in racing)
+        release.set()
+        assert [x.result() for x in racing] == ["made"] * 4
+    assert made == ["cold"]
+
+
+def test_those_who_waited_for_what_failed_try_for_themselves() -> None:
+    cache: LruCache[str, str] = LruCache(4)
+    tries: list[int] = []
+    start = Barrier(4)
+
+    def make() -> str:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise OSError("away")
+        return "back"
+
+    def ask() -> str:
+        start.wait(30)
+        try:
+            return cache.get("key", make)
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask) for _ in range(4)]
+        assert sorted(x.result() for x in answers) == ["away", "away", "back", "back"]
+    assert tries == [0, 1, 2]

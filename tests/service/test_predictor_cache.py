@@ -1,5 +1,6 @@
 """The cache, and how plans follow the newest predictor, with predictors that are made up but for their interface."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError
 from pruning.limits import Limits
+from service import predictor_cache
 from service.app import create_app
-from service.predictor_cache import PredictorCache
+from service.predictor_cache import PredictorCache, usable_cores
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import PredictorRecord
@@ -31,6 +33,7 @@ class MadeUpPrediction:
     accuracy: float = 0.75
     accuracy_interval: tuple[float, float] = (0.5, 1.0)
     below_grid: bool = False
+    extrapolated: bool = False
 
 
 @dataclass
@@ -181,6 +184,61 @@ def test_the_least_recently_used_predictor_leaves(repository: Repository, loaded
         cache.get(record)
     assert loaded == ["a", "b", "c", "b"]
     assert len(cache) == 2
+
+
+def test_who_asks_for_a_loaded_predictor_does_not_wait_while_another_is_loaded(
+    repository: Repository, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, cold = add_predictor(repository, "warm"), add_predictor(repository, "cold")
+    cache = PredictorCache(repository, capacity=2)
+    found = cache.get(warm)
+    begun, release, load = threading.Event(), threading.Event(), PredictorCache._load
+
+    def slow(self: PredictorCache, record: PredictorRecord) -> Any:
+        begun.set()
+        assert release.wait(30)
+        return load(self, record)
+
+    monkeypatch.setattr(PredictorCache, "_load", slow)
+    with ThreadPoolExecutor(2) as pool:
+        racing = [pool.submit(cache.get, cold) for _ in range(2)]
+        assert begun.wait(30)
+        # In this thread, before the load may end: a wait would never end.
+        assert cache.get(warm) is found
+        assert not any(x.done() for x in racing)
+        release.set()
+        first, second = (x.result() for x in racing)
+    assert first is second
+    assert loaded == ["warm", "cold"]
+
+
+def test_as_many_predictions_run_at_once_as_there_are_cores(
+    repository: Repository, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_cache, "usable_cores", lambda: 3)
+    record = add_predictor(repository, "first")
+    cache = PredictorCache(repository, capacity=1)
+    together, running, most = threading.Barrier(3), threading.Semaphore(3), []
+
+    def judge(self: MadeUpPredictor, widths: list[int]) -> MadeUpPrediction:
+        most.append(running.acquire(blocking=False))
+        together.wait(30)  # until three are in here
+        running.release()
+        return MadeUpPrediction(widths)
+
+    monkeypatch.setattr(MadeUpPredictor, "judge", judge, raising=False)
+    with ThreadPoolExecutor(6) as pool:
+        assert len(list(pool.map(lambda _: cache.judge(record, [8]), range(6)))) == 6
+    assert most == [True] * 6
+    assert loaded == ["first"]
+
+
+def test_cores_are_those_that_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == 1
 
 
 def test_the_event_loop_stays_free_while_a_prediction_runs(

@@ -17,7 +17,7 @@ from policy_model.encoding import encode
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor, PredictorInfo
-from policy_model.training import calibrate
+from policy_model.training import calibrate, past_errors
 from policy_model.value_training import fit_values
 from pruning.levels import LevelGrid
 from pruning.limits import WidthSteps
@@ -49,7 +49,7 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
         torch.manual_seed(seed)
         policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
-    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), past_errors(data, fit), info)
 
 
 def store(repository: Repository, predictor: Predictor, name: str, *, day: int = 0) -> None:

@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "get_device": lambda r: r.get_device("bench"),
     "latest_device_number": lambda r: r.latest_device_number("bench"),
     "list_devices": lambda r: r.list_devices(),
+    "list_device_ids": lambda r: r.list_device_ids(),
     "add_plan": lambda r: r.add_plan(PlanRecord("request", plan())),
     "get_plan": lambda r: r.get_plan("plan-1"),
     "find_plan": lambda r: r.find_plan("request"),

@@ -4,7 +4,7 @@ import dataclasses
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from pruning.errors import ConflictError, NotFoundError
 from storage.records import DeviceRecord
@@ -37,12 +37,22 @@ def test_the_newest_of_an_id_answers_and_the_older_ones_are_kept(repository: Sql
     again = repository.add_device(DeviceRecord(made_up_profile("one", layer_ms=2.0), MORNING - timedelta(days=1)))
     assert repository.get_device("one") == again
     assert repository.list_devices() == [again, other]
+    assert repository.list_device_ids() == ("one", "two")
     number = repository.latest_device_number("one")
     assert repository.latest_device_number("one") == number != repository.latest_device_number("two")
     back = repository.add_device(dataclasses.replace(first, created_at=LATER))
     assert repository.get_device("one") == back
     assert repository.latest_device_number("one") != number
     assert number_of_rows(repository) == 4
+
+
+def test_ids_are_listed_without_reading_a_profile(repository: SqlRepository) -> None:
+    assert repository.list_device_ids() == ()
+    for name in ("b", "c", "a", "c"):
+        repository.add_device(DeviceRecord(made_up_profile(name), MORNING))
+    with repository._writing() as session:
+        session.execute(update(DeviceRow).values(profile={}))  # what no reader of profiles gets past
+    assert repository.list_device_ids() == ("b", "c", "a")
 
 
 def test_the_catalogue_keeps_its_ids(repository: SqlRepository) -> None:
