@@ -4,7 +4,8 @@ Targets in the training list are searched one after another; rounds follow, in w
 budgets that keep away from the targets left out, which are searched on their own. All on every calibration
 conversation: what is best on a few is not what is best on others. Takes about an hour on two cores. Killed, it is run
 again and goes on with the round that was not finished (benchmarks/.work). What it writes is in the repository:
-reference/search/{trained,held_out}.csv, each with a JSON that says what it is of; no configuration is in both.
+reference/search/{trained,held_out}.csv, each with a JSON that says what it is of. The one-layer scan, with which every
+search begins, is in both; no other configuration is.
 """
 
 import json

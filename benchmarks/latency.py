@@ -1,8 +1,9 @@
 """Predicted against measured latency: a LLaVA-shaped model of real layer sizes, profiled, then cut and run.
 
-The profile comes from one ladder model; each plan is a real cut of the dense model, and a real request: a picture and a
-prompt in, then tokens one by one on a cache that grows. `python -m benchmarks.latency` takes about five minutes on two
-cores and writes `results/latency.json`.
+The profile comes from one ladder model; each plan is a real cut of the dense model, and gets real requests: a picture
+and a prompt in, then tokens one by one on a cache that grows. No length that is timed was profiled: widths, prompts and
+caches are all interpolated. `python -m benchmarks.latency` takes about seven minutes on two cores and writes
+`results/latency.json`.
 """
 
 import copy
@@ -21,8 +22,9 @@ from pruning.anatomy_reader import anatomy_of
 from pruning.arrays import FloatArray
 from pruning.devices.device import profiled_device
 from pruning.devices.ladder import random_weights
+from pruning.devices.latency_model import decode_steps
 from pruning.devices.profiling import ProfileSettings, profile_device
-from pruning.latency import Latency, LatencySource, latency_model
+from pruning.latency import LatencyModel, LatencySource, latency_model
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Workload
 from pruning.ranking import Ranking
@@ -36,10 +38,20 @@ PLANS = 12
 LARGEST_SPARSITY = 0.7
 ROUND_TO = 8
 
+PROFILED = ProfileSettings(prompt_tokens=(128, 256, 512), output_tokens=64, seconds=60.0)
+TIMED = (Workload(prompt_tokens=224, output_tokens=8), Workload(prompt_tokens=384, output_tokens=24))
+"""Lengths between those of the profile."""
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the model and of its requests: a language model of TinyLlama's layers, a small vision tower."""
+    """Of the model and of its requests: a language model of TinyLlama's layers, a small vision tower.
+
+    Attributes:
+        profiled: what the profile measures.
+        timed: the requests whose times are predicted and measured, each of at least two tokens.
+        requests: of each kind and visit; one more warms up.
+    """
 
     hidden: int = 2048
     ffn: int = 5632
@@ -51,81 +63,106 @@ class Sizes:
     vision_layers: int = 6
     image_px: int = 224
     patch_px: int = 16
-    prompt_tokens: int = 256
-    output_tokens: int = 16
-    profile_seconds: float = 60.0
+    profiled: ProfileSettings = PROFILED
+    timed: tuple[Workload, ...] = TIMED
     requests: int = 2
 
     @property
     def image_tokens(self) -> int:
         return (self.image_px // self.patch_px) ** 2
 
-    @property
-    def workload(self) -> Workload:
-        return Workload(prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """Milliseconds of every request of a workload [R]: its prefill, and its mean decode step."""
+
+    prefill_ms: tuple[float, ...]
+    decode_ms: tuple[float, ...]
 
 
 def measure(
     sizes: Sizes | None = None, *, on_step: Callable[[int, int], None] | None = None
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A row a plan, and the summary: `latency_mape` is the mean absolute error of predicted prefill and decode times,
-    as a fraction of the measured ones. `on_step(done, total)` is told of progress, plan by plan.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row a plan and workload, and the summary: `latency_mape` is the mean absolute error of predicted prefill and
+    decode times, as a fraction of the measured ones. `on_step(done, total)` is told of progress, plan by plan.
     """
     sizes = sizes or Sizes()
     config = _config(sizes)
     dense = _random_model(config)
     anatomy = anatomy_of(dense)
-    inputs = _inputs(sizes, config)
-    settings = ProfileSettings(
-        prompt_tokens=(sizes.prompt_tokens,), output_tokens=sizes.output_tokens, seconds=sizes.profile_seconds
-    )
     started = time.perf_counter()
-    profile = profile_device(config, anatomy, device_id="this-machine", settings=settings, images=inputs)
+    profile = profile_device(
+        config,
+        anatomy,
+        device_id="this-machine",
+        settings=sizes.profiled,
+        images=_inputs(sizes, config, sizes.timed[0]),
+    )
     profile_seconds = time.perf_counter() - started
-    predicted = latency_model(profiled_device(profile), anatomy, sizes.workload)
-    assert predicted.source is LatencySource.MEASURED, predicted.description
+    device = profiled_device(profile)
+    models = [latency_model(device, anatomy, workload) for workload in sizes.timed]
+    for model in models:
+        assert model.source is LatencySource.MEASURED, model.description
     cut = plans(anatomy)
-    measured = _run_plans(dense, cut, inputs, sizes, on_step)
+    measured = _run_plans(dense, cut, [_inputs(sizes, config, x) for x in sizes.timed], sizes, on_step)
     rows = [
-        _row(number, anatomy, widths, predicted.latency(widths), times)
-        for number, (widths, times) in enumerate(zip(cut, measured, strict=True))
+        _row(number, anatomy, widths, model, times)
+        for number, (widths, of_plan) in enumerate(zip(cut, measured, strict=True))
+        for model, times in zip(models, of_plan, strict=True)
     ]
-    return rows, _summary(rows, profile.layers[0].smoothing, profile_seconds)
+    return rows, _summary(rows) | {
+        "profile_smoothing": profile.layers[0].smoothing,
+        "profile_seconds": profile_seconds,
+    }
 
 
 def _run_plans(
     dense: "PreTrainedModel",
     cut: Sequence[list[int]],
-    inputs: dict[str, torch.Tensor],
+    inputs: Sequence[dict[str, torch.Tensor]],
     sizes: Sizes,
     on_step: Callable[[int, int], None] | None,
-) -> list[tuple[float, float]]:
-    """Prefill and decode step of each plan, in milliseconds: of its quicker visit.
+) -> list[list[RequestTimes]]:
+    """The requests of each plan and of each of `sizes.timed`, whose `inputs` are given.
 
-    Whatever else the machine does only adds to a time, and lasts. So every plan is visited twice, there and back.
+    Every plan is visited twice, there and back: what slows the machine down for a while slows down one visit, and a
+    drift of its clock weighs on all plans alike.
     """
     anatomy = anatomy_of(dense)
     identity = Ranking.from_scores(anatomy, [-np.arange(x.ffn_width, dtype=np.float64) for x in anatomy.layers])
-    times: dict[int, list[tuple[float, float]]] = {number: [] for number in range(len(cut))}
-    order = [*times, *reversed(times)]
+    visits: list[list[list[RequestTimes]]] = [[] for _ in cut]
+    order = [*range(len(cut)), *reversed(range(len(cut)))]
     for done, number in enumerate(order):
         model = copy.deepcopy(dense)
         cut_model(model, anatomy.sizes_with(cut[number]), identity)
-        times[number].append(run_requests(model.to(_device()), inputs, sizes))
+        model.to(_device())
+        visits[number].append(
+            [run_requests(model, x, workload, sizes.requests) for x, workload in zip(inputs, sizes.timed, strict=True)]
+        )
         del model
         if on_step is not None:
             on_step(done + 1, len(order))
-    return [(min(x for x, _ in visits), min(x for _, x in visits)) for visits in times.values()]
+    return [
+        [
+            RequestTimes(there.prefill_ms + back.prefill_ms, there.decode_ms + back.decode_ms)
+            for there, back in zip(*both, strict=True)
+        ]
+        for both in visits
+    ]
 
 
 def _row(
-    number: int, anatomy: ModelAnatomy, widths: list[int], expected: Latency, measured: tuple[float, float]
+    number: int, anatomy: ModelAnatomy, widths: list[int], model: LatencyModel, measured: RequestTimes
 ) -> dict[str, Any]:
-    prefill_ms, decode_ms = measured
+    """Medians of all requests, as those of the profile are."""
+    expected = model.latency(widths)
+    prefill_ms, decode_ms = median(measured.prefill_ms), median(measured.decode_ms)
     return {
         "plan": number,
         "sparsity": achieved_sparsity(anatomy, widths)[Scope.FFN],
         "widths": widths,
+        "prompt_tokens": model.workload.prompt_tokens,
+        "output_tokens": model.workload.output_tokens,
         "predicted_prefill_ms": expected.prefill_ms,
         "measured_prefill_ms": prefill_ms,
         "prefill_error": expected.prefill_ms / prefill_ms - 1,
@@ -158,25 +195,27 @@ def _shares(drawn: FloatArray, kept: float) -> FloatArray:
 
 
 @torch.inference_mode()
-def run_requests(model: "PreTrainedModel", inputs: dict[str, torch.Tensor], sizes: Sizes) -> tuple[float, float]:
-    """Milliseconds of the prefill and of a decode step, medians over `sizes.requests`; a first one warms up."""
+def run_requests(
+    model: "PreTrainedModel", inputs: dict[str, torch.Tensor], workload: Workload, requests: int
+) -> RequestTimes:
+    """`requests` times a prompt of `inputs`, answered as `workload` says; a first one warms up."""
     device = model.device
     inputs = {name: value.to(device) for name, value in inputs.items()}
     prefills, steps = [], []
-    for _ in range(sizes.requests + 1):
+    for _ in range(requests + 1):
         start = _now(device)
         output = model(**inputs, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1:].argmax(-1)
         first = _now(device)
-        for _ in range(sizes.output_tokens - 1):
+        for _ in range(decode_steps(workload)):
             output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
-        prefills.append(first - start)
-        steps.append((_now(device) - first) / (sizes.output_tokens - 1))
-    return 1e3 * median(prefills[1:]), 1e3 * median(steps[1:])
+        prefills.append(1e3 * (first - start))
+        steps.append(1e3 * (_now(device) - first) / decode_steps(workload))
+    return RequestTimes(tuple(prefills[1:]), tuple(steps[1:]))
 
 
-def _summary(rows: Sequence[dict[str, Any]], smoothing: float, profile_seconds: float) -> dict[str, float]:
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     prefill = mean(abs(row["prefill_error"]) for row in rows)
     decode = mean(abs(row["decode_error"]) for row in rows)
     return {
@@ -184,8 +223,6 @@ def _summary(rows: Sequence[dict[str, Any]], smoothing: float, profile_seconds: 
         "prefill_mape": prefill,
         "decode_mape": decode,
         "worst_error": max(max(abs(row["prefill_error"]), abs(row["decode_error"])) for row in rows),
-        "profile_smoothing": smoothing,
-        "profile_seconds": profile_seconds,
     }
 
 
@@ -218,10 +255,10 @@ def _random_model(config: "LlavaConfig") -> "PreTrainedModel":
     return random_weights(LlavaForConditionalGeneration, copy.deepcopy(config), torch.float32, torch.device("cpu"))
 
 
-def _inputs(sizes: Sizes, config: "LlavaConfig") -> dict[str, torch.Tensor]:
-    """One prompt of `sizes.prompt_tokens`, its picture's tokens first."""
+def _inputs(sizes: Sizes, config: "LlavaConfig", workload: Workload) -> dict[str, torch.Tensor]:
+    """One prompt of the workload's length, its picture's tokens first."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(10, sizes.vocabulary, (1, sizes.prompt_tokens - sizes.image_tokens), generator=generator)
+    text = torch.randint(10, sizes.vocabulary, (1, workload.prompt_tokens - sizes.image_tokens), generator=generator)
     image = torch.full((1, sizes.image_tokens), config.image_token_id)
     pixels = torch.randn(1, 3, sizes.image_px, sizes.image_px, generator=generator)
     return {"input_ids": torch.cat([image, text], dim=1), "pixel_values": pixels}

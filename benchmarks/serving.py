@@ -1,12 +1,13 @@
 """How long a plan takes over HTTP, and what it saves: against FLAP's allocation and a search of the same model.
 
 Requests are a mix: a third for sparsities, a third for a memory budget, a third for memory and latency at once, on a
-device that was measured.
+device that was measured. Their widths are rounded as the predictor's levels are. Sparsities with other roundings are
+timed beside them: finer ones leave more to choose when a plan is filled up, coarser ones move the levels themselves.
 
 Two models: the reference, and one of 32 layers and real layer sizes (LLaVA with a language model of TinyLlama's layers:
 hidden 2048, FFN 5632, GQA 32/4) with random weights. The larger one's predictor is trained on a made-up landscape:
 its quality means nothing, its latency is real. FLAP and one evaluation of a search are measured there on a few
-sequences as long as an image and its conversation; the published recipes use tens to thousands.
+sequences as long as an image and its conversation, one a batch; the published recipes use tens to thousands.
 """
 
 import json
@@ -28,6 +29,8 @@ import numpy as np
 import torch
 
 from benchmarks.collect import EVALUATIONS
+from benchmarks.flap_statistics import flap_statistics
+from benchmarks.subject import MODEL_ID
 from lop.training import train_model
 from policy_model.training import TrainingSettings
 from pruning.allocators.flap import allocate_flap
@@ -36,13 +39,11 @@ from pruning.anatomy_reader import anatomy_of, load_config
 from pruning.batches import AnswerSpan, Batch
 from pruning.devices.profiling import ProfileSettings, profile_device
 from pruning.evaluation import ConfigurationEvaluator
-from pruning.importance import channel_scores
-from pruning.levels import LevelGrid
+from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.metrics import Metrics
 from pruning.plan import Workload
 from pruning.ranking import Ranking
-from pruning.statistics import StatisticsKind, measure_statistics
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 
@@ -54,6 +55,7 @@ NUM_SEQUENCES, SEQUENCE_TOKENS, ANSWER_TOKENS = 4, 640, 32
 
 NUM_MADE_UP_SAMPLES = 2000
 NUM_REQUESTS = 40
+NUM_ROUNDED_REQUESTS = 20
 WARM_UP_REQUESTS = 6
 SMALLEST_SPARSITY, LARGEST_SPARSITY = 0.1, 0.75
 MOST_REMOVED = 0.78
@@ -107,6 +109,26 @@ class Served:
     workload: Workload
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Requests of a model for sparsities up to `largest`, of widths that are finer or coarser than its predictor's
+    levels, or divided among devices."""
+
+    model: str
+    round_to: int
+    tp_size: int = 1
+    largest: float = LARGEST_SPARSITY
+
+
+ROUNDED = {
+    "reference_coarse": Rounded(MODEL_ID, 64, largest=0.48),  # its FFNs have 128 channels
+    "32_layers_fine": Rounded(LARGE, DEFAULT_ROUND_TO),
+    "32_layers_tp2": Rounded(LARGE, ROUND_TO, tp_size=2),
+    "32_layers_coarse": Rounded(LARGE, 2 * ROUND_TO),
+}
+"""What is timed beside the mix, by the end of its key in the results."""
+
+
 def request_milliseconds(url: str, served: Served) -> dict[Asked, list[float]]:
     """Of `NUM_REQUESTS` requests of each kind, shuffled, for plans that nobody asked for before: one client, one
     kept-alive connection.
@@ -115,13 +137,31 @@ def request_milliseconds(url: str, served: Served) -> dict[Asked, list[float]]:
         bodies = _bodies(client, served)
         spent: dict[Asked, list[float]] = {kind: [] for kind in Asked}
         for number, (kind, body) in enumerate(bodies):
-            started = time.perf_counter()
-            response = client.post("/v1/plans", json=body)
-            elapsed = (time.perf_counter() - started) * 1e3
-            response.raise_for_status()
+            elapsed = _milliseconds(client, body)
             if number >= WARM_UP_REQUESTS:
                 spent[kind].append(elapsed)
     return spent
+
+
+def rounded_milliseconds(url: str, rounded: Rounded) -> list[float]:
+    """Of `NUM_ROUNDED_REQUESTS` requests for other sparsities each, on one kept-alive connection."""
+    rng = np.random.default_rng(0)
+    usual = {"model": rounded.model, "round_to": rounded.round_to, "tp_size": rounded.tp_size, "method": "lop"}
+    with httpx.Client(base_url=url) as client:
+        spent = [
+            _milliseconds(client, usual | {"sparsity": float(sparsity)})
+            for sparsity in rng.uniform(SMALLEST_SPARSITY, rounded.largest, WARM_UP_REQUESTS + NUM_ROUNDED_REQUESTS)
+        ]
+    return spent[WARM_UP_REQUESTS:]
+
+
+def _milliseconds(client: httpx.Client, body: dict[str, Any]) -> float:
+    """Until `body`, a request for a new plan, is answered."""
+    started = time.perf_counter()
+    response = client.post("/v1/plans", json=body)
+    elapsed = (time.perf_counter() - started) * 1e3
+    response.raise_for_status()
+    return elapsed
 
 
 def _bodies(client: httpx.Client, served: Served) -> list[tuple[Asked, dict[str, Any]]]:
@@ -183,7 +223,7 @@ def large_model() -> Any:
 def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
     """The model of 32 layers with samples of a made-up landscape, and a predictor trained on them."""
     now = datetime.now(UTC)
-    ranking = Ranking.from_scores(anatomy, [np.arange(layer.ffn_width, 0.0, -1.0) for layer in anatomy.layers])
+    ranking = _in_order(anatomy)
     sha256 = repository.put_artifact(ranking.to_bytes(), BINARY)
     repository.add_model(ModelRecord(LARGE, anatomy, "0" * 64, sha256, "nowhere", now))
     calibration = repository.add_calibration(CalibrationRecord("1" * 64, "made up", 1, 1, now))
@@ -205,6 +245,11 @@ def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
     train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=2))
 
 
+def _in_order(anatomy: ModelAnatomy) -> Ranking:
+    """Channels go from the last to the first."""
+    return Ranking.from_scores(anatomy, [np.arange(layer.ffn_width, 0.0, -1.0) for layer in anatomy.layers])
+
+
 def _made_up_kl(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> float:
     p = [1.0 - w / x.ffn_width for w, x in zip(widths, anatomy.layers, strict=True)]
     own = [0.003 * math.exp(2.0 * math.sin(2.4 * i)) * q**2 for i, q in enumerate(p)]
@@ -213,19 +258,24 @@ def _made_up_kl(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> float:
 
 
 def measure_large_allocation() -> dict[str, float]:
-    """Seconds of FLAP's allocation, and of one evaluation of a search at half of the channels, on the large model."""
+    """Seconds of FLAP's allocation, and of one evaluation of a search at half of the channels, on the large model.
+
+    A sequence is a batch: FLAP's pass computes one after another on all cores, an evaluation as many at once as there
+    are cores. Of FLAP, one forward pass that measures what it needs and the allocation count, not reading the weights;
+    of the evaluation, not the dense model's pass that it compares with, which a search makes once.
+    """
     model = large_model()
     anatomy = anatomy_of(model)
     tokens = torch.randint(0, 32_000, (NUM_SEQUENCES, SEQUENCE_TOKENS), generator=torch.Generator().manual_seed(1))
-    spans = tuple(AnswerSpan(row, SEQUENCE_TOKENS - ANSWER_TOKENS, SEQUENCE_TOKENS) for row in range(NUM_SEQUENCES))
-    batch = Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, spans)
+    span = AnswerSpan(0, SEQUENCE_TOKENS - ANSWER_TOKENS, SEQUENCE_TOKENS)
+    batches = [
+        Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, (span,)) for row in torch.split(tokens, 1)
+    ]
     limits = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=ROUND_TO), anatomy.ffn_parameters // 2)
     started = time.perf_counter()
-    statistics = measure_statistics(StatisticsKind.ACTIVATIONS, model, [batch])
-    allocate_flap(anatomy, statistics, limits)
+    allocate_flap(anatomy, flap_statistics(model, batches), limits)
     flap = time.perf_counter() - started
-    ranking = Ranking.from_scores(anatomy, channel_scores(statistics))
-    evaluator = ConfigurationEvaluator(model, [batch], ranking, cache_bytes=0)
+    evaluator = ConfigurationEvaluator(model, batches, _in_order(anatomy), cache_bytes=0)
     started = time.perf_counter()
     evaluator.evaluate([layer.ffn_width // 2 for layer in anatomy.layers])
     return {"flap_seconds": flap, "evaluation_seconds": time.perf_counter() - started}
@@ -265,6 +315,8 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
     with serving(database) as url:
         for name, model in served.items():
             found |= _percentiles(name, request_milliseconds(url, model))
+        for name, rounded in ROUNDED.items():
+            found[f"http_p50_ms_{name}"] = float(np.median(rounded_milliseconds(url, rounded)))
     slow = measure_large_allocation()
     p50 = found["http_p50_ms_32_layers"]
     return found | {

@@ -1,12 +1,26 @@
-"""The latency benchmark from start to end on a tiny model: that it compares what it says. Not its figures."""
+"""The latency benchmark on a tiny model: that each plan's prediction is held against that plan's own times."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 
 from benchmarks import latency
-from benchmarks.latency import Sizes
+from benchmarks.latency import RequestTimes, Sizes, run_requests
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder import decoder_view
 from pruning.devices import machine
+from pruning.devices.latency_model import Latency, LatencySource
+from pruning.devices.profiling import ProfileSettings
+from pruning.plan import Workload
 from tests.pruning.made_up import made_up_anatomy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
 
 TINY = Sizes(
     hidden=32,
@@ -19,9 +33,8 @@ TINY = Sizes(
     vision_layers=1,
     image_px=32,
     patch_px=16,
-    prompt_tokens=12,
-    output_tokens=3,
-    profile_seconds=0.0,
+    profiled=ProfileSettings(prompt_tokens=(8, 16), output_tokens=6, seconds=0.0, min_rounds=2),
+    timed=(Workload(prompt_tokens=10, output_tokens=3), Workload(prompt_tokens=14, output_tokens=5)),
     requests=1,
 )
 
@@ -32,16 +45,100 @@ def test_every_plan_is_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(machine, "_REPEATS", 1)
     monkeypatch.setattr(latency, "PLANS", 3)
     rows, summary = latency.measure(TINY)
-    assert [row["plan"] for row in rows] == [0, 1, 2]
-    assert rows[0]["widths"] == [64, 64]
-    for row, sparsity in zip(rows, (0.0, 0.35, 0.7), strict=True):
+    assert [(row["plan"], row["prompt_tokens"], row["output_tokens"]) for row in rows] == [
+        (plan, *lengths) for plan in range(3) for lengths in ((10, 3), (14, 5))
+    ]
+    assert rows[0]["widths"] == rows[1]["widths"] == [64, 64]
+    for row, sparsity in zip(rows, (0.0, 0.0, 0.35, 0.35, 0.7, 0.7), strict=True):
         assert sparsity <= row["sparsity"] < sparsity + 0.1
-        assert row["prefill_error"] == row["predicted_prefill_ms"] / row["measured_prefill_ms"] - 1
-        assert row["decode_error"] == row["predicted_decode_ms"] / row["measured_decode_ms"] - 1
-        assert min(row["predicted_prefill_ms"], row["predicted_decode_ms"]) > 0
-    errors = [abs(row[name]) for row in rows for name in ("prefill_error", "decode_error")]
-    assert summary["latency_mape"] == pytest.approx(sum(errors) / 6)
-    assert summary["worst_error"] == max(errors)
+        assert min(value for name, value in row.items() if name.endswith("_ms")) > 0
+    assert summary["profile_smoothing"] >= 0
+
+
+def price(widths: "Sequence[int]", workload: Workload) -> tuple[float, float]:
+    """Milliseconds of a prefill and of a decode step: another one for each layer that is cut and each workload."""
+    first, second = widths
+    return workload.prompt_tokens * (100.0 + first + 3 * second), workload.output_tokens * (50.0 + 2 * first + second)
+
+
+def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[list[int]] = []
+
+    class Known:
+        source = LatencySource.MEASURED
+
+        def __init__(self, _device: object, _anatomy: ModelAnatomy, workload: Workload) -> None:
+            self.workload = workload
+
+        def latency(self, widths: "Sequence[int]") -> Latency:
+            return Latency(*price(widths, self.workload), 0.0)
+
+    def run(
+        model: "PreTrainedModel", inputs: dict[str, torch.Tensor], workload: Workload, requests: int
+    ) -> RequestTimes:
+        assert inputs["input_ids"].shape == (1, workload.prompt_tokens)
+        assert requests == 2
+        view = decoder_view(model)
+        widths = [view.ffn_width(layer) for layer in range(2)]
+        if workload is TINY.timed[0]:
+            visits.append(widths)
+        prefill, decode = price(widths, workload)
+        if len(visits) > 3:  # back
+            return RequestTimes((1.3 * prefill, 9.0 * prefill), (0.7 * decode, 0.7 * decode))
+        return RequestTimes((1.1 * prefill, 0.9 * prefill), (0.9 * decode, 0.9 * decode))
+
+    profile = SimpleNamespace(layers=[SimpleNamespace(smoothing=0.25)])
+    monkeypatch.setattr(latency, "PLANS", 3)
+    monkeypatch.setattr(latency, "profile_device", lambda *_, **__: profile)
+    monkeypatch.setattr(latency, "profiled_device", lambda found: found)
+    monkeypatch.setattr(latency, "latency_model", Known)
+    monkeypatch.setattr(latency, "run_requests", run)
+    rows, summary = latency.measure(replace(TINY, requests=2))
+    assert len({tuple(widths) for widths in visits}) == 3
+    assert visits == [*visits[:3], *reversed(visits[:3])]
+    for row in rows:
+        # The medians of 0.9, 1.1, 1.3 and 9 times what was predicted, and of 0.9 and 0.7 times.
+        assert row["prefill_error"] == pytest.approx(1 / 1.2 - 1)
+        assert row["decode_error"] == pytest.approx(1 / 0.8 - 1)
+        workload = Workload(prompt_tokens=row["prompt_tokens"], output_tokens=row["output_tokens"])
+        predicted = (row["predicted_prefill_ms"], row["predicted_decode_ms"])
+        assert predicted == pytest.approx(price(row["widths"], workload))
+    assert len(rows) == 6
+    assert summary["prefill_mape"] == pytest.approx(1 / 6)
+    assert summary["decode_mape"] == summary["worst_error"] == pytest.approx(1 / 4)
+    assert summary["latency_mape"] == pytest.approx(5 / 24)
+    assert summary["profile_smoothing"] == 0.25
+
+
+def test_a_request_is_a_prompt_and_steps_behind_it_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    prompts = iter([50.0, 2.0, 4.0])
+
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self, **inputs: Any) -> SimpleNamespace:
+            nonlocal clock
+            is_prompt = "pixel_values" in inputs
+            assert is_prompt != ("past_key_values" in inputs)
+            clock += next(prompts) if is_prompt else 0.5
+            return SimpleNamespace(logits=torch.zeros(1, 1, 7), past_key_values=())
+
+    monkeypatch.setattr(latency, "_now", lambda _: clock)
+    inputs = {"input_ids": torch.zeros(1, 3), "pixel_values": torch.zeros(1)}
+    times = run_requests(cast("PreTrainedModel", Model()), inputs, Workload(prompt_tokens=3, output_tokens=5), 2)
+    assert times.prefill_ms == pytest.approx((2000.0, 4000.0))
+    assert times.decode_ms == pytest.approx((500.0, 500.0))
+    assert clock == 56.0 + 3 * 4 * 0.5
+
+
+def test_no_length_that_is_timed_was_profiled() -> None:
+    sizes = Sizes()
+    for workload in sizes.timed:
+        assert workload.prompt_tokens not in sizes.profiled.lengths
+        assert workload.output_tokens != sizes.profiled.output_tokens
+        assert min(sizes.profiled.lengths) < workload.prompt_tokens < max(sizes.profiled.prompt_tokens)
+    assert len({workload.output_tokens for workload in sizes.timed}) > 1
 
 
 def test_plans_are_of_many_widths() -> None:

@@ -1,5 +1,6 @@
 """What the predictor's benchmark makes of its measurements; the measurements themselves take half an hour."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from benchmarks import intervals
 from benchmarks.collect import (
     EVALUATIONS,
     HELD_OUT_FILE,
@@ -25,6 +27,10 @@ from pruning.anatomy_reader import read_anatomy
 from pruning.conversations import calibration_id, load_conversations
 from pruning.errors import DatasetError
 from pruning.metrics import Metrics
+from pruning.plan import Predicted
+from service.methods.names import Method
+from service.planner import Planner
+from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import Sample
 
@@ -55,6 +61,47 @@ def test_targets_left_out_are_left_out() -> None:
     assert not set(TRAINED_TARGETS) & set(HELD_OUT_TARGETS)
     assert len(HELD_OUT_TARGETS) >= 6
     assert (min(HELD_OUT_TARGETS), max(HELD_OUT_TARGETS)) == (0.15, 0.75)
+
+
+def test_the_samples_that_judge_were_not_trained_on_but_for_the_scan() -> None:
+    trained, held_out = (
+        {row["widths"]: row["source"] for row in csv.DictReader((SAMPLES_DIR / name).read_text().splitlines())}
+        for name in (TRAINED_FILE, HELD_OUT_FILE)
+    )
+    both = trained.keys() & held_out.keys()
+    assert {held_out[widths] for widths in both} == {"sensitivity"}
+    assert {widths for widths, source in held_out.items() if source != SEARCHED} == both
+
+
+def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plan's only width says its target and method; `kl` has what is measured of it."""
+    monkeypatch.setattr(intervals, "NUM_OTHER_BUDGETS", 0)
+
+    def plan(request: PlanRequest) -> SimpleNamespace:
+        assert request.sparsity is not None
+        width = round(100 * request.sparsity) + (request.method == Method.UNIFORM)
+        predicted = Predicted(quality=0.5, interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55))
+        return SimpleNamespace(ffn_widths=[width], predicted=predicted)
+
+    kl = {10: 0.4, 11: 0.39, 20: 0.61, 21: 0.5, 30: 0.5, 40: 0.5, 41: 0.2}
+
+    def evaluate(split: str, widths: tuple[int, ...]) -> Metrics:
+        assert split == "calibration"
+        return Metrics(kl=kl[widths[0]], nll=0.0, accuracy=0.5 if widths[0] < 40 else 0.6, num_tokens=1, num_answers=1)
+
+    found = intervals.coverage_of_other_methods(
+        cast("Planner", SimpleNamespace(plan=plan)),
+        cast("Subject", SimpleNamespace(evaluate=evaluate)),
+        targets=(0.1, 0.1, 0.2, 0.3, 0.4),
+        known={(31,)},
+    )
+    assert found == {
+        "interval_coverage_of_other_methods": 4 / 7,
+        "accuracy_interval_coverage_of_other_methods": 5 / 7,
+        "judged_plans_of_other_methods": 7,
+        "interval_coverage_by_method": {"uniform": 1 / 3, "additive-dp": 3 / 4},
+        "other_methods_below_interval": 2,
+    }
 
 
 def test_rank_correlation() -> None:

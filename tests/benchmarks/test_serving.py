@@ -1,21 +1,33 @@
-"""The mix of requests that is timed: every one can be met, and none is like another."""
+"""The requests that are timed: every one can be met, and none is like another. And what FLAP is timed with."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks import serving
-from benchmarks.serving import Asked, Served, _bodies, _percentiles
+from benchmarks.flap_statistics import flap_statistics
+from benchmarks.serving import ROUNDED, Asked, Rounded, Served, _bodies, _percentiles, rounded_milliseconds
+from benchmarks.subject import REFERENCE
+from pruning.allocators.flap import allocate_flap
+from pruning.anatomy_reader import anatomy_of, read_anatomy
+from pruning.batches import make_batches
+from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import load_conversations
+from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Workload
+from pruning.statistics import StatisticsKind, measure_statistics
+from pruning.target import Scope, limits_for_sparsity
 from service.app import create_app
 from service.settings import Settings
 from storage.records import DeviceRecord
 from storage.sql_repository import open_repository
 from tests.pruning.made_up_devices import made_up_profile
 from tests.service.made_up import NOW, register_model
+from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 SERVED = Served("tiny", 8, "bench", Workload(prompt_tokens=15, output_tokens=8))
 
@@ -59,3 +71,44 @@ def test_the_median_is_of_the_mix() -> None:
     found = _percentiles("x", {Asked.SPARSITY: [1.0, 2.0], Asked.MEMORY: [3.0, 4.0], Asked.MEMORY_AND_LATENCY: [9.0]})
     assert found["http_p50_ms_x"] == 3.0
     assert found["http_p50_ms_x_by_kind"] == {"sparsity": 1.5, "memory": 3.5, "memory_and_latency": 9.0}
+
+
+def test_requests_of_another_rounding_are_new_ones_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def milliseconds(_client: httpx.Client, body: dict[str, Any]) -> float:
+        bodies.append(body)
+        return float(len(bodies))
+
+    monkeypatch.setattr(serving, "_milliseconds", milliseconds)
+    spent = rounded_milliseconds("http://127.0.0.1", Rounded("tiny", 24, tp_size=2, largest=0.3))
+    assert spent == [float(n) for n in range(serving.WARM_UP_REQUESTS + 1, len(bodies) + 1)]
+    assert len(spent) == 20
+    sparsities = {body.pop("sparsity") for body in bodies}
+    assert len(sparsities) == len(bodies)
+    assert min(sparsities) >= 0.1
+    assert 0.25 < max(sparsities) <= 0.3
+    assert all(body == {"model": "tiny", "round_to": 24, "tp_size": 2, "method": "lop"} for body in bodies)
+
+
+def test_requests_of_another_rounding_can_be_met() -> None:
+    anatomy = read_anatomy(REFERENCE / "model")
+    for rounded in ROUNDED.values():
+        if rounded.model != serving.LARGE:
+            steps = WidthSteps.build(anatomy, round_to=rounded.round_to, tp_size=rounded.tp_size)
+            limits_for_sparsity(anatomy, steps, rounded.largest, Scope.FFN)
+
+
+def test_flap_is_timed_with_all_that_it_needs(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "model")
+    model = load_model(folder)
+    conversations = load_conversations(write_conversations(tmp_path / "data", 5))
+    batches = make_batches(conversations, load_processor(folder), batch_size=2)
+    batches[0].inputs["attention_mask"][0, :3] = 0  # padding counts nowhere
+    found, whole = flap_statistics(model, batches), measure_statistics(StatisticsKind.ACTIVATIONS, model, batches)
+    for name in ("ffn_mean", "ffn_variance", "down_norm"):
+        for ours, theirs in zip(found.per_layer(name), whole.per_layer(name), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+    anatomy = anatomy_of(model)
+    limits = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=8), anatomy.ffn_parameters // 2)
+    assert allocate_flap(anatomy, found, limits).widths == allocate_flap(anatomy, whole, limits).widths

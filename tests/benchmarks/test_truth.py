@@ -18,6 +18,7 @@ from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoint import load_model
 from pruning.conversations import load_conversations
 from pruning.cost import kv_cache_bytes
+from pruning.devices import DEVICES
 from pruning.plan import Budget, PruningPlan
 from service.devices import find_device
 from service.methods.names import Method
@@ -53,6 +54,9 @@ def planner_over(repository: Repository) -> Planner:
 
 def test_random_requests_are_feasible_and_their_plans_hold(url: str, source: Path) -> None:
     subject = TruthSubject("tiny", source, 1.0, is_whole=True)
+    with open_repository(url) as repository:
+        anatomy = repository.get_model("tiny").anatomy
+        repository.add_device(DeviceRecord(made_up_profile("bench", anatomy=anatomy), datetime.now(UTC)))
     rows, summary = measure_truth(url, [subject], num_requests=12, num_saved=3, processes=1)
     assert summary["requests"] == sum(row["requests"] for row in rows) == 12
     assert (summary["budget_violations"], summary["cost_errors"], summary["disk_bytes_error"]) == (0, 0, 0)
@@ -60,6 +64,8 @@ def test_random_requests_are_feasible_and_their_plans_hold(url: str, source: Pat
     assert summary["memory_bounds_exceeded"] == 0
     assert 0 < summary["most_memory_used"] <= 1
     assert summary["violations"] == []
+    assert 1 < summary["devices"] <= len(DEVICES)
+    assert summary["measured"] == 1
     assert 0.5 < summary["mean_use_of_tightest_limit"] <= 1
 
 
@@ -187,3 +193,24 @@ def test_the_large_model_is_planned_by_its_config_alone(tmp_path: Path) -> None:
     checked = check_plan(request, plan, anatomy, subject.source, tmp_path)
     assert (checked.asked, checked.exceeded, checked.differing) == ("device", (), ())
     assert 0.99 < (checked.used or 0) <= 1
+
+    # Of billions of bytes or operations, one is too many; of a latency, what a sum in floating point may be off.
+    workload = {"prompt_tokens": 64, "output_tokens": 8}
+    most = Budget(disk_bytes=2**40, memory_bytes=2**40, flops=2**60, latency_ms=1e9, **workload)
+    request = PlanRequest(model=subject.model_id, device="a100-80gb", budget=most, round_to=64)
+    with open_repository(f"sqlite:///{tmp_path / 'large.db'}") as repository:
+        plan = planner_over(repository).plan(request)
+
+    def exceeded(**limits: float) -> tuple[str, ...]:
+        asked = request.model_copy(update={"budget": Budget.model_validate(limits | workload)})
+        return check_plan(asked, plan, anatomy, subject.source, tmp_path).exceeded
+
+    costs = plan.achieved
+    assert costs.latency_ms is not None
+    for name in ("disk_bytes", "memory_bytes", "flops"):
+        cost = getattr(costs, name)
+        assert cost > 2e9
+        assert exceeded(**{name: cost}) == ()
+        assert exceeded(**{name: cost - 1}) == (name,)
+    assert exceeded(latency_ms=costs.latency_ms) == ()
+    assert exceeded(latency_ms=costs.latency_ms * (1 - 1e-5)) == ("latency_ms",)
