@@ -152,8 +152,8 @@ class Achieved(_Part):
 class Predicted(_Part):
     """The quality to expect, where a method can say: KL to the dense model on answers, in nats.
 
-    On calibration answers, unless the provenance's note names validation data. Intervals are meant to hold for nine plans
-    in ten; how many they hold for, of `lop` and of other methods, is in docs/predictor.md.
+    On calibration answers, unless the provenance's note names validation data. Intervals are meant to hold for nine
+    plans in ten; how many they hold for, of `lop` and of other methods, is in docs/predictor.md.
     """
 
     quality: float
