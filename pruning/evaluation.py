@@ -1,4 +1,4 @@
-"""Scoring configurations: KL to the dense model, negative log-likelihood and exact match on answer tokens.
+"""Scoring configurations: KL to and agreement with the dense model, negative log-likelihood and exact match on answers.
 
 Channels are put in ranking order once; then every configuration is a prefix slice of the same weights: no copy, no
 mask, and the narrower forward is really cheaper. The vision tower and the projector run once, for all configurations;
@@ -128,12 +128,12 @@ class ConfigurationEvaluator:
         tokens = sum(len(batch.answers.targets) for batch in self._batches)
         num_answers = sum(batch.answers.num_answers for batch in self._batches)
         kl, nll = (sum(batch[part] for batch in measured) / tokens for part in (0, 1))
-        correct = sum(batch[2] for batch in measured)
-        return Metrics(kl, nll, correct / num_answers, tokens, num_answers)
+        correct, agreeing = (sum(batch[part] for batch in measured) for part in (2, 3))
+        return Metrics(kl, nll, correct / num_answers, tokens, num_answers, agreeing / tokens)
 
     @torch.inference_mode()
-    def _measure(self, batch: _PreparedBatch, widths: Sequence[int]) -> tuple[float, float, int]:
-        """One batch: summed KL, summed NLL, and the number of answers that are right."""
+    def _measure(self, batch: _PreparedBatch, widths: Sequence[int]) -> tuple[float, float, int, int]:
+        """One batch: summed KL, summed NLL, answers that are right, and tokens that the dense model would choose."""
         answers = batch.answers
         hidden = self._view.final_norm(self._hidden(batch, widths)[answers.rows, answers.positions])
         log_p = self._log_probabilities(hidden)
@@ -142,8 +142,9 @@ class ConfigurationEvaluator:
         kl = max(0.0, float((log_dense.exp() * (log_dense - log_p)).sum()))
         nll = -float(log_p.gather(1, answers.targets[:, None]).sum())
         wrong = torch.zeros(answers.num_answers, dtype=torch.bool, device=hidden.device)
-        wrong[answers.answer[log_p.argmax(dim=1) != answers.targets]] = True
-        return kl, nll, int((~wrong).sum())
+        chosen = log_p.argmax(dim=1)
+        wrong[answers.answer[chosen != answers.targets]] = True
+        return kl, nll, int((~wrong).sum()), int((chosen == log_dense.argmax(dim=1)).sum())
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -248,10 +249,10 @@ def evaluate_model(
 ) -> Metrics:
     """Metrics of a model as it stands, dense or really cut, by whole forward passes of the unmodified network.
 
-    KL is to `dense`; without one it is 0, the model compared with itself.
+    KL and agreement are with `dense`; without one the model is compared with itself: 0, and None.
     """
     kl = nll = 0.0
-    tokens = answers = correct = 0
+    tokens = answers = correct = agreeing = 0
     for batch in batches:
         log_p = _answer_log_probabilities(model, batch)
         log_dense = _answer_log_probabilities(dense, batch) if dense is not None else log_p
@@ -264,9 +265,11 @@ def evaluate_model(
             correct += bool((predicted.argmax(dim=1) == targets).all())
             start = stop
         kl += max(0.0, float((log_dense.exp() * (log_dense - log_p)).sum()))
+        agreeing += int((log_p.argmax(dim=1) == log_dense.argmax(dim=1)).sum())
         tokens += start
         answers += len(batch.spans)
-    return Metrics(kl / tokens, nll / tokens, correct / answers, tokens, answers)
+    agreement = None if dense is None else agreeing / tokens
+    return Metrics(kl / tokens, nll / tokens, correct / answers, tokens, answers, agreement)
 
 
 def _answer_log_probabilities(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
