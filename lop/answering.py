@@ -35,7 +35,7 @@ class AnswerReport:
         conversations, answers: how many are in the file.
         resumed: of the answers, those that an earlier run had finished.
         cut: ids of conversations with an answer that ended at the limit of tokens, and not by itself.
-        left_out: ids of prompts of which no answer, or not every one, is in the file: the model ended at once.
+        left_out: ids of prompts of which no answer, or not every one, is in the file: the model's was empty.
     """
 
     conversations: int
@@ -211,8 +211,8 @@ class _Run:
         num_answers = sum(map(len, self.answers))
         if num_answers == 0:
             raise DatasetError(
-                "a model must have something to answer",
-                values=f"it ended at once on all {len(self._prompts)} prompts",
+                "a model must have something to say",
+                values=f"empty answers to all {len(self._prompts)} prompts",
                 remedy="Is it instruction-tuned, and is its chat template its own?",
             )
         return AnswerReport(

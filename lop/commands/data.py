@@ -65,9 +65,7 @@ def answer(
             answerer, loaded, out, max_new_tokens=max_new_tokens, batch_size=batch_size, on_answer=on_answer
         )
     if report.left_out:
-        warn(
-            f"{_named(report.left_out)}: the model ended at once, with an empty answer: left out, from that question on"
-        )
+        warn(f"{_named(report.left_out)}: the model's answer is empty: left out, from that question on")
     if report.cut:
         warn(
             f"{_named(report.cut)}: answers that had not ended after {max_new_tokens} tokens are kept as far as they "

@@ -211,7 +211,7 @@ def test_empty_answers_are_left_out(
     told = json.loads(said)
     assert (code, told["conversations"], told["answers"]) == (0, 11, 21)
     assert (told["left_out"], told["cut"]) == (["c1", "c2"], ["c3"])
-    assert "2 prompts (c1, c2): the model ended at once" in err
+    assert "2 prompts (c1, c2): the model's answer is empty" in err
     assert "1 prompt (c3): answers that had not ended after 12 tokens" in err
     assert {x.id: len(x.turns) for x in load_conversations(out)} == {f"c{i}": 2 - (i == 2) for i in range(12) if i != 1}
 
@@ -220,7 +220,7 @@ def test_empty_answers_are_left_out(
     )
     code, _, err = run(*asking(checkpoint, prompts, tmp_path / "none.json"))
     assert code == 2
-    assert "ended at once on all 12 prompts" in err
+    assert "empty answers to all 12 prompts" in err
     assert not (tmp_path / "none.json").exists()
 
 
