@@ -14,6 +14,7 @@ from pruning.atomic_file import replace_file
 from pruning.conversations import IMAGE_TOKEN, Conversation
 from pruning.errors import DatasetError, InputError
 from pruning.prompts import Prompt
+from pruning.streaming.file_errors import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,9 +68,10 @@ class Answerer:
 
         processor = load_processor(folder)
         ends = turn_ends(processor)
-        digest = hashlib.sha256(weights_sha256(folder, on_bytes=on_bytes).encode())
-        for path in sorted(path for pattern in _SETTINGS for path in folder.glob(pattern) if path.is_file()):
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        with reading(folder):
+            digest = hashlib.sha256(weights_sha256(folder, on_bytes=on_bytes).encode())
+            for path in sorted(path for pattern in _SETTINGS for path in folder.glob(pattern) if path.is_file()):
+                digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return cls(folder, processor, digest.hexdigest(), ends)
 
     def load(self) -> "PreTrainedModel":
@@ -86,7 +88,7 @@ def check_out(out: Path, prompts: Path) -> None:
 
     One that is there passes if a draft is beside it: a run may have been killed between its last two steps.
     """
-    if out.exists() and prompts.exists() and out.samefile(prompts):
+    if os.path.exists(out) and os.path.exists(prompts) and out.samefile(prompts):  # noqa: PTH110 names may be too long
         raise InputError("--out must be another file than --prompts", values=str(out))
     if not out.parent.is_dir():
         raise InputError("the folder of --out must exist", values=str(out.parent), remedy="Make it, or choose another")
@@ -153,6 +155,7 @@ class _Run:
         self.answers: list[list[str]] = [[] for _ in prompts]
         self._cut: set[int] = set()
         self._asked, self._resumed = 0, 0
+        self._tell()
 
     def ask_all(self, turn: int, batch_size: int) -> None:
         """The questions that come at `turn`, of those prompts that were answered so far."""
@@ -173,8 +176,11 @@ class _Run:
                 if answer.text and answer.is_cut:
                     self._cut.add(question.index)
             self._asked += len(batch)
-            if self._on_answer is not None:
-                self._on_answer(self._asked, sum(len(prompt.questions) for prompt in self._prompts))
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._on_answer is not None:
+            self._on_answer(self._asked, sum(len(prompt.questions) for prompt in self._prompts))
 
     def _check_lengths(self, questions: Sequence[Question]) -> None:
         """Told before the first batch; how many tokens pictures make is known in theirs."""

@@ -20,8 +20,11 @@ _HEADER = b'{"lop_draft": "answers", "format": 1}\n'
 
 
 def draft_file(out: Path) -> Path:
-    """Where answers wait until `out` can be written."""
-    return out.with_name(f".{out.name}.part.jsonl")
+    """Where answers wait until `out` can be written.
+
+    Its name is longer than the one under which `out` is written at last: a name that is too long is told at once.
+    """
+    return out.with_name(f".{out.name}.part-answers.jsonl")
 
 
 @contextmanager

@@ -251,6 +251,8 @@ def test_bad_input_is_one_line(run: Run, checkpoint: Path, prompts: Path, tmp_pa
         ((checkpoint, prompts, prompts), "must be another file than --prompts"),
         ((checkpoint, prompts, tmp_path / "none" / "out.json"), "folder of --out must exist"),
         ((checkpoint, prompts, tmp_path / "text"), "must not exist yet"),
+        ((checkpoint, prompts, tmp_path / ("x" * 240)), "File name too long"),
+        ((checkpoint, prompts, tmp_path / ("x" * 300)), "File name too long"),
         ((checkpoint, prompts, tmp_path / "foreign.json"), "must be a draft"),
         ((text, lines, out), "must have a chat template"),
         ((tmp_path / "none", lines, out), "none"),

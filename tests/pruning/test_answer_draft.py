@@ -56,7 +56,10 @@ def test_killed_at_every_byte(tmp_path: Path) -> None:
 def test_what_is_no_draft_is_refused_and_left_alone(tmp_path: Path, damaged: bytes) -> None:
     out = tmp_path / "out.json"
     draft_file(out).write_bytes(damaged)
-    with pytest.raises(DatasetError, match=r"\.out\.json\.part\.jsonl, its first line.*Remove"), locked_answers(out):
+    with (
+        pytest.raises(DatasetError, match=r"\.out\.json\.part-answers\.jsonl, its first line.*Remove"),
+        locked_answers(out),
+    ):
         pass
     assert draft_file(out).read_bytes() == damaged
 
