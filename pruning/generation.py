@@ -12,7 +12,7 @@ from pruning.conversations import Conversation
 from pruning.processor import process, tokenizer_of
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from pruning.processor import Processor
 
@@ -78,19 +78,6 @@ def generate_answers(
     ]
     flat = [x for row in correct for x in row]
     return GenerationReport(sum(flat) / len(flat), len(flat), answers, correct)
-
-
-def greedy_config(model: "PreTrainedModel", max_new_tokens: int) -> "GenerationConfig":
-    """What `model.generate` needs to be greedy whatever the folder's own file says; its special tokens are kept.
-
-    `generate` fills what a config leaves open from the model's own, so that is reduced to its special tokens, too.
-    """
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    special = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**special)
-    return GenerationConfig(**special, do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens)
 
 
 def _fold(text: str) -> str:
