@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pruning.chat_rendering import prompt_of, rendered_texts
 from pruning.conversations import IMAGE_TOKEN, Conversation, Turn
-from pruning.errors import DatasetError
+from pruning.errors import DatasetError, LopError
 from pruning.processor import adds_special_tokens, process, tokenizer_of
 from pruning.token_counts import max_positions
 
@@ -108,16 +108,15 @@ def answer_batch(
 
     An answer of `max_new_tokens` that does not end is kept as far as it goes. It may be empty.
 
-    Raises DatasetError if an image cannot be read, or the model cannot be asked.
+    Raises:
+        DatasetError: an image cannot be read, or the model cannot be asked.
+        CheckpointError: its special tokens are none.
     """
     import torch
 
-    from pruning.generation import greedy_config
+    from pruning.generation import generate_greedily, greedy_config
 
-    config = greedy_config(model, max_new_tokens)
-    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = ends | {token for token in own if token is not None}
-    config.eos_token_id = sorted(ends) or None
+    ends = {*ends, *(greedy_config(model, max_new_tokens).eos_token_id or [])}
     names = ", ".join(question.conversation.id for question in batch[:3]) + (", ..." if len(batch) > 3 else "")
     images = [question.conversation.open_image() for question in batch]
     try:
@@ -126,8 +125,8 @@ def answer_batch(
         check_lengths(model.config, [question.conversation.id for question in batch], lengths, max_new_tokens)
         with torch.inference_mode():
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            tokens = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
-    except DatasetError:
+            tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends)
+    except LopError:
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -137,7 +136,7 @@ def answer_batch(
             values=f"ids {names}: {reason}",
             remedy="Lower --batch-size; finished answers are asked again then" if out_of_memory else "",
         ) from error
-    return [_answer(row, question.text, processor, ends) for row, question in zip(tokens, batch, strict=True)]
+    return [_answer(row.tolist(), question.text, processor, ends) for row, question in zip(tokens, batch, strict=True)]
 
 
 def check_lengths(config: "PreTrainedConfig", ids: Sequence[str], lengths: Sequence[int], max_new_tokens: int) -> None:
@@ -153,15 +152,16 @@ def check_lengths(config: "PreTrainedConfig", ids: Sequence[str], lengths: Seque
 
 
 def _answer(tokens: list[int], prompt: str, processor: "Processor", ends: set[int]) -> Answer:
-    """What the model said, up to its end."""
-    length = next((place for place, token in enumerate(tokens) if token in ends), None)
+    """What the model said; it ended it if the last of `tokens` is an end."""
+    is_cut = not tokens or tokens[-1] not in ends
+    said = tokens if is_cut else tokens[:-1]
     # As the tokenizer has it, spaces before full stops included: the answer must make the same tokens again.
-    text = tokenizer_of(processor).decode(tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if length is None:
+    text = tokenizer_of(processor).decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if is_cut:
         text = text.rstrip("\ufffd")  # a character of several tokens, cut in the middle
     begins, stops = _REASONING
     if stops in text:
         text = text.rpartition(stops)[2]
     elif begins in text or prompt.rstrip().endswith(begins):
         text = ""  # it never came to an answer
-    return Answer(text.replace(IMAGE_TOKEN, "").strip(), length is None)
+    return Answer(text.replace(IMAGE_TOKEN, "").strip(), is_cut)
