@@ -26,7 +26,8 @@ def test_sequences_are_shared_out_evenly_and_equal_lengths_are_neighbours() -> N
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num_rows"), [([700], 1), ([4, 4], 2), ([200, 200, 200], 2), ([512] * 6, 6), ([512] * 7, 7), ([100] * 21, 6)]
+    ("lengths", "num_rows"),
+    [([700], 1), ([4, 4], 2), ([200, 200, 200], 2), ([512] * 6, 6), ([512] * 7, 7), ([100] * 21, 6)],
 )
 def test_rows_do_not_depend_on_the_machine(lengths: list[int], num_rows: int) -> None:
     """As many as rows of 512 tokens need, and an even number where there are enough sequences."""
