@@ -108,11 +108,14 @@ def packed_attention(view: DecoderView) -> Iterator[None]:
 
 
 def shared_out(places: Sequence[Place], row_tokens: int = ROW_TOKENS) -> list[list[Place]]:
-    """`places` in rows of about `row_tokens`, at least two if there are as many: the longest first, each into the row
-    with the fewest tokens so far. In a row they stand by length, so that neighbours of equal length attend at once.
+    """`places` in rows of at most about `row_tokens`: the longest first, each into the row with the fewest tokens so
+    far. In a row they stand by length, so that neighbours of equal length attend at once.
+
+    Rows are an even number if there are as many sequences: two cores, or four, then end together. How many cores there
+    are has no say, since numbers would depend on it.
     """
     total = sum(place.length for place in places)
-    rows: list[list[Place]] = [[] for _ in range(min(len(places), max(2, -(-total // row_tokens))))]
+    rows: list[list[Place]] = [[] for _ in range(min(len(places), 2 * -(-total // (2 * row_tokens))))]
     filled = [0] * len(rows)
     for place in sorted(places, key=lambda place: -place.length):
         index = filled.index(min(filled))

@@ -26,10 +26,11 @@ def test_sequences_are_shared_out_evenly_and_equal_lengths_are_neighbours() -> N
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num_rows"), [([700], 1), ([4, 4], 2), ([200, 200, 200], 2), ([512] * 5, 5), ([100] * 20, 4)]
+    ("lengths", "num_rows"),
+    [([700], 1), ([4, 4], 2), ([200, 200, 200], 2), ([512] * 6, 6), ([512] * 7, 7), ([100] * 21, 6)],
 )
 def test_rows_do_not_depend_on_the_machine(lengths: list[int], num_rows: int) -> None:
-    """At least two, for two cores; else as many as rows of 512 tokens need."""
+    """As many as rows of 512 tokens need, and an even number where there are enough sequences."""
     rows = shared_out(places(*lengths))
     assert len(rows) == num_rows
     assert sorted(place.length for row in rows for place in row) == sorted(lengths)
