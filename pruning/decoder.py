@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from pruning.batches import Batch
+from pruning.errors import CheckpointError, LopError
 from pruning.families import Family, family_of
+from pruning.processor import first_line, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,6 +100,8 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
 
     Runs the vision tower and the projector once: neither is pruned, so every configuration shares their output
     (inputs_embeds [B, T, D], attention_mask [B, T], position_ids where the family computes them).
+
+    Raises CheckpointError if the model does not take what its processor made: names the batch's conversations.
     """
     view = decoder_view(model)
     captured: list[dict[str, Any]] = []
@@ -115,6 +119,20 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
                 model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False)
             except _CaptureError:
                 continue
+            except (LopError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise not_taken(error, batch.ids) from error
     finally:
         handle.remove()
     return captured
+
+
+def not_taken(error: Exception, ids: Sequence[str]) -> CheckpointError:
+    """What to raise instead of `error`, which the model raised on inputs that its own processor made."""
+    return CheckpointError(
+        "the model must take what its processor makes of conversations",
+        values=f"{named(ids)}: {type(error).__name__}: {first_line(error)}",
+        remedy="Processor and model must be of one checkpoint: compare processor_config.json, preprocessor_config.json "
+        "and tokenizer_config.json with config.json (patch_size, image tokens), or copy them again",
+    )
