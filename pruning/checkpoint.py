@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.adapters import WITHOUT_ADAPTERS
 from pruning.anatomy_reader import load_config
 from pruning.architecture import model_class
 from pruning.errors import CheckpointError, LopError
@@ -55,8 +56,10 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
 def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> "PreTrainedModel":
     """A model of `built_class` (see `posing_as`) with the weights in `path`, ready for inference.
 
-    Raises CheckpointError if they cannot be loaded, or are not exactly those that the class needs.
+    Adapter files beside the weights are left alone. Raises CheckpointError if the weights cannot be loaded, or are not
+    exactly those that the class needs.
     """
+    kwargs.setdefault("adapter_kwargs", WITHOUT_ADAPTERS)
     try:
         model, info = built_class.from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
