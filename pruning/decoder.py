@@ -1,6 +1,7 @@
 """The decoder inside a loaded model: its layers, and its inputs as the multimodal front end prepares them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,24 +116,27 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
     handle = view.decoder.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         for batch in batches:
-            try:
+            with suppress(_CaptureError), taking(batch.ids):
                 model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False)
-            except _CaptureError:
-                continue
-            except (LopError, MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:
-                raise not_taken(error, batch.ids) from error
     finally:
         handle.remove()
     return captured
 
 
-def not_taken(error: Exception, ids: Sequence[str]) -> CheckpointError:
-    """What to raise instead of `error`, which the model raised on inputs that its own processor made."""
-    return CheckpointError(
-        "the model must take what its processor makes of conversations",
-        values=f"{named(ids)}: {type(error).__name__}: {first_line(error)}",
-        remedy="Processor and model must be of one checkpoint: compare processor_config.json, preprocessor_config.json "
-        "and tokenizer_config.json with config.json (patch_size, image tokens), or copy them again",
-    )
+@contextmanager
+def taking(ids: Sequence[str], *, files: str = "tokenizer_config.json") -> Iterator[None]:
+    """What a model raises on inputs that its own processor made of conversations `ids` becomes a CheckpointError.
+
+    `files` are what it may be due to besides the processor's settings.
+    """
+    try:
+        yield
+    except (LopError, MemoryError, torch.OutOfMemoryError, _CaptureError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            "the model must take what its processor makes of conversations",
+            values=f"{named(ids)}: {type(error).__name__}: {first_line(error)}",
+            remedy="Processor and model must be of one checkpoint: compare processor_config.json, "
+            f"preprocessor_config.json and {files} with config.json (patch_size, image tokens), or copy them again",
+        ) from error

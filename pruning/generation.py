@@ -9,9 +9,8 @@ import torch
 
 from pruning.chat_rendering import RenderedText, prompts_of
 from pruning.conversations import Conversation
-from pruning.decoder import not_taken
-from pruning.errors import LopError
-from pruning.input_checks import check_pictures, check_texts
+from pruning.decoder import taking
+from pruning.input_checks import check_embedded, check_pictures, check_texts
 from pruning.processor import process_conversations, tokenizer_of
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def generate_answers(
         images = [conversations[index].open_image() for _, index, _, _ in chunk]
         ids = [conversations[index].id for _, index, _, _ in chunk]
         inputs = process_conversations(processor, [prompt for *_, prompt in chunk], images, ids, padding_side="left")
+        for row, (_, index, _, _) in zip(inputs["input_ids"], chunk, strict=True):
+            check_embedded(row.unique().tolist(), conversations[index], processor)
         tokenizer = tokenizer_of(processor)
         longest = max(
             len(tokenizer(conversations[i].turns[t].answer, add_special_tokens=False)["input_ids"])
@@ -76,12 +77,8 @@ def generate_answers(
         )
         inputs = {k: v.to(model.device) for k, v in inputs.items()}
         # One token more than the longest answer: an answer that runs on is wrong, and need not be finished.
-        try:
+        with taking(ids, files="generation_config.json"):
             tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=longest + 1)
-        except (LopError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise not_taken(error, ids) from error
         said = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for (_, index, turn, _), text in zip(chunk, said, strict=True):
             generated[index][turn] = text.strip()

@@ -33,13 +33,9 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, rows: i
 
     Raises CheckpointError.
     """
-    expected = dict(getattr(type(tokenizer), "vocab_files_names", None) or {})
-    parts = [name for kind, name in expected.items() if kind != "tokenizer_file"]
-    missing = [name for name in parts if not (folder / name).is_file()]
-    is_whole = (folder / _WHOLE).is_file() or not parts or not missing
-    has_some_other = any(any(folder.glob(pattern)) for pattern in ("*.model", "*.tiktoken", "tekken.json"))
-    too_small = len(tokenizer) < _LEAST_SHARE * rows
-    if too_small or not (is_whole or has_some_other):
+    if len(tokenizer) < _LEAST_SHARE * rows:
+        files = getattr(type(tokenizer), "vocab_files_names", None) or {}
+        parts = [name for name in files.values() if name != _WHOLE]
         found = sorted(name for name in {_WHOLE, *parts} if (folder / name).is_file())
         raise CheckpointError(
             "the folder must hold the vocabulary of the model's tokenizer",
