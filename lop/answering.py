@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pruning.answer_draft import AnswerDraft, draft_file, locked_answers
-from pruning.answers import Answer, Question, answer_batch, batch_key, batches_of, check_lengths, question_of, turn_ends
+from pruning.answers import (
+    Answer,
+    Question,
+    answer_batch,
+    batch_key,
+    batches_of,
+    check_lengths,
+    check_questions,
+    question_of,
+    turn_ends,
+)
 from pruning.atomic_file import replace_file
 from pruning.conversations import IMAGE_TOKEN, Conversation
 from pruning.errors import DatasetError, InputError
@@ -168,6 +178,7 @@ class _Run:
             question_of(i, prompt.asked(self.answers[i]), self._answerer.processor) for i, prompt in open_prompts
         ]
         if turn == 0:
+            check_questions(questions, self._answerer.processor)
             self._check_lengths(questions)
         for batch in batches_of(questions, batch_size):
             for question, answer in zip(batch, self._answers_of(batch), strict=True):

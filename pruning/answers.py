@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruning.chat_rendering import prompt_of, rendered_texts
-from pruning.conversations import IMAGE_TOKEN, Conversation, Turn
-from pruning.errors import DatasetError, LopError
-from pruning.processor import adds_special_tokens, process, tokenizer_of
+from pruning.chat_rendering import RenderedText, prompt_of, rendered_texts
+from pruning.conversations import Conversation, Turn, without_placeholders
+from pruning.errors import DatasetError
+from pruning.input_checks import check_embedded, check_pictures, check_texts
+from pruning.processor import adds_special_tokens, process_conversations, tokenizer_of
 from pruning.token_counts import max_positions
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ def question_of(index: int, conversation: Conversation, processor: "Processor") 
     special = adds_special_tokens(processor, text)
     tokens = tokenizer_of(processor)(text, add_special_tokens=special)["input_ids"]
     return Question(index, conversation, text, len(tokens))
+
+
+def check_questions(questions: Sequence[Question], processor: "Processor") -> None:
+    """What can be known before anything is asked: texts have tokens, tokens have embeddings, pictures can be decoded.
+
+    Raises DatasetError or CheckpointError, and names the conversation.
+    """
+    texts = [RenderedText(question.conversation, question.text, ()) for question in questions]
+    check_texts(texts, processor)
+    check_pictures(texts, processor)
 
 
 def batches_of(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
@@ -109,33 +120,26 @@ def answer_batch(
     An answer of `max_new_tokens` that does not end is kept as far as it goes. It may be empty.
 
     Raises:
-        DatasetError: an image cannot be read, or the model cannot be asked.
-        CheckpointError: its special tokens are none.
+        DatasetError: an image cannot be read, the processor does not take a prompt, or it is too long.
+        CheckpointError: a token has no embedding, special tokens are none, or the model does not take its inputs.
+        MissingExtraError: the processor asks for a package.
     """
     import torch
 
+    from pruning.decoder import taking
     from pruning.generation import generate_greedily, greedy_config
 
     ends = {*ends, *(greedy_config(model, max_new_tokens).eos_token_id or [])}
-    names = ", ".join(question.conversation.id for question in batch[:3]) + (", ..." if len(batch) > 3 else "")
+    ids = [question.conversation.id for question in batch]
     images = [question.conversation.open_image() for question in batch]
-    try:
-        inputs = process(processor, [question.text for question in batch], images, padding_side="left")
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        check_lengths(model.config, [question.conversation.id for question in batch], lengths, max_new_tokens)
-        with torch.inference_mode():
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends)
-    except LopError:
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        raise DatasetError(
-            "the model must be able to answer the prompts",
-            values=f"ids {names}: {reason}",
-            remedy="Lower --batch-size; finished answers are asked again then" if out_of_memory else "",
-        ) from error
+    texts = [question.text for question in batch]
+    inputs = process_conversations(processor, texts, images, ids, padding_side="left")
+    for row, question in zip(inputs["input_ids"], batch, strict=True):
+        check_embedded(row.unique().tolist(), question.conversation, processor)
+    check_lengths(model.config, ids, inputs["attention_mask"].sum(dim=1).tolist(), max_new_tokens)
+    with torch.inference_mode(), taking(ids, files="generation_config.json"):
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends)
     return [_answer(row.tolist(), question.text, processor, ends) for row, question in zip(tokens, batch, strict=True)]
 
 
@@ -164,4 +168,4 @@ def _answer(tokens: list[int], prompt: str, processor: "Processor", ends: set[in
         text = text.rpartition(stops)[2]
     elif begins in text or prompt.rstrip().endswith(begins):
         text = ""  # it never came to an answer
-    return Answer(text.replace(IMAGE_TOKEN, "").strip(), is_cut)
+    return Answer(without_placeholders(text).strip(), is_cut)

@@ -214,11 +214,6 @@ def _about_pictures(items: Sequence[_Item]) -> list[Finding]:
     turned = tuple(i.place for i in items if i.picture is not None and i.picture.is_turned)
     if turned:
         found.append(Finding("a picture should lie upright in its file", "its EXIF data say otherwise", turned))
-    deep = [i for i in items if i.picture is not None and i.picture.is_deep]
-    if deep:
-        modes = ", ".join(sorted({i.picture.mode for i in deep if i.picture is not None}))
-        rule = "a picture should have 8 bits a channel: others may lose what they show"
-        found.append(Finding(rule, f"mode {modes}", tuple(i.place for i in deep)))
     return found
 
 

@@ -3,13 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
-from pruning.conversations import Conversation, check_image
-
-_ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture lies in its file; 1 is upright."""
-
-_DEEP_MODES = ("I", "F")
-"""How names of Pillow's modes begin that hold more than 8 bits a channel."""
+from pruning.conversations import Conversation
+from pruning.picture_files import is_turned_by_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +23,18 @@ class Picture:
     sha256: str
     is_turned: bool
 
-    @property
-    def is_deep(self) -> bool:
-        """Whether it has more than 8 bits a channel, of which models see 8 at most."""
-        return self.mode.startswith(_DEEP_MODES)
-
 
 def read_picture(conversation: Conversation) -> Picture | None:
     """The picture of a conversation, every pixel read; None if it has none.
 
-    Raises DatasetError if the file is missing or damaged.
+    Raises DatasetError if the file is missing or damaged, or RGB would not show what it holds.
     """
     from PIL import Image
 
     if conversation.image is None:
         return None
-    check_image(conversation)
     conversation.open_image()
     with Image.open(conversation.image) as picture:
-        try:
-            orientation = picture.getexif().get(_ORIENTATION, 1)
-        except (OSError, ValueError, SyntaxError, KeyError, TypeError):  # damaged EXIF is no EXIF
-            orientation = 1
         size, mode = picture.size, picture.mode
-    return Picture(size, mode, hashlib.sha256(conversation.image.read_bytes()).hexdigest(), orientation != 1)
+    content = conversation.image.read_bytes()
+    return Picture(size, mode, hashlib.sha256(content).hexdigest(), is_turned_by_metadata(content))

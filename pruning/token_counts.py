@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from pruning.batches import BatchStream
 from pruning.conversations import Conversation
-from pruning.errors import DatasetError, LopError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -40,23 +39,17 @@ def count_tokens(conversation: Conversation, processor: "Processor", config: "Pr
     """What `processor` makes of `conversation`, its picture included.
 
     Raises:
-        DatasetError: the model cannot be asked this, or the picture cannot be read.
-        CheckpointError: the model has no chat template.
+        DatasetError: the model's template or processor does not take it, or the picture cannot be read.
+        CheckpointError: the model has no chat template, or a token no embedding.
+        MissingExtraError: the processor asks for a package.
     """
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-    sequences, answers = [], []
-    try:
-        for batch in BatchStream([conversation], processor, batch_size=1, max_tokens=1):
-            tokens = batch.inputs["input_ids"]
-            image = int((tokens == image_token).sum()) if image_token is not None else 0
-            of_answers = [span.stop - span.start for span in batch.spans]
-            sequences.append((tokens.numel(), image, tokens.numel() - image - sum(of_answers)))
-            answers += of_answers
-    except LopError:
-        raise
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DatasetError(
-            "the model's processor must take every conversation", values=f"conversation {conversation.id}: {reason}"
-        ) from error
+    sequences: list[tuple[int, int, int]] = []
+    answers: list[int] = []
+    for batch in BatchStream([conversation], processor, batch_size=1, max_tokens=1):
+        tokens = batch.inputs["input_ids"]
+        image = int((tokens == image_token).sum()) if image_token is not None else 0
+        of_answers = [span.stop - span.start for span in batch.spans]
+        sequences.append((tokens.numel(), image, tokens.numel() - image - sum(of_answers)))
+        answers += of_answers
     return TokenCounts(*max(sequences), tuple(answers))
