@@ -54,10 +54,12 @@ def answer(
     from rich.progress import DownloadColumn
 
     from lop.answering import Answerer, answer_prompts, check_out
+    from lop.compute import warn_of_adapter
     from pruning.prompts import load_prompts
 
     check_out(out, prompts)
     loaded = load_prompts(prompts, conversations)
+    warn_of_adapter(model)
     with bar("reading weights", DownloadColumn()) as on_bytes:
         answerer = Answerer.read(model, on_bytes=on_bytes)
     with bar("answering") as on_answer:
