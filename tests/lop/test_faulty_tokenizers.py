@@ -80,8 +80,8 @@ def registered(run: Run, questions: Path, tmp_path: Path) -> Path:
     """A model of which samples and a queued search are stored, and whose vocabulary has gone since."""
     folder = save_tiny_checkpoint(tmp_path / "model", "llama")
     assert run("model", "add", "mine", folder, "--weights-only")[0] == 0
-    assert run("search", "-m", "mine", "-d", questions, *SEARCH)[0] == 0
-    assert run("search", "-m", "mine", "-d", questions, *SEARCH, "--seed", 1, "--queue")[0] == 0
+    assert run("search", "-m", "mine", "-d", questions, "-s", 0.5, *SEARCH, "-n", 30)[0] == 0
+    assert run("search", "-m", "mine", "-d", questions, *SEARCH, "-n", 60, "--seed", 1, "--queue")[0] == 0
     return without_vocabulary(folder)
 
 

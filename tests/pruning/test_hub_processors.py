@@ -62,7 +62,7 @@ def test_pillow_is_used_whatever_else_is_installed(tmp_path: Path) -> None:
 def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
     load_processor(save_hub_folder(tmp_path / "a", "SmolVLM2"))
     load_processor(save_hub_folder(tmp_path / "b", "Mistral-3"))
-    assert sys.modules["transformers.models.smolvlm.processing_smolvlm"].num2words is None  # type: ignore[attr-defined]
+    assert sys.modules["transformers.models.smolvlm.processing_smolvlm"].num2words is None
     assert "transformers.models.pixtral.image_processing_pixtral" not in sys.modules
 
 
