@@ -20,7 +20,7 @@ from pruning.answer_head import AnswerHead, DenseAnswers
 from pruning.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.batches import Batch
 from pruning.compute_dtype import widen, widened
-from pruning.decoder import decoder_view
+from pruning.decoder import decoder_view, taking
 from pruning.errors import InputError
 from pruning.layerwise import LayerCalls
 from pruning.metrics import Metrics
@@ -275,7 +275,7 @@ def evaluate_model(
 
 def _answer_log_probabilities(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """Log-probabilities [N, V] of the positions that predict the batch's answer tokens, in order."""
-    with wide_passes(model):
+    with wide_passes(model), taking(batch.ids):
         logits = model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False).logits
     picked = [logits[span.row, span.start - 1 : span.stop - 1] for span in batch.spans]
     return torch.log_softmax(torch.cat(picked).float(), dim=-1)
