@@ -181,7 +181,7 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
         check_fetched(folder)
         if recorded_sizes(load_config(folder)) is None:
             raise CheckpointError(
-                f"a pruned checkpoint records its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
+                f"a pruned checkpoint has its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
                 values=str(folder),
                 remedy="Load a dense checkpoint with transformers, or make a pruned one with `lop apply`. If this one "
                 "was pruned, its config.json is another's: copy the pruned one's",

@@ -1,4 +1,4 @@
-"""Files that were never downloaded: where git-lfs is missing, `git clone` leaves a small text in a large file's place."""
+"""Files that were never downloaded: without git-lfs, `git clone` leaves a small text in the place of a large file."""
 
 from fnmatch import fnmatch
 from pathlib import Path
