@@ -206,7 +206,8 @@ def load_processor(path: str | Path) -> "Processor":
         raise CheckpointError(
             "the folder must hold the model's processor",
             values=f"{path}: {reason_of(error)}",
-            remedy="Copy tokenizer and processor files from the checkpoint that it was made from",
+            remedy="Copy tokenizer and processor files from the checkpoint that it was made from; `lop evaluate` also "
+            "takes --processor FOLDER",
         ) from error
     if is_language_model and isinstance(processor, PreTrainedTokenizerBase):
         if processor.pad_token is None:  # padding is masked: any token will do

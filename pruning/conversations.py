@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import DatasetError
+from pruning.lfs_pointers import REMEDY, is_pointer
+from pruning.picture_errors import unreadable_picture
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,7 +63,7 @@ class Conversation:
             with Image.open(self.image) as picture:
                 return picture.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError("every image must be readable", values=f"{self.image} ({error})") from error
+            raise unreadable_picture(self.image, self.id, error) from error
 
 
 def load_conversations(path: str | Path) -> list[Conversation]:
@@ -73,9 +76,15 @@ def load_conversations(path: str | Path) -> list[Conversation]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
+        raise DatasetError("the conversation file must be readable", values=f"{path}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
+        if is_pointer(path):
+            raise DatasetError(
+                "the conversation file must be there itself, not git-lfs's pointer to it",
+                values=str(path),
+                remedy=REMEDY,
+            ) from error
+        raise DatasetError("the conversation file must be JSON", values=f"{path}: {reason_of(error)}") from error
     if not isinstance(items, list) or not items:
         raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
     conversations = [_parse(item, index, path) for index, item in enumerate(items)]
@@ -147,6 +156,4 @@ def _check_image(conversation: Conversation) -> None:
             remedy="Image paths are relative to the JSON file",
         ) from error
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            "every image must be readable", values=f"{conversation.image} (conversation {conversation.id})"
-        ) from error
+        raise unreadable_picture(conversation.image, conversation.id, error) from error

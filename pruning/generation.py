@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _ONE_TOKEN = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-
 @dataclass(frozen=True)
 class GenerationReport:
     """Answers as generated, greedily, each with the true history before it.

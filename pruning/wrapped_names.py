@@ -12,7 +12,7 @@ _ANYWHERE = {
 _IN_FRONT = {
     "module.": "DataParallel, DDP or DeepSpeed",
     "_forward_module.": "Lightning",
-    "base_model.model.": "peft, whose adapters are not merged",
+    "base_model.model.": "peft",
 }
 
 
@@ -22,7 +22,11 @@ def check_unwrapped(names: Collection[str]) -> None:
         inside = mark in _ANYWHERE
         found = sorted(x for x in names if (mark in x.split(".") if inside else x.startswith(mark)))
         if found:
-            unwrap = "merge_and_unload() of the peft model" if mark.startswith("base_model") else "the model inside"
+            unwrap = (
+                "what merge_and_unload() of the peft model returns"
+                if mark.startswith("base_model")
+                else "the model inside"
+            )
             raise CheckpointError(
                 "tensors must have the names of transformers' own model, without what a wrapper adds",
                 values=f"{len(found)} of {len(names)} names have {mark.rstrip('.')!r}, which {wrapper} adds, "
