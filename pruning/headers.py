@@ -17,6 +17,7 @@ from pruning.errors import CheckpointError
 from pruning.lfs_pointers import REMEDY, check_fetched, is_pointer
 from pruning.reasons import reason_of
 from pruning.safetensors_layout import tensor_bytes
+from pruning.streaming.file_errors import reading
 from pruning.tensor_roles import TensorHeader
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -271,14 +272,18 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:
 def weights_sha256(folder: Path, *, on_bytes: Callable[[int, int], None] | None = None) -> str:
     """One digest over all weight files: tells two fine-tunes of one architecture apart.
 
-    Reads every byte once; `on_bytes` is told of progress as (done, total).
+    Reads every byte once; `on_bytes` is told of progress as (done, total). Raises CheckpointError if the folder is not
+    a checkpoint, or a file cannot be read.
     """
     files = weight_files(folder)
-    total, done = sum(path.stat().st_size for path in files), 0
+    total, done = 0, 0
+    for path in files:
+        with reading(path):
+            total += path.stat().st_size
     digest = hashlib.sha256()
     for path in files:
         own = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with reading(path), path.open("rb", buffering=0) as file:
             while block := file.read(_DIGEST_BLOCK_BYTES):
                 own.update(block)
                 done += len(block)

@@ -26,6 +26,7 @@ PLAN_EXAMPLE: dict[str, Any] = {
     "model": {
         "id": "llava-reference",
         "fingerprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "weights_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     },
     "target": {
         "sparsity": None,

@@ -101,7 +101,8 @@ def test_a_pointer_of_git_lfs(single: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(b"<html>403</html>", "a web page"), (b"PK\x03\x04" + b"\xff" * 20, "torch.save"), (b"\x80\x02" + b"\xff" * 20, "pickle")],
+    [(b"<html>403</html>", "a web page"), (b"PK\x03\x04" + b"\xff" * 20, "torch.save"),
+     (b"\x80\x02" + b"\xff" * 20, "pickle")],
 )  # fmt: skip
 def test_a_weight_file_that_is_something_else(single: Path, content: bytes, kind: str) -> None:
     (single / "model.safetensors").write_bytes(content)
@@ -185,7 +186,8 @@ def picture(folder: Path, content: bytes | None) -> Path:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(POINTER, "git lfs pull"), (b"", "empty"), (b"<html></html>", "no picture format"), (b"\x89PNG\r\n\x1a\n", "a.png")],
+    [(POINTER, "git lfs pull"), (b"", "empty"), (b"<html></html>", "no picture format"),
+     (b"\x89PNG\r\n\x1a\n", "a.png")],
 )  # fmt: skip
 def test_a_picture_that_is_none(tmp_path: Path, content: bytes, told: str) -> None:
     message = refusal(lambda: load_conversations(picture(tmp_path, content)))
