@@ -32,7 +32,7 @@ def apply(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    from lop.applying import load_ranking, ranking_path
+    from lop.applying import load_ranking, load_ranking_of
     from lop.quantities import parse_bytes
     from pruning.plan import PruningPlan
     from pruning.prune_checkpoint import prune_checkpoint
@@ -40,8 +40,7 @@ def apply(
 
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
-    beside = ranking_path(plan)
-    kept = load_ranking(document, ranking or (beside if beside.is_file() else None))
+    kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
     warnings: list[str] = []
     try:
         with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:

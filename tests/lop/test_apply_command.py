@@ -164,3 +164,20 @@ def test_the_planner_says_which_weights_were_ranked(
         main()
     assert not done.value.code
     assert PruningPlan.load(tmp_path / "p.json").model.weights_sha256 == weights_sha256(checkpoint)
+
+
+def test_a_ranking_that_is_not_beside_the_plan_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    ranking = plan_path.with_name("plan.ranking.safetensors")
+    ranking.rename(plan_path.with_name("elsewhere.safetensors"))
+    for url, also in ((None, ""), ("/v1/models/tiny/ranking", ""), ("http://127.0.0.1:9/v1/x", "must answer")):
+        document = json.loads(plan_path.read_text())
+        document["ranking"]["url"] = url
+        plan_path.write_text(json.dumps(document))
+        assert lop_apply(monkeypatch, plan_path, checkpoint) == 2
+        message = capsys.readouterr().err
+        assert f"{ranking} is not there" in message
+        assert "--ranking FILE" in message
+        assert also in message
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--ranking", plan_path.with_name("elsewhere.safetensors")) == 0
