@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lop.client import ServerError, fetch_ranking
+from pruning.atomic_file import beside
 from pruning.errors import CheckpointError, LopError
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
@@ -18,7 +19,7 @@ RankingSource = Ranking | bytes | str | Path | None
 def ranking_path(plan_path: str | Path) -> Path:
     """Where `lop plan --out` puts the ranking of the plan at `plan_path`: beside it."""
     path = Path(plan_path)
-    return path.with_name(path.name.removesuffix(".json") + ".ranking.safetensors")
+    return beside(path, ".ranking.safetensors", stem=path.name.removesuffix(".json"), start="")
 
 
 def load_ranking_of(plan: PruningPlan, plan_path: Path) -> Ranking:
