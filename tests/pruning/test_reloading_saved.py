@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -12,7 +13,9 @@ from pruning.anatomy_reader import read_anatomy
 from pruning.checkpoint import PLAN_NAME
 from pruning.errors import CheckpointError, InputError, UnsupportedModelError
 from pruning.layer_config import recorded_sizes
+from pruning.plan import PlanRanking
 from pruning.prune_checkpoint import prune_checkpoint
+from pruning.ranking import Ranking
 from tests.pruning.cutting import WIDTHS, kept_groups, next_token_logits, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -64,6 +67,20 @@ def test_another_dtype_and_trainers_own_files(cut: Path, tmp_path: Path) -> None
     assert again.dtype == torch.bfloat16
     saved = model.state_dict()  # logits differ: `to` also narrows buffers, which are computed anew
     assert all(torch.equal(x, saved[name]) for name, x in again.state_dict().items())
+
+
+def test_biases_that_compensate_come_along(checkpoint: Path, tmp_path: Path) -> None:
+    anatomy = read_anatomy(checkpoint)
+    rng = np.random.default_rng(0)
+    scores, means = ([rng.random(x.ffn_width) for x in anatomy.layers] for _ in range(2))
+    ranking = Ranking.from_scores(anatomy, scores, means=means)
+    plan = plan_for(anatomy, ranking, WIDTHS)
+    plan = plan.model_copy(update={"ranking": PlanRanking(sha256=ranking.sha256, compensates=True)})
+    model = trained(prune_checkpoint(checkpoint, plan, ranking, tmp_path / "pruned"))
+    model.save_pretrained(tmp_path / "healed")
+    again = lop.load_pruned(tmp_path / "healed")
+    assert any(name.endswith("down_proj.bias") for name in again.state_dict())
+    assert torch.equal(next_token_logits(again), next_token_logits(model.eval()))
 
 
 def test_a_config_that_does_not_allow_reading_global_sizes(cut: Path, tmp_path: Path) -> None:
