@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import DatasetError
+from pruning.lfs_pointers import REMEDY, is_pointer
 from pruning.picture_files import check_header, is_turned_by_metadata, open_upright
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,9 +79,15 @@ def load_conversations(path: str | Path, limit: int | None = None) -> list[Conve
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
+        raise DatasetError("the conversation file must be readable", values=f"{path}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
+        if is_pointer(path):
+            raise DatasetError(
+                "the conversation file must be there itself, not git-lfs's pointer to it",
+                values=str(path),
+                remedy=REMEDY,
+            ) from error
+        raise DatasetError("the conversation file must be JSON", values=f"{path}: {reason_of(error)}") from error
     if not isinstance(items, list) or not items:
         raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
     conversations = [_parse(item, index, path) for index, item in enumerate(items[:limit])]
