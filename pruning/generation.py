@@ -6,7 +6,7 @@ other ways of decoding. Of all that, only the special tokens are part of what th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -129,14 +129,16 @@ def greedy_config(model: "PreTrainedModel", max_new_tokens: int) -> "GenerationC
 
 
 def generate_greedily(
-    model: "PreTrainedModel", inputs: Mapping[str, Any], *, max_new_tokens: int
+    model: "PreTrainedModel", inputs: Mapping[str, Any], *, max_new_tokens: int, ends: Collection[int] = ()
 ) -> list[torch.Tensor]:
     """The answer's tokens [N] of each left-padded prompt of `inputs`, its end-of-text token included if it got there.
 
-    `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. The model is used by one
-    thread at a time. Raises as `greedy_config`.
+    `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. Tokens of `ends` end an answer
+    beside those that the model names. The model is used by one thread at a time. Raises as `greedy_config`.
     """
     config = greedy_config(model, max_new_tokens)
+    if ends:
+        config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
     with _own_config(model, config), wide_passes(model):
         tokens = model.generate(**inputs, generation_config=config)
     new = tokens[:, inputs["input_ids"].shape[1] :]
