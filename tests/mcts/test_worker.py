@@ -46,7 +46,7 @@ def registered(path: Path) -> SqlRepository:
 
 def test_every_evaluation_is_stored_with_its_source(tmp_path: Path) -> None:
     repository, landscape = registered(tmp_path / "lop.db"), Landscape(DENSE, seed=1)
-    steps: list[tuple[int, int, str, float | None]] = []
+    steps: list[tuple[int, int, str, Metrics | None]] = []
     result = run_search(repository, MODEL, CALIBRATION, landscape, SETTINGS, lambda *step: steps.append(step))
     samples = repository.list_samples(MODEL)
     assert [s.source for s in samples] == ["sensitivity"] * SCAN + ["mcts"] * (len(samples) - SCAN)
@@ -62,7 +62,7 @@ def test_every_evaluation_is_stored_with_its_source(tmp_path: Path) -> None:
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert steps[0][1:] == (SCAN + 48, "sensitivity scan", None)
-    assert steps[-1] == (SCAN + 48, SCAN + 48, "sparsity 0.7 (ffn)", result.targets[1].metrics.kl)
+    assert steps[-1] == (SCAN + 48, SCAN + 48, "sparsity 0.7 (ffn)", result.targets[1].metrics)
 
 
 @pytest.mark.parametrize("lives", [0, 7, SCAN, SCAN + 20, SCAN + 26])
