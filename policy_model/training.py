@@ -30,6 +30,7 @@ from policy_model.checkpoint import (
 )
 from policy_model.dataset import TrainingData, check_samples, samples_sha256, training_data
 from policy_model.encoding import Encoding, encode
+from policy_model.judged_samples import JudgedSamples
 from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
@@ -135,14 +136,15 @@ def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
     """Intervals from the anchors that prune two layers or more: what prunes fewer is known."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     index = fit.anchors[searched]
-    return Calibration.measure(
+    judged = JudgedSamples(
         data.log_kl[index],
-        data.accuracy[index],
         fit.alone.at(searched),
         fit.grouped.at(searched),
         fit.groups[searched],
         fit.weights[searched],
     )
+    accuracy = data.accuracy[index] if data.exact_match_tells else None
+    return Calibration.measure(judged, accuracy, data.agreement[index])
 
 
 def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:
