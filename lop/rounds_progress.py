@@ -52,6 +52,9 @@ class RoundsProgress:
         )
         if report.ratio_between is not None:
             line += f"; between these budgets {report.ratio_between:.3f} times what they were"
+        if report.agreement_before is not None and report.agreement_after is not None:
+            line += f"; they agreed with the dense model on {report.agreement_before:.1%} of the answer tokens, "
+            line += f"now on {report.agreement_after:.1%}"
         stderr().print(line, markup=False)
 
     def _end(self) -> None:

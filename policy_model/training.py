@@ -37,9 +37,11 @@ from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.progress import ProgressCallback, TrainingProgress
+from policy_model.shares import ShareIntervals
 from policy_model.value_training import ValueFit, fit_values
 from policy_model.values import Values
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.statistics import ModelStatistics
@@ -119,14 +121,15 @@ def train_predictor(
     fit = fit_values(encoding, data)
     run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
     run.fit_policy()
-    metrics = {"value_error_log_kl": fit.error, **run.metrics()}
+    calibration = calibrate(data, fit)
+    metrics = {"value_error_log_kl": fit.error, **share_errors(data, fit, calibration), **run.metrics()}
     policy = {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()}
     return Predictor(
         policy,
         run.policy.config,
         fit.values,
         encoding,
-        calibrate(data, fit),
+        calibration,
         past_errors(data, fit),
         replace(info, metrics=metrics),
     )
@@ -134,6 +137,31 @@ def train_predictor(
 
 def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
     """Intervals from the anchors that prune two layers or more: what prunes fewer is known."""
+    index, judged = _judged(data, fit)
+    accuracy = data.accuracy[index] if data.exact_match_tells else None
+    return Calibration.measure(judged, accuracy, data.agreement[index])
+
+
+def share_errors(data: TrainingData, fit: ValueFit, calibration: Calibration) -> dict[str, float]:
+    """Mean absolute errors of exact match and agreement on the anchors, each judged without itself.
+
+    Nothing where agreement is not predicted: predictors of samples from before it was measured stay as they were.
+    """
+    if calibration.agreement is None:
+        return {}
+    index, judged = _judged(data, fit)
+    errors = {"agreement_error": _mean_error(data.agreement[index], calibration.agreement, judged)}
+    if calibration.accuracy is not None:
+        errors["accuracy_error"] = _mean_error(data.accuracy[index], calibration.accuracy, judged)
+    return errors
+
+
+def _mean_error(share: FloatArray, shares: ShareIntervals, judged: JudgedSamples) -> float:
+    return float(np.nanmean(np.abs(share - shares.curve(judged.predicted_alone))))
+
+
+def _judged(data: TrainingData, fit: ValueFit) -> tuple[IntArray, JudgedSamples]:
+    """The anchors that prune two layers or more: which samples they are [R], and how they are judged."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     index = fit.anchors[searched]
     judged = JudgedSamples(
@@ -143,8 +171,7 @@ def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
         fit.groups[searched],
         fit.weights[searched],
     )
-    accuracy = data.accuracy[index] if data.exact_match_tells else None
-    return Calibration.measure(judged, accuracy, data.agreement[index])
+    return index, judged
 
 
 def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:
