@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,15 @@ def test_a_metric_that_is_not_a_number_stops_the_search(tmp_path: Path) -> None:
 def test_result_as_json(tmp_path: Path) -> None:
     result = run_search(registered(tmp_path / "lop.db"), MODEL, CALIBRATION, Landscape(DENSE, seed=1), SETTINGS)
     assert SearchResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_results_without_agreement_are_what_they_always_were(tmp_path: Path) -> None:
+    result = run_search(registered(tmp_path / "lop.db"), MODEL, CALIBRATION, Landscape(DENSE, seed=1), SETTINGS)
+    document = result.to_dict()
+    assert {tuple(target["metrics"]) for target in document["targets"]} == {
+        ("kl", "nll", "accuracy", "num_tokens", "num_answers")
+    }
+    first = result.targets[0]
+    agreeing = replace(first, metrics=replace(first.metrics, agreement=0.75))
+    again = SearchResult.from_dict(json.loads(json.dumps(replace(result, targets=(agreeing,)).to_dict())))
+    assert again.targets == (agreeing,)
