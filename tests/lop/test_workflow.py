@@ -76,11 +76,12 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
         view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
         assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
     assert 0.0 < result.uniform_agreement <= 1.0
+    assert 0.0 < result.lop_agreement <= 1.0
     assert set(demo_shares(result)) == {"agreement with dense"}
     exact = replace(result, dense_accuracy=0.9, uniform_accuracy=0.2, lop_accuracy=0.5)
     assert set(demo_shares(exact)) == {"exact match", "agreement with dense"}
-    lost = 1.0 - result.uniform_agreement
-    assert result.recovered == pytest.approx((result.lop_agreement - result.uniform_agreement) / lost)
+    agreeing = replace(result, uniform_agreement=0.5, lop_agreement=0.75)
+    assert (agreeing.dense_accuracy, agreeing.recovered) == (0.0, 0.5)
     assert exact.recovered == pytest.approx(3 / 7)
     draw_demo(exact, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "exact.png")
     draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
