@@ -66,8 +66,8 @@ class SampleStore(SqlStore):
                         SampleRow.configuration_key.in_(keys[start : start + LOOKUP_CHUNK]),
                     )
                 )
-                for key, *values in found:
-                    metrics[key] = Metrics(*values)
+                for key, kl, nll, accuracy, num_tokens, num_answers, agreement in found:
+                    metrics[key] = Metrics(kl, nll, accuracy, num_tokens, num_answers, agreement)
         return {configuration: metrics[key] for key, configuration in asked.items() if key in metrics}
 
     def list_samples(

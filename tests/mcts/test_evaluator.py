@@ -89,7 +89,7 @@ def test_the_first_stored_sample_wins(repository: SqlRepository) -> None:
 
 def test_agreement_must_be_finite_where_it_was_measured(repository: SqlRepository) -> None:
     def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
-        shares = {(4, 4): None, (2, 8): 0.75, (8, 2): float("nan")}
+        shares: dict[Widths, float | None] = {(4, 4): None, (2, 8): 0.75, (8, 2): float("nan")}
         return [replace(metrics_of(0.5), agreement=shares[w]) for w in widths]
 
     measured = memoised(repository, evaluate)

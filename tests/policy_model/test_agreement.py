@@ -36,6 +36,7 @@ def test_agreement_is_predicted_near_the_truth(short: Predictor, anatomy: ModelA
     plan = short.plan_widths(anatomy, limits_of(anatomy, int((1 - sparsity) * anatomy.ffn_parameters)))
     truth = math.exp(-2.0 * true_kl(anatomy, plan.widths))
     assert plan.agreement == pytest.approx(truth, abs=0.02)
+    assert plan.agreement is not None
     assert plan.agreement_interval is not None
     low, high = plan.agreement_interval
     assert 0.0 <= low <= plan.agreement <= high <= 1.0
