@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pruning.conversations import Conversation
-from pruning.errors import DatasetError
+from pruning.errors import CheckpointError, DatasetError
 from pruning.processor import takes_images, tokenizer_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class RenderedText:
 def rendered_texts(conversation: Conversation, processor: "Processor") -> list[RenderedText]:
     """The texts that together hold every answer of `conversation` once, in order: one of all turns, or one a turn.
 
-    Raises DatasetError if the chat template does not fit.
+    Raises:
+        DatasetError: the chat template does not fit.
+        CheckpointError: the model has none.
     """
     turns = [_render_turn(conversation, turn, processor) for turn in range(len(conversation.turns))]
     whole = turns[-1].text
@@ -48,11 +50,15 @@ def rendered_texts(conversation: Conversation, processor: "Processor") -> list[R
 
 def prompts_of(conversation: Conversation, processor: "Processor") -> list[str]:
     """For each turn, the text up to where its answer begins, the true history before it."""
-    messages = conversation.messages()
-    return [
-        _render(processor, messages[: 2 * turn + 1], conversation, add_generation_prompt=True)
-        for turn in range(len(conversation.turns))
-    ]
+    return [prompt_of(conversation, turn, processor) for turn in range(len(conversation.turns))]
+
+
+def prompt_of(conversation: Conversation, turn: int, processor: "Processor") -> str:
+    """The text up to where the answer of `turn` begins, the answers before it included.
+
+    Raises as `rendered_texts`.
+    """
+    return _render(processor, conversation.messages()[: 2 * turn + 1], conversation, add_generation_prompt=True)
 
 
 def _render_turn(conversation: Conversation, turn: int, processor: "Processor") -> RenderedText:
@@ -92,6 +98,13 @@ def _render(processor: "Processor", messages: list[dict[str, Any]], conversation
             )
         # Templates of language models take a message's text, not a list of its parts.
         messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
+    if not processor.chat_template:
+        raise CheckpointError(
+            "the model must have a chat template, which says how questions and answers are written",
+            values="neither chat_template.jinja nor an entry in the tokenizer's or processor's config",
+            remedy="Base models have none: take the instruction-tuned version, or put its chat_template.jinja into the "
+            "model's folder",
+        )
     template = str(processor.chat_template)
     asked = {name: value for name, value in _VARIABLES.items() if name in template}
     try:

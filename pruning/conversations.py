@@ -70,18 +70,23 @@ def load_conversations(path: str | Path) -> list[Conversation]:
         DatasetError: names the file, the conversation and the rule it breaks.
     """
     path = Path(path)
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
-    if not isinstance(items, list) or not items:
-        raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
-    conversations = [_parse(item, index, path) for index, item in enumerate(items)]
+    conversations = [parse_item(item, index, path) for index, item in enumerate(read_items(path))]
     for conversation in conversations:
-        _check_image(conversation)
+        check_image(conversation)
     return conversations
+
+
+def read_items(path: Path, kind: str = "conversation") -> list[Any]:
+    """The items of a `kind` of file, none of them looked at; raises DatasetError if it is no non-empty JSON list."""
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DatasetError(f"the {kind} file must be readable", values=f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"the {kind} file must be JSON", values=f"{path}: {error}") from error
+    if not isinstance(items, list) or not items:
+        raise DatasetError(f"a {kind} file is a non-empty JSON list", values=str(path))
+    return items
 
 
 def calibration_id(conversations: Sequence[Conversation]) -> str:
@@ -96,7 +101,8 @@ def calibration_id(conversations: Sequence[Conversation]) -> str:
     return digest.hexdigest()
 
 
-def _parse(item: Any, index: int, path: Path) -> Conversation:
+def parse_item(item: Any, index: int, path: Path) -> Conversation:
+    """The conversation that an item is, its image not looked at; raises DatasetError with the rule that it breaks."""
     where = f"{path}, item {index}"
     if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
         raise DatasetError("each item has a list `conversations`", values=where)
@@ -116,23 +122,29 @@ def _parse(item: Any, index: int, path: Path) -> Conversation:
         values.append(message["value"])
     if len(values) < 2 or len(values) % 2:
         raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
-    image = item.get("image")
-    if image is not None and not isinstance(image, str):
-        raise DatasetError("an item has one image, as a path", values=f"{where} (id {name}): {image!r}")
-    placeholders = [value.count(IMAGE_TOKEN) for value in values]
-    if sum(placeholders) > 1 or any(placeholders[1:]) or (any(placeholders) and image is None):
-        raise DatasetError(
-            f"an item with an image names it once, as {IMAGE_TOKEN} in its first question",
-            values=f"{where} (id {name}): {sum(placeholders)} placeholders, image {image!r}",
-        )
-    texts = [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
+    image, texts = image_and_texts(item, values, f"{where} (id {name})")
     turns = tuple(Turn(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True))
     if not all(turn.answer for turn in turns):
         raise DatasetError("an answer must not be empty", values=f"{where} (id {name})")
     return Conversation(name, path.parent / image if image is not None else None, turns)
 
 
-def _check_image(conversation: Conversation) -> None:
+def image_and_texts(item: dict[str, Any], values: Sequence[str], where: str) -> tuple[str | None, list[str]]:
+    """An item's image path, and its messages `values` without the placeholder; raises DatasetError about `where`."""
+    image = item.get("image")
+    if image is not None and not isinstance(image, str):
+        raise DatasetError("an item has one image, as a path", values=f"{where}: {image!r}")
+    placeholders = [value.count(IMAGE_TOKEN) for value in values]
+    if sum(placeholders) > 1 or any(placeholders[1:]) or (any(placeholders) and image is None):
+        raise DatasetError(
+            f"an item with an image names it once, as {IMAGE_TOKEN} in its first question",
+            values=f"{where}: {sum(placeholders)} placeholders, image {image!r}",
+        )
+    return image, [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
+
+
+def check_image(conversation: Conversation) -> None:
+    """Raises DatasetError unless the image file, if it has one, is there and is a picture; pixels are not read."""
     if conversation.image is None:
         return
     from PIL import Image, UnidentifiedImageError
