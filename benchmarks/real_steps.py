@@ -1,0 +1,95 @@
+"""Steps of a long benchmark, each of which is done once: its output is kept under a hash of what it computes.
+
+Kill the benchmark anywhere and run it again: finished steps are read, the one that was interrupted begins anew (a
+command of the product goes on by itself where it stopped), and the seconds of all of its attempts count.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import COMMIT_AT_START
+from pruning.atomic_file import replace_file
+
+_HEARTBEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A finished step: the JSON document that it printed or returned, its wall-clock seconds, and the code it ran."""
+
+    document: dict[str, Any]
+    seconds: float
+    commit: str
+
+
+class Steps:
+    """Runs steps, and keeps what they say in `folder`. One process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.finished: dict[str, Step] = {}
+
+    def lop(self, name: str, *arguments: str, makes: Path | None = None) -> Step:
+        """`lop ARGUMENTS --json` in a process of its own; `makes` is the file or folder that it writes.
+
+        Raises RuntimeError if the command fails; what it said about that is on stderr.
+        """
+        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent))
+
+    def call(self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]]) -> Step:
+        """`function` in this process; `key` says all that its result depends on."""
+        return self._once(name, key, lambda _: function())
+
+    def _once(self, name: str, key: Sequence[str], run: Callable[[Path], dict[str, Any]]) -> Step:
+        digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
+        path = self._folder / f"{name.replace(' ', '-')}-{digest}.json"
+        spent = path.with_suffix(".seconds")
+        if not path.is_file():
+            say(f"{name}: {' '.join(key)}")
+            before, started = _seconds_in(spent), time.perf_counter()
+            document = run(spent)
+            seconds = before + time.perf_counter() - started
+            kept = {"document": document, "seconds": seconds, "commit": COMMIT_AT_START}
+            replace_file(path, json.dumps(kept, indent=1).encode())
+            spent.unlink(missing_ok=True)
+            say(f"{name}: {seconds:.0f} s")
+        step = Step(**json.loads(path.read_text()))
+        self.finished[name] = step
+        return step
+
+    def _command(self, arguments: Sequence[str], makes: Path | None, spent: Path) -> dict[str, Any]:
+        if makes is not None and makes.is_file():
+            # Written by an attempt that was killed before its step was kept; commands overwrite nothing.
+            makes.unlink()
+        before, started = _seconds_in(spent), time.perf_counter()
+        command = [sys.executable, "-m", "lop.cli", *arguments, "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+            while True:
+                try:
+                    stdout, _ = process.communicate(timeout=_HEARTBEAT_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    replace_file(spent, str(before + time.perf_counter() - started).encode())
+                except BaseException:
+                    process.terminate()
+                    raise
+        if process.returncode:
+            raise RuntimeError(f"lop {' '.join(arguments)} failed with exit code {process.returncode}")
+        document: dict[str, Any] = json.loads(stdout)
+        return document
+
+
+def _seconds_in(path: Path) -> float:
+    return float(path.read_text()) if path.is_file() else 0.0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
