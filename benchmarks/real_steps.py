@@ -6,6 +6,7 @@ command of the product goes on by itself where it stopped), and the seconds of a
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -66,9 +67,11 @@ class Steps:
         return step
 
     def _command(self, arguments: Sequence[str], makes: Path | None, spent: Path) -> dict[str, Any]:
-        if makes is not None and makes.is_file():
-            # Written by an attempt that was killed before its step was kept; commands overwrite nothing.
-            makes.unlink()
+        # Written by an attempt that was killed before its step was kept; commands overwrite nothing.
+        if makes is not None and makes.is_dir():
+            shutil.rmtree(makes)
+        elif makes is not None:
+            makes.unlink(missing_ok=True)
         before, started = _seconds_in(spent), time.perf_counter()
         command = [sys.executable, "-m", "lop.cli", *arguments, "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
