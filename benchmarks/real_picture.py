@@ -24,19 +24,12 @@ def draw_real(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             own = [row for row in rows if row["method"] == method and row[key] is not None]
             points = sorted((row["sparsity"], scale * row[key], row["searched"]) for row in own)
             label = method if axis is axes[0] else None
-            axis.plot([x for x, _, _ in points], [y for _, y, _ in points], label=label, **style)
-            for was_searched in (True, False):
-                part = [(x, y) for x, y, searched in points if searched == was_searched]
-                axis.plot(
-                    [x for x, _ in part],
-                    [y for _, y in part],
-                    linestyle="",
-                    marker="osD^v<>PX*ph"[index % 12],
-                    markersize=4.5,
-                    markerfacecolor=style["color"] if was_searched else "white",
-                    color=style["color"],
-                    zorder=style["zorder"],
-                )
+            marker = "osD^v<>PX*ph"[index % 12]
+            axis.plot(
+                [x for x, _, _ in points], [y for _, y, _ in points], marker, ls="-", ms=4.5, label=label, **style
+            )
+            hollow = [(x, y) for x, y, searched in points if not searched]
+            axis.plot([x for x, _ in hollow], [y for _, y in hollow], marker, ms=4.5, mfc="white", ls="", **style)
     axes[0].set_yscale("log")
     axes[0].set_ylabel("KL to the dense model, nats")
     axes[1].set_ylabel("answer tokens as the dense model's, %")

@@ -4,13 +4,15 @@ Kill the benchmark anywhere and run it again: finished steps are read, the one t
 command of the product goes on by itself where it stopped), and the seconds of all of its attempts count.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,11 @@ class Step:
 
 
 class Steps:
-    """Runs steps, and keeps what they say in `folder`. One process at a time."""
+    """Runs steps, and keeps what they say in `folder`. One process at a time: its commands inherit the `lock`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lock: int | None = None) -> None:
         self._folder = folder
+        self._inherited = () if lock is None else (lock,)
         folder.mkdir(parents=True, exist_ok=True)
         self.finished: dict[str, Step] = {}
 
@@ -74,7 +77,9 @@ class Steps:
             makes.unlink(missing_ok=True)
         before, started = _seconds_in(spent), time.perf_counter()
         command = [sys.executable, "-m", "lop.cli", *arguments, "--json"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        with subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, text=True, pass_fds=self._inherited
+        ) as process:
             while True:
                 try:
                     stdout, _ = process.communicate(timeout=_HEARTBEAT_SECONDS)
@@ -88,6 +93,22 @@ class Steps:
             raise RuntimeError(f"lop {' '.join(arguments)} failed with exit code {process.returncode}")
         document: dict[str, Any] = json.loads(stdout)
         return document
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """Waits until nobody else works in `folder`: another run, or the last command of one that was killed.
+
+    Yields the descriptor that commands are to inherit: the lock is free when the last process that has it is gone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for what is still at work in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def _seconds_in(path: Path) -> float:

@@ -1,6 +1,9 @@
 """The parts of the real benchmark that need no model: splits, figures, and steps that are done once."""
 
+import fcntl
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from benchmarks import real_steps
 from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, begun_answers, split, write_split
 from benchmarks.real_figures import METHODS, comparison_figures, geomean_vs_best_other, rows_of, seconds_of
 from benchmarks.real_picture import draw_real
-from benchmarks.real_steps import Steps
+from benchmarks.real_steps import Steps, alone_in
 from pruning.conversations import load_conversations
 from pruning.prompts import load_prompts
 
@@ -163,6 +166,16 @@ def test_a_command_of_the_product_is_a_step(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"lop data check \S+other.json failed with exit code 2"):
         steps.lop("check other", "data", "check", str(tmp_path / "other.json"))
     assert steps.finished == {"check": step}
+
+
+def test_a_run_waits_for_the_command_of_one_that_was_killed(tmp_path: Path) -> None:
+    with alone_in(tmp_path) as lock:
+        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with orphan, (tmp_path / "lock").open("w") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        orphan.communicate(b"\n")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("folder", [False, True])
