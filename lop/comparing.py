@@ -79,10 +79,11 @@ def compare_methods(
 
     Raises:
         NotFoundError: the model is not registered.
-        InputError: a method that was asked for lacks its data, or none has any.
+        InputError: a method that was asked for lacks its data, or none has any; or scores are not finite.
         FingerprintMismatchError: the checkpoint changed since it was registered.
     """
     from lop.engines import check_weights
+    from mcts.evaluator import check_finite
     from pruning.batches import make_batches
     from pruning.checkpoint import load_processor
 
@@ -94,6 +95,7 @@ def compare_methods(
     compared: dict[str, ComparedPlan] = {}
 
     def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
+        check_finite(tuple(plan.ffn_widths), metrics)
         compared[plan.plan_id] = ComparedPlan(
             method=plan.method,
             sparsity=sparsity,

@@ -177,8 +177,6 @@ def _evaluate(folder: Path, data: Path) -> float:
 @contextmanager
 def _server(database: str, log: Path, *, timeout_seconds: float = 60.0) -> Iterator[str]:
     """A real `lop serve` process on a free loopback port; yields its address once it is ready."""
-    import httpx
-
     command = [sys.executable, "-m", "lop.cli", "serve", "--port", "0", "--database", database]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stderr=stream, env={**os.environ, "LOP_LOG_LEVEL": "info"})  # noqa: S603
@@ -186,17 +184,26 @@ def _server(database: str, log: Path, *, timeout_seconds: float = 60.0) -> Itera
             deadline = time.monotonic() + timeout_seconds
             while time.monotonic() < deadline and process.poll() is None:
                 address = _address(log)
-                try:
-                    if address and httpx.get(f"{address}/readyz").is_success:
-                        yield address
-                        return
-                except httpx.HTTPError:
-                    pass
+                if address and _is_ready(address):
+                    yield address
+                    return
                 time.sleep(0.1)
             raise LopError("the server must start", values=log.read_text()[-500:])
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def _is_ready(address: str) -> bool:
+    import httpx
+
+    from lop.http_clients import http_client
+
+    try:
+        with http_client(address) as client:
+            return client.get(f"{address}/readyz").is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _address(log: Path) -> str | None:

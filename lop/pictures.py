@@ -1,9 +1,12 @@
 """Pictures of results. Needs matplotlib: the extra `plots`."""
 
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.atomic_file import MAX_NAME_BYTES, replace_file
 from pruning.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -31,12 +34,29 @@ def require_pyplot() -> Any:
 def check_picture(path: Path) -> None:
     """Raises, before any work is done, what drawing into `path` would raise in the end."""
     require_pyplot()
+    reason = None
     if path.suffix.lower() not in _FORMATS or not path.parent.is_dir():
+        reason = f"a picture is a file {', '.join(_FORMATS)} in a folder that exists"
+    elif len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        reason = f"a file's name has {MAX_NAME_BYTES} bytes at most"
+    elif path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "a picture must be a file that can be written"
+    if reason is not None:
+        raise InputError(reason, values=str(path), remedy="Choose another")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Raises InputError if the file cannot be written; it is whole or not there."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower().removeprefix("."), dpi=120)
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
         raise InputError(
-            f"a picture is a file {', '.join(_FORMATS)} in a folder that exists",
-            values=str(path),
-            remedy="Choose another",
-        )
+            "the picture must be writable",
+            values=f"{path}: {error.strerror}",
+            remedy="Free some room, or choose another",
+        ) from error
 
 
 def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -58,7 +78,7 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)
 
 
@@ -93,7 +113,7 @@ def draw_search(
     if len(names) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)
 
 
@@ -131,5 +151,5 @@ def draw_demo(result: "DemoResult", widths: Mapping[str, Sequence[int]], dense_w
     right.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)

@@ -30,6 +30,7 @@ from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError
 from pruning.levels import Configuration
 from pruning.limits import Limits, Worth
+from pruning.reasons import reason_of
 
 FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
@@ -271,7 +272,7 @@ class Predictor:
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
                 "a predictor's weights and its configuration must belong together and be complete",
-                values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+                values=reason_of(error),
                 remedy="Copy both again, or train it again with `lop train`",
             ) from error
         return found

@@ -32,10 +32,15 @@ class _Part(BaseModel):
 
 
 class PlanModel(_Part):
-    """The model that a plan was made for."""
+    """The model that a plan was made for.
+
+    `weights_sha256` is of the weight files that were ranked (`pruning.headers.weights_sha256`): models of one shape
+    share their fingerprint. None in plans from before it was recorded.
+    """
 
     id: str
     fingerprint: str = Field(pattern=_SHA256)
+    weights_sha256: str | None = Field(default=None, pattern=_SHA256, exclude_if=_is_none)
 
 
 INT64_MAX = 2**63 - 1

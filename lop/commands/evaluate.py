@@ -1,5 +1,6 @@
 """`lop evaluate`: the accuracy of a checkpoint, dense or pruned."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,18 +20,25 @@ def evaluate(
     dense: Annotated[Path | None, typer.Option(help="Dense checkpoint: also report the KL to it.")] = None,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 64,
+    processor_folder: Annotated[
+        Path | None,
+        typer.Option("--processor", help="Folder of the processor or tokenizer. Default: the checkpoint's own."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers."""
-    from lop.compute import load_for_compute
+    from lop.compute import load_for_compute, warn_of_adapter
     from lop.registration import read_conversations
     from pruning.batches import make_batches
     from pruning.checkpoint import load_processor
     from pruning.evaluation import evaluate_model
+    from pruning.finite_weights import check_finite_weights
     from pruning.generation import generate_answers
 
     loaded, _ = read_conversations(data, conversations)
-    network, processor = load_for_compute(model), load_processor(model)
+    for folder in filter(None, (model, dense)):
+        warn_of_adapter(folder)
+    processor, network = load_processor(processor_folder or model), load_for_compute(model)
     reference = load_for_compute(dense) if dense is not None else None
     if reference is not None and vocab_size(reference) != vocab_size(network):
         raise InputError(
@@ -40,6 +48,14 @@ def evaluate(
     with bar("answering") as on_batch:
         report = generate_answers(network, processor, loaded, batch_size=batch_size, on_batch=on_batch)
     metrics = evaluate_model(network, make_batches(loaded, processor), reference)
+    if not (math.isfinite(metrics.nll) and math.isfinite(metrics.kl)):
+        for folder in filter(None, (model, dense)):
+            check_finite_weights(folder)
+        raise InputError(
+            "a model's log-probabilities must be finite numbers",
+            values=f"negative log-likelihood {metrics.nll}, KL {metrics.kl}",
+            remedy="Its activations overflow its dtype: save it as float32 or bfloat16",
+        )
     if abs(metrics.accuracy - report.accuracy) > 0.02:
         warn(
             f"generation is exact for {report.accuracy:.3f} of the answers, but teacher forcing for "

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lop.commands.options import Json, ModelId, OptionalDatabase
-from lop.console import print_line, print_table, stderr
+from lop.console import print_json, print_line, print_table, stderr
 from lop.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
@@ -111,7 +111,7 @@ def plan(
         write_plan(found, ranking, out)
         stderr().print(f"wrote {out}", markup=False)
     if json:
-        print_line(found.model_dump_json())
+        print_json(found.model_dump(mode="json"))
     elif out is None or typer.get_text_stream("stdout").isatty():
         show(found)
 

@@ -39,6 +39,16 @@ def test_a_plan_of_version_0_1_0_is_read_and_written_as_it_was() -> None:
     assert content_id(plan.model_dump(mode="json", exclude={"plan_id", "created_at"})) == plan.plan_id
 
 
+def test_the_weights_that_were_ranked_are_part_of_a_plan(plan: PruningPlan) -> None:
+    assert "weights_sha256" not in json.loads(plan.to_json())["model"]
+    known = make_plan(
+        made_up_anatomy([64, 64]), [32, 64], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking,
+        weights_sha256="a" * 64,
+    )  # fmt: skip
+    assert PruningPlan.from_json(known.to_json()).model.weights_sha256 == "a" * 64
+    assert known.plan_id != plan.plan_id
+
+
 def test_the_schema_has_every_axis(plan: PruningPlan) -> None:
     document = json.loads(plan.to_json())
     assert document.keys() == {
