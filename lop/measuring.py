@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lop.compute import compute_device, load_for_compute
+from lop.compute import compute_device, load_for_compute, warn_of_dtype
 from pruning.conversations import Conversation, calibration_id
 from pruning.errors import InputError
 from pruning.statistics import ModelStatistics, StatisticsKind, measure_checkpoint, measure_statistics
@@ -127,6 +127,7 @@ def measure_activations(
     from pruning.batches import BatchStream
     from pruning.checkpoint import load_processor
 
+    warn_of_dtype(folder)
     recipe = RECIPES[StatisticsKind.ACTIVATIONS]
     batches = BatchStream(
         conversations, load_processor(folder), batch_size=recipe.batch_size, max_tokens=MAX_BATCH_TOKENS

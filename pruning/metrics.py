@@ -19,6 +19,9 @@ class Metrics:
             history: the answers that greedy generation would give exactly.
         num_tokens: answer tokens averaged over.
         num_answers: answers averaged over.
+        agreement: fraction of answer tokens at which the pruned model's first choice is the dense model's, given the
+            true history; None where it was not measured (samples from before there was this metric, or no dense model
+            to compare with). Says something of long answers too, which hardly any model gives exactly.
     """
 
     kl: float
@@ -26,6 +29,7 @@ class Metrics:
     accuracy: float
     num_tokens: int
     num_answers: int
+    agreement: float | None = None
 
 
 class Evaluate(Protocol):
