@@ -24,7 +24,7 @@ MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
 
 def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
     """The first `limit` conversations of a file, and a warning if they are too few to tell channels apart."""
-    conversations = load_conversations(path)[:limit]
+    conversations = load_conversations(path, limit)
     answers = sum(len(c.turns) for c in conversations)
     if answers >= MIN_ANSWERS:
         return conversations, None

@@ -114,7 +114,7 @@ def run_queued(
         settings = SearchSettings.from_dict(document["search"])
     except (KeyError, TypeError) as error:
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
-    conversations = load_conversations(data)[:limit]
+    conversations = load_conversations(data, limit)
     result = search_model(
         repository,
         search.model_id,

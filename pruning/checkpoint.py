@@ -4,13 +4,16 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.adapters import WITHOUT_ADAPTERS
 from pruning.anatomy_reader import load_config
 from pruning.architecture import model_class
-from pruning.errors import CheckpointError
+from pruning.errors import CheckpointError, LopError
 from pruning.families import family_of
 from pruning.headers import read_headers
 from pruning.layer_config import recorded_sizes
+from pruning.missing_packages import missing_package
 from pruning.output_head import is_tied_wrongly
+from pruning.processor import Embeddings, first_line, note_embeddings, tokenizer_of
 from pruning.surgery import resize_model
 from pruning.tensor_roles import decoder_tensor
 
@@ -53,8 +56,10 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
 def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> "PreTrainedModel":
     """A model of `built_class` (see `posing_as`) with the weights in `path`, ready for inference.
 
-    Raises CheckpointError if they cannot be loaded, or are not exactly those that the class needs.
+    Adapter files beside the weights are left alone. Raises CheckpointError if the weights cannot be loaded, or are not
+    exactly those that the class needs.
     """
+    kwargs.setdefault("adapter_kwargs", WITHOUT_ADAPTERS)
     try:
         model, info = built_class.from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
@@ -117,22 +122,32 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
 def load_processor(path: str | Path) -> "Processor":
     """The folder's processor (image processor, tokenizer, chat template), or the tokenizer of a language model.
 
-    Raises CheckpointError if there is none.
-    """
-    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+    Pictures are processed by Pillow and NumPy, videos not at all, whatever else is installed.
 
-    config = load_config(Path(path))
-    is_language_model = config.get_text_config(decoder=True) is config
-    auto_class = AutoTokenizer if is_language_model else AutoProcessor
+    Raises:
+        CheckpointError: there is none, its settings cannot be read, or the tokenizer has no vocabulary for the model.
+        MissingExtraError: it asks for a package that is not installed.
+    """
+    from pruning.hub_processors import load_image_text_processor, load_tokenizer
+    from pruning.tokenizer_checks import check_can_be_read, check_vocabulary, ensure_padding
+
+    path = Path(path)
+    config = load_config(path)
+    text = config.get_text_config(decoder=True)
+    check_can_be_read(path)
     try:
-        processor = auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError("the folder must hold the model's processor", values=f"{path}: {reason}") from error
-    if is_language_model and isinstance(processor, PreTrainedTokenizerBase):
-        if processor.pad_token is None:  # padding is masked: any token will do
-            processor.pad_token = processor.eos_token
-        return processor
-    if not isinstance(processor, ProcessorMixin) or getattr(processor, "tokenizer", None) is None:
-        raise CheckpointError("the folder must hold a processor for images and text", values=str(path))
+        processor: Processor = load_tokenizer(path) if text is config else load_image_text_processor(path, config)
+    except LopError:
+        raise
+    except Exception as error:
+        if (missing := missing_package(error, of=str(path))) is not None:
+            raise missing from error
+        raise CheckpointError(
+            "the folder must hold the model's processor", values=f"{path}: {first_line(error)}"
+        ) from error
+    tokenizer, rows = tokenizer_of(processor), int(text.vocab_size)
+    check_vocabulary(tokenizer, path, rows)
+    ensure_padding(tokenizer, path, rows)
+    placeholder = getattr(config, "image_token_id", None)
+    note_embeddings(processor, Embeddings(rows, frozenset() if placeholder is None else frozenset({int(placeholder)})))
     return processor

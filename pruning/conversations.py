@@ -9,17 +9,23 @@ Text-only conversations leave `image` out. Extra keys are ignored.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import DatasetError
+from pruning.picture_files import check_header, is_turned_by_metadata, open_upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_TOKEN = "<image>"
+
+_OTHER_KEYS = ("video", "videos", "audio", "audios", "sound", "speech", "images")
+"""What data sets call other media, and several pictures: without them, conversations would be mere words."""
+_OTHER_PLACEHOLDERS = re.compile(r"<(?:video|audio|sound|speech)>")
 
 # Below this many answers, a ranking of channels or configurations is mostly noise.
 MIN_ANSWERS = 64
@@ -51,20 +57,18 @@ class Conversation:
         return messages
 
     def open_image(self) -> "Image | None":
-        """The picture in RGB; raises DatasetError if the file is damaged."""
+        """The picture upright and in RGB; raises DatasetError if the file is damaged, or RGB would not show it."""
         if self.image is None:
             return None
-        from PIL import Image
-
-        try:
-            with Image.open(self.image) as picture:
-                return picture.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError("every image must be readable", values=f"{self.image} ({error})") from error
+        with _naming(self):
+            return open_upright(self.image)
 
 
-def load_conversations(path: str | Path) -> list[Conversation]:
-    """Read and check a conversation file, image files included (that they are there and are images, not their pixels).
+def load_conversations(path: str | Path, limit: int | None = None) -> list[Conversation]:
+    """Read and check the first `limit` conversations of a file (None: all of them).
+
+    Image files are checked, too: that they are there and can be shown in RGB, not their pixels. The file must be a JSON
+    list; what stands in it after the first `limit` items is neither checked nor opened.
 
     Raises:
         DatasetError: names the file, the conversation and the rule it breaks.
@@ -78,20 +82,39 @@ def load_conversations(path: str | Path) -> list[Conversation]:
         raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
     if not isinstance(items, list) or not items:
         raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
-    conversations = [_parse(item, index, path) for index, item in enumerate(items)]
+    conversations = [_parse(item, index, path) for index, item in enumerate(items[:limit])]
     for conversation in conversations:
-        _check_image(conversation)
+        if conversation.image is not None:
+            with _naming(conversation):
+                check_header(conversation.image)
     return conversations
 
 
+@contextmanager
+def _naming(conversation: Conversation) -> Iterator[None]:
+    """Errors about the conversation's picture say whose it is."""
+    try:
+        yield
+    except DatasetError as error:
+        values = f"{error.values} (conversation {conversation.id})"
+        raise DatasetError(error.rule, values=values, remedy=error.remedy) from error
+
+
 def calibration_id(conversations: Sequence[Conversation]) -> str:
-    """sha256 over texts and image bytes, in order: what a sample was measured on."""
+    """sha256 over texts and image bytes, in order: what a sample was measured on.
+
+    A picture that its metadata turns counts as another than its bytes: earlier versions showed it to models as it lies
+    in the file, and what they measured is not to be mixed with what is measured now.
+    """
     digest = hashlib.sha256()
     for conversation in conversations:
         for turn in conversation.turns:
             digest.update(json.dumps([turn.question, turn.answer]).encode())
         if conversation.image is not None:
-            digest.update(conversation.image.read_bytes())
+            content = conversation.image.read_bytes()
+            digest.update(content)
+            if is_turned_by_metadata(content):
+                digest.update(b"upright")
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -101,6 +124,7 @@ def _parse(item: Any, index: int, path: Path) -> Conversation:
     if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
         raise DatasetError("each item has a list `conversations`", values=where)
     name = str(item.get("id", index))
+    _check_modalities(item, f"{where} (id {name})")
     values: list[str] = []
     for position, message in enumerate(item["conversations"]):
         expected = "human" if position % 2 == 0 else "gpt"
@@ -113,6 +137,7 @@ def _parse(item: Any, index: int, path: Path) -> Conversation:
                 'messages alternate {"from": "human"} and {"from": "gpt"}, each with a text `value`',
                 values=f"{where} (id {name}), message {position}",
             )
+        _check_text(message["value"], f"{where} (id {name}), message {position}")
         values.append(message["value"])
     if len(values) < 2 or len(values) % 2:
         raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
@@ -132,21 +157,28 @@ def _parse(item: Any, index: int, path: Path) -> Conversation:
     return Conversation(name, path.parent / image if image is not None else None, turns)
 
 
-def _check_image(conversation: Conversation) -> None:
-    if conversation.image is None:
-        return
-    from PIL import Image, UnidentifiedImageError
+def _check_modalities(item: dict[str, Any], where: str) -> None:
+    found = [key for key in _OTHER_KEYS if item.get(key) and item[key] != [item.get("image")]]
+    if found:
+        raise DatasetError(
+            "a conversation is about one picture, as `image`, or about none",
+            values=f"{where}: {', '.join(f'{key} {item[key]!r}'[:80] for key in found)}",
+            remedy="Leave out conversations about videos, sound or several pictures",
+        )
 
+
+def _check_text(value: str, where: str) -> None:
+    if placeholder := _OTHER_PLACEHOLDERS.search(value):
+        raise DatasetError(
+            f"the only placeholder is {IMAGE_TOKEN}",
+            values=f"{where}: {placeholder[0]}",
+            remedy="Leave out conversations about videos or sound, or write the words without angle brackets",
+        )
     try:
-        with Image.open(conversation.image) as picture:
-            picture.verify()
-    except FileNotFoundError as error:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
         raise DatasetError(
-            "every image that the file names must exist",
-            values=f"{conversation.image} (conversation {conversation.id})",
-            remedy="Image paths are relative to the JSON file",
-        ) from error
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            "every image must be readable", values=f"{conversation.image} (conversation {conversation.id})"
+            "texts must be Unicode",
+            values=f"{where}: half of a surrogate pair, {value[error.start]!a}, at character {error.start}",
+            remedy="Take it out, or write the whole character",
         ) from error

@@ -33,6 +33,7 @@ def apply(
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.applying import load_ranking, ranking_path
+    from lop.compute import warn_of_adapter
     from lop.quantities import parse_bytes
     from pruning.plan import PruningPlan
     from pruning.prune_checkpoint import prune_checkpoint
@@ -42,6 +43,7 @@ def apply(
     document = PruningPlan.load(plan)
     beside = ranking_path(plan)
     kept = load_ranking(document, ranking or (beside if beside.is_file() else None))
+    warn_of_adapter(model)
     try:
         with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
             prune_checkpoint(model, document, kept, out, max_shard_size=shard_bytes, on_bytes=on_bytes)

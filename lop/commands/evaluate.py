@@ -22,7 +22,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers."""
-    from lop.compute import load_for_compute
+    from lop.compute import load_for_compute, warn_of_adapter
     from lop.registration import read_conversations
     from pruning.batches import make_batches
     from pruning.checkpoint import load_processor
@@ -30,7 +30,9 @@ def evaluate(
     from pruning.generation import generate_answers
 
     loaded, _ = read_conversations(data, conversations)
-    network, processor = load_for_compute(model), load_processor(model)
+    for folder in filter(None, (model, dense)):
+        warn_of_adapter(folder)
+    processor, network = load_processor(model), load_for_compute(model)
     reference = load_for_compute(dense) if dense is not None else None
     if reference is not None and vocab_size(reference) != vocab_size(network):
         raise InputError(

@@ -90,7 +90,7 @@ def train(
         )
     with open_database(database) as repository:
         settings = TrainingSettings(num_levels=num_levels, round_to=round_to, seed=seed)
-        calibration = calibration_id(load_conversations(data)[:conversations]) if data is not None else None
+        calibration = calibration_id(load_conversations(data, conversations)) if data is not None else None
         training_samples(repository, model, calibration)  # told before torch is set to work
         reports: list[RoundReport] = []
         if rounds:
