@@ -74,7 +74,7 @@ def geomean_vs_best_other(rows: Sequence[Row], method: str, sparsities: Sequence
         if not own or not others:
             return None
         ratios.append(own[0] / min(others))
-    return prod(ratios) ** (1 / len(ratios))
+    return float(prod(ratios) ** (1 / len(ratios)))
 
 
 def missing_rows(rows: Sequence[Row], sparsities: Sequence[float]) -> list[str]:
