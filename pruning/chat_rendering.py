@@ -104,13 +104,6 @@ def _render(processor: "Processor", messages: list[dict[str, Any]], conversation
             )
         # Templates of language models take a message's text, not a list of its parts.
         messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
-    if not processor.chat_template:
-        raise CheckpointError(
-            "the model must have a chat template, which says how questions and answers are written",
-            values="neither chat_template.jinja nor an entry in the tokenizer's or processor's config",
-            remedy="Base models have none: take the instruction-tuned version, or put its chat_template.jinja into the "
-            "model's folder",
-        )
     template = _template_of(processor)
     asked = {name: value for name, value in _VARIABLES.items() if name in template}
     if _CLOCK in template:
@@ -125,8 +118,15 @@ def _render(processor: "Processor", messages: list[dict[str, Any]], conversation
 
 
 def _template_of(processor: "Processor") -> str:
-    """The chat template that is used without being asked for by name."""
+    """The chat template that is used without being asked for by name; raises CheckpointError if there is none."""
     template = processor.chat_template
+    if not template:
+        raise CheckpointError(
+            "the model must have a chat template, which says how questions and answers are written",
+            values="neither chat_template.jinja nor an entry in the tokenizer's or processor's config",
+            remedy="Base models have none: take the instruction-tuned version, or put its chat_template.jinja into the "
+            "model's folder",
+        )
     return str(template.get("default", template) if isinstance(template, dict) else template)
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import DatasetError
+from pruning.lfs_pointers import REMEDY, is_pointer
 from pruning.picture_files import check_header, is_turned_by_metadata, open_upright
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,16 +87,22 @@ def read_items(path: Path, kind: str = "conversation") -> list[Any]:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DatasetError(f"the {kind} file must be readable", values=f"{path}: {error.strerror}") from error
+        raise DatasetError(f"the {kind} file must be readable", values=f"{path}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"the {kind} file must be JSON", values=f"{path}: {error}") from error
+        if is_pointer(path):
+            raise DatasetError(
+                f"the {kind} file must be there itself, not git-lfs's pointer to it",
+                values=str(path),
+                remedy=REMEDY,
+            ) from error
+        raise DatasetError(f"the {kind} file must be JSON", values=f"{path}: {reason_of(error)}") from error
     if not isinstance(items, list) or not items:
         raise DatasetError(f"a {kind} file is a non-empty JSON list", values=str(path))
     return items
 
 
 def check_image(conversation: Conversation) -> None:
-    """Raises DatasetError unless the image file, if it has one, is there and can be shown in RGB; reads no pixels."""
+    """Raises DatasetError unless the image file, if it has one, is there and can be shown; pixels are not read."""
     if conversation.image is not None:
         with _naming(conversation):
             check_header(conversation.image)
@@ -135,7 +143,6 @@ def parse_item(item: Any, index: int, path: Path) -> Conversation:
     if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
         raise DatasetError("each item has a list `conversations`", values=where)
     name = str(item.get("id", index))
-    check_modalities(item, f"{where} (id {name})")
     values: list[str] = []
     for position, message in enumerate(item["conversations"]):
         expected = "human" if position % 2 == 0 else "gpt"
@@ -148,7 +155,6 @@ def parse_item(item: Any, index: int, path: Path) -> Conversation:
                 'messages alternate {"from": "human"} and {"from": "gpt"}, each with a text `value`',
                 values=f"{where} (id {name}), message {position}",
             )
-        check_text(message["value"], f"{where} (id {name}), message {position}")
         values.append(message["value"])
     if len(values) < 2 or len(values) % 2:
         raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
@@ -161,6 +167,9 @@ def parse_item(item: Any, index: int, path: Path) -> Conversation:
 
 def image_and_texts(item: dict[str, Any], values: Sequence[str], where: str) -> tuple[str | None, list[str]]:
     """An item's image path, and its messages `values` without the placeholder; raises DatasetError about `where`."""
+    _check_modalities(item, where)
+    for position, value in enumerate(values):
+        _check_text(value, f"{where}, message {position}")
     image = item.get("image")
     if image is not None and not isinstance(image, str):
         raise DatasetError("an item has one image, as a path", values=f"{where}: {image!r}")
@@ -173,8 +182,7 @@ def image_and_texts(item: dict[str, Any], values: Sequence[str], where: str) -> 
     return image, [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
 
 
-def check_modalities(item: dict[str, Any], where: str) -> None:
-    """Raises DatasetError about `where` for an item about videos, sound or several pictures."""
+def _check_modalities(item: dict[str, Any], where: str) -> None:
     found = [key for key in _OTHER_KEYS if item.get(key) and item[key] != [item.get("image")]]
     if found:
         raise DatasetError(
@@ -185,12 +193,11 @@ def check_modalities(item: dict[str, Any], where: str) -> None:
 
 
 def without_placeholders(text: str) -> str:
-    """What a model wrote, without what `check_text` and `image_and_texts` refuse in an answer."""
+    """What a model wrote, without the placeholders that a conversation file may not have in an answer."""
     return _OTHER_PLACEHOLDERS.sub("", text.replace(IMAGE_TOKEN, ""))
 
 
-def check_text(value: str, where: str) -> None:
-    """Raises DatasetError about `where` for a text with placeholders of other media, or that is no Unicode."""
+def _check_text(value: str, where: str) -> None:
     if placeholder := _OTHER_PLACEHOLDERS.search(value):
         raise DatasetError(
             f"the only placeholder is {IMAGE_TOKEN}",

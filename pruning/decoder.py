@@ -11,7 +11,8 @@ from torch import nn
 from pruning.batches import Batch
 from pruning.errors import CheckpointError, LopError
 from pruning.families import Family, family_of
-from pruning.processor import first_line, named
+from pruning.processor import named
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,7 +137,7 @@ def taking(ids: Sequence[str], *, files: str = "tokenizer_config.json") -> Itera
     except Exception as error:
         raise CheckpointError(
             "the model must take what its processor makes of conversations",
-            values=f"{named(ids)}: {type(error).__name__}: {first_line(error)}",
+            values=f"{named(ids)}: {reason_of(error)}",
             remedy="Processor and model must be of one checkpoint: compare processor_config.json, "
             f"preprocessor_config.json and {files} with config.json (patch_size, image tokens), or copy them again",
         ) from error

@@ -19,6 +19,7 @@ from pruning.decoder import taking
 from pruning.errors import CheckpointError
 from pruning.input_checks import check_embedded, check_pictures, check_texts
 from pruning.processor import process_conversations, tokenizer_of
+from pruning.wide_passes import wide_passes
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -138,7 +139,7 @@ def generate_greedily(
     config = greedy_config(model, max_new_tokens)
     if ends:
         config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
-    with _own_config(model, config):
+    with _own_config(model, config), wide_passes(model):
         tokens = model.generate(**inputs, generation_config=config)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)

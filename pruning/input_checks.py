@@ -11,11 +11,11 @@ from pruning.picture_files import check_pixels
 from pruning.processor import (
     adds_special_tokens,
     embeddings_of,
-    first_line,
     process_conversations,
     takes_images,
     tokenizer_of,
 )
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from pruning.processor import Processor
@@ -146,6 +146,6 @@ def _not_taken(chunk: Sequence[tuple[Conversation, str]], processor: "Processor"
             break
     return DatasetError(
         "the model's tokenizer must take every text",
-        values=f"conversation {conversation.id}: {type(reason).__name__}: {first_line(reason)}",
+        values=f"conversation {conversation.id}: {reason_of(reason)}",
         remedy="Look at this conversation, and at tokenizer.json and tokenizer_config.json of the model",
     )

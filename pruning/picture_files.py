@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.errors import DatasetError
+from pruning.picture_errors import unreadable_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,7 +117,7 @@ def _check_levels(picture: "Image", path: Path) -> None:
 def _is_flat(picture: "Image") -> bool:
     extrema = picture.getextrema()
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(low == high for low, high in bands)  # type: ignore[misc]
+    return all(low == high for low, high in bands)
 
 
 @contextmanager
@@ -136,5 +137,4 @@ def _reading(path: Path) -> Iterator["Image"]:
             remedy="Image paths are relative to the JSON file",
         ) from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError("every image must be readable", values=f"{path}: {reason}") from error
+        raise unreadable_picture(path, error) from error

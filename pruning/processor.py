@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pruning.errors import DatasetError, LopError
 from pruning.missing_packages import missing_package
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,7 +122,7 @@ def _fault(
     files = ", its picture, and processor_config.json and preprocessor_config.json" if takes_images(processor) else ""
     return DatasetError(
         "the model's processor must take every conversation",
-        values=f"{culprit}: {type(reason).__name__}: {first_line(reason)}",
+        values=f"{culprit}: {reason_of(reason)}",
         remedy=f"Look at this conversation{files} of the model" if files else "Look at this conversation",
     )
 
@@ -133,9 +134,3 @@ def named(ids: Sequence[str]) -> str:
         return f"conversation {distinct[0]}"
     more = f" and {len(distinct) - 8} more" if len(distinct) > 8 else ""
     return f"one of conversations {', '.join(distinct[:8])}{more}" if distinct else "a batch"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -12,15 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.conversations import (
-    Conversation,
-    Turn,
-    check_image,
-    check_modalities,
-    check_text,
-    image_and_texts,
-    read_items,
-)
+from pruning.conversations import Conversation, Turn, check_image, image_and_texts, read_items
 from pruning.errors import DatasetError
 
 _FORMS = (
@@ -85,7 +77,6 @@ def _parse(item: Any, index: int, path: Path) -> Prompt:
     found = item.get("id")
     name = str(index if found is None else found)
     where = f"{where} (id {name})"
-    check_modalities(item, where)
     values = _questions(item["conversations"], where) if "conversations" in item else [item["prompt"]]
     if not all(isinstance(value, str) for value in values):
         raise DatasetError("a prompt is a text", values=where)
@@ -94,7 +85,6 @@ def _parse(item: Any, index: int, path: Path) -> Prompt:
         # A picture may be the whole question.
         if not text and (image is None or position > 0):
             raise DatasetError("a prompt must not be empty", values=where)
-        check_text(text, where)
     return Prompt(name, path.parent / image if image is not None else None, tuple(texts))
 
 

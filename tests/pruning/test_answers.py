@@ -51,6 +51,7 @@ def saying(tokenizer: PreTrainedTokenizerFast, *answers: str) -> PreTrainedModel
         ("<think>red or blue?</think>\n\nblue<eos>", Answer("blue", False)),
         ("<think>red or blue?", Answer("", True)),
         ("re<image>d<eos>", Answer("red", False)),
+        ("<video>red<eos>", Answer("red", False)),
         ("what is it ?<eos>", Answer("what is it ?", False)),
     ],
 )

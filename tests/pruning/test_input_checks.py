@@ -146,7 +146,7 @@ def test_a_picture_that_the_processor_does_not_take(tmp_path: Path, data: Path) 
     Image.effect_noise((2000, 4), 64.0).convert("RGB").save(narrow)
     processor = load_processor(folder)
     for build in (make_batches, lambda *x: BatchStream(*x, max_tokens=999)):
-        with pytest.raises(DatasetError, match=r"conversation c3: ValueError.*aspect ratio"):
+        with pytest.raises(DatasetError, match=r"conversation c3: .*aspect ratio"):
             build(conversations, processor)
 
 
