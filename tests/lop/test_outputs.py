@@ -11,10 +11,12 @@ import pytest
 
 from lop.cli import main
 from lop.pictures import check_picture
+from pruning import prune_checkpoint
 from pruning.anatomy_reader import read_anatomy
 from pruning.atomic_file import beside, replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.gguf_export.output_files import check_outputs
+from pruning.streaming import shard_writer
 from pruning.streaming.place import check_place
 from tests.pruning.cutting import WIDTHS, plan_for, random_ranking
 
@@ -50,7 +52,7 @@ def test_any_encoding_will_do(
     monkeypatch.setattr(sys, "stderr", stderr)
     assert run(*words) == 0
     stdout.flush()
-    assert len(stdout.buffer.getvalue().decode(encoding)) > 100  # type: ignore[attr-defined]
+    assert len(stdout.buffer.getvalue().decode(encoding)) > 100
 
 
 def test_a_real_process_in_ascii(database: str) -> None:
@@ -66,7 +68,7 @@ def test_json_stays_json_in_ascii(monkeypatch: pytest.MonkeyPatch, database: str
     monkeypatch.setattr(sys, "stdout", stdout)
     assert run("plan", "-m", "tiny", "-s", "0.3", "--database", database, "--json") == 0
     stdout.flush()
-    assert json.loads(stdout.buffer.getvalue())["model"]["id"] == "tiny"  # type: ignore[attr-defined]
+    assert json.loads(stdout.buffer.getvalue())["model"]["id"] == "tiny"
 
 
 @pytest.mark.parametrize("letter", ["n", "ü", "中"])
@@ -94,12 +96,10 @@ def test_a_plan_and_a_checkpoint_with_the_longest_names(
 def test_a_draft_of_the_longest_name_is_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path
 ) -> None:
-    from pruning import prune_checkpoint as module
-
     anatomy = read_anatomy(checkpoint)
     ranking = random_ranking(anatomy)
     plan, out = plan_for(anatomy, ranking, WIDTHS), tmp_path / named(255)
-    write = module.write_shard
+    write = shard_writer.write_shard
 
     def stopped(path: Path, *args: object, **kwargs: object) -> None:
         if written:
@@ -108,12 +108,12 @@ def test_a_draft_of_the_longest_name_is_gone_on_with(
         write(path, *args, **kwargs)  # type: ignore[arg-type]
 
     written: list[Path] = []
-    monkeypatch.setattr(module, "write_shard", stopped)
+    monkeypatch.setattr(prune_checkpoint, "write_shard", stopped)
     with pytest.raises(CheckpointError, match="run the same command to go on"):
-        module.prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=60_000)
-    monkeypatch.setattr(module, "write_shard", write)
+        prune_checkpoint.prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=60_000)
+    monkeypatch.setattr(prune_checkpoint, "write_shard", write)
     done: list[int] = []
-    module.prune_checkpoint(
+    prune_checkpoint.prune_checkpoint(
         checkpoint, plan, ranking, out, max_shard_size=60_000, on_bytes=lambda so_far, _: done.append(so_far)
     )
     assert done[0] > 0
