@@ -13,6 +13,7 @@ import typer
 from lop.commands import (
     apply,
     compare,
+    data,
     db,
     demo,
     device,
@@ -56,6 +57,7 @@ def _options(
 
 
 app.add_typer(model.app, name="model")
+app.add_typer(data.app, name="data")
 app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)

@@ -34,6 +34,15 @@ def compute_device() -> "torch.device":
     return device
 
 
+def warn_of_adapter(folder: str | Path) -> None:
+    """Say so if there are adapter files in the folder, which are not applied."""
+    from lop.console import warn
+    from pruning.adapters import adapter_note
+
+    if note := adapter_note(folder):
+        warn(note)
+
+
 def load_for_compute(folder: str | Path) -> "PreTrainedModel":
     """The checkpoint's model, dense or pruned, on the device that it is to be measured on.
 

@@ -26,7 +26,7 @@ _OWN_SEGMENT = "ranking"
 
 def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
     """The first `limit` conversations of a file, and a warning if they are too few to tell channels apart."""
-    conversations = load_conversations(path)[:limit]
+    conversations = load_conversations(path, limit)
     answers = sum(len(c.turns) for c in conversations)
     if answers >= MIN_ANSWERS:
         return conversations, None

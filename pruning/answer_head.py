@@ -15,8 +15,11 @@ from torch import nn
 from pruning.compute_dtype import compute_dtype
 from pruning.decoder import DecoderView
 
-_BLOCK_LOGITS: Final = 2**21
-"""Of one block: 8 MB in float32, which stay in a CPU's caches between the product and the sums."""
+_BLOCK_LOGITS: Final = {"cpu": 2**18}
+"""Of one block: 1 MB in float32 stays in a core's own cache between the product and the sums."""
+
+_MOST_LOGITS: Final = 2**24
+"""Of one block elsewhere: 64 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,11 @@ class AnswerHead:
             yield _probabilities(logits, dense.log_total)
 
     def _blocks(self, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """First word and logits [N, words] of each block, in float32; for the taker to overwrite."""
+        """First word and logits [N, words] of each block, in float32."""
         weight, bias = self._head.weight, self._head.bias
         dtype = compute_dtype(weight.dtype, weight.device)
         hidden = hidden.to(dtype)
-        words = max(1, _BLOCK_LOGITS // max(1, len(hidden)))
+        words = max(1, _BLOCK_LOGITS.get(weight.device.type, _MOST_LOGITS) // max(1, len(hidden)))
         for start in range(0, len(weight), words):
             part = slice(start, start + words)
             logits = nn.functional.linear(
@@ -116,22 +119,24 @@ class _RunningSums:
     """The log of the sum of exp of logits, and the word of the greatest, block after block."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
-        size = {"size": (len(hidden),), "device": hidden.device}
-        self._greatest = torch.full(**size, fill_value=-torch.inf)
-        self._total = torch.zeros(**size, dtype=torch.float64)
-        self.chosen = torch.zeros(**size, dtype=torch.long)
+        num_tokens, device = len(hidden), hidden.device
+        self._greatest = torch.full((num_tokens,), -torch.inf, device=device)
+        self._log_total = torch.full((num_tokens,), -torch.inf, dtype=torch.float64, device=device)
+        self.chosen = torch.zeros(num_tokens, dtype=torch.long, device=device)
 
     def add(self, start: int, logits: torch.Tensor) -> None:
-        """Take in a block [N, words] whose first word is `start`; the block is overwritten."""
-        greatest, place = logits.max(dim=1)
-        self.chosen = torch.where(greatest > self._greatest, place + start, self.chosen)
-        before, self._greatest = self._greatest, torch.maximum(self._greatest, greatest)
-        self._total *= (before - self._greatest).double().exp()
-        self._total += logits.sub_(self._greatest[:, None]).exp_().sum(dim=1)
+        """Take in a block [N, words] whose first word is `start`."""
+        greatest = logits.amax(dim=1)
+        # Of the log-softmax the greatest is minus the log of the sum relative to the greatest logit: small, so exact.
+        own = greatest.double() - torch.log_softmax(logits, dim=1).amax(dim=1).double()
+        self._log_total = torch.logaddexp(self._log_total, own)
+        better = (greatest > self._greatest).nonzero()[:, 0]  # few, after the first blocks: argmax is slow
+        self.chosen[better] = logits[better].argmax(dim=1) + start
+        self._greatest = torch.maximum(self._greatest, greatest)
 
     def log_total(self) -> torch.Tensor:
         """[N] in float64."""
-        return self._total.log() + self._greatest
+        return self._log_total
 
 
 def _probabilities(logits: torch.Tensor, log_total: torch.Tensor) -> torch.Tensor:
@@ -140,4 +145,5 @@ def _probabilities(logits: torch.Tensor, log_total: torch.Tensor) -> torch.Tenso
 
 def _expectation(p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """[N] sum over a block's words of p times logit, in float64."""
-    return torch.bmm(p[:, None], logits[:, :, None])[:, 0, 0].double()
+    expectation: torch.Tensor = torch.linalg.vecdot(p, logits)
+    return expectation.double()

@@ -83,7 +83,9 @@ def _answers(
     recorded: Sequence[LayerCalls],
 ) -> AnswerRow:
     """The row of `calls` with the answers of its sequences; `starts` is where each, (batch, row), begins in the row."""
-    positions, targets, answer, dense = [], [], [], []
+    positions: list[int] = []
+    answer: list[int] = []
+    targets, dense = [], []
     num_answers = 0
     for index in sorted({index for index, _ in starts}):
         batch = batches[index]

@@ -4,15 +4,18 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.adapters import WITHOUT_ADAPTERS
 from pruning.anatomy_reader import load_config
 from pruning.architecture import model_class
-from pruning.errors import CheckpointError, InputError
+from pruning.errors import CheckpointError, InputError, LopError
 from pruning.families import family_of
 from pruning.headers import read_headers
 from pruning.layer_config import document_with_global_access, recorded_sizes
 from pruning.lfs_pointers import check_fetched
 from pruning.loading_arguments import accepted_arguments
+from pruning.missing_packages import missing_package
 from pruning.output_head import is_tied_wrongly
+from pruning.processor import Embeddings, note_embeddings, tokenizer_of
 from pruning.reasons import reason_of
 from pruning.surgery import resize_model
 from pruning.tensor_roles import decoder_tensor
@@ -105,8 +108,10 @@ def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> 
     """A model of `built_class` (see `posing_as`) with the weights in `path`, ready for inference; `kwargs` are those
     that `accepted_arguments` left.
 
-    Raises CheckpointError if they cannot be loaded, or are not exactly those that the class needs.
+    Adapter files beside the weights are left alone. Raises CheckpointError if the weights cannot be loaded, or are not
+    exactly those that the class needs.
     """
+    kwargs.setdefault("adapter_kwargs", WITHOUT_ADAPTERS)
     try:
         model, info = built_class.from_pretrained(
             path,
@@ -192,27 +197,36 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
 def load_processor(path: str | Path) -> "Processor":
     """The folder's processor (image processor, tokenizer, chat template), or the tokenizer of a language model.
 
-    Raises CheckpointError if there is none.
-    """
-    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+    Pictures are processed by Pillow and NumPy, videos not at all, whatever else is installed.
 
-    check_fetched(Path(path))
-    config = load_config(Path(path))
-    is_language_model = config.get_text_config(decoder=True) is config
-    auto_class = AutoTokenizer if is_language_model else AutoProcessor
+    Raises:
+        CheckpointError: there is none, its settings cannot be read, or the tokenizer has no vocabulary for the model.
+        MissingExtraError: it asks for a package that is not installed.
+    """
+    from pruning.hub_processors import load_image_text_processor, load_tokenizer
+    from pruning.tokenizer_checks import check_can_be_read, check_vocabulary, ensure_padding
+
+    path = Path(path)
+    check_fetched(path)
+    config = load_config(path)
+    text = config.get_text_config(decoder=True)
+    check_can_be_read(path)
     try:
-        processor = auto_class.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        processor: Processor = load_tokenizer(path) if text is config else load_image_text_processor(path, config)
+    except LopError:
+        raise
+    except Exception as error:
+        if (missing := missing_package(error, of=str(path))) is not None:
+            raise missing from error
         raise CheckpointError(
             "the folder must hold the model's processor",
             values=f"{path}: {reason_of(error)}",
             remedy="Copy tokenizer and processor files from the checkpoint that it was made from; `lop evaluate` also "
             "takes --processor FOLDER",
         ) from error
-    if is_language_model and isinstance(processor, PreTrainedTokenizerBase):
-        if processor.pad_token is None:  # padding is masked: any token will do
-            processor.pad_token = processor.eos_token
-        return processor
-    if not isinstance(processor, ProcessorMixin) or getattr(processor, "tokenizer", None) is None:
-        raise CheckpointError("the folder must hold a processor for images and text", values=str(path))
+    tokenizer, rows = tokenizer_of(processor), int(text.vocab_size)
+    check_vocabulary(tokenizer, path, rows)
+    ensure_padding(tokenizer, path, rows)
+    placeholder = getattr(config, "image_token_id", None)
+    note_embeddings(processor, Embeddings(rows, frozenset() if placeholder is None else frozenset({int(placeholder)})))
     return processor

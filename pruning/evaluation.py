@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from pruning.answer_head import AnswerHead, DenseAnswers
 from pruning.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.batches import Batch
 from pruning.compute_dtype import widen, widened
-from pruning.decoder import decoder_view
+from pruning.decoder import decoder_view, taking
 from pruning.errors import InputError
 from pruning.layerwise import LayerCalls
 from pruning.metrics import Metrics
@@ -127,6 +128,11 @@ class ConfigurationEvaluator:
         return self._ffn.dense_widths
 
     @property
+    def row_sizes(self) -> list[tuple[int, int]]:
+        """Of each row that is computed: tokens (padding, if there is any, included), and answer tokens."""
+        return [(row.calls.hidden.shape[:2].numel(), len(row.targets)) for row in self._rows]
+
+    @property
     def cached_bytes(self) -> int:
         """Probabilities and hidden states held now."""
         kept = sum(p.numel() * p.element_size() for x in self._dense for p in x.probabilities or ())
@@ -188,7 +194,7 @@ class ConfigurationEvaluator:
             states.append(row.calls.hidden if known is None else known)
 
         @torch.inference_mode()
-        def advance(index: int, layer: int) -> None:
+        def advance(layer: int, index: int) -> None:
             if layer > first_layers[index]:
                 self._prefixes[index].put(widths[:layer], states[index])
             if layer >= first_layers[index]:
@@ -201,7 +207,7 @@ class ConfigurationEvaluator:
 
         def whole(index: int) -> T:
             for layer in range(len(widths)):
-                advance(index, layer)
+                advance(layer, index)
             return end(index)
 
         with self._attention():
@@ -210,7 +216,7 @@ class ConfigurationEvaluator:
             # All rows through one layer before the next: only one is in memory in float32.
             for layer, module in enumerate(self._view.layers):
                 with widened([*module.parameters(), *module.buffers()]):
-                    self._side_by_side(lambda index, layer=layer: advance(index, layer))
+                    self._side_by_side(partial(advance, layer))
             return self._side_by_side(end)
 
     def _side_by_side(self, task: Callable[[int], T]) -> list[T]:
@@ -269,7 +275,7 @@ def evaluate_model(
 
 def _answer_log_probabilities(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """Log-probabilities [N, V] of the positions that predict the batch's answer tokens, in order."""
-    with wide_passes(model):
+    with wide_passes(model), taking(batch.ids):
         logits = model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False).logits
     picked = [logits[span.row, span.start - 1 : span.stop - 1] for span in batch.spans]
     return torch.log_softmax(torch.cat(picked).float(), dim=-1)

@@ -63,11 +63,12 @@ def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
 
     config = deepcopy(config)
+    _check_padding(config)
     try:
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
             model: PreTrainedModel = model_class(config)(config)
-    except (ImportError, ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
+    except Exception as error:
         raise CheckpointError(
             "transformers must be able to build the model of config.json",
             values=reason_of(error) + _where_said(config, error),
@@ -89,6 +90,18 @@ def _where_said(config: "PreTrainedConfig", error: Exception) -> str:
         if isinstance(value, dict):
             places += [(f"{name}.{key}", inside) for key, inside in value.items()]
     return ""
+
+
+def _check_padding(config: "PreTrainedConfig") -> None:
+    text = config.get_text_config(decoder=True)
+    padding, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    # Old configs count from the end: -1.
+    if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
+        raise CheckpointError(
+            "pad_token_id must be one of the embeddings",
+            values=f"pad_token_id={padding}, vocab_size={rows}",
+            remedy="Set the language model's pad_token_id in config.json to null, or to a token below vocab_size",
+        )
 
 
 def _matches(name: str, patterns: Iterable[str] | None) -> bool:

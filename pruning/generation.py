@@ -6,17 +6,20 @@ other ways of decoding. Of all that, only the special tokens are part of what th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruning.chat_rendering import prompts_of
+from pruning.chat_rendering import RenderedText, prompts_of
 from pruning.conversations import Conversation
+from pruning.decoder import taking
 from pruning.errors import CheckpointError
-from pruning.processor import process, tokenizer_of
+from pruning.input_checks import check_embedded, check_pictures, check_texts
+from pruning.processor import process_conversations, tokenizer_of
+from pruning.wide_passes import wide_passes
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -55,19 +58,29 @@ def generate_answers(
 ) -> GenerationReport:
     """Ask every question of `conversations` and compare with the recorded answers.
 
-    `on_batch(done, total)` is told of progress in answers. Raises DatasetError as `make_batches` does.
+    `on_batch(done, total)` is told of progress in answers.
+
+    Raises:
+        DatasetError, CheckpointError, MissingExtraError: as `make_batches` does, before anything is generated; or the
+            model does not take what its processor makes, or what generation_config.json asks for.
     """
     prompts = [
         (len(prompt), index, turn, prompt)
         for index, conversation in enumerate(conversations)
         for turn, prompt in enumerate(prompts_of(conversation, processor))
     ]
+    texts = [RenderedText(conversations[index], prompt, ()) for _, index, _, prompt in prompts]
+    check_texts(texts, processor)
+    check_pictures(texts, processor)
     prompts.sort()  # neighbours of like length waste little padding
     generated: dict[int, dict[int, str]] = defaultdict(dict)
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
         images = [conversations[index].open_image() for _, index, _, _ in chunk]
-        inputs = process(processor, [prompt for *_, prompt in chunk], images, padding_side="left")
+        ids = [conversations[index].id for _, index, _, _ in chunk]
+        inputs = process_conversations(processor, [prompt for *_, prompt in chunk], images, ids, padding_side="left")
+        for row, (_, index, _, _) in zip(inputs["input_ids"], chunk, strict=True):
+            check_embedded(row.unique().tolist(), conversations[index], processor)
         tokenizer = tokenizer_of(processor)
         longest = max(
             len(tokenizer(conversations[i].turns[t].answer, add_special_tokens=False)["input_ids"])
@@ -75,9 +88,10 @@ def generate_answers(
         )
         inputs = {k: v.to(model.device) for k, v in inputs.items()}
         # One token more than the longest answer: an answer that runs on is wrong, and need not be finished.
-        tokens = generate_greedily(model, inputs, max_new_tokens=longest + 1)
-        texts = processor.batch_decode([x.tolist() for x in tokens], skip_special_tokens=True)
-        for (_, index, turn, _), text in zip(chunk, texts, strict=True):
+        with taking(ids, files="generation_config.json"):
+            tokens = generate_greedily(model, inputs, max_new_tokens=longest + 1)
+        said = processor.batch_decode([x.tolist() for x in tokens], skip_special_tokens=True)
+        for (_, index, turn, _), text in zip(chunk, said, strict=True):
             generated[index][turn] = text.strip()
         if on_batch is not None:
             on_batch(min(start + batch_size, len(prompts)), len(prompts))
@@ -115,15 +129,17 @@ def greedy_config(model: "PreTrainedModel", max_new_tokens: int) -> "GenerationC
 
 
 def generate_greedily(
-    model: "PreTrainedModel", inputs: Mapping[str, Any], *, max_new_tokens: int
+    model: "PreTrainedModel", inputs: Mapping[str, Any], *, max_new_tokens: int, ends: Collection[int] = ()
 ) -> list[torch.Tensor]:
     """The answer's tokens [N] of each left-padded prompt of `inputs`, its end-of-text token included if it got there.
 
-    `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. The model is used by one
-    thread at a time. Raises as `greedy_config`.
+    `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. Tokens of `ends` end an answer
+    beside those that the model names. The model is used by one thread at a time. Raises as `greedy_config`.
     """
     config = greedy_config(model, max_new_tokens)
-    with _own_config(model, config):
+    if ends:
+        config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
+    with _own_config(model, config), wide_passes(model):
         tokens = model.generate(**inputs, generation_config=config)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruning.adapters import check_not_adapter_alone
 from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
 from pruning.lfs_pointers import REMEDY, check_fetched, is_pointer
@@ -58,6 +59,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
     if not folder.is_dir():
         raise CheckpointError("the model must be a checkpoint folder", values=str(folder))
+    check_not_adapter_alone(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError("a checkpoint folder holds config.json", values=str(folder))
     check_fetched(folder)

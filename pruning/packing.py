@@ -95,7 +95,7 @@ class PackedCalls:
 @contextmanager
 def packed_attention(view: DecoderView) -> Iterator[None]:
     """In the block the decoder's layers attend within the sequences of `PackedCalls`."""
-    attentions = [layer.get_submodule(view.family.attention) for layer in view.layers]
+    attentions: list[Any] = [layer.get_submodule(view.family.attention) for layer in view.layers]
     configs = {id(x.config): x.config for x in attentions}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:
@@ -249,7 +249,7 @@ def _attention(
 def _sequences(heads: torch.Tensor, run: _Run) -> torch.Tensor:
     """Views [count, H, length, d] of heads [1, H, N, d]."""
     own = heads[0, :, run.start : run.start + run.count * run.length]
-    return own.unflatten(1, (run.count, run.length)).transpose(0, 1)
+    return own.reshape(len(own), run.count, run.length, -1).transpose(0, 1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)

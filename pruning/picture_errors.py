@@ -7,11 +7,11 @@ from pruning.lfs_pointers import REMEDY, is_pointer
 from pruning.reasons import reason_of
 
 
-def unreadable_picture(path: Path, conversation_id: str, error: Exception) -> DatasetError:
+def unreadable_picture(path: Path, error: Exception) -> DatasetError:
     """The error for the picture `path` of which Pillow raised `error`."""
     from PIL import Image, UnidentifiedImageError
 
-    where = f"{path} (conversation {conversation_id})"
+    where = str(path)
     if isinstance(error, Image.DecompressionBombError):
         # Pillow warns from MAX_IMAGE_PIXELS on, and refuses twice as many.
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -33,6 +33,7 @@ def apply(
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.applying import load_ranking, load_ranking_of
+    from lop.compute import warn_of_adapter
     from lop.quantities import parse_bytes
     from pruning.plan import PruningPlan
     from pruning.prune_checkpoint import prune_checkpoint
@@ -41,6 +42,7 @@ def apply(
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
+    warn_of_adapter(model)
     warnings: list[str] = []
     try:
         with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:

@@ -112,7 +112,7 @@ def test_the_files_decide_where_the_config_says_another_type(
 def test_a_half_twin_is_ranked_as_its_float32_copy(
     family: str, conversations: list[Conversation], tmp_path: Path
 ) -> None:
-    folders = []
+    folders: list[Path] = []
     for name, dtype in (("half", torch.bfloat16), ("wide", torch.float32)):
         source = folders[0] if folders else save_tiny_checkpoint(tmp_path / "dense", family)
         folders.append(tmp_path / name)
