@@ -43,6 +43,8 @@ def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    if not folder.is_dir():
+        raise CheckpointError("the model must be a checkpoint folder", values=str(folder), remedy="Check the path")
     try:
         if (document := document_with_global_access(folder)) is not None:
             config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
