@@ -159,6 +159,11 @@ class Predicted(_Part):
 
     On calibration answers, unless the provenance's note names validation data. Intervals are meant to hold for nine
     plans in ten; how many they hold for, of `lop` and of other methods, is in docs/predictor.md.
+
+    Attributes:
+        accuracy: share of answers that are exact; None where the dense model itself gives none exactly.
+        agreement: share of answer tokens at which the pruned model's first choice is the dense model's; None in plans
+            from before it was measured.
     """
 
     quality: float
@@ -166,6 +171,8 @@ class Predicted(_Part):
     metric: Literal["kl"] = "kl"
     accuracy: float | None = Field(default=None, exclude_if=_is_none)
     accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
+    agreement: float | None = Field(default=None, exclude_if=_is_none)
+    agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
 
 
 class Provenance(_Part):

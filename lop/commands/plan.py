@@ -135,9 +135,12 @@ def show(plan: PruningPlan) -> None:
         print_line(
             f"predicted KL to dense: {plan.predicted.quality:.4f}{_range(plan.predicted.interval, '.4f')}{where}"
         )
-        if plan.predicted.accuracy is not None:
-            bounds = _range(plan.predicted.accuracy_interval, ".1%")
-            print_line(f"predicted exact match: {plan.predicted.accuracy:.1%}{bounds}{where}")
+        for what, share, interval in (
+            ("exact match", plan.predicted.accuracy, plan.predicted.accuracy_interval),
+            ("agreement with the dense model", plan.predicted.agreement, plan.predicted.agreement_interval),
+        ):
+            if share is not None:
+                print_line(f"predicted {what}: {share:.1%}{_range(interval, '.1%')}{where}")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")
 
