@@ -8,7 +8,10 @@ import ipaddress
 import os
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import (  # type: ignore[attr-defined]
+    getproxies_environment,
+    proxy_bypass_environment,  # the part of `proxy_bypass` that is the same on all systems
+)
 
 import httpx
 

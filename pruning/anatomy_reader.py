@@ -13,7 +13,7 @@ from pruning.architecture import check_architecture
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.expected_tensors import check_tensors
 from pruning.families import Family, family_of
-from pruning.headers import StoredTensor, stored_tensors
+from pruning.headers import StoredTensor, check_folder, stored_tensors
 from pruning.layer_config import document_with_global_access
 from pruning.output_head import needed_tensors
 from pruning.reasons import reason_of
@@ -43,6 +43,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    check_folder(folder)
     try:
         if (document := document_with_global_access(folder)) is not None:
             config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)

@@ -11,7 +11,6 @@ from pruning.errors import CheckpointError, InputError, LopError
 from pruning.families import family_of
 from pruning.headers import read_headers
 from pruning.layer_config import document_with_global_access, recorded_sizes
-from pruning.lfs_pointers import check_fetched
 from pruning.loading_arguments import accepted_arguments
 from pruning.missing_packages import missing_package
 from pruning.output_head import is_tied_wrongly
@@ -183,7 +182,6 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     folder = Path(path) / (kwargs.get("subfolder") or "")
     # A plan that removes nothing leaves no sizes in the config, and is the one thing that tells its checkpoint apart.
     if (folder / "config.json").is_file() and not (folder / PLAN_NAME).is_file():
-        check_fetched(folder)
         if recorded_sizes(load_config(folder)) is None:
             raise CheckpointError(
                 f"a pruned checkpoint has its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
@@ -207,7 +205,6 @@ def load_processor(path: str | Path) -> "Processor":
     from pruning.tokenizer_checks import check_can_be_read, check_vocabulary, ensure_padding
 
     path = Path(path)
-    check_fetched(path)
     config = load_config(path)
     text = config.get_text_config(decoder=True)
     check_can_be_read(path)

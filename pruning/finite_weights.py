@@ -37,5 +37,5 @@ def _is_finite(tensor: StoredTensor) -> bool:
         return True
     kind, exponent = _EXPONENTS[tensor.dtype]
     mask = kind(exponent)
-    assert kind().itemsize == DTYPE_BYTES[tensor.dtype]
+    assert np.dtype(kind).itemsize == DTYPE_BYTES[tensor.dtype]
     return not any(((block.view(kind) & mask) == mask).any() for block in whole_blocks(tensor))

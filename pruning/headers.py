@@ -55,14 +55,19 @@ def weight_files(folder: Path) -> list[Path]:
     return _files(folder)[0]
 
 
-def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError unless `folder` is a checkpoint's, with config.json and no git-lfs pointers."""
     if not folder.is_dir():
         raise CheckpointError("the model must be a checkpoint folder", values=str(folder))
     check_not_adapter_alone(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError("a checkpoint folder holds config.json", values=str(folder))
     check_fetched(folder)
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
+    check_folder(folder)
     weight_map = None
     if (folder / INDEX_NAME).is_file():
         weight_map = _read_index(folder)

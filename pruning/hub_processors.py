@@ -84,7 +84,7 @@ def load_image_text_processor(folder: Path, config: "PreTrainedConfig") -> "Proc
 def _for_pictures(known: "type[ProcessorMixin]") -> "type[ProcessorMixin]":
     """`known`, which takes `_NoVideos` for a video processor."""
 
-    class ForPictures(known):  # type: ignore[misc, valid-type]
+    class ForPictures(known):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if isinstance(argument, _NoVideos):
                 return _NoVideos

@@ -117,7 +117,7 @@ def _check_levels(picture: "Image", path: Path) -> None:
 def _is_flat(picture: "Image") -> bool:
     extrema = picture.getextrema()
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(low == high for low, high in bands)  # type: ignore[misc]
+    return all(low == high for low, high in bands)
 
 
 @contextmanager

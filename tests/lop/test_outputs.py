@@ -50,7 +50,7 @@ def test_any_encoding_will_do(
     monkeypatch.setattr(sys, "stderr", stderr)
     assert run(*words) == 0
     stdout.flush()
-    assert len(stdout.buffer.getvalue().decode(encoding)) > 100  # type: ignore[attr-defined]
+    assert len(stdout.buffer.getvalue().decode(encoding)) > 100
 
 
 def test_a_real_process_in_ascii(database: str) -> None:
@@ -66,7 +66,7 @@ def test_json_stays_json_in_ascii(monkeypatch: pytest.MonkeyPatch, database: str
     monkeypatch.setattr(sys, "stdout", stdout)
     assert run("plan", "-m", "tiny", "-s", "0.3", "--database", database, "--json") == 0
     stdout.flush()
-    assert json.loads(stdout.buffer.getvalue())["model"]["id"] == "tiny"  # type: ignore[attr-defined]
+    assert json.loads(stdout.buffer.getvalue())["model"]["id"] == "tiny"
 
 
 @pytest.mark.parametrize("letter", ["n", "ü", "中"])
@@ -99,7 +99,7 @@ def test_a_draft_of_the_longest_name_is_gone_on_with(
     anatomy = read_anatomy(checkpoint)
     ranking = random_ranking(anatomy)
     plan, out = plan_for(anatomy, ranking, WIDTHS), tmp_path / named(255)
-    write = module.write_shard
+    write = module.write_shard  # type: ignore[attr-defined]
 
     def stopped(path: Path, *args: object, **kwargs: object) -> None:
         if written:

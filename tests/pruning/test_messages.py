@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_other_files_instead_of_weights(single: Path, name: str, advice: str) ->
 def test_names_that_a_wrapper_wrote(single: Path, prefix: str, wrapper: str) -> None:
     rewrite(single, lambda tensors: {prefix + name: x for name, x in tensors.items()})
     for read in (read_anatomy, load_model):
-        message = refusal(lambda read=read: read(single))
+        message = refusal(partial(read, single))
         assert wrapper in message
         assert prefix.rstrip(".").split(".")[-1] in message
 
@@ -92,7 +93,7 @@ def test_names_of_another_library(single: Path) -> None:
 def test_a_pointer_of_git_lfs(single: Path, name: str) -> None:
     (single / name).write_bytes(POINTER)
     for read in (read_anatomy, load_model):
-        message = refusal(lambda read=read: read(single))
+        message = refusal(partial(read, single))
         assert name in message
         assert "git lfs pull" in message
     if name != "model.safetensors":
