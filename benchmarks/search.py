@@ -213,6 +213,7 @@ def _measured(subject: Subject, row: Found) -> dict[str, Any]:
         "calibration_kl": calibration.kl,
         "validation_kl": validation.kl,
         "validation_accuracy": validation.accuracy,
+        "validation_agreement": validation.agreement,
         "seconds": row.seconds,
         "parameters": subject.kept_parameters(row.widths, row.ranking),
         "achieved_sparsity": 1 - subject.kept_parameters(row.widths, row.ranking) / subject.anatomy.ffn_parameters,
@@ -256,7 +257,8 @@ def _summary(rows: Sequence[dict[str, Any]], check: dict[str, Any]) -> dict[str,
 
 
 def _medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a method and sparsity: medians over seeds. `kl` and `accuracy`, for the picture, are of validation."""
+    """One row a method and sparsity: medians over seeds. `kl`, `accuracy` and `agreement`, for the picture, are of
+    validation."""
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["sparsity"]), []).append(row)
@@ -264,7 +266,7 @@ def _medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (method, sparsity), members in groups.items():
         values = {
             key: median(row[key] for row in members)
-            for key in ("calibration_kl", "validation_kl", "validation_accuracy", "seconds")
+            for key in ("calibration_kl", "validation_kl", "validation_accuracy", "validation_agreement", "seconds")
         }
         medians.append(
             {
@@ -273,6 +275,7 @@ def _medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 **values,
                 "kl": values["validation_kl"],
                 "accuracy": values["validation_accuracy"],
+                "agreement": values["validation_agreement"],
             }
         )
     return medians

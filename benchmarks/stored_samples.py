@@ -22,7 +22,8 @@ from storage.records import Sample
 if TYPE_CHECKING:
     from benchmarks.subject import Subject
 
-_COLUMNS = ("round", "source", "kl", "nll", "accuracy", "num_tokens", "num_answers", "seconds", "widths")
+_COLUMNS = ("round", "source", "kl", "nll", "accuracy", "num_tokens", "num_answers", "seconds", "widths", "agreement")
+"""The last one is not in files from before it was measured, and empty of a sample that has none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def write_samples(
     for number, sample in samples:
         m = sample.metrics
         numbers = [repr(m.kl), repr(m.nll), repr(m.accuracy), m.num_tokens, m.num_answers, f"{sample.seconds:.4f}"]
-        writer.writerow([number, sample.source, *numbers, " ".join(map(str, sample.widths))])
+        agreement = "" if m.agreement is None else repr(m.agreement)
+        writer.writerow([number, sample.source, *numbers, " ".join(map(str, sample.widths)), agreement])
     path.parent.mkdir(exist_ok=True)
     description_path(path).unlink(missing_ok=True)
     replace_file(path, text.getvalue().encode())
@@ -125,6 +127,7 @@ def _sample(key: tuple[str, str, str], row: dict[str, str]) -> Sample:
         accuracy=float(row["accuracy"]),
         num_tokens=int(row["num_tokens"]),
         num_answers=int(row["num_answers"]),
+        agreement=float(row["agreement"]) if row.get("agreement") else None,
     )
     widths = tuple(int(w) for w in row["widths"].split())
     return Sample(*key, widths, metrics, float(row["seconds"]), row["source"])

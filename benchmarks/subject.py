@@ -138,7 +138,7 @@ class Subject:
         marks: dict[str, float] = {}
         started = time.perf_counter()
 
-        def progress(_done: int, _total: int, target: str, _best: float | None, /) -> None:
+        def progress(_done: int, _total: int, target: str, _best: Metrics | None, /) -> None:
             marks[target] = time.perf_counter() - started
 
         calibration = self.calibration_id

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lop.client import fetch_ranking
-from pruning.errors import CheckpointError
+from lop.client import ServerError, fetch_ranking
+from pruning.atomic_file import beside
+from pruning.errors import CheckpointError, LopError
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
 
@@ -18,7 +19,29 @@ RankingSource = Ranking | bytes | str | Path | None
 def ranking_path(plan_path: str | Path) -> Path:
     """Where `lop plan --out` puts the ranking of the plan at `plan_path`: beside it."""
     path = Path(plan_path)
-    return path.with_name(path.name.removesuffix(".json") + ".ranking.safetensors")
+    return beside(path, ".ranking.safetensors", stem=path.name.removesuffix(".json"), start="")
+
+
+def load_ranking_of(plan: PruningPlan, plan_path: Path) -> Ranking:
+    """The ranking of the plan in the file `plan_path`: the one beside it, else from the plan's URL.
+
+    Raises as `load_ranking`; where neither is there, the error names the missing file first.
+    """
+    beside = ranking_path(plan_path)
+    if beside.is_file():
+        return load_ranking(plan, beside)
+    url = plan.ranking.url
+    missing = f"{beside} is not there"
+    advice = f"Copy {beside.name} from where the plan was written, give --ranking FILE, or request the plan again"
+    rule = "a plan needs the ranking file that was written beside it"
+    if url is None or not url.startswith(("http://", "https://")):
+        raise CheckpointError(rule, values=missing, remedy=advice)
+    try:
+        return load_ranking(plan)
+    except LopError as error:
+        kind = ServerError if isinstance(error, ServerError) else CheckpointError
+        values = f"{missing}; from its URL: {error.rule}: {error.values}"
+        raise kind(rule, values=values, remedy=advice) from error
 
 
 def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:

@@ -13,6 +13,7 @@ import typer
 from lop.commands import (
     apply,
     compare,
+    data,
     db,
     demo,
     device,
@@ -26,7 +27,7 @@ from lop.commands import (
     train,
     worker,
 )
-from lop.console import fail, print_line
+from lop.console import accept_any_text, fail, print_line
 from pruning.errors import LopError
 
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ def _options(
 
 
 app.add_typer(model.app, name="model")
+app.add_typer(data.app, name="data")
 app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("serve")(serve.serve)
@@ -78,6 +80,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # OpenMP threads that spin while they wait slow everything down tenfold where another process has one of the cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    accept_any_text()
     try:
         code = app(prog_name="lop", standalone_mode=False)
     except typer.TyperException as error:  # a command line that does not parse
@@ -86,6 +89,11 @@ def main() -> None:
         code = 2
     except LopError as error:
         fail(str(error))
+        code = 2
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: a fault of ours, which its traceback explains
+            raise
+        fail(f"a file or folder must be usable (got {error.filename}: {error.strerror}). Choose another, or mend it")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

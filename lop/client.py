@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
+from lop.http_clients import http_client
 from pruning.errors import (
     CheckpointError,
     InfeasibleBudgetError,
@@ -20,6 +21,7 @@ from pruning.errors import (
     NotFoundError,
 )
 from pruning.plan import Budget, PruningPlan
+from pruning.reasons import reason_of
 from pruning.target import Scope
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -36,6 +38,8 @@ class Client:
         url: where the server listens.
         timeout_seconds: for each request.
         transport: replaces the network, for tests.
+
+    Raises what `lop.http_clients.http_client` raises of the URL and of the environment's proxies.
     """
 
     def __init__(
@@ -45,9 +49,7 @@ class Client:
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError("the server's URL starts with http:// or https://", values=repr(url))
-        self._http = httpx.Client(base_url=url, timeout=timeout_seconds, transport=transport)
+        self._http = http_client(url, base_url=url, timeout=timeout_seconds, transport=transport)
 
     def plan(
         self,
@@ -107,7 +109,7 @@ class Client:
         items: list[dict[str, Any]] = []
         page: str | None = path
         while page is not None:
-            document = self._request("GET", page).json()
+            document = self._request("GET", self._below_base(page)).json()
             items += document["items"]
             page = document.get("next")
         return items
@@ -144,9 +146,15 @@ class Client:
     def _plan(self, response: httpx.Response) -> PruningPlan:
         plan = PruningPlan.from_json(response.content)
         url = plan.ranking.url
-        if url is not None and url.startswith("/"):  # relative to the server, which may be behind a path prefix
-            url = str(self._http.base_url).rstrip("/") + url
+        if url is not None and url.startswith("/"):
+            url = str(self._http.base_url).rstrip("/") + self._below_base(url)
         return plan.model_copy(update={"ranking": plan.ranking.model_copy(update={"url": url})})
+
+    def _below_base(self, path: str) -> str:
+        """`path` as it follows the client's own URL. A server that knows of the prefix that a proxy puts before its
+        paths (`lop serve --root-path`) writes it itself; one that does not leaves it out."""
+        base = self._http.base_url.path.rstrip("/")
+        return path.removeprefix(base) if base and path.startswith(f"{base}/") else path
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
         return _send(self._http, verb, path, **kwargs)
@@ -170,7 +178,13 @@ def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
             remedy="Pass the file: --ranking FILE, or apply_plan(..., ranking=FILE)",
         )
     if http is None:
-        with httpx.Client(timeout=60.0) as own:
+        if not plan.ranking.url.startswith(("http://", "https://")):
+            raise CheckpointError(
+                "a plan whose ranking URL names no server needs its ranking file",
+                values=f"plan {plan.plan_id}, url {plan.ranking.url}",
+                remedy="Pass the file: --ranking FILE, or apply_plan(..., ranking=FILE)",
+            )
+        with http_client(plan.ranking.url, timeout=60.0) as own:
             return fetch_ranking(plan, own)
     content = _send(http, "GET", plan.ranking.url).content
     digest = hashlib.sha256(content).hexdigest()
@@ -188,7 +202,7 @@ def _send(http: httpx.Client, verb: str, url: str, **kwargs: Any) -> httpx.Respo
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(
             "the server must answer",
-            values=f"{http.base_url}{url if http.base_url.host else ''}: {error}",
+            values=f"{str(http.base_url).rstrip('/')}{url}: {reason_of(error)}",
             remedy="Start it with `lop serve`, or correct the URL",
         ) from error
     except ValueError as error:  # NaN or infinity in the body

@@ -30,6 +30,7 @@ class ComparedPlan:
         kl: mean KL to the dense model over answer tokens, in nats.
         nll: mean negative log-likelihood of the answer tokens, in nats.
         accuracy: fraction of answers that are exact.
+        agreement: fraction of answer tokens at which its first choice is the dense model's.
         filled_up: no point of a search itself, but what one found for another target, with channels added up to this.
     """
 
@@ -42,6 +43,7 @@ class ComparedPlan:
     accuracy: float
     plan_id: str
     filled_up: bool = False
+    agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,11 +55,13 @@ class Comparison:
 
     Attributes:
         plans: by method and sparsity.
+        dense: metrics of the dense model on the conversations.
         missing: why plans are not there: the data of a method are missing, or targets out of its reach.
         calibrated: methods with plans that were chosen on the very conversations they are scored on.
     """
 
     plans: tuple[ComparedPlan, ...]
+    dense: Metrics
     missing: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
 
@@ -79,10 +83,11 @@ def compare_methods(
 
     Raises:
         NotFoundError: the model is not registered.
-        InputError: a method that was asked for lacks its data, or none has any.
+        InputError: a method that was asked for lacks its data, or none has any; or scores are not finite.
         FingerprintMismatchError: the checkpoint changed since it was registered.
     """
     from lop.engines import check_weights
+    from mcts.evaluator import check_finite
     from pruning.batches import make_batches
     from pruning.checkpoint import load_processor
 
@@ -94,6 +99,7 @@ def compare_methods(
     compared: dict[str, ComparedPlan] = {}
 
     def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
+        check_finite(tuple(plan.ffn_widths), metrics)
         compared[plan.plan_id] = ComparedPlan(
             method=plan.method,
             sparsity=sparsity,
@@ -104,18 +110,23 @@ def compare_methods(
             accuracy=metrics.accuracy,
             plan_id=plan.plan_id,
             filled_up=FILLED_UP in (plan.provenance.note or ""),
+            agreement=metrics.agreement,
         )
         if on_plan is not None:
             on_plan(len(compared), len(plans))
 
+    dense: Metrics | None = None
     # One evaluator a ranking: most methods share the model's.
     for sha256 in dict.fromkeys(plan.ranking.sha256 for _, plan in plans):
         ranking = Ranking.from_bytes(repository.get_artifact(sha256).content)
         own = [(sparsity, plan) for sparsity, plan in plans if plan.ranking.sha256 == sha256]
-        _score(folder, batches, ranking, own, scored)
+        of_dense = _score(folder, batches, ranking, own, scored, with_dense=dense is None)
+        dense = dense or of_dense
         gc.collect()  # the model of this ranking goes before the next one is loaded
     data = calibration_id(conversations)
+    assert dense is not None  # there is a plan, so there was a ranking
     return Comparison(
+        dense=dense,
         plans=tuple(compared[plan.plan_id] for _, plan in plans),
         missing=tuple(missing),
         calibrated=tuple(dict.fromkeys(plan.method for _, plan in plans if plan.provenance.calibration == data)),
@@ -128,14 +139,20 @@ def _score(
     ranking: Ranking,
     plans: Sequence[tuple[float, PruningPlan]],
     on_scored: Callable[[float, PruningPlan, Metrics], None],
-) -> None:
-    """Score plans of one ranking. The model is held by this call alone: there is room for one on a device."""
+    *,
+    with_dense: bool,
+) -> Metrics | None:
+    """Score plans of one ranking. The model is held by this call alone: there is room for one on a device.
+
+    Returns the dense model's metrics, which are those of every ranking, if they are asked for.
+    """
     from lop.compute import load_for_compute
     from pruning.evaluation import ConfigurationEvaluator
 
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
     for sparsity, plan in plans:
         on_scored(sparsity, plan, evaluator.evaluate(plan.ffn_widths))
+    return evaluator.evaluate(evaluator.dense_widths) if with_dense else None
 
 
 def _request_plans(

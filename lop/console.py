@@ -1,12 +1,13 @@
 """What commands print: results to stdout (tables, or JSON for scripts), everything else to stderr."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,20 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+
+def accept_any_text() -> None:
+    """From now on, what the encoding of stdout or stderr has no character for is written as an escape.
+
+    Paths and names may hold anything, file names even what no encoding has; a terminal or pipe may be ASCII only.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (getattr(stream, "encoding", None) or "").lower().startswith("utf")
 
 
 def stderr() -> Console:
@@ -77,7 +92,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and isinstance(rows[0][index], int | float)
-        table.add_column(column, justify="right" if numeric else "left")
+        # Only Unicode has the character that shows where a cell was cut.
+        overflow: OverflowMethod = "ellipsis" if _is_unicode(sys.stdout) else "fold"
+        table.add_column(column, justify="right" if numeric else "left", overflow=overflow)
     for row in rows:
         table.add_row(*(Text(f"{x:.4g}" if isinstance(x, float) else str(x)) for x in row))
     Console(file=sys.stdout, highlight=False).print(table)

@@ -46,11 +46,14 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's last line. Accuracies are exact match by generation on the validation split."""
+    """The demo's last line, of the validation split: accuracies are exact match by generation, agreements shares of the
+    answer tokens at which the first choice is the dense model's."""
 
     dense_accuracy: float
     uniform_accuracy: float
     lop_accuracy: float
+    uniform_agreement: float
+    lop_agreement: float
     target_sparsity: float
     achieved_sparsity: float
     plan_latency_ms: float
@@ -59,9 +62,12 @@ class DemoResult:
 
     @property
     def recovered(self) -> float:
-        """The fraction of what uniform pruning loses that the plan wins back."""
-        lost = self.dense_accuracy - self.uniform_accuracy
-        return (self.lop_accuracy - self.uniform_accuracy) / lost if lost > 0 else 0.0
+        """The fraction of what uniform pruning loses that the plan wins back: of exact match, of agreement where the
+        dense model itself has none."""
+        dense, uniform, lop = self.dense_accuracy, self.uniform_accuracy, self.lop_accuracy
+        if not dense:
+            dense, uniform, lop = 1.0, self.uniform_agreement, self.lop_agreement
+        return (lop - uniform) / (dense - uniform) if dense > uniform else 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -100,12 +106,16 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
         _lop("apply", "--plan", str(out / f"{name}.json"), "--model", str(model), "--out", str(folders[name]))
     _say("asking the dense and the pruned checkpoints every question of the validation split")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        accuracy = dict(zip(folders, pool.map(lambda folder: _evaluate(folder, data), folders.values()), strict=True))
-    _say(", ".join(f"{name} {value:.4f}" for name, value in accuracy.items()))
+        answers = pool.map(lambda folder: _evaluate(folder, model, data), folders.values())
+        measured = dict(zip(folders, answers, strict=True))
+    _say("exact match: " + ", ".join(f"{name} {found['accuracy']:.4f}" for name, found in measured.items()))
+    _say("agreement: " + ", ".join(f"{name} {measured[name]['agreement']:.4f}" for name in plans))
     result = DemoResult(
-        dense_accuracy=accuracy["dense"],
-        uniform_accuracy=accuracy["uniform"],
-        lop_accuracy=accuracy["lop"],
+        dense_accuracy=measured["dense"]["accuracy"],
+        uniform_accuracy=measured["uniform"]["accuracy"],
+        lop_accuracy=measured["lop"]["accuracy"],
+        uniform_agreement=measured["uniform"]["agreement"],
+        lop_agreement=measured["lop"]["agreement"],
         target_sparsity=settings.target,
         achieved_sparsity=plans["lop"].achieved.sparsity[plans["lop"].target.scope],
         plan_latency_ms=round(latency_ms, 2),
@@ -169,16 +179,17 @@ def _lop(*arguments: str) -> str:
     return done.stdout
 
 
-def _evaluate(folder: Path, data: Path) -> float:
-    output = _lop("evaluate", str(folder), "--data", str(data / "validation.json"), "--json")
-    return float(json.loads(output)["accuracy"])
+def _evaluate(folder: Path, dense: Path, data: Path) -> dict[str, float]:
+    """What `lop evaluate` says of the checkpoint in `folder`; the dense one is compared with nothing."""
+    reference = [] if folder == dense else ["--dense", str(dense)]
+    output = _lop("evaluate", str(folder), "--data", str(data / "validation.json"), *reference, "--json")
+    found: dict[str, float] = json.loads(output)
+    return found
 
 
 @contextmanager
 def _server(database: str, log: Path, *, timeout_seconds: float = 60.0) -> Iterator[str]:
     """A real `lop serve` process on a free loopback port; yields its address once it is ready."""
-    import httpx
-
     command = [sys.executable, "-m", "lop.cli", "serve", "--port", "0", "--database", database]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stderr=stream, env={**os.environ, "LOP_LOG_LEVEL": "info"})  # noqa: S603
@@ -186,17 +197,26 @@ def _server(database: str, log: Path, *, timeout_seconds: float = 60.0) -> Itera
             deadline = time.monotonic() + timeout_seconds
             while time.monotonic() < deadline and process.poll() is None:
                 address = _address(log)
-                try:
-                    if address and httpx.get(f"{address}/readyz").is_success:
-                        yield address
-                        return
-                except httpx.HTTPError:
-                    pass
+                if address and _is_ready(address):
+                    yield address
+                    return
                 time.sleep(0.1)
             raise LopError("the server must start", values=log.read_text()[-500:])
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def _is_ready(address: str) -> bool:
+    import httpx
+
+    from lop.http_clients import http_client
+
+    try:
+        with http_client(address) as client:
+            return client.get(f"{address}/readyz").is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _address(log: Path) -> str | None:

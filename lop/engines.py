@@ -196,14 +196,15 @@ def open_engine(
 
 
 def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
-    """What a process with an evaluator takes, about: the checkpoint's weights, the hidden states kept, and the rest.
+    """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
 
     From what was registered: the checkpoint need not be on this machine.
     """
     from pruning.prefix_cache import default_cache_bytes
     from pruning.safetensors_layout import tensor_bytes
 
-    weights = sum(tensor_bytes(tensor.shape, tensor.dtype) for tensor in recipe.model.anatomy.tensors)
+    tensors = recipe.model.anatomy.tensors
+    weights = sum(max(tensor_bytes(x.shape, x.dtype), tensor_bytes(x.shape, "F32")) for x in tensors)
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
     return weights + kept + PROCESS_BYTES
 

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lop.compute import compute_device, load_for_compute
+from lop.compute import compute_device, load_for_compute, warn_of_dtype
 from pruning.conversations import Conversation, calibration_id
-from pruning.errors import InputError
+from pruning.errors import CheckpointError, InputError
+from pruning.finite_weights import check_finite_weights
 from pruning.statistics import ModelStatistics, StatisticsKind, measure_checkpoint, measure_statistics
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, StatisticsRecord
@@ -91,7 +92,11 @@ class StatisticsMeasurer:
             statistics = measure_activations(Path(self._record.path), used, on_batch=on_batch)
         else:
             batches = self._batches(used, recipe.batch_size)
-            statistics = measure_statistics(kind, self._load(), batches, on_batch=on_batch)
+            try:
+                statistics = measure_statistics(kind, self._load(), batches, on_batch=on_batch)
+            except CheckpointError:
+                check_finite_weights(self._record.path)  # the likeliest reason why numbers are not finite
+                raise
         return store_statistics(
             self._repository, self._record.id, statistics, record_calibration(self._repository, used, name)
         )
@@ -127,6 +132,7 @@ def measure_activations(
     from pruning.batches import BatchStream
     from pruning.checkpoint import load_processor
 
+    warn_of_dtype(folder)
     recipe = RECIPES[StatisticsKind.ACTIVATIONS]
     batches = BatchStream(
         conversations, load_processor(folder), batch_size=recipe.batch_size, max_tokens=MAX_BATCH_TOKENS

@@ -1,9 +1,12 @@
 """Pictures of results. Needs matplotlib: the extra `plots`."""
 
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.atomic_file import MAX_NAME_BYTES, replace_file
 from pruning.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -31,35 +34,65 @@ def require_pyplot() -> Any:
 def check_picture(path: Path) -> None:
     """Raises, before any work is done, what drawing into `path` would raise in the end."""
     require_pyplot()
+    reason = None
     if path.suffix.lower() not in _FORMATS or not path.parent.is_dir():
+        reason = f"a picture is a file {', '.join(_FORMATS)} in a folder that exists"
+    elif len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        reason = f"a file's name has {MAX_NAME_BYTES} bytes at most"
+    elif path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "a picture must be a file that can be written"
+    if reason is not None:
+        raise InputError(reason, values=str(path), remedy="Choose another")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Raises InputError if the file cannot be written; it is whole or not there."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower().removeprefix("."), dpi=120)
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
         raise InputError(
-            f"a picture is a file {', '.join(_FORMATS)} in a folder that exists",
-            values=str(path),
-            remedy="Choose another",
-        )
+            "the picture must be writable",
+            values=f"{path}: {error.strerror}",
+            remedy="Free some room, or choose another",
+        ) from error
 
 
-def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Quality against sparsity, a curve a method. `rows` hold method, sparsity, kl and accuracy."""
+def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path, *, exact_match: bool = True) -> None:
+    """Quality against sparsity, a curve a method. `rows` hold method, sparsity, kl, accuracy and agreement.
+
+    A panel for KL, one for exact match unless it tells nothing (`exact_match`), one for agreement if all have it.
+    """
     pyplot = require_pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for index, method in enumerate(methods):
-        points = sorted((row["sparsity"], row["kl"], row["accuracy"]) for row in rows if row["method"] == method)
-        sparsity, kl, accuracy = zip(*points, strict=True)
+    panels = comparison_panels(rows, exact_match=exact_match)
+    size = (1.4 + 4.8 * len(panels), 4.2)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["sparsity"]))
         style = _curve_style(method, index)
-        left.plot(sparsity, kl, label=method, **style)
-        right.plot(sparsity, [100 * a for a in accuracy], **style)
-    left.set_yscale("log")
-    left.set_ylabel("KL to the dense model, nats")
-    right.set_ylabel("exact match, %")
-    for axis in (left, right):
+        for axis, (name, _, scale) in zip(axes[0], panels, strict=True):
+            curve = [scale * row[name] for row in own]
+            axis.plot([row["sparsity"] for row in own], curve, label=method if axis is axes[0][0] else None, **style)
+    axes[0][0].set_yscale("log")
+    for axis, (_, label, _) in zip(axes[0], panels, strict=True):
+        axis.set_ylabel(label)
         axis.set_xlabel("sparsity")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)
+
+
+def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -> list[tuple[str, str, float]]:
+    """What a comparison draws: a field of `rows`, how its axis is called, and what its values are multiplied by."""
+    panels = [("kl", "KL to the dense model, nats", 1.0)]
+    if exact_match:
+        panels.append(("accuracy", "exact match, %", 100.0))
+    if all(row.get("agreement") is not None for row in rows):
+        panels.append(("agreement", "answer tokens as the dense model's, %", 100.0))
+    return panels
 
 
 def draw_search(
@@ -93,7 +126,7 @@ def draw_search(
     if len(names) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)
 
 
@@ -110,15 +143,20 @@ def _curve_style(method: str, index: int) -> dict[str, Any]:
 
 
 def draw_demo(result: "DemoResult", widths: Mapping[str, Sequence[int]], dense_width: int, path: Path) -> None:
-    """Accuracy of dense, uniform and planned model, and the FFN widths [L] that each plan keeps."""
+    """Exact match and agreement of dense, uniform and planned model, and the FFN widths [L] that each plan keeps."""
     pyplot = require_pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2), layout="constrained")
-    accuracy = {"dense": result.dense_accuracy, "uniform": result.uniform_accuracy, "lop": result.lop_accuracy}
-    bars = left.bar(list(accuracy), [100 * a for a in accuracy.values()], color=[_COLOURS[k] for k in accuracy])
-    left.bar_label(bars, fmt="%.1f")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=(1, 1.6), layout="constrained")
+    shares = demo_shares(result)
+    for shift, name in zip((-0.27, 0.0, 0.27), _COLOURS, strict=True):
+        found = [(place, of[name]) for place, of in enumerate(shares.values()) if name in of]
+        heights = [100 * share for _, share in found]
+        bars = left.bar([place + shift for place, _ in found], heights, width=0.25, label=name, color=_COLOURS[name])
+        left.bar_label(bars, fmt="%.1f", fontsize=9)
+    left.set_xticks(range(len(shares)), list(shares))
     left.set_ylim(0, 110)
     left.set_yticks(range(0, 101, 20))
-    left.set_ylabel("exact match on validation, %")
+    left.set_ylabel("on validation, %")
+    left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     left.set_title(f"{result.target_sparsity:.0%} of FFN channels removed", fontsize=10)
     layers = range(len(next(iter(widths.values()))))
     for shift, (name, row) in zip((-0.2, 0.2), widths.items(), strict=True):
@@ -131,5 +169,12 @@ def draw_demo(result: "DemoResult", widths: Mapping[str, Sequence[int]], dense_w
     right.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     pyplot.close(figure)
+
+
+def demo_shares(result: "DemoResult") -> dict[str, dict[str, float]]:
+    """What is drawn of each model: exact match if the dense one has any, and agreement, which that has by nature."""
+    accuracy = {"dense": result.dense_accuracy, "uniform": result.uniform_accuracy, "lop": result.lop_accuracy}
+    agreement = {"uniform": result.uniform_agreement, "lop": result.lop_agreement}
+    return {**({"exact match": accuracy} if result.dense_accuracy else {}), "agreement with dense": agreement}

@@ -5,7 +5,7 @@ from typing import Any
 
 from lop.applying import ranking_path
 from lop.client import Client
-from pruning.atomic_file import replace_file
+from pruning.atomic_file import check_name, replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.plan import PruningPlan
 from pruning.target import check_sparsity
@@ -50,6 +50,7 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
 
 def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:
     """Write the plan and, beside it, its ranking; each file is whole or absent."""
+    check_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if ranking is not None:

@@ -20,11 +20,13 @@ Progress = Callable[[int, int], None]
 """Told of progress as (done, total)."""
 
 MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
+_OWN_SEGMENT = "ranking"
+"""The last segment of the path of a model's ranking."""
 
 
 def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
     """The first `limit` conversations of a file, and a warning if they are too few to tell channels apart."""
-    conversations = load_conversations(path)[:limit]
+    conversations = load_conversations(path, limit)
     answers = sum(len(c.turns) for c in conversations)
     if answers >= MIN_ANSWERS:
         return conversations, None
@@ -97,6 +99,24 @@ def register_by_weights(
     return candidate.register(repository, rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank))
 
 
+def check_new_id(model_id: str) -> None:
+    """Raises InputError for an id under which nothing could be fetched over HTTP: it is part of a URL's path there."""
+    segments = model_id.split("/")
+    reason = None
+    if "" in segments:
+        reason = "begins or ends with a slash, or has two in a row, which proxies and clients make one of"
+    elif found := {".", ".."}.intersection(segments):
+        reason = f"has the segment {min(found)!r}, which clients take out of a URL"
+    elif len(segments) > 1 and segments[-1] == _OWN_SEGMENT:
+        reason = f"ends in /{_OWN_SEGMENT}, where the ranking of {'/'.join(segments[:-1])!r} would be"
+    if reason is not None:
+        raise InputError(
+            "a model's id must be what a URL can carry",
+            values=f"{model_id!r} {reason}",
+            remedy="Choose another id: names with single slashes between them, such as llava-hf/llava-1.5-7b-hf",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """A checkpoint that may be registered; `taken` is what its id stands for already, which is the same checkpoint."""
@@ -119,12 +139,13 @@ class _Candidate:
                 values=repr(model_id),
                 remedy="Choose another id",
             )
-        folder = folder.resolve()
-        anatomy = read_anatomy(folder)
         try:
             taken = repository.get_model(model_id)
         except NotFoundError:
             taken = None
+            check_new_id(model_id)  # what an earlier version registered stays what it is
+        folder = folder.resolve()
+        anatomy = read_anatomy(folder)
         digest = None
         if taken is None or taken.anatomy == anatomy:
             digest = weights_sha256(folder, on_bytes=on_bytes)

@@ -9,7 +9,7 @@ the search found there, and at budgets in between, which it did not search.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.errors import InputError
 from pruning.levels import Configuration, LevelGrid
+from pruning.metrics import Metrics
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 
@@ -70,6 +71,8 @@ class RoundReport:
         number: from 1.
         sparsities: of the budgets that were searched, [T].
         plan_kl_before, plan_kl_after: measured calibration KL of the predictor's own plans there, [T].
+        plan_agreement_before, plan_agreement_after: their agreement with the dense model, [T], None where it was not
+            measured.
         best_kl: the best known there after the round, [T].
         between: sparsities half-way between those budgets, [T - 1] at most, which nothing was searched for.
         between_kl_before, between_kl_after: as `plan_kl_before` and `plan_kl_after`, at `between`.
@@ -87,6 +90,8 @@ class RoundReport:
     between_kl_after: tuple[float, ...]
     new_samples: int
     predictor: str
+    plan_agreement_before: tuple[float | None, ...] = ()
+    plan_agreement_after: tuple[float | None, ...] = ()
 
     @property
     def ratio_before(self) -> float:
@@ -102,6 +107,16 @@ class RoundReport:
     def ratio_between(self) -> float | None:
         """Geometric mean of the plans' KL after the round over that before, `between` the budgets; None without any."""
         return _mean_ratio(self.between_kl_after, self.between_kl_before) if self.between else None
+
+    @property
+    def agreement_before(self) -> float | None:
+        """Mean agreement of the plans with the dense model before the round; None if it was not measured of all."""
+        return _mean_share(self.plan_agreement_before)
+
+    @property
+    def agreement_after(self) -> float | None:
+        """As `agreement_before`, with the predictor trained at the end."""
+        return _mean_share(self.plan_agreement_after)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -165,14 +180,16 @@ def train_in_rounds(
             RoundReport(
                 number=number,
                 sparsities=_sparsities(budgets, total),
-                plan_kl_before=before,
-                plan_kl_after=after,
-                best_kl=_best_known(result, before, after),
+                plan_kl_before=_kl(before),
+                plan_kl_after=_kl(after),
+                best_kl=_best_known(result, _kl(before), _kl(after)),
                 between=_sparsities(middles, total),
-                between_kl_before=middle_before,
-                between_kl_after=middle_after,
+                between_kl_before=_kl(middle_before),
+                between_kl_after=_kl(middle_after),
                 new_samples=len(training_samples(repository, model_id, calibration_id)) - len(samples),
                 predictor=record.id,
+                plan_agreement_before=tuple(m.agreement for m in before),
+                plan_agreement_after=tuple(m.agreement for m in after),
             )
         )
         if on_round is not None:
@@ -234,12 +251,16 @@ def _measured_plans(
     evaluate: EvaluateInOrder,
     predictor: "Predictor",
     budgets: Sequence[int],
-) -> tuple[float, ...]:
-    """Calibration KL of what the predictor proposes for each of `budgets`."""
+) -> list[Metrics]:
+    """Calibration metrics of what the predictor proposes for each of `budgets`."""
     ranking = repository.get_model(model_id).ranking_sha256
     score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
     plans: list[Configuration] = [predictor.propose(budget) for budget in budgets]
-    return tuple(m.kl for m in score([tuple(predictor.encoding.grid.widths_of(plan)) for plan in plans]))
+    return score([tuple(predictor.encoding.grid.widths_of(plan)) for plan in plans])
+
+
+def _kl(plans: Sequence[Metrics]) -> tuple[float, ...]:
+    return tuple(metrics.kl for metrics in plans)
 
 
 def _best_known(result: SearchResult, *plans: Sequence[float]) -> tuple[float, ...]:
@@ -248,6 +269,11 @@ def _best_known(result: SearchResult, *plans: Sequence[float]) -> tuple[float, .
 
 def _mean_ratio(found: Sequence[float], best: Sequence[float]) -> float:
     return geometric_mean(max(a, KL_FLOOR) / max(b, KL_FLOOR) for a, b in zip(found, best, strict=True))
+
+
+def _mean_share(shares: Sequence[float | None]) -> float | None:
+    measured = [share for share in shares if share is not None]
+    return fmean(measured) if measured and len(measured) == len(shares) else None
 
 
 def _num_pruned(grid: LevelGrid, widths: Sequence[int]) -> int:

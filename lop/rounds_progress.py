@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lop.console import stderr
 from mcts.progress import Progress, SearchProgressBar
 from policy_model.progress import ProgressCallback, TrainingProgress, progress_bar
+from pruning.metrics import Metrics
 
 if TYPE_CHECKING:
     from lop.rounds import RoundReport
@@ -35,12 +36,12 @@ class RoundsProgress:
             self._training = self._open.enter_context(progress_bar(stderr()))
         self._training(progress)
 
-    def on_search(self, evaluations: int, total: int, target: str, best_kl: float | None, /) -> None:
+    def on_search(self, evaluations: int, total: int, target: str, best: Metrics | None, /) -> None:
         """An evaluation of a search; its bar begins with the first."""
         if self._search is None:
             self._end()
             self._search = self._open.enter_context(SearchProgressBar())
-        self._search(evaluations, total, target, best_kl)
+        self._search(evaluations, total, target, best)
 
     def on_round(self, report: "RoundReport") -> None:
         """A line for a round that is finished."""
@@ -51,6 +52,9 @@ class RoundsProgress:
         )
         if report.ratio_between is not None:
             line += f"; between these budgets {report.ratio_between:.3f} times what they were"
+        if report.agreement_before is not None and report.agreement_after is not None:
+            line += f"; they agreed with the dense model on {report.agreement_before:.1%} of the answer tokens, "
+            line += f"now on {report.agreement_after:.1%}"
         stderr().print(line, markup=False)
 
     def _end(self) -> None:

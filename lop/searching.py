@@ -1,13 +1,13 @@
 """Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lop.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.measuring import record_calibration
 from lop.validating import Validated
+from mcts.evaluator import MemoisedEvaluator
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
@@ -15,6 +15,9 @@ from pruning.conversations import Conversation, calibration_id, load_conversatio
 from pruning.errors import InputError
 from storage.contract import Repository
 from storage.records import SearchRecord
+
+DENSE_SOURCE = "dense"
+"""`source` of the sample that is the dense model itself."""
 
 
 def search_model(
@@ -49,6 +52,9 @@ def search_model(
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+        # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
+        dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
+        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([dense])
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
@@ -74,7 +80,8 @@ def record_result(
         validation = {
             "data": validated.data,
             "id": validated.calibration_id,
-            "metrics": [asdict(metrics) for metrics in validated.metrics],
+            "metrics": [metrics.to_dict() for metrics in validated.metrics],
+            "dense": validated.dense.to_dict(),
         }
     return repository.record_search(
         model_id,
@@ -114,7 +121,7 @@ def run_queued(
         settings = SearchSettings.from_dict(document["search"])
     except (KeyError, TypeError) as error:
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
-    conversations = load_conversations(data)[:limit]
+    conversations = load_conversations(data, limit)
     result = search_model(
         repository,
         search.model_id,

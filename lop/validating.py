@@ -23,11 +23,13 @@ class Validated:
         data: the validation file's name.
         calibration_id: of the set of conversations.
         metrics: of the best configuration of each target, in their order.
+        dense: of the dense model.
     """
 
     data: str
     calibration_id: str
     metrics: tuple[Metrics, ...]
+    dense: Metrics
 
 
 def check_disjoint(calibration: Sequence[Conversation], validation: Sequence[Conversation]) -> None:
@@ -58,6 +60,7 @@ def validate(
     model = repository.get_model(model_id)
     ranking = repository.get_artifact(model.ranking_sha256).content
     calibration = record_calibration(repository, validation, name)
+    dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
     with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
-        metrics = tuple(evaluate([target.widths for target in result.targets]))
-    return Validated(name, calibration.id, metrics)
+        *metrics, of_dense = evaluate([*(target.widths for target in result.targets), dense])
+    return Validated(name, calibration.id, tuple(metrics), of_dense)

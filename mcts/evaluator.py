@@ -53,7 +53,7 @@ class MemoisedEvaluator:
         self._clock = clock
 
     def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
-        """Metrics of `widths` [n][L], in order. Raises InputError if a measured KL, NLL or accuracy is not finite."""
+        """Metrics of `widths` [n][L], in order. Raises InputError if a measured metric is not finite."""
         known = self._repository.find_samples(*self._key, widths)
         missing = [w for w in dict.fromkeys(widths) if w not in known]
         if missing:
@@ -74,10 +74,10 @@ class MemoisedEvaluator:
 
 
 def check_finite(widths: Widths, metrics: Metrics) -> None:
-    """Raises InputError unless KL, NLL and accuracy are finite numbers."""
-    for name in ("kl", "nll", "accuracy"):
+    """Raises InputError unless KL, NLL, accuracy and, where it was measured, agreement are finite numbers."""
+    for name in ("kl", "nll", "accuracy", "agreement"):
         value = getattr(metrics, name)
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise InputError(
                 f"an evaluation must give a finite {name}",
                 values=f"{name}={value} at FFN widths {list(widths)}",

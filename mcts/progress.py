@@ -10,18 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
 
+from pruning.metrics import Metrics
+
 
 class Progress(Protocol):
     """Told about every evaluation of a search.
 
-    Called with the evaluations done and planned, what is being searched, and the least KL found for it (None during
-    the sensitivity scan). May raise to stop the search; everything measured so far is stored.
+    Called with the evaluations done and planned, what is being searched, and the metrics of least KL found for it (None
+    during the sensitivity scan). May raise to stop the search; everything measured so far is stored.
     """
 
-    def __call__(self, evaluations: int, total: int, target: str, best_kl: float | None, /) -> None: ...
+    def __call__(self, evaluations: int, total: int, target: str, best: Metrics | None, /) -> None: ...
 
 
-def silent(evaluations: int, total: int, target: str, best_kl: float | None, /) -> None:
+def silent(evaluations: int, total: int, target: str, best: Metrics | None, /) -> None:
     """A Progress that says nothing."""
 
 
@@ -40,12 +42,12 @@ class SearchProgressBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("best KL {task.fields[best]}"),
+            TextColumn("{task.fields[best]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("search", total=None, best="-")
+        self._task = self._bar.add_task("search", total=None, best=_told(None))
 
     def __enter__(self) -> "SearchProgressBar":
         self._started = self._clock()
@@ -57,14 +59,21 @@ class SearchProgressBar:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, evaluations: int, total: int, target: str, best_kl: float | None, /) -> None:
-        best = "-" if best_kl is None else f"{best_kl:.5f}"
+    def __call__(self, evaluations: int, total: int, target: str, best: Metrics | None, /) -> None:
         if self._console.is_terminal:
-            self._bar.update(self._task, description=target, completed=evaluations, total=total, best=best)
+            self._bar.update(self._task, description=target, completed=evaluations, total=total, best=_told(best))
             return
         tenths = 10 * evaluations // total
         if tenths > self._tenths:
             self._tenths = tenths
             seconds = (self._clock() - self._started) * (total - evaluations) / evaluations
-            line = f"{target}: {evaluations}/{total} evaluations, best KL {best}, about {seconds:.0f} s left"
+            line = f"{target}: {evaluations}/{total} evaluations, {_told(best)}, about {seconds:.0f} s left"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _told(best: Metrics | None) -> str:
+    """The least KL and, where it was measured, how often its configuration agrees with the dense model."""
+    if best is None:
+        return "best KL -"
+    agreement = "" if best.agreement is None else f", agreement {best.agreement:.1%}"
+    return f"best KL {best.kl:.5f}{agreement}"

@@ -64,10 +64,11 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`."""
-        document = asdict(self)
-        for target in document["targets"]:
-            target |= {name: list(target[name]) for name in ("configuration", "widths", "curve")}
-        return document | {"targets": list(document["targets"])}
+        targets = []
+        for target in self.targets:
+            lists = {name: list(getattr(target, name)) for name in ("configuration", "widths", "curve")}
+            targets.append(asdict(target) | {"metrics": target.metrics.to_dict()} | lists)
+        return asdict(self) | {"targets": targets}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SearchResult":

@@ -78,7 +78,7 @@ class TargetSearch:
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
         guide: its prior is mixed with the surrogate's if given, and what it proposes is scored first.
-        on_evaluation: called after each evaluation with their number and the best KL so far.
+        on_evaluation: called after each evaluation with their number and the metrics of least KL so far.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class TargetSearch:
         *,
         index: int = 0,
         guide: Guide | None = None,
-        on_evaluation: Callable[[int, float], None] | None = None,
+        on_evaluation: Callable[[int, Metrics], None] | None = None,
     ) -> None:
         self.grid = grid
         self.target = target
@@ -169,7 +169,7 @@ class TargetSearch:
         if self._best is None or kl < self._best[0]:
             self._best = (kl, configuration)
         if self._on_evaluation is not None:
-            self._on_evaluation(len(self.scored), self.scored[self._best[1]].kl)
+            self._on_evaluation(len(self.scored), self.scored[self._best[1]])
 
     def starting_configurations(self) -> list[Configuration]:
         """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""

@@ -22,8 +22,8 @@ from pruning.metrics import Metrics
 from storage.contract import Repository
 from storage.records import Sample
 
-OnEvaluation = Callable[[int, float], None]
-"""Told, after each evaluation of a target, how many there were and the least KL so far."""
+OnEvaluation = Callable[[int, Metrics], None]
+"""Told, after each evaluation of a target, how many there were and the metrics of least KL so far."""
 
 
 def run_search(
@@ -72,8 +72,8 @@ def run_search(
     for index, target in enumerate(targets):
         before = scan_evaluations + index * settings.num_evaluations
 
-        def on_evaluation(done: int, best_kl: float, before: int = before, label: str = target.label) -> None:
-            progress(before + done, total, label, best_kl)
+        def on_evaluation(done: int, best: Metrics, before: int = before, label: str = target.label) -> None:
+            progress(before + done, total, label, best)
 
         if shared is None:
             results.append(_search_blindly(grid, target, score, settings, index, on_evaluation))
@@ -82,7 +82,7 @@ def run_search(
                 grid, target, score, settings, shared, index=index, guide=guide, on_evaluation=on_evaluation
             )
             results.append(search.run())
-    progress(total, total, targets[-1].label, results[-1].metrics.kl)
+    progress(total, total, targets[-1].label, results[-1].metrics)
     return SearchResult(targets=tuple(results), scan_evaluations=scan_evaluations)
 
 
@@ -96,11 +96,11 @@ def _search_blindly(
 ) -> TargetResult:
     """One target by a method that learns nothing from one target for the next."""
     rng = np.random.default_rng([settings.seed, index])
-    curve: list[float] = []
+    best: list[Metrics] = []
 
     def on_scored(_configuration: Configuration, metrics: Metrics) -> None:
-        curve.append(min(metrics.kl, curve[-1] if curve else metrics.kl))
-        on_evaluation(len(curve), curve[-1])
+        best.append(min([*best[-1:], metrics], key=lambda m: m.kl))
+        on_evaluation(len(best), best[-1])
 
     search = evolve if settings.method is SearchMethod.EVOLUTION else search_randomly
     scored = search(grid, target.budget, score, settings.num_evaluations, rng, on_scored=on_scored)

@@ -34,6 +34,7 @@ class TrainingData:
         fractions: [N, L] kept fraction of each layer.
         log_kl: [N] log KL in nats.
         accuracy: [N] exact match on the calibration answers.
+        agreement: [N] with the dense model on answer tokens; NaN in samples from before it was measured.
         retention: [N] FFN parameters kept, as a fraction.
         gap: [N] log KL above the frontier, 0 at the best known configurations.
         searched: bool [N] prunes two layers or more.
@@ -43,6 +44,7 @@ class TrainingData:
     fractions: FloatArray
     log_kl: FloatArray
     accuracy: FloatArray
+    agreement: FloatArray
     retention: FloatArray
     gap: FloatArray
     searched: NDArray[np.bool_]
@@ -63,6 +65,12 @@ class TrainingData:
         """bool [N]: can be decoded by the policy."""
         on_grid: NDArray[np.bool_] = np.all(self.levels >= 0, axis=1)
         return on_grid
+
+    @property
+    def exact_match_tells(self) -> bool:
+        """Whether exact match says anything: the dense model, or where that is no sample any of them, has some."""
+        dense = self.accuracy[np.all(self.fractions == 1.0, axis=1)]
+        return bool((dense if len(dense) else self.accuracy).any())
 
     def imitation_weights(self, temperature: float) -> FloatArray:
         """[N] exp(-gap / temperature), 0 for what the policy cannot decode: near the best known counts most."""
@@ -113,8 +121,12 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
 
 
 def samples_sha256(samples: Sequence[Sample]) -> str:
-    """Content hash over widths and metrics, whatever the order."""
-    rows = sorted((list(s.widths), s.metrics.kl, s.metrics.nll, s.metrics.accuracy) for s in samples)
+    """Content hash over widths and metrics, whatever the order; that of samples without agreement stays as it was."""
+    rows = sorted(
+        (list(s.widths), m.kl, m.nll, m.accuracy, *(() if m.agreement is None else (m.agreement,)))
+        for s in samples
+        for m in [s.metrics]
+    )
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -129,6 +141,7 @@ def training_data(grid: LevelGrid, encoding: Encoding, samples: Sequence[Sample]
         fractions=fractions,
         log_kl=values,
         accuracy=np.array([sample.metrics.accuracy for sample in samples]),
+        agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
         retention=retention,
         gap=values - frontier(retention, values, retention),
         searched=np.array([len(pruned_layers(grid, sample.widths)) >= 2 for sample in samples]),

@@ -22,6 +22,7 @@ from policy_model.left_out import GROUP_RETENTION
 from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
 from policy_model.past_errors import PastErrors
 from policy_model.policy_config import PolicyConfig
+from policy_model.shares import ShareIntervals
 from policy_model.values import Kernel, Values
 from pruning.allocators.uniform import uniform_widths
 from pruning.anatomy import ModelAnatomy
@@ -30,6 +31,7 @@ from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError
 from pruning.levels import Configuration
 from pruning.limits import Limits, Worth
+from pruning.reasons import reason_of
 
 FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
@@ -50,7 +52,10 @@ class Prediction:
     Attributes:
         widths: within the limits.
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
-        accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`.
+        accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`; None
+            where the dense model itself gives none of them exactly.
+        agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
+            the predictor's samples are from before it was measured.
         below_grid: no choice of levels meets the limits, so the widths are those of equal retention.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
@@ -58,8 +63,10 @@ class Prediction:
     widths: tuple[int, ...]
     kl: float
     interval: tuple[float, float]
-    accuracy: float
-    accuracy_interval: tuple[float, float]
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    agreement_interval: tuple[float, float] | None = None
     below_grid: bool = False
     extrapolated: bool = False
 
@@ -163,14 +170,26 @@ class Predictor:
     def _prediction(self, widths: Sequence[int], *, chosen: bool) -> Prediction:
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
-        accuracy, accuracy_interval = self.calibration.expected_accuracy(mean, deviation, chosen=chosen)
+        accuracy, accuracy_interval = _expected(self.calibration.accuracy, mean, deviation, chosen)
+        agreement, agreement_interval = _expected(self.calibration.agreement, mean, deviation, chosen)
         kl, interval = kl_of(mean), self.calibration.interval(mean, deviation, chosen=chosen)
         low, high = self.info.searched
         retention = float(fractions[0] @ self.encoding.parameter_shares)
         extrapolated = not low - GROUP_RETENTION <= retention <= high + GROUP_RETENTION
         if list(widths) == self.encoding.dense_widths.tolist():
             kl, interval, extrapolated = 0.0, (0.0, 0.0), False
-        return Prediction(tuple(widths), kl, interval, accuracy, accuracy_interval, extrapolated=extrapolated)
+            if agreement is not None:
+                agreement, agreement_interval = 1.0, (1.0, 1.0)
+        return Prediction(
+            tuple(widths),
+            kl,
+            interval,
+            accuracy,
+            accuracy_interval,
+            agreement,
+            agreement_interval,
+            extrapolated=extrapolated,
+        )
 
     def propose(self, budget: int) -> Configuration:
         """Levels [L] from 1 on the grid, of at most `budget` FFN parameters, which level 1 of every layer must fit."""
@@ -272,7 +291,7 @@ class Predictor:
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
                 "a predictor's weights and its configuration must belong together and be complete",
-                values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+                values=reason_of(error),
                 remedy="Copy both again, or train it again with `lop train`",
             ) from error
         return found
@@ -317,6 +336,13 @@ class _Once:
         if self._worth is None:
             self._worth = self._work_out()
         return self._worth
+
+
+def _expected(
+    shares: ShareIntervals | None, log_kl: float, deviation: float, chosen: bool
+) -> tuple[float, tuple[float, float]] | tuple[None, None]:
+    """A share and its interval, where there is something to say of it."""
+    return (None, None) if shares is None else shares.expected(log_kl, deviation, chosen=chosen)
 
 
 def _check_shapes(policy: Mapping[str, Float32Array], config: PolicyConfig) -> None:

@@ -30,15 +30,18 @@ from policy_model.checkpoint import (
 )
 from policy_model.dataset import TrainingData, check_samples, samples_sha256, training_data
 from policy_model.encoding import Encoding, encode
+from policy_model.judged_samples import JudgedSamples
 from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.progress import ProgressCallback, TrainingProgress
+from policy_model.shares import ShareIntervals
 from policy_model.value_training import ValueFit, fit_values
 from policy_model.values import Values
 from pruning.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.statistics import ModelStatistics
@@ -118,14 +121,15 @@ def train_predictor(
     fit = fit_values(encoding, data)
     run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
     run.fit_policy()
-    metrics = {"value_error_log_kl": fit.error, **run.metrics()}
+    calibration = calibrate(data, fit)
+    metrics = {"value_error_log_kl": fit.error, **share_errors(data, fit, calibration), **run.metrics()}
     policy = {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()}
     return Predictor(
         policy,
         run.policy.config,
         fit.values,
         encoding,
-        calibrate(data, fit),
+        calibration,
         past_errors(data, fit),
         replace(info, metrics=metrics),
     )
@@ -133,16 +137,41 @@ def train_predictor(
 
 def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:
     """Intervals from the anchors that prune two layers or more: what prunes fewer is known."""
+    index, judged = _judged(data, fit)
+    accuracy = data.accuracy[index] if data.exact_match_tells else None
+    return Calibration.measure(judged, accuracy, data.agreement[index])
+
+
+def share_errors(data: TrainingData, fit: ValueFit, calibration: Calibration) -> dict[str, float]:
+    """Mean absolute errors of exact match and agreement on the anchors, each judged without itself.
+
+    Nothing where agreement is not predicted: predictors of samples from before it was measured stay as they were.
+    """
+    if calibration.agreement is None:
+        return {}
+    index, judged = _judged(data, fit)
+    errors = {"agreement_error": _mean_error(data.agreement[index], calibration.agreement, judged)}
+    if calibration.accuracy is not None:
+        errors["accuracy_error"] = _mean_error(data.accuracy[index], calibration.accuracy, judged)
+    return errors
+
+
+def _mean_error(share: FloatArray, shares: ShareIntervals, judged: JudgedSamples) -> float:
+    return float(np.nanmean(np.abs(share - shares.curve(judged.predicted_alone))))
+
+
+def _judged(data: TrainingData, fit: ValueFit) -> tuple[IntArray, JudgedSamples]:
+    """The anchors that prune two layers or more: which samples they are [R], and how they are judged."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     index = fit.anchors[searched]
-    return Calibration.measure(
+    judged = JudgedSamples(
         data.log_kl[index],
-        data.accuracy[index],
         fit.alone.at(searched),
         fit.grouped.at(searched),
         fit.groups[searched],
         fit.weights[searched],
     )
+    return index, judged
 
 
 def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:

@@ -13,8 +13,10 @@ from pruning.architecture import check_architecture
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.expected_tensors import check_tensors
 from pruning.families import Family, family_of
-from pruning.headers import StoredTensor, stored_tensors
+from pruning.headers import StoredTensor, check_folder, stored_tensors
+from pruning.layer_config import document_with_global_access
 from pruning.output_head import needed_tensors
+from pruning.reasons import reason_of
 from pruning.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 
 if TYPE_CHECKING:
@@ -39,15 +41,28 @@ _TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float1
 
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    check_folder(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if (document := document_with_global_access(folder)) is not None:
+            config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
+            return config
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            "config.json must describe a model that transformers knows", values=f"{folder}: {reason}"
+            "config.json must describe a model that transformers knows",
+            values=f"{folder}: {reason_of(error)}",
+            remedy="Copy config.json from where the checkpoint came from; a model newer than transformers "
+            f"{_transformers_version()} needs a newer one",
         ) from error
+    return config
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
 
 
 def read_anatomy(folder: str | Path, stored: Mapping[str, StoredTensor] | None = None) -> ModelAnatomy:

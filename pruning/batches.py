@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pruning.chat_rendering import RenderedText, rendered_texts
 from pruning.conversations import Conversation
 from pruning.errors import DatasetError
-from pruning.processor import adds_special_tokens, process, tokenizer_of
+from pruning.input_checks import check_embedded, check_pictures, check_texts
+from pruning.processor import adds_special_tokens, process_conversations, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,12 @@ class Batch:
     Attributes:
         inputs: what the model's forward takes (input_ids [B, T], attention_mask [B, T], image tensors).
         spans: all answers of the batch, in order.
+        ids: of each row's conversation, for messages.
     """
 
     inputs: "dict[str, torch.Tensor]"
     spans: tuple[AnswerSpan, ...]
+    ids: tuple[str, ...] = ()
 
 
 def make_batches(
@@ -51,7 +54,10 @@ def make_batches(
     """Tokenise conversations, `batch_size` rows at a time, in order.
 
     Raises:
-        DatasetError: the chat template does not fit, or an image cannot be read.
+        DatasetError: the chat template does not fit, an image cannot be read, a text has no tokens, or the processor
+            does not take a conversation.
+        CheckpointError: a token has no embedding.
+        MissingExtraError: the processor asks for a package.
     """
     texts = _texts_of(conversations, processor)
     return [_make_batch(texts[start : start + batch_size], processor) for start in range(0, len(texts), batch_size)]
@@ -64,7 +70,8 @@ class BatchStream:
         batch_size: rows of a batch, at most.
         max_tokens: of a batch, padding included: one that has more is halved until it fits, or is a single row.
 
-    Raises DatasetError if the chat template does not fit, before any batch is made.
+    Raises DatasetError, CheckpointError or MissingExtraError as `make_batches`, before any batch is made: texts are
+    tokenised and pictures decoded once for that.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class BatchStream:
     ) -> None:
         self._texts, self._processor = _texts_of(conversations, processor), processor
         self._batch_size, self._max_tokens = batch_size, max_tokens
+        check_pictures(self._texts, processor)
 
     @property
     def num_rows(self) -> int:
@@ -84,7 +92,7 @@ class BatchStream:
         return len(self._texts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """In order; raises DatasetError if an image cannot be read."""
+        """In order; raises DatasetError if an image can no longer be read, or a conversation is not taken after all."""
         for start in range(0, len(self._texts), self._batch_size):
             yield from self._fitting(self._texts[start : start + self._batch_size])
 
@@ -100,16 +108,20 @@ class BatchStream:
 
 
 def _texts_of(conversations: Sequence[Conversation], processor: "Processor") -> list[RenderedText]:
-    return [text for conversation in conversations for text in rendered_texts(conversation, processor)]
+    texts = [text for conversation in conversations for text in rendered_texts(conversation, processor)]
+    check_texts(texts, processor)
+    return texts
 
 
 def _make_batch(texts: Sequence[RenderedText], processor: "Processor") -> Batch:
     tokenizer = tokenizer_of(processor)
     images = [text.conversation.open_image() for text in texts]
-    inputs = process(processor, [text.text for text in texts], images, padding_side="right")
+    ids = tuple(text.conversation.id for text in texts)
+    inputs = process_conversations(processor, [text.text for text in texts], images, ids, padding_side="right")
     special = adds_special_tokens(processor, texts[0].text)
     rows: list[AnswerSpan] = []
     for row, text in enumerate(texts):
+        check_embedded(inputs["input_ids"][row].unique().tolist(), text.conversation, processor)
         encoded = tokenizer(text.text, add_special_tokens=special, return_offsets_mapping=True)
         length = int(inputs["attention_mask"][row].sum())
         # The processor puts many image tokens for one placeholder, all before the first answer, so positions
@@ -133,4 +145,4 @@ def _make_batch(texts: Sequence[RenderedText], processor: "Processor") -> Batch:
             if not inside:
                 raise DatasetError("an answer must have tokens", values=f"conversation {text.conversation.id}")
             rows.append(AnswerSpan(row, inside[0] + shift, inside[-1] + 1 + shift))
-    return Batch(inputs, tuple(rows))
+    return Batch(inputs, tuple(rows), ids)

@@ -6,19 +6,25 @@ those, every turn is a text of its own, with the history before it as the model 
 """
 
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pruning.conversations import Conversation
-from pruning.errors import DatasetError
+from pruning.errors import CheckpointError, DatasetError
 from pruning.processor import takes_images, tokenizer_of
 
 if TYPE_CHECKING:
     from pruning.processor import Processor
 
-_VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+_TODAY = datetime(2024, 7, 26)
+"""The day on which all templates are rendered: what Llama 3.1's says by itself."""
+_VARIABLES = {"enable_thinking": False, "date_string": _TODAY.strftime("%d %b %Y")}
 """What templates are told, if they ask: answers are given without reasoning (Qwen3), and text must not change from day
-to day (Llama 3.2 writes today's date unless it is given one; this is what Llama 3.1's template says by itself)."""
+to day (Llama 3.2 writes today's date unless it is given one)."""
+_CLOCK = "strftime_now"
+"""What transformers gives to templates that write a date (Mistral Small's, gpt-oss's). It knows no day but today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,9 @@ class RenderedText:
 def rendered_texts(conversation: Conversation, processor: "Processor") -> list[RenderedText]:
     """The texts that together hold every answer of `conversation` once, in order: one of all turns, or one a turn.
 
-    Raises DatasetError if the chat template does not fit.
+    Raises:
+        DatasetError: the chat template does not fit.
+        CheckpointError: the model has none.
     """
     turns = [_render_turn(conversation, turn, processor) for turn in range(len(conversation.turns))]
     whole = turns[-1].text
@@ -48,11 +56,15 @@ def rendered_texts(conversation: Conversation, processor: "Processor") -> list[R
 
 def prompts_of(conversation: Conversation, processor: "Processor") -> list[str]:
     """For each turn, the text up to where its answer begins, the true history before it."""
-    messages = conversation.messages()
-    return [
-        _render(processor, messages[: 2 * turn + 1], conversation, add_generation_prompt=True)
-        for turn in range(len(conversation.turns))
-    ]
+    return [prompt_of(conversation, turn, processor) for turn in range(len(conversation.turns))]
+
+
+def prompt_of(conversation: Conversation, turn: int, processor: "Processor") -> str:
+    """The text up to where the answer of `turn` begins, the answers before it included.
+
+    Raises as `rendered_texts`.
+    """
+    return _render(processor, conversation.messages()[: 2 * turn + 1], conversation, add_generation_prompt=True)
 
 
 def _render_turn(conversation: Conversation, turn: int, processor: "Processor") -> RenderedText:
@@ -92,8 +104,10 @@ def _render(processor: "Processor", messages: list[dict[str, Any]], conversation
             )
         # Templates of language models take a message's text, not a list of its parts.
         messages = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
-    template = str(processor.chat_template)
+    template = _template_of(processor)
     asked = {name: value for name, value in _VARIABLES.items() if name in template}
+    if _CLOCK in template:
+        asked["chat_template"] = _stopped_clock() + template
     try:
         return str(processor.apply_chat_template(messages, tokenize=False, **asked, **kwargs))
     except Exception as error:
@@ -101,3 +115,27 @@ def _render(processor: "Processor", messages: list[dict[str, Any]], conversation
             "the processor's chat template must take user and assistant messages",
             values=f"conversation {conversation.id}: {error}",
         ) from error
+
+
+def _template_of(processor: "Processor") -> str:
+    """The chat template that is used without being asked for by name; raises CheckpointError if there is none."""
+    template = processor.chat_template
+    if not template:
+        raise CheckpointError(
+            "the model must have a chat template, which says how questions and answers are written",
+            values="neither chat_template.jinja nor an entry in the tokenizer's or processor's config",
+            remedy="Base models have none: take the instruction-tuned version, or put its chat_template.jinja into the "
+            "model's folder",
+        )
+    return str(template.get("default", template) if isinstance(template, dict) else template)
+
+
+@cache
+def _stopped_clock() -> str:
+    """A macro before a template, which hides transformers' function of that name: the same texts on every day."""
+    plain = [f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"]
+    directives = [f"%-{letter}" for letter in "dHIjklmMSUWy"] + plain  # the longer ones first
+    known = ((directive, _TODAY.strftime(directive)) for directive in directives)
+    replaced = "".join(f"|replace({a!r},{b!r})" for a, b in known if b != a)
+    # It ends with an expression: the line break that a template may begin with would be dropped after a block.
+    return f"{{%- macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}{{{{ '' }}}}"

@@ -9,17 +9,25 @@ Text-only conversations leave `image` out. Extra keys are ignored.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import DatasetError
+from pruning.lfs_pointers import REMEDY, is_pointer
+from pruning.picture_files import check_header, is_turned_by_metadata, open_upright
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_TOKEN = "<image>"
+
+_OTHER_KEYS = ("video", "videos", "audio", "audios", "sound", "speech", "images")
+"""What data sets call other media, and several pictures: without them, conversations would be mere words."""
+_OTHER_PLACEHOLDERS = re.compile(r"<(?:video|audio|sound|speech)>")
 
 # Below this many answers, a ranking of channels or configurations is mostly noise.
 MIN_ANSWERS = 64
@@ -51,52 +59,86 @@ class Conversation:
         return messages
 
     def open_image(self) -> "Image | None":
-        """The picture in RGB; raises DatasetError if the file is damaged."""
+        """The picture upright and in RGB; raises DatasetError if the file is damaged, or RGB would not show it."""
         if self.image is None:
             return None
-        from PIL import Image
-
-        try:
-            with Image.open(self.image) as picture:
-                return picture.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError("every image must be readable", values=f"{self.image} ({error})") from error
+        with _naming(self):
+            return open_upright(self.image)
 
 
-def load_conversations(path: str | Path) -> list[Conversation]:
-    """Read and check a conversation file, image files included (that they are there and are images, not their pixels).
+def load_conversations(path: str | Path, limit: int | None = None) -> list[Conversation]:
+    """Read and check the first `limit` conversations of a file (None: all of them).
+
+    Image files are checked, too: that they are there and can be shown in RGB, not their pixels. The file must be a JSON
+    list; what stands in it after the first `limit` items is neither checked nor opened.
 
     Raises:
         DatasetError: names the file, the conversation and the rule it breaks.
     """
     path = Path(path)
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError("the conversation file must be readable", values=f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError("the conversation file must be JSON", values=f"{path}: {error}") from error
-    if not isinstance(items, list) or not items:
-        raise DatasetError("a conversation file is a non-empty JSON list", values=str(path))
-    conversations = [_parse(item, index, path) for index, item in enumerate(items)]
+    conversations = [parse_item(item, index, path) for index, item in enumerate(read_items(path)[:limit])]
     for conversation in conversations:
-        _check_image(conversation)
+        check_image(conversation)
     return conversations
 
 
+def read_items(path: Path, kind: str = "conversation") -> list[Any]:
+    """The items of a `kind` of file, none of them looked at; raises DatasetError if it is no non-empty JSON list."""
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DatasetError(f"the {kind} file must be readable", values=f"{path}: {reason_of(error)}") from error
+    except (ValueError, RecursionError) as error:
+        if is_pointer(path):
+            raise DatasetError(
+                f"the {kind} file must be there itself, not git-lfs's pointer to it",
+                values=str(path),
+                remedy=REMEDY,
+            ) from error
+        raise DatasetError(f"the {kind} file must be JSON", values=f"{path}: {reason_of(error)}") from error
+    if not isinstance(items, list) or not items:
+        raise DatasetError(f"a {kind} file is a non-empty JSON list", values=str(path))
+    return items
+
+
+def check_image(conversation: Conversation) -> None:
+    """Raises DatasetError unless the image file, if it has one, is there and can be shown; pixels are not read."""
+    if conversation.image is not None:
+        with _naming(conversation):
+            check_header(conversation.image)
+
+
+@contextmanager
+def _naming(conversation: Conversation) -> Iterator[None]:
+    """Errors about the conversation's picture say whose it is."""
+    try:
+        yield
+    except DatasetError as error:
+        values = f"{error.values} (conversation {conversation.id})"
+        raise DatasetError(error.rule, values=values, remedy=error.remedy) from error
+
+
 def calibration_id(conversations: Sequence[Conversation]) -> str:
-    """sha256 over texts and image bytes, in order: what a sample was measured on."""
+    """sha256 over texts and image bytes, in order: what a sample was measured on.
+
+    A picture that its metadata turns counts as another than its bytes: earlier versions showed it to models as it lies
+    in the file, and what they measured is not to be mixed with what is measured now.
+    """
     digest = hashlib.sha256()
     for conversation in conversations:
         for turn in conversation.turns:
             digest.update(json.dumps([turn.question, turn.answer]).encode())
         if conversation.image is not None:
-            digest.update(conversation.image.read_bytes())
+            content = conversation.image.read_bytes()
+            digest.update(content)
+            if is_turned_by_metadata(content):
+                digest.update(b"upright")
         digest.update(b"\0")
     return digest.hexdigest()
 
 
-def _parse(item: Any, index: int, path: Path) -> Conversation:
+def parse_item(item: Any, index: int, path: Path) -> Conversation:
+    """The conversation that an item is, its image not looked at; raises DatasetError with the rule that it breaks."""
     where = f"{path}, item {index}"
     if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
         raise DatasetError("each item has a list `conversations`", values=where)
@@ -116,37 +158,52 @@ def _parse(item: Any, index: int, path: Path) -> Conversation:
         values.append(message["value"])
     if len(values) < 2 or len(values) % 2:
         raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
-    image = item.get("image")
-    if image is not None and not isinstance(image, str):
-        raise DatasetError("an item has one image, as a path", values=f"{where} (id {name}): {image!r}")
-    placeholders = [value.count(IMAGE_TOKEN) for value in values]
-    if sum(placeholders) > 1 or any(placeholders[1:]) or (any(placeholders) and image is None):
-        raise DatasetError(
-            f"an item with an image names it once, as {IMAGE_TOKEN} in its first question",
-            values=f"{where} (id {name}): {sum(placeholders)} placeholders, image {image!r}",
-        )
-    texts = [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
+    image, texts = image_and_texts(item, values, f"{where} (id {name})")
     turns = tuple(Turn(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True))
     if not all(turn.answer for turn in turns):
         raise DatasetError("an answer must not be empty", values=f"{where} (id {name})")
     return Conversation(name, path.parent / image if image is not None else None, turns)
 
 
-def _check_image(conversation: Conversation) -> None:
-    if conversation.image is None:
-        return
-    from PIL import Image, UnidentifiedImageError
+def image_and_texts(item: dict[str, Any], values: Sequence[str], where: str) -> tuple[str | None, list[str]]:
+    """An item's image path, and its messages `values` without the placeholder; raises DatasetError about `where`."""
+    _check_modalities(item, where)
+    for position, value in enumerate(values):
+        _check_text(value, f"{where}, message {position}")
+    image = item.get("image")
+    if image is not None and not isinstance(image, str):
+        raise DatasetError("an item has one image, as a path", values=f"{where}: {image!r}")
+    placeholders = [value.count(IMAGE_TOKEN) for value in values]
+    if sum(placeholders) > 1 or any(placeholders[1:]) or (any(placeholders) and image is None):
+        raise DatasetError(
+            f"an item with an image names it once, as {IMAGE_TOKEN} in its first question",
+            values=f"{where}: {sum(placeholders)} placeholders, image {image!r}",
+        )
+    return image, [re.sub(rf"\s*{IMAGE_TOKEN}\s*", "", value).strip() for value in values]
 
+
+def _check_modalities(item: dict[str, Any], where: str) -> None:
+    found = [key for key in _OTHER_KEYS if item.get(key) and item[key] != [item.get("image")]]
+    if found:
+        raise DatasetError(
+            "a conversation is about one picture, as `image`, or about none",
+            values=f"{where}: {', '.join(f'{key} {item[key]!r}'[:80] for key in found)}",
+            remedy="Leave out conversations about videos, sound or several pictures",
+        )
+
+
+def _check_text(value: str, where: str) -> None:
+    if placeholder := _OTHER_PLACEHOLDERS.search(value):
+        raise DatasetError(
+            f"the only placeholder is {IMAGE_TOKEN}",
+            values=f"{where}: {placeholder[0]}",
+            remedy="Leave out conversations about videos or sound, or write the words without angle brackets",
+        )
     try:
-        with Image.open(conversation.image) as picture:
-            picture.verify()
-    except FileNotFoundError as error:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
         raise DatasetError(
-            "every image that the file names must exist",
-            values=f"{conversation.image} (conversation {conversation.id})",
-            remedy="Image paths are relative to the JSON file",
-        ) from error
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            "every image must be readable", values=f"{conversation.image} (conversation {conversation.id})"
+            "texts must be Unicode",
+            values=f"{where}: half of a surrogate pair, {value[error.start]!a}, at character {error.start}",
+            remedy="Take it out, or write the whole character",
         ) from error

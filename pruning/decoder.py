@@ -1,6 +1,7 @@
 """The decoder inside a loaded model: its layers, and its inputs as the multimodal front end prepares them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,10 @@ import torch
 from torch import nn
 
 from pruning.batches import Batch
+from pruning.errors import CheckpointError, LopError
 from pruning.families import Family, family_of
+from pruning.processor import named
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,6 +102,8 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
 
     Runs the vision tower and the projector once: neither is pruned, so every configuration shares their output
     (inputs_embeds [B, T, D], attention_mask [B, T], position_ids where the family computes them).
+
+    Raises CheckpointError if the model does not take what its processor made: names the batch's conversations.
     """
     view = decoder_view(model)
     captured: list[dict[str, Any]] = []
@@ -111,10 +117,27 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
     handle = view.decoder.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         for batch in batches:
-            try:
+            with suppress(_CaptureError), taking(batch.ids):
                 model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False)
-            except _CaptureError:
-                continue
     finally:
         handle.remove()
     return captured
+
+
+@contextmanager
+def taking(ids: Sequence[str], *, files: str = "tokenizer_config.json") -> Iterator[None]:
+    """What a model raises on inputs that its own processor made of conversations `ids` becomes a CheckpointError.
+
+    `files` are what it may be due to besides the processor's settings.
+    """
+    try:
+        yield
+    except (LopError, MemoryError, torch.OutOfMemoryError, _CaptureError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            "the model must take what its processor makes of conversations",
+            values=f"{named(ids)}: {reason_of(error)}",
+            remedy="Processor and model must be of one checkpoint: compare processor_config.json, "
+            f"preprocessor_config.json and {files} with config.json (patch_size, image tokens), or copy them again",
+        ) from error

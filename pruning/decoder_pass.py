@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from pruning.batches import Batch
-from pruning.compute_dtype import compute_dtype
 from pruning.decoder import decoder_inputs
 from pruning.errors import InputError, UnsupportedModelError
 from pruning.layer_source import LayerSource
@@ -65,13 +64,10 @@ class DecoderPass:
         self._source, self._store, self._on_batch = source, store, on_batch
         self._device = source.model.device
         decoder = source.model.get_decoder()
-        stored = decoder.get_input_embeddings().weight.dtype
         self._waiting: list[_Waiting] = []
         for batch in batches:
             (inputs,) = decoder_inputs(source.model, [batch])
             hidden = self._run_to(decoder, 0, inputs)
-            if hidden.dtype == compute_dtype(stored, self._device):  # they wait in the checkpoint's dtype
-                hidden = hidden.to(stored)
             # The decoder needs no embeddings any more: of these, it looks at shape and dtype only.
             rest = {name: x for name, x in inputs.items() if name not in ("input_ids", "inputs_embeds")}
             mask = batch.inputs["attention_mask"].to("cpu", torch.float32)

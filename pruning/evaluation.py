@@ -2,58 +2,52 @@
 
 Channels are put in ranking order once; then every configuration is a prefix slice of the same weights: no copy, no
 mask, and the narrower forward is really cheaper. The vision tower and the projector run once, for all configurations;
-layers that a configuration shares with an earlier one are not run again; the output head sees answer tokens only.
+padding is not computed; layers that a configuration shares with an earlier one are not run again; the output head sees
+answer tokens only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
 
 from pruning.anatomy_reader import anatomy_of
+from pruning.answer_head import AnswerHead, DenseAnswers
+from pruning.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.batches import Batch
-from pruning.compensation import compensated_bias
-from pruning.decoder import decoder_inputs, decoder_view
+from pruning.compute_dtype import widen, widened
+from pruning.decoder import decoder_view, taking
 from pruning.errors import InputError
-from pruning.layerwise import LayerCalls, record_layer_calls, without_causal_mask
+from pruning.layerwise import LayerCalls
 from pruning.metrics import Metrics
+from pruning.packing import packed_attention
 from pruning.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.ranking import Ranking
+from pruning.sliced_ffn import SlicedFfn
+from pruning.wide_passes import is_computed_wide, wide_passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class _AnswerTokens:
-    """The answers of one batch, flattened to N tokens.
-
-    Attributes:
-        rows, positions: [N] where the logits that predict each token stand.
-        targets: [N] token ids.
-        answer: [N] which answer of the batch each token belongs to.
-        num_answers: answers in the batch.
-        dense_hidden: [N, D] final hidden states of the dense model: D floats a token instead of the V of its logits.
-    """
-
-    rows: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
-    answer: torch.Tensor
-    num_answers: int
-    dense_hidden: torch.Tensor
+_SAME_STATES = 0.02
+"""Relative difference of hidden states in rows and in padded batches below which they are the same up to rounding, of
+half types too. Where rows are not understood, tokens see others than they should, and most of a state differs."""
 
 
 @dataclass(frozen=True)
-class _PreparedBatch:
-    """What is the same for every configuration, and the hidden states that some share."""
+class _Measured:
+    """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers."""
 
-    calls: LayerCalls
-    answers: _AnswerTokens
-    prefixes: PrefixCache
+    kl: float
+    nll: float
+    agreeing: int
+    correct: int
 
 
 class ConfigurationEvaluator:
@@ -62,11 +56,14 @@ class ConfigurationEvaluator:
     Takes the model over: its FFN channels are reordered in place, which leaves its function as it was, and its
     projections become slices while a configuration is evaluated. Call it from one thread at a time.
 
-    On a CPU, batches run side by side, each on one thread: small matrices gain little from several threads, and the
-    numbers do not depend on how many cores there are. Nor do they depend on what was evaluated before.
+    On a CPU, rows of packed sequences run side by side, each on one thread: small matrices gain little from several
+    threads, and the numbers do not depend on how many cores there are. Nor do they depend on what was evaluated before.
+    A model in a half type that its device is slow with is computed in float32, one decoder layer of which is in memory
+    at a time: load it in float32 where it fits (`lop.compute`).
 
     Args:
-        cache_bytes: bound of the hidden states kept for configurations that begin alike; 0 keeps none, None is
+        cache_bytes: bound of what is kept between evaluations: the dense model's probabilities, if they take no more
+            than half of it, and hidden states of configurations that begin alike. 0 keeps nothing, None is
             `default_cache_bytes`.
     """
 
@@ -78,25 +75,20 @@ class ConfigurationEvaluator:
         *,
         cache_bytes: int | None = None,
     ) -> None:
-        anatomy = anatomy_of(model)
-        ranking.check(anatomy)
+        ranking.check(anatomy_of(model))
         self._view = decoder_view(model.eval())
-        self._dense_widths = tuple(x.ffn_width for x in anatomy.layers)
-        implementation = model.config.get_text_config(decoder=True)._attn_implementation
-        self._knows_causal = implementation == "sdpa" and self._view.is_causal
-        self._ranking = ranking
-        self._biases: dict[tuple[int, int], nn.Parameter | None] = {}
-        self._weights: list[list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]] = []
-        with torch.no_grad():
-            for layer, order in enumerate(ranking.ffn):
-                self._weights.append(self._reorder(layer, torch.from_numpy(order).long().to(model.device)))
-        workers = min(torch.get_num_threads(), len(batches)) if model.device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._is_wide = is_computed_wide(model)
+        widen([*self._view.final_norm.parameters()])
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
-        share = cache_bytes // len(batches)
-        inputs = self._pool.submit(decoder_inputs, model, batches).result()  # on one thread too, for equal numbers
-        self._batches = [self._prepare(batch, x, share) for batch, x in zip(batches, inputs, strict=True)]
+        workers = torch.get_num_threads() if model.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        # On one thread too, for equal numbers.
+        recorded = self._pool.submit(record_batches, model, self._view, batches).result()
+        self._ffn = SlicedFfn(self._view, ranking)
+        self._head = AnswerHead(self._view)
+        self._choose_rows(model, batches, recorded)
+        self._keep_answers(cache_bytes)
 
     def __call__(self, configurations: Sequence[tuple[int, ...]]) -> list[Metrics]:
         """Metrics of each configuration, given as FFN widths [n][L]; the model is dense again afterwards."""
@@ -104,143 +96,152 @@ class ConfigurationEvaluator:
 
     def evaluate(self, widths: Sequence[int]) -> Metrics:
         """Metrics of one configuration [L]; raises InputError for a width outside 1..dense."""
-        if len(widths) != len(self._dense_widths) or any(
-            not 1 <= w <= d for w, d in zip(widths, self._dense_widths, strict=False)
-        ):
+        dense = self.dense_widths
+        if len(widths) != len(dense) or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=False)):
             raise InputError(
                 "a configuration has a width between 1 and dense for every layer",
-                values=f"{list(widths)}, dense {list(self._dense_widths)}",
+                values=f"{list(widths)}, dense {list(dense)}",
             )
-        self._slice(widths)
-        running = [self._pool.submit(self._measure, batch, widths) for batch in self._batches]
+        self._ffn.slice(widths)
         try:
-            measured = [batch.result() for batch in running]
+            measured = self._of_each_row(widths, self._compare)
         except BaseException:
-            # Also an interrupt: batches that still run must neither see other weights nor leave their states behind.
-            for batch in running:
-                batch.cancel()
-            wait(running)
-            for prepared in self._batches:
-                prepared.prefixes.clear()
+            for prefixes in self._prefixes:
+                prefixes.clear()
             raise
         finally:
-            self._slice(self._dense_widths)
-        tokens = sum(len(batch.answers.targets) for batch in self._batches)
-        num_answers = sum(batch.answers.num_answers for batch in self._batches)
-        kl, nll = (sum(batch[part] for batch in measured) / tokens for part in (0, 1))
-        correct, agreeing = (sum(batch[part] for batch in measured) for part in (2, 3))
-        return Metrics(kl, nll, correct / num_answers, tokens, num_answers, agreeing / tokens)
-
-    @torch.inference_mode()
-    def _measure(self, batch: _PreparedBatch, widths: Sequence[int]) -> tuple[float, float, int, int]:
-        """One batch: summed KL, summed NLL, answers that are right, and tokens that the dense model would choose."""
-        answers = batch.answers
-        hidden = self._view.final_norm(self._hidden(batch, widths)[answers.rows, answers.positions])
-        log_p = self._log_probabilities(hidden)
-        log_dense = self._log_probabilities(answers.dense_hidden)
-        # Rounding can take a KL of zero below it.
-        kl = max(0.0, float((log_dense.exp() * (log_dense - log_p)).sum()))
-        nll = -float(log_p.gather(1, answers.targets[:, None]).sum())
-        wrong = torch.zeros(answers.num_answers, dtype=torch.bool, device=hidden.device)
-        chosen = log_p.argmax(dim=1)
-        wrong[answers.answer[chosen != answers.targets]] = True
-        return kl, nll, int((~wrong).sum()), int((chosen == log_dense.argmax(dim=1)).sum())
+            self._ffn.slice(dense)
+        tokens = sum(len(row.targets) for row in self._rows)
+        num_answers = sum(row.num_answers for row in self._rows)
+        return Metrics(
+            kl=sum(row.kl for row in measured) / tokens,
+            nll=sum(row.nll for row in measured) / tokens,
+            accuracy=sum(row.correct for row in measured) / num_answers,
+            num_tokens=tokens,
+            num_answers=num_answers,
+            agreement=sum(row.agreeing for row in measured) / tokens,
+        )
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
         """FFN widths [L] of the unpruned model."""
-        return self._dense_widths
+        return self._ffn.dense_widths
+
+    @property
+    def row_sizes(self) -> list[tuple[int, int]]:
+        """Of each row that is computed: tokens (padding, if there is any, included), and answer tokens."""
+        return [(row.calls.hidden.shape[:2].numel(), len(row.targets)) for row in self._rows]
 
     @property
     def cached_bytes(self) -> int:
-        """Hidden states held now."""
-        return sum(batch.prefixes.num_bytes for batch in self._batches)
+        """Probabilities and hidden states held now."""
+        kept = sum(p.numel() * p.element_size() for x in self._dense for p in x.probabilities or ())
+        return kept + sum(prefixes.num_bytes for prefixes in self._prefixes)
 
-    def _hidden(self, batch: _PreparedBatch, widths: Sequence[int]) -> torch.Tensor:
-        """Output of the last layer [B, T, D], from the deepest layer on whose input is known."""
-        first, known = batch.prefixes.longest(widths)
-        hidden = batch.calls.hidden if known is None else known
-        for layer in range(first, len(widths)):
-            if layer > first:
-                batch.prefixes.put(widths[:layer], hidden)
-            hidden = batch.calls.through(layer, self._view.layers[layer], hidden)
-        return hidden
+    def _choose_rows(self, model: "PreTrainedModel", batches: Sequence[Batch], recorded: Sequence[LayerCalls]) -> None:
+        """Pack the sequences, or leave the batches as they are where a model's layers do not take rows."""
+        self._attention: Callable[[], AbstractContextManager[None]] = nullcontext
+        implementation = model.config.get_text_config(decoder=True)._attn_implementation
+        if implementation == "sdpa":
+            self._attention = lambda: packed_attention(self._view)
+            self._use(packed_rows(self._view, batches, recorded))
+            if self._rows_are_understood():
+                return
+            self._attention = nullcontext
+        self._use(padded_rows(batches, recorded))
 
-    def _log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [N, V] in float32."""
-        return torch.log_softmax(self._view.logits(hidden), dim=-1)
+    def _use(self, rows: list[AnswerRow]) -> None:
+        self._rows = rows
+        self._prefixes = [PrefixCache(0, state_bytes=1, num_layers=len(self._view.layers)) for _ in rows]
+        self._dense_hidden = self._of_each_row(self.dense_widths, lambda _row, hidden: hidden)
 
-    def _reorder(self, layer: int, order: torch.Tensor) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]]:
-        """Permute the channels of one FFN in place; returns its projections with their full weights."""
-        full: list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]] = []
-        for linear in self._view.in_projections(layer):
-            for rows in self._view.channel_rows(
-                layer, [linear.weight, *([] if linear.bias is None else [linear.bias])]
-            ):
-                rows.copy_(rows[order])
-            full.append((linear, linear.weight.data, None if linear.bias is None else linear.bias.data))
-        out = self._view.out_projection(layer)
-        out.weight.copy_(out.weight[:, order])
-        full.append((out, out.weight.data, None if out.bias is None else out.bias.data))
-        return full
+    def _rows_are_understood(self) -> bool:
+        """Whether the dense model's hidden states are those that it had in padded batches, as far as rounding goes."""
+        differences = [
+            float((hidden - row.dense_hidden).norm() / row.dense_hidden.norm())
+            for row, hidden in zip(self._rows, self._dense_hidden, strict=True)
+        ]
+        return not any(difference > _SAME_STATES for difference in differences)  # broken weights are NaN in both
 
-    def _slice(self, widths: Sequence[int]) -> None:
-        for layer, (width, projections) in enumerate(zip(widths, self._weights, strict=True)):
-            *into, (out, out_weight, _) = projections
-            for linear, weight, bias in into:
-                linear.weight = nn.Parameter(self._best_rows(layer, weight, width), requires_grad=False)
-                if bias is not None:
-                    linear.bias = nn.Parameter(self._best_rows(layer, bias, width), requires_grad=False)
-            out.weight = nn.Parameter(out_weight[:, :width], requires_grad=False)
-            if self._ranking.compensates:
-                out.register_parameter("bias", self._out_bias(layer, width))
+    def _keep_answers(self, cache_bytes: int) -> None:
+        """Work out what the dense model says, and share out what may be kept over the rows."""
+        needed = self._head.probability_bytes(sum(len(row.targets) for row in self._rows))
+        keeps = needed <= cache_bytes // 2
 
-    def _best_rows(self, layer: int, tensor: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows of the `width` best channels: a slice, or, of a fused projection, the slices of its halves together."""
-        dense = self._dense_widths[layer]
-        if len(tensor) == dense:
-            return tensor[:width]
-        return torch.cat([part[:width] for part in torch.split(tensor, dense)])
+        def say(hidden: torch.Tensor) -> DenseAnswers:
+            return self._head.dense_answers(hidden, keep_probabilities=keeps)
 
-    def _out_bias(self, layer: int, width: int) -> nn.Parameter | None:
-        """The bias [D] of a down projection whose ranking compensates for removed channels; each worked out once."""
-        if (layer, width) not in self._biases:
-            _, weight, bias = self._weights[layer][-1]
-            if width < self._dense_widths[layer]:
-                order = torch.from_numpy(self._ranking.ffn[layer]).long().to(weight.device)
-                bias = compensated_bias(weight[:, order.argsort()], bias, self._ranking, layer, width)
-            self._biases[layer, width] = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return self._biases[layer, width]
-
-    @torch.inference_mode()
-    def _prepare(self, batch: Batch, inputs: dict[str, Any], cache_bytes: int) -> _PreparedBatch:
-        calls = record_layer_calls(self._view, inputs)
-        if self._knows_causal:
-            calls = without_causal_mask(calls, batch.inputs["attention_mask"])
-        rows, positions, answer = [], [], []
-        for index, span in enumerate(batch.spans):
-            for position in range(span.start, span.stop):
-                rows.append(span.row)
-                positions.append(position)
-                answer.append(index)
-        device = calls.hidden.device
-        row, token = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
-        targets = batch.inputs["input_ids"].to(device)[row, token]
         # Not what recording saw: the dense configuration must come out as 0 exactly, so it goes the same way.
-        dense = self._pool.submit(self._dense_hidden, calls).result()[row, token - 1]
-        answers = _AnswerTokens(
-            row, token - 1, targets, torch.tensor(answer, device=device), len(batch.spans), self._view.final_norm(dense)
-        )
-        state_bytes = calls.hidden.numel() * calls.hidden.element_size()
-        prefixes = PrefixCache(cache_bytes, state_bytes=state_bytes, num_layers=len(self._view.layers))
-        return _PreparedBatch(calls, answers, prefixes)
+        self._dense = list(self._pool.map(say, self._dense_hidden))
+        share = (cache_bytes - needed if keeps else cache_bytes) // len(self._rows)
+        self._prefixes = [
+            PrefixCache(
+                share,
+                state_bytes=row.calls.hidden.numel() * row.calls.hidden.element_size(),
+                num_layers=len(self._view.layers),
+            )
+            for row in self._rows
+        ]
+        del self._dense_hidden
 
-    @torch.inference_mode()
-    def _dense_hidden(self, calls: LayerCalls) -> torch.Tensor:
-        hidden = calls.hidden
-        for index, layer in enumerate(self._view.layers):
-            hidden = calls.through(index, layer, hidden)
-        return hidden
+    def _of_each_row(self, widths: Sequence[int], finish: Callable[[int, torch.Tensor], T]) -> list[T]:
+        """`finish(row, hidden)` with the hidden states [N, D] that predict the row's answer tokens, normed."""
+        first_layers: list[int] = []
+        states: list[torch.Tensor] = []
+        for row, prefixes in zip(self._rows, self._prefixes, strict=True):
+            first, known = prefixes.longest(widths)
+            first_layers.append(first)
+            states.append(row.calls.hidden if known is None else known)
+
+        @torch.inference_mode()
+        def advance(layer: int, index: int) -> None:
+            if layer > first_layers[index]:
+                self._prefixes[index].put(widths[:layer], states[index])
+            if layer >= first_layers[index]:
+                states[index] = self._rows[index].calls.through(layer, self._view.layers[layer], states[index])
+
+        @torch.inference_mode()
+        def end(index: int) -> T:
+            row = self._rows[index]
+            return finish(index, self._view.final_norm(states[index].flatten(0, 1)[row.positions]))
+
+        def whole(index: int) -> T:
+            for layer in range(len(widths)):
+                advance(layer, index)
+            return end(index)
+
+        with self._attention():
+            if not self._is_wide:
+                return self._side_by_side(whole)
+            # All rows through one layer before the next: only one is in memory in float32.
+            for layer, module in enumerate(self._view.layers):
+                with widened([*module.parameters(), *module.buffers()]):
+                    self._side_by_side(partial(advance, layer))
+            return self._side_by_side(end)
+
+    def _side_by_side(self, task: Callable[[int], T]) -> list[T]:
+        """`task` of each row's index, as many at once as the pool has threads."""
+        running = [self._pool.submit(task, index) for index in range(len(self._rows))]
+        try:
+            return [row.result() for row in running]
+        except BaseException:
+            # Also an interrupt: rows that still run must neither see other weights nor leave their states behind.
+            for row in running:
+                row.cancel()
+            wait(running)
+            raise
+
+    def _compare(self, index: int, hidden: torch.Tensor) -> _Measured:
+        row, dense = self._rows[index], self._dense[index]
+        found = self._head.compare(hidden, dense, row.targets)
+        wrong = torch.zeros(row.num_answers, dtype=torch.bool, device=hidden.device)
+        wrong[row.answer[found.chosen != row.targets]] = True
+        return _Measured(
+            kl=max(0.0, float(found.kl.sum())),  # rounding can take a KL of zero below it
+            nll=float(found.nll.sum()),
+            agreeing=int((found.chosen == dense.chosen).sum()),
+            correct=int((~wrong).sum()),
+        )
 
 
 @torch.inference_mode()
@@ -274,6 +275,7 @@ def evaluate_model(
 
 def _answer_log_probabilities(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """Log-probabilities [N, V] of the positions that predict the batch's answer tokens, in order."""
-    logits = model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False).logits
+    with wide_passes(model), taking(batch.ids):
+        logits = model(**{k: v.to(model.device) for k, v in batch.inputs.items()}, use_cache=False).logits
     picked = [logits[span.row, span.start - 1 : span.stop - 1] for span in batch.spans]
     return torch.log_softmax(torch.cat(picked).float(), dim=-1)

@@ -3,12 +3,13 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.architecture import model_class
 from pruning.errors import CheckpointError, UnsupportedModelError
+from pruning.reasons import reason_of
 from pruning.tensor_roles import (
     EMBEDDINGS,
     OUTPUT_HEAD,
@@ -18,6 +19,7 @@ from pruning.tensor_roles import (
     outer_tensor,
     short_names,
 )
+from pruning.wrapped_names import check_unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,9 +41,10 @@ def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -
             quantised weights, factors of factorised ones), or weights that are no floating-point numbers.
     """
     tensors = list(tensors)
+    check_unwrapped([name for name, _, _ in tensors])
     tied = bool(getattr(config, "tie_word_embeddings", False))
     layers = _layers(tensors)
-    _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers)
+    _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers, tensors)
     model = _built(config)
     # Tied ones are listed once.
     built = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
@@ -60,14 +63,45 @@ def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
 
     config = deepcopy(config)
+    _check_padding(config)
     try:
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
             model: PreTrainedModel = model_class(config)(config)
-    except (ImportError, ValueError, TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError("transformers must be able to build the model of config.json", values=reason) from error
+    except Exception as error:
+        raise CheckpointError(
+            "transformers must be able to build the model of config.json",
+            values=reason_of(error) + _where_said(config, error),
+            remedy="Correct config.json, or copy it from where the checkpoint came from",
+        ) from error
     return model
+
+
+def _where_said(config: "PreTrainedConfig", error: Exception) -> str:
+    """Which field of the config holds the value that a look-up failed for, where that is all that the error says."""
+    missing = error.args[0] if isinstance(error, LookupError) and error.args else None
+    if not isinstance(missing, str):
+        return ""
+    places: list[tuple[str, Any]] = list(config.to_dict().items())
+    while places:
+        name, value = places.pop(0)
+        if value == missing:
+            return f", which is its {name}"
+        if isinstance(value, dict):
+            places += [(f"{name}.{key}", inside) for key, inside in value.items()]
+    return ""
+
+
+def _check_padding(config: "PreTrainedConfig") -> None:
+    text = config.get_text_config(decoder=True)
+    padding, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    # Old configs count from the end: -1.
+    if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
+        raise CheckpointError(
+            "pad_token_id must be one of the embeddings",
+            values=f"pad_token_id={padding}, vocab_size={rows}",
+            remedy="Set the language model's pad_token_id in config.json to null, or to a token below vocab_size",
+        )
 
 
 def _matches(name: str, patterns: Iterable[str] | None) -> bool:
@@ -94,12 +128,17 @@ def _outer(tensors: Iterable[TensorHeader], *, tied: bool) -> dict[str, TensorHe
     return found
 
 
-def _check_number(found: _Layers, count: int) -> None:
-    if len(found) != count or max(found, default=-1) >= count:
-        raise CheckpointError(
-            "the checkpoint must hold every decoder layer of its config, and no others",
-            values=f"config says {count} layers, found {len(found)}",
-        )
+def _check_number(found: _Layers, count: int, tensors: Sequence[TensorHeader]) -> None:
+    if len(found) == count and max(found, default=-1) < count:
+        return
+    values = f"config says {count} layers, found {len(found)}"
+    remedy = "Copy or download the checkpoint again, or correct num_hidden_layers in config.json"
+    if not found:
+        values += f" among {len(tensors)} tensors, first {min(tensors)[0] if tensors else 'none'}"
+        remedy = "Names must be transformers' own, such as model.layers.0.mlp.down_proj.weight: convert the checkpoint"
+    raise CheckpointError(
+        "the checkpoint must hold every decoder layer of its config, and no others", values=values, remedy=remedy
+    )
 
 
 def _check_layers(found: _Layers, built: _Layers) -> None:

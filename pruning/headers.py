@@ -6,14 +6,19 @@ Nothing in a header is believed: offsets, sizes and the index are held against e
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruning.adapters import check_not_adapter_alone
 from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
+from pruning.lfs_pointers import REMEDY, check_fetched, is_pointer
+from pruning.reasons import reason_of
 from pruning.safetensors_layout import tensor_bytes
+from pruning.streaming.file_errors import reading
 from pruning.tensor_roles import TensorHeader
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -50,12 +55,19 @@ def weight_files(folder: Path) -> list[Path]:
     return _files(folder)[0]
 
 
-def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError unless `folder` is a checkpoint's, with config.json and no git-lfs pointers."""
     if not folder.is_dir():
         raise CheckpointError("the model must be a checkpoint folder", values=str(folder))
+    check_not_adapter_alone(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError("a checkpoint folder holds config.json", values=str(folder))
+    check_fetched(folder)
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The weight files, and which of them the index says that each tensor is in (None: there is no index)."""
+    check_folder(folder)
     weight_map = None
     if (folder / INDEX_NAME).is_file():
         weight_map = _read_index(folder)
@@ -69,12 +81,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     elif (folder / SINGLE_NAME).is_file():
         names = [SINGLE_NAME]
     else:
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        raise CheckpointError(
-            f"a checkpoint's weights must be safetensors ({SINGLE_NAME} or {INDEX_NAME})",
-            values=f"{folder}: {pickles or 'no weights'}",
-            remedy="Convert it: load it with transformers and save_pretrained it again",
-        )
+        raise _no_weights(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -85,6 +92,35 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     return [folder / name for name in names], weight_map
 
 
+def _no_weights(folder: Path) -> CheckpointError:
+    """What is there instead of weight files under their names, and how to make a checkpoint of it."""
+    others, pickles = (sorted(path.name for path in folder.glob(f"*.{kind}")) for kind in ("safetensors", "bin"))
+    found = f"{folder}: {_some(others or pickles) or 'no weights'}"
+    shards = [name for name in others if re.search(r"-\d+-of-\d+\.safetensors$", name)]
+    if shards:
+        return CheckpointError(
+            f"weights in several files need {INDEX_NAME}, which says what is in which",
+            values=found,
+            remedy="Copy or download that file too; it lies beside the weight files that it belongs to",
+        )
+    if any(name.startswith("adapter_") for name in (*others, *pickles)):
+        remedy = "An adapter is no model: merge it into its base model (peft's merge_and_unload), then save_pretrained"
+    elif others:
+        remedy = f"If one of them is the whole model in transformers' names, call it {SINGLE_NAME}"
+    elif pickles:
+        remedy = "Convert it: load it with transformers and save_pretrained it again"
+    else:
+        remedy = "Copy or download the weights too"
+    return CheckpointError(
+        f"a checkpoint's weights must be safetensors ({SINGLE_NAME} or {INDEX_NAME})", values=found, remedy=remedy
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _read_index(folder: Path) -> dict[str, str]:
     try:
         if (folder / INDEX_NAME).stat().st_size > _MAX_HEADER_BYTES:
@@ -92,7 +128,11 @@ def _read_index(folder: Path) -> dict[str, str]:
         weight_map: dict[str, str] = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{INDEX_NAME} must hold a weight_map", values=str(folder)) from error
+        raise CheckpointError(
+            f"{INDEX_NAME} must hold a weight_map",
+            values=f"{folder}: {reason_of(error)}",
+            remedy="Copy or download the checkpoint again",
+        ) from error
     # Both kinds of separator: an index travels between systems.
     if any(not isinstance(name, str) or Path(name).name != name or "\\" in name for name in names):
         raise CheckpointError(f"{INDEX_NAME} may only name files in its own folder", values=str(names))
@@ -106,9 +146,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise CheckpointError(
-                    "a weight file must be whole and in safetensors format", values=f"{path}: {size} bytes"
-                )
+                raise _no_safetensors(path, size)
             if length > _MAX_HEADER_BYTES:
                 raise CheckpointError(
                     f"a weight file in safetensors format has a header of at most {_MAX_HEADER_BYTES:,} bytes",
@@ -141,6 +179,29 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def _no_safetensors(path: Path, size: int) -> CheckpointError:
+    """Of a file that cannot hold the header that its first bytes announce: what those bytes look like."""
+    if is_pointer(path):
+        return CheckpointError(
+            "a weight file must be there itself, not git-lfs's pointer to it",
+            values=f"{path}: {size} bytes of text",
+            remedy=REMEDY,
+        )
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    rule, remedy = "a weight file must be whole and in safetensors format", "Copy or download the checkpoint again"
+    kind = next((kind for magic, kind in _OTHER_FORMATS.items() if beginning.lstrip().startswith(magic)), None)
+    return CheckpointError(rule, values=f"{path}: {size} bytes{'' if kind is None else f', {kind}'}", remedy=remedy)
+
+
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip file, as torch.save writes",
+    b"\x80": "a pickle",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"<": "a web page, such as a download that was refused",
+}
+
 _Entry = tuple[str, tuple[int, ...], str, int, int]
 """Name, shape, dtype, and where its data begins and ends."""
 
@@ -150,7 +211,11 @@ def _parse(text: bytes, path: Path) -> list[_Entry]:
         header = json.loads(text, object_pairs_hook=_without_repeats)
         return [_entry(name, content) for name, content in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError("a weight file must be in safetensors format", values=str(path)) from error
+        raise CheckpointError(
+            "a weight file must be in safetensors format",
+            values=f"{path}: {reason_of(error)}",
+            remedy="Copy or download the checkpoint again",
+        ) from error
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -214,14 +279,18 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:
 def weights_sha256(folder: Path, *, on_bytes: Callable[[int, int], None] | None = None) -> str:
     """One digest over all weight files: tells two fine-tunes of one architecture apart.
 
-    Reads every byte once; `on_bytes` is told of progress as (done, total).
+    Reads every byte once; `on_bytes` is told of progress as (done, total). Raises CheckpointError if the folder is not
+    a checkpoint, or a file cannot be read.
     """
     files = weight_files(folder)
-    total, done = sum(path.stat().st_size for path in files), 0
+    total, done = 0, 0
+    for path in files:
+        with reading(path):
+            total += path.stat().st_size
     digest = hashlib.sha256()
     for path in files:
         own = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with reading(path), path.open("rb", buffering=0) as file:
             while block := file.read(_DIGEST_BLOCK_BYTES):
                 own.update(block)
                 done += len(block)

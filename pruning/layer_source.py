@@ -1,8 +1,8 @@
 """A model whose decoder layers come one at a time: out of a model in memory, or out of a checkpoint's files.
 
 A forward pass over many batches that goes layer by layer needs no more than one layer's weights at once. On a CPU that
-is slow in the checkpoint's half type, that layer and the front end are computed in float32; hidden states between
-layers, and the embeddings in memory, have the checkpoint's dtype (`pruning.compute_dtype`).
+is slow in the checkpoint's half type, that layer and the front end are computed in float32, which hidden states between
+layers keep; the embeddings in memory have the checkpoint's dtype (`pruning.compute_dtype`).
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from pruning.compute_dtype import compute_dtype, converted_calls, widen, widen_o
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.families import family_of
 from pruning.headers import StoredTensor, stored_tensors
+from pruning.stored_dtype import TORCH_DTYPES, stored_dtype
 from pruning.streaming.blocks import whole_blocks
 from pruning.tensor_roles import DECODER_TENSOR, decoder_tensor, is_computed
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 
 _HEAD_TENSOR = r"(^|\.)lm_head\."
-_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class LayerSlot(nn.Module):
@@ -107,8 +107,8 @@ def loaded_layers(model: "PreTrainedModel") -> Iterator[LayerSource]:
 class CheckpointLayers:
     """The layers of a dense checkpoint folder, each read when it is asked for, into the memory of the one before.
 
-    All else is loaded at once, by transformers, so that dtypes and renamed tensors are its business; a layer's tensors
-    have the same names in files and modules, whatever stands before them. An output head of its own is left out.
+    All else is loaded at once, by transformers, so that renamed tensors are its business; a layer's tensors have the
+    same names in files and modules, whatever stands before them. An output head of its own is left out.
 
     Raises:
         CheckpointError: the folder is damaged, or its tensors are not exactly those of the model.
@@ -165,7 +165,7 @@ class CheckpointLayers:
             self._memory[inside] = target
         flat, done = target.view(-1), 0
         for block in whole_blocks(stored):
-            values = torch.from_numpy(block).view(_TORCH_DTYPES[stored.dtype])
+            values = torch.from_numpy(block).view(TORCH_DTYPES[stored.dtype])
             flat[done : done + len(values)] = values
             done += len(values)
         return target
@@ -223,4 +223,4 @@ def _load_without_layers(folder: Path, config: "PreTrainedConfig") -> "tuple[Pre
             if hasattr(self, "lm_head") and not self.all_tied_weights_keys:
                 self.lm_head = nn.Identity()
 
-    return load_as(posing_as(known_class, WithoutLayers), folder), tuple(layers)
+    return load_as(posing_as(known_class, WithoutLayers), folder, dtype=stored_dtype(folder)), tuple(layers)

@@ -1,6 +1,6 @@
 """The decoder a layer at a time: so that a forward pass can begin at any layer, from hidden states that are known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,16 +31,18 @@ class VisualFeatures:
 
 @dataclass(frozen=True)
 class LayerCalls:
-    """How the decoder calls its layers on one batch: nothing here depends on what the layers compute.
+    """How the decoder calls its layers on one batch, which does not depend on what the layers compute.
 
     Attributes:
         hidden: [B, T, D] input of layer 0.
         arguments: one dict a layer: masks and rotary embeddings.
+        last_hidden: [B, T, D] what the dense decoder made of it, after its final norm.
         features: of the first layers, as many as have any.
     """
 
     hidden: torch.Tensor
     arguments: tuple[dict[str, Any], ...]
+    last_hidden: torch.Tensor
     features: tuple[VisualFeatures, ...] = ()
 
     def through(self, index: int, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -90,7 +92,7 @@ def record_layer_calls(view: DecoderView, inputs: dict[str, Any]) -> LayerCalls:
             "each decoder layer must take what the one before returns, and the final norm what the last one returns",
             values=f"{type(view.decoder).__name__}, layers {breaks}" if breaks else type(view.decoder).__name__,
         )
-    return LayerCalls(first[0], tuple(arguments), features)
+    return LayerCalls(first[0], tuple(arguments), last_hidden, features)
 
 
 def _visual_features(inputs: dict[str, Any]) -> tuple[VisualFeatures, ...]:
@@ -107,28 +109,3 @@ def _is_same(left: Any, right: Any) -> bool:
     if not isinstance(left, torch.Tensor) or left.shape != right.shape:
         return False
     return left is right or torch.equal(left.nan_to_num(), right.nan_to_num())
-
-
-def without_causal_mask(calls: LayerCalls, attention_mask: torch.Tensor) -> LayerCalls:
-    """`calls` without the masks that say no more than "causal": scaled-dot-product attention knows that by itself.
-
-    Right padding is never seen by the tokens before it, so for them the mask [B, 1, T, T] is the plain triangle; what
-    the padding itself attends to is nobody's concern. `attention_mask` [B, T] is 1 for real tokens. Only for models
-    whose attention implementation is "sdpa": it alone takes a missing mask to mean causal.
-    """
-    arguments = []
-    dropped: dict[int, bool] = {}
-    for kwargs in calls.arguments:
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and id(mask) not in dropped:
-            dropped[id(mask)] = _is_plain_causal(mask, attention_mask)
-        arguments.append({**kwargs, "attention_mask": None} if dropped.get(id(mask)) else kwargs)
-    return replace(calls, arguments=tuple(arguments))
-
-
-def _is_plain_causal(mask: torch.Tensor, attention_mask: torch.Tensor) -> bool:
-    B, T = attention_mask.shape
-    if mask.dtype != torch.bool or mask.shape != (B, 1, T, T):
-        return False
-    triangle = torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
-    return bool((mask[:, 0] == triangle)[attention_mask.to(mask.device).bool()].all())

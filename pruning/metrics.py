@@ -1,8 +1,8 @@
 """What one evaluation of a configuration measures, and who measures it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 Widths = tuple[int, ...]
 """FFN widths [L]."""
@@ -30,6 +30,21 @@ class Metrics:
     num_tokens: int
     num_answers: int
     agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types. Agreement is left out where it was not measured, as in documents from before it was."""
+        document = asdict(self)
+        if self.agreement is None:
+            del document["agreement"]
+        return document
+
+
+def exact_match_tells(dense: Metrics | None) -> bool:
+    """Whether exact match tells configurations apart: where the dense model itself gives some answers exactly.
+
+    Of long answers it gives none, and neither does what is cut from it. True where `dense` is not known.
+    """
+    return dense is None or dense.accuracy > 0
 
 
 class Evaluate(Protocol):

@@ -32,10 +32,15 @@ class _Part(BaseModel):
 
 
 class PlanModel(_Part):
-    """The model that a plan was made for."""
+    """The model that a plan was made for.
+
+    `weights_sha256` is of the weight files that were ranked (`pruning.headers.weights_sha256`): models of one shape
+    share their fingerprint. None in plans from before it was recorded.
+    """
 
     id: str
     fingerprint: str = Field(pattern=_SHA256)
+    weights_sha256: str | None = Field(default=None, pattern=_SHA256, exclude_if=_is_none)
 
 
 INT64_MAX = 2**63 - 1
@@ -154,6 +159,11 @@ class Predicted(_Part):
 
     On calibration answers, unless the provenance's note names validation data. Intervals are meant to hold for nine
     plans in ten; how many they hold for, of `lop` and of other methods, is in docs/predictor.md.
+
+    Attributes:
+        accuracy: share of answers that are exact; None where the dense model itself gives none exactly.
+        agreement: share of answer tokens at which the pruned model's first choice is the dense model's; None in plans
+            from before it was measured.
     """
 
     quality: float
@@ -161,6 +171,8 @@ class Predicted(_Part):
     metric: Literal["kl"] = "kl"
     accuracy: float | None = Field(default=None, exclude_if=_is_none)
     accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
+    agreement: float | None = Field(default=None, exclude_if=_is_none)
+    agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
 
 
 class Provenance(_Part):

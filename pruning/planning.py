@@ -32,12 +32,13 @@ def make_plan(
     created_at: datetime | None = None,
     achieved: Achieved | None = None,
     kv_groups: Sequence[int] | None = None,
+    weights_sha256: str | None = None,
 ) -> PruningPlan:
     """A plan that keeps `widths` [L] FFN channels and `kv_groups` [L], by default all. Its id is a hash of everything
     but `created_at`.
 
     `achieved` is what the sizes cost, if that is known already: by default it is priced, without a latency, for the
-    workload of the target's budget.
+    workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
     sizes = anatomy.sizes_with(widths, kv_groups)
     if achieved is None:
@@ -51,7 +52,7 @@ def make_plan(
         plan_id="",
         method=method,
         created_at=created_at or datetime.now(UTC),
-        model=PlanModel(id=model_id, fingerprint=anatomy.fingerprint),
+        model=PlanModel(id=model_id, fingerprint=anatomy.fingerprint, weights_sha256=weights_sha256),
         target=target,
         layers=layers,
         ranking=ranking,

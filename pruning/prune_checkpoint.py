@@ -4,6 +4,7 @@ Both write next to the output folder and rename it into place at the end: an out
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from pruning.streaming.draft import SAVED_MODEL, draft_contents, draft_folder, l
 from pruning.streaming.file_errors import writing
 from pruning.streaming.outputs import output_tensors
 from pruning.streaming.place import check_place, check_room
+from pruning.streaming.ranked_weights import checked_alongside
 from pruning.streaming.shard_writer import write_shard
 from pruning.surgery import check_applicable
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 # The config, the index and the folder's own blocks: less than this beside any weights.
 _REST_BYTES = 2**20
@@ -43,6 +47,7 @@ def prune_checkpoint(
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
     on_bytes: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] = logger.warning,
 ) -> Path:
     """Write the checkpoint in `source`, cut as `plan` says, to the new folder `out`.
 
@@ -56,6 +61,8 @@ def prune_checkpoint(
         max_shard_size: bytes of tensors in one weight file, at most. `plan.achieved.disk_bytes` is what the default
             comes to; each file more or less is one header more or less.
         on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
+        on_warning: told, when `out` is there, that these are not the weights that were ranked. The plan is applied all
+            the same: shapes fit, and the same weights may lie in other files.
 
     Raises:
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
@@ -90,17 +97,20 @@ def prune_checkpoint(
             if on_bytes is not None:
                 on_bytes(done, total)
 
-        with draft.writing(sizes) as folder:
-            advance(0)
-            write_config(source, plan, folder, anatomy)
-            copy_companions(source, folder)
-            (folder / PLAN_NAME).write_text(plan.to_json())
-            for file_name, layout in layouts.items():
-                if file_name in missing:
-                    write_shard(folder / file_name, layout, outputs, on_bytes=advance)
-            if shards.is_sharded:
-                index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-                (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        with checked_alongside(source, plan) as warning_of_weights:
+            with draft.writing(sizes) as folder:
+                advance(0)
+                write_config(source, plan, folder, anatomy)
+                copy_companions(source, folder)
+                (folder / PLAN_NAME).write_text(plan.to_json())
+                for file_name, layout in layouts.items():
+                    if file_name in missing:
+                        write_shard(folder / file_name, layout, outputs, on_bytes=advance)
+                if shards.is_sharded:
+                    index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+                    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            if warning := warning_of_weights():
+                on_warning(warning)
     return out
 
 

@@ -131,13 +131,22 @@ class ModelStatistics:
             }
         found = {name: array.shape for name, array in self.arrays.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        wrong = wrong or sorted(name for name, array in self.arrays.items() if not np.isfinite(array).all())
         if wrong:
             raise CheckpointError(
-                f"statistics of kind '{self.kind}' hold finite numbers for every layer and channel of the model",
-                values=f"{len(wrong)} arrays are missing, too many, of another shape or not finite, first {wrong[0]}",
-                remedy="Measure them again; if numbers are not finite, load the model in float32 or bfloat16",
+                f"statistics of kind '{self.kind}' are numbers for every layer and channel of the model",
+                values=f"{len(wrong)} arrays are missing, too many or of another shape, first {wrong[0]}",
+                remedy="Measure them again",
             )
+        if infinite := self.infinite():
+            raise CheckpointError(
+                f"statistics of kind '{self.kind}' must be finite numbers",
+                values=f"{len(infinite)} of {len(self.arrays)} arrays hold NaN or infinity, first {infinite[0]}",
+                remedy="The model's activations overflow its dtype: save it as float32 or bfloat16, then measure that",
+            )
+
+    def infinite(self) -> list[str]:
+        """Names of the arrays that hold NaN or infinity."""
+        return sorted(name for name, array in self.arrays.items() if not np.isfinite(array).all())
 
     def to_bytes(self) -> bytes:
         """A safetensors file; equal statistics give equal bytes."""
@@ -227,11 +236,14 @@ def measure_checkpoint(
     """
     from pruning.activation_statistics import measure_activations
     from pruning.anatomy_reader import read_anatomy
+    from pruning.finite_weights import check_finite_weights
     from pruning.layer_source import CheckpointLayers
 
     anatomy = read_anatomy(folder)
     source = CheckpointLayers(folder, device)
     arrays = measure_activations(source, batches, num_rows=batches.num_rows, on_batch=on_batch)
     statistics = ModelStatistics(StatisticsKind.ACTIVATIONS, anatomy.fingerprint, arrays)
+    if statistics.infinite():
+        check_finite_weights(folder)  # the likeliest reason, and another remedy
     statistics.check(anatomy)
     return statistics

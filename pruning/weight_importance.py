@@ -42,6 +42,7 @@ from pruning.arrays import FloatArray
 from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
 from pruning.families import FAMILIES, Role
+from pruning.finite_weights import check_finite_weights
 from pruning.headers import StoredTensor, stored_tensors
 from pruning.ranking import Ranking
 from pruning.streaming.blocks import Bytes, open_weights, read_bytes
@@ -170,5 +171,10 @@ def _float64(content: Bytes, tensor: StoredTensor) -> FloatArray:
 def _finite(scores: FloatArray, folder: Path, layer: DecoderLayer) -> FloatArray:
     """In float32: the last digits of a sum depend on the machine, and equal weights should give equal rankings."""
     if not np.isfinite(scores).all():
-        raise CheckpointError("weights must be finite", values=f"{folder}: layer {layer.index} has some that are not")
+        check_finite_weights(folder)
+        raise CheckpointError(
+            "the norms that channels are ranked by must be finite",
+            values=f"{folder}: layer {layer.index} has weights that are too large for that",
+            remedy="Rank on data: `lop model add ID FOLDER --data FILE`",
+        )
     return scores.astype(np.float32).astype(np.float64)

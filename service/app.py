@@ -11,10 +11,12 @@ from fastapi import FastAPI
 from pruning.devices.profile import MAX_PROFILE_BYTES
 from pruning.errors import LopError
 from service.access_log import AccessLog
+from service.head_requests import HeadAsGet
 from service.openapi import install_openapi
 from service.problems import install_problem_handlers
 from service.request_limits import RequestSizeLimit
 from service.resources import Resources
+from service.root_path import RootPath
 from service.routes import devices, health, models, plans, predictors, rankings
 from service.settings import Settings
 from storage.contract import Repository
@@ -43,11 +45,13 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         app.include_router(routes.router)
     app.include_router(plans.reading)
     app.include_router(devices.reading)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         RequestSizeLimit,
         max_bytes=settings.max_request_bytes,
         larger={devices.router.prefix: MAX_PROFILE_BYTES},
     )
+    app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(AccessLog)
     return app
 

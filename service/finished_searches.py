@@ -1,13 +1,14 @@
 """What finished searches found for a model, target by target."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from pruning.metrics import Metrics
+from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from service.methods.names import Method
 from storage.contract import Repository
@@ -25,11 +26,13 @@ class Validation:
     Attributes:
         data: their file's name.
         calibration_id: of the set.
+        dense: of the dense model there; None if it is not known.
     """
 
     data: str
     calibration_id: str
     metrics: Metrics
+    dense: Metrics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class FoundConfiguration:
         seed: of the search; None if its settings do not say.
         calibration_id: the set of `metrics`; None if the search does not say.
         validation: None if it was not validated.
+        dense: metrics of the dense model on the calibration set; None if they are not known.
     """
 
     search_id: str
@@ -63,6 +67,7 @@ class FoundConfiguration:
     seed: int | None
     calibration_id: str | None
     validation: Validation | None = None
+    dense: Metrics | None = None
 
 
 class SearchFinder:
@@ -85,7 +90,9 @@ class SearchFinder:
                 found += read_search(search, model.anatomy)
             except InputError as error:
                 _logger.warning("search %s of model %s cannot be used: %s", search.id, model.id, error)
-        return found
+        sets = sorted({configuration.calibration_id for configuration in found if configuration.calibration_id})
+        dense = {calibration_id: dense_metrics(self._repository, model, calibration_id) for calibration_id in sets}
+        return [replace(configuration, dense=dense.get(configuration.calibration_id or "")) for configuration in found]
 
 
 def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfiguration]:
@@ -93,7 +100,8 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
 
     Its settings document holds the search's own settings as "search"; what those leave out has its default ("mcts" for
     "method"). Its result document holds a `SearchResult` as "search", and beside it "calibration_id" and, if it was
-    validated, "validation" with the name of the "data", the "id" of the set and the "metrics" target by target.
+    validated, "validation" with the name of the "data", the "id" of the set, the "metrics" target by target and, since
+    exact match is told only where the dense model has any, "dense" with the metrics of that.
 
     Raises InputError if the documents are of another form, or of another model.
     """
@@ -136,7 +144,9 @@ def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Vali
     if document is None:
         return [None] * num_targets
     data, calibration_id = str(document["data"]), str(document["id"])
-    return [Validation(data, calibration_id, Metrics(**metrics)) for metrics in document["metrics"]]
+    dense = document.get("dense")
+    of_dense = None if dense is None else Metrics(**dense)
+    return [Validation(data, calibration_id, Metrics(**metrics), of_dense) for metrics in document["metrics"]]
 
 
 def _parameters(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ _DESCRIPTIONS = {
     404: "Nothing is registered under an id that the request names.",
     409: "The stored data contradicts the request.",
     413: "The request body is too large.",
-    415: "The request body is not declared as JSON.",
+    415: "The request body is not declared as JSON, or is compressed.",
     422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
     "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit.",
     503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
@@ -26,6 +26,7 @@ PLAN_EXAMPLE: dict[str, Any] = {
     "model": {
         "id": "llava-reference",
         "fingerprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "weights_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     },
     "target": {
         "sparsity": None,

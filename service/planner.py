@@ -188,6 +188,7 @@ def _make_plan(
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
         achieved=achieved,
+        weights_sha256=question.model.weights_sha256,
     )
 
 

@@ -130,7 +130,10 @@ def install_problem_handlers(app: FastAPI) -> None:
         # FastAPI answers 400 to a body that the JSON parser gives up on (not UTF-8, nested too deeply).
         status = 422 if error.status_code == 400 else error.status_code
         problem = plain_problem(status, _instance(request), rule=error.detail, remedy=_REMEDIES.get(status, ""))
-        return problem_response(problem, error.headers)
+        headers = dict(error.headers or {})
+        if "GET" in (allowed := headers.get("Allow", headers.get("allow", ""))).split(", "):
+            headers = {"Allow": f"{allowed}, HEAD"}  # see service.head_requests
+        return problem_response(problem, headers)
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:

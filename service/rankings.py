@@ -46,12 +46,10 @@ def find_ranking(repository: Repository, sha256: str) -> Artifact:
 
 
 def ranking_response(sha256: str, read: Callable[[], Artifact], request: Request, *, cache_control: str) -> Response:
-    """The file in answer to GET, its headers to HEAD; 304 to who has it, without reading it."""
+    """The file; 304 to who has it, without reading it."""
     etag = strong_etag(sha256)
     headers = {"ETag": etag, "Cache-Control": cache_control, "X-Content-Type-Options": "nosniff"}
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
     artifact = read()
-    headers["Content-Length"] = str(len(artifact.content))
-    content = b"" if request.method == "HEAD" else artifact.content
-    return Response(content, media_type=artifact.media_type, headers=headers)
+    return Response(artifact.content, media_type=artifact.media_type, headers=headers)

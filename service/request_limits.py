@@ -1,4 +1,4 @@
-"""Requests refused before anything parses them: a body that is too large, or is not JSON."""
+"""Requests refused before anything parses them: a body that is too large, is not JSON, or is encoded."""
 
 from collections.abc import Callable, Coroutine, Mapping
 from email.message import Message
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from service.problems import plain_problem, problem_response
+from service.root_path import own_path
 
 
 class RequestSizeLimit:
@@ -28,7 +29,7 @@ class RequestSizeLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = max(self.max_bytes, self.larger.get(scope["path"], 0))
+        most = max(self.max_bytes, self.larger.get(own_path(scope), 0))
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > most:
             await self._refuse(scope, receive, send, most, f"{int(declared)} bytes")
@@ -68,7 +69,7 @@ class RequestSizeLimit:
 
 
 class JsonBodyRoute(APIRoute):
-    """A route whose body must be declared as JSON; answers 415 otherwise."""
+    """A route whose body must be declared as JSON, as it is: neither compressed nor otherwise encoded; else 415."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -84,6 +85,16 @@ class JsonBodyRoute(APIRoute):
                     remedy="Send Content-Type: application/json",
                 )
                 return problem_response(problem, {"Accept": "application/json"})
+            encoding = request.headers.get("content-encoding", "")
+            if encoding.strip().lower() not in ("", "identity"):
+                problem = plain_problem(
+                    415,
+                    request.url.path,
+                    rule="the request body must be sent as it is, without a content coding",
+                    values=f"Content-Encoding: {encoding[:100]}",
+                    remedy="Leave the body uncompressed: it is small",
+                )
+                return problem_response(problem, {"Accept-Encoding": "identity"})  # RFC 9110, section 15.5.16
             return await handle(request)
 
         return handle_json

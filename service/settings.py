@@ -1,6 +1,7 @@
 """What an operator can set, from `LOP_...` environment variables or the command line; unsafe values are refused."""
 
 import ipaddress
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -9,6 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruning.errors import InputError
 from storage.url import parse_url
+
+_PREFIX = r"(/[A-Za-z0-9._~-]+)+"
+_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz")
 
 
 class LogLevel(StrEnum):
@@ -29,6 +33,7 @@ class Settings(BaseSettings):
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.
         cached_predictors: predictors kept in memory, least recently used ones leave first.
+        root_path: the prefix of the service's paths as clients see them, which a proxy takes away: "/lop".
         shutdown_seconds: how long running requests may take to end after SIGTERM.
     """
 
@@ -41,6 +46,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
     cached_predictors: int = Field(default=8, ge=1, le=1024)
+    root_path: str = ""
     shutdown_seconds: int = Field(default=20, ge=1, le=3600)
 
     @field_validator("database_url")
@@ -48,6 +54,19 @@ class Settings(BaseSettings):
     def _known_database(cls, url: str) -> str:
         parse_url(url)
         return url
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, root_path: str) -> str:
+        prefix = root_path.rstrip("/")
+        if prefix and not re.fullmatch(_PREFIX, prefix):
+            raise ValueError(
+                f"a prefix is a path such as /lop, of letters, digits and . _ ~ - (got {root_path[:80]!r})"
+            )
+        first = prefix.partition("/")[2].partition("/")[0]
+        if any(segment in (".", "..") for segment in prefix.split("/")) or first in _OWN_PATHS:
+            raise ValueError(f"a prefix has no dot segments, and begins with none of {', '.join(_OWN_PATHS)}")
+        return prefix
 
     @field_validator("log_level", mode="before")
     @classmethod

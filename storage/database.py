@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pruning.errors import InputError, LopError, SchemaRevisionError, StorageUnavailableError
+from pruning.reasons import reason_of
 from storage import migration
 from storage.fork_safety import drop_connections_of_parent
 from storage.sqlite import create_file, create_sqlite_engine, enable_wal
@@ -219,5 +220,4 @@ def _unavailable(url: URL, error: Exception) -> StorageUnavailableError:
 def _reason(url: URL, error: Exception) -> str:
     """What the driver said, in one line and without the password."""
     cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
-    lines = without_secrets(url, str(cause)).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
+    return without_secrets(url, reason_of(cause))

@@ -95,7 +95,7 @@ def sample_of(row: SampleRow) -> Sample:
         ranking_sha256=row.ranking_sha256,
         calibration_id=row.calibration_id,
         widths=configuration_widths(row.configuration),
-        metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers),
+        metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement),
         seconds=row.seconds,
         source=row.source,
     )

@@ -48,7 +48,14 @@ class SampleStore(SqlStore):
         asked = {configuration_key(configuration_document(w)): w for w in widths}
         keys = list(asked)
         metrics: dict[str, Metrics] = {}
-        columns = (SampleRow.kl, SampleRow.nll, SampleRow.accuracy, SampleRow.num_tokens, SampleRow.num_answers)
+        columns = (
+            SampleRow.kl,
+            SampleRow.nll,
+            SampleRow.accuracy,
+            SampleRow.num_tokens,
+            SampleRow.num_answers,
+            SampleRow.agreement,
+        )
         with self._reading() as session:
             for start in range(0, len(keys), LOOKUP_CHUNK):
                 found = session.execute(
@@ -59,8 +66,8 @@ class SampleStore(SqlStore):
                         SampleRow.configuration_key.in_(keys[start : start + LOOKUP_CHUNK]),
                     )
                 )
-                for key, kl, nll, accuracy, num_tokens, num_answers in found:
-                    metrics[key] = Metrics(kl, nll, accuracy, num_tokens, num_answers)
+                for key, kl, nll, accuracy, num_tokens, num_answers, agreement in found:
+                    metrics[key] = Metrics(kl, nll, accuracy, num_tokens, num_answers, agreement)
         return {configuration: metrics[key] for key, configuration in asked.items() if key in metrics}
 
     def list_samples(
@@ -82,8 +89,9 @@ class SampleStore(SqlStore):
 
 
 def _row(sample: Sample) -> dict[str, Any]:
-    measured = (sample.metrics.kl, sample.metrics.nll, sample.metrics.accuracy, sample.seconds)
-    if not all(math.isfinite(value) for value in measured):
+    agreement = sample.metrics.agreement
+    measured = (sample.metrics.kl, sample.metrics.nll, sample.metrics.accuracy, agreement, sample.seconds)
+    if not all(value is None or math.isfinite(value) for value in measured):
         raise InputError(
             "the metrics and seconds of a sample must be finite numbers",
             values=f"{sample.metrics}, seconds={sample.seconds}, widths={sample.widths}",
@@ -99,6 +107,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         "kl": float(sample.metrics.kl),
         "nll": float(sample.metrics.nll),
         "accuracy": float(sample.metrics.accuracy),
+        "agreement": None if agreement is None else float(agreement),
         "num_tokens": int(sample.metrics.num_tokens),
         "num_answers": int(sample.metrics.num_answers),
         "seconds": float(sample.seconds),

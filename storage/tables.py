@@ -116,7 +116,10 @@ class StatisticsRow(Base):
 
 
 class SampleRow(Base):
-    """`configuration_key` is the sha256 of the canonical JSON of `configuration` (storage/documents.py)."""
+    """`configuration_key` is the sha256 of the canonical JSON of `configuration` (storage/documents.py).
+
+    `agreement` is null in samples from before it was measured.
+    """
 
     __tablename__ = "samples"
     __table_args__ = (
@@ -134,6 +137,7 @@ class SampleRow(Base):
     kl: Mapped[float]
     nll: Mapped[float]
     accuracy: Mapped[float]
+    agreement: Mapped[float | None]
     num_tokens: Mapped[int]
     num_answers: Mapped[int]
     seconds: Mapped[float]

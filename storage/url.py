@@ -30,8 +30,12 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
+        if _has_cut_password(text):
+            raise _cut_password(scheme, text) from error
         values = f"{scheme}://..." if scheme else "text without a scheme"
         raise InputError("the database must be a URL", values=values, remedy=_REMEDY) from error
+    if url.password is not None and _has_cut_password(text):
+        raise _cut_password(scheme, text)
     driver = _DRIVERS.get(url.drivername)
     if driver is None:
         raise InputError("the database must be SQLite or PostgreSQL", values=f"{scheme}://...", remedy=_REMEDY)
@@ -41,6 +45,22 @@ def parse_url(text: str) -> URL:
             raise InputError("a SQLite URL must name a file and nothing else", values=masked(url), remedy=_REMEDY)
         url = url.set(database=str(Path(url.database).absolute()))
     return url
+
+
+def _cut_password(scheme: str, text: str) -> InputError:
+    """Shows what follows the last @ only: everything before it may be the password."""
+    return InputError(
+        "an @ in a database's password must be written as %40, since it ends the password otherwise",
+        values=f"{scheme}://***@{text.rpartition('@')[2]}",
+        remedy=_REMEDY,
+    )
+
+
+def _has_cut_password(text: str) -> bool:
+    """Whether, after the @ that ends the password, there is another where a URL has none: it ended before its end."""
+    after_login = text.partition("://")[2].partition(":")[2].partition("@")[2]
+    place, _, query = after_login.partition("?")
+    return "@" in place or any("@" in option.partition("=")[0] for option in query.split("&"))
 
 
 def masked(url: URL) -> str:

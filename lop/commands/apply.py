@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, fail, print_json, print_line
+from lop.console import bar, fail, print_json, print_line, warn
 
 INTERRUPTED = 130
 
@@ -32,7 +32,8 @@ def apply(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    from lop.applying import load_ranking, ranking_path
+    from lop.applying import load_ranking, load_ranking_of
+    from lop.compute import warn_of_adapter
     from lop.quantities import parse_bytes
     from pruning.plan import PruningPlan
     from pruning.prune_checkpoint import prune_checkpoint
@@ -40,16 +41,27 @@ def apply(
 
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
-    beside = ranking_path(plan)
-    kept = load_ranking(document, ranking or (beside if beside.is_file() else None))
+    kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
+    warn_of_adapter(model)
+    warnings: list[str] = []
     try:
         with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
-            prune_checkpoint(model, document, kept, out, max_shard_size=shard_bytes, on_bytes=on_bytes)
+            prune_checkpoint(
+                model,
+                document,
+                kept,
+                out,
+                max_shard_size=shard_bytes,
+                on_bytes=on_bytes,
+                on_warning=warnings.append,
+            )
     except KeyboardInterrupt:
         if not draft_folder(out).is_dir():
             raise
         fail(f"interrupted; what is finished is in {draft_folder(out)}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
+    for warning in warnings:
+        warn(warning)
     files = list(out.glob("*.safetensors"))
     weights = sum(path.stat().st_size for path in files)
     parameters = document.achieved.parameters

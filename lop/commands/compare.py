@@ -7,7 +7,9 @@ import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
 from lop.console import bar, print_json, print_line, print_table, stderr, warn
+from lop.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from pruning.levels import DEFAULT_ROUND_TO
+from pruning.metrics import exact_match_tells
 from pruning.target import Scope, check_sparsity
 from service.methods.names import Method
 
@@ -64,18 +66,30 @@ def compare(
             f"{data} is what {', '.join(comparison.calibrated)} decided from: score on conversations that no method saw"
         )
     if plot is not None:
-        draw_comparison([plan.to_dict() for plan in comparison.plans], plot)
+        rows = [plan.to_dict() for plan in comparison.plans]
+        draw_comparison(rows, plot, exact_match=exact_match_tells(comparison.dense))
         stderr().print(f"wrote {plot}", markup=False)
     if json:
-        print_json({"model": model, "data": str(data), "plans": [plan.to_dict() for plan in comparison.plans]})
+        document = {"model": model, "data": str(data), "dense": comparison.dense.to_dict()}
+        print_json(document | {"plans": [plan.to_dict() for plan in comparison.plans]})
         return
     print_table(
         f"plans for {model} on {data} ({len(loaded)} conversations)",
-        ["method", f"sparsity ({scope})", "achieved", "KL to dense", "exact match", "note"],
+        ["method", f"sparsity ({scope})", "achieved", *quality_columns(comparison.dense), "note"],
         [
-            [p.method, p.sparsity, p.achieved_sparsity, p.kl, p.accuracy, "filled up" if p.filled_up else ""]
+            [
+                p.method,
+                p.sparsity,
+                p.achieved_sparsity,
+                *quality_cells(p, comparison.dense),
+                "filled up" if p.filled_up else "",
+            ]
             for p in comparison.plans
         ],
     )
+    if exact_match_tells(comparison.dense):
+        print_line(f"exact match of the dense model: {comparison.dense.accuracy:.4g}")
+    else:
+        print_line(NO_EXACT_MATCH)
     if any(plan.filled_up for plan in comparison.plans):
         print_line("filled up: what was searched for another target, with channels added up to this one")

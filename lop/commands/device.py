@@ -79,7 +79,7 @@ def profile(
         with bar("measuring") as on_step:
             measured = measure_machine(devices, device_id, timed, settings, name=name, replace=replace, on_step=on_step)
     if json:
-        print_line(measured.model_dump_json())
+        print_json(measured.model_dump(mode="json"))
     else:
         _show_profile(measured)
 

@@ -32,6 +32,7 @@ def add(
     file: in TMPDIR if that is set, else in /tmp, or in /var/tmp where /tmp is kept in memory. Without data,
     --weights-only ranks from the files; then no statistics are stored.
     """
+    from lop.compute import warn_of_adapter
     from lop.registration import read_conversations, register_by_weights, register_model
     from pruning.anatomy_reader import read_anatomy
     from pruning.errors import InputError
@@ -43,6 +44,7 @@ def add(
             remedy="Give --data FILE, or --weights-only without --conversations",
         )
     read_anatomy(folder)  # a bad checkpoint is told before anything is created
+    warn_of_adapter(folder)
     if data is None:
         with open_database(database, create=True) as repository, stages() as stage:
             told = stage("reading weights"), stage("ranking")

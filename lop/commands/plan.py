@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lop.commands.options import Json, ModelId, OptionalDatabase
-from lop.console import print_line, print_table, stderr
+from lop.console import print_json, print_line, print_table, stderr
 from lop.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_ROUND_TO
@@ -111,7 +111,7 @@ def plan(
         write_plan(found, ranking, out)
         stderr().print(f"wrote {out}", markup=False)
     if json:
-        print_line(found.model_dump_json())
+        print_json(found.model_dump(mode="json"))
     elif out is None or typer.get_text_stream("stdout").isatty():
         show(found)
 
@@ -135,9 +135,12 @@ def show(plan: PruningPlan) -> None:
         print_line(
             f"predicted KL to dense: {plan.predicted.quality:.4f}{_range(plan.predicted.interval, '.4f')}{where}"
         )
-        if plan.predicted.accuracy is not None:
-            bounds = _range(plan.predicted.accuracy_interval, ".1%")
-            print_line(f"predicted exact match: {plan.predicted.accuracy:.1%}{bounds}{where}")
+        for what, share, interval in (
+            ("exact match", plan.predicted.accuracy, plan.predicted.accuracy_interval),
+            ("agreement with the dense model", plan.predicted.agreement, plan.predicted.agreement_interval),
+        ):
+            if share is not None:
+                print_line(f"predicted {what}: {share:.1%}{_range(interval, '.1%')}{where}")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")
 

@@ -1,6 +1,5 @@
 """`lop search`: the offline search, and the ones that it is compared with."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,15 +19,18 @@ from lop.commands.options import (
 )
 from lop.console import print_json, print_line, print_table, stderr, warn
 from lop.engines import Engine, EngineOptions
+from lop.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
 from pruning.errors import InputError
 from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.metrics import exact_match_tells
 from pruning.target import Scope
 
 if TYPE_CHECKING:
     from lop.validating import Validated
     from mcts.result import SearchResult
     from pruning.conversations import Conversation
+    from pruning.metrics import Metrics
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -95,7 +97,9 @@ def search(
     from lop.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
+    from pruning.conversations import calibration_id
     from pruning.levels import LevelGrid
+    from service.dense_metrics import dense_metrics
 
     options = EngineOptions(engine, address, actors, cache_gib)
     if plot is not None:
@@ -146,6 +150,7 @@ def search(
             share = -(-result.scan_evaluations // len(result.targets))
             draw_search({t.label: {str(method): t.curve} for t in result.targets}, plot, first={str(method): share})
             stderr().print(f"wrote {plot}", markup=False)
+        dense = dense_metrics(repository, repository.get_model(model), calibration_id(loaded))
         validated = None
         try:
             if validation is not None:
@@ -154,11 +159,13 @@ def search(
         finally:  # a validation that fails takes nothing of the search with it
             if json:
                 document = {"model": model, "samples": samples, **result.to_dict()}
+                if dense is not None:
+                    document["dense"] = dense.to_dict()
                 if validated is not None:
-                    document["validation"] = [asdict(metrics) for metrics in validated.metrics]
+                    document["validation"] = [metrics.to_dict() for metrics in validated.metrics]
                 print_json(document)
             else:
-                _show(model, result, validated)
+                _show(model, result, dense, validated)
                 print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
 
 
@@ -174,15 +181,20 @@ def _read_validation(path: Path | None) -> "list[Conversation]":
     return conversations
 
 
-def _show(model: str, result: "SearchResult", validated: "Validated | None") -> None:
-    """The best configurations as a table; with validation, how much worse they are there."""
-    columns = ["target", "KL to dense", "exact match", "evaluations", "FFN widths"]
-    rows: list[list[Any]] = [
-        [t.label, t.metrics.kl, t.metrics.accuracy, t.evaluations, " ".join(map(str, t.widths))] for t in result.targets
-    ]
+def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated: "Validated | None") -> None:
+    """The best configurations as a table; with validation, how much worse they are there.
+
+    `dense` are the metrics of the dense model on the calibration data.
+    """
+    columns = ["target", *quality_columns(dense)]
+    rows: list[list[Any]] = [[t.label, *quality_cells(t.metrics, dense)] for t in result.targets]
     if validated is not None:
-        columns[3:3] = ["validation KL", "validation exact match", "KL gap"]
-        for row, metrics in zip(rows, validated.metrics, strict=True):
-            gap = f"{metrics.kl / row[1] - 1:+.0%}" if row[1] > 0 else "-"
-            row[3:3] = [metrics.kl, metrics.accuracy, gap]
-    print_table(f"best configurations of {model} (calibration data)", columns, rows)
+        columns += [*quality_columns(validated.dense, "validation "), "KL gap"]
+        for row, target, metrics in zip(rows, result.targets, validated.metrics, strict=True):
+            gap = f"{metrics.kl / target.metrics.kl - 1:+.0%}" if target.metrics.kl > 0 else "-"
+            row += [*quality_cells(metrics, validated.dense), gap]
+    for row, target in zip(rows, result.targets, strict=True):
+        row += [target.evaluations, " ".join(map(str, target.widths))]
+    print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", "FFN widths"], rows)
+    if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
+        print_line(NO_EXACT_MATCH)

@@ -15,10 +15,14 @@ def serve(
     allow_remote: Annotated[
         bool | None, typer.Option("--allow-remote", help="Allow an address that other machines reach.")
     ] = None,
+    root_path: Annotated[
+        str | None,
+        typer.Option(help="Prefix of all paths as clients see them, where a proxy takes it away, such as /lop."),
+    ] = None,
     database: OptionalDatabase = None,
 ) -> None:
     """Serve plans over HTTP. Settings also come from LOP_... environment variables."""
     from service.server import serve as run
     from service.settings import load_settings
 
-    run(load_settings(host=host, port=port, allow_remote=allow_remote, database_url=database))
+    run(load_settings(host=host, port=port, allow_remote=allow_remote, root_path=root_path, database_url=database))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _METRICS = {
     "value_error_log_kl": "mean error of log KL on samples that were left out",
+    "agreement_error": "mean error of the agreement with the dense model, likewise",
+    "accuracy_error": "mean error of the exact match, likewise",
     "policy_error_nats": "error of the policy on held-out experts, in nats",
     "num_experts": "experts that it imitates",
 }
@@ -90,7 +92,7 @@ def train(
         )
     with open_database(database) as repository:
         settings = TrainingSettings(num_levels=num_levels, round_to=round_to, seed=seed)
-        calibration = calibration_id(load_conversations(data)[:conversations]) if data is not None else None
+        calibration = calibration_id(load_conversations(data, conversations)) if data is not None else None
         training_samples(repository, model, calibration)  # told before torch is set to work
         reports: list[RoundReport] = []
         if rounds:
@@ -112,8 +114,8 @@ def train(
     if reports:
         print_table(
             "rounds: KL of the predictor's own plans over the best known at the budgets that were searched, before and "
-            "after; in between, where nothing was, KL after over before",
-            ["round", "FFN sparsities", "new samples", "before", "after", "between"],
+            "after; in between, where nothing was, KL after over before; agreement of those plans with the dense model",
+            ["round", "FFN sparsities", "new samples", "before", "after", "between", "agreement before", "after"],
             [
                 [
                     r.number,
@@ -122,6 +124,7 @@ def train(
                     f"{r.ratio_before:.3f}",
                     f"{r.ratio_after:.3f}",
                     "" if r.ratio_between is None else f"{r.ratio_between:.3f}",
+                    *("-" if share is None else f"{share:.1%}" for share in (r.agreement_before, r.agreement_after)),
                 ]
                 for r in reports
             ],

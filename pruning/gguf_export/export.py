@@ -1,13 +1,14 @@
 """From a checkpoint folder to GGUF files: everything is checked first, then written in one pass."""
 
-import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.anatomy_reader import load_config
 from pruning.checkpoint import PLAN_NAME
+from pruning.errors import PlanError
 from pruning.gguf_export.language_model import LanguageModel, LayerSizes, language_model
 from pruning.gguf_export.options import ClassToken, TensorType
 from pruning.gguf_export.output_files import check_outputs, write_files
@@ -18,6 +19,7 @@ from pruning.gguf_export.vision_tower import is_clip, vision_file
 from pruning.gguf_export.vocabulary import Vocabulary
 from pruning.gguf_export.writer import GgufFile, Value
 from pruning.headers import stored_tensors
+from pruning.plan import PruningPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -127,7 +129,7 @@ def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary, t
         f"{model.architecture}.vocab_size": model.vocab_size,
         **vocabulary.metadata(),
     }
-    plan = folder / PLAN_NAME
-    if plan.is_file():
-        metadata["lop.plan_id"] = str(json.loads(plan.read_text(encoding="utf-8")).get("plan_id", ""))
+    # For whoever looks the model up later: sizes are the config's, so a plan that cannot be read hinders nothing.
+    with suppress(PlanError):
+        metadata["lop.plan_id"] = PruningPlan.load(folder / PLAN_NAME).plan_id
     return GgufFile(model.architecture, metadata, model.tensors, tensor_type)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pruning.atomic_file import beside, check_name
 from pruning.errors import CheckpointError
 from pruning.gguf_export.writer import GgufFile, write_gguf
 from pruning.streaming.file_errors import writing
@@ -21,6 +22,7 @@ def check_outputs(outputs: Sequence[Path]) -> None:
     if len({path.resolve() for path in outputs}) != len(outputs):
         raise CheckpointError("model and vision part must be two files", values=str(outputs[0]))
     for path in outputs:
+        check_name(path)
         if os.path.lexists(path):
             raise CheckpointError(
                 "the output file must not exist yet", values=str(path), remedy="Choose another or remove it"
@@ -33,7 +35,7 @@ def check_outputs(outputs: Sequence[Path]) -> None:
 
 def draft_file(out: Path) -> Path:
     """Where `out` is written until it is whole."""
-    return out.with_name(f".{out.name}.part")
+    return beside(out, ".part")
 
 
 def write_files(parts: Sequence[tuple[GgufFile, Path]], on_bytes: Callable[[int, int], None] | None) -> list[int]:

@@ -17,6 +17,7 @@ from pruning.gguf_export.pre_tokenizers import pre_tokenizer_name
 from pruning.gguf_export.sentencepiece_vocabulary import as_sentencepiece, from_sentencepiece
 from pruning.gguf_export.tokenizer_files import chat_template
 from pruning.gguf_export.vocabulary import TokenKind, Vocabulary, padded
+from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,10 +48,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             "the folder must hold the model's tokenizer (tokenizer.json or tokenizer.model)",
-            values=f"{folder}: {reason}",
+            values=f"{folder}: {reason_of(error)}",
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UnsupportedModelError(

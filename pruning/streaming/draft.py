@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pruning.atomic_file import beside
 from pruning.errors import CheckpointError
 from pruning.headers import StoredTensor
 from pruning.plan import PruningPlan
@@ -41,7 +42,7 @@ SAVED_MODEL: Contents = {_KIND: "a model in memory"}
 
 def draft_folder(out: Path) -> Path:
     """Where `out` is written until it is whole."""
-    return out.with_name(f".{out.name}.part")
+    return beside(out, ".part")
 
 
 def draft_contents(
@@ -77,7 +78,7 @@ def locked_draft(out: Path, contents: Contents) -> Iterator["Draft"]:
         CheckpointError: another process writes `out`, `out` exists, or what is in the draft's place is something else.
         OSError: the folder of `out` is not writable.
     """
-    state = out.with_name(f".{out.name}.part.json")
+    state = beside(out, ".part.json")
     folder = draft_folder(out)
     with folders_above(out), locked_file(state, out) as file:
         found = _state_of(file, folder, state)

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pruning.atomic_file import check_name
 from pruning.errors import CheckpointError
 
 
 def check_place(out: Path, *, source: Path | None = None) -> None:
     """Raises CheckpointError unless `out` is absent, not inside the checkpoint `source`, and where one can write."""
+    check_name(out)
     if os.path.lexists(out):
         raise CheckpointError(
             "the output folder must not exist yet", values=str(out), remedy="Choose another or remove it"

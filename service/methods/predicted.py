@@ -117,4 +117,6 @@ def predicted(prediction: "Prediction") -> Predicted:
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,
+        agreement=prediction.agreement,
+        agreement_interval=prediction.agreement_interval,
     )

@@ -8,6 +8,7 @@ from pruning.allocators.allocation import parameter_budget
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.limits import Limits
+from pruning.metrics import Metrics, exact_match_tells
 from pruning.plan import Predicted, Provenance
 from pruning.target import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
@@ -124,15 +125,23 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
     elif tuple(widths) != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
-    metrics = found.metrics if found.validation is None else found.validation.metrics
+    metrics, dense = found.metrics, found.dense
+    if found.validation is not None:
+        metrics, dense = found.validation.metrics, found.validation.dense
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(
         widths,
-        predicted=Predicted(quality=metrics.kl, accuracy=metrics.accuracy) if measured else None,
+        predicted=_predicted(metrics, dense) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),
     )
+
+
+def _predicted(metrics: Metrics, dense: Metrics | None) -> Predicted:
+    """What was measured, without an exact match that the dense model does not have either."""
+    accuracy = metrics.accuracy if exact_match_tells(dense) else None
+    return Predicted(quality=metrics.kl, accuracy=accuracy, agreement=metrics.agreement)
 
 
 def _meaning_of_quality(found: FoundConfiguration) -> str:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request, Response, status
 
 from pruning.devices.device import profiled_device
 from pruning.devices.profile import DeviceProfile
@@ -11,6 +11,7 @@ from service.dependencies import DEFAULT_LIMIT, DeviceId, Limit, Offset, Reposit
 from service.openapi import problems
 from service.pagination import page_of
 from service.request_limits import JsonBodyRoute
+from service.root_path import seen_from_outside
 from service.schemas import DeviceDetails, DeviceResponse, Page
 from storage.records import DeviceRecord
 
@@ -29,19 +30,24 @@ _LOCATION = {"Location": {"description": "Path of the device.", "schema": {"type
         **problems(409, 413, 415, 422, 503),
     },
 )
-def register_device(profile: DeviceProfile, repository: RepositoryDep, response: Response) -> DeviceDetails:
+def register_device(
+    profile: DeviceProfile, repository: RepositoryDep, request: Request, response: Response
+) -> DeviceDetails:
     """A profile that `lop device profile` measured. From now on requests that name its `id` are priced by it; a later
     profile of the same id takes its place. The ids of the catalogue are taken.
     """
     record = repository.add_device(DeviceRecord(profile, datetime.now(UTC)))
-    response.headers["Location"] = f"/v1/devices/{record.id}"
+    response.headers["Location"] = seen_from_outside(request, f"/v1/devices/{record.id}")
     return DeviceDetails.of(profiled_device(record.profile))
 
 
 @reading.get("", summary="List the devices", responses=problems(422, 503))
-def list_devices(repository: RepositoryDep, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0) -> Page[DeviceResponse]:
+def list_devices(
+    repository: RepositoryDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
+) -> Page[DeviceResponse]:
     """Hardware that a plan request can name: the catalogue first, then what was registered, oldest first."""
-    items, place = page_of(devices.list_devices(repository), limit=limit, offset=offset, path="/v1/devices")
+    path = seen_from_outside(request, "/v1/devices")
+    items, place = page_of(devices.list_devices(repository), limit=limit, offset=offset, path=path)
     return Page[DeviceResponse](items=[DeviceResponse.of(device) for device in items], **place)
 
 

@@ -6,6 +6,7 @@ from service.dependencies import DEFAULT_LIMIT, Limit, ModelId, Offset, Reposito
 from service.openapi import problems
 from service.pagination import page_of
 from service.rankings import RANKING_OK, model_ranking_url, ranking_response
+from service.root_path import seen_from_outside
 from service.schemas import ModelResponse, Page
 from storage.records import ModelRecord
 
@@ -13,10 +14,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="List the models", responses=problems(422, 503))
-def list_models(repository: RepositoryDep, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0) -> Page[ModelResponse]:
+def list_models(
+    repository: RepositoryDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
+) -> Page[ModelResponse]:
     """Registered models, oldest first."""
-    items, place = page_of(repository.list_models(), limit=limit, offset=offset, path="/v1/models")
-    return Page[ModelResponse](items=[_response(model) for model in items], **place)
+    path = seen_from_outside(request, "/v1/models")
+    items, place = page_of(repository.list_models(), limit=limit, offset=offset, path=path)
+    return Page[ModelResponse](items=[_response(model, request) for model in items], **place)
 
 
 @router.get(
@@ -26,7 +30,6 @@ def list_models(repository: RepositoryDep, limit: Limit = DEFAULT_LIMIT, offset:
     response_class=Response,
     responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
 )
-@router.head("/{model_id:path}/ranking", include_in_schema=False)
 def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along. Its sha256 is the one that plans name."""
     sha256 = repository.get_model(model_id).ranking_sha256
@@ -39,10 +42,10 @@ def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request)
 
 
 @router.get("/{model_id:path}", summary="Read a model", responses=problems(404, 422, 503))
-def read_model(model_id: ModelId, repository: RepositoryDep) -> ModelResponse:
+def read_model(model_id: ModelId, repository: RepositoryDep, request: Request) -> ModelResponse:
     """One registered model. Models never change: a new fine-tune is a new id."""
-    return _response(repository.get_model(model_id))
+    return _response(repository.get_model(model_id), request)
 
 
-def _response(model: ModelRecord) -> ModelResponse:
-    return ModelResponse.of(model, ranking_url=model_ranking_url(model.id))
+def _response(model: ModelRecord, request: Request) -> ModelResponse:
+    return ModelResponse.of(model, ranking_url=seen_from_outside(request, model_ranking_url(model.id)))

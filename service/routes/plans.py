@@ -7,6 +7,7 @@ from service.conditional import matches, strong_etag
 from service.dependencies import PlanId, PlannerDep, RepositoryDep
 from service.openapi import PLAN_EXAMPLE, problems
 from service.request_limits import JsonBodyRoute
+from service.root_path import seen_from_outside
 from service.schemas import PlanRequest
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=JsonBodyRoute)
@@ -30,7 +31,7 @@ _LOCATION = {"Location": {"description": "Path of the plan.", "schema": {"type":
         **problems(404, 409, 413, 415, 422, 503),
     },
 )
-def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
+def request_plan(asked: PlanRequest, planner: PlannerDep, request: Request) -> Response:
     """Per-layer widths that remove at least `sparsity` of `scope`, or keep every limit of `budget`, or fit the memory
     of `device`: nothing is exceeded, and no layer could keep one step more. By `method`, or else by the best one that
     the stored data allows: `lop` (a trained predictor), else `mcts` (a finished search within one level step of the
@@ -39,10 +40,10 @@ def request_plan(request: PlanRequest, planner: PlannerDep) -> Response:
     until there is newer data: a predictor, statistics, a search or its validation, a profile of the device. Plans stay
     readable for ever.
     """
-    plan = planner.plan(request)
-    response = _plan_response(plan)
+    plan = planner.plan(asked)
+    response = _plan_response(plan, request)
     response.status_code = status.HTTP_201_CREATED
-    response.headers["Location"] = f"/v1/plans/{plan.plan_id}"
+    response.headers["Location"] = seen_from_outside(request, f"/v1/plans/{plan.plan_id}")
     return response
 
 
@@ -57,9 +58,12 @@ def read_plan(plan_id: PlanId, repository: RepositoryDep, request: Request) -> R
     plan = repository.get_plan(plan_id).plan
     if matches(request.headers.get("if-none-match"), strong_etag(plan.plan_id)):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": strong_etag(plan.plan_id)})
-    return _plan_response(plan)
+    return _plan_response(plan, request)
 
 
-def _plan_response(plan: PruningPlan) -> Response:
+def _plan_response(plan: PruningPlan, request: Request) -> Response:
+    if plan.ranking.url is not None:
+        ranking = plan.ranking.model_copy(update={"url": seen_from_outside(request, plan.ranking.url)})
+        plan = plan.model_copy(update={"ranking": ranking})
     headers = {"ETag": strong_etag(plan.plan_id), "Cache-Control": "private, max-age=86400, immutable"}
     return Response(plan.model_dump_json(), media_type="application/json", headers=headers)

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from service.dependencies import DEFAULT_LIMIT, Limit, Offset, PredictorId, RepositoryDep
 from service.openapi import problems
 from service.pagination import page_of
+from service.root_path import seen_from_outside
 from service.schemas import NAME_PATTERN, Page, PredictorResponse
 
 router = APIRouter(prefix="/v1/predictors", tags=["predictors"])
@@ -19,14 +20,18 @@ _ModelFilter = Annotated[
 
 @router.get("", summary="List the predictors", responses=problems(422, 503))
 def list_predictors(
-    repository: RepositoryDep, model: _ModelFilter = None, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
+    repository: RepositoryDep,
+    request: Request,
+    model: _ModelFilter = None,
+    limit: Limit = DEFAULT_LIMIT,
+    offset: Offset = 0,
 ) -> Page[PredictorResponse]:
     """Trained predictors, oldest first; the newest one of a model answers its plan requests."""
     items, place = page_of(
         repository.list_predictors(model),
         limit=limit,
         offset=offset,
-        path="/v1/predictors",
+        path=seen_from_outside(request, "/v1/predictors"),
         query={"model": model} if model is not None else None,
     )
     return Page[PredictorResponse](items=[PredictorResponse.of(record) for record in items], **place)

@@ -15,7 +15,6 @@ router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
     response_class=Response,
     responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
 )
-@router.head("/{sha256}", include_in_schema=False)
 def read_ranking(sha256: RankingSha256, repository: RepositoryDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along: `ranking.url` of plans whose method ranks channels itself.
     A file is named by its content, so it never changes.

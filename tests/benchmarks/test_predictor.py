@@ -1,6 +1,7 @@
 """What the predictor's benchmark makes of its measurements; the measurements themselves take half an hour."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -21,7 +22,14 @@ from benchmarks.collect import (
     RoundEnds,
 )
 from benchmarks.predictor import BASELINES, SEARCHED, _best_found, _holds, _spearman, _summary_of_quality
-from benchmarks.stored_samples import Collection, description_path, label_rounds, read_samples, write_samples
+from benchmarks.stored_samples import (
+    Collection,
+    describe,
+    description_path,
+    label_rounds,
+    read_samples,
+    write_samples,
+)
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
 from pruning.anatomy_reader import read_anatomy
 from pruning.conversations import calibration_id, load_conversations
@@ -145,6 +153,19 @@ def test_samples_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert read_samples(path, SUBJECT) == samples
     described = json.loads(description_path(path).read_text())
     assert (described["samples"], described["evaluations"], described["rounds"]) == (2, 20, 2)
+
+
+def test_agreement_is_written_where_there_is_some_and_files_without_it_are_read(tmp_path: Path) -> None:
+    plain = sample((8, 16), 0.5)
+    agreeing = dataclasses.replace(plain, metrics=dataclasses.replace(plain.metrics, agreement=1 / 3))
+    path = tmp_path / "samples.csv"
+    write_samples(path, [(0, plain), (1, agreeing)], SUBJECT, COLLECTION)
+    assert read_samples(path, SUBJECT) == [(0, plain), (1, agreeing)]
+    # As the reference's own files are, which were collected before.
+    lines = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    describe(path, SUBJECT, COLLECTION)
+    assert read_samples(path, SUBJECT) == [(0, plain), (1, plain)]
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "ranking_sha256", "calibration_id", "csv_sha256"])

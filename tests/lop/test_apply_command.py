@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from lop.cli import main
 from pruning import prune_checkpoint
 from pruning.anatomy_reader import read_anatomy
+from pruning.headers import weights_sha256
+from pruning.plan import PruningPlan
 from pruning.streaming.draft import draft_folder
 from tests.pruning.cutting import WIDTHS, kept_groups, plan_for, random_ranking
+from tests.tiny_models import save_tiny_checkpoint
 
 
 @pytest.fixture
@@ -107,3 +111,73 @@ def test_a_terminal_sees_bytes_and_speed(plan_path: Path, checkpoint: Path) -> N
     assert b"kB" in shown
     assert b"/s" in shown
     assert json.loads(out)["weight_files"] == 1
+
+
+def with_weights_of(plan_path: Path, folder: Path) -> None:
+    """The plan as the planner makes it: it says which weights were ranked."""
+    document = json.loads(plan_path.read_text())
+    document["model"]["weights_sha256"] = weights_sha256(folder)
+    plan_path.write_text(json.dumps(document))
+
+
+def test_the_weights_that_were_ranked_are_applied_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    with_weights_of(plan_path, checkpoint)
+    assert lop_apply(monkeypatch, plan_path, checkpoint) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_other_weights_of_the_same_shapes_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    with_weights_of(plan_path, checkpoint)
+    other = save_tiny_checkpoint(plan_path.parent / "other", seed=1)
+    assert lop_apply(monkeypatch, plan_path, other) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ")
+    assert weights_sha256(checkpoint)[:12] in warning
+    assert weights_sha256(other)[:12] in warning
+    assert warning.count("\n") == 1
+    assert (plan_path.parent / "out" / "config.json").is_file()
+
+
+def test_a_failed_run_does_not_wait_for_the_digest(
+    monkeypatch: pytest.MonkeyPatch, plan_path: Path, checkpoint: Path
+) -> None:
+    with_weights_of(plan_path, checkpoint)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prune_checkpoint, "write_shard", broken)
+    assert lop_apply(monkeypatch, plan_path, checkpoint) == 2
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_the_planner_says_which_weights_were_ranked(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, database: str, tmp_path: Path
+) -> None:
+    words = ["lop", "plan", "-m", "tiny", "-s", "0.3", "--database", database, "--out", str(tmp_path / "p.json")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    assert PruningPlan.load(tmp_path / "p.json").model.weights_sha256 == weights_sha256(checkpoint)
+
+
+def test_a_ranking_that_is_not_beside_the_plan_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path
+) -> None:
+    ranking = plan_path.with_name("plan.ranking.safetensors")
+    ranking.rename(plan_path.with_name("elsewhere.safetensors"))
+    for url, also in ((None, ""), ("/v1/models/tiny/ranking", ""), ("http://127.0.0.1:9/v1/x", "must answer")):
+        document = json.loads(plan_path.read_text())
+        document["ranking"]["url"] = url
+        plan_path.write_text(json.dumps(document))
+        assert lop_apply(monkeypatch, plan_path, checkpoint) == 2
+        message = capsys.readouterr().err
+        assert f"{ranking} is not there" in message
+        assert "--ranking FILE" in message
+        assert also in message
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--ranking", plan_path.with_name("elsewhere.safetensors")) == 0

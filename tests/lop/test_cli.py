@@ -42,6 +42,8 @@ COMMANDS = [
     "model add",
     "model measure",
     "model list",
+    "data answer",
+    "data check",
     "search",
     "train",
     "serve",

@@ -13,7 +13,7 @@ from lop.cli import main
 from lop.comparing import compare_methods
 from lop.compute import load_for_compute
 from lop.measuring import StatisticsMeasurer
-from lop.pictures import check_picture, draw_comparison, draw_search
+from lop.pictures import check_picture, comparison_panels, draw_comparison, draw_search
 from lop.registration import read_conversations, register_model
 from lop.searching import search_model
 from lop.validating import check_disjoint, validate
@@ -105,6 +105,7 @@ def test_the_scores_are_those_of_the_model_really_cut(
     real = evaluate_model(cut, batches, load_model(folder / "model"))
     assert compared.kl == pytest.approx(real.kl, rel=1e-3, abs=1e-7)
     assert compared.accuracy == real.accuracy
+    assert compared.agreement == real.agreement
 
 
 def test_a_method_that_was_asked_for_and_cannot_answer_is_an_error(repository: Repository, held_out: Path) -> None:
@@ -130,6 +131,7 @@ def test_validation_scores_the_best_configurations(repository: Repository, data:
     # The calibration set itself gives back what the search measured.
     again = validate(repository, "tiny", calibration, result, name="calibration")
     assert again.metrics == tuple(target.metrics for target in result.targets)
+    assert (validated.dense.kl, validated.dense.agreement) == (0.0, 1.0)
 
 
 def test_a_neighbour_that_is_filled_up_is_marked(repository: Repository, held_out: Path) -> None:
@@ -196,10 +198,11 @@ def test_the_commands_draw(data: Path, held_out: Path, folder: Path, capsys: pyt
     search = ["search", *common, "--data", str(data), "-n", "6", "--num-levels", "3", "--method", "random"]
     assert invoke(*search, "--validation", str(held_out), "--plot", str(folder / "search.png"), "--json") == 0
     (metrics,) = json.loads(capsys.readouterr().out)["validation"]
-    assert set(metrics) == {"kl", "nll", "accuracy", "num_tokens", "num_answers"}
+    assert set(metrics) == {"kl", "nll", "accuracy", "num_tokens", "num_answers", "agreement"}
     assert invoke("plan", *common, "--method", "random", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["predicted"]["quality"] == metrics["kl"]
+    assert plan["predicted"]["agreement"] == metrics["agreement"]
     assert f"validation data, {held_out.name} (set " in plan["provenance"]["note"]
     assert invoke("compare", *common, "--data", str(held_out), "--plot", str(folder / "compare.svg")) == 0
     said = capsys.readouterr()
@@ -227,6 +230,12 @@ def test_curves_of_several_methods_and_targets(folder: Path) -> None:
     rows = [
         {"method": method, "sparsity": s, "kl": s, "accuracy": 1 - s} for method in ("mcts", "flap") for s in (0.2, 0.4)
     ]
+    assert [name for name, _, _ in comparison_panels(rows, exact_match=True)] == ["kl", "accuracy"]
+    assert [name for name, _, _ in comparison_panels(rows, exact_match=False)] == ["kl"]
     draw_comparison(rows, folder / "comparison.png")
+    agreeing = [row | {"agreement": 1 - s / 2} for row, s in zip(rows, (0.2, 0.4) * 2, strict=True)]
+    assert [name for name, _, _ in comparison_panels(agreeing, exact_match=False)] == ["kl", "agreement"]
+    draw_comparison(agreeing, folder / "agreement.png", exact_match=False)
+    assert (folder / "agreement.png").stat().st_size > 10_000
     assert (folder / "curves.png").stat().st_size > 10_000
     assert (folder / "comparison.png").stat().st_size > 10_000

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from lop import measuring
 from lop.measuring import StatisticsMeasurer, store_statistics
@@ -19,6 +20,8 @@ from pruning.importance import ranking_of
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.weight_importance import rank_by_weights
+from service.app import create_app
+from service.settings import Settings
 from storage.contract import Repository
 from storage.records import BINARY
 from storage.sql_repository import open_repository
@@ -267,3 +270,33 @@ def test_perturbed_losses_of_a_bfloat16_checkpoint_are_measured_in_float32(
     batches = make_batches(conversations[:16], load_processor(checkpoint), batch_size=8)
     expected = measure_statistics(StatisticsKind.ZEROTH_ORDER, load_model(folder, dtype=torch.float32), batches)
     assert repository.get_artifact(record.sha256).content == expected.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "model_id", ["./llava", "../x", "a//b", "a/", "/a", "a/./b", "a/..", ".", "..", "x/ranking", "a/b/ranking"]
+)
+def test_ids_that_a_url_cannot_carry_are_refused(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation], model_id: str
+) -> None:
+    with pytest.raises(InputError, match="URL can carry"):
+        register_by_weights(repository, model_id, checkpoint)
+    with pytest.raises(InputError, match="URL can carry"):
+        register_model(repository, model_id, checkpoint, conversations)
+    assert model_id not in [record.id for record in repository.list_models()]
+
+
+@pytest.mark.parametrize(
+    "model_id", ["llava-hf/llava-1.5-7b-hf", "ranking", "a/ranking-b", "...", "a.b/.c", "v1/models"]
+)
+def test_ids_that_a_url_carries_are_fetched(repository: Repository, checkpoint: Path, model_id: str) -> None:
+    record = register_by_weights(repository, model_id, checkpoint)
+    with TestClient(create_app(Settings(), repository=repository)) as client:
+        found = client.get(f"/v1/models/{model_id}").json()
+        assert found["id"] == model_id
+        assert client.get(found["ranking"]["url"]).headers["etag"] == f'"{record.ranking_sha256}"'
+
+
+def test_an_id_of_an_earlier_version_keeps_working(repository: Repository, checkpoint: Path) -> None:
+    record = register_by_weights(repository, "new", checkpoint)
+    old = repository.add_model(replace(record, id="./old"))
+    assert register_by_weights(repository, "./old", checkpoint) == old

@@ -36,7 +36,7 @@ def made_up(widths: Sequence[Widths], /) -> list[Metrics]:
     for row in widths:
         p = [1.0 - w / 48 for w in row]
         kl = sum((i + 1) * x * x for i, x in enumerate(p)) / 10 + 0.5 * p[0] * p[-1]
-        found.append(Metrics(kl, 1.0 + kl, max(0.0, 1.0 - kl), 100, 50))
+        found.append(Metrics(kl, 1.0 + kl, max(0.0, 1.0 - kl), 100, 50, agreement=1.0 / (1.0 + kl)))
     return found
 
 
@@ -83,7 +83,7 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
         events.append("trained")
         return train_model(*args, **kwargs)
 
-    def measured_noted(*args: Any) -> tuple[float, ...]:
+    def measured_noted(*args: Any) -> list[Metrics]:
         events.append(len(args[-1]))
         return _measured_plans(*args)
 
@@ -107,6 +107,12 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
     ):
         assert list(before) == [measured[plan_of(first, s)] for s in sparsities]
         assert list(after) == [measured[plan_of(last, s)] for s in sparsities]
+    shares = {s.widths: s.metrics.agreement for s in training_samples(repository, "tiny", calibration)}
+    assert report.plan_agreement_before == tuple(shares[plan_of(first, s)] for s in report.sparsities)
+    assert report.plan_agreement_after == tuple(shares[plan_of(last, s)] for s in report.sparsities)
+    assert report.agreement_after == pytest.approx(sum(x or 0.0 for x in report.plan_agreement_after) / 3)
+    unmeasured = dataclasses.replace(report, plan_agreement_before=(0.5, None, 0.5))
+    assert unmeasured.agreement_before is None
     assert len(report.sparsities) == 3
     assert len(report.between) == 2
 
@@ -222,6 +228,7 @@ def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
     out, err = capsys.readouterr()
     assert ended.value.code in (0, None), err
     assert err.count("training the policy") == 3
+    assert err.replace("\n", " ").count("they agreed with the dense model on") == 2
     first, second = err.index("round 1:"), err.index("round 2:")
     for part in (err[:first], err[first:second]):
         assert "evaluations, best KL" in part
@@ -229,6 +236,8 @@ def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
     for words in (
         "rounds: KL of the predictor",
         "mean error of log KL on samples that were left out: ",
+        "mean error of the agreement with the dense model, likewise: ",
+        "agreement",
         "experts, in nats: ",
     ):
         assert words in out

@@ -16,6 +16,7 @@ from mcts.evaluator import EvaluateInOrder
 from mcts.progress import SearchProgressBar
 from pruning.conversations import calibration_id, load_conversations
 from pruning.errors import CheckpointError
+from pruning.metrics import Metrics
 from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import StoppableServer
@@ -111,7 +112,9 @@ def test_validation_is_stored_with_the_search(run: Run, database: str, tmp_path:
         (search,) = repository.list_searches()
         held_out_id = calibration_id(load_conversations(held_out))
         assert search.result is not None
-        assert search.result["validation"] == {"data": held_out.name, "id": held_out_id, "metrics": [metrics]}
+        validation = dict(search.result["validation"])
+        assert Metrics(**validation.pop("dense")).agreement == 1.0
+        assert validation == {"data": held_out.name, "id": held_out_id, "metrics": [metrics]}
         assert repository.get_calibration(held_out_id).num_answers == 10
 
 

@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lop.demo import DemoSettings, run_demo
-from lop.pictures import draw_demo
+from lop.pictures import demo_shares, draw_demo
 from pruning.checkpoint import load_pruned
 from pruning.conversations import calibration_id, load_conversations
 from pruning.decoder import decoder_view
@@ -39,7 +40,10 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     assert low <= plan["predicted"]["quality"] <= high
     uniform = lop(database, "plan", "-m", "tiny", "-s", 0.45, "--method", "uniform")
     assert re.search(r"predicted KL to dense: \d\.\d{4} \(\d\.\d{4} to \d+\.\d{4}\) \(calibration data\)", uniform)
-    assert re.search(r"predicted exact match: \d+\.\d% \(", uniform)
+    assert re.search(r"predicted agreement with the dense model: \d+\.\d% \(\d+\.\d% to \d+\.\d%\)", uniform)
+    # The tiny model was never trained: it gives no answer exactly, and exact match says nothing.
+    assert plan["predicted"].keys() == {"quality", "interval", "metric", "agreement", "agreement_interval"}
+    assert "exact match" not in uniform
     searched = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.6, "--method", "mcts", "--json"))
     assert searched["provenance"]["calibration"] == calibration_id(load_conversations(data)[:4])
     # Trained again on the same samples: the same predictor, and the same plan.
@@ -65,12 +69,21 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
     assert 0.5 <= result.achieved_sparsity < 0.5 + 8 / (4 * 64)
     assert plans["lop"].method == "lop"
     assert json.loads(result.to_json()).keys() == {
-        "dense_accuracy", "uniform_accuracy", "lop_accuracy", "target_sparsity", "achieved_sparsity",
-        "plan_latency_ms", "samples", "seconds",
+        "dense_accuracy", "uniform_accuracy", "lop_accuracy", "uniform_agreement", "lop_agreement", "target_sparsity",
+        "achieved_sparsity", "plan_latency_ms", "samples", "seconds",
     }  # fmt: skip
     for name, plan in plans.items():
         view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
         assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
+    assert 0.0 < result.uniform_agreement <= 1.0
+    assert 0.0 < result.lop_agreement <= 1.0
+    assert set(demo_shares(result)) == {"agreement with dense"}
+    exact = replace(result, dense_accuracy=0.9, uniform_accuracy=0.2, lop_accuracy=0.5)
+    assert set(demo_shares(exact)) == {"exact match", "agreement with dense"}
+    agreeing = replace(result, uniform_agreement=0.5, lop_agreement=0.75)
+    assert (agreeing.dense_accuracy, agreeing.recovered) == (0.0, 0.5)
+    assert exact.recovered == pytest.approx(3 / 7)
+    draw_demo(exact, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "exact.png")
     draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="left out"):

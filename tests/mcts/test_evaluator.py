@@ -1,6 +1,7 @@
 """The memo: look up first, measure what is missing, store at once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_the_first_stored_sample_wins(repository: SqlRepository) -> None:
     evaluate = memoised(repository, Raced())
     assert evaluate([(4, 4)])[0].kl == 7.0
     assert repository.count_samples(MODEL) == 1
+
+
+def test_agreement_must_be_finite_where_it_was_measured(repository: SqlRepository) -> None:
+    def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
+        shares: dict[Widths, float | None] = {(4, 4): None, (2, 8): 0.75, (8, 2): float("nan")}
+        return [replace(metrics_of(0.5), agreement=shares[w]) for w in widths]
+
+    measured = memoised(repository, evaluate)
+    assert [m.agreement for m in measured([(4, 4), (2, 8)])] == [None, 0.75]
+    with pytest.raises(InputError, match=r"finite agreement.*at FFN widths \[8, 2\]"):
+        measured([(8, 2)])
+    # What was measured before there was agreement stays as it was, and is not measured again.
+    assert [m.agreement for m in memoised(repository, Recorder())([(4, 4), (2, 8)])] == [None, 0.75]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

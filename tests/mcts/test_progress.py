@@ -2,10 +2,12 @@
 
 import io
 import itertools
+from dataclasses import replace
 
 from rich.console import Console
 
 from mcts.progress import SearchProgressBar
+from tests.mcts.landscapes import metrics_of
 
 
 def test_plain_lines_every_tenth() -> None:
@@ -13,7 +15,7 @@ def test_plain_lines_every_tenth() -> None:
     clock = itertools.count(0.0, 10.0)
     with SearchProgressBar(Console(file=stream, width=40), clock=lambda: next(clock)) as progress:
         for done in range(1, 41):
-            progress(done, 40, "sparsity 0.5 (ffn)", None if done < 8 else 0.25 / done)
+            progress(done, 40, "sparsity 0.5 (ffn)", None if done < 8 else metrics_of(0.25 / done))
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
     # The clock gives 0 when made, 10 when entered, then 10 more per line: 10 s for 4 of 40, 20 s for 8 of 40.
@@ -25,7 +27,7 @@ def test_plain_lines_every_tenth() -> None:
 def test_bar_on_a_terminal() -> None:
     stream = io.StringIO()
     with SearchProgressBar(Console(file=stream, force_terminal=True, width=120)) as progress:
-        progress(10, 20, "sparsity 0.5 (ffn)", 0.125)
+        progress(10, 20, "sparsity 0.5 (ffn)", replace(metrics_of(0.125), agreement=0.9375))
     shown = stream.getvalue()
     assert "10/20" in shown
-    assert "best KL 0.12500" in shown
+    assert "best KL 0.12500, agreement 93.8%" in shown

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def registered(path: Path) -> SqlRepository:
 
 def test_every_evaluation_is_stored_with_its_source(tmp_path: Path) -> None:
     repository, landscape = registered(tmp_path / "lop.db"), Landscape(DENSE, seed=1)
-    steps: list[tuple[int, int, str, float | None]] = []
+    steps: list[tuple[int, int, str, Metrics | None]] = []
     result = run_search(repository, MODEL, CALIBRATION, landscape, SETTINGS, lambda *step: steps.append(step))
     samples = repository.list_samples(MODEL)
     assert [s.source for s in samples] == ["sensitivity"] * SCAN + ["mcts"] * (len(samples) - SCAN)
@@ -62,7 +63,7 @@ def test_every_evaluation_is_stored_with_its_source(tmp_path: Path) -> None:
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert steps[0][1:] == (SCAN + 48, "sensitivity scan", None)
-    assert steps[-1] == (SCAN + 48, SCAN + 48, "sparsity 0.7 (ffn)", result.targets[1].metrics.kl)
+    assert steps[-1] == (SCAN + 48, SCAN + 48, "sparsity 0.7 (ffn)", result.targets[1].metrics)
 
 
 @pytest.mark.parametrize("lives", [0, 7, SCAN, SCAN + 20, SCAN + 26])
@@ -122,3 +123,15 @@ def test_a_metric_that_is_not_a_number_stops_the_search(tmp_path: Path) -> None:
 def test_result_as_json(tmp_path: Path) -> None:
     result = run_search(registered(tmp_path / "lop.db"), MODEL, CALIBRATION, Landscape(DENSE, seed=1), SETTINGS)
     assert SearchResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_results_without_agreement_are_what_they_always_were(tmp_path: Path) -> None:
+    result = run_search(registered(tmp_path / "lop.db"), MODEL, CALIBRATION, Landscape(DENSE, seed=1), SETTINGS)
+    document = result.to_dict()
+    assert {tuple(target["metrics"]) for target in document["targets"]} == {
+        ("kl", "nll", "accuracy", "num_tokens", "num_answers")
+    }
+    first = result.targets[0]
+    agreeing = replace(first, metrics=replace(first.metrics, agreement=0.75))
+    again = SearchResult.from_dict(json.loads(json.dumps(replace(result, targets=(agreeing,)).to_dict())))
+    assert again.targets == (agreeing,)

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pruning.anatomy import DecoderLayer, ModelAnatomy
 from pruning.levels import Configuration, LevelGrid
@@ -50,6 +51,15 @@ def sample(anatomy: ModelAnatomy, widths: Sequence[int], kl: float | None = None
     value = true_kl(anatomy, widths) if kl is None else kl
     metrics = Metrics(kl=value, nll=1.0 + value, accuracy=0.5, num_tokens=100, num_answers=50)
     return Sample("m", "r" * 64, "c" * 64, tuple(widths), metrics, 0.1, "test")
+
+
+def with_shares(samples: Sequence[Sample], *, accuracy: float) -> list[Sample]:
+    """`samples` with an agreement that falls with their KL, and an exact match that falls from `accuracy`."""
+    return [
+        replace(s, metrics=replace(s.metrics, accuracy=accuracy * share**3, agreement=share))
+        for s in samples
+        for share in [math.exp(-2.0 * s.metrics.kl)]
+    ]
 
 
 def samples_of(

@@ -1,4 +1,4 @@
-"""Conformal quantiles, intervals and the accuracy curve, by hand."""
+"""Conformal quantiles, intervals and the curves of exact match and agreement, by hand."""
 
 import json
 import math
@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from policy_model.calibration import AccuracyCurve, Calibration, Quantiles, kl_of
+from policy_model.calibration import Calibration, kl_of
 from policy_model.encoding import log_kl
+from policy_model.judged_samples import JudgedSamples
 from policy_model.left_out import LeftOut, inner_groups, retention_groups
+from policy_model.quantiles import Quantiles
+from policy_model.shares import ShareCurve, ShareIntervals
 
-CURVE = AccuracyCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
+CURVE = ShareCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
 
 
 def test_quantiles_have_the_finite_sample_correction() -> None:
@@ -49,7 +52,7 @@ def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:
     x = rng.uniform(-5.0, 0.0, 500)
     accuracy = 0.4 - 0.1 * x
     noisy = accuracy + rng.normal(0.0, 1.0, 500) * 0.05 * np.sqrt(accuracy * (1.0 - accuracy))
-    curve = AccuracyCurve.fit(x, noisy, np.ones(500))
+    curve = ShareCurve.fit(x, noisy, np.ones(500))
     at = np.linspace(-4.8, -0.2, 30)
     assert (np.diff(curve(at)) <= 0).all()
     np.testing.assert_allclose(curve(at), 0.4 - 0.1 * at, atol=0.04)
@@ -58,7 +61,7 @@ def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:
 
 def test_the_interval_holds_the_prediction_even_if_all_scores_have_one_sign() -> None:
     one_sided = Quantiles.of(np.full(30, 5.0), np.zeros(30))
-    calibration = Calibration(one_sided, one_sided, one_sided, one_sided, CURVE)
+    calibration = Calibration(one_sided, one_sided, ShareIntervals(one_sided, one_sided, CURVE))
     low, high = calibration.interval(log_kl(0.1), 0.1)
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(0.1 * math.exp(0.5), rel=1e-4)
@@ -76,21 +79,21 @@ def test_the_interval_widens_with_the_expected_error() -> None:
 def calibration_of() -> Calibration:
     """Plans: scores from -2 to 1; samples: from -1 to 0.5; accuracy: the same of plans, twice that of samples."""
     accuracy, twice = Quantiles(-1.0, 1.0, 20), Quantiles(-2.0, 2.0, 20)
-    return Calibration(Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 0.5, 40), accuracy, twice, CURVE)
+    shares = ShareIntervals(accuracy, twice, CURVE)
+    return Calibration(Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 0.5, 40), shares)
 
 
-def test_expected_accuracy_is_read_off_the_curve() -> None:
-    quantiles = Quantiles(-1.0, 2.0, 40)
-    calibration = Calibration(quantiles, quantiles, quantiles, Quantiles(-2.0, 4.0, 40), CURVE)
-    accuracy, (low, high) = calibration.expected_accuracy(math.log(0.1), 0.0)
+def test_expected_shares_are_read_off_the_curve() -> None:
+    shares = ShareIntervals(Quantiles(-1.0, 2.0, 40), Quantiles(-2.0, 4.0, 40), CURVE)
+    accuracy, (low, high) = shares.expected(math.log(0.1), 0.0, chosen=True)
     assert accuracy == pytest.approx(0.6)
     spread = 0.05 * math.sqrt(0.6 * 0.4)
     assert [low, high] == pytest.approx([0.6 - spread, 0.6 + 2 * spread])
-    _, others = calibration.expected_accuracy(math.log(0.1), 0.0, chosen=False)
+    _, others = shares.expected(math.log(0.1), 0.0, chosen=False)
     assert list(others) == pytest.approx([0.6 - 2 * spread, 0.6 + 4 * spread])
-    _, wide = calibration.expected_accuracy(math.log(0.1), 0.5)
+    _, wide = shares.expected(math.log(0.1), 0.5, chosen=True)
     assert wide[0] < low
-    assert calibration.expected_accuracy(math.log(0.01), 30.0)[1] == pytest.approx((0.6, 1.0), abs=0.01)
+    assert shares.expected(math.log(0.01), 30.0, chosen=True)[1] == pytest.approx((0.6, 1.0), abs=0.01)
 
 
 def test_groups_are_of_about_one_retention() -> None:
@@ -113,19 +116,29 @@ def made_up(seed: int, *, num_groups: int = 30, each: int = 40) -> dict[str, np.
     shared = rng.normal(0.0, 0.2, num_groups)[groups]
     own = rng.normal(0.0, 0.05, len(groups))
     accuracy = np.exp(-np.exp(truth)) + 0.05 * shared
-    return {"groups": groups, "truth": truth, "own": own, "shared": shared, "accuracy": np.clip(accuracy, 0.0, 1.0)}
+    return {
+        "groups": groups,
+        "truth": truth,
+        "own": own,
+        "shared": shared,
+        "accuracy": np.clip(accuracy, 0.0, 1.0),
+        "agreement": np.exp(-0.5 * np.exp(truth + shared)),
+    }
 
 
-def measured(world: dict[str, np.ndarray]) -> Calibration:
+def judged(world: dict[str, np.ndarray]) -> JudgedSamples:
     size = len(world["truth"])
-    return Calibration.measure(
+    return JudgedSamples(
         world["truth"],
-        world["accuracy"],
         LeftOut(world["own"], np.full(size, 0.05)),
         LeftOut(world["own"] + world["shared"], np.full(size, 0.1)),
         world["groups"],
         np.ones(size),
     )
+
+
+def measured(world: dict[str, np.ndarray]) -> Calibration:
+    return Calibration.measure(judged(world), world["accuracy"], world["agreement"])
 
 
 def inside(calibration: Calibration, truth: np.ndarray, errors: np.ndarray, deviation: float, chosen: bool) -> float:
@@ -147,15 +160,53 @@ def test_what_is_new_is_covered_as_often_as_was_promised() -> None:
 
 def test_accuracy_between_targets_is_not_as_sure_as_at_them() -> None:
     calibration = measured(made_up(1))
-    here = [calibration.expected_accuracy(-2.0, 0.05, chosen=chosen)[1] for chosen in (True, False)]
+    assert calibration.accuracy is not None
+    here = [calibration.accuracy.expected(-2.0, 0.05, chosen=chosen)[1] for chosen in (True, False)]
     world = made_up(1)
-    curve_alone = AccuracyCurve.fit(world["truth"], world["accuracy"], np.ones(1200))
+    curve_alone = ShareCurve.fit(world["truth"], world["accuracy"], np.ones(1200))
     assert curve_alone.noise < 0.05  # through the targets' own samples
     assert here[1][1] - here[1][0] > 2.0 * curve_alone.noise * 0.3
 
 
+def test_agreement_is_judged_as_accuracy_is() -> None:
+    """The same numbers give the same intervals, whatever they are shares of."""
+    world = made_up(1)
+    calibration = Calibration.measure(judged(world), world["agreement"], world["agreement"])
+    assert calibration.agreement == calibration.accuracy is not None
+
+
+def test_agreement_of_new_targets_is_covered_as_often_as_was_promised() -> None:
+    agreement, other = measured(made_up(1)).agreement, made_up(2)
+    assert agreement is not None
+    inside = []
+    for truth, error, share in zip(other["truth"], other["own"] + other["shared"], other["agreement"], strict=True):
+        low, high = agreement.expected(truth - error, 0.1, chosen=False)[1]
+        inside.append(low <= share <= high)
+    assert 0.85 < np.mean(inside) < 0.95
+
+
+def test_agreement_is_learnt_from_the_samples_that_have_it_alone() -> None:
+    world = made_up(1)
+    known = np.arange(1200) % 3 == 0
+    some = Calibration.measure(judged(world), world["accuracy"], np.where(known, world["agreement"], np.nan))
+    alone = {name: values[known] for name, values in world.items()}
+    assert some.agreement == measured(alone).agreement is not None
+    assert some.accuracy == measured(world).accuracy
+
+
+@pytest.mark.parametrize("known", [np.arange(1200) < 0, np.arange(1200) % 64 == 0, np.arange(1200) < 600])
+def test_too_few_or_those_of_a_part_of_the_range_say_nothing_of_agreement(known: np.ndarray) -> None:
+    world = made_up(1)
+    calibration = Calibration.measure(judged(world), world["accuracy"], np.where(known, world["agreement"], np.nan))
+    assert calibration.agreement is None
+    assert "agreement" not in calibration.to_dict()
+    assert calibration == Calibration.measure(judged(world), world["accuracy"], np.full(1200, np.nan))
+
+
 def test_the_document_is_read_back_as_it_was() -> None:
-    for calibration in (calibration_of(), measured(made_up(3, num_groups=8, each=10))):
+    world = made_up(3, num_groups=8, each=10)
+    unexact = Calibration.measure(judged(world), None, world["agreement"])
+    for calibration in (calibration_of(), measured(world), unexact):
         assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 
 
@@ -168,7 +219,9 @@ def test_documents_of_earlier_predictors_are_read() -> None:
         del document[name]["spread"]
     calibration = Calibration.from_dict(document)
     assert calibration.plan == Quantiles(-2.0, 1.0, 20)
-    assert calibration.sample_accuracy == calibration.plan_accuracy == Quantiles(-1.0, 1.0, 20)
+    assert calibration.accuracy is not None
+    assert calibration.accuracy.sample == calibration.accuracy.plan == Quantiles(-1.0, 1.0, 20)
+    assert calibration.agreement is None
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-7, 0.01, 3.0])

@@ -1,6 +1,7 @@
 """Samples as training examples: what is refused, what does not matter, and the frontier."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from policy_model.encoding import encode
 from pruning.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.levels import LevelGrid
+from pruning.metrics import Metrics
 from storage.records import Sample
-from tests.policy_model.landscape import sample
+from tests.policy_model.landscape import sample, with_shares
 
 
 def test_too_few_samples_name_the_command_that_adds_some(anatomy: ModelAnatomy, samples: list[Sample]) -> None:
@@ -70,5 +72,39 @@ def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list
     assert data.searched.tolist() == [False, True, True]
     np.testing.assert_allclose(data.retention, [1.0, 304 / 384, 120 / 384])
     assert data.accuracy.tolist() == [0.5, 0.5, 0.5]
+    assert np.isnan(data.agreement).all()
     assert (data.gap >= 0.0).all()
     assert data.imitation_weights(0.1)[2] == 0.0
+
+
+def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+    chosen = [*with_shares(samples[:1], accuracy=1.0), samples[1]]
+    data = training_data(grid, encode(anatomy, grid, samples), chosen)
+    assert data.agreement[0] == chosen[0].metrics.agreement
+    assert np.isnan(data.agreement[1])
+    assert samples_sha256(chosen) != samples_sha256(
+        [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
+    )
+
+
+def test_the_content_of_samples_without_agreement_is_what_it_always_was(anatomy: ModelAnatomy) -> None:
+    rows = [sample(anatomy, [64] * 6, 0.25), sample(anatomy, [8] * 6, 0.5)]
+    written = "[[[8, 8, 8, 8, 8, 8], 0.5, 1.5, 0.5], [[64, 64, 64, 64, 64, 64], 0.25, 1.25, 0.5]]"
+    assert samples_sha256(rows) == hashlib.sha256(written.encode()).hexdigest()
+
+
+def test_exact_match_tells_something_where_the_dense_model_has_any(
+    anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]
+) -> None:
+    def tells(*chosen: Sample) -> bool:
+        return training_data(grid, encode(anatomy, grid, samples), list(chosen)).exact_match_tells
+
+    (dense,) = with_shares([sample(anatomy, [64] * 6, 0.0)], accuracy=0.0)
+    assert tells(sample(anatomy, [64] * 6, 0.0), *with_shares(samples[:3], accuracy=0.0))
+    assert not tells(dense, samples[0])  # by chance alone
+    assert tells(samples[0], *with_shares(samples[1:3], accuracy=0.0))
+    assert not tells(*with_shares(samples[:3], accuracy=0.0))
+
+
+def without(sample: Sample) -> Metrics:
+    return dataclasses.replace(sample.metrics, agreement=None)

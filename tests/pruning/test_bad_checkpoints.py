@@ -89,6 +89,24 @@ def test_a_config_that_says_otherwise(copy: Path) -> None:
         read_anatomy(copy)
 
 
+@pytest.mark.parametrize("number", [284, 10**6, -285])
+def test_a_padding_token_without_an_embedding(copy: Path, number: int) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["pad_token_id"] = number
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"pad_token_id must be one of.*pad_token_id={number}, vocab_size=284"):
+        read_anatomy(copy)
+    with pytest.raises(CheckpointError, match="must load"):
+        load_model(copy)
+
+
+def test_old_configs_count_the_padding_token_from_the_end(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["pad_token_id"] = -1
+    (copy / "config.json").write_text(json.dumps(config))
+    read_anatomy(copy)
+
+
 def test_a_family_outside_the_table_is_refused_by_name(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["model_type"] = "granite"

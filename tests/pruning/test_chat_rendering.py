@@ -13,7 +13,7 @@ from pruning.chat_rendering import prompts_of, rendered_texts
 from pruning.conversations import Conversation, Turn
 from pruning.errors import DatasetError
 from pruning.processor import process
-from tests.tiny_models import TEMPLATE, tiny_processor, tiny_tokenizer
+from tests.tiny_models import TEMPLATE, TEXT_TEMPLATE, tiny_processor, tiny_tokenizer
 
 TEMPLATES = Path(__file__).parent / "assets" / "chat_templates"
 TALK = Conversation("talk", None, (Turn("what is it?", "red"), Turn("and it?", "blue seven")))
@@ -91,6 +91,29 @@ def test_a_conversation_is_one_text(name: str, bos: str | None, eos: str | None,
     ids = batch.inputs["input_ids"][0]
     assert tokenizer.decode(ids) == text
     assert [tokenizer.decode(ids[x.start : x.stop]) for x in batch.spans] == answers
+
+
+CLOCK = 'A{% set today = strftime_now("%Y-%m-%d") %}[{{ today }}|{{ strftime_now("%-d %B %y, %H:%M") }}]'
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  \n", "{# begin #}\n"])
+def test_a_date_is_the_same_on_every_day(start: str) -> None:
+    tokenizer, processor = tiny_tokenizer(), tiny_processor()
+    tokenizer.chat_template, processor.chat_template = start + CLOCK + TEXT_TEMPLATE, start + CLOCK + TEMPLATE
+    dated = "A[2024-07-26|26 July 24, 00:00]"
+    for rendering in (tokenizer, processor):
+        (rendered,) = rendered_texts(TALK, rendering)
+        prompts = prompts_of(TALK, rendering)
+        rendering.chat_template = start + "A" + (TEXT_TEMPLATE if rendering is tokenizer else TEMPLATE)
+        (plain,) = rendered_texts(TALK, rendering)
+        assert rendered.text == plain.text.replace("A", dated, 1)
+        assert prompts == [prompt.replace("A", dated, 1) for prompt in prompts_of(TALK, rendering)]
+
+
+def test_a_date_of_a_template_among_several() -> None:
+    processor = tiny_processor()
+    processor.chat_template = {"default": CLOCK + TEMPLATE, "other": "none"}
+    assert rendered_texts(TALK, processor)[0].text.startswith("A[2024-07-26|")
 
 
 def test_each_turn_is_a_text_where_history_is_rendered_differently() -> None:

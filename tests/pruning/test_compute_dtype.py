@@ -119,12 +119,13 @@ def test_every_family_without_a_half_product(family: str, conversations: list[Co
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
     whole = measure_statistics(StatisticsKind.ACTIVATIONS, load_model(folder, dtype=torch.float32), batches).arrays
-    assert_close(found, whole, rtol=0.02)  # hidden states between layers are still rounded to eight bits
+    # Gemma multiplies its embeddings by a factor in the type that they are stored in.
+    assert_close(found, whole, rtol=0.01 if "gemma" in family else 1e-4)
 
 
 @pytest.mark.usefixtures("slow_with_halves")
 @pytest.mark.parametrize("family", ["llava-llama", "qwen3"])
-def test_hidden_states_wait_in_the_checkpoints_dtype(family: str, tmp_path: Path) -> None:
+def test_hidden_states_wait_as_they_were_computed(family: str, tmp_path: Path) -> None:
     class Remembering(TensorStore):
         def put(self, tensor: torch.Tensor) -> int:
             put.append(tensor)
@@ -138,7 +139,7 @@ def test_hidden_states_wait_in_the_checkpoints_dtype(family: str, tmp_path: Path
     source = CheckpointLayers(tmp_path / "half", CPU)
     with Remembering() as store:
         decoder_pass = DecoderPass(source, [batch], store, on_batch=lambda _rows: None)
-        assert [x.dtype for x in put if x.shape == (3, 9, 32)] == [torch.float16]
+        assert [x.dtype for x in put if x.shape == (3, 9, 32)] == [torch.float32]
         with source.layer(0) as layer:
             assert {x.dtype for x in layer.parameters()} == {torch.float32}
             decoder_pass.through(0, layer, lambda _mask: None)

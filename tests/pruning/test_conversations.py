@@ -63,6 +63,50 @@ def test_a_fault_is_named(tmp_path: Path, document: Any, message: str) -> None:
         load_conversations(write(tmp_path, document))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"video": "a.mp4"}, {"videos": ["a.mp4"]}, {"audio": "a.wav"}, {"images": ["images/0.png", "images/0.png"]}],
+)
+def test_other_media_are_refused(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(DatasetError, match=rf"one picture.*item 0 \(id a\): {next(iter(more))}"):
+        load_conversations(write(tmp_path, [item("q", "a", **more)]))
+
+
+def test_keys_that_hold_nothing_are_ignored(tmp_path: Path) -> None:
+    write_conversations(tmp_path, 2)
+    more: dict[str, Any] = {"video": None, "audio": "", "images": ["images/0.png"], "source": "web"}
+    assert load_conversations(write(tmp_path, [item("<image>q", "a", image="images/0.png", **more)]))
+
+
+@pytest.mark.parametrize("texts", [("<video>\nq", "a"), ("q", "a <audio> b"), ("q", "a", "<video>", "b")])
+def test_other_placeholders_are_refused(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    with pytest.raises(
+        DatasetError, match=r"only placeholder is <image>.*item 0 \(id a\), message \d: <(video|audio)>"
+    ):
+        load_conversations(write(tmp_path, [item(*texts)]))
+
+
+@pytest.mark.parametrize("texts", [("what is \ud83d this?", "red"), ("what?", "\udc00")])
+def test_half_a_character_is_refused(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    with pytest.raises(
+        DatasetError, match=r"Unicode.*item 0 \(id a\), message [01]: half of a surrogate pair"
+    ) as error:
+        load_conversations(write(tmp_path, [item(*texts)]))
+    str(error.value).encode()  # can be printed
+
+
+def test_only_what_is_used_is_checked(tmp_path: Path) -> None:
+    good, rest = item("q", "a"), [item("q", "a", image="images/none.png"), {"id": 3}, "no item"]
+    path = write(tmp_path, [good, good, *rest])
+    assert len(load_conversations(path, 2)) == 2
+    for limit in (3, None):
+        with pytest.raises(DatasetError, match=r"item 2|none\.png|item 3"):
+            load_conversations(path, limit)
+    assert len(load_conversations(write(tmp_path, [good]), 64)) == 1
+    with pytest.raises(DatasetError, match="must be JSON"):
+        load_conversations(write(tmp_path, json.dumps([good, good])[:-1] + ", {"), 2)
+
+
 def test_a_missing_file_and_a_damaged_image(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="readable"):
         load_conversations(tmp_path / "none.json")

@@ -339,3 +339,11 @@ def test_an_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         export_gguf(checkpoint, tmp_path / "a.gguf", mmproj=tmp_path / "b.gguf", on_bytes=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"plan_id": "x"}'])
+def test_a_plan_file_that_cannot_be_read_hinders_nothing(checkpoint: Path, tmp_path: Path, content: str) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "lop_plan.json").write_text(content)
+    export_gguf(folder, tmp_path / "a.gguf")
+    assert "lop.plan_id" not in fields(tmp_path / "a.gguf")

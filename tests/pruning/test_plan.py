@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import PlanError
-from pruning.plan import PlanRanking, PlanTarget, PruningPlan, content_id
+from pruning.plan import PlanRanking, PlanTarget, Predicted, PruningPlan, content_id
 from pruning.planning import make_plan
 from tests.pruning.made_up import made_up_anatomy
 
@@ -37,6 +37,16 @@ def test_a_plan_of_version_0_1_0_is_read_and_written_as_it_was() -> None:
     assert plan.to_json() == text
     assert (plan.achieved.activation_bytes, plan.target.round_to, plan.ranking.compensates) == (None, None, False)
     assert content_id(plan.model_dump(mode="json", exclude={"plan_id", "created_at"})) == plan.plan_id
+
+
+def test_the_weights_that_were_ranked_are_part_of_a_plan(plan: PruningPlan) -> None:
+    assert "weights_sha256" not in json.loads(plan.to_json())["model"]
+    known = make_plan(
+        made_up_anatomy([64, 64]), [32, 64], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking,
+        weights_sha256="a" * 64,
+    )  # fmt: skip
+    assert PruningPlan.from_json(known.to_json()).model.weights_sha256 == "a" * 64
+    assert known.plan_id != plan.plan_id
 
 
 def test_the_schema_has_every_axis(plan: PruningPlan) -> None:
@@ -89,3 +99,19 @@ def test_something_else_is_no_plan(text: str, tmp_path: Path) -> None:
         PruningPlan.from_json(text)
     with pytest.raises(PlanError, match="readable"):
         PruningPlan.load(tmp_path / "missing.json")
+
+
+def test_agreement_is_written_where_it_was_predicted() -> None:
+    without = Predicted(quality=0.25, interval=(0.125, 0.5), accuracy=0.75, accuracy_interval=(0.5, 1.0))
+    assert without.model_dump_json() == (
+        '{"quality":0.25,"interval":[0.125,0.5],"metric":"kl","accuracy":0.75,"accuracy_interval":[0.5,1.0]}'
+    )
+    agreeing = Predicted(quality=0.25, agreement=0.875, agreement_interval=(0.75, 1.0))
+    assert agreeing.model_dump(mode="json") == {
+        "quality": 0.25,
+        "interval": None,
+        "metric": "kl",
+        "agreement": 0.875,
+        "agreement_interval": [0.75, 1.0],
+    }
+    assert Predicted.model_validate_json(agreeing.model_dump_json()) == agreeing

@@ -169,12 +169,14 @@ def add_search(
     calibration_id: str | None = None,
     validated_kl: float | None = None,
     queued: bool = False,
+    agreement: float | None = None,
+    validated_dense: Metrics | None = None,
 ) -> SearchRecord:
     """A finished search of one target that found `widths`, by default all that its budget allows.
 
-    `validated_kl` is on a set of 50 answers, "v" * 64.
+    `validated_kl` is on a set of 50 answers, "v" * 64, and `validated_dense` what is stored of the dense model there.
     """
-    metrics = Metrics(kl=kl, nll=1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=num_answers)
+    metrics = Metrics(kl, 1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=num_answers, agreement=agreement)
     budget = budget or sum(widths) * 3 * HIDDEN
     target = TargetResult(label, 0.5, budget, (1,) * len(widths), widths, metrics, 40, (kl,))
     result: dict[str, Any] = {"search": SearchResult((target,), 12).to_dict()}
@@ -190,7 +192,9 @@ def add_search(
         validation = {
             "data": "other.json",
             "id": "v" * 64,
-            "metrics": [asdict(Metrics(kl=validated_kl, nll=1.5, accuracy=0.7, num_tokens=500, num_answers=50))],
+            "metrics": [asdict(Metrics(validated_kl, 1.5, 0.7, num_tokens=500, num_answers=50, agreement=agreement))],
         }
+        if validated_dense is not None:
+            validation["dense"] = asdict(validated_dense)
     document = {"data": "x", "conversations": 8, "search": search}
     return repository.record_search(model_id, document, result, validation=validation)

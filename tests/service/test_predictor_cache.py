@@ -31,7 +31,9 @@ class MadeUpPrediction:
     kl: float = 0.25
     interval: tuple[float, float] = (0.125, 0.5)
     accuracy: float = 0.75
-    accuracy_interval: tuple[float, float] = (0.5, 1.0)
+    accuracy_interval: tuple[float, float] | None = (0.5, 1.0)
+    agreement: float | None = 0.875
+    agreement_interval: tuple[float, float] | None = (0.75, 1.0)
     below_grid: bool = False
     extrapolated: bool = False
 
@@ -107,6 +109,8 @@ def test_a_predictor_makes_the_plan(predicting: TestClient) -> None:
         "metric": "kl",
         "accuracy": 0.75,
         "accuracy_interval": [0.5, 1.0],
+        "agreement": 0.875,
+        "agreement_interval": [0.75, 1.0],
     }
     assert plan["provenance"] == {
         "predictor": "first",

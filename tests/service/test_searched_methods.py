@@ -1,5 +1,6 @@
 """Methods that finished searches answer, over HTTP and in the rule that picks one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from service.methods.names import Method
 from service.methods.searched import best_configuration
 from storage.contract import Repository
 from storage.sql_samples import SampleStore
-from tests.service.made_up import add_calibration, add_search, register_model, scan_samples
+from tests.service.made_up import WIDTHS, add_calibration, add_search, register_model, sample, scan_samples
 
 # "tiny" has 320 channels of 48 parameters; a sixteenth of its FFN parameters are 20 channels.
 HALF = (8, 40, 64, 48)
@@ -52,6 +53,49 @@ def test_the_searched_widths_with_what_was_measured(client: TestClient, reposito
     )
     assert plan.ranking.sha256 == repository.get_model("tiny").ranking_sha256
     assert ask(client) == plan
+
+
+def dense_sample(repository: Repository, calibration: str, accuracy: float) -> None:
+    """What a scan stores of the dense model."""
+    model = repository.get_model("tiny")
+    metrics = Metrics(0.0, 1.0, accuracy, 1000, 100, agreement=1.0)
+    repository.add_samples([replace(sample(model, calibration, WIDTHS, 0.0), metrics=metrics)])
+
+
+def predicted(client: TestClient, **more: Any) -> dict[str, Any]:
+    found = ask(client, **more).predicted
+    assert found is not None
+    return found.model_dump(mode="json", exclude={"interval", "metric", "quality"})
+
+
+def test_what_was_measured_of_agreement_is_predicted(client: TestClient, repository: Repository) -> None:
+    add_search(repository, HALF, 0.02, calibration_id=add_calibration(repository), agreement=0.875)
+    assert predicted(client) == {"accuracy": 0.8, "agreement": 0.875}
+
+
+def test_exact_match_is_predicted_where_the_dense_model_has_any(client: TestClient, repository: Repository) -> None:
+    """Of two sets of long and of short answers, the dense model's samples say which is which."""
+    long, short = add_calibration(repository, "1" * 64), add_calibration(repository, "5" * 64)
+    dense_sample(repository, long, 0.0)
+    dense_sample(repository, short, 0.9)
+    add_search(repository, HALF, 0.02, calibration_id=long, agreement=0.875)
+    assert predicted(client) == {"agreement": 0.875}
+    add_search(repository, HALF, 0.02, calibration_id=short, agreement=0.75, num_answers=101)
+    assert predicted(client, round_to=4) == {"accuracy": 0.8, "agreement": 0.75}
+
+
+@pytest.mark.parametrize(("exact", "expected"), [(None, {"accuracy": 0.7}), (0.5, {"accuracy": 0.7}), (0.0, {})])
+def test_validation_says_of_its_own_data_whether_answers_are_exact(
+    client: TestClient, repository: Repository, exact: float | None, expected: dict[str, float]
+) -> None:
+    """Documents from before the dense model was validated predict what they always did."""
+    calibration = add_calibration(repository)
+    dense_sample(repository, calibration, 0.0)  # says nothing of the validation set
+    dense = None if exact is None else Metrics(0.0, 1.0, exact, 500, 50, agreement=1.0)
+    add_search(
+        repository, HALF, 0.02, calibration_id=calibration, validated_kl=0.05, validated_dense=dense, agreement=0.5
+    )
+    assert predicted(client) == expected | {"agreement": 0.5}
 
 
 def test_a_validated_search_predicts_what_the_validation_set_says(client: TestClient, repository: Repository) -> None:

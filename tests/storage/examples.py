@@ -60,14 +60,17 @@ def calibration(calibration_id: str = "c", created_at: datetime = MORNING) -> Ca
     return CalibrationRecord(calibration_id, "thirty-two", 32, 5_000_000_000, created_at)
 
 
-def sample(number: int, *, model_id: str = "m", calibration_id: str = "c", source: str = "mcts") -> Sample:
-    """Sample `number`, with metrics that follow from it."""
+def sample(
+    number: int, *, model_id: str = "m", calibration_id: str = "c", source: str = "mcts", has_agreement: bool = True
+) -> Sample:
+    """Sample `number`, with metrics that follow from it; before revision 0004 they had no agreement."""
+    agreement = 1 - number / 2**20 if has_agreement else None
     return Sample(
         model_id=model_id,
         ranking_sha256=RANKING_SHA256,
         calibration_id=calibration_id,
         widths=(8 * number, 64),
-        metrics=Metrics(kl=number / 3, nll=1.5 + number / 7, accuracy=0.8, num_tokens=640, num_answers=32),
+        metrics=Metrics(number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement),
         seconds=0.1,
         source=source,
     )

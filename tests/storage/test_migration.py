@@ -102,7 +102,11 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
     with open_repository(url) as repository:
         assert repository.list_models() == [model()]
         assert repository.get_calibration("c") == calibration()
-        assert repository.list_samples("m") == [sample(number) for number in range(1, 6)]
+        has_agreement = asset.stem >= "revision_0004"
+        samples = [sample(number, has_agreement=has_agreement) for number in range(1, 6)]
+        assert repository.list_samples("m") == samples
+        found = repository.find_samples("m", samples[0].ranking_sha256, "c", [s.widths for s in samples])
+        assert list(found.values()) == [s.metrics for s in samples]
         assert repository.list_predictors() == [predictor()]
         assert repository.find_plan("request") == PlanRecord("request", plan())
         (queued,) = repository.list_searches(status=SearchStatus.QUEUED)
@@ -117,6 +121,7 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
             assert done.result == {"search": {"targets": [], "scan_evaluations": 15}, "predictor": "p"}
         assert repository.add_statistics(statistics("gradients")) == statistics("gradients")
         assert repository.add_samples([sample(5), sample(6)]) == 1
+        assert repository.list_samples("m") == [*samples, sample(6)]  # what was measured before stays as it was
 
 
 def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: Path) -> None:

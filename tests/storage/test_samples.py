@@ -75,9 +75,19 @@ def test_floats_come_back_to_the_last_bit(filled: SqlRepository) -> None:
     assert filled.list_samples("m") == [exact]
 
 
+def test_agreement_is_stored_where_it_was_measured(filled: SqlRepository) -> None:
+    samples = [sample(1), sample(2, has_agreement=False), sample(3)]
+    assert filled.add_samples(samples) == 3
+    assert filled.list_samples("m") == samples
+    found = filled.find_samples("m", RANKING_SHA256, "c", [s.widths for s in samples])
+    assert [metrics.agreement for metrics in found.values()] == [1 - 1 / 2**20, None, 1 - 3 / 2**20]
+
+
+@pytest.mark.parametrize("field", ["kl", "nll", "accuracy", "agreement"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_metrics_must_be_finite(filled: SqlRepository, value: float) -> None:
-    broken = dataclasses.replace(sample(2), metrics=Metrics(value, 1.0, 0.5, 1, 1))
+def test_metrics_must_be_finite(filled: SqlRepository, value: float, field: str) -> None:
+    changed: dict[str, Any] = {field: value}
+    broken = dataclasses.replace(sample(2), metrics=dataclasses.replace(sample(2).metrics, **changed))
     with pytest.raises(InputError, match=r"finite.*widths=\(16, 64\)"):
         filled.add_samples([sample(1), broken])
     assert filled.count_samples("m") == 0

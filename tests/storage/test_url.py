@@ -57,3 +57,29 @@ def test_masked_hides_every_secret_and_the_driver() -> None:
 
 def test_masked_sqlite_is_what_a_user_types(tmp_path: Path) -> None:
     assert masked(parse_url(f"sqlite:///{tmp_path}/a b.db")) == f"sqlite:///{tmp_path}/a b.db"
+
+
+@pytest.mark.parametrize(
+    "secret", ["hunter@2", "hunter@2@", "hunter@a/2", "hunter@a:2", "hunter@a?2", "hunter@a#2", "@hunter", "h:unter@2"]
+)
+def test_a_password_with_an_at_sign_is_shown_up_to_the_last_one(secret: str) -> None:
+    with pytest.raises(InputError, match="%40") as caught:
+        parse_url(f"postgresql://me:{secret}@db.example:5433/lop")
+    message = str(caught.value)
+    assert "postgresql://***@db.example:5433/lop" in message
+    assert "hunter" not in message
+    assert "2@" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "password", "host"),
+    [
+        ("postgresql://me:hunter%402@h/d", "hunter@2", "h"),
+        ("postgresql://me@server:pw@h/d", "pw", "h"),  # as Azure names users
+        ("postgresql://me:pw@h/d?application_name=a@b", "pw", "h"),
+        ("postgresql://me:p/w@h/d", "p/w", "h"),
+    ],
+)
+def test_at_signs_that_are_at_their_place(text: str, password: str | None, host: str) -> None:
+    url = parse_url(text)
+    assert (url.password, url.host) == (password, host)

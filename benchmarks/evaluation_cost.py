@@ -1,0 +1,126 @@
+"""What one evaluation costs: over the bare matrix products of its real tokens, and in a half type over float32.
+
+Bare products are those of every linear layer of the decoder, at the widths that are evaluated, for every token that is
+needed, and of the output head for every answer token: random inputs, contiguous weights, nothing in between. They are
+computed as the evaluator shares rows out (each on one thread, side by side) and at once on all threads; the faster one
+counts. Evaluations begin with a width that none had before, so that no hidden state is known. The dense model's
+probabilities are known, as they are in every search whose cache holds them. All take turns.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lop.compute import load_for_compute
+from pruning.anatomy_reader import read_anatomy
+from pruning.batches import make_batches
+from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import load_conversations
+from pruning.decoder import decoder_view
+from pruning.evaluation import ConfigurationEvaluator
+from pruning.metrics import Widths
+from pruning.ranking import Ranking
+
+RETENTION = 0.8
+"""Of the channels that the evaluated configurations keep, about."""
+
+
+class BareProducts:
+    """The matrix products of one evaluation, in float32, and nothing else."""
+
+    def __init__(self, folder: Path, row_sizes: Sequence[tuple[int, int]]) -> None:
+        self._view = decoder_view(load_model(folder, dtype=torch.float32))
+        self._row_sizes = row_sizes
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+
+    def seconds(self, widths: Widths) -> float:
+        """The faster way."""
+        weights = [self._weights(layer, width) for layer, width in enumerate(widths)]
+        together = [(sum(tokens for tokens, _ in self._row_sizes), sum(answers for _, answers in self._row_sizes))]
+        apart = [self._product(weights, *size) for size in self._row_sizes]
+        (whole,) = [self._product(weights, *size) for size in together]
+        return min(_seconds(lambda: [x.result() for x in [self._pool.submit(row) for row in apart]]), _seconds(whole))
+
+    def _weights(self, layer: int, width: int) -> list[torch.Tensor]:
+        view = self._view
+        ffn = {id(x) for x in view.in_projections(layer)}
+        found = []
+        for module in view.layers[layer].modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            weight = module.weight
+            if id(module) in ffn:
+                weight = torch.cat([rows[:width] for rows in view.channel_rows(layer, [weight])])
+            elif module is view.out_projection(layer):
+                weight = weight[:, :width]
+            found.append(weight.detach().contiguous())
+        return found
+
+    def _product(self, weights: Sequence[Sequence[torch.Tensor]], tokens: int, answers: int) -> Callable[[], None]:
+        inputs = {k: torch.randn(tokens, k) for k in {w.shape[1] for layer in weights for w in layer}}
+        head = self._view.head.get_parameter("weight")
+        answer = torch.randn(answers, head.shape[1])
+
+        @torch.inference_mode()
+        def run() -> None:
+            for layer in weights:
+                for weight in layer:
+                    nn.functional.linear(inputs[weight.shape[1]], weight)
+            nn.functional.linear(answer, head)
+
+        return run
+
+
+def evaluation_cost(
+    half: Path, wide: Path, conversations: Path, *, num_conversations: int | None = None, rounds: int = 7
+) -> dict[str, Any]:
+    """Figures of one checkpoint in a half type and its float32 copy, on the first `num_conversations` of a file.
+
+    Returns `bf16_over_f32_seconds` and `evaluation_over_matmul`, medians of ratios within rounds, and what they are of.
+    """
+    loaded, processor = load_conversations(conversations)[:num_conversations], load_processor(wide)
+    anatomy = read_anatomy(wide)
+    rng = np.random.default_rng(0)
+    ranking = Ranking.from_scores(anatomy, [rng.random(layer.ffn_width) for layer in anatomy.layers])
+    batches = make_batches(loaded, processor)
+    evaluators = {
+        name: ConfigurationEvaluator(load_for_compute(folder), batches, ranking, cache_bytes=2**31)
+        for name, folder in (("half", half), ("wide", wide))
+    }
+    bare = BareProducts(wide, evaluators["wide"].row_sizes)
+    spent: dict[str, list[float]] = {"half": [], "wide": [], "bare": []}
+    for index in range(rounds + 1):
+        widths = tuple(int(RETENTION * x.ffn_width) - 8 * (index + layer) for layer, x in enumerate(anatomy.layers))
+        order = list(spent)[:: 1 if index % 2 else -1]  # whoever comes first finds other caches
+        for name in order:
+            seconds = bare.seconds(widths) if name == "bare" else _seconds(partial(evaluators[name].evaluate, widths))
+            if index:  # the first round warms up
+                spent[name].append(seconds)
+    ratios = {
+        "bf16_over_f32_seconds": [a / b for a, b in zip(spent["half"], spent["wide"], strict=True)],
+        "evaluation_over_matmul": [a / b for a, b in zip(spent["wide"], spent["bare"], strict=True)],
+    }
+    sizes = evaluators["wide"].row_sizes
+    return {
+        **{name: statistics.median(found) for name, found in ratios.items()},
+        "evaluation_seconds": statistics.median(spent["wide"]),
+        "bare_products_seconds": statistics.median(spent["bare"]),
+        "tokens": sum(tokens for tokens, _ in sizes),
+        "padded_tokens": sum(batch.inputs["input_ids"].numel() for batch in batches),
+        "answer_tokens": sum(answers for _, answers in sizes),
+        "all_ratios": ratios,
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -1,0 +1,135 @@
+"""`lop data`: calibration files, made of a model's own answers, and what a file holds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lop.commands.options import Json
+from lop.console import bar, print_json, print_line, print_table, warn
+from pruning.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(help="Make calibration files, check them.", no_args_is_help=True)
+
+_NUM_NAMED = 5
+"""How many ids a warning names."""
+
+
+@app.command("answer")
+def answer(
+    model: Annotated[
+        Path,
+        typer.Option("--model", "-m", help="The checkpoint's folder that answers: dense, or pruned by `lop apply`."),
+    ],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            "-p",
+            help='What to ask: LLaVA-format JSON, a JSON list of texts or of {"id", "prompt", "image"}, or a .txt with '
+            "one prompt a line. Images are named relative to this file.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file for the conversations: LLaVA-format JSON, as --data takes it.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens; longer ones are cut.")] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts answered at once; a run that is killed loses so many at most.")
+    ] = 16,
+    conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a calibration file of a model's own greedy answers, for prompts or pictures that have none.
+
+    Every message of a human is a question. Those of one item are asked in order, with the model's own earlier answers
+    between them; answers that the file has already are ignored.
+
+    Kill it whenever you like: run the same command again and it goes on, and writes the same file. What is finished
+    waits in a hidden file beside --out, which goes at the end.
+    """
+    from rich.progress import DownloadColumn
+
+    from lop.answering import Answerer, answer_prompts, check_out
+    from pruning.prompts import load_prompts
+
+    check_out(out, prompts)
+    loaded = load_prompts(prompts, conversations)
+    with bar("reading weights", DownloadColumn()) as on_bytes:
+        answerer = Answerer.read(model, on_bytes=on_bytes)
+    with bar("answering") as on_answer:
+        report = answer_prompts(
+            answerer, loaded, out, max_new_tokens=max_new_tokens, batch_size=batch_size, on_answer=on_answer
+        )
+    if report.left_out:
+        warn(f"{_named(report.left_out)}: the model's answer is empty: left out, from that question on")
+    if report.cut:
+        warn(
+            f"{_named(report.cut)}: answers that had not ended after {max_new_tokens} tokens are kept as far as they "
+            "go; scores will count an end of turn after each, which the model did not write. Raise --max-new-tokens "
+            "for whole ones"
+        )
+    if json:
+        print_json(
+            {
+                "out": str(out),
+                "conversations": report.conversations,
+                "answers": report.answers,
+                "resumed": report.resumed,
+                "cut": report.cut,
+                "left_out": report.left_out,
+            }
+        )
+        return
+    resumed = f", {report.resumed} of them from an earlier run" if report.resumed else ""
+    print_line(f"wrote {out}: {report.answers} answers in {report.conversations} conversations{resumed}")
+
+
+def _named(ids: "Sequence[str]") -> str:
+    """How many prompts, and the ids of the first few."""
+    rest = f" and {len(ids) - _NUM_NAMED} more" if len(ids) > _NUM_NAMED else ""
+    return f"{len(ids)} {'prompt' if len(ids) == 1 else 'prompts'} ({', '.join(ids[:_NUM_NAMED])}{rest})"
+
+
+@app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="Conversations, LLaVA-format JSON.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A checkpoint's folder: also count the tokens that it makes of them. Reads no weights.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what a calibration file holds, and all that is odd in it.
+
+    An error is what other commands refuse the file for; then the exit code is 2. A warning is what they take, and may
+    not be meant. Items are counted from 0.
+    """
+    from lop.data_report import COLUMNS, document_of, lines_of, rows_of
+    from pruning.anatomy_reader import load_config
+    from pruning.checkpoint import load_processor
+    from pruning.data_check import check_data
+
+    processor, config = (load_processor(model), load_config(model)) if model is not None else (None, None)
+    with bar("checking") as on_item:
+        report = check_data(file, processor=processor, config=config, on_item=on_item)
+    if json:
+        print_json({"file": str(file), **document_of(report)})
+    else:
+        print_table(str(file), COLUMNS, rows_of(report))
+        for line in lines_of(report):
+            print_line(line)
+    if report.errors:
+        broken = len({item for finding in report.errors for item in finding.items})
+        raise DatasetError(
+            "every item of a conversation file must be usable",
+            values=f"{file}: {broken} of {report.num_items} items are not, first item {report.errors[0].items[0]}",
+            remedy="Mend them, or take them out",
+        )

@@ -1,0 +1,26 @@
+"""How much memory a process may still take on this machine."""
+
+import math
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float:
+    """What Linux says is available, or what the container's limit (cgroup v2) leaves, if that is less.
+
+    Infinite where neither is known.
+    """
+    found = math.inf
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        found = 1024.0 * int(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        limit, used = (float((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        found = min(found, max(0.0, limit - used))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        pass
+    return found

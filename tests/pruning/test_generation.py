@@ -1,0 +1,127 @@
+"""Greedy generation: nothing of a folder's generation config has a say but its special tokens."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruning.checkpoint import load_model, load_processor
+from pruning.conversations import Conversation
+from pruning.errors import CheckpointError
+from pruning.generation import generate_answers, generate_greedily, greedy_config
+from tests.pruning.cutting import text_inputs
+
+SETTINGS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.7},
+    {"no_repeat_ngram_size": 1},
+    {"min_length": 30},
+    {"min_new_tokens": 5},
+    {"do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5},
+    {"forced_bos_token_id": 9},
+    {"forced_eos_token_id": 9},
+    {"suppress_tokens": list(range(7, 200))},
+    {"begin_suppress_tokens": list(range(7, 200))},
+    {"bad_words_ids": [[x] for x in range(7, 200)]},
+    {"sequence_bias": [[[7], 50.0]]},
+    {"num_beams": 3, "early_stopping": True, "length_penalty": 2.0},
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    {"num_return_sequences": 2, "num_beams": 2},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"guidance_scale": 3.0},
+    {"cache_implementation": "static"},
+    {"cache_implementation": "quantized"},
+    {"use_cache": False},
+    {"max_time": 0.0},
+    {"max_length": 3},
+    {"max_new_tokens": 1},
+    {"stop_strings": ["e", "s"]},
+    {"renormalize_logits": True, "remove_invalid_values": True},
+    {"prompt_lookup_num_tokens": 3},
+    {"dola_layers": "high"},
+    {"exponential_decay_length_penalty": [1, 2.0]},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"token_healing": True},
+    {"watermarking_config": {"bias": 5.0}},
+    {"assistant_confidence_threshold": 0.1, "num_assistant_tokens": 2, "is_assistant": True},
+]
+NEW_TOKENS = 6
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def write(folder: Path, **settings: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0, **settings}))
+
+
+def answer_of(folder: Path) -> list[int]:
+    inputs = text_inputs()
+    return generate_greedily(load_model(folder), inputs, max_new_tokens=NEW_TOKENS)[0].tolist()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda x: ",".join(map(str, x)))
+def test_no_setting_has_a_say(copy: Path, settings: dict[str, Any]) -> None:
+    write(copy)
+    plain = answer_of(copy)
+    write(copy, **settings)
+    assert answer_of(copy) == plain
+    assert len(plain) == NEW_TOKENS
+
+
+def test_the_answer_is_the_most_likely_token_each_time(checkpoint: Path) -> None:
+    model, inputs = load_model(checkpoint), text_inputs()
+    ids = inputs["input_ids"]
+    for token in generate_greedily(model, inputs, max_new_tokens=NEW_TOKENS)[0]:
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits
+        assert int(logits[0, -1].argmax()) == int(token)
+        ids = torch.cat([ids, token.view(1, 1)], dim=1)
+
+
+def test_special_tokens_are_kept_and_answers_end_at_them(copy: Path) -> None:
+    write(copy)
+    plain = answer_of(copy)
+    other = next(x for x in plain if x != plain[0])
+    first = plain.index(other)
+    write(copy, eos_token_id=[2, other], bos_token_id=5, decoder_start_token_id=6)
+    model = load_model(copy)
+    config = greedy_config(model, 3)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == ([2, other], 0, 5)
+    assert (config.decoder_start_token_id, config.max_new_tokens) == (6, 3)
+    assert answer_of(copy) == plain[: first + 1]
+    assert model.generation_config.eos_token_id == [2, other]  # the model's own is as it was
+
+
+def test_padding_that_the_tokenizer_does_not_call_special_is_no_part_of_an_answer(
+    copy: Path, conversations: list[Conversation]
+) -> None:
+    write(copy)
+    some = conversations[-1:]
+    plain = generate_answers(load_model(copy), load_processor(copy), some)
+    write(copy, pad_token_id=20)
+    assert generate_answers(load_model(copy), load_processor(copy), some).answers == plain.answers
+
+
+@pytest.mark.parametrize("pad", [-1, 100_000])
+def test_padding_that_is_no_token_is_the_end_of_text(copy: Path, pad: int) -> None:
+    write(copy, pad_token_id=pad)
+    assert greedy_config(load_model(copy), 3).pad_token_id == 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '"x"', "", '{"max_new_tokens": -3}', "\0"])
+def test_a_malformed_file_is_one_line_with_its_name(copy: Path, content: str) -> None:
+    (copy / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json must be one that transformers reads"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("eos", ["</s>", [[2]], 2.5, True])
+def test_an_end_of_text_that_is_no_id_is_refused(copy: Path, eos: object) -> None:
+    write(copy, eos_token_id=eos)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        answer_of(copy)
