@@ -256,12 +256,10 @@ class Limits:
         if worth is None:
             narrowness: FloatArray = 1.0 - widths / np.asarray(self.steps.widest)
             return narrowness[able] * channels
-        found = worth(widths) if callable(worth) else np.asarray(worth, dtype=np.float64)
-        if found.ndim == 1:
-            return found[able] * channels
+        known = np.asarray(worth(widths) if callable(worth) else worth, dtype=np.float64)
         low, high = np.minimum(indices, others)[able], np.maximum(indices, others)[able]
-        difference: FloatArray = found[able, high] - found[able, low]
-        return difference
+        found: FloatArray = known[able] * channels if known.ndim == 1 else known[able, high] - known[able, low]
+        return found
 
 
 def parameter_limits(anatomy: ModelAnatomy, steps: WidthSteps, most: int, *, compensates: bool = False) -> Limits:
