@@ -254,8 +254,7 @@ class Limits:
         widths = self.steps.table[layers, indices]
         channels = np.abs(self.steps.table[layers, others] - widths)[able]
         if worth is None:
-            narrowness: FloatArray = 1.0 - widths / np.asarray(self.steps.widest)
-            return narrowness[able] * channels
+            worth = 1.0 - widths / np.asarray(self.steps.widest)
         known = np.asarray(worth(widths) if callable(worth) else worth, dtype=np.float64)
         low, high = np.minimum(indices, others)[able], np.maximum(indices, others)[able]
         found: FloatArray = known[able] * channels if known.ndim == 1 else known[able, high] - known[able, low]
