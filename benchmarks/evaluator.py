@@ -3,9 +3,10 @@
 Both score the same configurations on the same conversations with the same model in one run: those that a search at half
 of the FFN channels asked for, in its order, and random ones, which share no layers. The naive way may keep the dense
 model's answers too; it copies the model, cuts it, and runs all of it, vision tower and whole-sequence logits included,
-with one torch thread and with as many as there are cores: the faster of the two counts. Memory is the growth of a new
-process's peak resident set (Linux only); the summary is of the default bound, small bounds drown in one batch's
-activations on a model of 8 MB.
+with one torch thread and with as many as there are cores: the faster of the two counts. Two twins of the model take
+part as well, each against the naive way on itself in the same type: one in bfloat16, and one whose vocabulary has the
+49,152 words of SmolLM2 instead of a few hundred. Memory is the growth of a new process's peak resident set (Linux
+only); the summary is of the default bound, small bounds drown in one batch's activations on a model of 8 MB.
 """
 
 import copy
@@ -23,6 +24,7 @@ import torch
 import typer
 
 from benchmarks.machine import write_results
+from lop.compute import load_for_compute
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
@@ -46,6 +48,8 @@ REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5
 LEAST_EVALUATIONS, MOST_EVALUATIONS = 10, 100
 """For the peak of memory: until the cache is full."""
+
+LARGE_VOCABULARY = 49_152
 
 CACHE_BOUNDS = (0, 64 * 2**20, LEAST_CACHE_BYTES)
 
@@ -110,8 +114,16 @@ def main(
     drawn = [tuple(grid.widths_of(sampler.draw(rng))) for _ in range(evaluations)]
     rows: list[dict[str, Any]] = []
     for name, configurations in (("search", searched), ("random", drawn)):
-        rows += _compare(name, reference, batches, ranking, configurations, naive)
+        rows += _compare(name, reference / "model", batches, ranking, configurations, naive)
     with TemporaryDirectory() as folder:
+        few = searched[: max(2, evaluations // 4)]
+        twins = {
+            "float32": reference / "model",
+            "bfloat16": _in_bfloat16(reference / "model", Path(folder) / "bfloat16"),
+            "large vocabulary": _with_large_vocabulary(reference / "model", Path(folder) / "vocabulary"),
+        }
+        for name, twin in twins.items():
+            rows += _compare(name, twin, batches, ranking, few, naive)
         file = Path(folder) / "ranking.safetensors"
         file.write_bytes(ranking.to_bytes())
         for bound in CACHE_BOUNDS:
@@ -124,6 +136,9 @@ def main(
         "speedup_vs_naive": _speedup(rows, "search"),
         "speedup_vs_naive_random": _speedup(rows, "random"),
         "speedup_vs_naive_1_thread": _speedup(rows, "search", "naive-1-thread"),
+        "speedup_vs_naive_bfloat16": _speedup(rows, "bfloat16"),
+        "speedup_vs_naive_large_vocabulary": _speedup(rows, "large vocabulary"),
+        "bf16_over_f32_seconds": _rates(rows, "float32")["lop"] / _rates(rows, "bfloat16")["lop"],
         "peak_memory_ratio": next(
             row["peak_memory_ratio"] for row in rows if row.get("cache_bound_bytes") == LEAST_CACHE_BYTES
         ),
@@ -138,17 +153,31 @@ def main(
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 
+def _in_bfloat16(model: Path, folder: Path) -> Path:
+    """The checkpoint `model` as hub checkpoints are stored."""
+    load_model(model).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def _with_large_vocabulary(model: Path, folder: Path) -> Path:
+    """The checkpoint `model` with more words, which its data never use."""
+    wide = load_model(model)
+    wide.resize_token_embeddings(LARGE_VOCABULARY)
+    wide.save_pretrained(folder)
+    return folder
+
+
 def _compare(
     configurations_name: str,
-    reference: Path,
+    model: Path,
     batches: Sequence[Batch],
     ranking: Ranking,
     configurations: list[Widths],
     naive: int,
 ) -> list[dict[str, Any]]:
     """One row an evaluator. The two take turns, so that a machine that slows down slows both."""
-    ours = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
-    theirs = NaiveEvaluator(load_model(reference / "model"), batches, ranking)
+    ours = ConfigurationEvaluator(load_for_compute(model), batches, ranking)
+    theirs = NaiveEvaluator(load_for_compute(model), batches, ranking)
     ours.evaluate(ours.dense_widths)
     theirs.evaluate(ours.dense_widths)
     cores = torch.get_num_threads()
@@ -179,9 +208,15 @@ def _compare(
 
 def _speedup(rows: Sequence[dict[str, Any]], configurations: str, naive: str | None = None) -> float:
     """Against the faster of the naive ways, or against the one that is named."""
-    rate = {r["evaluator"]: r["evaluations_per_second"] for r in rows if r.get("configurations") == configurations}
+    rate = _rates(rows, configurations)
     ours = rate.pop("lop")
-    return float(ours / (max(rate.values()) if naive is None else rate[naive]))
+    return ours / (max(rate.values()) if naive is None else rate[naive])
+
+
+def _rates(rows: Sequence[dict[str, Any]], configurations: str) -> dict[str, float]:
+    """Evaluations per second of each evaluator."""
+    found = (row for row in rows if row.get("configurations") == configurations)
+    return {row["evaluator"]: float(row["evaluations_per_second"]) for row in found}
 
 
 def _timed(evaluate: Callable[[Widths], Metrics], widths: Widths, seconds: list[float]) -> Metrics:

@@ -1,7 +1,7 @@
 """Rows and summary of the real benchmark, from what its commands printed."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from statistics import geometric_mean
 from typing import Any
 
 from service.methods.names import Method
@@ -66,7 +66,7 @@ def geomean_vs_best_other(rows: Sequence[Row], method: str, sparsities: Sequence
 
     None where a sparsity lacks a row of it, or of all others.
     """
-    ratios = []
+    ratios: list[float] = []
     for sparsity in sparsities:
         at = [row for row in rows if row["sparsity"] == sparsity]
         own = [row["kl"] for row in at if row["method"] == method]
@@ -74,7 +74,7 @@ def geomean_vs_best_other(rows: Sequence[Row], method: str, sparsities: Sequence
         if not own or not others:
             return None
         ratios.append(own[0] / min(others))
-    return float(prod(ratios) ** (1 / len(ratios)))
+    return geometric_mean(ratios)
 
 
 def missing_rows(rows: Sequence[Row], sparsities: Sequence[float]) -> list[str]:

@@ -8,10 +8,7 @@ import ipaddress
 import os
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import (  # type: ignore[attr-defined]
-    getproxies_environment,
-    proxy_bypass_environment,  # the part of `proxy_bypass` that is the same on all systems
-)
+from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
@@ -69,7 +66,7 @@ def needs_no_proxy(host: str) -> bool:
     except ValueError:
         if host == "localhost" or host.endswith(".localhost"):
             return True
-    return bool(proxy_bypass_environment(host))
+    return bool(getproxies_environment().get("no")) and bool(proxy_bypass(host))
 
 
 def _proxies() -> str:

@@ -155,6 +155,7 @@ class Predictor:
         limits.check()
         if limits.allows_everything:
             return self._prediction([int(row[-1]) for row in limits.steps.widths], chosen=True)
+        # The chosen levels meet all limits: repairing only adds channels, so what a step up gains is all that is asked.
         start, worth = self._start(limits)
         prediction = self._prediction(limits.repair(start, worth), chosen=True)
         return replace(prediction, below_grid=worth is None)

@@ -181,14 +181,13 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     """
     folder = Path(path) / (kwargs.get("subfolder") or "")
     # A plan that removes nothing leaves no sizes in the config, and is the one thing that tells its checkpoint apart.
-    if (folder / "config.json").is_file() and not (folder / PLAN_NAME).is_file():
-        if recorded_sizes(load_config(folder)) is None:
-            raise CheckpointError(
-                f"a pruned checkpoint has its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
-                values=str(folder),
-                remedy="Load a dense checkpoint with transformers, or make a pruned one with `lop apply`. If this one "
-                "was pruned, its config.json is another's: copy the pruned one's",
-            )
+    if not (folder / PLAN_NAME).is_file() and recorded_sizes(load_config(folder)) is None:
+        raise CheckpointError(
+            f"a pruned checkpoint has its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
+            values=str(folder),
+            remedy="Load a dense checkpoint with transformers, or make a pruned one with `lop apply`. If this one "
+            "was pruned, its config.json is another's: copy the pruned one's",
+        )
     return load_model(path, **kwargs)
 
 

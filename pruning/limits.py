@@ -21,8 +21,10 @@ from pruning.arrays import FloatArray, IntArray
 from pruning.compensation import bias_parameters
 from pruning.errors import InfeasibleBudgetError, InputError
 
-Worth = Callable[[IntArray], FloatArray]
-"""What one more channel is worth in each layer, [L], at the present widths [L]."""
+Worth = Callable[[IntArray], FloatArray] | Sequence[float] | FloatArray
+"""What channels are worth, in any unit: what one of each layer is worth, [L], or a function of the present widths [L]
+that says so; or [L, N], what each allowed width is worth as a whole. Only the last tells the two directions apart: a
+step down loses what the channels below are worth, a step up gains what those above are."""
 
 NEVER = 2**62
 """Cost of a width that a layer does not have."""
@@ -193,12 +195,12 @@ class Limits:
         slack: IntArray = self.room - self.table[:, np.arange(self.steps.num_layers), indices].sum(axis=1)
         return slack
 
-    def repair(self, widths: Sequence[float], worth: Worth | Sequence[float] | FloatArray | None = None) -> list[int]:
+    def repair(self, widths: Sequence[float], worth: Worth | None = None) -> list[int]:
         """Allowed widths [L] near `widths` [L] that meet every limit, and of which none can grow by one more step.
 
         Steps are taken from the layer whose channels are worth least for what they free of the limit that is exceeded
-        most, and given to the one whose channels are worth most for what they take of the slack. `worth` [L] is in any
-        unit; by default it is the layer's relative narrowness.
+        most, and given to the one whose channels are worth most for what they take of the slack. By default a channel
+        is worth its layer's relative narrowness.
 
         Raises:
             InfeasibleBudgetError: as `check`.
@@ -206,10 +208,15 @@ class Limits:
         self.check()
         indices = self.steps.at_most(widths)
         self._shrink(indices, worth)
-        self._grow(indices, worth)
-        return self.steps.of(indices)
+        return self.steps.of(self.fill(indices, worth))
 
-    def _shrink(self, indices: IntArray, worth: Worth | Sequence[float] | FloatArray | None) -> None:
+    def fill(self, indices: IntArray, worth: Worth | None = None) -> IntArray:
+        """`indices` [L] that meet every limit, raised as in `repair` until none can grow by one more step."""
+        filled = indices.copy()
+        self._grow(filled, worth)
+        return filled
+
+    def _shrink(self, indices: IntArray, worth: Worth | None) -> None:
         layers = np.arange(self.steps.num_layers)
         span = np.array([max(limit.dense - limit.least, 1) for limit in self.limits])
         slack = self.slack(indices)
@@ -220,13 +227,12 @@ class Limits:
             # On a flat stretch of every layer nothing is freed by one step: the least valuable one goes on.
             useful = freed[worst] > 0 if freed[worst].any() else indices > 0
             able = np.flatnonzero(useful)
-            channels = self.steps.table[able, indices[able]] - self.steps.table[able, below[able]]
-            lost = self._worth(worth, indices)[able] * channels
+            lost = self._worth(worth, able, indices, below)
             layer = able[np.argmin(lost / np.maximum(freed[worst, able], 1))]
             slack += freed[:, layer]
             indices[layer] -= 1
 
-    def _grow(self, indices: IntArray, worth: Worth | Sequence[float] | FloatArray | None) -> None:
+    def _grow(self, indices: IntArray, worth: Worth | None) -> None:
         layers = np.arange(self.steps.num_layers)
         slack = self.slack(indices)
         count = np.array([len(row) for row in self.steps.widths])
@@ -236,19 +242,23 @@ class Limits:
             able = np.flatnonzero((taken <= slack[:, None]).all(axis=0) & (indices < count - 1))
             if not len(able):
                 return
-            channels = self.steps.table[able, above[able]] - self.steps.table[able, indices[able]]
-            gained = self._worth(worth, indices)[able] * channels
+            gained = self._worth(worth, able, indices, above)
             share = (taken[:, able] / (slack[:, None] + 1)).max(axis=0) + 1e-12
             layer = able[np.argmax(gained / share)]
             slack -= taken[:, layer]
             indices[layer] += 1
 
-    def _worth(self, worth: Worth | Sequence[float] | FloatArray | None, indices: IntArray) -> FloatArray:
-        widths = self.steps.table[np.arange(self.steps.num_layers), indices]
+    def _worth(self, worth: Worth | None, able: IntArray, indices: IntArray, others: IntArray) -> FloatArray:
+        """What the channels between `indices` and `others` [L] are worth in the layers `able`."""
+        layers = np.arange(self.steps.num_layers)
+        widths = self.steps.table[layers, indices]
+        channels = np.abs(self.steps.table[layers, others] - widths)[able]
         if worth is None:
-            narrowness: FloatArray = 1.0 - widths / np.asarray(self.steps.widest)
-            return narrowness
-        return worth(widths) if callable(worth) else np.asarray(worth, dtype=np.float64)
+            worth = 1.0 - widths / np.asarray(self.steps.widest)
+        known = np.asarray(worth(widths) if callable(worth) else worth, dtype=np.float64)
+        low, high = np.minimum(indices, others)[able], np.maximum(indices, others)[able]
+        found: FloatArray = known[able] * channels if known.ndim == 1 else known[able, high] - known[able, low]
+        return found
 
 
 def parameter_limits(anatomy: ModelAnatomy, steps: WidthSteps, most: int, *, compensates: bool = False) -> Limits:

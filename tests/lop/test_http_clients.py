@@ -125,11 +125,11 @@ def prefixed(request: httpx.Request) -> httpx.Response:
     assert path.startswith("/lop/v1/models"), path
     more = request.url.params.get("offset") is None
     link = {"new": "/lop/v1/models?offset=1", "old": "/v1/models?offset=1"}[request.headers["kind"]]
-    return httpx.Response(200, json={"items": [path], "next": link if more else None})
+    return httpx.Response(200, json={"items": [{"path": path}], "next": link if more else None})
 
 
 @pytest.mark.parametrize("kind", ["new", "old"])
 def test_links_with_and_without_the_prefix_of_a_proxy(kind: str) -> None:
     with Client("http://lop.example/lop", transport=httpx.MockTransport(prefixed)) as client:
         client._http.headers["kind"] = kind
-        assert [str(x) for x in client.models()] == ["/lop/v1/models"] * 2
+        assert client.models() == [{"path": "/lop/v1/models"}] * 2

@@ -11,10 +11,12 @@ import pytest
 
 from lop.cli import main
 from lop.pictures import check_picture
+from pruning import prune_checkpoint
 from pruning.anatomy_reader import read_anatomy
 from pruning.atomic_file import beside, replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.gguf_export.output_files import check_outputs
+from pruning.streaming import shard_writer
 from pruning.streaming.place import check_place
 from tests.pruning.cutting import WIDTHS, plan_for, random_ranking
 
@@ -94,12 +96,10 @@ def test_a_plan_and_a_checkpoint_with_the_longest_names(
 def test_a_draft_of_the_longest_name_is_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path
 ) -> None:
-    from pruning import prune_checkpoint as module
-
     anatomy = read_anatomy(checkpoint)
     ranking = random_ranking(anatomy)
     plan, out = plan_for(anatomy, ranking, WIDTHS), tmp_path / named(255)
-    write = module.write_shard  # type: ignore[attr-defined]
+    write = shard_writer.write_shard
 
     def stopped(path: Path, *args: object, **kwargs: object) -> None:
         if written:
@@ -108,12 +108,12 @@ def test_a_draft_of_the_longest_name_is_gone_on_with(
         write(path, *args, **kwargs)  # type: ignore[arg-type]
 
     written: list[Path] = []
-    monkeypatch.setattr(module, "write_shard", stopped)
+    monkeypatch.setattr(prune_checkpoint, "write_shard", stopped)
     with pytest.raises(CheckpointError, match="run the same command to go on"):
-        module.prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=60_000)
-    monkeypatch.setattr(module, "write_shard", write)
+        prune_checkpoint.prune_checkpoint(checkpoint, plan, ranking, out, max_shard_size=60_000)
+    monkeypatch.setattr(prune_checkpoint, "write_shard", write)
     done: list[int] = []
-    module.prune_checkpoint(
+    prune_checkpoint.prune_checkpoint(
         checkpoint, plan, ranking, out, max_shard_size=60_000, on_bytes=lambda so_far, _: done.append(so_far)
     )
     assert done[0] > 0

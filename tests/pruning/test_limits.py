@@ -89,6 +89,21 @@ class TestRepair:
         assert both.repair([8, 8], [1.0, 3.1]) == [8, 16]
         assert both.repair([24, 24], [1.0, 2.9]) == [24, 8]
 
+    def test_worth_of_every_width_tells_down_from_up(self) -> None:
+        anatomy = made_up_anatomy([24, 24])
+        # From 16, the last channels of layer 0 are worth 5 and the next ones 1; of layer 1, 2 and 3.
+        worth = np.array([[0.0, 5.0, 6.0], [0.0, 2.0, 5.0]])
+        assert at_most(anatomy, 24 * 30).repair([16, 16], worth) == [16, 8]
+        assert at_most(anatomy, 40 * 30).repair([16, 16], worth) == [16, 24]
+        # Dense layers lose their last step: 1 against 3.
+        assert at_most(anatomy, 40 * 30).repair([24, 24], worth) == [16, 24]
+
+    def test_filling_leaves_what_it_is_given_as_it_is(self) -> None:
+        limits = at_most(made_up_anatomy([24, 24]), 40 * 30)
+        given = np.array([0, 1])
+        assert limits.fill(given, [1.0, 2.0]).tolist() == [1, 2]
+        assert given.tolist() == [0, 1]
+
     def test_a_flat_stretch_is_free(self) -> None:
         # Tiles: 16 channels take as long as 8 in layer 0, nothing else fits.
         flat = limits_of(limit(LimitKind.LATENCY_MS, 45, 5, (20, 20, 40), (20, 30, 40)), widths=(THREE, THREE))
