@@ -170,6 +170,17 @@ def test_near_the_optimum_of_an_integer_program() -> None:
     assert np.mean(before) > 0.05
 
 
+def test_near_the_optimum_at_the_size_of_a_real_model() -> None:
+    """30 layers of 1,536 channels: far more allowed widths than are tried at once."""
+    rng = np.random.default_rng(1)
+    for _ in range(2):
+        scan = made_up_scan(rng, [1536] * 30, num_levels=5, num_limits=2)
+        assert sum(len(row) for row in scan.limits.steps.widths) > 2000
+        losses = interpolated_losses(scan.grid, scan.table, scan.limits.steps)
+        found = total_loss(scan, losses, additive_widths(scan.grid, scan.table, scan.limits))
+        assert found / optimum(scan, losses) - 1 < 0.02
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 8, 16, 24, 48]), st.sampled_from([0.0, 0.5]))
 def test_one_limit_is_filled_up_by_the_slope_to_the_next_level(seed: int, round_to: int, noise: float) -> None:

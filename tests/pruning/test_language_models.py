@@ -72,7 +72,7 @@ def test_a_tokenizer_without_padding_pads_nevertheless(folder: Path, texts: list
 def test_a_tokenizer_without_a_template(folder: Path, texts: list[Conversation]) -> None:
     tokenizer = load_processor(folder)
     tokenizer.chat_template = None
-    with pytest.raises(DatasetError, match="chat template"):
+    with pytest.raises(CheckpointError, match="chat template"):
         make_batches(texts, tokenizer)
 
 
