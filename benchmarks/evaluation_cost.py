@@ -3,8 +3,11 @@
 Bare products are those of every linear layer of the decoder, at the widths that are evaluated, for every token that is
 needed, and of the output head for every answer token: random inputs, contiguous weights, nothing in between. They are
 computed as the evaluator shares rows out (each on one thread, side by side) and at once on all threads; the faster one
-counts. Evaluations begin with a width that none had before, so that no hidden state is known. The dense model's
-probabilities are known, as they are in every search whose cache holds them. All take turns.
+counts. Evaluations begin with a width that none had before, so that no hidden state is known; the dense model's
+probabilities are known, as in every search whose cache holds them, and without even those there is a figure of its own.
+
+A half-type checkpoint is loaded as the product loads it, in float32 where it fits; another figure is of one that does
+not, whose layers are widened while they run. All take turns.
 """
 
 import statistics
@@ -84,7 +87,8 @@ def evaluation_cost(
 ) -> dict[str, Any]:
     """Figures of one checkpoint in a half type and its float32 copy, on the first `num_conversations` of a file.
 
-    Returns `bf16_over_f32_seconds` and `evaluation_over_matmul`, medians of ratios within rounds, and what they are of.
+    Returns medians of ratios within rounds: `bf16_over_f32_seconds` and `bf16_layerwise_over_f32_seconds`,
+    `evaluation_over_matmul` and `evaluation_over_matmul_nothing_kept`; and what they are of.
     """
     loaded, processor = load_conversations(conversations)[:num_conversations], load_processor(wide)
     anatomy = read_anatomy(wide)
@@ -92,11 +96,15 @@ def evaluation_cost(
     ranking = Ranking.from_scores(anatomy, [rng.random(layer.ffn_width) for layer in anatomy.layers])
     batches = make_batches(loaded, processor)
     evaluators = {
-        name: ConfigurationEvaluator(load_for_compute(folder), batches, ranking, cache_bytes=2**31)
-        for name, folder in (("half", half), ("wide", wide))
+        "half": ConfigurationEvaluator(load_for_compute(half), batches, ranking, cache_bytes=2**31),
+        "layerwise": ConfigurationEvaluator(
+            load_model(half, dtype=torch.bfloat16), batches, ranking, cache_bytes=2**31
+        ),
+        "wide": ConfigurationEvaluator(load_for_compute(wide), batches, ranking, cache_bytes=2**31),
+        "nothing kept": ConfigurationEvaluator(load_for_compute(wide), batches, ranking, cache_bytes=0),
     }
     bare = BareProducts(wide, evaluators["wide"].row_sizes)
-    spent: dict[str, list[float]] = {"half": [], "wide": [], "bare": []}
+    spent: dict[str, list[float]] = {name: [] for name in ("half", "layerwise", "wide", "bare", "nothing kept")}
     for index in range(rounds + 1):
         widths = tuple(int(RETENTION * x.ffn_width) - 8 * (index + layer) for layer, x in enumerate(anatomy.layers))
         order = list(spent)[:: 1 if index % 2 else -1]  # whoever comes first finds other caches
@@ -104,9 +112,15 @@ def evaluation_cost(
             seconds = bare.seconds(widths) if name == "bare" else _seconds(partial(evaluators[name].evaluate, widths))
             if index:  # the first round warms up
                 spent[name].append(seconds)
+    compared = {
+        "bf16_over_f32_seconds": ("half", "wide"),
+        "bf16_layerwise_over_f32_seconds": ("layerwise", "wide"),
+        "evaluation_over_matmul": ("wide", "bare"),
+        "evaluation_over_matmul_nothing_kept": ("nothing kept", "bare"),
+    }
     ratios = {
-        "bf16_over_f32_seconds": [a / b for a, b in zip(spent["half"], spent["wide"], strict=True)],
-        "evaluation_over_matmul": [a / b for a, b in zip(spent["wide"], spent["bare"], strict=True)],
+        name: [a / b for a, b in zip(spent[over], spent[under], strict=True)]
+        for name, (over, under) in compared.items()
     }
     sizes = evaluators["wide"].row_sizes
     return {

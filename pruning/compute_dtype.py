@@ -51,8 +51,18 @@ def widened(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 def widen_output(module: nn.Module) -> RemovableHandle:
-    """From now on `module` returns its tensor in the dtype to compute in."""
-    return module.register_forward_hook(lambda _module, _args, output: _converted(output))
+    """From now on `module`, embeddings, returns its tensor in the dtype to compute in.
+
+    Gemma's embeddings multiply by a factor, which rounds in a half type: that is done anew in the dtype to compute in.
+    """
+
+    def widened_output(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        factor, weight = getattr(module, "scalar_embed_scale", None), getattr(module, "weight", None)
+        if factor is None or weight is None or compute_dtype(weight.dtype, weight.device) == weight.dtype:
+            return _converted(output)
+        return _converted(nn.functional.embedding(args[0], weight)) * factor
+
+    return module.register_forward_hook(widened_output)
 
 
 @contextmanager

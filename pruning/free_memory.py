@@ -10,7 +10,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 def free_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float:
     """What Linux says is available, or what the container's limit (cgroup v2) leaves, if that is less.
 
-    Infinite where neither is known.
+    Cached file contents, which the kernel gives back when asked, count as free. Infinite where neither is known.
     """
     found = math.inf
     try:
@@ -20,7 +20,8 @@ def free_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float
         pass
     try:
         limit, used = (float((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        found = min(found, max(0.0, limit - used))
+        counted = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+        found = min(found, max(0.0, limit - used + float(counted.get("inactive_file", 0))))
     except (OSError, ValueError):  # no such group, or "max": no limit
         pass
     return found

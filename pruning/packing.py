@@ -26,6 +26,10 @@ ROW_TOKENS: Final = 512
 
 _ATTENTION: Final = "lop_packed"
 
+_lock = threading.Lock()
+_users: dict[int, tuple[Any, str, int]] = {}
+"""By its id, each config that attends within rows now: itself, its own implementation, how many blocks want that."""
+
 _thread = threading.local()
 """`runs`: of the row that this thread computes, for the layer that it is in; absent outside of one."""
 
@@ -96,15 +100,23 @@ class PackedCalls:
 def packed_attention(view: DecoderView) -> Iterator[None]:
     """In the block the decoder's layers attend within the sequences of `PackedCalls`."""
     attentions: list[Any] = [layer.get_submodule(view.family.attention) for layer in view.layers]
-    configs = {id(x.config): x.config for x in attentions}.values()
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = _ATTENTION
+    # A layer's view of a config hands on what is not its own.
+    configs = {id(config): config for config in (getattr(x.config, "_model_config", x.config) for x in attentions)}
+    with _lock:
+        for key, config in configs.items():
+            _, own, count = _users.get(key, (config, config._attn_implementation, 0))
+            _users[key] = config, own, count + 1
+            config._attn_implementation = _ATTENTION
     try:
         yield
     finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+        with _lock:
+            for key, config in configs.items():
+                _, own, count = _users.pop(key)
+                if count > 1:  # another evaluator of a model with this config is at work
+                    _users[key] = config, own, count - 1
+                else:
+                    config._attn_implementation = own
 
 
 def shared_out(places: Sequence[Place], row_tokens: int = ROW_TOKENS) -> list[list[Place]]:
@@ -164,8 +176,7 @@ class _Joining:
             return type(first)(self(parts) for parts in zip(*values, strict=True))
         if not isinstance(first, torch.Tensor):
             return first
-        axes = [self._row_axis(value, batch) for batch, value in enumerate(values)]
-        axis = axes[self._places[0].batch]
+        axis = self._row_axis(first, self._places[0].batch)
         if axis is None:
             return first
         pieces = []
@@ -184,15 +195,16 @@ class _Joining:
 
     def features(self, layer: int) -> VisualFeatures:
         """What is added to hidden states after `layer`; batches without pictures add nothing."""
-        marks, dense = [], []
-        for calls in self._recorded:
+        marks: list[torch.Tensor | None] = [None] * len(self._recorded)
+        dense: list[torch.Tensor | None] = [None] * len(self._recorded)
+        for batch in {place.batch for place in self._places}:
+            calls = self._recorded[batch]
             mark = torch.zeros(calls.hidden.shape[:2], dtype=torch.bool, device=calls.hidden.device)
             values = torch.zeros_like(calls.hidden)
             if layer < len(calls.features):
                 mark = calls.features[layer].tokens
                 values[mark] = calls.features[layer].values
-            marks.append(mark)
-            dense.append(values)
+            marks[batch], dense[batch] = mark, values
         tokens = self._joined(marks)
         return VisualFeatures(tokens, self._joined(dense)[tokens])
 
@@ -236,8 +248,9 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: heads [1, H, N, d] of a row in, [1, N, H, d] out."""
-    assert attention_mask is None
-    runs: tuple[_Run, ...] = _thread.runs
+    runs: tuple[_Run, ...] | None = getattr(_thread, "runs", None)
+    if runs is None:  # a model with the same config, used elsewhere meanwhile
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
     for run in runs:
         heads = (_sequences(x, run) for x in (query, key, value))

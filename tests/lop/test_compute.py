@@ -1,6 +1,7 @@
 """Half types: as fast, and as exact, as a float32 copy of the checkpoint, whether that fits in memory or not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from lop.compute import load_for_compute
+from lop.registration import register_model
+from lop.searching import search_model
+from mcts.settings import SearchSettings
 from pruning.activation_statistics import measure_activations
 from pruning.anatomy_reader import read_anatomy
 from pruning.checkpoint import load_model
@@ -15,10 +19,18 @@ from pruning.conversations import Conversation, load_conversations
 from pruning.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.layer_source import CheckpointLayers
 from pruning.metrics import Metrics
+from service.methods.names import Method
+from service.planner import Planner
+from service.predictor_cache import PredictorCache
+from service.schemas import PlanRequest
+from storage.contract import Repository
 from tests.pruning.cutting import WIDTHS, random_ranking
 from tests.pruning.test_compute_dtype import half_products
 from tests.pruning.test_evaluation_families import batches_for, save_lively_model
-from tests.tiny_models import save_tiny_checkpoint
+from tests.tiny_models import BUILDERS, save_tiny_checkpoint
+
+
+METHODS = (Method.MCTS, Method.ADDITIVE_DP, Method.FLAP, Method.OWL)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +48,15 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruning.free_memory.free_memory_bytes", lambda: 1000.0)
 
 
-def halved(folder: Path, dtype: torch.dtype) -> tuple[Path, Path]:
+def halved(folder: Path, dtype: torch.dtype, family: str = "llava-llama") -> tuple[Path, Path]:
     """A checkpoint in a half type, and its float32 copy."""
-    half = save_lively_model(folder / "half", "llava-llama", dtype)
+    half = save_lively_model(folder / "half", family, dtype)
     load_model(half, dtype=torch.float32).save_pretrained(folder / "wide")
     return half, folder / "wide"
 
 
-def metrics_in(folder: Path, conversations: list[Conversation]) -> Metrics:
-    batches, ranking = batches_for("llava-llama", conversations), random_ranking(read_anatomy(folder))
+def metrics_in(folder: Path, conversations: list[Conversation], family: str = "llava-llama") -> Metrics:
+    batches, ranking = batches_for(family, conversations), random_ranking(read_anatomy(folder))
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
     evaluator.evaluate([*WIDTHS[:2], 16, 48])  # leaves a prefix behind
     return evaluator.evaluate(WIDTHS)
@@ -59,19 +71,26 @@ def test_weights_are_widened_once_where_they_fit(
     assert metrics_in(half, conversations) == metrics_in(wide, conversations)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llava-llama", torch.float16), *((family, torch.bfloat16) for family in BUILDERS)],
+)
 def test_a_layer_at_a_time_gives_the_same_numbers_where_they_do_not(
-    dtype: torch.dtype, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    dtype: torch.dtype,
+    conversations: list[Conversation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half, wide = halved(tmp_path, dtype)
-    expected = metrics_in(wide, conversations)
+    half, wide = halved(tmp_path, dtype, family)
+    expected = metrics_in(wide, conversations, family)
     monkeypatch.setattr("pruning.free_memory.free_memory_bytes", lambda: 1000.0)
     assert {x.dtype for x in load_for_compute(half).parameters()} == {dtype}
     with half_products() as products:
-        found = metrics_in(half, conversations)
+        found = metrics_in(half, conversations, family)
     assert products == []
-    assert found.kl == pytest.approx(expected.kl, rel=1e-3)
-    assert found.nll == pytest.approx(expected.nll, rel=1e-4)
+    assert found.kl == pytest.approx(expected.kl, rel=1e-5)
+    assert found.nll == pytest.approx(expected.nll, rel=1e-5)
     assert (found.accuracy, found.num_tokens, found.num_answers) == (
         expected.accuracy,
         expected.num_tokens,
@@ -124,3 +143,26 @@ def test_a_half_twin_is_ranked_as_its_float32_copy(
     )
     for name, array in wide.items():
         np.testing.assert_array_equal(half[name], array, err_msg=name)
+
+
+def test_a_half_twin_of_the_reference_gets_the_plans_of_its_float32_copy(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Registered, searched and asked for: the widths, and the samples that they come from."""
+    reference = Path(__file__).parents[2] / "reference"
+    talks = load_conversations(reference / "data" / "calibration.json", 6)
+    settings = SearchSettings(sparsities=(0.5,), num_evaluations=4, num_levels=2)
+    plans, samples = [], []
+    for name, dtype in (("half", torch.bfloat16), ("wide", torch.float32)):
+        source = tmp_path / "half" if name == "wide" else reference / "model"
+        folder = tmp_path / name
+        shutil.copytree(reference / "model", folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        load_model(source, dtype=dtype).save_pretrained(folder)
+        register_model(repository, name, folder, talks)
+        search_model(repository, name, talks, settings, name="calibration")
+        planner = Planner(repository, PredictorCache(repository, capacity=1))
+        asked = [PlanRequest(model=name, sparsity=0.5, method=method) for method in METHODS]
+        plans.append([planner.plan(request).ffn_widths for request in asked])
+        samples.append([(x.widths, x.metrics) for x in repository.list_samples(name)])
+    assert plans[0] == plans[1]
+    assert samples[0] == samples[1]

@@ -1,5 +1,6 @@
 """The evaluator's numbers are those of really cutting the model and running it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,13 @@ def test_teacher_forced_accuracy_is_what_greedy_generation_gives(
     assert forced > 0
     assert generated.accuracy == pytest.approx(forced)
     assert generated.num_answers == 12
+
+
+def test_a_broken_model_is_not_a_perfect_one(checkpoint: Path, conversations: list[Conversation]) -> None:
+    batches = make_batches(conversations, load_processor(checkpoint))
+    broken = load_model(checkpoint)
+    with torch.no_grad():
+        broken.get_decoder().layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    assert math.isnan(evaluate_model(load_model(checkpoint), batches, broken).kl)
+    evaluator = ConfigurationEvaluator(broken, batches, random_ranking(read_anatomy(checkpoint)))
+    assert math.isnan(evaluator.evaluate([48, 48, 48, 48]).kl)

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruning.anatomy_reader import anatomy_of
 from pruning.batches import Batch
 from pruning.checkpoint import load_model
 from pruning.conversations import Conversation
 from pruning.decoder import DecoderView, decoder_inputs, decoder_view
+from pruning.evaluation import ConfigurationEvaluator
 from pruning.layerwise import LayerCalls, record_layer_calls
 from pruning.packing import Place, pack, packed_attention, shared_out
+from tests.pruning.cutting import WIDTHS, random_ranking
 from tests.pruning.test_evaluation_families import batches_for
 from tests.tiny_models import tiny_model
 
@@ -89,3 +92,46 @@ def test_attention_is_as_before_after_rows(checkpoint: Path) -> None:
     with pytest.raises(KeyboardInterrupt), packed_attention(decoder_view(model)):
         raise KeyboardInterrupt
     assert model.config.get_text_config(decoder=True)._attn_implementation == "sdpa"
+
+
+def test_two_evaluators_may_share_a_config() -> None:
+    view = decoder_view(tiny_model("llama"))
+    config = view.decoder.config
+    first, second = packed_attention(view), packed_attention(view)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert config._attn_implementation != "sdpa"  # the second one is at work
+    second.__exit__(None, None, None)
+    assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["paligemma", "llava-mistral-window"])
+def test_rows_that_see_other_tokens_are_refused(
+    family: str, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if packing forgot what a mask says: the same numbers, from padded batches."""
+    ranking = random_ranking(anatomy_of(tiny_model(family)))
+    batches = batches_for(family, conversations)
+    expected = ConfigurationEvaluator(tiny_model(family), batches, ranking).evaluate(WIDTHS)
+    assert caplog.text == ""
+    monkeypatch.setattr("pruning.packing._own_mask", lambda *_, **__: None)
+    monkeypatch.setattr(DecoderView, "is_causal", True)
+    found = ConfigurationEvaluator(tiny_model(family), batches, ranking).evaluate(WIDTHS)
+    assert "hidden states differ" in caplog.text
+    assert found.kl == pytest.approx(expected.kl, rel=0.02)  # a KL of 1e-5 nats, known to 1e-7
+
+
+def test_layers_that_take_something_else_are_left_padded(
+    conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def other(*_: object) -> None:
+        raise KeyError("position_bias")
+
+    ranking = random_ranking(anatomy_of(tiny_model("llama")))
+    batches = batches_for("llama", conversations)
+    expected = ConfigurationEvaluator(tiny_model("llama"), batches, ranking).evaluate(WIDTHS)
+    monkeypatch.setattr("pruning.answer_rows.pack", other)
+    found = ConfigurationEvaluator(tiny_model("llama"), batches, ranking).evaluate(WIDTHS)
+    assert "position_bias" in caplog.text
+    assert found.kl == pytest.approx(expected.kl, rel=0.02)  # a KL of 1e-5 nats, known to 1e-7
