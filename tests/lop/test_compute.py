@@ -29,7 +29,6 @@ from tests.pruning.test_compute_dtype import half_products
 from tests.pruning.test_evaluation_families import batches_for, save_lively_model
 from tests.tiny_models import BUILDERS, save_tiny_checkpoint
 
-
 METHODS = (Method.MCTS, Method.ADDITIVE_DP, Method.FLAP, Method.OWL)
 
 
