@@ -18,9 +18,9 @@ from pruning.answers import (
     check_lengths,
     check_questions,
     question_of,
-    turn_ends,
 )
 from pruning.atomic_file import replace_file
+from pruning.chat_rendering import turn_ends
 from pruning.conversations import IMAGE_TOKEN, Conversation
 from pruning.errors import DatasetError, InputError
 from pruning.prompts import Prompt

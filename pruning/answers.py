@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruning.chat_rendering import RenderedText, prompt_of, rendered_texts
-from pruning.conversations import Conversation, Turn, without_placeholders
+from pruning.chat_rendering import RenderedText, prompt_of
+from pruning.conversations import Conversation, without_placeholders
 from pruning.errors import DatasetError
 from pruning.input_checks import check_embedded, check_pictures, check_texts
 from pruning.processor import adds_special_tokens, process_conversations, tokenizer_of
@@ -97,19 +97,6 @@ def batch_key(settings: str, batch: Sequence[Question]) -> str:
             raise DatasetError("every image must be readable", values=f"{image}: {error.strerror}") from error
         digest.update(content + b"\0")
     return digest.hexdigest()
-
-
-def turn_ends(processor: "Processor") -> set[int]:
-    """The special token with which the chat template ends an answer, if it does.
-
-    It belongs to the tokens that end generation, but not every checkpoint's files say so. Raises as `question_of`.
-    """
-    text = rendered_texts(Conversation("", None, (Turn("?", "."),)), processor)[0]
-    start, stop = text.answers[0]
-    _, _, end = text.text[start:stop].partition(".")
-    tokenizer = tokenizer_of(processor)
-    tokens = tokenizer(end.lstrip(), add_special_tokens=False)["input_ids"]
-    return {token for token in tokens[:1] if token in tokenizer.all_special_ids}
 
 
 def answer_batch(

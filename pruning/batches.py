@@ -144,5 +144,11 @@ def _make_batch(texts: Sequence[RenderedText], processor: "Processor") -> Batch:
             ]
             if not inside:
                 raise DatasetError("an answer must have tokens", values=f"conversation {text.conversation.id}")
+            if inside[0] + shift == 0:
+                raise DatasetError(
+                    "a token must stand before an answer, for the answer to follow from",
+                    values=f"conversation {text.conversation.id}: its text begins with the answer",
+                    remedy="The model's chat template must write questions, too",
+                )
             rows.append(AnswerSpan(row, inside[0] + shift, inside[-1] + 1 + shift))
     return Batch(inputs, tuple(rows), ids)

@@ -6,12 +6,12 @@ those, every turn is a text of its own, with the history before it as the model 
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from pruning.conversations import Conversation
+from pruning.conversations import Conversation, Turn
 from pruning.errors import CheckpointError, DatasetError
 from pruning.processor import takes_images, tokenizer_of
 
@@ -127,15 +127,38 @@ def _template_of(processor: "Processor") -> str:
             remedy="Base models have none: take the instruction-tuned version, or put its chat_template.jinja into the "
             "model's folder",
         )
-    return str(template.get("default", template) if isinstance(template, dict) else template)
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise CheckpointError(
+                "of several chat templates one must be the default",
+                values=f"named {', '.join(sorted(template))}",
+                remedy="Put the one for questions and answers into the model's folder as chat_template.jinja",
+            )
+        template = template["default"]
+    return str(template)
 
 
 @cache
 def _stopped_clock() -> str:
     """A macro before a template, which hides transformers' function of that name: the same texts on every day."""
-    plain = [f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%"]
+    plain = [f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZ"]
     directives = [f"%-{letter}" for letter in "dHIjklmMSUWy"] + plain  # the longer ones first
-    known = ((directive, _TODAY.strftime(directive)) for directive in directives)
+    known = [(directive, _TODAY.strftime(directive)) for directive in directives]
+    # A percent sign of its own waits as a character that no format has; seconds since 1970 would depend on the zone.
+    known = [("%%", "\x00"), ("%s", str(int(_TODAY.replace(tzinfo=UTC).timestamp()))), *known, ("\x00", "%")]
     replaced = "".join(f"|replace({a!r},{b!r})" for a, b in known if b != a)
     # It ends with an expression: the line break that a template may begin with would be dropped after a block.
     return f"{{%- macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}{{{{ '' }}}}"
+
+
+def turn_ends(processor: "Processor") -> set[int]:
+    """The special token with which the chat template ends an answer, if it does.
+
+    It belongs to the tokens that end generation, but not every checkpoint's files say so. Raises as `rendered_texts`.
+    """
+    text = rendered_texts(Conversation("", None, (Turn("?", "."),)), processor)[0]
+    start, stop = text.answers[0]
+    _, _, end = text.text[start:stop].partition(".")
+    tokenizer = tokenizer_of(processor)
+    tokens = tokenizer(end.lstrip(), add_special_tokens=False)["input_ids"]
+    return {token for token in tokens[:1] if token in tokenizer.all_special_ids}

@@ -168,6 +168,9 @@ def parse_item(item: Any, index: int, path: Path) -> Conversation:
 def image_and_texts(item: dict[str, Any], values: Sequence[str], where: str) -> tuple[str | None, list[str]]:
     """An item's image path, and its messages `values` without the placeholder; raises DatasetError about `where`."""
     _check_modalities(item, where)
+    for name in ("id", "image"):
+        if isinstance(item.get(name), str):
+            _check_name(item[name], f"{where}, {name}")
     for position, value in enumerate(values):
         _check_text(value, f"{where}, message {position}")
     image = item.get("image")
@@ -195,6 +198,15 @@ def _check_modalities(item: dict[str, Any], where: str) -> None:
 def without_placeholders(text: str) -> str:
     """What a model wrote, without the placeholders that a conversation file may not have in an answer."""
     return _OTHER_PLACEHOLDERS.sub("", text.replace(IMAGE_TOKEN, ""))
+
+
+def _check_name(value: str, where: str) -> None:
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise DatasetError(
+            "ids and image paths must be Unicode texts without NUL",
+            values=f"{where}: {value!a}",
+            remedy="Take the character out, or write the whole one",
+        )
 
 
 def _check_text(value: str, where: str) -> None:

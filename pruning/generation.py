@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruning.chat_rendering import RenderedText, prompts_of
+from pruning.chat_rendering import RenderedText, prompts_of, turn_ends
 from pruning.conversations import Conversation
 from pruning.decoder import taking
 from pruning.errors import CheckpointError
@@ -72,6 +72,7 @@ def generate_answers(
     texts = [RenderedText(conversations[index], prompt, ()) for _, index, _, prompt in prompts]
     check_texts(texts, processor)
     check_pictures(texts, processor)
+    ends = turn_ends(processor)  # as `lop data answer` has them
     prompts.sort()  # neighbours of like length waste little padding
     generated: dict[int, dict[int, str]] = defaultdict(dict)
     for start in range(0, len(prompts), batch_size):
@@ -89,7 +90,7 @@ def generate_answers(
         inputs = {k: v.to(model.device) for k, v in inputs.items()}
         # One token more than the longest answer: an answer that runs on is wrong, and need not be finished.
         with taking(ids, files="generation_config.json"):
-            tokens = generate_greedily(model, inputs, max_new_tokens=longest + 1)
+            tokens = generate_greedily(model, inputs, max_new_tokens=longest + 1, ends=ends)
         said = processor.batch_decode([x.tolist() for x in tokens], skip_special_tokens=True)
         for (_, index, turn, _), text in zip(chunk, said, strict=True):
             generated[index][turn] = text.strip()
@@ -140,7 +141,7 @@ def generate_greedily(
     if ends:
         config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
     with _own_config(model, config), wide_passes(model):
-        tokens = model.generate(**inputs, generation_config=config)
+        tokens = model.generate(**inputs, generation_config=config, logits_processor=[_refuse_nan])
     new = tokens[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)
     return [row[: _length(torch.isin(row, ends))] for row in new]
@@ -161,6 +162,17 @@ def _own_config(model: "PreTrainedModel", config: "GenerationConfig") -> Iterato
         yield
     finally:
         model.generation_config = before
+
+
+def _refuse_nan(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor: of what is not a number `generate` would take the first token, and answer with it."""
+    if bool(scores.isnan().any()):
+        raise CheckpointError(
+            "a model's logits must be numbers",
+            values="NaN for the next token",
+            remedy="Its weights are broken, or its activations overflow its dtype: save or download it again",
+        )
+    return scores
 
 
 def _ids(model: "PreTrainedModel", name: str) -> list[int]:

@@ -19,7 +19,7 @@ def is_pointer(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(len(_BEGINNING)) == _BEGINNING
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -25,7 +25,7 @@ def unreadable_picture(path: Path, error: Exception) -> DatasetError:
         return DatasetError(rule, values=f"{where}: git-lfs's pointer to a picture", remedy=REMEDY)
     try:
         size = path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return DatasetError(rule, values=values)
     if size == 0:
         return DatasetError(rule, values=f"{where}: an empty file", remedy="Copy or download it again")

@@ -26,6 +26,8 @@ _TURNS = {
 }
 """What turns a picture upright, by its orientation."""
 _ON_THEIR_SIDE = (5, 6, 7, 8)
+_BARELY_SEEN = 8
+"""Of 255 levels: a picture that differs by no more shows nothing."""
 _MANY_LEVELS = ("I", "F")
 """Modes that begin so: 16 and 32 bits a pixel, and floating-point numbers."""
 
@@ -99,7 +101,7 @@ def _in_rgb(picture: "Image", path: Path) -> "Image":
     if has_transparency and _is_flat(shown) and not _is_flat(picture.convert("RGBA").getchannel("A")):
         raise DatasetError(
             "a picture must show something without its transparency, which models do not see",
-            values=f"{path}: all of its pixels have one colour",
+            values=f"{path}: its pixels have one colour, or nearly so",
             remedy="Put it on a background, and save it without transparency",
         )
     return shown
@@ -117,7 +119,7 @@ def _check_levels(picture: "Image", path: Path) -> None:
 def _is_flat(picture: "Image") -> bool:
     extrema = picture.getextrema()
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return all(low == high for low, high in bands)
+    return all(high - low <= _BARELY_SEEN for low, high in bands)
 
 
 @contextmanager

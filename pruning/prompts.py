@@ -57,12 +57,12 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DatasetError("the prompts file must be readable", values=f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise DatasetError("a prompts file is text in UTF-8", values=f"{path}: {error}") from error
-    found = [line for line in lines if line.strip()]
+    found = [line.removesuffix("\r") for line in lines if line.strip()]
     if not found:
         raise DatasetError("a prompts file has one prompt a line", values=f"{path}: no line with text")
     return found

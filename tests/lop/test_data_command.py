@@ -281,14 +281,15 @@ def test_check(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     items = json.loads(data.read_text())
     items[5]["conversations"].pop()
     items[7]["id"] = "\ud83d"
-    items[7]["conversations"][1]["value"] = ""
+    items[8]["conversations"][1]["value"] = ""
     items[9]["image"] = "none.png"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(items))
     code, said, err = run("check", broken)
     assert code == 2
     assert "error: item 5: a conversation ends with an answer (got id c5, 3 messages)" in said
-    assert "error: item 7: an answer must not be empty" in said
+    assert "error: item 7: ids and image paths must be Unicode" in said
+    assert "error: item 8: an answer must not be empty" in said
     assert err.count("\n") == 1
     assert "39 of 40 items are not, first item 0" in err  # the other pictures are not beside this file either
     code, said, _ = run("check", broken, "--json")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pruning.answers import Answer, Question, answer_batch, batch_key, batches_of, question_of, turn_ends
+from pruning.answers import Answer, Question, answer_batch, batch_key, batches_of, question_of
+from pruning.chat_rendering import turn_ends
 from pruning.conversations import Conversation, Turn
 from pruning.errors import CheckpointError, DatasetError
 from pruning.generation import greedy_config

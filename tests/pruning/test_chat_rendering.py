@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from pruning.batches import BatchStream, make_batches
 from pruning.chat_rendering import prompts_of, rendered_texts
 from pruning.conversations import Conversation, Turn
-from pruning.errors import DatasetError
+from pruning.errors import CheckpointError, DatasetError
 from pruning.processor import process
 from tests.tiny_models import TEMPLATE, TEXT_TEMPLATE, tiny_processor, tiny_tokenizer
 
@@ -192,3 +192,25 @@ def test_a_language_models_template_writes_all_its_special_tokens() -> None:
     (batch,) = make_batches([TALK], tokenizer)
     messages = [{**m, "content": m["content"][0]["text"]} for m in TALK.messages()]
     assert batch.inputs["input_ids"][0].tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
+
+
+def test_seconds_and_percent_signs_are_the_same_on_every_machine() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%%d|%s') }}." + TEXT_TEMPLATE
+    assert rendered_texts(TALK, tokenizer)[0].text.startswith("%d|1721952000.")
+
+
+def test_several_templates_need_a_default() -> None:
+    processor = tiny_processor()
+    processor.chat_template = {"rag": CLOCK + TEMPLATE, "tool": "none"}
+    with pytest.raises(CheckpointError, match="named rag, tool"):
+        rendered_texts(TALK, processor)
+
+
+def test_an_answer_that_nothing_stands_before_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DatasetError, match="conversation talk: its text begins with the answer"):
+        make_batches([TALK], tokenizer)

@@ -126,3 +126,12 @@ def test_the_id_changes_with_texts_images_and_order(tmp_path: Path) -> None:
     assert image is not None
     image.write_bytes((same[1].image or image).read_bytes())
     assert calibration_id(conversations) != calibration_id(same)
+
+
+@pytest.mark.parametrize("more", [{"image": "a\0.png"}, {"image": "\ud800.png"}, {"id": "\udfffx"}])
+def test_ids_and_paths_that_no_file_could_have_are_refused(tmp_path: Path, more: dict[str, Any]) -> None:
+    item = {"id": "a", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], **more}
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([item]))
+    with pytest.raises(DatasetError, match=f"must be Unicode texts without NUL.*item 0.*{next(iter(more))}"):
+        load_conversations(path)

@@ -125,3 +125,11 @@ def test_an_end_of_text_that_is_no_id_is_refused(copy: Path, eos: object) -> Non
     write(copy, eos_token_id=eos)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         answer_of(copy)
+
+
+def test_a_broken_model_gives_no_answer(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.get_decoder().layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="logits must be numbers"):
+        generate_greedily(model, text_inputs(), max_new_tokens=3)

@@ -107,3 +107,9 @@ def test_missing_pictures_are_counted_and_damaged_ones_named(folder: Path) -> No
 def test_only_the_first_are_looked_at(folder: Path) -> None:
     path = write(folder, ["q", {"prompt": "q", "image": "none.png"}, 3])
     assert [prompt.id for prompt in load_prompts(path, 1)] == ["0"]
+
+
+def test_what_else_ends_lines_is_part_of_a_prompt(folder: Path) -> None:
+    path = folder / "prompts.txt"
+    path.write_bytes("one\u2028two\r\n\r\nthree\x0cfour\n".encode())
+    assert [prompt.questions for prompt in load_prompts(path)] == [("one\u2028two",), ("three\x0cfour",)]
