@@ -250,7 +250,8 @@ def _attention(
     """An attention function of transformers: heads [1, H, N, d] of a row in, [1, N, H, d] out."""
     runs: tuple[_Run, ...] | None = getattr(_thread, "runs", None)
     if runs is None:  # a model with the same config, used elsewhere meanwhile
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
     outputs = []
     for run in runs:
         heads = (_sequences(x, run) for x in (query, key, value))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_attention_is_as_before_after_rows(checkpoint: Path) -> None:
 
 def test_two_evaluators_may_share_a_config() -> None:
     view = decoder_view(tiny_model("llama"))
-    config = view.decoder.config
+    config: Any = view.decoder.config
     first, second = packed_attention(view), packed_attention(view)
     first.__enter__()
     second.__enter__()
