@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ConfigurationSampler
 from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of
+from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import load_conversations
@@ -176,6 +177,7 @@ def _compare(
     naive: int,
 ) -> list[dict[str, Any]]:
     """One row an evaluator. The two take turns, so that a machine that slows down slows both."""
+    ranking = replace(ranking, fingerprint=read_anatomy(model).fingerprint)  # a twin's channels are those of the model
     ours = ConfigurationEvaluator(load_for_compute(model), batches, ranking)
     theirs = NaiveEvaluator(load_for_compute(model), batches, ranking)
     ours.evaluate(ours.dense_widths)
