@@ -26,9 +26,11 @@ def accept_any_text() -> None:
     """From now on, what the encoding of stdout or stderr has no character for is written as an escape.
 
     Paths and names may hold anything, file names even what no encoding has; a terminal or pipe may be ASCII only.
+    What would go to one that is closed goes nowhere.
     """
-    if sys.stdout is None:  # closed, as some service managers start processes
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (for the process's life)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some service managers start processes
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 (for the process's life)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -9,6 +9,7 @@ from pruning.anatomy_reader import load_config
 from pruning.architecture import model_class
 from pruning.errors import CheckpointError, InputError, LopError
 from pruning.families import family_of
+from pruning.generation_file import special_tokens_alone
 from pruning.headers import read_headers
 from pruning.layer_config import document_with_global_access, recorded_sizes
 from pruning.loading_arguments import accepted_arguments
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pruning.processor import Processor
 
 PLAN_NAME = "lop_plan.json"
-GENERATION_CONFIG_NAME = "generation_config.json"
 
 
 def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
@@ -58,7 +58,6 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     path = Path(path) / (kwargs.pop("subfolder", None) or "")
     headers = read_headers(path)
     check_unwrapped(headers)
-    _check_generation_config(path)
     config = load_config(path)
     own = kwargs.pop("config", None)
     if own is not None:
@@ -87,30 +86,16 @@ def _agreeing_config(own: "PreTrainedConfig | str | Path", config: "PreTrainedCo
     return own
 
 
-def _check_generation_config(path: Path) -> None:
-    """transformers takes a file that is no JSON for none, and answers then end at other tokens than they should."""
-    from transformers import GenerationConfig
-
-    if not (path / GENERATION_CONFIG_NAME).is_file():
-        return
-    try:
-        GenerationConfig.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{GENERATION_CONFIG_NAME} must be one that transformers reads",
-            values=f"{path}: {reason_of(error)}",
-            remedy="Correct it, or remove it: special tokens are then those of config.json",
-        ) from error
-
-
 def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> "PreTrainedModel":
     """A model of `built_class` (see `posing_as`) with the weights in `path`, ready for inference; `kwargs` are those
     that `accepted_arguments` left.
 
     Adapter files beside the weights are left alone. Raises CheckpointError if the weights cannot be loaded, or are not
-    exactly those that the class needs.
+    exactly those that the class needs, or if the folder's generation config names no special tokens by their ids.
     """
     kwargs.setdefault("adapter_kwargs", WITHOUT_ADAPTERS)
+    if (tokens := special_tokens_alone(path)) is not None:
+        kwargs.setdefault("generation_config", tokens)
     try:
         model, info = built_class.from_pretrained(
             path,

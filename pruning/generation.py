@@ -17,6 +17,7 @@ from pruning.chat_rendering import RenderedText, prompts_of, turn_ends
 from pruning.conversations import Conversation
 from pruning.decoder import taking
 from pruning.errors import CheckpointError
+from pruning.generation_file import token_ids
 from pruning.input_checks import check_embedded, check_pictures, check_texts
 from pruning.processor import process_conversations, tokenizer_of
 from pruning.wide_passes import wide_passes
@@ -141,7 +142,7 @@ def generate_greedily(
     if ends:
         config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
     with _own_config(model, config), wide_passes(model):
-        tokens = model.generate(**inputs, generation_config=config, logits_processor=[_refuse_nan])
+        tokens = model.generate(**inputs, generation_config=config, logits_processor=[_check_finite])
     new = tokens[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)
     return [row[: _length(torch.isin(row, ends))] for row in new]
@@ -164,12 +165,16 @@ def _own_config(model: "PreTrainedModel", config: "GenerationConfig") -> Iterato
         model.generation_config = before
 
 
-def _refuse_nan(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A logits processor: of what is not a number `generate` would take the first token, and answer with it."""
-    if bool(scores.isnan().any()):
+def _check_finite(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor: of what is not a number `generate` would take the first token, and answer with it.
+
+    A token that a model rules out may have minus infinity, the most likely one of a model that works never.
+    """
+    largest = scores.amax(dim=-1)  # NaN where any is
+    if not bool(largest.isfinite().all()):
         raise CheckpointError(
             "a model's logits must be numbers",
-            values="NaN for the next token",
+            values="NaN or infinity for the next token",
             remedy="Its weights are broken, or its activations overflow its dtype: save or download it again",
         )
     return scores
@@ -182,12 +187,5 @@ def _ids(model: "PreTrainedModel", name: str) -> list[int]:
     """
     text = model.config.get_text_config(decoder=True)
     named = (getattr(config, name, None) for config in (model.generation_config, model.config, text))
-    value: Any = next((value for value in named if value is not None), [])
-    ids = list(value) if isinstance(value, list | tuple) else [value]
-    if any(isinstance(x, bool) or not isinstance(x, int) for x in ids):
-        raise CheckpointError(
-            "generation_config.json and config.json name special tokens by their ids, whole numbers",
-            values=f"{name} {value!r}",
-            remedy=f"Correct {name} in the model's folder",
-        )
-    return [x for x in ids if x >= 0]
+    value: Any = next((value for value in named if value is not None), None)
+    return [x for x in token_ids(name, value) if x >= 0]

@@ -269,6 +269,20 @@ def test_bad_input_is_one_line(run: Run, checkpoint: Path, prompts: Path, tmp_pa
     assert not draft_file(out).exists()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_closed_streams(data: Path, closed: str, options: str) -> None:
+    shell = f'"$0" -m lop.cli data check "$1" {options} {closed}'
+    found = subprocess.run(["sh", "-c", shell, sys.executable, str(data)], capture_output=True, env=ENVIRONMENT)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert bool(found.stdout) == (closed == "2>&-")
+    failed = subprocess.run(
+        ["sh", "-c", shell, sys.executable, str(data.parent / "none.json")], capture_output=True, env=ENVIRONMENT
+    )
+    assert (failed.returncode, failed.stdout) == (2, b"")
+    assert failed.stderr.count(b"\n") == (closed == ">&-")
+
+
 def test_check(run: Run, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     code, said, err = run("check", data, "--model", checkpoint)
     assert (code, err) == (0, "")

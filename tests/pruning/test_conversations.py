@@ -8,6 +8,8 @@ import pytest
 
 from pruning.conversations import Conversation, Turn, calibration_id, load_conversations
 from pruning.errors import DatasetError
+from pruning.lfs_pointers import is_pointer
+from pruning.picture_files import check_header, check_pixels, open_upright
 from tests.tiny_models import write_conversations
 
 
@@ -135,3 +137,11 @@ def test_ids_and_paths_that_no_file_could_have_are_refused(tmp_path: Path, more:
     path.write_text(json.dumps([item]))
     with pytest.raises(DatasetError, match=f"must be Unicode texts without NUL.*item 0.*{next(iter(more))}"):
         load_conversations(path)
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png"])
+def test_a_path_that_no_file_could_have_is_no_picture(tmp_path: Path, name: str) -> None:
+    assert not is_pointer(tmp_path / name)
+    for read in (check_header, check_pixels, open_upright):
+        with pytest.raises(DatasetError):
+            read(tmp_path / name)

@@ -1,7 +1,9 @@
 """Greedy generation: nothing of a folder's generation config has a say but its special tokens."""
 
 import json
+import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"guidance_scale": 3.0},
     {"cache_implementation": "static"},
     {"cache_implementation": "quantized"},
+    {"cache_implementation": "bogus"},
+    {"max_new_tokens": -3},
     {"use_cache": False},
     {"max_time": 0.0},
     {"max_length": 3},
@@ -113,18 +117,27 @@ def test_padding_that_is_no_token_is_the_end_of_text(copy: Path, pad: int) -> No
     assert greedy_config(load_model(copy), 3).pad_token_id == 2
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '"x"', "", '{"max_new_tokens": -3}', "\0"])
+@pytest.mark.parametrize("content", ["[]", "{", '"x"', "", "\0", "[" * 100_000])
 def test_a_malformed_file_is_one_line_with_its_name(copy: Path, content: str) -> None:
     (copy / "generation_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"generation_config\.json must be one that transformers reads"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json must be a JSON object"):
         load_model(copy)
 
 
 @pytest.mark.parametrize("eos", ["</s>", [[2]], 2.5, True])
 def test_an_end_of_text_that_is_no_id_is_refused(copy: Path, eos: object) -> None:
     write(copy, eos_token_id=eos)
-    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        answer_of(copy)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json.*eos_token_id"):
+        load_model(copy)
+
+
+def test_special_tokens_of_a_file_that_transformers_cannot_read_are_kept(copy: Path) -> None:
+    write(copy, eos_token_id=[2, 9], bos_token_id=5, cache_implementation="bogus")
+    model = load_model(copy)
+    config = greedy_config(model, 3)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == ([2, 9], 0, 5)
+    model.save_pretrained(copy / "again")
+    assert greedy_config(load_model(copy / "again"), 3).eos_token_id == [2, 9]
 
 
 def test_a_broken_model_gives_no_answer(checkpoint: Path) -> None:
@@ -133,3 +146,40 @@ def test_a_broken_model_gives_no_answer(checkpoint: Path) -> None:
         model.get_decoder().layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="logits must be numbers"):
         generate_greedily(model, text_inputs(), max_new_tokens=3)
+
+
+def always(model: Any, logits: Sequence[Mapping[int, float]], rest: float = 0.0) -> None:
+    """From now on the model's logits are these, a step each and the last for ever, `rest` for other tokens."""
+    steps = iter(logits)
+    now: dict[int, float] = {}
+
+    def forward(_module: object, _inputs: object, output: Any) -> Any:
+        now.update(next(steps, {}))
+        output.logits = torch.full_like(output.logits, rest)
+        for token, value in now.items():
+            output.logits[..., token] = value
+        return output
+
+    model.register_forward_hook(forward)
+
+
+@pytest.mark.parametrize("rest", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_is_no_answer(checkpoint: Path, conversations: list[Conversation], rest: float) -> None:
+    model = load_model(checkpoint)
+    always(model, [], rest)
+    with pytest.raises(CheckpointError, match="logits must be numbers"):
+        generate_answers(model, load_processor(checkpoint), conversations[-1:])
+
+
+def test_a_model_may_rule_tokens_out(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    always(model, [{20: 1.0}], -math.inf)
+    assert generate_greedily(model, text_inputs(), max_new_tokens=2)[0].tolist() == [20, 20]
+
+
+def test_an_answer_ends_where_the_chat_template_ends_it(checkpoint: Path, conversations: list[Conversation]) -> None:
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    processor.chat_template = str(processor.chat_template).replace("<eos>", "<bos>")
+    always(model, [{1: 1.0}, {1: 0.0, 20: 1.0}])  # goes on after its end
+    report = generate_answers(model, processor, conversations[-1:], batch_size=1)
+    assert report.answers[0][0] == ""

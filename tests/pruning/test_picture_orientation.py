@@ -119,6 +119,19 @@ def test_a_drawing_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found), PIXELS)
 
 
+@pytest.mark.parametrize(("level", "is_shown"), [(1, False), (8, False), (9, True)])
+def test_a_trace_of_colour_is_no_drawing(tmp_path: Path, level: int, is_shown: bool) -> None:
+    drawing = Image.new("RGBA", (40, 24), (0, 0, 0, 0))
+    drawing.putpixel((3, 4), (level, 0, 0, 0))
+    drawing.putalpha(Image.fromarray(PIXELS[:, :, 0]))
+    found = load(tmp_path, drawing, "a.png")
+    if is_shown:
+        assert found.open_image() is not None
+    else:
+        with pytest.raises(DatasetError, match=r"without its transparency.*conversation seven.*background"):
+            found.open_image()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_other_modes_are_converted(tmp_path: Path, mode: str) -> None:
     name = "a.tiff" if mode == "CMYK" else "a.png"

@@ -113,3 +113,9 @@ def test_what_else_ends_lines_is_part_of_a_prompt(folder: Path) -> None:
     path = folder / "prompts.txt"
     path.write_bytes("one\u2028two\r\n\r\nthree\x0cfour\n".encode())
     assert [prompt.questions for prompt in load_prompts(path)] == [("one\u2028two",), ("three\x0cfour",)]
+
+
+@pytest.mark.parametrize("more", [{"id": "\ud800x"}, {"image": "\ud800.png"}, {"image": "a\0.png"}])
+def test_ids_and_paths_are_texts(folder: Path, more: dict[str, str]) -> None:
+    with pytest.raises(DatasetError, match=f"must be Unicode texts without NUL.*item 0.*{next(iter(more))}"):
+        load_prompts(write(folder, [{"prompt": "what is it?", **more}]))
