@@ -35,8 +35,8 @@ class EngineOptions:
         address: of the Ray cluster to join: "auto", "host:port" or "ray://host:port". None: this machine alone.
         actors: how many actors; None: one a GPU if the cluster has any, otherwise one a CPU core as far as the nodes'
             memory goes.
-        cache_gib: hidden states that each evaluator keeps, at most; None: a quarter of the model's size, or half a GiB
-            if that is more.
+        cache_gib: dense probabilities and hidden states that each evaluator keeps, at most; None: a quarter of the
+            model's size, or half a GiB if that is more.
     """
 
     engine: Engine = Engine.LOCAL
@@ -70,7 +70,7 @@ class EvaluatorRecipe:
         ranking: the file that `model.ranking_sha256` names.
         conversations: image paths are absolute.
         calibration_id: what the conversations and their images were when the search began.
-        cache_bytes: bound of the hidden states that are kept; None: the evaluator's default. Changes no number.
+        cache_bytes: bound of what an evaluator keeps (`ConfigurationEvaluator`); None: its default. Changes no number.
     """
 
     model: ModelRecord

@@ -54,8 +54,8 @@ CacheGib = Annotated[
     typer.Option(
         "--cache-gib",
         min=0.0,
-        help="Hidden states that each evaluator keeps for configurations that begin alike, at most. Default: a quarter "
-        "of the model's size, or 0.5 if that is more.",
+        help="What each evaluator keeps, at most: the dense model's probabilities, and hidden states for configurations "
+        "that begin alike. Default: a quarter of the model's size, or 0.5 if that is more.",
         show_default=False,
     ),
 ]
