@@ -9,7 +9,7 @@ LEAST_CACHE_BYTES = 512 * 2**20
 
 
 def default_cache_bytes(model_bytes: int) -> int:
-    """What an evaluator keeps in all, also of dense probabilities, unless told otherwise: a quarter of the model's size."""
+    """What an evaluator keeps, dense probabilities included, unless told otherwise: a quarter of the model's size."""
     return max(LEAST_CACHE_BYTES, model_bytes // 4)
 
 

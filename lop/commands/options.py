@@ -54,7 +54,7 @@ CacheGib = Annotated[
     typer.Option(
         "--cache-gib",
         min=0.0,
-        help="What each evaluator keeps, at most: the dense model's probabilities, and hidden states for configurations "
+        help="What each evaluator keeps, at most: the dense model's probabilities, hidden states for configurations "
         "that begin alike. Default: a quarter of the model's size, or 0.5 if that is more.",
         show_default=False,
     ),
