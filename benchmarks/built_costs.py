@@ -16,11 +16,11 @@ from torch import nn
 
 from benchmarks.built_files import file_bytes
 from benchmarks.built_latency import BuiltLatency, built_latency
+from pruning.added_biases import pruned_tensors
 from pruning.anatomy import ModelAnatomy
 from pruning.checkpoint import resized_class
-from pruning.compensation import pruned_tensors
-from pruning.decoder import decoder_view
-from pruning.devices import Device
+from pruning.decoder_view import decoder_view
+from pruning.devices.device import Device
 from pruning.plan import PruningPlan, Workload
 from pruning.pruned_config import write_config
 from pruning.target import Scope, scope_parameters

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pruning.decoder import decoder_view
-from pruning.devices import Device
+from pruning.decoder_view import decoder_view
+from pruning.devices.device import Device
 from pruning.devices.profile import LayerTable, OutsideTable
 from pruning.plan import Workload
 

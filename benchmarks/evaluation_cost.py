@@ -27,7 +27,7 @@ from pruning.anatomy_reader import read_anatomy
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import load_conversations
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.metrics import Widths
 from pruning.ranking import Ranking

@@ -123,7 +123,7 @@ def family_of_test(name: str) -> str | None:
 def _traits(family: str) -> dict[str, Any]:
     """What the tests' tiny model of the family has, read off the model."""
     from pruning.anatomy_reader import anatomy_of
-    from pruning.decoder import decoder_view
+    from pruning.decoder_view import decoder_view
     from tests.tiny_models import IMAGE_FAMILIES, tiny_model
 
     model = tiny_model(family)

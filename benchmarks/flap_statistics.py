@@ -15,7 +15,8 @@ import torch
 from pruning.anatomy_reader import anatomy_of
 from pruning.arrays import FloatArray
 from pruning.batches import Batch
-from pruning.decoder import decoder_inputs, decoder_view
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import decoder_view
 from pruning.statistics import ModelStatistics, StatisticsKind
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from pruning.anatomy_reader import anatomy_of
 from pruning.arrays import FloatArray
 from pruning.devices.device import profiled_device
 from pruning.devices.ladder import random_weights
-from pruning.devices.latency_model import decode_steps
+from pruning.devices.latency_model import LatencyModel, LatencySource, decode_steps
 from pruning.devices.profiling import ProfileSettings, profile_device
-from pruning.latency import LatencyModel, LatencySource, latency_model
+from pruning.latency import latency_model
 from pruning.limits import WidthSteps, parameter_limits
 from pruning.plan import Workload
 from pruning.ranking import Ranking

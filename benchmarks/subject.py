@@ -13,12 +13,12 @@ from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from pruning.added_biases import bias_parameters
 from pruning.anatomy_reader import anatomy_of
 from pruning.arrays import FloatArray
 from pruning.atomic_file import replace_file
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
-from pruning.compensation import bias_parameters
 from pruning.conversations import Conversation, calibration_id, load_conversations
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.importance import ranking_of

@@ -41,9 +41,11 @@ from pruning.anatomy import ModelAnatomy
 from pruning.budget import limits_for_budget
 from pruning.checkpoint import load_model
 from pruning.cost import kv_cache_bytes
-from pruning.devices import DEVICES, Device
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.device import Device
+from pruning.devices.latency_model import LatencySource
 from pruning.errors import InputError
-from pruning.latency import LatencySource, latency_model
+from pruning.latency import latency_model
 from pruning.limits import LimitKind, WidthSteps
 from pruning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
 from pruning.prune_checkpoint import prune_checkpoint

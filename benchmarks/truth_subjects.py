@@ -19,8 +19,7 @@ from pruning.architecture import model_class
 from pruning.batches import make_batches
 from pruning.checkpoint import load_processor
 from pruning.conversations import calibration_id, load_conversations
-from pruning.devices import Device
-from pruning.devices.device import profiled_device
+from pruning.devices.device import Device, profiled_device
 from pruning.devices.profiling import ProfileSettings
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.levels import LevelGrid

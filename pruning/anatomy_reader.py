@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec, Unit
+from pruning.anatomy import ModelAnatomy
 from pruning.architecture import check_architecture
+from pruning.decoder_layer import DecoderLayer, TensorSpec, Unit
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.expected_tensors import check_tensors
 from pruning.families import Family, family_of

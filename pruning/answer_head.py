@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pruning.compute_dtype import compute_dtype
-from pruning.decoder import DecoderView
+from pruning.decoder_view import DecoderView
 
 _BLOCK_LOGITS: Final = {"cpu": 2**18}
 """Of one block: 1 MB in float32 stays in a core's own cache between the product and the sums."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning.batches import Batch
-from pruning.decoder import DecoderView
+from pruning.decoder_view import DecoderView
 
 
 def num_answer_tokens(batches: Sequence[Batch]) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pruning.batches import Batch
-from pruning.decoder import DecoderView, decoder_inputs
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import DecoderView
 from pruning.layerwise import LayerCalls, record_layer_calls
 from pruning.packing import PackedCalls, Place, pack, shared_out
 from pruning.wide_passes import wide_passes

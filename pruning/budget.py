@@ -8,21 +8,19 @@ decides whether anything fits, the narrowest widths are counted with the header 
 import json
 import math
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pruning.activations import activation_bytes
-from pruning.anatomy import ModelAnatomy, Unit
-from pruning.compensation import added_biases, bias_parameters
+from pruning.added_biases import added_biases, bias_parameters
+from pruning.anatomy import ModelAnatomy
 from pruning.cost import flops, kv_cache_bytes, price
+from pruning.decoder_layer import Unit
+from pruning.devices.latency_model import LatencyModel
 from pruning.errors import InputError
 from pruning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs
 from pruning.plan import Budget, Workload
 from pruning.safetensors_layout import MAX_SHARD_SIZE, SAFETENSORS_METADATA, safetensors_file_bytes, tensor_bytes
-
-if TYPE_CHECKING:
-    from pruning.latency import LatencyModel
 
 
 def limits_for_budget(
@@ -30,7 +28,7 @@ def limits_for_budget(
     steps: WidthSteps,
     budget: Budget,
     *,
-    latency: "LatencyModel | None" = None,
+    latency: LatencyModel | None = None,
     compensates: bool = False,
 ) -> Limits:
     """All limits of `budget`; with `compensates`, they count the biases that are added to layers that are cut.
@@ -68,7 +66,7 @@ def limits_for_budget(
     return found
 
 
-def latency_limit(steps: WidthSteps, latency: "LatencyModel", most_ms: float) -> Limit:
+def latency_limit(steps: WidthSteps, latency: LatencyModel, most_ms: float) -> Limit:
     """At most `most_ms` for the workload that `latency` prices."""
     rows = tuple(latency.layer_ns(layer, widths) for layer, widths in enumerate(steps.widths))
     # In decimals: 2.3 ms are 2,300,000 ns, although 2.3 * 1e6 is a little less in binary.

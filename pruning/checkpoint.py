@@ -17,7 +17,7 @@ from pruning.missing_packages import missing_package
 from pruning.output_head import is_tied_wrongly
 from pruning.processor import Embeddings, note_embeddings, tokenizer_of
 from pruning.reasons import reason_of
-from pruning.surgery import resize_model
+from pruning.resizing import resize_model
 from pruning.tensor_roles import decoder_tensor
 from pruning.wrapped_names import check_unwrapped
 

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pruning.activations import activation_bytes
-from pruning.anatomy import ModelAnatomy, TensorSpec, Unit
-from pruning.compensation import bias_parameters, pruned_tensors
+from pruning.added_biases import bias_parameters, pruned_tensors
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import TensorSpec, Unit
+from pruning.devices.latency_model import LatencyModel
 from pruning.dtypes import DTYPE_BYTES
 from pruning.plan import Achieved, Workload
 from pruning.safetensors_layout import MAX_SHARD_SIZE, plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.target import achieved_sparsity
-
-if TYPE_CHECKING:
-    from pruning.latency import LatencyModel
 
 
 def _weight_file_bytes(tensors: Sequence[TensorSpec], data_bytes: int) -> int:
@@ -105,7 +103,7 @@ def price(
     *,
     kv_groups: Sequence[int] | None = None,
     compensates: bool = False,
-    latency: "LatencyModel | None" = None,
+    latency: LatencyModel | None = None,
 ) -> Achieved:
     """All costs of a model whose FFNs have `widths` [L], with the biases that compensation adds or without.
 

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pruning.anatomy import ModelAnatomy
 from pruning.budget import limits_for_budget
+from pruning.devices.latency_model import LatencyModel
 from pruning.limits import Limits, WidthSteps
 from pruning.plan import Budget
 from pruning.target import Scope, limits_for_sparsity
-
-if TYPE_CHECKING:
-    from pruning.latency import LatencyModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Demand:
     sparsity: float | None = None
     scope: Scope = Scope.FFN
     budget: Budget | None = None
-    latency: "LatencyModel | None" = None
+    latency: LatencyModel | None = None
 
     @cached_property
     def limits(self) -> Limits:

@@ -22,7 +22,8 @@ from pruning.answer_head import AnswerHead, DenseAnswers
 from pruning.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.batches import Batch
 from pruning.compute_dtype import widen, widened
-from pruning.decoder import decoder_view, taking
+from pruning.decoder import taking
+from pruning.decoder_view import decoder_view
 from pruning.errors import InputError
 from pruning.layerwise import LayerCalls
 from pruning.metrics import Metrics

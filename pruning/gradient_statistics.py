@@ -14,7 +14,8 @@ from torch import nn
 from pruning.answer_loss import num_answer_tokens, summed_answer_loss
 from pruning.arrays import FloatArray
 from pruning.batches import Batch
-from pruning.decoder import decoder_inputs, decoder_view
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import decoder_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

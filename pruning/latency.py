@@ -2,12 +2,10 @@
 
 from pruning.anatomy import ModelAnatomy
 from pruning.devices.device import Device
-from pruning.devices.latency_model import Latency, LatencyModel, LatencySource
+from pruning.devices.latency_model import LatencyModel
 from pruning.devices.measured import Coverage, MeasuredLatency, find_tables
 from pruning.devices.roofline import RooflineLatency
 from pruning.plan import Workload
-
-__all__ = ["Latency", "LatencyModel", "LatencySource", "latency_model"]
 
 
 def latency_model(device: Device, anatomy: ModelAnatomy, workload: Workload) -> LatencyModel:

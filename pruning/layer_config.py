@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderSizes
 from pruning.errors import UnsupportedModelError
 from pruning.families import Family, family_of
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.decoder import DecoderView
+from pruning.decoder_view import DecoderView
 from pruning.errors import UnsupportedModelError
 
 

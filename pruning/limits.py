@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
+from pruning.added_biases import bias_parameters
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
-from pruning.compensation import bias_parameters
 from pruning.errors import InfeasibleBudgetError, InputError
 
 Worth = Callable[[IntArray], FloatArray] | Sequence[float] | FloatArray

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pruning.decoder import DecoderView
+from pruning.decoder_view import DecoderView
 from pruning.layerwise import LayerCalls, VisualFeatures
 
 ROW_TOKENS: Final = 512

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pruning.anatomy import DecoderSizes
+from pruning.decoder_layer import DecoderSizes
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.target import Scope
 

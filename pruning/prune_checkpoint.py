@@ -123,7 +123,7 @@ def save_pruned(
         CheckpointError: the model's widths or biases are not the plan's, `out` exists or cannot be written, or another
             run writes it. Nothing is left then.
     """
-    from pruning.decoder import decoder_view
+    from pruning.decoder_view import decoder_view
 
     view = decoder_view(model)
     found = recorded_sizes(model.config) or anatomy_of(model).dense_sizes

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy, Unit
+from pruning.anatomy import ModelAnatomy
 from pruning.arrays import IntArray
+from pruning.decoder_layer import DecoderSizes, Unit
 from pruning.errors import CheckpointError, FingerprintMismatchError, PlanError
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning.compensation import compensated_bias
-from pruning.decoder import DecoderView
+from pruning.decoder_view import DecoderView
 from pruning.ranking import Ranking
 
 

@@ -1,20 +1,21 @@
 """Cutting channels and KV groups out of a model in memory: tensors, then counts, then the config, in lockstep."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from pruning.anatomy import DecoderLayer, DecoderSizes, ModelAnatomy, TensorSpec, Unit
-from pruning.anatomy_reader import anatomy_of, layer_shapes
+from pruning.anatomy import ModelAnatomy
+from pruning.anatomy_reader import anatomy_of
 from pruning.compensation import compensated_bias
-from pruning.decoder import DecoderView, decoder_view
+from pruning.decoder_layer import DecoderLayer, DecoderSizes, TensorSpec, Unit
+from pruning.decoder_view import DecoderView, decoder_view
 from pruning.errors import FingerprintMismatchError, PlanError
-from pruning.layer_config import LayerConfig, layer_overrides
+from pruning.layer_config import layer_overrides
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking
+from pruning.resizing import replace_parameters, set_counts
 from pruning.tensor_roles import unit_axis
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def cut_model(model: "PreTrainedModel", sizes: DecoderSizes, ranking: Ranking) -
             out = view.out_projection(index)
             bias = biases.get(index, out.bias)
             _cut_rows(view, dense, view.family.ffn_in, units)
-            _replace(out, out.weight[:, units[Unit.FFN_CHANNEL].to(out.weight.device)], bias)
+            replace_parameters(out, out.weight[:, units[Unit.FFN_CHANNEL].to(out.weight.device)], bias)
             logger.info("layer %d: ffn %d -> %d channels", index, dense.ffn_width, width)
         if groups < dense.num_kv_groups:
             _cut_rows(view, dense, view.family.attention_in, units)
             _cut_columns(view, dense, view.family.attention_out, units)
             logger.info("layer %d: %d -> %d KV groups", index, dense.num_kv_groups, groups)
-        _set_counts(view, index, width, groups, dense.heads_per_group)
+        set_counts(view, index, width, groups, dense.heads_per_group)
     record_sizes(model, sizes, anatomy)
 
 
@@ -72,13 +73,13 @@ def _cut_rows(view: DecoderView, dense: DecoderLayer, names: Sequence[str], unit
     for name in names:
         linear = view.projection(dense.index, name)
         kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
-        _replace(linear, linear.weight[kept], None if linear.bias is None else linear.bias[kept])
+        replace_parameters(linear, linear.weight[kept], None if linear.bias is None else linear.bias[kept])
 
 
 def _cut_columns(view: DecoderView, dense: DecoderLayer, name: str, units: Mapping[Unit, torch.Tensor]) -> None:
     linear = view.projection(dense.index, name)
     kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
-    _replace(linear, linear.weight[:, kept], linear.bias)
+    replace_parameters(linear, linear.weight[:, kept], linear.bias)
 
 
 def _kept(name: str, view: DecoderView, dense: DecoderLayer, units: Mapping[Unit, torch.Tensor]) -> torch.Tensor:
@@ -137,31 +138,6 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             )
 
 
-def resize_model(model: "PreTrainedModel", sizes: DecoderSizes, *, compensated: Collection[int] = ()) -> None:
-    """Give every layer of a dense model `sizes`, with new, uninitialised weights on the same device where it is cut.
-
-    The down projections of the layers in `compensated` get a bias [D] if they have none.
-    """
-    view = decoder_view(model)
-    dense = layer_shapes(model.config)
-    for index, layer in enumerate(dense):
-        width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
-        names = [] if width == layer.ffn_width else [*view.family.ffn_in, view.family.ffn_out]
-        if groups != layer.num_kv_groups:
-            names += [*view.family.attention_in, view.family.attention_out]
-        for name in names:
-            linear = view.projection(index, name)
-            found = unit_axis(f"{name}.weight", layer, view.family)
-            assert found is not None
-            shape = TensorSpec(name, tuple(linear.weight.shape), "", index, *found).shape_with(sizes)
-            bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
-            _replace(linear, linear.weight.new_empty(shape), bias)
-        out = view.out_projection(index)
-        if index in compensated and "bias" not in dict(out.named_parameters()):
-            _replace(out, out.weight, out.weight.new_empty(out.out_features))
-        _set_counts(view, index, width, groups, layer.heads_per_group)
-
-
 def record_sizes(model: "PreTrainedModel", sizes: DecoderSizes, anatomy: ModelAnatomy) -> None:
     """Write what differs from dense into the text config's `per_layer_config`, transformers' own format."""
     text = model.config.get_text_config(decoder=True)
@@ -173,30 +149,3 @@ def record_sizes(model: "PreTrainedModel", sizes: DecoderSizes, anatomy: ModelAn
     text.allow_global_per_layer_attribute_access = True
     text.head_dim = anatomy.layers[0].head_dim
     text.per_layer_config = overrides
-
-
-def _set_counts(view: DecoderView, layer: int, width: int, groups: int, heads_per_group: int) -> None:
-    """The numbers that modules keep beside their weights, for whoever reads them."""
-    ffn = view.layers[layer].get_submodule(view.family.ffn)
-    attention: Any = view.layers[layer].get_submodule(view.family.attention)
-    counts = {"num_heads": groups * heads_per_group, "num_key_value_heads": groups}
-    for module, name, count in [
-        (ffn, view.family.width_attribute, width),
-        *((attention, *item) for item in counts.items()),
-    ]:
-        if hasattr(module, name):
-            setattr(module, name, count)
-    if view.family.rows_from_config:
-        attention.config = LayerConfig(
-            attention.config, num_attention_heads=groups * heads_per_group, num_key_value_heads=groups
-        )
-
-
-def _replace(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Put new tensors, which nobody else holds, into `linear`; one of its own parameters stays what it is."""
-    requires_grad = linear.weight.requires_grad
-    if weight is not linear.weight:
-        linear.weight = nn.Parameter(weight.detach(), requires_grad=requires_grad)
-    if bias is not None and bias is not linear.bias:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=requires_grad)
-    linear.out_features, linear.in_features = weight.shape

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from pruning.anatomy import DecoderLayer, Part, TensorSpec, Unit
+from pruning.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
 from pruning.families import FAMILIES, Family, Role
 
 TensorHeader = tuple[str, tuple[int, ...], str]

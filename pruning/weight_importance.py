@@ -37,8 +37,9 @@ from typing import Self
 
 import numpy as np
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
+from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
+from pruning.decoder_layer import DecoderLayer, TensorSpec
 from pruning.dtypes import DTYPE_BYTES
 from pruning.errors import CheckpointError
 from pruning.families import FAMILIES, Role

@@ -24,7 +24,8 @@ from torch import nn
 from pruning.answer_loss import num_answer_tokens, summed_answer_loss
 from pruning.arrays import FloatArray
 from pruning.batches import Batch
-from pruning.decoder import DecoderView, decoder_inputs, decoder_view
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import DecoderView, decoder_view
 from pruning.layerwise import LayerCalls, record_layer_calls
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning.cost import price
 from pruning.demand import Demand
-from pruning.devices import Device
+from pruning.devices.device import Device
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
 from pruning.latency import latency_model
 from pruning.limits import LimitKind, WidthSteps

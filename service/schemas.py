@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pruning.devices import Device
+from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.levels import DEFAULT_ROUND_TO
 from pruning.plan import Budget

@@ -11,10 +11,10 @@ budget; widths are rounded, and no layer goes below one rounding step.
 
 import numpy as np
 
+from pruning.added_biases import bias_parameters
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
-from pruning.compensation import bias_parameters
 from pruning.limits import LimitKind, Limits
 from pruning.ranking import Ranking
 from pruning.statistics import ModelStatistics, StatisticsKind

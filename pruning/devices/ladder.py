@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import layer_shapes
 from pruning.architecture import model_class
+from pruning.decoder_layer import DecoderSizes
 from pruning.dtypes import DTYPE_BYTES
 from pruning.families import family_of
-from pruning.surgery import resize_model
+from pruning.resizing import resize_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

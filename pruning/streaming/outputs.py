@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from pruning.added_biases import compensated_weights, pruned_tensors
 from pruning.anatomy import ModelAnatomy
 from pruning.arrays import IntArray
-from pruning.compensation import compensated_weights, pruned_tensors
 from pruning.headers import StoredTensor
 from pruning.plan import PruningPlan
 from pruning.ranking import Ranking

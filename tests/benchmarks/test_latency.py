@@ -10,7 +10,7 @@ import torch
 from benchmarks import latency
 from benchmarks.latency import RequestTimes, Sizes, run_requests
 from pruning.anatomy import ModelAnatomy
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.devices import machine
 from pruning.devices.latency_model import Latency, LatencySource
 from pruning.devices.profiling import ProfileSettings

@@ -18,7 +18,7 @@ from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoint import load_model
 from pruning.conversations import load_conversations
 from pruning.cost import kv_cache_bytes
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
 from pruning.plan import Budget, PruningPlan
 from service.devices import find_device
 from service.methods.names import Method

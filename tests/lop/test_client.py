@@ -15,7 +15,7 @@ from lop.planning import write_plan
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import load_conversations
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.errors import (
     CheckpointError,
     FingerprintMismatchError,

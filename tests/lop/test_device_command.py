@@ -12,7 +12,8 @@ from lop import devices as lop_devices
 from lop.cli import main
 from lop.devices import ServerDevices, find_profile
 from lop.profiling import TimedModel, measure_machine
-from pruning.devices import DEVICES, machine
+from pruning.devices import machine
+from pruning.devices.catalogue import DEVICES
 from pruning.devices.profiling import ProfileSettings
 from pruning.errors import ConflictError, DatasetError, InputError, NotFoundError
 from service.app import create_app

@@ -13,7 +13,7 @@ from lop.demo import DemoSettings, run_demo
 from lop.pictures import demo_shares, draw_demo
 from pruning.checkpoint import load_pruned
 from pruning.conversations import calibration_id, load_conversations
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.errors import InputError
 from pruning.target import Scope
 from storage.sql_repository import open_repository

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer
 from pruning.levels import LevelGrid
 from pruning.metrics import Metrics, Widths
 

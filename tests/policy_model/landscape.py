@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer
 from pruning.levels import Configuration, LevelGrid
 from pruning.metrics import Metrics
 from storage.records import Sample

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy, Unit
+from pruning.anatomy import ModelAnatomy
 from pruning.batches import Batch
-from pruning.decoder import decoder_view
+from pruning.decoder_layer import DecoderSizes, Unit
+from pruning.decoder_view import decoder_view
 from pruning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning import make_plan
 from pruning.ranking import Ranking

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer
 from pruning.limits import Limits, WidthSteps, parameter_limits
 from pruning.statistics import ModelStatistics, StatisticsKind
 

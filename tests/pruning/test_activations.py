@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from pruning.activations import activation_bytes, vision_values
-from pruning.anatomy import ModelAnatomy, TensorSpec
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of
 from pruning.cost import kv_cache_bytes
+from pruning.decoder_layer import TensorSpec
 from pruning.plan import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.tiny_models import tiny_model

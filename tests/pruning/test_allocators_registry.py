@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.added_biases import bias_parameters
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.anatomy import ModelAnatomy
-from pruning.compensation import bias_parameters
 from pruning.cost import price
 from pruning.errors import FingerprintMismatchError, InfeasibleTargetError, InputError
 from pruning.statistics import StatisticsKind

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.uniform import uniform_configuration, uniform_widths
-from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer
 from pruning.errors import InfeasibleTargetError
 from pruning.levels import LevelGrid
 from tests.pruning.made_up import at_most

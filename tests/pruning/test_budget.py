@@ -10,14 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pruning.added_biases import pruned_tensors
 from pruning.anatomy import ModelAnatomy
 from pruning.budget import header_bytes_bound, latency_limit, limits_for_budget
-from pruning.compensation import pruned_tensors
 from pruning.cost import price
 from pruning.demand import Demand
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.latency_model import LatencyModel, LatencySource
 from pruning.errors import InfeasibleBudgetError, InputError
-from pruning.latency import LatencyModel, LatencySource, latency_model
+from pruning.latency import latency_model
 from pruning.limits import LimitKind, WidthSteps
 from pruning.plan import Budget, PlanTarget, Workload
 from pruning.planning import exceeded_limits

@@ -11,15 +11,15 @@ from safetensors.numpy import save
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.added_biases import bias_parameters
 from pruning.allocators.flap import allocate_flap
 from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.batches import make_batches
 from pruning.checkpoint import load_model, load_processor, load_pruned
-from pruning.compensation import bias_parameters
 from pruning.conversations import Conversation
 from pruning.cost import price
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.errors import CheckpointError, PlanError
 from pruning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning import make_plan

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pruning.anatomy import ModelAnatomy
 from pruning.cost import flops, kv_cache_bytes, price
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
 from pruning.latency import latency_model
 from pruning.plan import Workload
 from pruning.safetensors_layout import safetensors_file_bytes

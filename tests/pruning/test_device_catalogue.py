@@ -1,6 +1,6 @@
 import pytest
 
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import profiled_device
 from tests.pruning.made_up_devices import made_up_profile
 

@@ -12,7 +12,7 @@ from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model
 from pruning.conversations import Conversation
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.metrics import Metrics
 from pruning.ranking import Ranking

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, StaticCache
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoint import load_model, load_pruned
 from pruning.cost import price
-from pruning.decoder import decoder_view
+from pruning.decoder_layer import DecoderSizes
+from pruning.decoder_view import decoder_view
 from pruning.families import FAMILIES
 from pruning.plan import PruningPlan, Workload
 from pruning.prune_checkpoint import prune_checkpoint, save_pruned

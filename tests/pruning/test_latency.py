@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pruning.anatomy import DecoderLayer, ModelAnatomy, TensorSpec
-from pruning.devices import DEVICES
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer, TensorSpec
+from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device, profiled_device
-from pruning.devices.latency_model import decode_steps, mean_cache_tokens
+from pruning.devices.latency_model import Latency, LatencyModel, LatencySource, decode_steps, mean_cache_tokens
 from pruning.devices.roofline import BANDWIDTH_FRACTION, COMPUTE_FRACTION
 from pruning.errors import InputError
-from pruning.latency import Latency, LatencyModel, LatencySource, latency_model
+from pruning.latency import latency_model
 from pruning.plan import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_devices import made_up_profile

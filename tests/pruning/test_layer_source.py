@@ -16,7 +16,7 @@ from pruning.arrays import FloatArray
 from pruning.batches import Batch, BatchStream, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.errors import CheckpointError, InputError
 from pruning.layer_source import CheckpointLayers, loaded_layers
 from pruning.statistics import StatisticsKind, measure_checkpoint, measure_statistics

@@ -9,7 +9,8 @@ import torch
 from pruning.answer_loss import num_answer_tokens, summed_answer_loss
 from pruning.batches import Batch, make_batches
 from pruning.conversations import Conversation
-from pruning.decoder import decoder_inputs, decoder_view
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import decoder_view
 from pruning.errors import UnsupportedModelError
 from pruning.gradient_statistics import measure_gradients
 from pruning.layerwise import LayerCalls, record_layer_calls

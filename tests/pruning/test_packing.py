@@ -11,7 +11,8 @@ from pruning.anatomy_reader import anatomy_of
 from pruning.batches import Batch
 from pruning.checkpoint import load_model
 from pruning.conversations import Conversation
-from pruning.decoder import DecoderView, decoder_inputs, decoder_view
+from pruning.decoder import decoder_inputs
+from pruning.decoder_view import DecoderView, decoder_view
 from pruning.evaluation import ConfigurationEvaluator
 from pruning.layerwise import LayerCalls, record_layer_calls
 from pruning.packing import Place, pack, packed_attention, shared_out

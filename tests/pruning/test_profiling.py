@@ -8,18 +8,19 @@ import torch
 
 from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import anatomy_of
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.devices import ladder, machine, profiling
 from pruning.devices.device import profiled_device
 from pruning.devices.ladder import LadderPlan, build_ladder_model, ladder_widths
 from pruning.devices.ladder_times import LadderTimes
+from pruning.devices.latency_model import LatencySource
 from pruning.devices.machine import Machine, describe_machine
 from pruning.devices.profile import parse_profile
 from pruning.devices.profiling import ProfileSettings, profile_device
 from pruning.devices.requests import DECODE_STEPS, random_prompt, time_images, time_request
 from pruning.devices.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
-from pruning.latency import LatencySource, latency_model
+from pruning.latency import latency_model
 from pruning.plan import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_devices import made_up_profile

@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoConfig
 
-from pruning.anatomy import DecoderSizes, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
 from pruning.anatomy_reader import read_anatomy
 from pruning.checkpoint import load_model
+from pruning.decoder_layer import DecoderSizes
 from pruning.errors import CheckpointError, InputError, PlanError, UnsupportedModelError
 from pruning.plan import PruningPlan
 from pruning.prune_checkpoint import prune_checkpoint, save_pruned

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from pruning.anatomy import Part, TensorSpec, Unit
+from pruning.decoder_layer import Part, TensorSpec, Unit
 from pruning.errors import CheckpointError
 from pruning.headers import StoredTensor, read_header
 from pruning.streaming import blocks

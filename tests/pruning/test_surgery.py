@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.anatomy import DecoderSizes
 from pruning.anatomy_reader import anatomy_of
-from pruning.decoder import decoder_view
+from pruning.decoder_layer import DecoderSizes
+from pruning.decoder_view import decoder_view
 from pruning.surgery import cut_model
 from tests.pruning.cutting import WIDTHS, kept_groups, random_ranking
 from tests.tiny_models import tiny_model

@@ -10,7 +10,7 @@ from transformers import Phi3Config, Phi3ForCausalLM, PhiConfig, PhiForCausalLM,
 
 from pruning.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoint import load_model
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.errors import CheckpointError
 from pruning.ranking import Ranking
 from pruning.weight_importance import rank_by_weights

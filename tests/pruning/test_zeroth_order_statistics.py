@@ -10,7 +10,7 @@ from pruning.answer_loss import num_answer_tokens, summed_answer_loss
 from pruning.batches import Batch, make_batches
 from pruning.checkpoint import load_model, load_processor
 from pruning.conversations import Conversation
-from pruning.decoder import decoder_view
+from pruning.decoder_view import decoder_view
 from pruning.zeroth_order_statistics import measure_zeroth_order, noise_seed
 from tests.tiny_models import tiny_model
 

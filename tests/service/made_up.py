@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mcts.result import SearchResult, TargetResult
-from pruning.anatomy import DecoderLayer, ModelAnatomy, Part, TensorSpec, Unit
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
 from pruning.levels import LevelGrid
 from pruning.metrics import Metrics
 from pruning.ranking import Ranking

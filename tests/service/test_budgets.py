@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.cost import price
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
 from pruning.latency import latency_model
 from pruning.limits import WidthSteps
 from pruning.plan import PruningPlan, Workload

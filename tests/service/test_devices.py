@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.devices import DEVICES
+from pruning.devices.catalogue import DEVICES
 from pruning.devices.profile import MAX_PROFILE_BYTES
 from pruning.errors import NotFoundError
 from service.devices import DeviceFinder, find_device

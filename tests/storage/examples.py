@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mcts.settings import SearchSettings
-from pruning.anatomy import DecoderLayer, ModelAnatomy
+from pruning.anatomy import ModelAnatomy
+from pruning.decoder_layer import DecoderLayer
 from pruning.metrics import Metrics
 from pruning.plan import (
     Achieved,
