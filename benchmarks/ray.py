@@ -18,10 +18,11 @@ import torch
 import typer
 
 from benchmarks.machine import write_results
-from lop.engines import Engine, EngineOptions, EvaluatorRecipe, LocalEngine
+from lop.engines import Engine, EngineOptions, EvaluatorRecipe
 from lop.registration import read_conversations, register_model
 from lop.searching import search_model
 from mcts.evaluator import EvaluateInOrder
+from mcts.local import LocalEngine
 from mcts.ray_engine import RayEngine
 from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ConfigurationSampler

@@ -9,9 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcts.local import LocalEngine
 from pruning.conversations import Conversation, calibration_id
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
-from pruning.metrics import Metrics, Widths
 from storage.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -132,23 +132,6 @@ class EvaluatorRecipe:
                 values=f"sha256 {found[:12]} instead of {self.calibration_id[:12]}",
                 remedy="Copy the images anew",
             )
-
-
-class LocalEngine:
-    """Evaluates in this process, one configuration at a time.
-
-    Loads the model when the first one has to be measured: a search that only replays needs none.
-    """
-
-    def __init__(self, recipe: EvaluatorRecipe) -> None:
-        self._recipe = recipe
-        self._evaluator: ConfigurationEvaluator | None = None
-
-    def __call__(self, widths: Sequence[Widths], /) -> Iterator[Metrics]:
-        if self._evaluator is None:
-            self._evaluator = self._recipe()
-        for configuration in widths:
-            yield from self._evaluator([configuration])
 
 
 @contextmanager

@@ -19,7 +19,8 @@ def demo(
     from dataclasses import replace
 
     from lop.demo import DemoSettings, run_demo
-    from lop.pictures import draw_demo, require_pyplot
+    from lop.demo_picture import draw_demo
+    from lop.pictures import require_pyplot
     from pruning.anatomy_reader import read_anatomy
 
     require_pyplot()  # before the long work, not after it

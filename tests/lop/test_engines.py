@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lop.engines import (
-    PROCESS_BYTES,
-    Engine,
-    EngineOptions,
-    EvaluatorRecipe,
-    LocalEngine,
-    check_engine,
-    evaluator_memory_bytes,
-)
+from lop.engines import PROCESS_BYTES, Engine, EngineOptions, EvaluatorRecipe, check_engine, evaluator_memory_bytes
+from mcts.local import LocalEngine
 from pruning.conversations import load_conversations
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError, MissingExtraError
 from storage.contract import Repository

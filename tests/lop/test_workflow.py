@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lop.demo import DemoSettings, run_demo
-from lop.pictures import demo_shares, draw_demo
+from lop.demo_picture import demo_shares, draw_demo
 from pruning.checkpoint import load_pruned
 from pruning.conversations import calibration_id, load_conversations
 from pruning.decoder_view import decoder_view
