@@ -11,6 +11,7 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY engines engines
 COPY lop lop
 COPY mcts mcts
 COPY migrations migrations
@@ -19,6 +20,7 @@ COPY pruning pruning
 COPY reference reference
 COPY service service
 COPY storage storage
+COPY values values
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt . \
     && useradd --create-home --uid 10001 lop
 

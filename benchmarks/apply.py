@@ -29,14 +29,14 @@ from benchmarks.gguf import gguf_agreement
 from benchmarks.machine import write_results
 from benchmarks.random_checkpoint import LlavaShape, remove, write_random_llava
 from lop.applying import ranking_path
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import read_anatomy
-from pruning.headers import weight_files, weights_sha256
-from pruning.plan import PlanRanking, PlanTarget, PruningPlan
-from pruning.planning import exceeded_limits, make_plan
-from pruning.ranking import Ranking
-from pruning.safetensors_layout import MAX_SHARD_SIZE
-from pruning.target import Scope
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.headers import weight_files, weights_sha256
+from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
+from pruning.planning.make_plan import exceeded_limits, make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope
 
 REFERENCE_MODEL = Path(__file__).parent.parent / "reference" / "model"
 SPARSITY = 0.5

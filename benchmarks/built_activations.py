@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pruning.plan import Workload
+from pruning.planning.plan import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

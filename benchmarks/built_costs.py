@@ -16,14 +16,14 @@ from torch import nn
 
 from benchmarks.built_files import file_bytes
 from benchmarks.built_latency import BuiltLatency, built_latency
-from pruning.added_biases import pruned_tensors
-from pruning.anatomy import ModelAnatomy
-from pruning.checkpoint import resized_class
-from pruning.decoder_view import decoder_view
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.loading import resized_class
+from pruning.cutting.pruned_config import write_config
 from pruning.devices.device import Device
-from pruning.plan import PruningPlan, Workload
-from pruning.pruned_config import write_config
-from pruning.target import Scope, scope_parameters
+from pruning.planning.added_biases import pruned_tensors
+from pruning.planning.plan import PruningPlan, Workload
+from pruning.planning.target import Scope, scope_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

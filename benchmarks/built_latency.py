@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pruning.decoder_view import decoder_view
+from pruning.anatomy.decoder_view import decoder_view
 from pruning.devices.device import Device
 from pruning.devices.profile import LayerTable, OutsideTable
-from pruning.plan import Workload
+from pruning.planning.plan import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

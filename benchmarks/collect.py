@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.stored_samples import Collection, label_rounds, write_samples
 from benchmarks.subject import MODEL_ID, REFERENCE, WORK_DIR, Subject
-from lop.rounds import RoundReport, RoundSettings, train_in_rounds
+from lop.workflows.rounds import RoundReport, RoundSettings, train_in_rounds
 from mcts.progress import SearchProgressBar
 from mcts.settings import SearchSettings
 from mcts.worker import run_search

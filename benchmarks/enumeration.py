@@ -14,9 +14,9 @@ from benchmarks.subject import Subject
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_configurations, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics, Widths
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.planning.levels import LevelGrid
 
 LEVELS = 5
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from lop.compute import load_for_compute
-from pruning.anatomy_reader import read_anatomy
-from pruning.batches import make_batches
-from pruning.checkpoint import load_model, load_processor
-from pruning.conversations import load_conversations
-from pruning.decoder_view import decoder_view
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.metrics import Widths
-from pruning.ranking import Ranking
+from lop.workflows.compute import load_for_compute
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.data.batches import make_batches
+from pruning.data.conversations import load_conversations
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.metrics import Widths
+from pruning.planning.ranking import Ranking
 
 RETENTION = 0.8
 """Of the channels that the evaluated configurations keep, about."""

@@ -25,25 +25,25 @@ import torch
 import typer
 
 from benchmarks.machine import write_results
-from lop.compute import load_for_compute
+from lop.workflows.compute import load_for_compute
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ConfigurationSampler
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of, read_anatomy
-from pruning.batches import Batch, make_batches
-from pruning.checkpoint import load_model, load_processor
-from pruning.conversations import load_conversations
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.importance import channel_scores
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics, Widths
-from pruning.prefix_cache import LEAST_CACHE_BYTES
-from pruning.ranking import Ranking
-from pruning.statistics import StatisticsKind, measure_statistics
-from pruning.surgery import cut_model
-from pruning.target import Scope, ffn_parameter_budget
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.surgery import cut_model
+from pruning.data.batches import Batch, make_batches
+from pruning.data.conversations import load_conversations
+from pruning.forward.prefix_cache import LEAST_CACHE_BYTES
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.importance import channel_scores
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.statistics import StatisticsKind, measure_statistics
+from pruning.planning.levels import LevelGrid
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope, ffn_parameter_budget
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5

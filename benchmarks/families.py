@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "checkpoints.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 
-SUITES = ("tests/pruning/test_families.py", "tests/pruning/test_evaluation_families.py")
+SUITES = ("tests/pruning/cutting/test_families.py", "tests/pruning/measuring/test_evaluation_families.py")
 """Cut against its silenced twin, costs, files, a new process, generation; and the evaluator against real cuts."""
 
 CHECKPOINTS: Mapping[str, str] = MappingProxyType(
@@ -122,8 +122,8 @@ def family_of_test(name: str) -> str | None:
 @cache
 def _traits(family: str) -> dict[str, Any]:
     """What the tests' tiny model of the family has, read off the model."""
-    from pruning.anatomy_reader import anatomy_of
-    from pruning.decoder_view import decoder_view
+    from pruning.anatomy.decoder_view import decoder_view
+    from pruning.checkpoints.anatomy_reader import anatomy_of
     from tests.tiny_models import IMAGE_FAMILIES, tiny_model
 
     model = tiny_model(family)

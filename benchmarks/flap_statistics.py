@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pruning.anatomy_reader import anatomy_of
+from pruning.anatomy.decoder_view import decoder_view
 from pruning.arrays import FloatArray
-from pruning.batches import Batch
-from pruning.decoder import decoder_inputs
-from pruning.decoder_view import decoder_view
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.checkpoints.anatomy_reader import anatomy_of
+from pruning.data.batches import Batch
+from pruning.forward.decoder_inputs import decoder_inputs
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

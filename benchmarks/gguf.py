@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lop.measuring import measure_activations
+from lop.workflows.measuring import measure_activations
 from pruning.allocators.flap import allocate_flap
-from pruning.anatomy_reader import read_anatomy
-from pruning.checkpoint import load_processor, load_pruned
-from pruning.conversations import load_conversations
-from pruning.gguf_export.export import export_gguf
-from pruning.gguf_export.llama_runtime import LlamaRuntime, LlamaVocabulary
-from pruning.gguf_export.options import TensorType
-from pruning.importance import ranking_of
-from pruning.limits import WidthSteps
-from pruning.plan import PlanRanking, PlanTarget
-from pruning.planning import make_plan
-from pruning.prune_checkpoint import prune_checkpoint
-from pruning.target import Scope, limits_for_sparsity
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.loading import load_processor, load_pruned
+from pruning.cutting.gguf.export import export_gguf
+from pruning.cutting.gguf.llama_runtime import LlamaRuntime, LlamaVocabulary
+from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.data.conversations import load_conversations
+from pruning.measuring.importance import ranking_of
+from pruning.planning.limits import WidthSteps
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget
+from pruning.planning.target import Scope, limits_for_sparsity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -155,7 +155,7 @@ def compare_answers(
 ) -> dict[str, Any]:
     """Whole answers to questions about pictures, greedy, through mtmd; and how far the features of patches are.
 
-    mtmd has one patch fewer than transformers, see `pruning.gguf_export.vision_tower`.
+    mtmd has one patch fewer than transformers, see `pruning.cutting.gguf.vision_tower`.
     """
     from benchmarks.mtmd import SeeingModel
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.subject import MODEL_ID, Subject
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
+from pruning.planning.limits import WidthSteps, parameter_limits
 from service.methods.names import Method
 from service.planner import Planner
 from service.schemas import PlanRequest

@@ -17,19 +17,19 @@ import numpy as np
 import torch
 
 from benchmarks.machine import write_results
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
+from pruning.checkpoints.anatomy_reader import anatomy_of
+from pruning.cutting.surgery import cut_model
 from pruning.devices.device import profiled_device
-from pruning.devices.ladder import random_weights
-from pruning.devices.latency_model import LatencyModel, LatencySource, decode_steps
-from pruning.devices.profiling import ProfileSettings, profile_device
-from pruning.latency import latency_model
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.plan import Workload
-from pruning.ranking import Ranking
-from pruning.surgery import cut_model
-from pruning.target import Scope, achieved_sparsity
+from pruning.devices.latency import latency_model
+from pruning.devices.timing.ladder import random_weights
+from pruning.devices.timing.profiling import ProfileSettings, profile_device
+from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.plan import Workload
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope, achieved_sparsity
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.atomic_file import replace_file
-from pruning.devices.machine import cpu_model
+from pruning.devices.timing.machine import cpu_model
 
 RESULTS_DIR = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent

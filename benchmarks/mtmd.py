@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp, mtmd_cpp
 
-from pruning.gguf_export.llama_runtime import require_llama_cpp
-from pruning.gguf_export.tensor_types import Float32Array
+from pruning.cutting.gguf.llama_runtime import require_llama_cpp
+from pruning.cutting.gguf.tensor_types import Float32Array
 
 
 def _say_nothing(_level: int, _text: bytes, _user_data: int) -> None:

@@ -35,16 +35,15 @@ from benchmarks.intervals import coverage_of_other_methods, coverage_of_plans
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.stored_samples import read_samples
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
-from lop.measuring import record_calibration
-from lop.pictures import draw_comparison
-from lop.registration import register_model
-from lop.training import load_predictor, train_model
-from policy_model.encoding import log_kl
+from lop.console.pictures import draw_comparison
+from lop.workflows.measuring import record_calibration
+from lop.workflows.registration import register_model
+from lop.workflows.training import load_predictor, train_model
 from policy_model.training import TrainingSettings
-from pruning.checkpoint import load_model
-from pruning.conversations import load_conversations
-from pruning.plan import PruningPlan
-from pruning.ranking import Ranking
+from pruning.checkpoints.loading import load_model
+from pruning.data.conversations import load_conversations
+from pruning.planning.plan import PruningPlan
+from pruning.planning.ranking import Ranking
 from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
@@ -52,6 +51,7 @@ from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 from storage.sql_repository import open_repository
+from values.encoding import log_kl
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor
@@ -279,7 +279,7 @@ def _before_rounds(
     repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
 ) -> dict[str, Any]:
     """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
-    from pruning.limits import WidthSteps, parameter_limits
+    from pruning.planning.limits import WidthSteps, parameter_limits
 
     predictor = load_predictor(repository, record)
     steps = WidthSteps.build(subject.anatomy, round_to=8)

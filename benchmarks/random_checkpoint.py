@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from pruning.headers import INDEX_NAME
-from pruning.safetensors_layout import file_layout, plan_shards, tensor_bytes
-from pruning.streaming.companions import copy_companions
-from pruning.tensor_roles import TensorHeader
+from pruning.anatomy.tensor_roles import TensorHeader
+from pruning.checkpoints.headers import INDEX_NAME
+from pruning.checkpoints.safetensors_layout import file_layout, plan_shards, tensor_bytes
+from pruning.cutting.streaming.companions import copy_companions
 
 BLOCK_BYTES = 16 * 2**20
 _POOL_VALUES = 32 * 2**20

@@ -18,18 +18,18 @@ import torch
 import typer
 
 from benchmarks.machine import write_results
-from lop.engines import Engine, EngineOptions, EvaluatorRecipe
-from lop.registration import read_conversations, register_model
-from lop.searching import search_model
-from mcts.evaluator import EvaluateInOrder
-from mcts.local import LocalEngine
-from mcts.ray_engine import RayEngine
+from engines.local import LocalEngine
+from engines.memo import EvaluateInOrder
+from engines.ray.engine import RayEngine
+from lop.workflows.engines import Engine, EngineOptions, EvaluatorRecipe
+from lop.workflows.registration import read_conversations, register_model
+from lop.workflows.searching import search_model
 from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ConfigurationSampler
-from pruning.anatomy import ModelAnatomy
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics, Widths
-from pruning.target import Scope, ffn_parameter_budget
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.planning.levels import LevelGrid
+from pruning.planning.target import Scope, ffn_parameter_budget
 from storage.sql_repository import open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"

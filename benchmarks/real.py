@@ -35,7 +35,7 @@ from benchmarks.real_figures import METHODS, SEARCHES, comparison_figures, rows_
 from benchmarks.real_picture import draw_real
 from benchmarks.real_steps import Steps, alone_in, say
 from mcts.settings import SearchMethod
-from pruning.anatomy_reader import read_anatomy
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from service.methods.names import Method
 
 WORK = Path(__file__).parent / ".work" / "real"
@@ -246,8 +246,8 @@ def next_tokens(pruned: Path, gguf: Path, answers: Path, count: int) -> dict[str
     """llama.cpp against PyTorch in float32: the next token after questions, and within their answers."""
     import torch
 
-    from pruning.checkpoint import load_processor, load_pruned
-    from pruning.processor import tokenizer_of
+    from pruning.checkpoints.loading import load_processor, load_pruned
+    from pruning.checkpoints.processor import tokenizer_of
 
     tokenizer = tokenizer_of(load_processor(pruned))
     prompts = []

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lop.pictures import require_pyplot
+from lop.console.pictures import require_pyplot
 
 _OURS = {"lop": "#2f6f9f", "mcts": "#17395c"}
 

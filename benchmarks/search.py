@@ -26,7 +26,7 @@ import typer
 from benchmarks.enumeration import check_against_enumeration
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.subject import REFERENCE, Subject
-from lop.pictures import draw_comparison, draw_search
+from lop.console.pictures import draw_comparison, draw_search
 from mcts.result import SearchResult, TargetResult
 from mcts.sensitivity import scan_configurations
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
@@ -35,11 +35,11 @@ from pruning.allocators.allocation import Allocation
 from pruning.allocators.evolution import evolve
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.allocators.uniform import uniform_widths
-from pruning.levels import LevelGrid
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.metrics import Widths
-from pruning.ranking import Ranking
-from pruning.statistics import StatisticsKind
+from pruning.measuring.metrics import Widths
+from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.ranking import Ranking
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SEEDS = (0, 1, 2)

@@ -31,19 +31,19 @@ import torch
 from benchmarks.collect import EVALUATIONS
 from benchmarks.flap_statistics import flap_statistics
 from benchmarks.subject import MODEL_ID
-from lop.training import train_model
+from lop.workflows.training import train_model
 from policy_model.training import TrainingSettings
 from pruning.allocators.flap import allocate_flap
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import anatomy_of, load_config
-from pruning.batches import AnswerSpan, Batch
-from pruning.devices.profiling import ProfileSettings, profile_device
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.metrics import Metrics
-from pruning.plan import Workload
-from pruning.ranking import Ranking
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.checkpoints.anatomy_reader import anatomy_of, load_config
+from pruning.data.batches import AnswerSpan, Batch
+from pruning.devices.timing.profiling import ProfileSettings, profile_device
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.metrics import Metrics
+from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.plan import Workload
+from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 

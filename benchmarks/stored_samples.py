@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.atomic_file import replace_file
 from pruning.errors import DatasetError
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 from storage.records import Sample
 
 if TYPE_CHECKING:

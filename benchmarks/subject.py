@@ -8,26 +8,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lop.measuring import RECIPES
+from lop.workflows.measuring import RECIPES
 from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
-from pruning.added_biases import bias_parameters
-from pruning.anatomy_reader import anatomy_of
 from pruning.arrays import FloatArray
 from pruning.atomic_file import replace_file
-from pruning.batches import Batch, make_batches
-from pruning.checkpoint import load_model, load_processor
-from pruning.conversations import Conversation, calibration_id, load_conversations
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.importance import ranking_of
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics, Widths
-from pruning.plan import content_id
-from pruning.ranking import Ranking
-from pruning.statistics import ModelStatistics, StatisticsKind, measure_statistics
-from pruning.target import Scope, ffn_parameter_budget
+from pruning.checkpoints.anatomy_reader import anatomy_of
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.data.batches import Batch, make_batches
+from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.importance import ranking_of
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
+from pruning.planning.added_biases import bias_parameters
+from pruning.planning.levels import LevelGrid
+from pruning.planning.plan import content_id
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope, ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 from storage.sql_repository import SqlRepository, open_repository
 

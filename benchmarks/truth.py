@@ -34,23 +34,23 @@ from benchmarks.built_latency import BuiltLatency
 from benchmarks.machine import write_results
 from benchmarks.subject import REFERENCE
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
-from lop.console import bar
-from lop.profiling import TimedModel
-from pruning.activations import activation_bytes
-from pruning.anatomy import ModelAnatomy
-from pruning.budget import limits_for_budget
-from pruning.checkpoint import load_model
-from pruning.cost import kv_cache_bytes
+from lop.console.console import bar
+from lop.workflows.profiling import TimedModel
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.checkpoints.loading import load_model
+from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device
-from pruning.devices.latency_model import LatencySource
+from pruning.devices.latency import latency_model
 from pruning.errors import InputError
-from pruning.latency import latency_model
-from pruning.limits import LimitKind, WidthSteps
-from pruning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
-from pruning.prune_checkpoint import prune_checkpoint
-from pruning.ranking import Ranking
-from pruning.target import Scope, limits_for_sparsity, scope_parameters
+from pruning.planning.activations import activation_bytes
+from pruning.planning.budget import limits_for_budget
+from pruning.planning.cost import kv_cache_bytes
+from pruning.planning.latency_model import LatencySource
+from pruning.planning.limits import LimitKind, WidthSteps
+from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope, limits_for_sparsity, scope_parameters
 from service.devices import list_devices
 from service.methods.names import Method
 from service.planner import Planner

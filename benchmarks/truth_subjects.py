@@ -8,22 +8,22 @@ import numpy as np
 import torch
 
 from benchmarks.built_files import write_hollow_files
-from lop.compute import load_for_compute
-from lop.devices import DatabaseDevices
-from lop.profiling import TimedModel, measure_machine
-from lop.registration import register_model
-from mcts.evaluator import MemoisedEvaluator
+from engines.memo import MemoisedEvaluator
+from lop.workflows.compute import load_for_compute
+from lop.workflows.devices import DatabaseDevices
+from lop.workflows.profiling import TimedModel, measure_machine
+from lop.workflows.registration import register_model
 from mcts.sensitivity import SENSITIVITY_SOURCE, scan_sensitivity
-from pruning.anatomy_reader import load_config, read_anatomy
-from pruning.architecture import model_class
-from pruning.batches import make_batches
-from pruning.checkpoint import load_processor
-from pruning.conversations import calibration_id, load_conversations
+from pruning.anatomy.model_class import model_class
+from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
+from pruning.checkpoints.loading import load_processor
+from pruning.data.batches import make_batches
+from pruning.data.conversations import calibration_id, load_conversations
 from pruning.devices.device import Device, profiled_device
-from pruning.devices.profiling import ProfileSettings
-from pruning.evaluation import ConfigurationEvaluator
-from pruning.levels import LevelGrid
-from pruning.ranking import Ranking
+from pruning.devices.timing.profiling import ProfileSettings
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.planning.levels import LevelGrid
+from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 

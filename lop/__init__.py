@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from lop.applying import apply_plan as apply_plan
     from lop.client import Client as Client
     from lop.client import ServerError as ServerError
-    from pruning.checkpoint import load_pruned as load_pruned
+    from pruning.checkpoints.loading import load_pruned as load_pruned
+    from pruning.cutting.prune_checkpoint import save_pruned as save_pruned
     from pruning.errors import LopError as LopError
-    from pruning.plan import PruningPlan as PruningPlan
-    from pruning.prune_checkpoint import save_pruned as save_pruned
+    from pruning.planning.plan import PruningPlan as PruningPlan
 
 _HOMES = {
     "Client": "lop.client",
     "LopError": "pruning.errors",
-    "PruningPlan": "pruning.plan",
+    "PruningPlan": "pruning.planning.plan",
     "ServerError": "lop.client",
     "apply_plan": "lop.applying",
-    "load_pruned": "pruning.checkpoint",
-    "save_pruned": "pruning.prune_checkpoint",
+    "load_pruned": "pruning.checkpoints.loading",
+    "save_pruned": "pruning.cutting.prune_checkpoint",
 }
 
 __all__ = [

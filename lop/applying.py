@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from lop.client import ServerError, fetch_ranking
 from pruning.atomic_file import beside
 from pruning.errors import CheckpointError, LopError
-from pruning.plan import PruningPlan
-from pruning.ranking import Ranking
+from pruning.planning.plan import PruningPlan
+from pruning.planning.ranking import Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,8 +76,8 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSour
         PlanError: the plan asks for what cannot be cut; the model is untouched.
         CheckpointError, ServerError: the ranking cannot be read.
     """
-    from pruning import surgery
-    from pruning.anatomy_reader import anatomy_of
+    from pruning.checkpoints.anatomy_reader import anatomy_of
+    from pruning.cutting import surgery
 
     plan.check_fingerprint(anatomy_of(model).fingerprint)
     return surgery.apply_plan(model, plan, load_ranking(plan, ranking))

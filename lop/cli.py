@@ -27,7 +27,7 @@ from lop.commands import (
     train,
     worker,
 )
-from lop.console import accept_any_text, fail, print_line
+from lop.console.console import accept_any_text, fail, print_line
 from pruning.errors import LopError
 
 INTERRUPTED = 130

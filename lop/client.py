@@ -20,9 +20,9 @@ from pruning.errors import (
     LopError,
     NotFoundError,
 )
-from pruning.plan import Budget, PruningPlan
+from pruning.planning.plan import Budget, PruningPlan
+from pruning.planning.target import Scope
 from pruning.reasons import reason_of
-from pruning.target import Scope
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -68,8 +68,8 @@ class Client:
         Args:
             model: id of a registered model.
             sparsity: fraction of `scope` to remove.
-            budget: instead of a sparsity, what the model may cost: `pruning.plan.Budget`, or its fields. Neither of
-                the two: the device's memory.
+            budget: instead of a sparsity, what the model may cost: `pruning.planning.plan.Budget`, or its fields.
+                Neither of the two: the device's memory.
             scope: what the sparsity counts.
             device: id of a device. It prices latency; with a budget its memory is a limit too.
             round_to: widths are multiples of this.

@@ -7,7 +7,7 @@ that the search can choose among the moves by what it has learnt.
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.levels import Configuration, LevelGrid
+from pruning.planning.levels import Configuration, LevelGrid
 
 MAX_RISE = 2
 """Levels that a single move may raise a layer by."""

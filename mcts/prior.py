@@ -10,7 +10,7 @@ import numpy as np
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.levels import Configuration, LevelGrid
+from pruning.planning.levels import Configuration, LevelGrid
 
 
 class Prior(Protocol):

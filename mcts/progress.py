@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
 
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 
 
 class Progress(Protocol):

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mcts.settings import SearchTarget
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
+from pruning.planning.levels import Configuration, LevelGrid
 
 
 @dataclass(frozen=True, slots=True)

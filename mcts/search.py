@@ -19,15 +19,15 @@ from mcts.prior import Guide, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
 from mcts.settings import SearchSettings, SearchTarget
-from mcts.surrogate import ROUGHNESSES, Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import additive_dp, fill_up
 from pruning.allocators.evolution import mutate
 from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.planning.levels import Configuration, LevelGrid
 from storage.records import Sample
+from values.surrogate import ROUGHNESSES, Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
 
 KL_FLOOR = 1e-9
 """KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""

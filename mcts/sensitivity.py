@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pruning.arrays import FloatArray
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Evaluate
+from pruning.measuring.metrics import Evaluate
+from pruning.planning.levels import Configuration, LevelGrid
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""

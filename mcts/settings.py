@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
-from pruning.target import Scope, check_sparsity, ffn_parameter_budget, scope_parameters
+from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.target import Scope, check_sparsity, ffn_parameter_budget, scope_parameters
 
 DEFAULT_PARALLEL_LEAVES = 4
 """Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""

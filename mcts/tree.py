@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray
-from pruning.levels import Configuration, LevelGrid
+from pruning.planning.levels import Configuration, LevelGrid
 
 
 class Node:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mcts.evaluator import EvaluateInOrder, MemoisedEvaluator
+from engines.memo import EvaluateInOrder, MemoisedEvaluator
 from mcts.prior import Guide
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
@@ -17,8 +17,8 @@ from mcts.sensitivity import SENSITIVITY_SOURCE, scan_configurations, scan_sensi
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
 from pruning.allocators.evolution import evolve
 from pruning.allocators.random_search import search_randomly
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
+from pruning.planning.levels import Configuration, LevelGrid
 from storage.contract import Repository
 from storage.records import Sample
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray, IntArray
-from pruning.levels import LevelGrid
-from pruning.limits import Limits
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import Limits
 
 BoolArray = NDArray[np.bool_]
 

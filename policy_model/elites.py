@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_model.costs import LevelCosts
-from policy_model.values import Values
 from pruning.arrays import FloatArray, IntArray
+from values.values import Values
 
 NUM_ELITES = 4
 """Candidates for one request."""

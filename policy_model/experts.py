@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_model.costs import LevelCosts
-from policy_model.dataset import TrainingData
-from policy_model.encoding import Encoding
 from policy_model.local_search import Descent, LevelValues, improve
 from pruning.allocators.additive_dp import CostToGo, cost_to_go, fill_up
 from pruning.arrays import FloatArray, IntArray
-from pruning.levels import LevelGrid
+from pruning.planning.levels import LevelGrid
+from values.dataset import TrainingData
+from values.encoding import Encoding
 
 NUM_OTHER_COSTS = 6
 """Costs that are not parameters, made up for a training."""

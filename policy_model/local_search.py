@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_model.basis import Float32Array
 from policy_model.costs import BoolArray, LevelCosts
-from policy_model.encoding import KL_FLOOR_NATS, Encoding
-from policy_model.values import Values
 from pruning.arrays import FloatArray, IntArray
+from values.basis import Float32Array
+from values.encoding import KL_FLOOR_NATS, Encoding
+from values.values import Values
 
 PESSIMISM = 1.0
 """Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error

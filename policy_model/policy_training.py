@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from policy_model.dataset import TrainingData
 from policy_model.decoder import PolicyDecoder, gumbel_noise
-from policy_model.encoding import Encoding
 from policy_model.experts import (
     PARAMETER_SHARE,
     find_expert,
@@ -21,8 +19,10 @@ from policy_model.experts import (
 from policy_model.local_search import level_values
 from policy_model.policy import Policy, policy_loss
 from policy_model.schedule import scheduled
-from policy_model.values import Values
 from pruning.arrays import FloatArray, IntArray
+from values.dataset import TrainingData
+from values.encoding import Encoding
+from values.values import Values
 
 IMITATION_TEMPERATURE = 0.05
 """Log KL above the frontier at which a sample's imitation weight has fallen to 1/e."""

@@ -12,26 +12,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from policy_model.basis import Basis
-from policy_model.calibration import Calibration, kl_of
 from policy_model.costs import LevelCosts
 from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
-from policy_model.encoding import Encoding
-from policy_model.left_out import GROUP_RETENTION
 from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
-from policy_model.past_errors import PastErrors
 from policy_model.policy_config import PolicyConfig
-from policy_model.shares import ShareIntervals
-from policy_model.values import Kernel, Values
 from pruning.allocators.uniform import uniform_widths
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError
-from pruning.levels import Configuration
-from pruning.limits import Limits, Worth
+from pruning.planning.levels import Configuration
+from pruning.planning.limits import Limits, Worth
 from pruning.reasons import reason_of
+from values.basis import Basis
+from values.calibration import Calibration, kl_of
+from values.encoding import Encoding
+from values.left_out import GROUP_RETENTION
+from values.past_errors import PastErrors
+from values.shares import ShareIntervals
+from values.values import Kernel, Values
 
 FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"

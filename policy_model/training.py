@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policy_model.calibration import Calibration
 from policy_model.checkpoint import (
     TrainingCheckpoint,
     TrainingState,
@@ -28,24 +27,25 @@ from policy_model.checkpoint import (
     restore_optimizer,
     with_prefix,
 )
-from policy_model.dataset import TrainingData, check_samples, samples_sha256, training_data
-from policy_model.encoding import Encoding, encode
-from policy_model.judged_samples import JudgedSamples
-from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.progress import ProgressCallback, TrainingProgress
-from policy_model.shares import ShareIntervals
-from policy_model.value_training import ValueFit, fit_values
-from policy_model.values import Values
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
-from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
-from pruning.statistics import ModelStatistics
+from pruning.measuring.statistics import ModelStatistics
+from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from storage.records import Sample
+from values.calibration import Calibration
+from values.dataset import TrainingData, check_samples, samples_sha256, training_data
+from values.encoding import Encoding, encode
+from values.judged_samples import JudgedSamples
+from values.past_errors import PastErrors
+from values.shares import ShareIntervals
+from values.value_training import ValueFit, fit_values
+from values.values import Values
 
 POLICY_CHECK_EVERY_STEPS = 20
 POLICY_PATIENCE_STEPS = 80

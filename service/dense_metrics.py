@@ -1,6 +1,6 @@
 """What the dense model itself is worth on a calibration set: whether exact match says anything there."""
 
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 from storage.contract import Repository
 from storage.records import ModelRecord
 

@@ -6,14 +6,14 @@ import logging
 import math
 from typing import Any
 
-from pruning.cost import price
-from pruning.demand import Demand
 from pruning.devices.device import Device
+from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
-from pruning.latency import latency_model
-from pruning.limits import LimitKind, WidthSteps
-from pruning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
-from pruning.planning import exceeded_limits, make_plan
+from pruning.planning.cost import price
+from pruning.planning.demand import Demand
+from pruning.planning.limits import LimitKind, WidthSteps
+from pruning.planning.make_plan import exceeded_limits, make_plan
+from pruning.planning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
 from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
 from service.methods.additive import AdditiveMethod

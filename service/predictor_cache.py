@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import Limits
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.planning.limits import Limits
 from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import PredictorRecord

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from fastapi import Request, Response, status
 
 from pruning.errors import CheckpointError, NotFoundError
-from pruning.ranking import Ranking
+from pruning.planning.ranking import Ranking
 from service.conditional import matches, strong_etag
 from storage.contract import Repository
 from storage.records import Artifact

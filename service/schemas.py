@@ -1,4 +1,4 @@
-"""What the HTTP API takes in and gives out. The plan itself is `pruning.plan.PruningPlan`."""
+"""What the HTTP API takes in and gives out. The plan itself is `pruning.planning.plan.PruningPlan`."""
 
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
-from pruning.levels import DEFAULT_ROUND_TO
-from pruning.plan import Budget
-from pruning.target import Scope
+from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.plan import Budget
+from pruning.planning.target import Scope
 from service.methods.names import Method
 from storage.records import ModelRecord, PredictorRecord
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.levels import DEFAULT_ROUND_TO, LevelGrid
-from pruning.plan import content_id
+from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.plan import content_id
 from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import ModelRecord, Sample

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 from storage.records import (
     Artifact,
     CalibrationRecord,

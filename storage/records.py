@@ -5,10 +5,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import DeviceProfile
-from pruning.metrics import Metrics
-from pruning.plan import PruningPlan
+from pruning.measuring.metrics import Metrics
+from pruning.planning.plan import PruningPlan
 
 
 @dataclass(frozen=True, slots=True)

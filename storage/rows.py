@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import STORED, DeviceProfile
-from pruning.metrics import Metrics
-from pruning.plan import PruningPlan
+from pruning.measuring.metrics import Metrics
+from pruning.planning.plan import PruningPlan
 from storage.documents import configuration_widths
 from storage.records import (
     CalibrationRecord,

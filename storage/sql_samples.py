@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 
 from pruning.errors import InputError
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 from storage.documents import configuration_document, configuration_key
 from storage.records import Sample
 from storage.rows import sample_of

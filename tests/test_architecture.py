@@ -14,13 +14,35 @@ MAY_IMPORT = {
     "pruning": set(),
     "storage": {"pruning"},
     "migrations": {"storage"},
-    "mcts": {"storage", "pruning"},
-    "policy_model": {"storage", "pruning"},
-    "service": {"policy_model", "mcts", "storage", "pruning"},
-    "lop": {"service", "policy_model", "mcts", "storage", "pruning"},
+    "values": {"storage", "pruning"},
+    "engines": {"storage", "pruning"},
+    "mcts": {"engines", "values", "storage", "pruning"},
+    "policy_model": {"values", "storage", "pruning"},
+    "service": {"policy_model", "mcts", "values", "storage", "pruning"},
+    "lop": {"service", "policy_model", "mcts", "engines", "values", "storage", "pruning"},
     "reference": {"pruning"},
 }
 """Which of our packages each package may import, besides itself."""
+
+ROOMS = {
+    "pruning": (
+        "anatomy",
+        "checkpoints",
+        "planning",
+        "data",
+        "forward",
+        "cutting",
+        "measuring",
+        "allocators",
+        "devices",
+    ),
+    "lop": ("console", "workflows", "commands"),
+}
+"""The rooms of a package, lowest first. Below them lies the ground floor: the modules of the package itself. Each room
+imports the ground floor and rooms before it; the ground floor imports no room."""
+
+COMPOSES = {"lop.cli", "lop"}
+"""Modules of a ground floor that put rooms together: the command line, and the names that `import lop` offers."""
 
 MAX_LINES = 500
 
@@ -48,6 +70,51 @@ def test_imports_point_one_way(package: str) -> None:
         if name in MAY_IMPORT and name not in allowed
     }
     assert found == set()
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full names that a module imports, inside functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_one_way(package: str) -> None:
+    rooms = ("", *ROOMS[package])
+
+    def floor(name: str) -> int:
+        parts = name.split(".")
+        return rooms.index(parts[1]) if len(parts) > 1 and parts[1] in rooms else 0
+
+    wrong = []
+    for path in modules(package):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module in COMPOSES:
+            continue
+        wrong += [
+            (module, name)
+            for name in imported_modules(path)
+            if name.split(".")[0] == package and floor(name) > floor(module)
+        ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_folder_of_a_package_is_a_room(package: str) -> None:
+    assert {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} == set(ROOMS[package])
+
+
+def test_no_package_hands_on_what_another_module_defines() -> None:
+    handing_on = [
+        str(path.relative_to(ROOT))
+        for package in MAY_IMPORT
+        for path in modules(package)
+        if path.name == "__init__.py" and path.parent != ROOT / "lop" and set(imported(path)) & set(MAY_IMPORT)
+    ]
+    assert handing_on == []
 
 
 def test_every_package_has_its_arrows() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, fail, print_json, print_line, warn
+from lop.console.console import bar, fail, print_json, print_line, warn
 
 INTERRUPTED = 130
 
@@ -33,11 +33,11 @@ def apply(
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.applying import load_ranking, load_ranking_of
-    from lop.compute import warn_of_adapter
-    from lop.quantities import parse_bytes
-    from pruning.plan import PruningPlan
-    from pruning.prune_checkpoint import prune_checkpoint
-    from pruning.streaming.draft import draft_folder
+    from lop.console.quantities import parse_bytes
+    from lop.workflows.compute import warn_of_adapter
+    from pruning.cutting.prune_checkpoint import prune_checkpoint
+    from pruning.cutting.streaming.draft import draft_folder
+    from pruning.planning.plan import PruningPlan
 
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)

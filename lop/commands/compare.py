@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
-from lop.console import bar, print_json, print_line, print_table, stderr, warn
-from lop.quality import NO_EXACT_MATCH, quality_cells, quality_columns
-from pruning.levels import DEFAULT_ROUND_TO
-from pruning.metrics import exact_match_tells
-from pruning.target import Scope, check_sparsity
+from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
+from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
+from pruning.measuring.metrics import exact_match_tells
+from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.target import Scope, check_sparsity
 from service.methods.names import Method
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -37,9 +37,9 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare methods: score each one's plan for each target on the same conversations, and draw the curves."""
-    from lop.comparing import compare_methods
-    from lop.pictures import check_picture, draw_comparison
-    from lop.registration import read_conversations
+    from lop.console.pictures import check_picture, draw_comparison
+    from lop.workflows.comparing import compare_methods
+    from lop.workflows.registration import read_conversations
 
     sparsities = [check_sparsity(s) for s in sparsity or DEFAULT_TARGETS]
     if plot is not None:

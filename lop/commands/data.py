@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, print_json, print_line, print_table, warn
+from lop.console.console import bar, print_json, print_line, print_table, warn
 from pruning.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def answer(
     """
     from rich.progress import DownloadColumn
 
-    from lop.answering import Answerer, answer_prompts, check_out
-    from lop.compute import warn_of_adapter
-    from pruning.prompts import load_prompts
+    from lop.workflows.answering import Answerer, answer_prompts, check_out
+    from lop.workflows.compute import warn_of_adapter
+    from pruning.data.prompts import load_prompts
 
     check_out(out, prompts)
     loaded = load_prompts(prompts, conversations)
@@ -114,10 +114,10 @@ def check(
     An error is what other commands refuse the file for; then the exit code is 2. A warning is what they take, and may
     not be meant. Items are counted from 0.
     """
-    from lop.data_report import COLUMNS, document_of, lines_of, rows_of
-    from pruning.anatomy_reader import load_config
-    from pruning.checkpoint import load_processor
-    from pruning.data_check import check_data
+    from lop.console.data_report import COLUMNS, document_of, lines_of, rows_of
+    from pruning.checkpoints.anatomy_reader import load_config
+    from pruning.checkpoints.loading import load_processor
+    from pruning.data.data_check import check_data
 
     processor, config = (load_processor(model), load_config(model)) if model is not None else (None, None)
     with bar("checking") as on_item:

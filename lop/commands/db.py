@@ -3,7 +3,7 @@
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database
-from lop.console import print_line
+from lop.console.console import print_line
 
 app = typer.Typer(help="Create or upgrade the database.", no_args_is_help=True)
 

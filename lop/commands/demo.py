@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Seed
-from lop.console import print_line, stderr
+from lop.console.console import print_line, stderr
 
 
 def demo(
@@ -18,10 +18,10 @@ def demo(
     """Search, train, serve, plan, apply and evaluate, on the reference model. The last line is one JSON object."""
     from dataclasses import replace
 
-    from lop.demo import DemoSettings, run_demo
-    from lop.demo_picture import draw_demo
-    from lop.pictures import require_pyplot
-    from pruning.anatomy_reader import read_anatomy
+    from lop.console.pictures import require_pyplot
+    from lop.workflows.demo import DemoSettings, run_demo
+    from lop.workflows.demo_picture import draw_demo
+    from pruning.checkpoints.anatomy_reader import read_anatomy
 
     require_pyplot()  # before the long work, not after it
     settings = DemoSettings(seed=seed)

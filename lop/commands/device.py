@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lop.commands.options import Json, OptionalDatabase
-from lop.console import bar, print_json, print_line, print_table, stderr
+from lop.console.console import bar, print_json, print_line, print_table, stderr
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ def profile(
     Plans for models of the same layer shape then have measured latencies on this device. Weights are random. Run it
     again with another model, or batch, to add to the profile; close other programs first.
     """
-    from lop.devices import DatabaseDevices, open_devices
-    from lop.profiling import TimedModel, measure_machine
-    from pruning.devices.ladder import LadderPlan
-    from pruning.devices.profiling import ProfileSettings
+    from lop.workflows.devices import DatabaseDevices, open_devices
+    from lop.workflows.profiling import TimedModel, measure_machine
+    from pruning.devices.timing.ladder import LadderPlan
+    from pruning.devices.timing.profiling import ProfileSettings
 
     if (model is None) == (checkpoint is None):
         raise InputError("the layers to time are those of --model ID or of --checkpoint FOLDER", values="both or none")
@@ -87,7 +87,7 @@ def profile(
 @app.command("list")
 def list_devices(url: Url = None, database: OptionalDatabase = None, json: Json = False) -> None:
     """List the catalogue, and what was measured and registered."""
-    from lop.devices import open_devices
+    from lop.workflows.devices import open_devices
 
     with open_devices(url, database) as devices:
         rows = devices.all()
@@ -101,7 +101,7 @@ def list_devices(url: Url = None, database: OptionalDatabase = None, json: Json 
 @app.command("show")
 def show(device_id: DeviceId, url: Url = None, database: OptionalDatabase = None, json: Json = False) -> None:
     """Show one device: its figures and where they come from, and what was measured of it."""
-    from lop.devices import open_devices, profile_of
+    from lop.workflows.devices import open_devices, profile_of
 
     with open_devices(url, database) as devices:
         document = devices.get(device_id)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, print_json, print_line, print_table, warn
-from lop.quality import NO_EXACT_MATCH
+from lop.console.console import bar, print_json, print_line, print_table, warn
+from lop.console.quality import NO_EXACT_MATCH
 from pruning.errors import InputError
-from pruning.metrics import exact_match_tells
+from pruning.measuring.metrics import exact_match_tells
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.metrics import Metrics
+    from pruning.measuring.metrics import Metrics
 
 NEAR_TIES = 0.002
 """Share of answer tokens at which two ways of computing may choose differently, rounding alone; a generous guess."""
@@ -39,13 +39,13 @@ def evaluate(
 
     With --dense also KL and agreement: the share of answer tokens at which the first choice is the dense model's.
     """
-    from lop.compute import load_for_compute, warn_of_adapter
-    from lop.registration import read_conversations
-    from pruning.batches import make_batches
-    from pruning.checkpoint import load_processor
-    from pruning.evaluation import evaluate_model
-    from pruning.finite_weights import check_finite_weights
-    from pruning.generation import generate_answers
+    from lop.workflows.compute import load_for_compute, warn_of_adapter
+    from lop.workflows.registration import read_conversations
+    from pruning.checkpoints.finite_weights import check_finite_weights
+    from pruning.checkpoints.loading import load_processor
+    from pruning.data.batches import make_batches
+    from pruning.measuring.evaluation import evaluate_model
+    from pruning.measuring.generation import generate_answers
 
     loaded, _ = read_conversations(data, conversations)
     for folder in filter(None, (model, dense)):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lop.commands.options import Json
-from lop.console import bar, print_json, print_line, warn
-from pruning.gguf_export.options import ClassToken, TensorType
+from lop.console.console import bar, print_json, print_line, warn
+from pruning.cutting.gguf.options import ClassToken, TensorType
 
 if TYPE_CHECKING:
-    from pruning.gguf_export.export import GgufExport
+    from pruning.cutting.gguf.export import GgufExport
 
 app = typer.Typer(help="Write a checkpoint, dense or pruned, for other runtimes.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def gguf(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    from pruning.gguf_export.export import export_gguf
+    from pruning.cutting.gguf.export import export_gguf
 
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         export = export_gguf(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
-from lop.console import bar, print_json, print_line, print_table, stages, warn
+from lop.console.console import bar, print_json, print_line, print_table, stages, warn
 
 app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
 
@@ -32,9 +32,9 @@ def add(
     file: in TMPDIR if that is set, else in /tmp, or in /var/tmp where /tmp is kept in memory. Without data,
     --weights-only ranks from the files; then no statistics are stored.
     """
-    from lop.compute import warn_of_adapter
-    from lop.registration import read_conversations, register_by_weights, register_model
-    from pruning.anatomy_reader import read_anatomy
+    from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.registration import read_conversations, register_by_weights, register_model
+    from pruning.checkpoints.anatomy_reader import read_anatomy
     from pruning.errors import InputError
 
     if weights_only == (data is not None) or (weights_only and conversations is not None):
@@ -106,8 +106,8 @@ def measure(
     Activations need memory for one decoder layer at a time. The other two load the whole model: gradients need room for
     it, for gradients of its FFNs and for all activations of one conversation; zeroth-order for it in float32.
     """
-    from lop.measuring import StatisticsMeasurer, kinds_of
-    from lop.registration import read_conversations
+    from lop.workflows.measuring import StatisticsMeasurer, kinds_of
+    from lop.workflows.registration import read_conversations
 
     asked = kinds_of(kind or [])
     rows = []

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lop.engines import Engine
+from lop.workflows.engines import Engine
 
 if TYPE_CHECKING:
     from storage.sql_repository import SqlRepository

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from lop.commands.options import Json, ModelId, OptionalDatabase
-from lop.console import print_json, print_line, print_table, stderr
-from lop.quantities import parse_bytes, parse_milliseconds, parse_operations
+from lop.console.console import print_json, print_line, print_table, stderr
+from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.errors import InputError
-from pruning.levels import DEFAULT_ROUND_TO
-from pruning.plan import PruningPlan
-from pruning.target import Scope
+from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.plan import PruningPlan
+from pruning.planning.target import Scope
 from service.methods.names import Method
 
 
@@ -66,7 +66,7 @@ def plan(
     """Get the per-layer plan for a sparsity or a hardware budget: from a server (--url), or from the database without
     one (--database).
     """
-    from lop.planning import plan_from_database, plan_from_server
+    from lop.workflows.planning import plan_from_database, plan_from_server
 
     if url is not None and database is not None:
         raise InputError("a plan comes from a server or from a database", values=f"--url {url} and --database")
@@ -106,7 +106,7 @@ def plan(
     else:
         found, ranking = plan_from_database(database, **request)
     if out is not None:
-        from lop.planning import write_plan
+        from lop.workflows.planning import write_plan
 
         write_plan(found, ranking, out)
         stderr().print(f"wrote {out}", markup=False)

@@ -1,7 +1,7 @@
 """`lop queue`: the searches of a database."""
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
-from lop.console import print_json, print_table
+from lop.console.console import print_json, print_table
 
 
 def queue(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:

@@ -17,20 +17,20 @@ from lop.commands.options import (
     Seed,
     open_database,
 )
-from lop.console import print_json, print_line, print_table, stderr, warn
-from lop.engines import Engine, EngineOptions
-from lop.quality import NO_EXACT_MATCH, quality_cells, quality_columns
+from lop.console.console import print_json, print_line, print_table, stderr, warn
+from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
+from lop.workflows.engines import Engine, EngineOptions
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
 from pruning.errors import InputError
-from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
-from pruning.metrics import exact_match_tells
-from pruning.target import Scope
+from pruning.measuring.metrics import exact_match_tells
+from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.target import Scope
 
 if TYPE_CHECKING:
-    from lop.validating import Validated
+    from lop.workflows.validating import Validated
     from mcts.result import SearchResult
-    from pruning.conversations import Conversation
-    from pruning.metrics import Metrics
+    from pruning.data.conversations import Conversation
+    from pruning.measuring.metrics import Metrics
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -91,14 +91,14 @@ def search(
     Interrupted or killed, run the same command again: it reads what was stored and goes on where it stopped. So it is
     with --validation for a search that is done: nothing is searched again.
     """
-    from lop.pictures import check_picture, draw_search
-    from lop.registration import read_conversations
-    from lop.searching import record_result, search_model, search_request
-    from lop.validating import check_disjoint, validate
+    from lop.console.pictures import check_picture, draw_search
+    from lop.workflows.registration import read_conversations
+    from lop.workflows.searching import record_result, search_model, search_request
+    from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
-    from pruning.conversations import calibration_id
-    from pruning.levels import LevelGrid
+    from pruning.data.conversations import calibration_id
+    from pruning.planning.levels import LevelGrid
     from service.dense_metrics import dense_metrics
 
     options = EngineOptions(engine, address, actors, cache_gib)
@@ -171,7 +171,7 @@ def search(
 
 def _read_validation(path: Path | None) -> "list[Conversation]":
     """The conversations to validate on; warned of if they are few."""
-    from lop.registration import read_conversations
+    from lop.workflows.registration import read_conversations
 
     if path is None:
         return []

@@ -18,13 +18,13 @@ from lop.commands.options import (
     Seed,
     open_database,
 )
-from lop.console import print_json, print_line, print_table, stderr, warn
-from lop.engines import Engine, EngineOptions
+from lop.console.console import print_json, print_line, print_table, stderr, warn
+from lop.workflows.engines import Engine, EngineOptions
 from pruning.errors import InputError
-from pruning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 
 if TYPE_CHECKING:
-    from lop.rounds import RoundReport
+    from lop.workflows.rounds import RoundReport
     from policy_model.training import TrainingSettings
     from storage.records import PredictorRecord
     from storage.sql_repository import SqlRepository
@@ -79,10 +79,10 @@ def train(
 
     Killed in the middle of rounds, run it again: samples are stored as they are measured, rounds begin anew on them.
     """
-    from lop.training import load_predictor, train_model, training_samples
+    from lop.workflows.training import load_predictor, train_model, training_samples
     from policy_model.progress import progress_bar
     from policy_model.training import TrainingSettings
-    from pruning.conversations import calibration_id, load_conversations
+    from pruning.data.conversations import calibration_id, load_conversations
 
     if rounds and (data is None or resume is not None):
         raise InputError(
@@ -149,11 +149,11 @@ def _in_rounds(
     options: EngineOptions,
 ) -> "tuple[PredictorRecord, list[RoundReport]]":
     """Rounds on the engine, with a bar for every training and search, and a line on stderr for every round."""
-    from lop.engines import EvaluatorRecipe, open_engine
-    from lop.measuring import record_calibration
-    from lop.registration import read_conversations
-    from lop.rounds import RoundSettings, train_in_rounds
-    from lop.rounds_progress import RoundsProgress
+    from lop.workflows.engines import EvaluatorRecipe, open_engine
+    from lop.workflows.measuring import record_calibration
+    from lop.workflows.registration import read_conversations
+    from lop.workflows.rounds import RoundSettings, train_in_rounds
+    from lop.workflows.rounds_progress import RoundsProgress
     from mcts.settings import DEFAULT_PARALLEL_LEAVES
 
     assert data is not None

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, CacheGib, Database, EngineName, NumActors, RayAddress, open_database
-from lop.console import stderr
-from lop.engines import Engine, EngineOptions, check_engine
+from lop.console.console import stderr
+from lop.workflows.engines import Engine, EngineOptions, check_engine
 
 
 def worker(
@@ -19,7 +19,7 @@ def worker(
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
-    from lop.searching import run_queued
+    from lop.workflows.searching import run_queued
     from mcts.progress import SearchProgressBar
     from service.logs import configure_logging
     from service.settings import load_settings

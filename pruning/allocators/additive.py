@@ -5,8 +5,8 @@ import numpy as np
 from pruning.allocators.additive_dp import additive_dp, fill_up
 from pruning.allocators.knapsack import least_within
 from pruning.arrays import FloatArray
-from pruning.levels import LevelGrid
-from pruning.limits import Limits, WidthSteps
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import Limits, WidthSteps
 
 
 def additive_widths(grid: LevelGrid, table: FloatArray, limits: Limits) -> list[int]:

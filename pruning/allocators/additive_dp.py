@@ -16,7 +16,7 @@ import numpy as np
 
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.levels import Configuration, LevelGrid
+from pruning.planning.levels import Configuration, LevelGrid
 
 MAX_STATES = 8192
 """Budget states per layer, at most: exact for 32 layers of 11,008 channels in multiples of 64 (at most 5,504)."""

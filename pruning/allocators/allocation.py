@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning.allocators.uniform import uniform_widths
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import LimitKind, Limits
-from pruning.ranking import Ranking
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.ranking import Ranking
 
 
 @dataclass(frozen=True)

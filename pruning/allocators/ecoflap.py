@@ -11,10 +11,10 @@ local step is.
 import numpy as np
 
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
-from pruning.limits import Limits
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
 
 EXTRA_SPARSITY = 0.1
 """How much sparser than the whole a group may become: p_max - p."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pruning.allocators.uniform import uniform_configuration
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.planning.levels import Configuration, LevelGrid
 
 MAX_SWITCHES = 3
 DEFAULT_OFFSPRING = 8

@@ -3,7 +3,7 @@
 An et al., arXiv 2312.11983, in its default form (metric WIFV, structure AL-AM). Channel j of a layer's down projection
 scores the variance of its input times ||W_down[:, j]||_2^2. Scores are standardised within each layer (z-scores),
 sorted over all layers, and the lowest are cut until the budget is met, every channel weighed by its parameters. Each
-cut layer gets the bias W_down[:, removed] @ mean[removed] (`pruning.compensation`).
+cut layer gets the bias W_down[:, removed] @ mean[removed] (`pruning.forward.compensation`).
 
 Differs from the paper: FFN channels only, no attention heads; biases count as parameters and are paid for from the
 budget; widths are rounded, and no layer goes below one rounding step.
@@ -11,13 +11,13 @@ budget; widths are rounded, and no layer goes below one rounding step.
 
 import numpy as np
 
-from pruning.added_biases import bias_parameters
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
-from pruning.limits import LimitKind, Limits
-from pruning.ranking import Ranking
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.added_biases import bias_parameters
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.ranking import Ranking
 
 
 def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:

@@ -12,7 +12,7 @@ Letters: J limits, L decoder layers, N allowed widths, C candidates of a layer, 
 import numpy as np
 
 from pruning.arrays import FloatArray, IntArray
-from pruning.limits import Limits
+from pruning.planning.limits import Limits
 
 NUM_LABELS = 4096
 """Over all layers: with more of them there is more to do for each label, and the bound is nearer."""

@@ -16,10 +16,10 @@ import math
 from collections.abc import Sequence
 
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import Limits
-from pruning.ranking import Ranking
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
+from pruning.planning.ranking import Ranking
 
 MIDDLE_START, MIDDLE_STOP, OF_LAYERS = 3, 19, 32
 """The study's range of FFN layers, half-open, and its model's depth."""

@@ -10,10 +10,10 @@ used with Wanda.
 import numpy as np
 
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
-from pruning.limits import Limits
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
 
 LAMBDA = 0.08
 """The paper's choice for 7B models: a layer's sparsity is at most 2 lambda from another's."""

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.planning.levels import Configuration, LevelGrid
 
 BATCH = 8
 """Configurations handed to the evaluator at once."""

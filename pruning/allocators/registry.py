@@ -10,9 +10,9 @@ from pruning.allocators.llm_pruner import allocate_llm_pruner
 from pruning.allocators.owl import allocate_owl
 from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.wanda_sp import allocate_wanda_sp
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import Limits
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
 
 
 class Allocate(Protocol):

@@ -12,9 +12,9 @@ import math
 import numpy as np
 
 from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import Limits
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
 
 
 def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:

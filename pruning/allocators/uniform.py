@@ -3,8 +3,8 @@
 import numpy as np
 
 from pruning.arrays import IntArray
-from pruning.levels import Configuration, LevelGrid
-from pruning.limits import Limits
+from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.limits import Limits
 
 
 def uniform_widths(limits: Limits) -> list[int]:

@@ -13,10 +13,10 @@ import numpy as np
 
 from pruning.allocators.allocation import Allocation
 from pruning.allocators.uniform import uniform_widths
-from pruning.anatomy import ModelAnatomy
-from pruning.limits import Limits
-from pruning.ranking import Ranking
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits
+from pruning.planning.ranking import Ranking
 
 
 def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:

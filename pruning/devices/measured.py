@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
-from pruning.devices.latency_model import LatencyModel, LatencySource, mean_cache_tokens
 from pruning.devices.profile import TIMED_DTYPES, LayerShape, LayerTable, OutsideShape, OutsideTable
-from pruning.plan import Workload
+from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
+from pruning.planning.plan import Workload
 
 
 @dataclass(frozen=True)

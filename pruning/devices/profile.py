@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_layer import DecoderLayer
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.errors import InputError
 
 MAX_TABLES = 64

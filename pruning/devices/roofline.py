@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.activations import vision_patches
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
-from pruning.devices.latency_model import LatencyModel, LatencySource, mean_cache_tokens
-from pruning.dtypes import DTYPE_BYTES
-from pruning.plan import Workload
+from pruning.planning.activations import vision_patches
+from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
+from pruning.planning.plan import Workload
 
 COMPUTE_FRACTION = 0.6
 """Of a data sheet's peak, in prefill. An assumption: Pope et al. (2022, arXiv 2211.05102) report up to 76% for large

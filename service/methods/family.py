@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pruning.demand import Demand
 from pruning.errors import InputError
-from pruning.limits import Limits
-from pruning.plan import Predicted, Provenance
-from pruning.ranking import Ranking
+from pruning.planning.demand import Demand
+from pruning.planning.limits import Limits
+from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.ranking import Ranking
 from service.methods.names import Method
 from service.schemas import PlanRequest
 from storage.records import ModelRecord

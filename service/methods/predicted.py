@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning.errors import CheckpointError, InputError
-from pruning.levels import DEFAULT_ROUND_TO
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.plan import Predicted, Provenance
+from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.plan import Predicted, Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from pruning.allocators.allocation import parameter_budget
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
-from pruning.limits import Limits
-from pruning.metrics import Metrics, exact_match_tells
-from pruning.plan import Predicted, Provenance
-from pruning.target import Scope
+from pruning.measuring.metrics import Metrics, exact_match_tells
+from pruning.planning.limits import Limits
+from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.target import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
-from pruning.plan import Provenance
+from pruning.planning.plan import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
@@ -13,7 +13,7 @@ from storage.records import StatisticsRecord
 
 if TYPE_CHECKING:
     from pruning.allocators.registry import StatisticalAllocator
-    from pruning.statistics import ModelStatistics
+    from pruning.measuring.statistics import ModelStatistics
 
 # Statistics of a model of 7 billion parameters are 14 MB.
 _MAX_CACHED = 4
@@ -61,7 +61,7 @@ class StatisticalMethods:
         )
 
     def _load(self, record: StatisticsRecord, anatomy: ModelAnatomy) -> "ModelStatistics":
-        from pruning.statistics import ModelStatistics
+        from pruning.measuring.statistics import ModelStatistics
 
         try:
             statistics = ModelStatistics.from_bytes(self._repository.get_artifact(record.sha256).content)

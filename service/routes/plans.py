@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response, status
 
-from pruning.plan import PruningPlan
+from pruning.planning.plan import PruningPlan
 from service.conditional import matches, strong_etag
 from service.dependencies import PlanId, PlannerDep, RepositoryDep
 from service.openapi import PLAN_EXAMPLE, problems

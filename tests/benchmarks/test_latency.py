@@ -9,12 +9,12 @@ import torch
 
 from benchmarks import latency
 from benchmarks.latency import RequestTimes, Sizes, run_requests
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_view import decoder_view
-from pruning.devices import machine
-from pruning.devices.latency_model import Latency, LatencySource
-from pruning.devices.profiling import ProfileSettings
-from pruning.plan import Workload
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.devices.timing import machine
+from pruning.devices.timing.profiling import ProfileSettings
+from pruning.planning.latency_model import Latency, LatencySource
+from pruning.planning.plan import Workload
 from tests.pruning.made_up import made_up_anatomy
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ from benchmarks.stored_samples import (
     write_samples,
 )
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
-from pruning.anatomy_reader import read_anatomy
-from pruning.conversations import calibration_id, load_conversations
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import DatasetError
-from pruning.metrics import Metrics
-from pruning.plan import Predicted
+from pruning.measuring.metrics import Metrics
+from pruning.planning.plan import Predicted
 from service.methods.names import Method
 from service.planner import Planner
 from service.schemas import PlanRequest

@@ -15,8 +15,8 @@ from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, be
 from benchmarks.real_figures import METHODS, comparison_figures, geomean_vs_best_other, rows_of, seconds_of
 from benchmarks.real_picture import draw_real
 from benchmarks.real_steps import Steps, alone_in
-from pruning.conversations import load_conversations
-from pruning.prompts import load_prompts
+from pruning.data.conversations import load_conversations
+from pruning.data.prompts import load_prompts
 
 SEARCHED, UNSEARCHED = (0.1, 0.2), (0.15,)
 

@@ -13,14 +13,14 @@ from benchmarks.flap_statistics import flap_statistics
 from benchmarks.serving import ROUNDED, Asked, Rounded, Served, _bodies, _percentiles, rounded_milliseconds
 from benchmarks.subject import REFERENCE
 from pruning.allocators.flap import allocate_flap
-from pruning.anatomy_reader import anatomy_of, read_anatomy
-from pruning.batches import make_batches
-from pruning.checkpoint import load_model, load_processor
-from pruning.conversations import load_conversations
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.plan import Workload
-from pruning.statistics import StatisticsKind, measure_statistics
-from pruning.target import Scope, limits_for_sparsity
+from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.data.batches import make_batches
+from pruning.data.conversations import load_conversations
+from pruning.measuring.statistics import StatisticsKind, measure_statistics
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.plan import Workload
+from pruning.planning.target import Scope, limits_for_sparsity
 from service.app import create_app
 from service.settings import Settings
 from storage.records import DeviceRecord

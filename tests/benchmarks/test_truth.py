@@ -12,14 +12,14 @@ from benchmarks.built_files import file_bytes, write_hollow_files
 from benchmarks.built_latency import _between
 from benchmarks.truth import LIMITS, RequestMaker, check_plan, measure_truth
 from benchmarks.truth_subjects import TruthSubject, register_large
-from lop.profiling import TimedModel
-from lop.registration import register_model
-from pruning.anatomy_reader import anatomy_of, read_anatomy
-from pruning.checkpoint import load_model
-from pruning.conversations import load_conversations
-from pruning.cost import kv_cache_bytes
+from lop.workflows.profiling import TimedModel
+from lop.workflows.registration import register_model
+from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoints.loading import load_model
+from pruning.data.conversations import load_conversations
 from pruning.devices.catalogue import DEVICES
-from pruning.plan import Budget, PruningPlan
+from pruning.planning.cost import kv_cache_bytes
+from pruning.planning.plan import Budget, PruningPlan
 from service.devices import find_device
 from service.methods.names import Method
 from service.planner import Planner

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lop.registration import register_model
-from pruning.conversations import load_conversations
+from lop.workflows.registration import register_model
+from pruning.data.conversations import load_conversations
 from storage.contract import Repository
 from storage.sql_repository import open_repository
 from tests.tiny_models import save_tiny_checkpoint, write_conversations

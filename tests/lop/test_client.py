@@ -11,11 +11,12 @@ import torch
 import lop
 from lop.applying import load_ranking, ranking_path
 from lop.client import fetch_ranking
-from lop.planning import write_plan
-from pruning.batches import make_batches
-from pruning.checkpoint import load_model, load_processor
-from pruning.conversations import load_conversations
-from pruning.decoder_view import decoder_view
+from lop.workflows.planning import write_plan
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.data.batches import make_batches
+from pruning.data.conversations import load_conversations
 from pruning.errors import (
     CheckpointError,
     FingerprintMismatchError,
@@ -24,11 +25,10 @@ from pruning.errors import (
     InputError,
     NotFoundError,
 )
-from pruning.generation import generate_answers
-from pruning.plan import Budget, PlanRanking
-from pruning.prune_checkpoint import prune_checkpoint
-from pruning.ranking import Ranking
-from pruning.target import Scope
+from pruning.measuring.generation import generate_answers
+from pruning.planning.plan import Budget, PlanRanking
+from pruning.planning.ranking import Ranking
+from pruning.planning.target import Scope
 from service.app import create_app
 from service.settings import Settings
 from tests.lop.app_transport import AppTransport

@@ -106,7 +106,7 @@ def test_a_url_that_is_none(url: str) -> None:
 
 
 def test_the_demo_finds_its_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lop.demo import _is_ready
+    from lop.workflows.demo import _is_ready
 
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with listening() as address:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_layer import DecoderLayer
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics, Widths
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.planning.levels import LevelGrid
 
 FINGERPRINT = "0" * 64
 

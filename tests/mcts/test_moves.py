@@ -3,7 +3,7 @@
 import itertools
 
 from mcts.moves import is_tight, swap_moves
-from pruning.levels import LevelGrid
+from pruning.planning.levels import LevelGrid
 from tests.mcts.landscapes import make_grid
 
 

@@ -10,15 +10,15 @@ from mcts.prior import Guide
 from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
-from mcts.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
 from pruning.allocators.additive_dp import additive_dp
 from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.levels import Configuration, LevelGrid
-from pruning.metrics import Evaluate, Metrics, Widths
+from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.planning.levels import Configuration, LevelGrid
 from storage.records import Sample
 from tests.mcts.landscapes import Landscape, evaluate_by, make_grid
+from values.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
 
 
 def make_search(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mcts.moves import is_tight
 from mcts.tree import Tree
 from pruning.errors import InfeasibleTargetError
-from pruning.levels import Configuration, LevelGrid
+from pruning.planning.levels import Configuration, LevelGrid
 from tests.mcts.landscapes import make_grid
 
 

@@ -11,7 +11,7 @@ from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.errors import InfeasibleTargetError, InputError, NotFoundError
-from pruning.metrics import Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths
 from storage.sql_repository import SqlRepository
 from tests.mcts.landscapes import Landscape, metrics_of
 from tests.mcts.registered import CALIBRATION, MODEL, open_registered

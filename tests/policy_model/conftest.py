@@ -5,10 +5,10 @@ import torch
 
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings, train_predictor
-from pruning.anatomy import ModelAnatomy
-from pruning.levels import LevelGrid
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.planning.levels import LevelGrid
 from storage.records import Sample
-from tests.policy_model.landscape import anatomy_of, samples_of
+from tests.values.landscape import anatomy_of, samples_of
 
 torch.set_num_threads(1)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_model.costs import LevelCosts, num_step_features
-from pruning.levels import LevelGrid
-from pruning.limits import Limit, LimitKind, Limits, WidthSteps, parameter_limits
-from tests.policy_model.landscape import anatomy_of
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, parameter_limits
+from tests.values.landscape import anatomy_of
 
 ANATOMY = anatomy_of([30, 30, 60])
 GRID = LevelGrid.build(ANATOMY, num_levels=3, round_to=10)

@@ -6,11 +6,11 @@ import torch
 
 from policy_model.costs import LevelCosts
 from policy_model.decoder import PolicyDecoder, gumbel_noise
-from policy_model.encoding import encode
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
-from pruning.levels import LevelGrid
-from tests.policy_model.landscape import anatomy_of, samples_of
+from pruning.planning.levels import LevelGrid
+from tests.values.landscape import anatomy_of, samples_of
+from values.encoding import encode
 
 UNEVEN = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
 GRID = LevelGrid.build(UNEVEN, num_levels=4, round_to=8)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from policy_model.costs import LevelCosts
-from policy_model.dataset import TrainingData, training_data
-from policy_model.encoding import Encoding, encode
 from policy_model.experts import find_expert, made_up_costs, pricings, random_slacks, starting_points
 from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve, level_values
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
-from policy_model.value_training import fit_values
-from policy_model.values import distances
-from pruning.levels import LevelGrid
-from tests.policy_model.landscape import anatomy_of, samples_of
+from pruning.planning.levels import LevelGrid
+from tests.values.landscape import anatomy_of, samples_of
+from values.dataset import TrainingData, training_data
+from values.encoding import Encoding, encode
+from values.value_training import fit_values
+from values.values import distances
 
 UNEVEN = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
 GRID = LevelGrid.build(UNEVEN, num_levels=4, round_to=8)

@@ -6,12 +6,12 @@ import torch
 
 from policy_model.costs import LevelCosts, num_step_features
 from policy_model.decoder import PolicyDecoder, gumbel_noise
-from policy_model.encoding import Encoding, encode
 from policy_model.policy import Policy, policy_loss
 from policy_model.policy_config import PolicyConfig
-from pruning.anatomy import ModelAnatomy
-from pruning.levels import LevelGrid
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.planning.levels import LevelGrid
 from storage.records import Sample
+from values.encoding import Encoding, encode
 
 
 @pytest.fixture

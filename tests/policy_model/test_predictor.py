@@ -14,19 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_model.dataset import training_data
-from policy_model.encoding import encode
-from policy_model.past_errors import PastErrors
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import CONFIG_FILE, WEIGHTS_FILE, Predictor, PredictorInfo
 from policy_model.training import calibrate, past_errors
-from policy_model.value_training import fit_values
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleBudgetError
-from pruning.levels import LevelGrid
-from pruning.limits import Limit, LimitKind, Limits, WidthSteps, parameter_limits
-from tests.policy_model.landscape import anatomy_of, sample
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, parameter_limits
+from tests.values.landscape import anatomy_of, sample
+from values.dataset import training_data
+from values.encoding import encode
+from values.past_errors import PastErrors
+from values.value_training import fit_values
 
 
 def limits_of(anatomy: ModelAnatomy, budget: int, round_to: int = 8) -> Limits:

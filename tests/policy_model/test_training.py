@@ -15,11 +15,11 @@ from policy_model.progress import TrainingProgress, progress_bar
 from policy_model.schedule import scheduled
 from policy_model.training import TrainingSettings, train_predictor
 from pruning.allocators.uniform import uniform_widths
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError
 from storage.records import Sample
-from tests.policy_model.landscape import true_kl
 from tests.policy_model.test_predictor import limits_of
+from tests.values.landscape import true_kl
 
 
 class Interrupted(Exception):  # noqa: N818

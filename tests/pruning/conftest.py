@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.anatomy import ModelAnatomy
-from pruning.anatomy_reader import read_anatomy
-from pruning.conversations import Conversation, load_conversations
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.data.conversations import Conversation, load_conversations
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning.anatomy_reader import load_config
-from pruning.architecture import model_class
+from pruning.anatomy.model_class import model_class
+from pruning.checkpoints.anatomy_reader import load_config
 
 LAYOUTS = Path(__file__).parent / "hub_layouts"
 WEIGHTS = "model.safetensors"

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_layer import DecoderLayer
-from pruning.limits import Limits, WidthSteps, parameter_limits
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.limits import Limits, WidthSteps, parameter_limits
 
 
 def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 1000) -> ModelAnatomy:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import (
     MAX_TABLES,
     DeviceProfile,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning.arrays import FloatArray
-from pruning.levels import LevelGrid
-from pruning.limits import Limit, LimitKind, Limits, WidthSteps
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps
 from tests.pruning.made_up import made_up_anatomy
 
 KINDS = (LimitKind.MEMORY_BYTES, LimitKind.LATENCY_MS, LimitKind.FLOPS)

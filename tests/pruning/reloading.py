@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 import lop
-from tests.pruning.cutting import inputs_of, logits_of, with_tokens
+from tests.pruning.cut_models import inputs_of, logits_of, with_tokens
 
 NEW_TOKENS = 5
 

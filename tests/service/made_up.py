@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from mcts.result import SearchResult, TargetResult
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
-from pruning.levels import LevelGrid
-from pruning.metrics import Metrics
-from pruning.ranking import Ranking
-from pruning.statistics import ModelStatistics, StatisticsKind
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
+from pruning.measuring.metrics import Metrics
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.levels import LevelGrid
+from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample, SearchRecord, StatisticsRecord
 

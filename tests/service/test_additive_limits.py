@@ -5,10 +5,10 @@ import itertools
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.cost import price
+from pruning.devices.latency import latency_model
 from pruning.devices.profile import DeviceProfile
-from pruning.latency import latency_model
-from pruning.plan import PruningPlan, Workload
+from pruning.planning.cost import price
+from pruning.planning.plan import PruningPlan, Workload
 from service.devices import find_device
 from storage.contract import Repository
 from tests.pruning.made_up_devices import made_up_profile

@@ -9,13 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
-from pruning.cost import price
 from pruning.devices.catalogue import DEVICES
-from pruning.latency import latency_model
-from pruning.limits import WidthSteps
-from pruning.plan import PruningPlan, Workload
-from pruning.planning import exceeded_limits
-from pruning.statistics import StatisticsKind
+from pruning.devices.latency import latency_model
+from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.cost import price
+from pruning.planning.limits import WidthSteps
+from pruning.planning.make_plan import exceeded_limits
+from pruning.planning.plan import PruningPlan, Workload
 from service.methods.names import BEST_FIRST, Method
 from storage.contract import Repository
 from tests.service.made_up import (

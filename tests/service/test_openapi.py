@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from pruning.devices.profile import DeviceProfile
-from pruning.plan import PruningPlan
+from pruning.planning.plan import PruningPlan
 from service import schemas
 from service.openapi import PLAN_EXAMPLE
 

@@ -4,7 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.errors import InfeasibleTargetError
-from pruning.levels import LevelGrid
+from pruning.planning.levels import LevelGrid
 from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache

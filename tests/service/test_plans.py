@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.plan import PruningPlan
+from pruning.planning.plan import PruningPlan
 from service.app import create_app
 from service.settings import Settings
 from storage.contract import Repository

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
-from pruning.statistics import StatisticsKind
+from pruning.measuring.statistics import StatisticsKind
 from service.app import create_app
 from service.settings import Settings
 from service.worker import WorkerOptions, run_worker

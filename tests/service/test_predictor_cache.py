@@ -13,9 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.uniform import uniform_widths
-from pruning.anatomy import ModelAnatomy
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError
-from pruning.limits import Limits
+from pruning.planning.limits import Limits
 from service import predictor_cache
 from service.app import create_app
 from service.predictor_cache import PredictorCache, usable_cores

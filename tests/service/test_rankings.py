@@ -3,7 +3,7 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.statistics import StatisticsKind
+from pruning.measuring.statistics import StatisticsKind
 from storage.contract import Repository
 from storage.records import BINARY
 from tests.service.made_up import add_calibration, add_statistics, made_up_anatomy, ranking_file

@@ -12,25 +12,25 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from policy_model.dataset import training_data
-from policy_model.encoding import encode
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.training import calibrate, past_errors
-from policy_model.value_training import fit_values
-from pruning.levels import LevelGrid
-from pruning.limits import WidthSteps
-from pruning.plan import PruningPlan
-from pruning.planning import exceeded_limits
-from pruning.statistics import StatisticsKind
-from pruning.target import Scope, limits_for_sparsity
+from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import WidthSteps
+from pruning.planning.make_plan import exceeded_limits
+from pruning.planning.plan import PruningPlan
+from pruning.planning.target import Scope, limits_for_sparsity
 from service.app import create_app
 from service.methods.predicted import BELOW_GRID
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import ModelRecord, PredictorRecord
 from tests.service.made_up import NOW, WIDTHS, add_calibration, add_search, add_statistics, sample, scan_samples
+from values.dataset import training_data
+from values.encoding import encode
+from values.value_training import fit_values
 
 
 def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predictor:

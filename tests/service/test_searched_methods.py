@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.metrics import Metrics
-from pruning.plan import PruningPlan
+from pruning.measuring.metrics import Metrics
+from pruning.planning.plan import PruningPlan
 from service.finished_searches import FoundConfiguration, Validation
 from service.methods.names import Method
 from service.methods.searched import best_configuration

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
-from pruning.limits import WidthSteps, parameter_limits
-from pruning.plan import PruningPlan
-from pruning.ranking import Ranking
-from pruning.statistics import StatisticsKind
+from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.plan import PruningPlan
+from pruning.planning.ranking import Ranking
 from service.methods.names import BEST_FIRST, Method
 from storage.contract import Repository
 from storage.records import BINARY, StatisticsRecord

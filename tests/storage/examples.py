@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mcts.settings import SearchSettings
-from pruning.anatomy import ModelAnatomy
-from pruning.decoder_layer import DecoderLayer
-from pruning.metrics import Metrics
-from pruning.plan import (
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.measuring.metrics import Metrics
+from pruning.planning.plan import (
     Achieved,
     PlanLayer,
     PlanModel,
@@ -18,7 +18,7 @@ from pruning.plan import (
     Provenance,
     PruningPlan,
 )
-from pruning.target import Scope
+from pruning.planning.target import Scope
 from storage.contract import Repository
 from storage.records import CalibrationRecord, DeviceRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
 from tests.pruning.made_up_devices import made_up_profile

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import InputError, NotFoundError
-from pruning.metrics import Metrics
+from pruning.measuring.metrics import Metrics
 from storage.sql_repository import SqlRepository
 from storage.sql_samples import LOOKUP_CHUNK
 from tests.storage.examples import RANKING_SHA256, WEIGHTS_SHA256, calibration, model, sample

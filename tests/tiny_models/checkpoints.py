@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pruning.anatomy_reader import layer_shapes
-from pruning.decoder_layer import DecoderSizes
-from pruning.resizing import resize_model
+from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.checkpoints.anatomy_reader import layer_shapes
+from pruning.checkpoints.resizing import resize_model
 from tests.tiny_models.builders import IMAGE_FAMILIES, tiny_model
 from tests.tiny_models.processor import TEXT_TEMPLATE, tiny_processor, tiny_tokenizer
 

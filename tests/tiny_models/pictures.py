@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from pruning.batches import AnswerSpan, Batch
+from pruning.data.batches import AnswerSpan, Batch
 from tests.tiny_models.builders import IMAGE_FAMILIES
 from tests.tiny_models.processor import IMAGE_TOKEN
 

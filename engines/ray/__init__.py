@@ -1,0 +1,1 @@
+"""Scoring on the actors of a Ray cluster."""

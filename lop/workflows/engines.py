@@ -1,0 +1,214 @@
+"""Where a search's evaluations run: in this process, or on the actors of a Ray cluster. The samples are the same."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.local import LocalEngine
+from pruning.data.conversations import Conversation, calibration_id
+from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
+from storage.records import ModelRecord
+
+if TYPE_CHECKING:
+    from engines.memo import EvaluateInOrder
+    from pruning.measuring.evaluation import ConfigurationEvaluator
+
+
+class Engine(StrEnum):
+    """What runs the evaluations."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Where evaluations run.
+
+    Attributes:
+        engine: `local` is this process; `ray` one actor a device.
+        address: of the Ray cluster to join: "auto", "host:port" or "ray://host:port". None: this machine alone.
+        actors: how many actors; None: one a GPU if the cluster has any, otherwise one a CPU core as far as the nodes'
+            memory goes.
+        cache_gib: dense probabilities and hidden states that each evaluator keeps, at most; None: a quarter of the
+            model's size, or half a GiB if that is more.
+    """
+
+    engine: Engine = Engine.LOCAL
+    address: str | None = None
+    actors: int | None = None
+    cache_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_gib is not None and not 0.0 <= self.cache_gib < float("inf"):
+            raise InputError("a cache bound is a number of GiB, 0 or more", values=str(self.cache_gib))
+        if self.engine is Engine.LOCAL and (self.address is not None or self.actors is not None):
+            raise InputError(
+                "an address and a number of actors are for Ray",
+                values=f"engine {self.engine}, address {self.address}, actors {self.actors}",
+                remedy="Choose --engine ray, or leave them out",
+            )
+
+
+LOCAL_ENGINE = EngineOptions()
+
+PROCESS_BYTES = 2**30
+"""An evaluator's process without weights and kept hidden states: libraries (0.6 GiB), activations."""
+
+
+@dataclass(frozen=True)
+class EvaluatorRecipe:
+    """What an evaluator is built from, here or on another machine: paths, which must be readable there, and the rest.
+
+    Attributes:
+        model: its checkpoint is read from `path`.
+        ranking: the file that `model.ranking_sha256` names.
+        conversations: image paths are absolute.
+        calibration_id: what the conversations and their images were when the search began.
+        cache_bytes: bound of what an evaluator keeps (`ConfigurationEvaluator`); None: its default. Changes no number.
+    """
+
+    model: ModelRecord
+    ranking: bytes
+    conversations: tuple[Conversation, ...]
+    calibration_id: str
+    cache_bytes: int | None = None
+
+    @classmethod
+    def of(cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation]) -> "EvaluatorRecipe":
+        """The recipe for a registered model and conversations that can be read here."""
+        located = tuple(
+            conversation
+            if conversation.image is None
+            else dataclasses.replace(conversation, image=conversation.image.absolute())
+            for conversation in conversations
+        )
+        return cls(model, ranking, located, calibration_id(located))
+
+    def __call__(self) -> "ConfigurationEvaluator":
+        """Load the model and prepare the conversations: the expensive part.
+
+        Raises:
+            CheckpointError, DatasetError: the checkpoint's folder or an image cannot be read on this machine, or the
+                images are others.
+            FingerprintMismatchError: the checkpoint changed since it was registered.
+        """
+        from lop.workflows.compute import load_for_compute
+        from pruning.checkpoints.loading import load_processor
+        from pruning.data.batches import make_batches
+        from pruning.measuring.evaluation import ConfigurationEvaluator
+        from pruning.planning.ranking import Ranking
+
+        self._check_files()
+        folder = Path(self.model.path)
+        batches = make_batches(self.conversations, load_processor(folder))
+        ranking = Ranking.from_bytes(self.ranking)
+        return ConfigurationEvaluator(load_for_compute(folder), batches, ranking, cache_bytes=self.cache_bytes)
+
+    def _check_files(self) -> None:
+        if not Path(self.model.path).is_dir():
+            raise CheckpointError(
+                "the checkpoint's folder must be readable at this path on every machine that evaluates",
+                values=self.model.path,
+                remedy="Mount or copy it there",
+            )
+        check_weights(self.model)
+        try:
+            found = calibration_id(self.conversations)
+        except OSError as error:
+            raise DatasetError(
+                "images must be readable at the same path on every machine that evaluates",
+                values=f"{error.filename}: {error.strerror}",
+                remedy="Mount or copy the folder of the calibration file there",
+            ) from error
+        if found != self.calibration_id:
+            raise DatasetError(
+                "the calibration set must be the same on every machine that evaluates",
+                values=f"sha256 {found[:12]} instead of {self.calibration_id[:12]}",
+                remedy="Copy the images anew",
+            )
+
+
+@contextmanager
+def open_engine(
+    recipe: EvaluatorRecipe, options: EngineOptions, *, parallel_leaves: int | None = None
+) -> "Iterator[EvaluateInOrder]":
+    """What evaluates with an evaluator of `recipe`; actors, and a Ray that was started for them, end with the block.
+
+    Args:
+        recipe: of the evaluator.
+        options: where it runs.
+        parallel_leaves: configurations that the search has measured at once; more actors than that are warned of.
+
+    Raises:
+        InputError: an address that is none.
+        MissingExtraError: Ray is not installed.
+    """
+    if options.cache_gib is not None:
+        recipe = dataclasses.replace(recipe, cache_bytes=int(options.cache_gib * 2**30))
+    if options.engine is Engine.LOCAL:
+        yield LocalEngine(recipe)
+        return
+    from engines.ray.engine import RayEngine
+    from lop.console.console import warn
+
+    def warn_of_idle(actors: int) -> None:
+        if parallel_leaves is not None and actors > parallel_leaves:
+            warn(
+                f"{actors} actors, but the search has {parallel_leaves} configurations measured at once: after the "
+                f"one-layer scan the others are idle. Give --parallel-leaves {actors}, or fewer --actors"
+            )
+
+    device = os.environ.get("LOP_TORCH_DEVICE", "")
+    use_gpus = not device or device.startswith("cuda")  # which one, Ray decides
+    with RayEngine(
+        recipe,
+        address=options.address,
+        num_actors=options.actors,
+        use_gpus=use_gpus,
+        memory_bytes=evaluator_memory_bytes(recipe),
+        on_open=warn_of_idle,
+        environment={} if use_gpus else {"LOP_TORCH_DEVICE": device},
+    ) as engine:
+        yield engine
+
+
+def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
+    """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
+
+    From what was registered: the checkpoint need not be on this machine.
+    """
+    from pruning.checkpoints.safetensors_layout import tensor_bytes
+    from pruning.forward.prefix_cache import default_cache_bytes
+
+    tensors = recipe.model.anatomy.tensors
+    weights = sum(max(tensor_bytes(x.shape, x.dtype), tensor_bytes(x.shape, "F32")) for x in tensors)
+    kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
+    return weights + kept + PROCESS_BYTES
+
+
+def check_engine(options: EngineOptions) -> None:
+    """Raises MissingExtraError or InputError, as `open_engine` would, for what can be known before there is a model."""
+    if options.engine is Engine.RAY:
+        import engines.ray.engine  # noqa: F401 (raises if Ray is not installed)
+        from engines.ray.cluster_address import resolve_address
+
+        resolve_address(options.address)
+
+
+def check_weights(model: ModelRecord) -> None:
+    """Raises FingerprintMismatchError if the checkpoint's files changed since the model was registered."""
+    from pruning.checkpoints.headers import weights_sha256
+
+    found = weights_sha256(Path(model.path))
+    if found != model.weights_sha256:
+        raise FingerprintMismatchError(
+            "a registered checkpoint must not change: its samples would not fit together",
+            values=f"{model.path}: sha256 {found[:12]}, registered {model.weights_sha256[:12]}",
+            remedy="Register the changed checkpoint under a new id with `lop model add`",
+        )

@@ -1,0 +1,188 @@
+"""Measuring statistics of registered models, and storing them: what methods without a search decide from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lop.workflows.compute import compute_device, load_for_compute, warn_of_dtype
+from pruning.checkpoints.finite_weights import check_finite_weights
+from pruning.data.conversations import Conversation, calibration_id
+from pruning.errors import CheckpointError, InputError
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_checkpoint, measure_statistics
+from storage.contract import Repository
+from storage.records import BINARY, CalibrationRecord, StatisticsRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.data.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a kind is measured unless the user says otherwise.
+
+    Attributes:
+        num_conversations: the first so many of the user's file; None: all of them.
+        batch_size: conversations a batch.
+    """
+
+    num_conversations: int | None
+    batch_size: int
+
+
+RECIPES: dict[StatisticsKind, Recipe] = {
+    StatisticsKind.ACTIVATIONS: Recipe(num_conversations=None, batch_size=16),
+    # LLM-Pruner's 10 samples (arXiv 2305.11627); one at a time, since a backward pass keeps all activations.
+    StatisticsKind.GRADIENTS: Recipe(num_conversations=10, batch_size=1),
+    # ECoFLaP's 32 samples in batches of 8 (arXiv 2310.02998): one perturbation a matrix and batch.
+    StatisticsKind.ZEROTH_ORDER: Recipe(num_conversations=32, batch_size=8),
+}
+
+
+MAX_BATCH_TOKENS = 2**12
+"""Tokens of a batch of ACTIVATIONS, image tokens and padding included: a layer of LLaVA-1.5-7B then works on 0.8 GB in
+float32, in which most CPUs compute it."""
+
+
+class StatisticsMeasurer:
+    """Measures statistics of one registered model.
+
+    Activations are measured from its files, a layer at a time; for the other kinds it is loaded, once.
+
+    Raises NotFoundError if there is no such model.
+    """
+
+    def __init__(self, repository: Repository, model_id: str) -> None:
+        self._repository = repository
+        self._record = repository.get_model(model_id)
+        self._is_checked = False
+        self._model: PreTrainedModel | None = None
+
+    def missing(self) -> list[StatisticsKind]:
+        """The kinds of which the model has no statistics at all."""
+        return [kind for kind in StatisticsKind if self._repository.latest_statistics(self._record.id, kind) is None]
+
+    def measure(
+        self,
+        kind: StatisticsKind,
+        conversations: Sequence[Conversation],
+        *,
+        name: str,
+        num_conversations: int | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> StatisticsRecord:
+        """The statistics of `kind` on the first `num_conversations` (default: the kind's recipe), measured if need be.
+
+        `name` is the calibration set's; `on_batch(done, total)` is told of progress.
+
+        Raises:
+            FingerprintMismatchError: the checkpoint changed since it was registered.
+            CheckpointError, DatasetError: the checkpoint or the conversations cannot be used.
+        """
+        recipe = RECIPES[kind]
+        used = list(conversations[: num_conversations or recipe.num_conversations])
+        stored = find_statistics(self._repository, self._record.id, kind, calibration_id(used))
+        if stored is not None:
+            return stored
+        self._check_weights()
+        if kind is StatisticsKind.ACTIVATIONS:
+            statistics = measure_activations(Path(self._record.path), used, on_batch=on_batch)
+        else:
+            batches = self._batches(used, recipe.batch_size)
+            try:
+                statistics = measure_statistics(kind, self._load(), batches, on_batch=on_batch)
+            except CheckpointError:
+                check_finite_weights(self._record.path)  # the likeliest reason why numbers are not finite
+                raise
+        return store_statistics(
+            self._repository, self._record.id, statistics, record_calibration(self._repository, used, name)
+        )
+
+    def _check_weights(self) -> None:
+        from lop.workflows.engines import check_weights
+
+        if not self._is_checked:
+            check_weights(self._record)
+            self._is_checked = True
+
+    def _load(self) -> "PreTrainedModel":
+        if self._model is None:
+            self._model = load_for_compute(self._record.path)
+        return self._model
+
+    def _batches(self, conversations: Sequence[Conversation], batch_size: int) -> "list[Batch]":
+        from pruning.checkpoints.loading import load_processor
+        from pruning.data.batches import make_batches
+
+        return make_batches(conversations, load_processor(Path(self._record.path)), batch_size=batch_size)
+
+
+def measure_activations(
+    folder: Path, conversations: Sequence[Conversation], *, on_batch: Callable[[int, int], None] | None = None
+) -> ModelStatistics:
+    """The ACTIVATIONS of the dense checkpoint in `folder`, one decoder layer in memory at a time.
+
+    Raises:
+        InputError: torch has no such device as LOP_TORCH_DEVICE says, or the disk has no room for hidden states.
+        CheckpointError, UnsupportedModelError, DatasetError: the checkpoint or the conversations cannot be used.
+    """
+    from pruning.checkpoints.loading import load_processor
+    from pruning.data.batches import BatchStream
+
+    warn_of_dtype(folder)
+    recipe = RECIPES[StatisticsKind.ACTIVATIONS]
+    batches = BatchStream(
+        conversations, load_processor(folder), batch_size=recipe.batch_size, max_tokens=MAX_BATCH_TOKENS
+    )
+    return measure_checkpoint(folder, batches, compute_device(), on_batch=on_batch)
+
+
+def kinds_of(names: Sequence[str]) -> list[StatisticsKind]:
+    """The kinds of these names, each once; raises InputError for a name that is none."""
+    try:
+        return [StatisticsKind(name) for name in dict.fromkeys(names)]
+    except ValueError as error:
+        known = ", ".join(StatisticsKind)
+        raise InputError("statistics are of a known kind", values=str(error), remedy=f"Known are {known}") from error
+
+
+def find_statistics(
+    repository: Repository, model_id: str, kind: StatisticsKind, calibration: str
+) -> StatisticsRecord | None:
+    """The stored record of exactly these statistics, if there is one; `calibration` is the set's id."""
+    records = repository.list_statistics(model_id)
+    return next((x for x in records if x.kind == kind and x.calibration_id == calibration), None)
+
+
+def store_statistics(
+    repository: Repository, model_id: str, statistics: ModelStatistics, calibration: CalibrationRecord
+) -> StatisticsRecord:
+    """Store statistics of a registered model and their record.
+
+    Raises ConflictError if others of that kind and calibration set were stored meanwhile.
+    """
+    return repository.add_statistics(
+        StatisticsRecord(
+            model_id=model_id,
+            kind=statistics.kind.value,
+            calibration_id=calibration.id,
+            sha256=repository.put_artifact(statistics.to_bytes(), BINARY),
+            created_at=datetime.now(UTC),
+        )
+    )
+
+
+def record_calibration(repository: Repository, conversations: Sequence[Conversation], name: str) -> CalibrationRecord:
+    """The stored record of a calibration set."""
+    return repository.add_calibration(
+        CalibrationRecord(
+            id=calibration_id(conversations),
+            name=name,
+            num_conversations=len(conversations),
+            num_answers=sum(len(c.turns) for c in conversations),
+            created_at=datetime.now(UTC),
+        )
+    )

@@ -1,0 +1,60 @@
+"""Getting a plan, from a server or straight from the database, and keeping it as files."""
+
+from pathlib import Path
+from typing import Any
+
+from lop.applying import ranking_path
+from lop.client import Client
+from pruning.atomic_file import check_name, replace_file
+from pruning.errors import CheckpointError, InputError
+from pruning.planning.plan import PruningPlan
+from pruning.planning.target import check_sparsity
+
+
+def plan_from_server(url: str, *, with_ranking: bool, **request: Any) -> tuple[PruningPlan, bytes | None]:
+    """The server's plan, and its ranking file if wanted; raises what `Client.plan` raises."""
+    with Client(url) as client:
+        plan = client.plan(**request)
+        return plan, client.ranking(plan) if with_ranking else None
+
+
+def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPlan, bytes]:
+    """The plan that a server over `database` would give, and its ranking file."""
+    from pydantic import ValidationError
+
+    from service.planner import Planner
+    from service.predictor_cache import PredictorCache
+    from service.schemas import PlanRequest
+    from service.settings import load_settings
+    from storage.sql_repository import open_repository
+
+    settings = load_settings(database_url=database)
+    if request.get("sparsity") is not None:
+        check_sparsity(request["sparsity"])
+    try:
+        asked = PlanRequest(**request)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        # A rule about the whole request has no place, and all of the request is its input.
+        raise InputError(
+            f"{where}: {message}" if where else message,
+            values=repr(first["input"]) if where else "",
+            remedy="`lop plan --help` lists what is allowed",
+        ) from error
+    with open_repository(settings.database_url) as repository:
+        planner = Planner(repository, PredictorCache(repository, capacity=1))
+        plan = planner.plan(asked)
+        return plan, repository.get_artifact(plan.ranking.sha256).content
+
+
+def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:
+    """Write the plan and, beside it, its ranking; each file is whole or absent."""
+    check_name(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if ranking is not None:
+            replace_file(ranking_path(out), ranking)
+        replace_file(out, plan.to_json().encode())
+    except OSError as error:
+        raise CheckpointError("the plan's folder must be writable", values=f"{out}: {error.strerror}") from error

@@ -1,0 +1,206 @@
+"""Registering a model: its anatomy, its statistics on the user's own conversations, and the ranking of its units."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pruning.data.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
+from pruning.errors import ConflictError, InputError, NotFoundError
+from storage.contract import Repository
+from storage.records import BINARY, ModelRecord
+
+if TYPE_CHECKING:
+    from pruning.anatomy.anatomy import ModelAnatomy
+    from pruning.planning.ranking import Ranking
+
+Progress = Callable[[int, int], None]
+"""Told of progress as (done, total)."""
+
+MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
+_OWN_SEGMENT = "ranking"
+"""The last segment of the path of a model's ranking."""
+
+
+def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
+    """The first `limit` conversations of a file, and a warning if they are too few to tell channels apart."""
+    conversations = load_conversations(path, limit)
+    answers = sum(len(c.turns) for c in conversations)
+    if answers >= MIN_ANSWERS:
+        return conversations, None
+    return conversations, (f"{path} has {answers} answers; below {MIN_ANSWERS}, rankings and scores are mostly noise")
+
+
+def register_model(
+    repository: Repository,
+    model_id: str,
+    folder: str | Path,
+    conversations: Sequence[Conversation],
+    *,
+    name: str = "calibration",
+    on_bytes: Progress | None = None,
+    on_batch: Progress | None = None,
+) -> ModelRecord:
+    """Rank channels and KV groups of the checkpoint in `folder` on `conversations` and register it as `model_id`.
+
+    One forward pass over the conversations, one decoder layer at a time, gives the activation statistics, which are
+    stored, and the ranking follows from them. `name` is the calibration set's; `on_bytes(done, total)` is told how much
+    of the files was read to tell this checkpoint from others, then `on_batch(done, total)` of the pass. Registering an
+    equal model again measures nothing.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
+        ConflictError: `model_id` is registered with other weights or another ranking; before anything is measured where
+            it is known what it was ranked by, and else the statistics are kept.
+    """
+    from lop.workflows.measuring import find_statistics, measure_activations, record_calibration, store_statistics
+    from pruning.measuring.importance import ranking_of
+    from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+
+    candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
+    stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, calibration_id(conversations))
+    if stored is not None:
+        statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
+        return candidate.register(repository, ranking_of(statistics, candidate.anatomy))
+    candidate.check_not_ranked_otherwise(repository)
+    statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
+
+    def store() -> None:
+        store_statistics(repository, model_id, statistics, record_calibration(repository, conversations, name))
+
+    if candidate.taken is not None:
+        store()  # first: what was measured is of use even if the ranking turns out to be another one
+    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy))
+    if candidate.taken is None:
+        store()
+    return record
+
+
+def register_by_weights(
+    repository: Repository,
+    model_id: str,
+    folder: str | Path,
+    *,
+    on_bytes: Progress | None = None,
+    on_rank: Progress | None = None,
+) -> ModelRecord:
+    """Rank channels and KV groups of the checkpoint in `folder` by its weights alone and register it as `model_id`.
+
+    Needs no data and builds no model; the model has no statistics then. `on_bytes(done, total)` is told how much of the
+    files was read to tell this checkpoint from others, then `on_rank(done, total)` of what is ranked by.
+
+    Raises as `register_model`.
+    """
+    from pruning.measuring.weight_importance import rank_by_weights
+
+    candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
+    return candidate.register(repository, rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank))
+
+
+def check_new_id(model_id: str) -> None:
+    """Raises InputError for an id under which nothing could be fetched over HTTP: it is part of a URL's path there."""
+    segments = model_id.split("/")
+    reason = None
+    if "" in segments:
+        reason = "begins or ends with a slash, or has two in a row, which proxies and clients make one of"
+    elif found := {".", ".."}.intersection(segments):
+        reason = f"has the segment {min(found)!r}, which clients take out of a URL"
+    elif len(segments) > 1 and segments[-1] == _OWN_SEGMENT:
+        reason = f"ends in /{_OWN_SEGMENT}, where the ranking of {'/'.join(segments[:-1])!r} would be"
+    if reason is not None:
+        raise InputError(
+            "a model's id must be what a URL can carry",
+            values=f"{model_id!r} {reason}",
+            remedy="Choose another id: names with single slashes between them, such as llava-hf/llava-1.5-7b-hf",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A checkpoint that may be registered; `taken` is what its id stands for already, which is the same checkpoint."""
+
+    model_id: str
+    folder: Path
+    anatomy: "ModelAnatomy"
+    weights_sha256: str
+    taken: ModelRecord | None
+
+    @classmethod
+    def read(cls, repository: Repository, model_id: str, folder: Path, on_bytes: Progress | None) -> Self:
+        """Raises InputError for an id that is none, ConflictError if it stands for another checkpoint."""
+        from pruning.checkpoints.anatomy_reader import read_anatomy
+        from pruning.checkpoints.headers import weights_sha256
+
+        if not re.fullmatch(MODEL_ID_PATTERN, model_id):
+            raise InputError(
+                "a model's id is 1 to 200 letters, digits and . _ - /",
+                values=repr(model_id),
+                remedy="Choose another id",
+            )
+        try:
+            taken = repository.get_model(model_id)
+        except NotFoundError:
+            taken = None
+            check_new_id(model_id)  # what an earlier version registered stays what it is
+        folder = folder.resolve()
+        anatomy = read_anatomy(folder)
+        digest = None
+        if taken is None or taken.anatomy == anatomy:
+            digest = weights_sha256(folder, on_bytes=on_bytes)
+        if digest is None or (taken is not None and taken.weights_sha256 != digest):
+            raise ConflictError(
+                "an id stands for one checkpoint for ever",
+                values=f"{model_id!r} is registered with other weights, from {taken.path if taken else folder}",
+                remedy="Choose another id",
+            )
+        return cls(model_id, folder, anatomy, digest, taken)
+
+    def check_not_ranked_otherwise(self, repository: Repository) -> None:
+        """Raises ConflictError if the id is taken, and ranked by the weights alone or on conversations with statistics.
+
+        A model of which neither is known (it was registered before there were statistics) may be measured anew.
+        """
+        from pruning.measuring.importance import ranking_of
+        from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+        from pruning.measuring.weight_importance import rank_by_weights
+        from pruning.planning.ranking import Ranking
+
+        if self.taken is None:
+            return
+        known = Ranking.from_bytes(repository.get_artifact(self.taken.ranking_sha256).content)
+        origin = None
+        for record in repository.list_statistics(self.model_id):
+            if record.kind == StatisticsKind.ACTIVATIONS:
+                statistics = ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)
+                if known.agrees_with(ranking_of(statistics, self.anatomy)):
+                    origin = f"on other conversations, {repository.get_calibration(record.calibration_id).name}"
+        if origin is None and known.agrees_with(rank_by_weights(self.folder, self.anatomy)):
+            origin = "by its weights alone"
+        if origin is not None:
+            raise ConflictError(
+                "a registered model keeps its ranking",
+                values=f"{self.model_id!r} was ranked {origin}",
+                remedy=f"Measure statistics with `lop model measure {self.model_id} --data FILE`, or choose another id",
+            )
+
+    def register(self, repository: Repository, ranking: "Ranking") -> ModelRecord:
+        """Store the model with its ranking; raises ConflictError if it is registered with another one."""
+        from pruning.planning.ranking import Ranking
+
+        ranking_sha256 = None
+        if self.taken is not None:
+            # One that an earlier version registered orders no groups; it stays as it is.
+            known = Ranking.from_bytes(repository.get_artifact(self.taken.ranking_sha256).content)
+            ranking_sha256 = self.taken.ranking_sha256 if known.agrees_with(ranking) else None
+        return repository.add_model(
+            ModelRecord(
+                id=self.model_id,
+                anatomy=self.anatomy,
+                weights_sha256=self.weights_sha256,
+                ranking_sha256=ranking_sha256 or repository.put_artifact(ranking.to_bytes(), BINARY),
+                path=str(self.folder),
+                created_at=datetime.now(UTC),
+            )
+        )

@@ -1,0 +1,138 @@
+"""Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.memo import MemoisedEvaluator
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.workflows.measuring import record_calibration
+from lop.workflows.validating import Validated
+from mcts.progress import Progress, silent
+from mcts.result import SearchResult
+from mcts.settings import SearchMethod, SearchSettings
+from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.errors import InputError
+from storage.contract import Repository
+from storage.records import SearchRecord
+
+DENSE_SOURCE = "dense"
+"""`source` of the sample that is the dense model itself."""
+
+
+def search_model(
+    repository: Repository,
+    model_id: str,
+    conversations: list[Conversation],
+    settings: SearchSettings,
+    *,
+    name: str,
+    progress: Progress = silent,
+    engine: EngineOptions = LOCAL_ENGINE,
+    record: bool = True,
+) -> SearchResult:
+    """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
+
+    The engine changes how long it takes, never the result. With `record`, the result is kept among the finished
+    searches by `record_result`; a queued search has its row there already.
+
+    Raises:
+        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
+        FingerprintMismatchError: the checkpoint changed since it was registered.
+        InputError: the engine's address, or the cluster there.
+        MissingExtraError: the engine is Ray, which is not installed.
+        StorageUnavailableError: the database went away; what was stored is intact.
+    """
+    from mcts.worker import run_search
+
+    model = repository.get_model(model_id)
+    calibration = record_calibration(repository, conversations, name)
+    ranking = repository.get_artifact(model.ranking_sha256).content
+    recipe = EvaluatorRecipe.of(model, ranking, conversations)
+    leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
+    with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
+        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+        # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
+        dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
+        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([dense])
+    if record:
+        record_result(repository, model_id, conversations, settings, result, name=name)
+    return result
+
+
+def record_result(
+    repository: Repository,
+    model_id: str,
+    conversations: Sequence[Conversation],
+    settings: SearchSettings,
+    result: SearchResult,
+    *,
+    name: str,
+    validated: Validated | None = None,
+) -> SearchRecord:
+    """Keep `result` among the finished searches, from which plans by the search's method are answered.
+
+    `conversations` are the calibration set, `name` is its name. `validated` is what the best configurations are worth
+    elsewhere, and so what their plans predict; an equal search that was kept without it is replaced.
+    """
+    validation = None
+    if validated is not None:
+        validation = {
+            "data": validated.data,
+            "id": validated.calibration_id,
+            "metrics": [metrics.to_dict() for metrics in validated.metrics],
+            "dense": validated.dense.to_dict(),
+        }
+    return repository.record_search(
+        model_id,
+        {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
+        _outcome(result, calibration_id(conversations)),
+        validation=validation,
+    )
+
+
+def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:
+    """The result document of a finished search, as `service.finished_searches` reads it."""
+    return {"search": result.to_dict(), "calibration_id": calibration}
+
+
+def search_request(data: str | Path, conversations: int | None, settings: SearchSettings) -> dict[str, Any]:
+    """The JSON document of a queued search."""
+    return {"data": str(Path(data).resolve()), "conversations": conversations, "search": settings.to_dict()}
+
+
+def run_queued(
+    repository: Repository,
+    search: SearchRecord,
+    progress: Progress = silent,
+    *,
+    engine: EngineOptions = LOCAL_ENGINE,
+) -> dict[str, Any]:
+    """Run a search that was queued, and train the model's predictor on what is known then.
+
+    Raises InputError if its settings are malformed, and what `search_model` raises.
+    """
+    from lop.workflows.training import train_model
+    from policy_model.training import TrainingSettings
+
+    document = search.settings
+    try:
+        data, limit = str(document["data"]), document["conversations"]
+        settings = SearchSettings.from_dict(document["search"])
+    except (KeyError, TypeError) as error:
+        raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
+    conversations = load_conversations(data, limit)
+    result = search_model(
+        repository,
+        search.model_id,
+        conversations,
+        settings,
+        name=Path(data).name,
+        progress=progress,
+        engine=engine,
+        record=False,
+    )
+    training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
+    calibration = calibration_id(conversations)
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration)
+    return _outcome(result, calibration) | {"predictor": predictor.id}

@@ -1,0 +1,101 @@
+"""Training a model's predictor on its stored samples, and registering it."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning.errors import InputError
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.levels import LevelGrid
+from pruning.planning.plan import content_id
+from storage.contract import Repository
+from storage.records import PredictorRecord, Sample
+
+if TYPE_CHECKING:
+    from policy_model.predictor import Predictor
+    from policy_model.progress import ProgressCallback
+    from policy_model.training import TrainingSettings
+
+
+def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
+    """The samples to learn from: of one calibration set (by default the one with most), under today's ranking.
+
+    Raises:
+        NotFoundError: the model is not registered.
+        InputError: there are no samples.
+    """
+    model = repository.get_model(model_id)
+    samples = repository.list_samples(model_id, ranking_sha256=model.ranking_sha256, calibration_id=calibration_id)
+    if not samples:
+        raise InputError(
+            "a predictor is trained on the samples of a search",
+            values=f"model {model_id!r} has none",
+            remedy="Run `lop search` first",
+        )
+    largest = Counter(sample.calibration_id for sample in samples).most_common(1)[0][0]
+    return [sample for sample in samples if sample.calibration_id == largest]
+
+
+def train_model(
+    repository: Repository,
+    model_id: str,
+    settings: "TrainingSettings",
+    *,
+    calibration_id: str | None = None,
+    progress: "ProgressCallback | None" = None,
+    resume_folder: Path | None = None,
+) -> PredictorRecord:
+    """Train a predictor and register it; the server uses the latest one.
+
+    With a `resume_folder`, a training that was interrupted goes on from what it left there.
+
+    Raises:
+        NotFoundError, InputError: no such model, or too few samples.
+    """
+    from policy_model.training import train_predictor
+
+    samples = training_samples(repository, model_id, calibration_id)
+    model = repository.get_model(model_id)
+    grid = LevelGrid.build(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    on_grid = sum(grid.configuration_of(list(sample.widths)) is not None for sample in samples)
+    if 2 * on_grid < len(samples):
+        raise InputError(
+            "a predictor is trained on the widths that were searched",
+            values=f"{on_grid} of {len(samples)} samples have widths of {grid.num_levels} levels of {grid.round_to}",
+            remedy="Give --num-levels and --round-to as in the search",
+        )
+    predictor = train_predictor(
+        model.anatomy,
+        samples,
+        settings,
+        statistics=_activations(repository, model_id),
+        progress=progress,
+        checkpoint_folder=resume_folder,
+    )
+    weights, config = predictor.to_bytes()
+    sha256 = repository.put_artifact(weights, "application/octet-stream")
+    return repository.add_predictor(
+        PredictorRecord(
+            id=content_id({"weights": sha256, "config": config}),
+            model_id=model_id,
+            weights_sha256=sha256,
+            config=config,
+            created_at=datetime.now(UTC),
+        )
+    )
+
+
+def load_predictor(repository: Repository, record: PredictorRecord) -> "Predictor":
+    """The predictor that `record` names. Raises CheckpointError if this version cannot read it."""
+    from policy_model.predictor import Predictor
+
+    return Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config)
+
+
+def _activations(repository: Repository, model_id: str) -> ModelStatistics | None:
+    """What `lop model add` measured, which tells layers apart; None for models of an earlier version."""
+    record = repository.latest_statistics(model_id, StatisticsKind.ACTIVATIONS)
+    if record is None:
+        return None
+    return ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)

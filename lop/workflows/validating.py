@@ -1,0 +1,66 @@
+"""Validation of what a search found: the same configurations on conversations that it never saw.
+
+A search takes the best of hundreds of noisy scores, so its own are optimistic; the gap says by how much.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.workflows.measuring import record_calibration
+from mcts.result import SearchResult
+from pruning.data.conversations import Conversation
+from pruning.errors import InputError
+from pruning.measuring.metrics import Metrics
+from storage.contract import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What the best configurations of a search are worth on conversations that it never saw.
+
+    Attributes:
+        data: the validation file's name.
+        calibration_id: of the set of conversations.
+        metrics: of the best configuration of each target, in their order.
+        dense: of the dense model.
+    """
+
+    data: str
+    calibration_id: str
+    metrics: tuple[Metrics, ...]
+    dense: Metrics
+
+
+def check_disjoint(calibration: Sequence[Conversation], validation: Sequence[Conversation]) -> None:
+    """Raises InputError if a conversation is in both: it would validate nothing."""
+    known = {(c.image and c.image.resolve(), c.turns) for c in calibration}
+    shared = [c.id for c in validation if (c.image and c.image.resolve(), c.turns) in known]
+    if shared:
+        raise InputError(
+            "validation conversations must not be among those that the search scores on",
+            values=f"{len(shared)} are, such as {shared[0]}",
+            remedy="Split the data in two files",
+        )
+
+
+def validate(
+    repository: Repository,
+    model_id: str,
+    validation: Sequence[Conversation],
+    result: SearchResult,
+    *,
+    name: str,
+    engine: EngineOptions = LOCAL_ENGINE,
+) -> Validated:
+    """Score the best configuration of each target on `validation`, a set called `name`, by the engine of the search.
+
+    Raises what `lop.workflows.searching.search_model` raises of the checkpoint, the engine and the database.
+    """
+    model = repository.get_model(model_id)
+    ranking = repository.get_artifact(model.ranking_sha256).content
+    calibration = record_calibration(repository, validation, name)
+    dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
+    with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
+        *metrics, of_dense = evaluate([*(target.widths for target in result.targets), dense])
+    return Validated(name, calibration.id, tuple(metrics), of_dense)

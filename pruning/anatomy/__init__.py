@@ -1,0 +1,1 @@
+"""What a model is made of: layers, units, tensors and their roles, families."""

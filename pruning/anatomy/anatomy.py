@@ -1,0 +1,75 @@
+"""What the decoder of a model is made of, in numbers: enough to price any plan without its weights.
+
+Letters: L decoder layers, D model width, W FFN width (intermediate size), G KV groups, H query heads, d head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pruning.anatomy.decoder_layer import DecoderLayer, DecoderSizes, TensorSpec
+from pruning.anatomy.tensor_roles import tensor_specs
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnatomy:
+    """A multimodal model as the planner sees it.
+
+    Attributes:
+        model_type: `model_type` of the config ("llava").
+        text_model_type: `model_type` of the language model inside ("llama").
+        hidden_size: D.
+        vocab_size: rows of the output head.
+        layers: one entry per decoder layer, in order.
+        total_parameters: every parameter of the model, shared ones counted once.
+        dtype: the decoder weights' safetensors dtype name ("F32", "BF16", "F16").
+        tensors: the checkpoint's tensors, sorted by name; tied ones once.
+        fingerprint: sha256 over the structural config and all tensor names and shapes.
+    """
+
+    model_type: str
+    text_model_type: str
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[DecoderLayer, ...]
+    total_parameters: int
+    dtype: str
+    fingerprint: str
+    tensors: tuple[TensorSpec, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def dense_sizes(self) -> DecoderSizes:
+        """What the dense model's layers have."""
+        return self.sizes_with([layer.ffn_width for layer in self.layers])
+
+    def sizes_with(self, ffn_widths: Sequence[int], kv_groups: Sequence[int] | None = None) -> DecoderSizes:
+        """FFN widths [L] and KV groups [L]; by default every group stays."""
+        groups = [layer.num_kv_groups for layer in self.layers] if kv_groups is None else kv_groups
+        return DecoderSizes(tuple(ffn_widths), tuple(groups))
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Parameters in scope `ffn`."""
+        return sum(layer.ffn_parameters for layer in self.layers)
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters in scope `decoder`: all weights of the decoder layers, without embeddings and head."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the inverse of `from_dict`. What is cut of a tensor follows from its name."""
+        document = asdict(self)
+        document["tensors"] = [{"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in self.tensors]
+        return document
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelAnatomy":
+        layers = tuple(DecoderLayer(**layer) for layer in data["layers"])
+        headers = [(x["name"], tuple(x["shape"]), x["dtype"]) for x in data["tensors"]]
+        tensors = tensor_specs(headers, layers, data["text_model_type"])
+        return cls(**{**data, "layers": layers, "tensors": tensors})

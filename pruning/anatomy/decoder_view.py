@@ -1,0 +1,87 @@
+"""The decoder inside a loaded model: its layers and the parts of them that pruning touches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pruning.anatomy.families import Family, family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class DecoderView:
+    """The parts of a model that pruning touches.
+
+    Attributes:
+        decoder: the language model's trunk (embeddings in, final hidden states out).
+        layers: its layers, in order.
+        final_norm: what the trunk does after its last layer.
+        head: the output head.
+        family: its row of the family table.
+        softcap: bound of the logits, c tanh(x / c) (Gemma 2); None: they are the head's.
+    """
+
+    decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    final_norm: nn.Module
+    head: nn.Module
+    family: Family
+    softcap: float | None = None
+
+    def projection(self, layer: int, name: str) -> nn.Linear:
+        """The linear layer `name`, as the family's row calls it, of a decoder layer."""
+        module = self.layers[layer].get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    def out_projection(self, layer: int) -> nn.Linear:
+        """The linear layer whose input columns are the FFN channels."""
+        return self.projection(layer, self.family.ffn_out)
+
+    def in_projections(self, layer: int) -> list[nn.Linear]:
+        """The linear layers whose output rows are the FFN channels."""
+        return [self.projection(layer, name) for name in self.family.ffn_in]
+
+    def attention_out(self, layer: int) -> nn.Linear:
+        """The linear layer whose input columns are the outputs of the query heads."""
+        return self.projection(layer, self.family.attention_out)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether attention without a mask is causal: not where a prefix sees all of itself (PaliGemma)."""
+        attentions = [layer.get_submodule(self.family.attention) for layer in self.layers]
+        return all(getattr(attention, "is_causal", True) for attention in attentions)
+
+    def ffn_width(self, layer: int) -> int:
+        """The FFN channels of `layer` now."""
+        return self.out_projection(layer).in_features
+
+    def channel_rows(self, layer: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Views [W, ...] of `tensors` [rows, ...], rows of in-projections: several of each that is fused."""
+        width = self.ffn_width(layer)
+        return [part for tensor in tensors for part in torch.split(tensor, width)]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of final hidden states [..., D], in float32."""
+        logits: torch.Tensor = self.head(hidden).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def decoder_view(model: "PreTrainedModel") -> DecoderView:
+    """Find decoder and head; raises UnsupportedModelError for a family outside the table."""
+    text = model.config.get_text_config(decoder=True)
+    family = family_of(text)
+    decoder = model.get_decoder()
+    return DecoderView(
+        decoder,
+        tuple(decoder.layers),
+        getattr(decoder, family.final_norm),
+        model.get_output_embeddings(),
+        family,
+        getattr(text, "final_logit_softcapping", None),
+    )

@@ -1,0 +1,1 @@
+"""Reading checkpoints: headers, expected tensors, anatomies, loading."""

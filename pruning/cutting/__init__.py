@@ -1,0 +1,1 @@
+"""Surgery in memory and from file to file, and GGUF."""

@@ -1,0 +1,135 @@
+"""From a checkpoint folder to GGUF files: everything is checked first, then written in one pass."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning.checkpoints.anatomy_reader import load_config
+from pruning.checkpoints.headers import stored_tensors
+from pruning.checkpoints.loading import PLAN_NAME
+from pruning.cutting.gguf.language_model import LanguageModel, LayerSizes, language_model
+from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.output_files import check_outputs, write_files
+from pruning.cutting.gguf.tensor_types import require_gguf
+from pruning.cutting.gguf.tokenizer_check import EncodingDifference, check_vocabulary
+from pruning.cutting.gguf.tokenizer_reader import read_vocabulary
+from pruning.cutting.gguf.vision_tower import is_clip, vision_file
+from pruning.cutting.gguf.vocabulary import Vocabulary
+from pruning.cutting.gguf.writer import GgufFile, Value
+from pruning.errors import PlanError
+from pruning.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class GgufExport:
+    """What was written.
+
+    Attributes:
+        architecture: "deci" for layers of different sizes, "llama" for equal ones.
+        sizes: of every layer.
+        num_tensors: in the language model's file.
+        num_f16_fallbacks: matrices whose rows q8_0 does not fit, written as f16.
+        file_bytes: of the language model's file.
+        mmproj_bytes: of the vision part's, 0 if none was asked for.
+        encoding_differences: texts with special tokens, or spaces at the beginning, that llama.cpp encodes otherwise
+            than transformers; None if it was not asked.
+        notes: where llama.cpp may differ from transformers.
+    """
+
+    architecture: str
+    sizes: LayerSizes
+    num_tensors: int
+    num_f16_fallbacks: int
+    file_bytes: int
+    mmproj_bytes: int
+    encoding_differences: tuple[EncodingDifference, ...] | None
+    notes: tuple[str, ...]
+
+
+def export_gguf(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    tensor_type: TensorType = TensorType.F16,
+    mmproj: str | Path | None = None,
+    context_length: int | None = None,
+    pre_tokenizer: str | None = None,
+    class_token: ClassToken = ClassToken.LAST,
+    checks_encoding: bool = True,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> GgufExport:
+    """Write the language model of the checkpoint in `folder`, dense or pruned, to the new file `out`.
+
+    With `mmproj`, the vision tower and projector of a LLaVA (`model_type` llava) go to that new file. Nothing is
+    written before everything is known to be representable; the files appear whole or not at all; a block of one tensor
+    is in memory at a time. `class_token` says which llama.cpp will run the vision part, see `ClassToken`. With
+    `checks_encoding` and llama-cpp-python installed, llama.cpp must encode text as transformers does.
+    `on_bytes(done, total)` is told of progress.
+
+    Raises:
+        MissingExtraError: the gguf package is not installed.
+        CheckpointError: the folder is damaged, an output exists or cannot be written, another run writes it.
+        UnsupportedModelError: llama.cpp would compute something else; the message names what.
+    """
+    require_gguf()
+    folder, out = Path(folder), Path(out)
+    outputs = [out] if mmproj is None else [out, Path(mmproj)]
+    check_outputs(outputs)
+    stored = stored_tensors(folder)
+    config = load_config(folder)
+    model = language_model(config, stored, tensor_type, context_length=context_length)
+    vocabulary = read_vocabulary(folder, model.vocab_size, pre_tokenizer=pre_tokenizer)
+    notes = vocabulary.notes
+    parts = [_language_file(folder, model, vocabulary, tensor_type)]
+    if mmproj is not None:
+        parts.append(vision_file(folder, config, stored, tensor_type, class_token))
+        notes += _vision_notes(config, class_token)
+    differences = check_vocabulary(folder, parts[0]) if checks_encoding else None
+    sizes = write_files(list(zip(parts, outputs, strict=True)), on_bytes)
+    return GgufExport(
+        architecture=model.architecture,
+        sizes=model.sizes,
+        num_tensors=len(model.tensors),
+        num_f16_fallbacks=_num_fallbacks(parts) if tensor_type is TensorType.Q8_0 else 0,
+        file_bytes=sizes[0],
+        mmproj_bytes=sum(sizes[1:]),
+        encoding_differences=differences,
+        notes=notes,
+    )
+
+
+def _vision_notes(config: "PreTrainedConfig", class_token: ClassToken) -> tuple[str, ...]:
+    crop = "llama.cpp pads pictures that are not square, where transformers may crop or stretch them"
+    if not is_clip(config):
+        return (crop,)
+    if class_token is ClassToken.FIRST:
+        written = "the vision part is for a llama.cpp that puts CLIP's class token first (ggml-org/llama.cpp#25814)"
+    else:
+        written = (
+            "llama.cpp loses the first patch of a picture with CLIP towers (ggml-org/llama.cpp#25814); the vision part "
+            "is for releases that do, export it with --class-token first for one that does not"
+        )
+    return (crop, written)
+
+
+def _num_fallbacks(parts: list[GgufFile]) -> int:
+    return sum(tensor.stored is TensorType.F16 for part in parts for tensor in part.tensors)
+
+
+def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary, tensor_type: TensorType) -> GgufFile:
+    metadata: dict[str, Value] = {
+        "general.type": "model",
+        "general.name": folder.resolve().name,
+        **model.metadata,
+        f"{model.architecture}.vocab_size": model.vocab_size,
+        **vocabulary.metadata(),
+    }
+    # For whoever looks the model up later: sizes are the config's, so a plan that cannot be read hinders nothing.
+    with suppress(PlanError):
+        metadata["lop.plan_id"] = PruningPlan.load(folder / PLAN_NAME).plan_id
+    return GgufFile(model.architecture, metadata, model.tensors, tensor_type)

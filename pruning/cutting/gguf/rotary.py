@@ -1,0 +1,61 @@
+"""Rotary embeddings of a text config as llama.cpp has them: a base, a factor for each pair of values, and a scale."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pruning.cutting.gguf.tensor_types import Float32Array
+from pruning.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+STATIC_SCALINGS = ("default", "linear", "llama3", "yarn")
+"""Scalings whose frequencies are the same for every prompt; `dynamic` and `longrope` choose theirs by its length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Attributes:
+    freq_base: theta; pair i of a head of d values turns by theta^(-2i/d) a position.
+    freq_factors: [d/2] what each of these frequencies is divided by (`rope_freqs.weight`); None: by 1.
+    attention_factor: what sine and cosine are multiplied with (yarn; YaRN, arXiv 2309.00071, eq. 22).
+    """
+
+    freq_base: float
+    freq_factors: Float32Array | None
+    attention_factor: float
+
+
+def rotary_of(text: "PreTrainedConfig", head_dim: int) -> Rotary:
+    """What `text` says, by transformers' formulas; raises UnsupportedModelError for what llama.cpp has no key for."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = dict(text.rope_parameters)
+    kind = parameters.get("rope_type", "default")
+    if "mrope_section" in parameters:
+        raise UnsupportedModelError(
+            "the exported model's positions must be one number a token",
+            values="the config has M-RoPE (mrope_section)",
+            remedy="llama.cpp's deci architecture has no M-RoPE",
+        )
+    if kind not in STATIC_SCALINGS:
+        raise UnsupportedModelError(
+            "rotary frequencies must be the same for every prompt length",
+            values=f"rope_type={kind!r}",
+            remedy=f"Scalings that can be exported: {', '.join(STATIC_SCALINGS)}",
+        )
+    share = float(parameters.get("partial_rotary_factor", getattr(text, "partial_rotary_factor", None) or 1.0))
+    if share != 1.0:
+        raise UnsupportedModelError(
+            "rotary embeddings must cover whole heads",
+            values=f"partial_rotary_factor={share}",
+            remedy="llama.cpp's llama and deci architectures rotate all values of a head",
+        )
+    base = float(parameters["rope_theta"])
+    if kind == "default":
+        return Rotary(base, None, 1.0)
+    frequencies, attention_factor = ROPE_INIT_FUNCTIONS[kind](text)
+    plain = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    return Rotary(base, (plain / frequencies.double().numpy()).astype(np.float32), float(attention_factor))

@@ -1,0 +1,111 @@
+"""The tensors of a GGUF file and where their values come from: read a block of rows at a time, never whole."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from pruning.anatomy.dtypes import DTYPE_BYTES
+from pruning.checkpoints.blocks import Bytes, open_weights, read_bytes
+from pruning.checkpoints.headers import StoredTensor
+from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.gguf.tensor_types import Float32Array, stored_bytes
+from pruning.errors import CheckpointError
+
+BLOCK_BYTES = 16 * 2**20
+"""Values in memory at once, as float32: rows are read in blocks of about so many bytes."""
+
+READABLE_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+"""safetensors dtypes of weights, as numpy reads their bytes."""
+
+Stored = Mapping[str, StoredTensor]
+"""Every tensor of a checkpoint folder by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of the file to be written.
+
+    Attributes:
+        name: its name in the GGUF file.
+        shape: as PyTorch has it, rows first; the file lists extents in the opposite order.
+        stored: how its values are stored.
+        source: the checkpoint's tensor of that shape; None if `values` holds what is written.
+        rotary_dim: if not 0, rows come in heads of so many, and each head's are put into llama.cpp's rotary order.
+        values: of a tensor that no file holds (rotary factors, a bias that a projector lacks).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: TensorType
+    source: StoredTensor | None = None
+    rotary_dim: int = 0
+    values: Float32Array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data in the GGUF file, without padding."""
+        return stored_bytes(self.shape, self.stored)
+
+    def blocks(self) -> Iterator[Float32Array]:
+        """Its rows, block after block, in the order in which they are written."""
+        if self.values is not None:
+            yield self.values
+        if self.source is not None:
+            yield from _source_blocks(self.source, self.rotary_dim)
+
+    @property
+    def origin(self) -> str:
+        """The name that a user knows it by."""
+        return self.name if self.source is None else self.source.name
+
+
+def _source_blocks(source: StoredTensor, rotary_dim: int) -> Iterator[Float32Array]:
+    """Blocks of whole rows (whole heads, if rotary) of a checkpoint's tensor; raises CheckpointError."""
+    row_values = prod(source.shape[1:])
+    step = max(1, BLOCK_BYTES // (4 * row_values))
+    if rotary_dim:
+        step = max(rotary_dim, step // rotary_dim * rotary_dim)
+    row_bytes = row_values * DTYPE_BYTES[source.dtype]
+    with open_weights(source.path) as file:
+        for start in range(0, source.shape[0], step):
+            count = min(step, source.shape[0] - start)
+            data = read_bytes(file, source.offset + start * row_bytes, count * row_bytes)
+            rows = _as_float32(data, source.dtype).reshape(count, *source.shape[1:])
+            yield rotary_rows(rows, rotary_dim) if rotary_dim else rows
+
+
+def _as_float32(data: Bytes, dtype: str) -> Float32Array:
+    """The numbers in `data`; numpy has no bf16, which is the upper half of an f32."""
+    numbers = data.view(READABLE_DTYPES[dtype])
+    if dtype == "BF16":
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(np.float32)
+
+
+def rotary_rows(rows: Float32Array, head_dim: int) -> Float32Array:
+    """Rows of queries or keys in the order that llama.cpp's rotation reads: pairs (0, d/2), (1, d/2 + 1), ...
+
+    transformers rotates value i of a head with value i + d/2; llama.cpp's `LLAMA_ROPE_TYPE_NORM`, which the `llama` and
+    `deci` architectures use, rotates values 2i and 2i + 1. Rows [H d, ...]; a bias [H d] is permuted alike.
+    """
+    heads = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def check_finite(block: Float32Array, tensor: GgufTensor) -> None:
+    """Raises CheckpointError if a value is not finite, or is past the range of what it will be stored as."""
+    largest = float(np.abs(block).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise CheckpointError("every weight must be a finite number", values=tensor.origin)
+    limit = float(np.finfo(np.float16).max)
+    # q8_0 stores a half-precision scale, a 127th of the largest value of 32.
+    if tensor.stored is TensorType.Q8_0:
+        limit *= 127
+    if tensor.stored in (TensorType.F16, TensorType.Q8_0) and largest > limit:
+        raise CheckpointError(
+            f"a weight must fit the range of {tensor.stored.value}",
+            values=f"{largest:g} in {tensor.origin}",
+            remedy="Export as bf16 or f32 instead",
+        )

@@ -1,0 +1,155 @@
+"""Writing pruned checkpoints: from files to files without building the model, or from a model in memory.
+
+Both write next to the output folder and rename it into place at the end: an output folder is whole or absent.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning.anatomy.layer_config import recorded_sizes
+from pruning.checkpoints.anatomy_reader import anatomy_of, layer_shapes, read_anatomy
+from pruning.checkpoints.file_errors import writing
+from pruning.checkpoints.headers import INDEX_NAME, stored_tensors
+from pruning.checkpoints.loading import PLAN_NAME
+from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, file_layout, plan_shards
+from pruning.cutting.pruned_config import write_config
+from pruning.cutting.streaming.bias import check_biases
+from pruning.cutting.streaming.companions import companion_bytes, copy_companions
+from pruning.cutting.streaming.draft import SAVED_MODEL, draft_contents, draft_folder, locked_draft
+from pruning.cutting.streaming.outputs import output_tensors
+from pruning.cutting.streaming.place import check_place, check_room
+from pruning.cutting.streaming.ranked_weights import checked_alongside
+from pruning.cutting.streaming.shard_writer import write_shard
+from pruning.cutting.surgery import check_applicable
+from pruning.errors import CheckpointError
+from pruning.planning.plan import PruningPlan
+from pruning.planning.ranking import Ranking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.checkpoints.processor import Processor
+
+logger = logging.getLogger(__name__)
+
+# The config, the index and the folder's own blocks: less than this beside any weights.
+_REST_BYTES = 2**20
+
+
+def prune_checkpoint(
+    source: str | Path,
+    plan: PruningPlan,
+    ranking: Ranking,
+    out: str | Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    on_bytes: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] = logger.warning,
+) -> Path:
+    """Write the checkpoint in `source`, cut as `plan` says, to the new folder `out`.
+
+    Everything is checked before the first byte is written. Only what is kept is read, block by block, so that memory
+    depends on neither model nor shards. A run that was interrupted or killed, or that a full disk or an unreadable file
+    stopped, is gone on with when it is run again: the weight files that it finished stay. Any other error leaves
+    nothing behind.
+
+    Args:
+        source: the dense checkpoint's folder; it is never touched.
+        max_shard_size: bytes of tensors in one weight file, at most. `plan.achieved.disk_bytes` is what the default
+            comes to; each file more or less is one header more or less.
+        on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
+        on_warning: told, when `out` is there, that these are not the weights that were ranked. The plan is applied all
+            the same: shapes fit, and the same weights may lie in other files.
+
+    Raises:
+        CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
+        FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
+        PlanError: the plan asks for what cannot be cut.
+    """
+    source, out = Path(source), Path(out)
+    check_place(out, source=source)
+    stored = stored_tensors(source)
+    anatomy = read_anatomy(source, stored)
+    check_applicable(plan, anatomy, ranking)
+    outputs = output_tensors(anatomy, plan, ranking, stored)
+    shards = plan_shards([output.header for output in outputs.values()], max_shard_size=max_shard_size)
+    layouts = {
+        file_name: file_layout([outputs[name].header for name in names])
+        for file_name, names in shards.filename_to_tensors.items()
+    }
+    sizes = {file_name: layout.file_bytes for file_name, layout in layouts.items()}
+    contents = draft_contents(plan, ranking, stored, max_shard_size=max_shard_size)
+    rest = companion_bytes(source) + _REST_BYTES
+    with writing(out, draft=draft_folder(out)), locked_draft(out, contents) as draft:
+        finished = draft.finished(sizes)
+        done, total = sum(sizes[name] for name in finished), sum(sizes.values())
+        draft.make_way(sizes)  # what a run that was killed left half-written takes room
+        check_room({out: total - done + rest})
+        missing = sizes.keys() - finished
+        check_biases(outputs[name] for file_name in missing for name in shards.filename_to_tensors[file_name])
+
+        def advance(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            if on_bytes is not None:
+                on_bytes(done, total)
+
+        with checked_alongside(source, plan) as warning_of_weights:
+            with draft.writing(sizes) as folder:
+                advance(0)
+                write_config(source, plan, folder, anatomy)
+                copy_companions(source, folder)
+                (folder / PLAN_NAME).write_text(plan.to_json())
+                for file_name, layout in layouts.items():
+                    if file_name in missing:
+                        write_shard(folder / file_name, layout, outputs, on_bytes=advance)
+                if shards.is_sharded:
+                    index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+                    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            if warning := warning_of_weights():
+                on_warning(warning)
+    return out
+
+
+def save_pruned(
+    model: "PreTrainedModel", plan: PruningPlan, out: str | Path, *, processor: "Processor | None" = None
+) -> Path:
+    """Save a model that `apply_plan` has cut, with its processor if given, to the new folder `out`.
+
+    Raises:
+        CheckpointError: the model's widths or biases are not the plan's, `out` exists or cannot be written, or another
+            run writes it. Nothing is left then.
+    """
+    from pruning.anatomy.decoder_view import decoder_view
+
+    view = decoder_view(model)
+    found = recorded_sizes(model.config) or anatomy_of(model).dense_sizes
+    widths = tuple(view.ffn_width(layer) for layer in range(len(view.layers)))
+    if found != plan.sizes or widths != plan.sizes.ffn_widths:
+        raise CheckpointError(
+            "the model must have the plan's sizes",
+            values=f"model {found}, plan {plan.sizes}",
+            remedy="Call apply_plan(model, plan) first",
+        )
+    dense = layer_shapes(model.config)
+    cut = [layer.index for layer in dense if plan.layers[layer.index].ffn_width < layer.ffn_width]
+    if plan.ranking.compensates and any(view.out_projection(x).bias is None for x in cut):
+        raise CheckpointError(
+            "the model must have the biases that its plan adds",
+            values=f"plan {plan.plan_id} compensates for what it removes",
+            remedy="Call apply_plan(model, plan) first",
+        )
+    out = Path(out)
+    check_place(out)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with writing(out), locked_draft(out, SAVED_MODEL) as draft:
+        check_room({out: weights + _REST_BYTES})
+        with draft.writing({}) as folder:
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            (folder / PLAN_NAME).write_text(plan.to_json())
+    return out

@@ -1,0 +1,54 @@
+"""The config.json of a pruned checkpoint: the dense one's own, and what each layer keeps."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.families import family_of
+from pruning.anatomy.layer_config import layer_overrides, recorded_sizes
+from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
+from pruning.checkpoints.output_head import is_tied_wrongly
+from pruning.cutting.streaming.companions import CODE_KEY
+from pruning.errors import CheckpointError
+from pruning.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def write_config(
+    source: Path, plan: PruningPlan, draft: Path, anatomy: ModelAnatomy | None = None
+) -> "PreTrainedConfig":
+    """Write `draft`/config.json: the source's own plus `per_layer_config`, so nothing that transformers does not know
+    is lost, but the names of code that is not taken along. Returns it as it is read again.
+
+    Some hub configs are flat, with the language model's fields beside the vision tower's; what transformers makes of
+    them is written then, since `per_layer_config` belongs to the language model. What names code of the model's own
+    (`auto_map`) is left out, as that code is, and a head that is not the embeddings is not said to be tied to them.
+    `anatomy` is of the source, read from its headers if it is not given.
+    """
+    document: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = load_config(source)
+    text = config.get_text_config(decoder=True)
+    if text is not config and "text_config" not in document:
+        document = config.to_dict()
+    for part in (document, *document.values()):
+        if isinstance(part, dict):
+            part.pop(CODE_KEY, None)
+    place = document.get("text_config", document)
+    anatomy = anatomy or read_anatomy(source)
+    for section in (document, place):
+        if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
+            section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
+    overrides = layer_overrides(plan.sizes, anatomy, family_of(text))
+    if overrides:
+        # transformers takes head_dim from the number of heads otherwise, which is not the same in every layer.
+        place["head_dim"] = anatomy.layers[0].head_dim
+        place["per_layer_config"] = {str(layer): changed for layer, changed in overrides.items()}
+        place["allow_global_per_layer_attribute_access"] = True
+    (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    written = load_config(draft)
+    if (recorded_sizes(written) or anatomy.dense_sizes) != plan.sizes:
+        raise CheckpointError("the config must record the plan's sizes", values=f"{source / 'config.json'}")
+    return written

@@ -1,0 +1,1 @@
+"""The user's conversations and pictures, up to batches."""

@@ -1,0 +1,1 @@
+"""Batches through a decoder, one layer at a time."""

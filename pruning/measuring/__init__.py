@@ -1,0 +1,1 @@
+"""Statistics, importance, evaluation and generation."""

@@ -1,0 +1,42 @@
+"""How much each unit matters: the size of what it adds to the residual stream on calibration data.
+
+score_j = ||W[:, j]||_2 * sqrt(mean over tokens of x_j^2), with x the input of a projection into the stream and W its
+weight: the column form of Wanda's |W| * ||x|| (Sun et al., arXiv 2306.11695), which structured ports (Wanda-sp) sum
+over a column. A channel is one column of the FFN's down projection; a KV group is the columns of all its query heads in
+the attention's output projection, and scores their sum.
+"""
+
+import numpy as np
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray
+from pruning.measuring.statistics import ModelStatistics
+from pruning.planning.ranking import Ranking
+
+
+def channel_scores(statistics: ModelStatistics) -> list[FloatArray]:
+    """Scores [L][W] of every FFN channel, from statistics of kind ACTIVATIONS: what a registered model is ranked by."""
+    return _column_scores(statistics, "down_norm", "ffn_second_moment")
+
+
+def group_scores(statistics: ModelStatistics, anatomy: ModelAnatomy) -> list[FloatArray] | None:
+    """Scores [L][G] of every KV group, from statistics of kind ACTIVATIONS; None if they say nothing of attention."""
+    if not statistics.has_attention:
+        return None
+    columns = _column_scores(statistics, "out_norm", "attention_second_moment")
+    # Query heads stand in the order of their groups.
+    return [
+        scores.reshape(layer.num_kv_groups, -1).sum(axis=1)
+        for layer, scores in zip(anatomy.layers, columns, strict=True)
+    ]
+
+
+def ranking_of(statistics: ModelStatistics, anatomy: ModelAnatomy) -> Ranking:
+    """The ranking that a model with these statistics, of kind ACTIVATIONS, is registered with."""
+    groups = group_scores(statistics, anatomy)
+    return Ranking.from_scores(anatomy, channel_scores(statistics), group_scores=groups)
+
+
+def _column_scores(statistics: ModelStatistics, norm: str, second_moment: str) -> list[FloatArray]:
+    norms, second_moments = statistics.per_layer(norm), statistics.per_layer(second_moment)
+    return [norm * np.sqrt(moment) for norm, moment in zip(norms, second_moments, strict=True)]

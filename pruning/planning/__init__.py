@@ -1,0 +1,1 @@
+"""Plans, targets, limits, prices and rankings: numpy only."""

@@ -1,0 +1,240 @@
+"""`lop search`: what is refused, what is warned of, and a database that goes away half-way."""
+
+import json
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from engines.memo import EvaluateInOrder
+from lop.cli import main
+from lop.workflows.engines import LOCAL_ENGINE, Engine, EngineOptions, EvaluatorRecipe, open_engine
+from lop.workflows.registration import register_model
+from mcts.progress import SearchProgressBar
+from pruning.data.conversations import calibration_id, load_conversations
+from pruning.errors import CheckpointError
+from pruning.measuring.metrics import Metrics
+from storage.records import SearchStatus
+from storage.sql_repository import open_repository
+from tests.postgres import StoppableServer
+from tests.tiny_models import write_conversations
+
+Run = Callable[..., tuple[int, str, str]]
+SEARCH = ("-s", 0.3, "-s", 0.6, "-n", 20, "--num-levels", 6)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path) -> Run:
+    """Run `lop search` on the model "tiny" in a database; returns exit code, stdout, stderr."""
+
+    def call(database: str, *arguments: object) -> tuple[int, str, str]:
+        words = ["lop", "search", "-m", "tiny", "-d", data, "--database", database, *arguments]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_does_not_answer_is_one_line(run: Run, database: str, form: str) -> None:
+    address = form.format(closed_port())
+    code, out, err = run(database, *SEARCH, "--engine", "ray", "--address", address)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: a Ray cluster must answer at its address (got ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("engine", [(), ("--engine", "ray", "--address", "127.0.0.1:9")])
+def test_an_infeasible_target_is_refused_before_anything_is_evaluated_or_asked(
+    run: Run, database: str, engine: tuple[str, ...]
+) -> None:
+    code, out, err = run(database, "-s", 0.3, "-s", 0.9, "--num-levels", 6, *engine)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "target 'sparsity 0.9 (ffn)'" in err
+    assert open_repository(database).count_samples("tiny") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--engine", "ray", "--address", "head"), "HOST:PORT"),
+        (("--address", "auto"), "--engine ray"),
+        (("--actors", 2), "--engine ray"),
+        (("--engine", "ray", "--queue"), "--engine to `lop worker`"),
+        (("--engine", "spark"), "spark"),
+    ],
+)
+def test_engines_that_make_no_sense(run: Run, database: str, arguments: tuple[object, ...], expected: str) -> None:
+    code, out, err = run(database, *SEARCH, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
+def test_few_answers_are_warned_of_and_the_json_stays_clean(run: Run, database: str) -> None:
+    code, out, err = run(database, "-s", 0.3, "-n", 2, "--num-levels", 6, "--conversations", 5, "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "tiny"
+    assert "warning: " in err
+    assert "has 10 answers; below 64" in err
+
+
+def test_a_target_asked_for_twice_is_refused(run: Run, database: str) -> None:
+    code, out, err = run(database, "-s", 0.5, "-s", 0.5)
+    assert (code, out, err) == (2, "", "error: a search has each target once (got sparsity 0.5 again). Give it once\n")
+
+
+def test_validation_is_stored_with_the_search(run: Run, database: str, tmp_path: Path) -> None:
+    held_out = write_conversations(tmp_path / "validation", 5, seed=1)
+    settings = ("-s", 0.3, "-n", 3, "--num-levels", 6, "--json")
+    code, out, err = run(database, *settings)
+    assert code == 0, err
+    alone = json.loads(out)
+    code, out, err = run(database, *settings, "--validation", held_out)
+    assert code == 0, err
+    assert f"{held_out} has 10 answers; below 64" in err.replace("\n", " ")
+    validated = json.loads(out)
+    (metrics,) = validated.pop("validation")
+    assert validated == alone
+    with open_repository(database) as repository:
+        (search,) = repository.list_searches()
+        held_out_id = calibration_id(load_conversations(held_out))
+        assert search.result is not None
+        validation = dict(search.result["validation"])
+        assert Metrics(**validation.pop("dense")).agreement == 1.0
+        assert validation == {"data": held_out.name, "id": held_out_id, "metrics": [metrics]}
+        assert repository.get_calibration(held_out_id).num_answers == 10
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_validation_that_fails_loses_nothing_of_the_search(
+    run: Run, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    held_out = write_conversations(tmp_path / "validation", seed=1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise CheckpointError("the checkpoint's folder must be readable")
+
+    monkeypatch.setattr("lop.workflows.validating.validate", fail)
+    picture = tmp_path / "search.png"
+    arguments = ("-s", 0.3, "-n", 3, "--num-levels", 6, "--validation", held_out, "--plot", picture)
+    code, out, err = run(database, *arguments, *(["--json"] if as_json else []))
+    assert code == 2
+    assert err.endswith("error: the checkpoint's folder must be readable\n")
+    if as_json:
+        assert json.loads(out)["targets"][0]["sparsity"] == 0.3
+        assert "validation" not in json.loads(out)
+    else:
+        assert "sparsity 0.3 (ffn)" in out
+        assert "samples stored" in out
+    assert picture.is_file()
+    with open_repository(database) as repository:
+        assert len(repository.list_search_ids("tiny", SearchStatus.DONE)) == 1
+
+
+def test_validation_runs_on_the_engine_of_the_search(
+    run: Run, database: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_conversations(tmp_path / "validation", seed=1)
+    opened: list[tuple[int, EngineOptions]] = []
+
+    def opening(
+        recipe: EvaluatorRecipe, options: EngineOptions, **_: object
+    ) -> AbstractContextManager[EvaluateInOrder]:
+        opened.append((len(recipe.conversations), options))
+        return open_engine(recipe, LOCAL_ENGINE)
+
+    for module in ("lop.workflows.searching", "lop.workflows.validating"):
+        monkeypatch.setattr(f"{module}.open_engine", opening)
+    engine = ("--engine", "ray", "--actors", 2)
+    code, _, err = run(database, "-s", 0.3, "-n", 3, "--num-levels", 6, "--validation", held_out, *engine)
+    assert code == 0, err
+    options = EngineOptions(Engine.RAY, None, 2)
+    assert opened == [(len(load_conversations(path)), options) for path in (data, held_out)]
+
+
+def test_parallel_leaves_decide_what_is_searched(run: Run, database: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    other.write_bytes(Path(database.removeprefix("sqlite:///")).read_bytes())
+    found = []
+    for url, leaves in ((database, ()), (f"sqlite:///{other}", ("--parallel-leaves", 1))):
+        code, _, err = run(url, *SEARCH, *leaves)
+        assert code == 0, err
+        found.append([sample.widths for sample in open_repository(url).list_samples("tiny")])
+    assert found[0] != found[1]
+
+
+class SqliteFile:
+    """A database file in a folder that can be taken away, as when a share is no longer mounted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._here, self._away = folder / "here", folder / "away"
+        self._here.mkdir()
+        self.url = f"sqlite:///{self._here / 'lop.db'}"
+
+    def stop(self) -> None:
+        self._here.rename(self._away)
+
+    def start(self) -> None:
+        self._away.rename(self._here)
+
+
+@contextmanager
+def sqlite_or_postgres(backend: str, folder: Path) -> "Iterator[SqliteFile | StoppableServer]":
+    if backend == "sqlite":
+        yield SqliteFile(folder)
+        return
+    with StoppableServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("lost_at", [0, 30])
+def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
+    run: Run,
+    database: str,
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    lost_at: int,
+) -> None:
+    code, expected, _ = run(database, *SEARCH, "--json")
+    assert code == 0
+    whole = [(s.widths, s.metrics) for s in open_repository(database).list_samples("tiny")]
+    with sqlite_or_postgres(backend, tmp_path) as store:
+        with open_repository(store.url, create=True) as repository:
+            register_model(repository, "tiny", checkpoint, load_conversations(data))
+
+        def stop(_bar: SearchProgressBar, evaluations: int, *_: object) -> None:
+            if evaluations >= lost_at:
+                store.stop()
+                monkeypatch.undo()
+
+        monkeypatch.setattr(SearchProgressBar, "__call__", stop)
+        code, out, err = run(store.url, *SEARCH, "--json")
+        assert (code, out) == (2, "")
+        (error,) = (line for line in err.splitlines() if "evaluations, best KL" not in line)
+        assert error.startswith("error: the ")
+        store.start()
+        with open_repository(store.url) as repository:
+            left = [(s.widths, s.metrics) for s in repository.list_samples("tiny")]
+        assert left == whole[: len(left)]
+        assert max(lost_at, 21) <= len(left) < len(whole)
+        code, out, err = run(store.url, *SEARCH, "--json")
+        assert (code, out) == (0, expected), err
+        with open_repository(store.url) as repository:
+            assert [(s.widths, s.metrics) for s in repository.list_samples("tiny")] == whole

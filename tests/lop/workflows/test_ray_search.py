@@ -1,0 +1,171 @@
+"""`lop search` on Ray: the samples of a search without it, whoever is killed, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from lop.workflows.searching import search_model
+from mcts.settings import SearchSettings
+from pruning.data.conversations import load_conversations
+from storage.sql_repository import open_repository
+
+ROOT = Path(__file__).parent.parent.parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: the names of Ray's sockets are below it, which have about 100 characters at most."""
+    path = Path(tempfile.mkdtemp(prefix="lop-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A cluster with two CPUs on this machine; nothing of this process has joined it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 * 2**20},
+        )
+        yield cluster
+        cluster.shutdown()
+
+
+def command(database: Path, data: Path, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "lop.cli", "search", "-m", "tiny", "-d", str(data), "-s", "0.3", "-s", "0.6", "-n", "40",
+        "--num-levels", "6", "--json", "--database", f"sqlite:///{database}", *options,
+    ]  # fmt: skip
+
+
+def samples(database: Path) -> list[tuple[object, ...]]:
+    with open_repository(f"sqlite:///{database}") as repository:
+        return [(row.widths, row.metrics, row.source) for row in repository.list_samples("tiny")]
+
+
+def run_until(process: "subprocess.Popen[str]", database: Path, count: int, number: signal.Signals) -> None:
+    """Send a signal once so many samples are stored."""
+    with open_repository(f"sqlite:///{database}") as repository:
+        while repository.count_samples("tiny") < count:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+    process.send_signal(number)
+
+
+def wait_until_unused(folder: Path) -> None:
+    """Until no process has been started with a path below `folder`."""
+    deadline = time.monotonic() + 60
+    while any(str(folder).encode() in _command_line(path) for path in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_killed_on_its_own_ray_and_run_again_on_a_cluster(
+    registered: Path, data: Path, folder: Path, cluster: Cluster
+) -> None:
+    local, remote, runtime = folder / "local.db", folder / "remote.db", folder / "ray"
+    runtime.mkdir()
+    for path in (local, remote):
+        path.write_bytes(registered.read_bytes())
+    settings = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
+    with open_repository(f"sqlite:///{local}") as repository:
+        expected = search_model(repository, "tiny", load_conversations(data), settings, name="data")
+
+    process = subprocess.Popen(
+        command(remote, data, "--engine", "ray", "--actors", "2"),
+        env={**ENVIRONMENT, "RAY_TMPDIR": str(runtime)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    run_until(process, remote, 30, signal.SIGKILL)
+    process.communicate()
+    wait_until_unused(runtime)
+    left = samples(remote)
+    assert left == samples(local)[: len(left)]
+    assert 30 <= len(left) < len(samples(local))
+
+    joining = command(remote, data, "--engine", "ray", "--address", cluster.address)
+    found = subprocess.run(joining, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout)["targets"] == expected.to_dict()["targets"]
+    assert samples(remote) == samples(local)
+    assert cluster.head_node.any_processes_alive()
+    # What was found is replayed without Ray: the cluster may be gone.
+    cluster.shutdown()
+    again = subprocess.run(joining, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert again.stdout == found.stdout
+
+
+def test_a_cluster_that_goes_away_is_one_line(registered: Path, data: Path, folder: Path, cluster: Cluster) -> None:
+    database = folder / "lop.db"
+    database.write_bytes(registered.read_bytes())
+    words = command(database, data)
+    process = subprocess.Popen(
+        [*words, "--engine", "ray", "--address", cluster.address, "--parallel-leaves", "1"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run_until(process, database, 30, signal.SIGCONT)  # which does nothing
+    cluster.shutdown()
+    out, err = process.communicate()
+    # Ray may end the process itself before anything can be raised: another says the line then.
+    assert (process.returncode, out) in [(2, ""), (1, "")], err
+    warned, told = ([line for line in err.splitlines() if line.startswith(word)] for word in ("warning: ", "error: "))
+    assert [line.split(":")[1] for line in warned] == [
+        " 2 actors, but the search has 1 configurations measured at once"
+    ]
+    assert len(told) == 1
+    expected = "the cluster must stay: it went away" if process.returncode == 2 else "this process was ended"
+    assert told[0].startswith(f"error: {expected}")
+    assert told[0].endswith("What was stored is intact; run the same again when the cluster is back, or on another")
+    assert "Traceback" not in err  # Ray itself may have said something
+    left = samples(database)
+    subprocess.run([*words, "--parallel-leaves", "1"], env=ENVIRONMENT, capture_output=True, check=True)
+    assert 30 <= len(left) < len(samples(database))
+    assert samples(database)[: len(left)] == left
+
+
+def test_interrupted_nothing_is_left_and_nothing_else_is_said(registered: Path, data: Path, folder: Path) -> None:
+    database, runtime = folder / "lop.db", folder / "ray"
+    runtime.mkdir()
+    database.write_bytes(registered.read_bytes())
+    words = command(database, data, "--engine", "ray", "--actors", "1")
+    process = subprocess.Popen(
+        [words[0], "-X", "dev", "-W", "error", *words[1:]],
+        # A shell starts what it runs in the background deaf to interrupts, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**ENVIRONMENT, "RAY_TMPDIR": str(runtime)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run_until(process, database, 1, signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    *progress, last = err.splitlines()
+    assert last == "error: interrupted; what was stored is intact, run the same command again to go on"
+    assert [line for line in progress if "evaluations, best KL" not in line] == []
+    wait_until_unused(runtime)
+    assert list(runtime.iterdir()) == []

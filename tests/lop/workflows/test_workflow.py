@@ -1,0 +1,90 @@
+"""From a queued search to a predicted plan, and the demo, with everything real but the model's size."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lop.workflows.demo import DemoSettings, run_demo
+from lop.workflows.demo_picture import demo_shares, draw_demo
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.loading import load_pruned
+from pruning.data.conversations import calibration_id, load_conversations
+from pruning.errors import InputError
+from pruning.planning.target import Scope
+from storage.sql_repository import open_repository
+from tests.tiny_models import save_tiny_checkpoint, write_conversations
+
+
+def lop(database: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", "lop.cli", *map(str, arguments), "--database", database]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+
+
+def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Path, tmp_path: Path) -> None:
+    options = ("-s", 0.3, "-s", 0.6, "-n", 30, "--num-levels", 6, "--conversations", 4)
+    queued = json.loads(lop(database, "search", "-m", "tiny", "-d", data, *options, "--queue", "--json"))
+    assert queued["status"] == "queued"
+    lop(database, "worker", "--once", "--poll-seconds", 1)
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert (row["id"], row["status"], row["error"]) == (queued["search"], "done", None)
+    plan = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.45, "--json"))
+    assert plan["method"] == "lop"
+    assert plan["provenance"]["predictor"] == row["predictor"]
+    assert 0.45 <= plan["achieved"]["sparsity"]["ffn"] < 0.45 + 8 / (4 * 48)
+    low, high = plan["predicted"]["interval"]
+    assert low <= plan["predicted"]["quality"] <= high
+    uniform = lop(database, "plan", "-m", "tiny", "-s", 0.45, "--method", "uniform")
+    assert re.search(r"predicted KL to dense: \d\.\d{4} \(\d\.\d{4} to \d+\.\d{4}\) \(calibration data\)", uniform)
+    assert re.search(r"predicted agreement with the dense model: \d+\.\d% \(\d+\.\d% to \d+\.\d%\)", uniform)
+    # The tiny model was never trained: it gives no answer exactly, and exact match says nothing.
+    assert plan["predicted"].keys() == {"quality", "interval", "metric", "agreement", "agreement_interval"}
+    assert "exact match" not in uniform
+    searched = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.6, "--method", "mcts", "--json"))
+    assert searched["provenance"]["calibration"] == calibration_id(load_conversations(data)[:4])
+    # Trained again on the same samples: the same predictor, and the same plan.
+    again = json.loads(lop(database, "train", "-m", "tiny", "--num-levels", 6, "--out", tmp_path / "p", "--json"))
+    assert again["predictor"] == row["predictor"]
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"model.safetensors", "predictor.json"}
+    assert json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.45, "--json")) == plan
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        lop(database, "train", "-m", "tiny", "--num-levels", 5)
+    assert "--num-levels" in caught.value.stderr
+
+
+def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    save_tiny_checkpoint(reference / "model", ffn_width=64)
+    for split in ("calibration", "validation"):
+        path = write_conversations(reference / "data", 8)
+        path.rename(reference / "data" / f"{split}.json")
+    settings = DemoSettings(evaluations=25, calibration=4)
+    result, plans = run_demo(reference, tmp_path / "out", settings)
+    assert result.samples == open_repository(f"sqlite:///{tmp_path / 'out' / 'lop.db'}").count_samples("reference")
+    assert result.achieved_sparsity == plans["lop"].achieved.sparsity[Scope.FFN]
+    assert 0.5 <= result.achieved_sparsity < 0.5 + 8 / (4 * 64)
+    assert plans["lop"].method == "lop"
+    assert json.loads(result.to_json()).keys() == {
+        "dense_accuracy", "uniform_accuracy", "lop_accuracy", "uniform_agreement", "lop_agreement", "target_sparsity",
+        "achieved_sparsity", "plan_latency_ms", "samples", "seconds",
+    }  # fmt: skip
+    for name, plan in plans.items():
+        view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
+        assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
+    assert 0.0 < result.uniform_agreement <= 1.0
+    assert 0.0 < result.lop_agreement <= 1.0
+    assert set(demo_shares(result)) == {"agreement with dense"}
+    exact = replace(result, dense_accuracy=0.9, uniform_accuracy=0.2, lop_accuracy=0.5)
+    assert set(demo_shares(exact)) == {"exact match", "agreement with dense"}
+    agreeing = replace(result, uniform_agreement=0.5, lop_agreement=0.75)
+    assert (agreeing.dense_accuracy, agreeing.recovered) == (0.0, 0.5)
+    assert exact.recovered == pytest.approx(3 / 7)
+    draw_demo(exact, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "exact.png")
+    draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="left out"):
+        run_demo(reference, tmp_path / "out", DemoSettings(target=0.3, searched=(0.3,)))

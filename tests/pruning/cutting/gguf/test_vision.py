@@ -1,0 +1,176 @@
+"""The vision part as an mmproj file: keys, tensors, and towers that are refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from pruning.cutting.gguf.export import GgufExport, export_gguf
+from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.errors import CheckpointError, UnsupportedModelError
+from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
+from tests.tiny_models.builders import clip_tower, siglip_tower
+
+
+def save_llava(folder: Path, tower: str = "clip", **changed: Any) -> Path:
+    """A LLaVA with a tower of two blocks of width 16 that looks at 2 x 2 patches."""
+    torch.manual_seed(0)
+    settings = {
+        "vision_config": {"clip": clip_tower, "siglip": siglip_tower}[tower](),
+        "text_config": text.llama(),
+        "image_token_index": 3,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+        **changed,
+    }
+    LlavaForConditionalGeneration(LlavaConfig(**settings)).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def export(folder: Path, out: Path, **options: Any) -> tuple[GgufExport, dict[str, Any], dict[str, np.ndarray]]:
+    """The export, the mmproj file's metadata, and its tensors as float32 in PyTorch's shape."""
+    made = export_gguf(folder, out / "a.gguf", mmproj=out / "b.gguf", tensor_type=TensorType.F32, **options)
+    reader = GGUFReader(out / "b.gguf")
+    tensors = {x.name: x.data.reshape([int(n) for n in reversed(x.shape)]) for x in reader.tensors}
+    return made, {name: field.contents() for name, field in reader.fields.items()}, tensors
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """What is not the language model's, names without prefixes."""
+    found = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for prefix in ("vision_tower.vision_model.", "vision_tower.", "multi_modal_projector."):
+            if prefix in name:
+                found[name.rpartition(prefix)[2]] = tensor.numpy()
+                break
+    return found
+
+
+def test_keys_and_tensors_of_a_clip_tower(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    made, fields, tensors = export(folder, tmp_path, class_token=ClassToken.FIRST)
+    source = weights(folder)
+    assert fields["general.architecture"] == "clip"
+    assert fields["clip.has_vision_encoder"] is True
+    assert fields["clip.projector_type"] == "mlp"
+    assert fields["clip.use_gelu"] is False  # CLIP's quick GELU is what is assumed
+    assert (fields["clip.vision.image_size"], fields["clip.vision.patch_size"]) == (32, 16)
+    assert (fields["clip.vision.embedding_length"], fields["clip.vision.feed_forward_length"]) == (16, 32)
+    assert (fields["clip.vision.block_count"], fields["clip.vision.feature_layer"]) == (1, [1])
+    assert fields["clip.vision.projection_dim"] == 32
+    assert fields["clip.vision.attention.head_count"] == 2
+    assert fields["clip.vision.image_mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert np.array_equal(tensors["v.patch_embd.weight"], source["embeddings.patch_embedding.weight"])
+    assert np.array_equal(tensors["v.class_embd"], source["embeddings.class_embedding"])
+    assert np.array_equal(tensors["v.position_embd.weight"], source["embeddings.position_embedding.weight"])
+    assert np.array_equal(tensors["v.pre_ln.bias"], source["pre_layrnorm.bias"])
+    assert np.array_equal(tensors["v.blk.0.ffn_up.weight"], source["encoder.layers.0.mlp.fc1.weight"])
+    assert np.array_equal(tensors["v.blk.0.ffn_down.bias"], source["encoder.layers.0.mlp.fc2.bias"])
+    assert np.array_equal(tensors["v.blk.0.attn_out.weight"], source["encoder.layers.0.self_attn.out_proj.weight"])
+    assert np.array_equal(tensors["mm.0.weight"], source["linear_1.weight"])
+    assert np.array_equal(tensors["mm.2.bias"], source["linear_2.bias"])
+    assert not [name for name in tensors if name.startswith(("v.blk.1.", "v.post_ln"))]
+    assert made.mmproj_bytes == (tmp_path / "b.gguf").stat().st_size
+    assert any("class token first" in note for note in made.notes)
+
+
+def test_positions_for_releases_that_put_the_class_token_last(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    made, _, tensors = export(folder, tmp_path)
+    positions = weights(folder)["embeddings.position_embedding.weight"]
+    assert np.array_equal(tensors["v.position_embd.weight"], np.concatenate([positions[1:], positions[:1]]))
+    assert any("#25814" in note and "--class-token first" in note for note in made.notes)
+
+
+def test_a_siglip_tower(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m", "siglip", vision_feature_layer=-1)
+    made, fields, tensors = export(folder, tmp_path)
+    source = weights(folder)
+    assert fields["clip.use_gelu"] is True
+    assert (fields["clip.vision.block_count"], fields["clip.vision.feature_layer"]) == (2, [2])
+    assert np.array_equal(tensors["v.patch_embd.bias"], source["embeddings.patch_embedding.bias"])
+    assert np.array_equal(tensors["v.position_embd.weight"], source["embeddings.position_embedding.weight"])
+    assert not {"v.class_embd", "v.pre_ln.weight", "v.post_ln.weight"} & set(tensors)
+    assert not any("#25814" in note for note in made.notes)
+
+
+def test_a_projector_without_biases_gets_zeros(tmp_path: Path) -> None:
+    _, _, tensors = export(save_llava(tmp_path / "m", multimodal_projector_bias=False), tmp_path)
+    assert not tensors["mm.0.bias"].any()
+    assert not tensors["mm.2.bias"].any()
+    assert tensors["mm.0.bias"].shape == tensors["mm.2.bias"].shape == (32,)
+
+
+def test_matrices_have_the_asked_type_and_what_is_added_is_f32(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    export_gguf(folder, tmp_path / "a.gguf", mmproj=tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "b.gguf").tensors}
+    assert kinds["v.blk.0.ffn_down.weight"] == "Q8_0"  # rows of 32
+    assert kinds["v.blk.0.ffn_up.weight"] == "F16"  # rows of 16
+    assert {kinds[name] for name in ("v.patch_embd.weight", "v.position_embd.weight", "v.class_embd")} == {"F32"}
+
+
+@pytest.mark.parametrize(
+    ("tower", "changed", "reason"),
+    [
+        ("clip", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy='full'"),
+        ("siglip", {"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy='default'"),
+        ("clip", {"projector_hidden_act": "relu"}, "projector_hidden_act='relu'"),
+        ("clip", {"vision_feature_layer": [-1, -2]}, "ascending order"),
+        ("clip", {"vision_feature_layer": 0}, "ascending order"),
+    ],
+)
+def test_what_mtmd_would_compute_otherwise(tmp_path: Path, tower: str, changed: dict[str, Any], reason: str) -> None:
+    folder = save_llava(tmp_path / "m", tower, **changed)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("llava-next", "llava_next.*newline"),
+        ("llava-onevision", "llava_onevision.*tiles"),
+        ("internvl-qwen2", "internvl"),
+    ],
+)
+def test_other_ways_of_seeing_by_name(tmp_path: Path, family: str, reason: str) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", family)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+
+
+def test_an_activation_that_mtmd_has_not(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "relu"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="'relu'"):
+        export(folder, tmp_path)
+
+
+def test_a_processor_of_another_size(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    processor = tiny_processor()
+    processor.image_processor.size = {"height": 64, "width": 64}
+    processor.save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match=r"sides \[64\]"):
+        export(folder, tmp_path)
+
+
+def test_a_missing_tensor(tmp_path: Path) -> None:
+    folder = save_llava(tmp_path / "m")
+    content = load_file(folder / "model.safetensors")
+    gone = next(name for name in content if name.endswith("encoder.layers.0.layer_norm2.bias"))
+    del content[gone]
+    save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no encoder\.layers\.0\.layer_norm2\.bias"):
+        export(folder, tmp_path)

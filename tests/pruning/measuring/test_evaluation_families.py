@@ -1,0 +1,162 @@
+"""The evaluator against real cuts: every family, both attention implementations, bfloat16, and several threads."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoints.loading import load_model
+from pruning.cutting.surgery import cut_model
+from pruning.data.batches import Batch, make_batches
+from pruning.data.conversations import Conversation
+from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.measuring.metrics import Metrics
+from pruning.planning.ranking import Ranking
+from tests.pruning.cut_models import WIDTHS, random_ranking
+from tests.pruning.forward.test_compensation import compensating_ranking
+from tests.tiny_models import (
+    BUILDERS,
+    IMAGE_FAMILIES,
+    TEXT_TEMPLATE,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+    with_pictures,
+)
+
+# Gemma 2's soft caps are inside its attention, which PyTorch's own knows nothing of.
+SDPA = [family for family in BUILDERS if family not in ("gemma2", "paligemma2")]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def save_lively_model(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A model whose layers do much more than pass on what they get, so that no difference hides behind the residual."""
+    model = tiny_model(family)
+    for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
+        for linear in module.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=0.2)
+                if linear.bias is not None:
+                    nn.init.normal_(linear.bias, std=0.2)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+def batches_for(family: str, conversations: list[Conversation], *, batch_size: int = 4) -> list[Batch]:
+    """Padded batches; with images, if the family sees, as its vision tower takes them."""
+    if family in IMAGE_FAMILIES:
+        batches = make_batches(conversations, tiny_processor(), batch_size=batch_size)
+        return [with_pictures(family, batch) for batch in batches]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEXT_TEMPLATE
+    return make_batches([replace(c, image=None) for c in conversations], tokenizer, batch_size=batch_size)
+
+
+def cut_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
+    """Metrics of `WIDTHS` by really cutting the model in `folder`."""
+    cut = load_model(folder, **kwargs)
+    cut_model(cut, read_anatomy(folder).sizes_with(WIDTHS), ranking)
+    return evaluate_model(cut, batches, load_model(folder, **kwargs))
+
+
+def sliced_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
+    """Metrics of `WIDTHS` by the evaluator, from a cached prefix where there is one."""
+    evaluator = ConfigurationEvaluator(load_model(folder, **kwargs), batches, ranking)
+    evaluator.evaluate([*WIDTHS[:2], 16, 48])
+    return evaluator.evaluate(WIDTHS)
+
+
+def assert_equal(sliced: Metrics, real: Metrics, *, rel: float = 1e-3) -> None:
+    assert real.kl > 0.05
+    assert sliced.kl == pytest.approx(real.kl, rel=rel)
+    assert sliced.nll == pytest.approx(real.nll, rel=rel)
+    assert sliced.agreement == pytest.approx(real.agreement, abs=1.5 / real.num_tokens)  # one near tie
+    assert (sliced.accuracy, sliced.num_tokens, sliced.num_answers) == (
+        real.accuracy,
+        real.num_tokens,
+        real.num_answers,
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [(family, "sdpa") for family in SDPA] + [(f, "eager") for f in BUILDERS]
+)
+def test_slices_equal_cuts(family: str, attention: str, conversations: list[Conversation], tmp_path: Path) -> None:
+    folder = save_lively_model(tmp_path, family)
+    batches = batches_for(family, conversations)
+    ranking = random_ranking(read_anatomy(folder))
+    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
+    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention))
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_slices_equal_cuts_with_biases_that_compensate(
+    family: str, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    folder = save_lively_model(tmp_path, family)
+    batches = batches_for(family, conversations)
+    ranking = compensating_ranking(read_anatomy(folder))
+    assert_equal(sliced_metrics(folder, batches, ranking), cut_metrics(folder, batches, ranking))
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "sdpa") for family in SDPA), ("llava-llama", "eager"), ("gemma2", "eager")]
+)
+def test_slices_equal_cuts_in_bfloat16(
+    family: str, attention: str, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    folder = save_lively_model(tmp_path, family, torch.bfloat16)
+    batches = batches_for(family, conversations)
+    ranking = random_ranking(read_anatomy(folder))
+    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
+    # Slices add channels up in the ranking's order, cuts in their own: rounding may differ where it is coarse.
+    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention), rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llava-llama", "llava-mistral-window", "qwen2.5-vl"])
+def test_two_threads_give_the_bits_of_one(
+    family: str, dtype: torch.dtype, conversations: list[Conversation], tmp_path: Path, two_threads: None
+) -> None:
+    folder = save_lively_model(tmp_path, family, dtype)
+    batches = batches_for(family, conversations, batch_size=2)
+    assert len(batches) == 3
+    ranking = random_ranking(read_anatomy(folder))
+    configurations = [tuple(WIDTHS), (16, 8, 8, 8), (48, 8, 48, 40), tuple(WIDTHS)]
+    two = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
+    torch.set_num_threads(1)
+    one = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
+    assert two == one
+    assert one[0].kl > 0.05
+
+
+@pytest.mark.parametrize("family", SDPA)
+def test_no_padding_is_computed(family: str, conversations: list[Conversation]) -> None:
+    """Every family's layers take sequences side by side, but for attention that is not PyTorch's own."""
+    model = tiny_model(family)
+    batches = batches_for(family, conversations)
+    real = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert real < sum(batch.inputs["attention_mask"].numel() for batch in batches)
+    evaluator = ConfigurationEvaluator(model, batches, random_ranking(anatomy_of(model)))
+    tokens = [0] * len(evaluator.dense_widths)
+    for index, layer in enumerate(decoder_view(model).layers):
+
+        def count(_: nn.Module, args: tuple[torch.Tensor], index: int = index) -> None:
+            tokens[index] += args[0].shape[:2].numel()
+
+        layer.register_forward_pre_hook(count)
+    evaluator.evaluate(WIDTHS)
+    assert all(0 < count < real for count in tokens)  # the last token of an answer is predicted, not fed

@@ -1,0 +1,99 @@
+"""A made-up model whose KL is a formula: layers of different sensitivity, neighbours that add to it."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.measuring.metrics import Metrics
+from pruning.planning.levels import Configuration, LevelGrid
+from storage.records import Sample
+
+
+def anatomy_of(
+    widths: Sequence[int], per_channel: Sequence[int] | None = None, fingerprint: str = "f" * 64
+) -> ModelAnatomy:
+    """Layers of `widths` [L], each channel of layer l worth `per_channel` [L] parameters (default 12)."""
+    layers = tuple(
+        DecoderLayer(
+            index=i,
+            ffn_width=w,
+            num_heads=4,
+            num_kv_groups=2,
+            head_dim=4,
+            ffn_parameters_per_channel=per_channel[i] if per_channel else 12,
+            parameters=w * 12 + 100,
+        )
+        for i, w in enumerate(widths)
+    )
+    return ModelAnatomy(
+        model_type="llava",
+        text_model_type="llama",
+        hidden_size=4,
+        vocab_size=32,
+        layers=layers,
+        total_parameters=sum(x.parameters for x in layers) + 1000,
+        dtype="F32",
+        fingerprint=fingerprint,
+    )
+
+
+def true_kl(anatomy: ModelAnatomy, widths: Sequence[int]) -> float:
+    """KL in nats of FFN widths [L]: the formula."""
+    p = [1.0 - w / x.ffn_width for w, x in zip(widths, anatomy.layers, strict=True)]
+    own = [0.01 * math.exp(2.0 * math.sin(2.4 * i)) * q**2 for i, q in enumerate(p)]
+    pairs = [math.sqrt(a * b) * q * r for a, b, q, r in zip(own, own[1:], p, p[1:], strict=False)]
+    return (sum(own) + 3.0 * sum(pairs)) * math.exp(sum(p) / len(p))
+
+
+def sample(anatomy: ModelAnatomy, widths: Sequence[int], kl: float | None = None) -> Sample:
+    value = true_kl(anatomy, widths) if kl is None else kl
+    metrics = Metrics(kl=value, nll=1.0 + value, accuracy=0.5, num_tokens=100, num_answers=50)
+    return Sample("m", "r" * 64, "c" * 64, tuple(widths), metrics, 0.1, "test")
+
+
+def with_shares(samples: Sequence[Sample], *, accuracy: float) -> list[Sample]:
+    """`samples` with an agreement that falls with their KL, and an exact match that falls from `accuracy`."""
+    return [
+        replace(s, metrics=replace(s.metrics, accuracy=accuracy * share**3, agreement=share))
+        for s in samples
+        for share in [math.exp(-2.0 * s.metrics.kl)]
+    ]
+
+
+def samples_of(
+    anatomy: ModelAnatomy, grid: LevelGrid, *, targets: Sequence[float] = (0.3, 0.45, 0.6), evaluations: int = 30
+) -> list[Sample]:
+    """One-layer scans, and for each target sparsity the configurations that a small random search looks at."""
+    dense = tuple(row[-1] for row in grid.widths)
+    seen: dict[tuple[int, ...], float] = {}
+    for layer, row in enumerate(grid.widths):
+        for width in row[:-1]:
+            widths: tuple[int, ...] = (*dense[:layer], width, *dense[layer + 1 :])
+            seen[widths] = true_kl(anatomy, widths)
+    rng = random.Random(0)
+    for target in targets:
+        budget = int((1.0 - target) * anatomy.ffn_parameters)
+        found: dict[Configuration, float] = {}
+        for _ in range(20 * evaluations):  # a small grid may not hold so many
+            if len(found) == evaluations:
+                break
+            start = min(found, key=lambda c: found[c]) if found else (grid.num_levels,) * grid.num_layers
+            levels: list[int] = list(start)
+            for _ in range(2):
+                levels[rng.randrange(len(levels))] = rng.randint(1, grid.num_levels)
+            while grid.cost(tuple(levels)) > budget:
+                layer = rng.randrange(len(levels))
+                levels[layer] = max(1, levels[layer] - 1)
+            for layer in rng.sample(range(len(levels)), len(levels)):
+                while levels[layer] < grid.num_levels:
+                    step = grid.costs[layer][levels[layer]] - grid.costs[layer][levels[layer] - 1]
+                    if grid.cost(tuple(levels)) + step > budget:
+                        break
+                    levels[layer] += 1
+            found[tuple(levels)] = true_kl(anatomy, grid.widths_of(tuple(levels)))
+        for configuration, kl in found.items():
+            seen[tuple(grid.widths_of(configuration))] = kl
+    return [sample(anatomy, widths, kl) for widths, kl in seen.items()]

@@ -1,0 +1,77 @@
+"""What the predictor knows of a model, worked out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.levels import LevelGrid
+from tests.values.landscape import anatomy_of, sample
+from values.encoding import KL_FLOOR_NATS, Encoding, encode, log_kl
+
+
+def small() -> tuple[LevelGrid, Encoding]:
+    """Three layers of two levels below dense; the first scanned at one level, the second at both, the third never."""
+    anatomy = anatomy_of([30, 30, 60])
+    grid = LevelGrid.build(anatomy, num_levels=3, round_to=10)
+    scans = [sample(anatomy, [10, 30, 60], 0.5), sample(anatomy, [30, 10, 60], 0.2), sample(anatomy, [30, 20, 60], 0.1)]
+    return grid, encode(anatomy, grid, scans)
+
+
+def test_log_kl_is_finite_at_zero_and_below() -> None:
+    assert log_kl(0.0) == log_kl(-1e-5) == math.log(KL_FLOOR_NATS)
+    assert log_kl(0.5) == pytest.approx(math.log(0.5), abs=1e-5)
+
+
+def test_sensitivities_are_read_from_one_layer_samples_and_gaps_are_filled() -> None:
+    _, encoding = small()
+    first = [log_kl(0.5), log_kl(0.5) + log_kl(0.1) - log_kl(0.2)]  # falls like the second
+    second = [log_kl(0.2), log_kl(0.1)]
+    third = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(encoding.log_sensitivity, [first, second, third])
+    assert encoding.features[:, -2:].tolist() == [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+def test_shape_features() -> None:
+    _, encoding = small()
+    assert encoding.features[:, 0].tolist() == [0.0, 0.5, 1.0]
+    assert encoding.features[:, 1].tolist() == [0.75, 0.75, 1.5]  # 3 x 30 / 120, 3 x 60 / 120
+    assert encoding.features[:, 2].tolist() == [0.75, 0.75, 1.5]
+
+
+def test_no_scan_at_all_still_gives_a_falling_curve() -> None:
+    anatomy = anatomy_of([64, 64])
+    grid = LevelGrid.build(anatomy, num_levels=4, round_to=8)
+    encoding = encode(anatomy, grid, [sample(anatomy, [32, 32], 0.08)])
+    scale = log_kl(0.08) - math.log(2)
+    expected = [scale + 2 * math.log(p) for p in (0.75, 0.5, 0.25)]
+    np.testing.assert_allclose(encoding.log_sensitivity, [expected] * 2)
+
+
+def test_fractions_and_shares() -> None:
+    _, encoding = small()
+    np.testing.assert_allclose(encoding.kept_fractions([[15, 30, 15]]), [[0.5, 1.0, 0.25]])
+    np.testing.assert_allclose(encoding.parameter_shares, [0.25, 0.25, 0.5])
+
+
+def test_statistics_tell_layers_apart_and_are_zero_where_there_are_none() -> None:
+    anatomy = anatomy_of([64, 64, 64])
+    grid = LevelGrid.build(anatomy, num_levels=4, round_to=8)
+    assert not encode(anatomy, grid, []).features[:, 3:5].any()
+    arrays = {"block_influence": np.array([0.1, 0.01, 0.001])}
+    for layer, scale in enumerate((1.0, 10.0, 100.0)):
+        arrays |= {f"layers.{layer}.ffn_variance": np.full(64, scale), f"layers.{layer}.down_norm": np.ones(64)}
+    statistics = ModelStatistics(StatisticsKind.ACTIVATIONS, anatomy.fingerprint, arrays)
+    features = encode(anatomy, grid, [], statistics).features[:, 3:5]
+    np.testing.assert_allclose(features[:, 0], -features[:, 1], atol=1e-9)  # both in even steps of a logarithm
+    np.testing.assert_allclose(features[:, 1], [-math.sqrt(1.5), 0.0, math.sqrt(1.5)], rtol=1e-2, atol=1e-9)
+
+
+def test_json_round_trip_is_exact() -> None:
+    grid, encoding = small()
+    copy = Encoding.from_dict(json.loads(json.dumps(encoding.to_dict())))
+    assert copy.grid == grid
+    assert np.array_equal(copy.features, encoding.features)
+    assert np.array_equal(copy.log_sensitivity, encoding.log_sensitivity)

@@ -1,0 +1,150 @@
+"""What the values see in a configuration without any sample of it but the one-layer scan.
+
+The terms of the regression, their sum with given weights, and the coordinates of the process; see `values.values`
+for the formula and the letters.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.arrays import FloatArray, IntArray
+from values.encoding import KL_FLOOR_NATS, Encoding
+
+Float32Array = NDArray[np.float32]
+
+LEVEL_DISTANCE = 0.5
+"""Distance between the two ends of a layer's range of kept fractions, in correlation lengths."""
+
+SENSITIVITY_DISTANCE = 1.0
+"""Distance between the largest and the least one-layer sensitivity of the model on a logarithmic scale."""
+
+
+class Basis:
+    """Own KL, terms and coordinates of the kept fractions of one model."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.knots = np.asarray(encoding.grid.widths, dtype=np.float64)
+        self.knots /= self.knots[:, -1:]
+        self.log_sensitivity = encoding.log_sensitivity
+        self.shares = encoding.parameter_shares
+        self.pairs = np.triu_indices(len(self.knots), k=1)
+        self.coordinates = self._coordinates()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.knots)
+
+    def own_kl(self, fractions: FloatArray) -> FloatArray:
+        """The KL in nats of pruning each layer alone, [B, L].
+
+        Log-linear in the kept fraction between levels, linear from the last level below dense to 0; below level 1
+        the slope is kept.
+        """
+        segment, weight = self._segments(fractions)  # the weight is below 0 under level 1
+        layers, last = np.arange(self.num_layers), self.knots.shape[1] - 2
+        low = self.log_sensitivity[layers, segment]
+        high = self.log_sensitivity[layers, np.minimum(segment + 1, last)]
+        inside = np.exp(np.minimum(low + (high - low) * weight, 12.0))
+        own: FloatArray = np.where(segment == last, np.exp(low) * (1.0 - weight), inside)
+        return own
+
+    @staticmethod
+    def base(own: FloatArray) -> FloatArray:
+        """[B] log KL if the layers' own KL [B, L] simply added up."""
+        base: FloatArray = np.log(own.sum(axis=1) + KL_FLOOR_NATS)
+        return base
+
+    def fade(self, fractions: FloatArray) -> FloatArray:
+        """[B] 1, and less only within one level of one layer from the dense model."""
+        fade: FloatArray = np.minimum((1.0 - fractions).sum(axis=1) * self.knots.shape[1], 1.0)
+        return fade
+
+    def terms(self, fractions: FloatArray, own: FloatArray) -> FloatArray:
+        """phi [B, J], as fits need them: what one layer, two neighbours or any two layers contribute beyond adding up.
+
+        In removed fractions p and in parts r of the summed own KL. The factors are prior scales: the penalty is the
+        same for all weights, and effects that many layers share are the likelier ones.
+        """
+        p = 1.0 - fractions
+        total = own.sum(axis=1, keepdims=True) + KL_FLOOR_NATS
+        r = own / total
+        q = np.sqrt(r)
+        mean, log_total = p.mean(axis=1, keepdims=True), 0.2 * np.log(total)
+        i, j = self.pairs
+        pair_p, pair_q = p[:, i] * p[:, j], q[:, i] * q[:, j]
+        whole = [np.ones_like(mean), mean, mean**2, log_total, log_total**2, log_total * mean]
+        layerwise = [0.3 * p, 0.3 * p**2, 0.3 * r, 0.3 * q]
+        neighbours = [0.5 * q[:, :-1] * q[:, 1:], 0.5 * p[:, :-1] * p[:, 1:]]
+        return np.concatenate([*whole, *layerwise, *neighbours, 0.3 * pair_p, 0.5 * pair_p * pair_q], axis=1)
+
+    def places(self, fractions: FloatArray) -> Float32Array:
+        """c [B, L]: where the process sees `fractions` [B, L], linear between levels and beyond them."""
+        segment, weight = self._segments(fractions)
+        layers = np.arange(self.num_layers)
+        left, right = self.coordinates[layers, segment], self.coordinates[layers, segment + 1]
+        places: Float32Array = (left + (right - left) * weight).astype(np.float32)
+        return places
+
+    def _segments(self, fractions: FloatArray) -> tuple[IntArray, FloatArray]:
+        """[B, L] twice: the level below `fractions` [B, L] counted from 0, and how far on they are to the next one."""
+        layers = np.arange(self.num_layers)
+        below = (fractions[:, :, None] > self.knots).sum(axis=2)
+        segment = np.clip(below - 1, 0, self.knots.shape[1] - 2)
+        left, right = self.knots[layers, segment], self.knots[layers, segment + 1]
+        return segment, (fractions - left) / (right - left)
+
+    def _coordinates(self) -> FloatArray:
+        """c [L, K] at the levels: the length walked from level 1, whatever direction sensitivity takes."""
+        # The dense level has no sensitivity: it lies as far below the last one as that below the one before.
+        logs = np.concatenate([self.log_sensitivity, self.log_sensitivity[:, -1:]], axis=1)
+        if logs.shape[1] > 2:
+            logs[:, -1] += np.minimum(logs[:, -2] - logs[:, -3], 0.0)
+        spread = float(logs.max() - logs.min()) or 1.0
+        steps = SENSITIVITY_DISTANCE * np.abs(np.diff(logs, axis=1)) / spread
+        steps += LEVEL_DISTANCE * np.diff(self.knots, axis=1)
+        return np.concatenate([np.zeros((self.num_layers, 1)), steps.cumsum(axis=1)], axis=1)
+
+
+NUM_WHOLE = 6
+"""Terms of `Basis.terms` that belong to no layer."""
+
+
+class Regression:
+    """w . phi(x) [B] without writing phi out, whose pairs are a thousand numbers at 32 layers.
+
+    With x = (p, q, p q), of every layer: a quadratic form x^T A x + b^T x, and what belongs to no layer.
+
+    Args:
+        readout: w [J], in the order of `Basis.terms`.
+        num_layers: L.
+    """
+
+    def __init__(self, readout: FloatArray, num_layers: int) -> None:
+        L = num_layers
+        layers, neighbours = np.arange(L), np.arange(L - 1)
+        pairs = np.triu_indices(L, k=1)
+        sizes = [NUM_WHOLE, L, L, L, L, L - 1, L - 1, len(pairs[0]), len(pairs[0])]
+        whole, p, p_squared, r, q, next_q, next_p, pair_p, pair_pq = np.split(readout, np.cumsum(sizes)[:-1])
+        of_p, of_q, of_pq = np.zeros((3, L, L))
+        of_p[layers, layers], of_q[layers, layers] = 0.3 * p_squared, 0.3 * r  # r is q^2
+        of_p[neighbours, neighbours + 1], of_q[neighbours, neighbours + 1] = 0.5 * next_p, 0.5 * next_q
+        of_p[pairs] += 0.3 * pair_p
+        of_pq[pairs] = 0.5 * pair_pq
+        self._whole = whole
+        self._linear = np.concatenate([0.3 * p, 0.3 * q, np.zeros(L)])
+        self._quadratic = np.zeros((3 * L, 3 * L))
+        for place, block in enumerate((of_p, of_q, of_pq)):
+            rows = slice(place * L, (place + 1) * L)
+            self._quadratic[rows, rows] = block
+
+    def __call__(self, fractions: FloatArray, own: FloatArray) -> FloatArray:
+        """[B] of kept fractions [B, L] and what layers lose on their own [B, L]: `Basis.terms` times w."""
+        p = 1.0 - fractions
+        total = own.sum(axis=1) + KL_FLOOR_NATS
+        q = np.sqrt(own / total[:, None])
+        mean, log_total = p.mean(axis=1), 0.2 * np.log(total)
+        w = self._whole
+        x = np.concatenate([p, q, p * q], axis=1)
+        found: FloatArray = np.einsum("bi,bi->b", x @ self._quadratic + self._linear, x)
+        found += w[0] + mean * (w[1] + w[2] * mean + w[5] * log_total) + log_total * (w[3] + w[4] * log_total)
+        return found

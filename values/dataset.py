@@ -1,0 +1,160 @@
+"""Stored samples as training examples: every sample teaches the values, those near the frontier teach the policy.
+
+Letters: N samples, L decoder layers.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
+from pruning.errors import InputError
+from pruning.planning.levels import LevelGrid
+from storage.records import Sample
+from values.encoding import Encoding, log_kl, pruned_layers
+
+MIN_SAMPLES = 64
+MIN_SEARCHED_SAMPLES = 20
+"""Samples that prune two layers or more. A 90% interval from held-out residuals needs 19 of them at least."""
+
+FRONTIER_BANDWIDTH = 0.03
+"""Retention within which samples count as neighbours: 3 of the 96 level steps of 12 layers of 8 levels."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Samples as arrays, in an order that does not depend on the order they were stored in.
+
+    Attributes:
+        fractions: [N, L] kept fraction of each layer.
+        log_kl: [N] log KL in nats.
+        accuracy: [N] exact match on the calibration answers.
+        agreement: [N] with the dense model on answer tokens; NaN in samples from before it was measured.
+        retention: [N] FFN parameters kept, as a fraction.
+        gap: [N] log KL above the frontier, 0 at the best known configurations.
+        searched: bool [N] prunes two layers or more.
+        levels: [N, L] 0-based levels, -1 where the widths are not on the grid.
+    """
+
+    fractions: FloatArray
+    log_kl: FloatArray
+    accuracy: FloatArray
+    agreement: FloatArray
+    retention: FloatArray
+    gap: FloatArray
+    searched: NDArray[np.bool_]
+    levels: IntArray
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.log_kl)
+
+    @property
+    def searched_range(self) -> tuple[float, float]:
+        """The least and the greatest retention that was searched."""
+        retention = self.retention[self.searched]
+        return float(retention.min()), float(retention.max())
+
+    @property
+    def on_grid(self) -> NDArray[np.bool_]:
+        """bool [N]: can be decoded by the policy."""
+        on_grid: NDArray[np.bool_] = np.all(self.levels >= 0, axis=1)
+        return on_grid
+
+    @property
+    def exact_match_tells(self) -> bool:
+        """Whether exact match says anything: the dense model, or where that is no sample any of them, has some."""
+        dense = self.accuracy[np.all(self.fractions == 1.0, axis=1)]
+        return bool((dense if len(dense) else self.accuracy).any())
+
+    def imitation_weights(self, temperature: float) -> FloatArray:
+        """[N] exp(-gap / temperature), 0 for what the policy cannot decode: near the best known counts most."""
+        weights: FloatArray = np.exp(-self.gap / temperature) * self.on_grid
+        return weights
+
+
+def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Sample]:
+    """The distinct samples, ordered by widths.
+
+    Raises:
+        InputError: too few of them, measured under different conditions, or not of this model.
+    """
+    for what in ("model_id", "ranking_sha256", "calibration_id"):
+        found = sorted({getattr(sample, what) for sample in samples})
+        if len(found) > 1:
+            raise InputError(
+                f"all samples of a training must share one {what}",
+                values=", ".join(found[:3]),
+                remedy=f"Choose the samples of one {what}",
+            )
+    dense = [layer.ffn_width for layer in anatomy.layers]
+    for sample in samples:
+        if len(sample.widths) != len(dense) or any(not 1 <= w <= d for w, d in zip(sample.widths, dense, strict=False)):
+            raise InputError(
+                "a sample's widths must lie between 1 and the model's own",
+                values=f"{list(sample.widths)} for a model of {dense}",
+                remedy="Choose samples of this model",
+            )
+        if not -1e-3 <= sample.metrics.kl < float("inf"):
+            raise InputError(
+                "a sample's KL must be a finite number that is not negative",
+                values=f"kl={sample.metrics.kl} at {list(sample.widths)}",
+                remedy="Remove the sample and evaluate it again",
+            )
+    distinct: dict[tuple[int, ...], Sample] = {}
+    for sample in samples:
+        distinct.setdefault(sample.widths, sample)
+    searched = sum(1 for widths in distinct if sum(w < d for w, d in zip(widths, dense, strict=True)) >= 2)
+    if len(distinct) < MIN_SAMPLES or searched < MIN_SEARCHED_SAMPLES:
+        raise InputError(
+            f"training a predictor needs at least {MIN_SAMPLES} samples, {MIN_SEARCHED_SAMPLES} of which prune two "
+            "layers or more",
+            values=f"{len(distinct)} samples, {searched} of them prune two layers or more",
+            remedy="Add some with `lop search`" if len(dense) > 1 else "A model of one layer has nothing to allocate",
+        )
+    return [distinct[widths] for widths in sorted(distinct)]
+
+
+def samples_sha256(samples: Sequence[Sample]) -> str:
+    """Content hash over widths and metrics, whatever the order; that of samples without agreement stays as it was."""
+    rows = sorted(
+        (list(s.widths), m.kl, m.nll, m.accuracy, *(() if m.agreement is None else (m.agreement,)))
+        for s in samples
+        for m in [s.metrics]
+    )
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def training_data(grid: LevelGrid, encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
+    """Arrays of `samples`, kept in their order."""
+    fractions = encoding.kept_fractions([sample.widths for sample in samples])
+    values = np.array([log_kl(sample.metrics.kl) for sample in samples])
+    retention = fractions @ encoding.parameter_shares
+    configurations = [grid.configuration_of(list(sample.widths)) for sample in samples]
+    levels = [[k - 1 for k in c] if c is not None else [-1] * grid.num_layers for c in configurations]
+    return TrainingData(
+        fractions=fractions,
+        log_kl=values,
+        accuracy=np.array([sample.metrics.accuracy for sample in samples]),
+        agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
+        retention=retention,
+        gap=values - frontier(retention, values, retention),
+        searched=np.array([len(pruned_layers(grid, sample.widths)) >= 2 for sample in samples]),
+        levels=np.array(levels, dtype=np.int64),
+    )
+
+
+def frontier(retention: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:
+    """Best known log KL at the retentions `at` [A], from samples [N]: a smooth lower envelope, never above a sample.
+
+    A sample bounds the frontier at its own retention and at every higher one (more channels are never worse for the
+    best configuration); at a slightly lower retention it bounds it too, with a penalty that grows with the distance.
+    """
+    missing = np.maximum(retention[None, :] - at[:, None], 0.0) / FRONTIER_BANDWIDTH
+    envelope: FloatArray = (values[None, :] + missing**2).min(axis=1)
+    return envelope

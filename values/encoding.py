@@ -1,0 +1,196 @@
+"""A model, its level grid and its scored samples as numbers that a network can read.
+
+Letters: L decoder layers, K levels of the grid, F static features a layer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
+from pruning.measuring.statistics import ModelStatistics
+from pruning.planning.levels import LevelGrid
+from storage.records import Sample
+
+KL_FLOOR_NATS = 1e-6
+"""Added before every logarithm: below it a KL in float32 is rounding noise, and the dense model's KL is 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """What the predictor knows of one model before it is asked for a budget. Immutable, so threads may share it.
+
+    Attributes:
+        grid: the levels that the policy chooses from.
+        features: [L, F] static features: relative depth, width share, parameter share (both times L, so 1 is the
+            average layer), block influence and mean channel importance (logarithms, standardised over the model, 0
+            where no statistics are known), log KL of pruning this layer alone at levels 1..K-1 (standardised over the
+            model), and K-1 flags that say whether that number was measured (1) or filled in (0).
+        log_sensitivity: [L, K-1] log KL in nats of pruning one layer alone to each level below dense.
+    """
+
+    grid: LevelGrid
+    features: FloatArray
+    log_sensitivity: FloatArray
+
+    @cached_property
+    def dense_widths(self) -> IntArray:
+        """[L]."""
+        return np.array([row[-1] for row in self.grid.widths], dtype=np.int64)
+
+    @cached_property
+    def parameter_shares(self) -> FloatArray:
+        """[L] part of the dense FFN parameters; adds up to 1."""
+        return np.array([row[-1] for row in self.grid.costs]) / self.grid.max_cost_from[0]
+
+    def kept_fractions(self, widths: Sequence[Sequence[int]] | IntArray) -> FloatArray:
+        """Fraction of its channels that each layer keeps, [..., L] in (0, 1], from integer widths [..., L]."""
+        fractions: FloatArray = np.asarray(widths) / self.dense_widths
+        return fractions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the inverse of `from_dict`, bit for bit (a float64 is exact as a JSON number)."""
+        return {
+            "grid": {"widths": self.grid.widths, "costs": self.grid.costs, "round_to": self.grid.round_to},
+            "features": self.features.tolist(),
+            "log_sensitivity": self.log_sensitivity.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Encoding":
+        grid = LevelGrid(
+            widths=tuple(tuple(row) for row in data["grid"]["widths"]),
+            costs=tuple(tuple(row) for row in data["grid"]["costs"]),
+            round_to=data["grid"]["round_to"],
+        )
+        return cls(grid, np.array(data["features"]), np.array(data["log_sensitivity"]))
+
+
+def log_kl(kl_nats: float) -> float:
+    """Natural logarithm of a KL, finite also for 0 and for the slightly negative values of float32 rounding."""
+    return math.log(max(kl_nats, 0.0) + KL_FLOOR_NATS)
+
+
+def encode(
+    anatomy: ModelAnatomy,
+    grid: LevelGrid,
+    samples: Sequence[Sample],
+    statistics: ModelStatistics | None = None,
+) -> Encoding:
+    """Static features of `anatomy`, with one-layer sensitivities from those `samples` that prune exactly one layer.
+
+    `statistics` of activations, if they were measured, say how much each layer changes its input and how important its
+    channels are.
+    """
+    L = anatomy.num_layers
+    curves, measured = _sensitivity_curves(grid, samples)
+    log_sensitivity = np.array(curves)
+    total_width = sum(x.ffn_width for x in anatomy.layers)
+    shape = [
+        [
+            i / max(L - 1, 1),
+            L * x.ffn_width / total_width,
+            L * x.ffn_parameters / anatomy.ffn_parameters,
+        ]
+        for i, x in enumerate(anatomy.layers)
+    ]
+    importance = _importance(L, statistics)
+    features = np.concatenate([np.array(shape), importance, _standardised(log_sensitivity), measured], axis=1)
+    return Encoding(grid=grid, features=features, log_sensitivity=log_sensitivity)
+
+
+def _importance(num_layers: int, statistics: ModelStatistics | None) -> FloatArray:
+    """[L, 2] log block influence (ShortGPT) and log mean of FLAP's fluctuation metric, standardised; 0 if unknown."""
+    if statistics is None:
+        return np.zeros((num_layers, 2))
+    arrays = statistics.arrays
+    flap = [
+        float(np.mean(arrays[f"layers.{i}.ffn_variance"] * arrays[f"layers.{i}.down_norm"] ** 2))
+        for i in range(num_layers)
+    ]
+    columns = [np.asarray(arrays["block_influence"]), np.array(flap)]
+    return np.stack([_standardised(np.log(np.maximum(column, 1e-12))) for column in columns], axis=1)
+
+
+def _standardised(values: FloatArray) -> FloatArray:
+    standardised: FloatArray = (values - values.mean()) / (values.std() + 1e-3)
+    return standardised
+
+
+def pruned_layers(grid: LevelGrid, widths: Sequence[int]) -> list[int]:
+    """Indices of the layers that `widths` [L] do not keep dense."""
+    return [i for i, (w, row) in enumerate(zip(widths, grid.widths, strict=True)) if w < row[-1]]
+
+
+def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:
+    """Log KL [L][K-1] of pruning one layer alone, and flags [L][K-1]: measured at exactly that level (1.0) or not.
+
+    A level that was not measured is filled in with a model of all that were: a quadratic of the removed fraction, times
+    a factor of the layer, times a factor of the level. How far the layer's measured neighbours are from that model is
+    interpolated between them and held beyond them. If no one-layer sample exists at all, the quadratic has the mean
+    scale of the samples.
+    """
+    dense = [row[-1] for row in grid.widths]
+    points: list[dict[int, float]] = [{} for _ in dense]
+    for sample in samples:
+        pruned = pruned_layers(grid, sample.widths)
+        if len(pruned) == 1:
+            width = sample.widths[pruned[0]]
+            points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
+    if any(points):
+        layer_factor, level_factor = _factors(grid, points)
+    else:
+        mean_log_kl = sum(log_kl(s.metrics.kl) for s in samples) / max(len(samples), 1)
+        layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (grid.num_levels - 1)
+    curves: list[list[float]] = []
+    for row, found, own in zip(grid.widths, points, layer_factor, strict=True):
+        widths = sorted(found)
+        modelled = [own + float(np.interp(w, row[:-1], level_factor)) for w in widths]
+        error = [found[w] - m for w, m in zip(widths, modelled, strict=True)]
+        filled = np.interp(row[:-1], widths, error) if widths else np.zeros(len(row) - 1)
+        curves.append(
+            [
+                found.get(w, own + level + float(e)) + _log_quadratic(w, row[-1])
+                for w, level, e in zip(row[:-1], level_factor, filled, strict=True)
+            ]
+        )
+    measured = [[float(w in found) for w in row[:-1]] for found, row in zip(points, grid.widths, strict=True)]
+    return curves, measured
+
+
+def _log_quadratic(width: int, dense: int) -> float:
+    """log((1 - width / dense)^2)."""
+    return 2.0 * math.log(1.0 - width / dense)
+
+
+def _factors(grid: LevelGrid, points: Sequence[dict[int, float]]) -> tuple[list[float], list[float]]:
+    """Logarithms of a factor of each layer [L] and each level [K-1] that fit `points` [L] {width: log KL} best.
+
+    Least squares over the points on the grid. Layers without a point get the mean of the others, levels without one
+    are interpolated.
+    """
+    L, K = grid.num_layers, grid.num_levels
+    entries = [
+        (layer, row.index(width), value)
+        for layer, (row, found) in enumerate(zip(grid.widths, points, strict=True))
+        for width, value in found.items()
+        if width in row
+    ]
+    design = np.zeros((len(entries), L + K - 1))
+    for n, (layer, level, _) in enumerate(entries):
+        design[n, layer] = design[n, L + level] = 1.0
+    factors = np.linalg.lstsq(design, np.array([value for _, _, value in entries]), rcond=None)[0]
+    seen = sorted({level for _, level, _ in entries})
+    level_factor = np.interp(range(K - 1), seen, factors[L:][seen]) if seen else np.zeros(K - 1)
+    layer_factor: list[float | None] = []
+    for row, found in zip(grid.widths, points, strict=True):
+        errors = [y - float(np.interp(w, row[:-1], level_factor)) for w, y in found.items()]
+        layer_factor.append(sum(errors) / len(errors) if errors else None)
+    known = [f for f in layer_factor if f is not None]
+    mean = sum(known) / len(known)
+    return [mean if f is None else f for f in layer_factor], [float(f) for f in level_factor]

@@ -1,0 +1,243 @@
+"""What the search learns while it runs: a Gaussian process over log KL, fitted to the samples seen.
+
+    log(KL(k_1..k_L) / KL*_t) ~ m + a f + GP(0, s^2 k),   k(x, x') = A/2 + B/2 + 2 A^2 + B^2
+
+KL*_t is the least KL seen at target t. f is what the additive model says, the log of the summed one-layer
+sensitivities, less that of the best configuration of the target: right at low sparsity, misleading at high, so its
+slope a is learnt. A is the mean over layers of exp(-d^2 / 2), d the difference of the layer's retentions in units of
+0.4; B the same, d the difference of the logarithms of its one-layer sensitivities in units of their spread. A and B
+make the process additive over layers, the squares add what pairs of layers do together: the additive kernels of first
+and second order of Duvenaud et al. (arXiv 1112.4394, section 2). The scale s is the one under which the samples are
+likeliest. Samples are the less certain the further they are above the best of their target, so that the process is
+right where the optimum is, not on average. All constants are in nats of log KL: the scale of the metric drops out.
+
+Letters: L layers, K levels, N samples, n configurations.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.arrays import FloatArray
+from pruning.planning.levels import Configuration
+
+MAX_SAMPLES = 400
+"""Samples that a fit uses at most, those of largest weight: the cost of a fit is cubic in them."""
+
+RETENTION_SCALE = 0.4
+"""Retentions this far apart in one layer are nearly unrelated."""
+
+ROUGHNESSES = (0.0, 0.5)
+"""Two views of the samples, which a search takes in turn: the part of the effect of a level that tells nothing about
+the next one. The smooth view learns fast, the rough one doubts what it has not seen: where KL jumps from level to
+level, the smooth one alone is sure of too much, and stays where it is."""
+
+LEVEL_VARIANCE = 0.5
+SENSITIVITY_VARIANCE = 0.5
+LEVEL_PAIR_VARIANCE = 2.0
+SENSITIVITY_PAIR_VARIANCE = 1.0
+
+VARIANCE = LEVEL_VARIANCE + SENSITIVITY_VARIANCE + LEVEL_PAIR_VARIANCE + SENSITIVITY_PAIR_VARIANCE
+"""Of any one configuration: A = B = 1 with itself."""
+
+SLOPE_MEAN = 0.5
+SLOPE_SD = 0.3
+
+NOISE_SD = 0.05
+"""What the process cannot explain about a configuration as good as the best."""
+
+NEARNESS = 0.5
+"""A sample this far above the best of its target weighs 1/e."""
+
+OTHER_TARGET_WEIGHT = 0.3
+"""A sample of another target weighs this much."""
+
+LEAST_WEIGHT = 1e-3
+
+SCALE_RANGE = (0.1, 3.0)
+"""Of s: a handful of samples must not make the process certain, nor lost."""
+
+SENSITIVITY_FLOOR = 1e-5
+"""Sensitivities below this fraction of the largest are told apart no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredConfiguration:
+    """One sample as the surrogate sees it: which target it was scored for, and log KL (floored)."""
+
+    target: int
+    configuration: Configuration
+    log_kl: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """log(KL / KL*) of n configurations: mean [n] and standard deviation [n]. KL* is the target's best so far."""
+
+    mean: FloatArray
+    sd: FloatArray
+
+
+class Kernel:
+    """Covariances between configurations, from the one-layer sensitivities [L, K] and one of ROUGHNESSES."""
+
+    def __init__(self, sensitivity: FloatArray, roughness: float) -> None:
+        L, K = sensitivity.shape
+        retention = np.arange(1, K + 1) / K
+        positive = np.maximum(sensitivity, 0.0)
+        self._floor = max(SENSITIVITY_FLOOR * float(positive.max()), 1e-300)
+        self._flat = positive.ravel()
+        logs = np.log(positive + self._floor)
+        spread = float(logs.std(axis=0).mean()) or 1.0
+        self.shape = (L, K)
+        self._level = _similarity(retention / RETENTION_SCALE, roughness) / L
+        self._sensitivity = np.stack([_similarity(row / spread, roughness) for row in logs]) / L
+
+    def towards(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What `between` needs of one side, [L K, N] twice, from one-hot rows [N, L K]: worked out once a fit."""
+        L, K = self.shape
+        by_layer = rows.reshape(len(rows), L, K)
+        level = by_layer @ self._level
+        sensitivity = (by_layer.transpose(1, 0, 2) @ self._sensitivity).transpose(1, 0, 2)
+        return level.reshape(len(rows), L * K).T, sensitivity.reshape(len(rows), L * K).T
+
+    @staticmethod
+    def between(rows: FloatArray, towards: tuple[FloatArray, FloatArray]) -> FloatArray:
+        """[n, N] covariances of one-hot rows [n, L K] with the other side's."""
+        level, sensitivity = towards
+        return _combine(rows @ level, rows @ sensitivity)
+
+    def trend(self, rows: FloatArray) -> FloatArray:
+        """[n] log of the summed sensitivities of one-hot rows [n, L K]."""
+        trend: FloatArray = np.log(rows @ self._flat + self._floor)
+        return trend
+
+    def one_hot(self, configurations: NDArray[np.int64]) -> FloatArray:
+        """[n, L K] from levels [n, L]."""
+        L, K = self.shape
+        rows = np.zeros((len(configurations), L * K))
+        rows[np.arange(len(configurations))[:, None], np.arange(L) * K + configurations - 1] = 1.0
+        return rows
+
+
+class Surrogate:
+    """The process after the samples it was fitted to; see `fit_surrogate`.
+
+    Args:
+        rows: [N, L K] one-hot samples.
+        trend: [N] f of the samples; `centre` is what to take off the trend of other configurations to get theirs.
+        observed: [N] log(KL / KL*_t).
+        weights: [N] in (0, 1].
+        reference: log KL*_t of the target that it is for: what predictions are relative to.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        rows: FloatArray,
+        trend: FloatArray,
+        observed: FloatArray,
+        weights: FloatArray,
+        centre: float,
+        reference: float,
+    ) -> None:
+        self.reference = reference
+        self._kernel = kernel
+        self._towards = kernel.towards(rows)
+        self._trend = trend
+        self._centre = centre
+        residual = observed - SLOPE_MEAN * trend
+        self._mean = float(np.average(residual, weights=weights)) if len(rows) else 0.0
+        covariance = self._between(rows, trend) + np.diag(NOISE_SD**2 / weights)
+        self._root = np.linalg.inv(np.linalg.cholesky(covariance)) if len(rows) else np.zeros((0, 0))
+        whitened = self._root @ (residual - self._mean)
+        self._alpha = self._root.T @ whitened
+        likeliest = float(np.sqrt(np.mean(whitened**2))) if len(rows) else 1.0
+        self._scale = min(max(likeliest, SCALE_RANGE[0]), SCALE_RANGE[1])
+
+    def predict(self, configurations: NDArray[np.int64]) -> Prediction:
+        """Posterior of levels [n, L]."""
+        rows, trend = self._features(configurations)
+        covariance = self._between(rows, trend)
+        explained = np.square(covariance @ self._root.T).sum(axis=1)
+        variance = VARIANCE + SLOPE_SD**2 * trend**2 - explained
+        sd = self._scale * np.sqrt(np.maximum(variance, 1e-12))
+        return Prediction(self._mean + SLOPE_MEAN * trend + covariance @ self._alpha, sd)
+
+    def means(self, configurations: NDArray[np.int64]) -> FloatArray:
+        """Posterior mean [n] of levels [n, L]: `predict` without the costly half."""
+        rows, trend = self._features(configurations)
+        means: FloatArray = self._mean + SLOPE_MEAN * trend + self._between(rows, trend) @ self._alpha
+        return means
+
+    def _features(self, configurations: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """One-hot rows [n, L K] and trend [n]."""
+        rows = self._kernel.one_hot(configurations)
+        return rows, self._kernel.trend(rows) - self._centre
+
+    def _between(self, rows: FloatArray, trend: FloatArray) -> FloatArray:
+        """[n, N] covariances with the samples."""
+        covariance: FloatArray = self._kernel.between(rows, self._towards) + SLOPE_SD**2 * trend[:, None] * self._trend
+        return covariance
+
+    def table(self, incumbent: Configuration) -> FloatArray:
+        """[L, K] what giving one layer another level changes in the mean, the other layers as in `incumbent` [L].
+
+        Additive, as a prior over single decisions has to be; pairs of layers are in it as they stand at the incumbent.
+        """
+        L, K = self._kernel.shape
+        changed = np.repeat(np.asarray(incumbent, dtype=np.int64)[None], L * K, axis=0)
+        changed[np.arange(L * K), np.repeat(np.arange(L), K)] = np.tile(np.arange(1, K + 1), L)
+        table: FloatArray = self.means(changed).reshape(L, K)
+        table -= table[np.arange(L), np.asarray(incumbent) - 1][:, None]
+        return table
+
+
+def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, target: int) -> Surrogate:
+    """Fit to `samples` of all targets, for use at `target`. They may be none: then nothing is known."""
+    L, _ = kernel.shape
+    targets = np.array([s.target for s in samples], dtype=np.int64)
+    gaps = np.array([s.log_kl for s in samples])
+    rows = kernel.one_hot(np.array([s.configuration for s in samples], dtype=np.int64).reshape(len(samples), L))
+    trend = kernel.trend(rows)
+    centre = float(trend.mean()) if len(samples) else 0.0
+    reference = 0.0
+    for known in np.unique(targets):
+        members = np.flatnonzero(targets == known)
+        best = members[np.argmin(gaps[members])]
+        if known == target:
+            centre, reference = float(trend[best]), float(gaps[best])
+        gaps[members] -= gaps[best]
+        trend[members] -= trend[best]
+    own = np.where(targets == target, 1.0, OTHER_TARGET_WEIGHT)
+    weights = np.maximum(own * np.exp(-gaps / NEARNESS), LEAST_WEIGHT)
+    kept = np.sort(np.argsort(-weights, kind="stable")[:MAX_SAMPLES])
+    return Surrogate(kernel, rows[kept], trend[kept], gaps[kept], weights[kept], centre, reference)
+
+
+def expected_improvement(prediction: Prediction) -> FloatArray:
+    """[n] nats by which each configuration is expected to beat the best log KL so far (Jones et al. 1998, eq. 15)."""
+    z = -prediction.mean / prediction.sd
+    density = np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
+    below = 0.5 * np.array([math.erfc(-x / math.sqrt(2.0)) for x in z])
+    improvement: FloatArray = prediction.sd * (z * below + density)
+    return improvement
+
+
+def _similarity(values: FloatArray, roughness: float) -> FloatArray:
+    """[K, K] of the differences d of values [K]: exp(-d^2 / 2), less for levels that are not the same."""
+    smooth = np.exp(-0.5 * (values[:, None] - values[None]) ** 2)
+    similarity: FloatArray = (1.0 - roughness) * smooth + roughness * np.eye(len(values))
+    return similarity
+
+
+def _combine(level: FloatArray, sensitivity: FloatArray) -> FloatArray:
+    return (
+        LEVEL_VARIANCE * level
+        + SENSITIVITY_VARIANCE * sensitivity
+        + LEVEL_PAIR_VARIANCE * level**2
+        + SENSITIVITY_PAIR_VARIANCE * sensitivity**2
+    )

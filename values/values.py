@@ -1,0 +1,163 @@
+"""The values: how good a complete configuration is, from what was measured.
+
+    log KL(x) = log(sum_l s_l(x_l)) + f(x) (w . phi(x) + z(x)),   z ~ GP(0, s^2 exp(-sum_l |c_l(x_l) - c_l(x'_l)|))
+
+for kept fractions x. s_l is the one-layer sensitivity curve: independent layers add up their KL. phi holds each layer's
+and each pair of layers' share in the damage. What they leave unexplained is a Gaussian process whose covariance falls
+with the distance between configurations, layer by layer; c_l runs faster where one-layer sensitivity changes much. So
+the values lean on measurements near by, and doubt what is far from any. f fades to 0 within a level of the dense model,
+where nothing is lost. Regression weights w and process are solved together (universal kriging, Cressie 1993, section
+3.4).
+
+Numpy throughout: no gradient is needed, and a request cannot wait for torch to be called a thousand times.
+Letters: B batch, L decoder layers, K levels, J regression terms, N anchors (the samples that are kept).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pruning.arrays import FloatArray, IntArray
+from values.basis import Basis, Float32Array, Regression
+from values.left_out import LeftOut
+
+NUM_NEIGHBOURS = 8
+"""Anchors that the posterior deviation is conditioned on. The nearest few screen the others off (Vecchia 1988); leaving
+anchors out can only make the deviation larger."""
+
+MAX_CHUNK = 2**22
+"""Distances worked out at once."""
+
+
+NEAR_FRONTIER = 0.5
+"""Log KL above the frontier at which a sample's weight has fallen to 1/e: the values are asked about good plans."""
+
+LEAST_WEIGHT = 0.1
+
+
+def weights_of(gap: FloatArray) -> FloatArray:
+    """How much samples count, in (0, 1], that are `gap` [N] above the frontier in log KL."""
+    weights: FloatArray = LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * np.exp(-np.maximum(gap, 0.0) / NEAR_FRONTIER)
+    return weights
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What was chosen for one model.
+
+    Attributes:
+        scale: s, in log KL.
+        length: multiplies all correlation lengths.
+        noise: standard deviation over s of a sample of weight 1.
+        slack: prior variance over s^2 of the regression's weights.
+    """
+
+    scale: float
+    length: float
+    noise: float
+    slack: float
+
+
+def distances(a: Float32Array, b: Float32Array) -> Float32Array:
+    """[A, B] sums over layers of the distances between places [A, L] and [B, L]."""
+    total = np.zeros((len(a), len(b)), dtype=np.float32)
+    for x, y in zip(a.T, b.T, strict=True):
+        difference = np.subtract.outer(x, y)
+        total += np.abs(difference, out=difference)
+    return total
+
+
+class Values:
+    """Immutable, so threads may share it. See the module's docstring; `value_training.fit_values` makes it.
+
+    Args:
+        basis: of the model.
+        kernel: the process.
+        tensors: by the names of `TENSORS`: `places` [N, L] of the anchors, `fades` [N], `weights` [N] in (0, 1],
+            `alpha` [N] of the process, `readout` [J] of the regression, `frontier` [101] best known log KL at
+            retentions 0.00, 0.01, .. 1.00.
+    """
+
+    TENSORS = ("places", "fades", "weights", "alpha", "readout", "frontier")
+
+    def __init__(self, basis: Basis, kernel: Kernel, tensors: Mapping[str, Float32Array]) -> None:
+        self.basis, self.kernel = basis, kernel
+        self.places, self.fades, self.weights = tensors["places"], tensors["fades"], tensors["weights"]
+        self.faded_alpha: Float32Array = tensors["fades"] * tensors["alpha"]
+        self.regression = Regression(tensors["readout"].astype(np.float64), basis.num_layers)
+        self._frontier = tensors["frontier"].astype(np.float64)
+        self._tensors = {name: tensors[name] for name in self.TENSORS}
+
+    @property
+    def tensors(self) -> dict[str, Float32Array]:
+        """What the constructor needs beside the basis and the kernel."""
+        return dict(self._tensors)
+
+    def __call__(self, fractions: FloatArray) -> FloatArray:
+        """Log KL in nats [B] of kept fractions [B, L]."""
+        places = self.basis.places(fractions)
+        parts = np.array_split(places, self._num_chunks(len(places)))
+        process = [self._correlation(distances(part, self.places)) @ self.faded_alpha for part in parts]
+        return self._mean(fractions, self.basis.own_kl(fractions), np.concatenate(process))
+
+    def judge(self, fractions: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Log KL [B] in nats, and its posterior standard deviation [B], a measurement's own noise included."""
+        own, places = self.basis.own_kl(fractions), self.basis.places(fractions)
+        processes, variances = [], []
+        for part in np.array_split(places, self._num_chunks(len(places))):
+            apart = distances(part, self.places)
+            variances.append(self.conditional_variance(apart))
+            processes.append(self._correlation(apart) @ self.faded_alpha)
+        mean = self._mean(fractions, own, np.concatenate(processes))
+        return mean, self.deviation(fractions, mean, np.concatenate(variances))
+
+    def left_out(self, fractions: FloatArray, errors: FloatArray, log_kl: FloatArray, groups: IntArray) -> LeftOut:
+        """`errors` [N] that the anchors, each without those of its group [N], were measured above their prediction,
+        with the standard deviations [N] that `judge` would then have given.
+
+        `fractions` [N, L] are the anchors'.
+        """
+        parts = []
+        for index in np.array_split(np.arange(len(self.places)), self._num_chunks(len(self.places))):
+            apart = distances(self.places[index], self.places)
+            apart[groups[index, None] == groups] = np.inf
+            parts.append(self.conditional_variance(apart))
+        return LeftOut(errors, self.deviation(fractions, log_kl - errors, np.concatenate(parts)))
+
+    def deviation(self, fractions: FloatArray, mean: FloatArray, variance: FloatArray) -> FloatArray:
+        """[B] of log KL, for `mean` [B] and the process's `variance` [B] at `fractions` [B, L].
+
+        What lies far above the frontier was fitted loosely, and is the less certain.
+        """
+        known = np.interp(fractions @ self.basis.shares, np.linspace(0.0, 1.0, len(self._frontier)), self._frontier)
+        noise = self.kernel.noise**2 / weights_of(mean - known)
+        deviation: FloatArray = self.kernel.scale * self.basis.fade(fractions) * np.sqrt(variance + noise)
+        return deviation
+
+    def conditional_variance(self, apart: Float32Array) -> FloatArray:
+        """[B] variance of the process over s^2, given the nearest anchors at distances `apart` [B, N]."""
+        m = min(NUM_NEIGHBOURS, len(self.places))
+        nearest = np.argpartition(apart, m - 1, axis=1)[:, :m]
+        towards = np.exp(-np.take_along_axis(apart, nearest, axis=1) / self.kernel.length).astype(np.float64)
+        near = self.places[nearest]  # [B, m, L]
+        between = np.abs(near[:, :, None] - near[:, None]).sum(axis=3) / self.kernel.length
+        noise = self.kernel.noise**2 / self.weights[nearest]
+        matrix = np.exp(-between.astype(np.float64)) + noise[:, :, None] * np.eye(m)
+        explained = (towards * np.linalg.solve(matrix, towards[:, :, None])[:, :, 0]).sum(axis=1)
+        variance: FloatArray = np.maximum(1.0 - explained, 0.0)
+        return variance
+
+    def _mean(self, fractions: FloatArray, own: FloatArray, process: FloatArray | Float32Array) -> FloatArray:
+        """Log KL [B], of what layers lose on their own [B, L] and of the process [B]."""
+        regression = self.regression(fractions, own)
+        mean: FloatArray = self.basis.base(own) + self.basis.fade(fractions) * (regression + process)
+        return mean
+
+    def _correlation(self, apart: Float32Array) -> Float32Array:
+        """[B, N] of the process with the anchors, written over their distances `apart` [B, N]."""
+        apart *= np.float32(-1.0 / self.kernel.length)
+        return np.exp(apart, out=apart)
+
+    def _num_chunks(self, rows: int) -> int:
+        return max(1, -(-rows * max(len(self.places), 1) // MAX_CHUNK))
