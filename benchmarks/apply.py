@@ -36,7 +36,7 @@ from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 
 REFERENCE_MODEL = Path(__file__).parent.parent / "reference" / "model"
 SPARSITY = 0.5

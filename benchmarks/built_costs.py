@@ -23,7 +23,7 @@ from pruning.cutting.pruned_config import write_config
 from pruning.devices.device import Device
 from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.plan import PruningPlan, Workload
-from pruning.planning.target import Scope, scope_parameters
+from pruning.planning.scope import Scope, scope_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -43,7 +43,8 @@ from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.levels import LevelGrid
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope, ffn_parameter_budget
+from pruning.planning.scope import Scope
+from pruning.planning.target import ffn_parameter_budget
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5

@@ -29,7 +29,8 @@ from pruning.measuring.importance import ranking_of
 from pruning.planning.limits import WidthSteps
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget
-from pruning.planning.target import Scope, limits_for_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.target import limits_for_sparsity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -29,7 +29,8 @@ from pruning.planning.latency_model import LatencyModel, LatencySource, decode_s
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope, achieved_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.target import achieved_sparsity
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel

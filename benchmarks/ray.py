@@ -29,7 +29,8 @@ from pruning.allocators.random_search import ConfigurationSampler
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.levels import LevelGrid
-from pruning.planning.target import Scope, ffn_parameter_budget
+from pruning.planning.scope import Scope
+from pruning.planning.target import ffn_parameter_budget
 from storage.sql_repository import open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"

@@ -27,7 +27,8 @@ from pruning.planning.added_biases import bias_parameters
 from pruning.planning.levels import LevelGrid
 from pruning.planning.plan import content_id
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope, ffn_parameter_budget
+from pruning.planning.scope import Scope
+from pruning.planning.target import ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 from storage.sql_repository import SqlRepository, open_repository
 

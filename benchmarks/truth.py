@@ -50,7 +50,8 @@ from pruning.planning.latency_model import LatencySource
 from pruning.planning.limits import LimitKind, WidthSteps
 from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope, limits_for_sparsity, scope_parameters
+from pruning.planning.scope import Scope, scope_parameters
+from pruning.planning.target import limits_for_sparsity
 from service.devices import list_devices
 from service.methods.names import Method
 from service.planner import Planner

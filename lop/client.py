@@ -21,7 +21,7 @@ from pruning.errors import (
     NotFoundError,
 )
 from pruning.planning.plan import Budget, PruningPlan
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from pruning.reasons import reason_of
 
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -8,7 +8,8 @@ from typing import Any
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
-from pruning.planning.target import Scope, check_sparsity, ffn_parameter_budget, scope_parameters
+from pruning.planning.scope import Scope, check_sparsity, scope_parameters
+from pruning.planning.target import ffn_parameter_budget
 
 DEFAULT_PARALLEL_LEAVES = 4
 """Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""

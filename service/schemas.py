@@ -9,7 +9,7 @@ from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.levels import DEFAULT_ROUND_TO
 from pruning.planning.plan import Budget
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from service.methods.names import Method
 from storage.records import ModelRecord, PredictorRecord
 

@@ -11,7 +11,7 @@ from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operat
 from pruning.errors import InputError
 from pruning.planning.levels import DEFAULT_ROUND_TO
 from pruning.planning.plan import PruningPlan
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from service.methods.names import Method
 
 

@@ -24,7 +24,7 @@ from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 
 if TYPE_CHECKING:
     from lop.workflows.validating import Validated

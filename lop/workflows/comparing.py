@@ -11,7 +11,7 @@ from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from service.methods.names import Method
 from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest

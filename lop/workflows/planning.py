@@ -8,7 +8,7 @@ from lop.client import Client
 from pruning.atomic_file import check_name, replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.plan import PruningPlan
-from pruning.planning.target import check_sparsity
+from pruning.planning.scope import check_sparsity
 
 
 def plan_from_server(url: str, *, with_ranking: bool, **request: Any) -> tuple[PruningPlan, bytes | None]:

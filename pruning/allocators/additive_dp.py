@@ -1,125 +1,85 @@
-"""The best configuration if layers did not interact: an exact dynamic program over one-layer costs.
+"""The best choice if decisions did not interact: an exact dynamic program over one-layer losses.
 
-Minimises sum_l table[l, k_l] subject to sum_l parameters[l, k_l] <= budget. The same problem is solved by dynamic
-programming in SPDY (arXiv 2202.04824, section 3) and EvoPress's `dp_search` baseline (arXiv 2410.14649), and as an
-integer program in Puzzle (arXiv 2411.19146).
+Minimises sum_n loss[n, k_n] subject to sum_n excess[n, k_n] <= spare. The same problem is solved by dynamic programming
+in SPDY (arXiv 2202.04824, section 3) and EvoPress's `dp_search` baseline (arXiv 2410.14649), and as an integer program
+in Puzzle (arXiv 2411.19146).
 
-The states of the program are the parameters left over after every remaining layer got its lowest level, counted in
-units of the costs' greatest common divisor: exact. Where that makes more than `max_states` states, the unit grows and
-costs are rounded up and what remains is rounded down, so the budget is never exceeded.
+The states of the program are what is left over after every remaining decision got its cheapest option, counted in units
+of the costs' greatest common divisor: exact. Where that makes more than `max_states` states, the unit grows and costs
+are rounded up and what remains is rounded down, so the limit is never exceeded.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.arrays import FloatArray
+from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.cost_table import CostTable
 
 MAX_STATES = 8192
-"""Budget states per layer, at most: exact for 32 layers of 11,008 channels in multiples of 64 (at most 5,504)."""
+"""Budget states per decision, at most: exact for 32 layers of 11,008 channels in multiples of 64 (at most 5,504)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostToGo:
-    """The least that layers l.. can add to the objective, for every budget left: a prior for a search.
+    """The least that decisions n.. can add to the objective, for every budget left: a prior for a search.
 
     Attributes:
-        grid: what the levels keep and cost.
-        table: [L, K] objective of layer l at level k, as given.
-        values: [L + 1, S + 1] least objective of layers l.. with s spare units; the last row is 0.
-        unit: parameters per spare unit.
+        table: what options cost, under one limit.
+        loss: [N, K] objective of each option, as given.
+        values: [N + 1, S + 1] least objective of decisions n.. with s spare units; the last row is 0.
+        unit: cost per spare unit.
     """
 
-    grid: LevelGrid
-    table: FloatArray
+    table: CostTable
+    loss: FloatArray
     values: FloatArray
     unit: int
 
-    def action_values(self, layer: int, remaining: int) -> FloatArray:
-        """[K] least objective of layers `layer`.. for each level of `layer`; infinity where it does not fit.
+    def action_values(self, n: int, slack: int) -> FloatArray:
+        """[K] least objective of decisions `n`.. for each option of `n`; infinity where it does not fit.
 
-        `remaining` is in parameters, for layers `layer`.. together.
+        `slack` is what decisions `n`.. may cost together above their cheapest options.
         """
-        values = np.full(self.grid.num_levels, np.inf)
-        spare = remaining - self.grid.min_cost_from[layer + 1]
-        following = self.values[layer + 1]
-        for index, cost in enumerate(self.grid.costs[layer]):
-            if cost <= spare:
-                state = min((spare - cost) // self.unit, len(following) - 1)
-                values[index] = self.table[layer, index] + following[state]
-        return values
+        left = slack - self.table.excess[0, n]
+        states = np.minimum(left // self.unit, self.values.shape[1] - 1)
+        found: FloatArray = np.where(left >= 0, self.loss[n] + self.values[n + 1][np.maximum(states, 0)], np.inf)
+        return found
 
-    def best_configuration(self, budget: int) -> Configuration:
-        """The configuration [L] of least objective that costs at most `budget`; of equal ones, the wider."""
-        levels: list[int] = []
-        remaining = budget
-        for layer in range(self.grid.num_layers):
-            values = self.action_values(layer, remaining)
-            level = self.grid.num_levels - int(np.argmin(values[::-1]))
-            levels.append(level)
-            remaining -= self.grid.costs[layer][level - 1]
-        return tuple(levels)
+    def best_choice(self, spare: int) -> IntArray:
+        """The choice [N] of least objective that costs at most `spare`; of equal options, the last."""
+        chosen = np.zeros(self.table.num_decisions, dtype=np.int64)
+        for n in range(len(chosen)):
+            values = self.action_values(n, spare)
+            chosen[n] = len(values) - 1 - int(np.argmin(values[::-1]))
+            spare -= int(self.table.excess[0, n, chosen[n]])
+        return chosen
 
 
-def cost_to_go(grid: LevelGrid, table: FloatArray, budget: int, *, max_states: int = MAX_STATES) -> CostToGo:
-    """Solve the dynamic program backwards, from the last layer to the first: O(L K S) time, O(L S) memory.
+def cost_to_go(table: CostTable, loss: FloatArray, spare: int, *, max_states: int = MAX_STATES) -> CostToGo:
+    """Solve the dynamic program backwards, from the last decision to the first: O(N K S) time, O(N S) memory.
 
     Raises:
-        InfeasibleTargetError: the budget is below the lowest level in every layer.
-        InputError: `table` is not [L, K] finite numbers.
+        InputError: `loss` is not [N, K] finite numbers.
     """
-    grid.check_budget(budget)
-    if table.shape != (grid.num_layers, grid.num_levels) or not np.isfinite(table).all():
+    excess, exists = table.excess[0], table.exists
+    if loss.shape != excess.shape or not np.isfinite(loss[exists]).all():
         raise InputError(
-            f"the cost table must hold {grid.num_layers} x {grid.num_levels} finite numbers",
-            values=f"shape {table.shape}, {int((~np.isfinite(table)).sum())} not finite",
+            f"the table of losses must hold {excess.shape[0]} x {excess.shape[1]} finite numbers",
+            values=f"shape {loss.shape}, {int((~np.isfinite(loss)).sum())} not finite",
             remedy="Run the sensitivity scan again",
         )
-    extra = [[cost - row[0] for cost in row] for row in grid.costs]
-    spare = min(budget, grid.max_cost_from[0]) - grid.min_cost_from[0]
-    unit = max(math.gcd(*(cost for row in extra for cost in row)), -(-spare // max_states), 1)
+    spare = min(spare, int(table.most_from[0, 0]))
+    unit = max(int(np.gcd.reduce(excess[exists])), -(-spare // max_states), 1)
     states = spare // unit
-    values = np.zeros((grid.num_layers + 1, states + 1))
-    for layer in reversed(range(grid.num_layers)):
+    values = np.zeros((len(excess) + 1, states + 1))
+    for n in reversed(range(len(excess))):
         best = np.full(states + 1, np.inf)
-        for index, cost in enumerate(extra[layer]):
-            units = -(-cost // unit)
+        for k in np.flatnonzero(exists[n]):
+            units = -(-int(excess[n, k]) // unit)
             if units <= states:
-                candidate = table[layer, index] + values[layer + 1, : states + 1 - units]
+                candidate = loss[n, k] + values[n + 1, : states + 1 - units]
                 np.minimum(best[units:], candidate, out=best[units:])
-        values[layer] = best
-    return CostToGo(grid=grid, table=table, values=values, unit=unit)
-
-
-def additive_dp(
-    grid: LevelGrid, table: FloatArray, budget: int, *, max_states: int = MAX_STATES
-) -> tuple[Configuration, CostToGo]:
-    """The configuration [L] of least summed `table` [L, K] under `budget` parameters, and the table behind it.
-
-    Raises as `cost_to_go`.
-    """
-    solution = cost_to_go(grid, table, budget, max_states=max_states)
-    return solution.best_configuration(budget), solution
-
-
-def fill_up(grid: LevelGrid, configuration: Configuration, budget: int, table: FloatArray) -> Configuration:
-    """Raise levels of `configuration` [L] while any step fits, the one that adds least to `table` [L, K] first.
-
-    A measured table is seldom monotone, so its optimum may leave budget over; a plan never gives capacity away.
-    """
-    levels = list(configuration)
-    remaining = budget - grid.cost(configuration)
-    while True:
-        steps = [
-            (float(table[layer, k] - table[layer, k - 1]), layer)
-            for layer, k in enumerate(levels)
-            if k < grid.num_levels and grid.costs[layer][k] - grid.costs[layer][k - 1] <= remaining
-        ]
-        if not steps:
-            return tuple(levels)
-        _, layer = min(steps)
-        remaining -= grid.costs[layer][levels[layer]] - grid.costs[layer][levels[layer] - 1]
-        levels[layer] += 1
+        values[n] = best
+    return CostToGo(table=table, loss=loss, values=values, unit=unit)

@@ -10,7 +10,7 @@ local step is.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
+from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
@@ -24,7 +24,6 @@ def allocate_ecoflap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits:
     """Widths that meet `limits`.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ZEROTH_ORDER.
     """
     statistics.check(anatomy, StatisticsKind.ZEROTH_ORDER)
@@ -32,7 +31,7 @@ def allocate_ecoflap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits:
     sizes = [layer.ffn_parameters for layer in anatomy.layers]
     kept = kept_parameters(sizes, statistics.arrays["ffn_zeroth_order"], max(0, min(budget, sum(sizes))))
     wished = [k / layer.ffn_parameters_per_channel for k, layer in zip(kept, anatomy.layers, strict=True)]
-    return Allocation(widths_near(limits, wished))
+    return Allocation(architecture_near(limits, wished))
 
 
 def kept_parameters(

@@ -11,7 +11,7 @@ budget; widths are rounded, and no layer goes below one rounding step.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
+from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
@@ -24,7 +24,6 @@ def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Li
     """Widths that meet `limits`, which count added biases, and a ranking that compensates.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model, with its biases, exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -37,7 +36,7 @@ def allocate_flap(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Li
         budget -= sum(bias_parameters(anatomy))
     kept = channels_above_global_cut(anatomy, [z_scores(x) for x in scores], budget)
     return Allocation(
-        widths_near(limits, kept), Ranking.from_scores(anatomy, scores, means=statistics.per_layer("ffn_mean"))
+        architecture_near(limits, kept), Ranking.from_scores(anatomy, scores, means=statistics.per_layer("ffn_mean"))
     )
 
 

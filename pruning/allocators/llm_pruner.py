@@ -15,7 +15,7 @@ matters: on 48 calibration conversations of the reference model (12 layers), KL 
 import math
 from collections.abc import Sequence
 
-from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
+from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.limits import Limits
@@ -34,17 +34,16 @@ def allocate_llm_pruner(anatomy: ModelAnatomy, statistics: ModelStatistics, limi
     """Equal retention in the middle layers that meets `limits`, with LLM-Pruner's order of channels.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for GRADIENTS.
     """
     statistics.check(anatomy, StatisticsKind.GRADIENTS)
     budget = parameter_budget(anatomy, limits)
-    middle = pruned_range(anatomy, budget, limits.steps.narrowest)
+    middle = pruned_range(anatomy, budget, limits.space.units_of(limits.space.bottom))
     parameters = sum(anatomy.layers[index].ffn_parameters for index in middle)
     retention = (budget - (anatomy.ffn_parameters - parameters)) / parameters
     wished = [x.ffn_width * retention if x.index in middle else math.inf for x in anatomy.layers]
     ranking = Ranking.from_scores(anatomy, statistics.per_layer("ffn_taylor"))
-    return Allocation(widths_near(limits, wished), ranking)
+    return Allocation(architecture_near(limits, wished), ranking)
 
 
 def pruned_range(anatomy: ModelAnatomy, budget: int, narrowest: Sequence[int]) -> range:

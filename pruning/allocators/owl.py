@@ -9,7 +9,7 @@ used with Wanda.
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
+from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
@@ -23,7 +23,6 @@ def allocate_owl(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Lim
     """Widths that meet `limits`.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -31,7 +30,7 @@ def allocate_owl(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Lim
     parameters = np.array([layer.ffn_parameters for layer in anatomy.layers], dtype=np.float64)
     retentions = owl_retentions(statistics.arrays["outlier_ratio"], parameters, budget / anatomy.ffn_parameters)
     wished = [layer.ffn_width * float(r) for layer, r in zip(anatomy.layers, retentions, strict=True)]
-    return Allocation(widths_near(limits, wished))
+    return Allocation(architecture_near(limits, wished))
 
 
 def owl_retentions(

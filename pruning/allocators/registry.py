@@ -19,7 +19,6 @@ class Allocate(Protocol):
     """Statistics and limits in, widths out: they meet all limits, and no layer could grow by one more step.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`.
     """
 

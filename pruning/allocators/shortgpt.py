@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, parameter_budget, widths_near
+from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.limits import Limits
@@ -21,7 +21,6 @@ def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits
     """Widths that meet `limits`: dense, or the narrowest, and one layer between.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -31,8 +30,8 @@ def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits
         if to_remove <= 0:
             break
         layer = anatomy.layers[index]
-        removable = layer.ffn_width - limits.steps.narrowest[index]
+        removable = layer.ffn_width - int(limits.space.units[index][0])
         removed = min(to_remove / layer.ffn_parameters_per_channel, removable)
         wished[index] = layer.ffn_width - removed
         to_remove -= math.ceil(removed * layer.ffn_parameters_per_channel)
-    return Allocation(widths_near(limits, wished))
+    return Allocation(architecture_near(limits, wished))

@@ -2,56 +2,43 @@
 
 import numpy as np
 
-from pruning.arrays import IntArray
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.arrays import FloatArray, IntArray
 from pruning.planning.limits import Limits
+from pruning.planning.space import Space
 
 
-def uniform_widths(limits: Limits) -> list[int]:
-    """FFN widths [L] of the greatest equal retention that meets `limits`; then single steps while any fits.
+def uniform_choice(limits: Limits) -> IntArray:
+    """[N] the greatest equal retention that meets `limits`; then what still fits, narrow layers first. For ladders."""
+    return limits.fit(_widest_equal(limits), evenness(limits.space))
 
-    Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
-    """
-    limits.check()
-    return limits.repair(limits.steps.of(_widest_equal(limits)))
+
+def evenness(space: Space) -> FloatArray:
+    """[N, K] what options are worth where a unit is worth what its layer is short of whole, relatively."""
+    widest = np.array([row[-1] for row in space.units], dtype=np.float64)
+    return cumulative_worth(space, [1.0 - row / most for row, most in zip(space.units, widest, strict=True)])
+
+
+def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
+    """[N, K] worth of options if the units above each option are worth `unit_worth` [N][K] each. For ladders."""
+    worth = np.zeros((space.num_decisions, int(space.counts.max())))
+    for row, units, each in zip(worth, space.units, unit_worth, strict=True):
+        np.cumsum(each[:-1] * np.diff(units), out=row[1 : len(units)])
+    return worth
 
 
 def _widest_equal(limits: Limits) -> IntArray:
-    """Indices [L] of the widths at the greatest retention that fits: the narrowest, if none does."""
-    widest = np.array(limits.steps.widest, dtype=np.float64)
-    rows = {row.tobytes(): row / row[-1] for row in limits.steps.widths}
+    """[N] the options at the greatest retention that fits: the narrowest, if none does."""
+    widest = np.array([row[-1] for row in limits.space.units], dtype=np.float64)
+    rows = {row.tobytes(): row / row[-1] for row in limits.space.units}
     retentions = np.unique(np.concatenate(list(rows.values())))
     low, high = 0, len(retentions)
-    best = np.zeros(limits.steps.num_layers, dtype=np.int64)
+    best = np.zeros(limits.space.num_decisions, dtype=np.int64)
     while low < high:
         middle = (low + high) // 2
         # A little more than the quotient of two integers, so that it gives the first of them back.
-        indices = limits.steps.at_most(widest * retentions[middle] + 1e-6)
+        indices = limits.space.at_most(widest * retentions[middle] + 1e-6)
         if (limits.slack(indices) >= 0).all():
             best, low = indices, middle + 1
         else:
             high = middle
     return best
-
-
-def uniform_configuration(grid: LevelGrid, budget: int) -> Configuration:
-    """The most even configuration [L] of the grid under `budget`: the narrowest layer that can still grow, grows.
-
-    Raises:
-        InfeasibleTargetError: the budget is below the lowest level in every layer.
-    """
-    grid.check_budget(budget)
-    levels = [1] * grid.num_layers
-    remaining = budget - grid.min_cost_from[0]
-    while True:
-        growable = [
-            layer
-            for layer, k in enumerate(levels)
-            if k < grid.num_levels and grid.costs[layer][k] - grid.costs[layer][k - 1] <= remaining
-        ]
-        if not growable:
-            return tuple(levels)
-        layer = min(growable, key=lambda i: (grid.costs[i][levels[i] - 1] / grid.costs[i][-1], i))
-        remaining -= grid.costs[layer][levels[layer]] - grid.costs[layer][levels[layer] - 1]
-        levels[layer] += 1

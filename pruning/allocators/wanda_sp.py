@@ -12,7 +12,7 @@ sparsity and 2.04 at 50%, one measurement 0.415 and 1.95; the channels they keep
 import numpy as np
 
 from pruning.allocators.allocation import Allocation
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.limits import Limits
@@ -23,7 +23,6 @@ def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, limits
     """Equal retention that meets `limits`, with Wanda-sp's order of channels.
 
     Raises:
-        InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
@@ -34,4 +33,4 @@ def allocate_wanda_sp(anatomy: ModelAnatomy, statistics: ModelStatistics, limits
             statistics.per_layer("down_mean_abs"), statistics.per_layer("ffn_second_moment"), strict=True
         )
     ]
-    return Allocation(uniform_widths(limits), Ranking.from_scores(anatomy, scores))
+    return Allocation(limits.space.architecture(uniform_choice(limits)), Ranking.from_scores(anatomy, scores))

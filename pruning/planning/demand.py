@@ -7,9 +7,11 @@ from functools import cached_property
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.latency_model import LatencyModel
-from pruning.planning.limits import Limits, WidthSteps
+from pruning.planning.limits import Limits
 from pruning.planning.plan import Budget
-from pruning.planning.target import Scope, limits_for_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.space import Space
+from pruning.planning.target import limits_for_sparsity
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,12 @@ class Demand:
 
     Attributes:
         anatomy: of the dense model.
-        steps: the widths that a plan may have.
+        space: what a plan may choose.
         latency: prices the budget's workload, if a device is named.
     """
 
     anatomy: ModelAnatomy
-    steps: WidthSteps
+    space: Space
     sparsity: float | None = None
     scope: Scope = Scope.FFN
     budget: Budget | None = None
@@ -39,14 +41,14 @@ class Demand:
 
         Args:
             compensates: count the biases that are added to layers that are cut.
-            at_least: widths [L] that the method cannot go below.
+            at_least: units [N] that the method cannot go below.
 
         Raises:
             InfeasibleTargetError: the method's narrowest model is too large, with the nearest value that it can reach.
             InputError: the budget limits nothing, or latency on no device.
         """
-        steps = self.steps if at_least is None else self.steps.not_below(at_least)
+        space = self.space if at_least is None else self.space.not_below(at_least)
         if self.budget is not None:
-            return limits_for_budget(self.anatomy, steps, self.budget, latency=self.latency, compensates=compensates)
+            return limits_for_budget(self.anatomy, space, self.budget, latency=self.latency, compensates=compensates)
         assert self.sparsity is not None
-        return limits_for_sparsity(self.anatomy, steps, self.sparsity, self.scope, compensates=compensates)
+        return limits_for_sparsity(self.anatomy, space, self.sparsity, self.scope, compensates=compensates)

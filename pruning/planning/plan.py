@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pruning.anatomy.decoder_layer import DecoderSizes
 from pruning.errors import FingerprintMismatchError, PlanError
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 
 SCHEMA_VERSION: Literal[1] = 1
 

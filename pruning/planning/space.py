@@ -165,7 +165,7 @@ class Space:
     def tables(self, of: Callable[[Site, Options], IntArray]) -> tuple[IntArray, ...]:
         """[N][K]: what `of` says of the options of each site, summed over the sites of a decision."""
         return tuple(
-            sum((of(site, options) for site, options in zip(x.sites, x.options, strict=True)), np.int64(0))
+            np.sum([of(site, options) for site, options in zip(x.sites, x.options, strict=True)], axis=0)
             for x in self.decisions
         )
 
@@ -203,7 +203,8 @@ class Space:
     def from_document(cls, document: Mapping[str, Any]) -> "Space":
         """Raises InputError if the document is none of a space."""
         try:
-            dense, decisions = {}, []
+            dense: dict[Site, int] = {}
+            decisions = []
             for sites in document["decisions"]:
                 names = tuple(Site(int(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
                 options = tuple(

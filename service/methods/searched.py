@@ -10,7 +10,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted, Provenance
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method

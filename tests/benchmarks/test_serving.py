@@ -20,7 +20,8 @@ from pruning.data.conversations import load_conversations
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import Workload
-from pruning.planning.target import Scope, limits_for_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.target import limits_for_sparsity
 from service.app import create_app
 from service.settings import Settings
 from storage.records import DeviceRecord

@@ -28,7 +28,7 @@ from pruning.errors import (
 from pruning.measuring.generation import generate_answers
 from pruning.planning.plan import Budget, PlanRanking
 from pruning.planning.ranking import Ranking
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from service.app import create_app
 from service.settings import Settings
 from tests.lop.app_transport import AppTransport

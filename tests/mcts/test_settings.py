@@ -8,7 +8,7 @@ import pytest
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.levels import LevelGrid
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from tests.mcts.landscapes import make_anatomy
 
 

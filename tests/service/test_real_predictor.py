@@ -21,7 +21,8 @@ from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
-from pruning.planning.target import Scope, limits_for_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.target import limits_for_sparsity
 from service.app import create_app
 from service.methods.predicted import BELOW_GRID
 from service.settings import Settings

@@ -18,7 +18,7 @@ from pruning.planning.plan import (
     Provenance,
     PruningPlan,
 )
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from storage.contract import Repository
 from storage.records import CalibrationRecord, DeviceRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
 from tests.pruning.made_up_devices import made_up_profile

@@ -15,7 +15,7 @@ from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.loading import load_pruned
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from storage.sql_repository import open_repository
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 

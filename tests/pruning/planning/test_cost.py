@@ -13,7 +13,7 @@ from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.planning.cost import flops, kv_cache_bytes, price
 from pruning.planning.plan import Workload
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from tests.pruning.made_up import made_up_anatomy
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.limits import WidthSteps
-from pruning.planning.target import Scope, achieved_sparsity, ffn_parameter_budget, limits_for_sparsity
+from pruning.planning.scope import Scope
+from pruning.planning.target import achieved_sparsity, ffn_parameter_budget, limits_for_sparsity
 from tests.pruning.made_up import made_up_anatomy
 
 

@@ -1,0 +1,113 @@
+"""What the options of a space cost under each limit, apart from how much is allowed: one table serves many budgets.
+
+Costs count from each decision's cheapest option up ("excess"), so what every choice costs drops out.
+Letters: B batch, J limits, N decisions, K options of the decision that has most.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.arrays import IntArray
+
+BoolArray = NDArray[np.bool_]
+
+NEVER = 2**62
+"""Excess of an option that a decision does not have. Sums of real costs stay below it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """int64 [J, N, K] excess costs; `NEVER` behind the last option of each decision.
+
+    Of each decision one option, its floor, has an excess of 0 under every limit at once.
+    """
+
+    excess: IntArray
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[IntArray]]) -> tuple["CostTable", IntArray]:
+        """From the costs [J][N][K], and the floors' own costs [J, N].
+
+        Raises:
+            ValueError: a decision has no option that is cheapest under every limit. A programming error: who builds a
+                space for a device drops the options that break this.
+        """
+        longest = max(len(row) for row in rows[0])
+        table = np.full((len(rows), len(rows[0]), longest), NEVER, dtype=np.int64)
+        for j, of_limit in enumerate(rows):
+            for n, row in enumerate(of_limit):
+                table[j, n, : len(row)] = row
+        least = table.min(axis=2)
+        if not (table == least[:, :, None]).all(axis=0).any(axis=1).all():
+            raise ValueError("each decision must have one option that is cheapest under every limit")
+        table -= np.where(table == NEVER, 0, least[:, :, None])
+        return cls(table), least
+
+    @property
+    def num_decisions(self) -> int:
+        return int(self.excess.shape[1])
+
+    @cached_property
+    def exists(self) -> BoolArray:
+        """[N, K] whether a decision has that option."""
+        exists: BoolArray = self.excess[0] < NEVER
+        return exists
+
+    @cached_property
+    def floor(self) -> IntArray:
+        """[N] the cheapest option of each decision; of several, the first."""
+        floor: IntArray = (self.excess == 0).all(axis=0).argmax(axis=1)
+        return floor
+
+    @cached_property
+    def most(self) -> IntArray:
+        """[J, N] excess of each decision's dearest option."""
+        most: IntArray = np.where(self.exists, self.excess, 0).max(axis=2)
+        return most
+
+    @cached_property
+    def most_from(self) -> IntArray:
+        """[N + 1, J] excess of the dearest options of decisions n.. together."""
+        return np.concatenate([self.most[:, ::-1].cumsum(axis=1)[:, ::-1], np.zeros_like(self.most[:, :1])], axis=1).T
+
+    @cached_property
+    def largest_step(self) -> IntArray:
+        """[J] the most that going from one option to the next dearer one of a decision can cost."""
+        ordered = np.sort(np.where(self.exists, self.excess, self.most[:, :, None]), axis=2)
+        steps: IntArray = np.diff(ordered, axis=2).max(axis=(1, 2), initial=0)
+        return steps
+
+    @cached_property
+    def columns(self) -> list[IntArray]:
+        """[K, J] of each decision."""
+        return [np.ascontiguousarray(self.excess[:, n].T) for n in range(self.num_decisions)]
+
+    def spent(self, choices: IntArray) -> IntArray:
+        """[B, J] excess of `choices` [B, N]."""
+        places = choices + np.arange(self.num_decisions) * self.excess.shape[2]
+        spent: IntArray = self.excess.reshape(len(self.excess), -1).take(places, axis=1).sum(axis=2).T
+        return spent
+
+    def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:
+        """Slack [B, J] left of `slack` [B, J] after `options` [B] of decision `n`."""
+        left: IntArray = slack - self.columns[n][options]
+        return left
+
+    def feasible(self, n: int, slack: IntArray) -> BoolArray:
+        """Which options of decision `n` may be chosen, [B, K], when decisions n.. may spend `slack` [B, J] above their
+        floors, which is not negative. None is empty.
+
+        An option is feasible if it fits, and if the decisions after it can use up at least one limit but for one step:
+        a plan gives no capacity away.
+        """
+        left = slack[:, None] - self.columns[n]  # [B, K, J]
+        fitting: BoolArray = np.all(left >= 0, axis=2)
+        using: BoolArray = fitting & np.any(left < self.most_from[n + 1] + self.largest_step, axis=2)
+        if not using.any(axis=1).all():
+            highest = fitting & (fitting.cumsum(axis=1) == fitting.sum(axis=1, keepdims=True))
+            using = np.where(using.any(axis=1, keepdims=True), using, highest)
+        return using
