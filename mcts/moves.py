@@ -1,49 +1,50 @@
-"""Moves at complete configurations: one layer goes up, another pays for it.
+"""Moves at complete choices: one decision goes up, another pays for it.
 
 The level-switch mutation of EvoPress (arXiv 2410.14649, section 3.2), listed in full instead of drawn at random, so
 that the search can choose among the moves by what it has learnt.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.arrays import IntArray
+from pruning.planning.cost_table import BoolArray
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
 
 MAX_RISE = 2
-"""Levels that a single move may raise a layer by."""
+"""Options that a single move may raise a decision by."""
 
 
-def is_tight(grid: LevelGrid, configuration: Configuration, budget: int) -> bool:
-    """Under `budget`, with less than one level step of it left over (or all dense)."""
-    left = budget - grid.cost(configuration)
-    return left >= 0 and (left < grid.largest_step or min(configuration) == grid.num_levels)
-
-
-def swap_moves(grid: LevelGrid, configuration: Configuration, budget: int) -> NDArray[np.int64]:
-    """All tight configurations [n, L] one move away: a layer up by 1..MAX_RISE levels, at most one other down.
+def swap_moves(limits: Limits, choice: Choice) -> IntArray:
+    """All choices [n, N] one move away that leave less than a step of some limit over: a decision up by 1..MAX_RISE
+    options, at most one other down.
 
     In a fixed order; empty if there are none.
     """
-    L, K = grid.num_layers, grid.num_levels
-    costs = np.asarray(grid.costs, dtype=np.int64)
-    levels = np.asarray(configuration, dtype=np.int64)
-    own = costs[np.arange(L), levels - 1]
-    higher = levels[:, None] + np.arange(1, MAX_RISE + 1)
-    rise = costs[np.arange(L)[:, None], np.minimum(higher, K) - 1] - own[:, None]
-    # What is left after layer i rises by r + 1 levels and layer j goes to level k + 1: [L, MAX_RISE, L, K].
-    left = (budget - own.sum() - rise)[:, :, None, None] + (own[:, None] - costs)[None, None]
-    lower = np.arange(1, K + 1) < levels[:, None]
-    possible = (higher <= K)[:, :, None, None] & lower[None, None] & ~np.eye(L, dtype=bool)[:, None, :, None]
-    rising, by, paying, to = np.nonzero(possible & (left >= 0) & (left < grid.largest_step))
-    neighbours = np.repeat(levels[None], len(rising), axis=0)
+    excess, counts, step = limits.table.excess, limits.space.counts, limits.table.largest_step
+    N, K = excess.shape[1:]
+    decisions, now = np.arange(N), np.asarray(choice, dtype=np.int64)
+    own = excess[:, decisions, now]  # [J, N]
+    higher = now[:, None] + np.arange(1, MAX_RISE + 1)
+    rises = higher < counts[:, None]  # [N, MAX_RISE]
+    rise = excess[:, decisions[:, None], np.minimum(higher, counts[:, None] - 1)] - own[:, :, None]
+    after = limits.slack(now)[:, None, None] - rise  # [J, N, MAX_RISE]
+    # What is left when decision j pays for that by going down to option k: [J, N, MAX_RISE, N, K].
+    left = after[:, :, :, None, None] + (own[:, :, None] - excess)[:, None, None]
+    lower = np.arange(K) < now[:, None]
+    possible = rises[:, :, None, None] & lower & ~np.eye(N, dtype=bool)[:, None, :, None]
+    rising, by, paying, to = np.nonzero(possible & _uses_up(left, step[:, None, None, None, None]))
+    neighbours = np.repeat(now[None], len(rising), axis=0)
     rows = np.arange(len(rising))
     neighbours[rows, rising] += by + 1
-    neighbours[rows, paying] = to + 1
-    free = [
-        (*configuration[:layer], int(level), *configuration[layer + 1 :])
-        for layer in range(L)
-        for level in higher[layer]
-        if level <= K
-    ]
-    unpaid = [c for c in free if is_tight(grid, c, budget)]
-    return np.concatenate([np.array(unpaid, dtype=np.int64).reshape(len(unpaid), L), neighbours])
+    neighbours[rows, paying] = to
+    alone, by = np.nonzero(rises & _uses_up(after, step[:, None, None]))
+    unpaid = np.repeat(now[None], len(alone), axis=0)
+    unpaid[np.arange(len(alone)), alone] += by + 1
+    return np.concatenate([unpaid, neighbours])
+
+
+def _uses_up(left: IntArray, step: IntArray) -> BoolArray:
+    """Of what is left of each limit, along the first axis: nothing is exceeded, and less than a step of one is left."""
+    uses_up: BoolArray = (left >= 0).all(axis=0) & (left < step).any(axis=0)
+    return uses_up

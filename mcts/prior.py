@@ -1,4 +1,4 @@
-"""Where a search expects good levels: priors over the next layer's level, given the levels so far.
+"""Where a search expects good options: priors over the next decision, given the ones before it.
 
 The surrogate's prior is the default. A guide (a trained predictor) can be handed to the search: its prior is mixed in.
 """
@@ -10,44 +10,49 @@ import numpy as np
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.cost_table import CostTable
+from pruning.planning.space import Choice
 
 
 class Prior(Protocol):
-    """Weights over the levels of the next layer.
+    """Weights over the options of the next decision.
 
-    Called with the levels of layers 0..l - 1 and the parameters left for layers l..; returns [K] weights, not negative,
-    of levels 1..K of layer l. They need not sum to 1 and may be positive on levels that do not fit: the search
-    restricts them to the feasible ones. Must be a function of its arguments alone, or the search cannot be resumed.
+    Called with the options of decisions 0..n - 1 and what decisions n.. may cost above their cheapest options; returns
+    [K] weights, not negative, of the options of decision n. They need not sum to 1 and may be positive on options that
+    do not fit: the search restricts them to the feasible ones. Must be a function of its arguments alone, or the search
+    cannot be resumed.
     """
 
-    def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray: ...
+    def __call__(self, prefix: Choice, slack: int, /) -> FloatArray: ...
 
 
 class Guide(Protocol):
     """What an earlier round learnt, to search by: the trained predictor is one. A function of its weights alone."""
 
-    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
-        """As `Prior`."""
+    def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
+        """As `Prior`, of FFN parameters."""
 
-    def propose(self, budget: int) -> Configuration:
-        """The configuration [L] that it would answer `budget` FFN parameters with."""
+    def propose(self, spare: int) -> Choice:
+        """The choice [N] that it would answer with if all decisions may cost `spare` FFN parameters above their
+        cheapest options."""
 
 
 class TablePrior:
     """Softmax of an additive table's cost-to-go: exp(-least log KL that can still be added / temperature).
 
     Args:
-        table: [L, K] what each level of each layer adds to log KL.
+        table: what options cost, under one limit.
+        loss: [N, K] what each option adds to log KL.
+        spare: what all decisions may cost above their cheapest options.
         temperature: nats per decision.
     """
 
-    def __init__(self, grid: LevelGrid, budget: int, table: FloatArray, *, temperature: float) -> None:
-        self._cost_to_go = cost_to_go(grid, table, budget)
+    def __init__(self, table: CostTable, loss: FloatArray, spare: int, *, temperature: float) -> None:
+        self._cost_to_go = cost_to_go(table, loss, spare)
         self._temperature = temperature
 
-    def __call__(self, levels: Configuration, remaining: int, /) -> FloatArray:
-        values = self._cost_to_go.action_values(len(levels), remaining)
+    def __call__(self, prefix: Choice, slack: int, /) -> FloatArray:
+        values = self._cost_to_go.action_values(len(prefix), slack)
         weights: FloatArray = np.exp(-(values - values.min()) / self._temperature)
         return weights
 

@@ -7,43 +7,43 @@ from typing import Any
 
 from mcts.settings import SearchTarget
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.space import Choice, Space
 
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """The best configuration of one target.
+    """The best choice of one target.
 
     Attributes:
         label: what was asked for, in words.
         sparsity: what was asked for, if it was a sparsity.
         budget: FFN parameters allowed.
-        configuration: levels [L] of least KL.
-        widths: its FFN widths [L].
+        choice: option indices [N] of least KL.
+        widths: the units that they keep [N].
         metrics: its metrics on the calibration set.
-        evaluations: configurations scored for this target, all different.
+        evaluations: choices scored for this target, all different.
         curve: [evaluations] least KL after each evaluation.
     """
 
     label: str
     sparsity: float | None
     budget: int
-    configuration: Configuration
+    choice: Choice
     widths: tuple[int, ...]
     metrics: Metrics
     evaluations: int
     curve: tuple[float, ...]
 
     @classmethod
-    def of(cls, target: SearchTarget, grid: LevelGrid, scored: Mapping[Configuration, Metrics]) -> "TargetResult":
-        """The best of all configurations `scored` for `target`, in the order in which they were."""
+    def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
+        """The best of all choices `scored` for `target`, in the order in which they were."""
         best = min(scored, key=lambda c: scored[c].kl)
         return cls(
             label=target.label,
             sparsity=target.sparsity,
             budget=target.budget,
-            configuration=best,
-            widths=tuple(grid.widths_of(best)),
+            choice=best,
+            widths=space.units_of(best),
             metrics=scored[best],
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
@@ -52,7 +52,7 @@ class TargetResult:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The best configuration per target, in the order asked for; `scan_evaluations` are shared by all of them."""
+    """The best choice per target, in the order asked for; `scan_evaluations` are shared by all of them."""
 
     targets: tuple[TargetResult, ...]
     scan_evaluations: int
@@ -66,20 +66,18 @@ class SearchResult:
         """Plain JSON types; the inverse of `from_dict`."""
         targets = []
         for target in self.targets:
-            lists = {name: list(getattr(target, name)) for name in ("configuration", "widths", "curve")}
+            lists = {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
             targets.append(asdict(target) | {"metrics": target.metrics.to_dict()} | lists)
         return asdict(self) | {"targets": targets}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SearchResult":
-        targets = tuple(
-            TargetResult(
-                **{
-                    **target,
-                    "metrics": Metrics(**target["metrics"]),
-                    **{name: tuple(target[name]) for name in ("configuration", "widths", "curve")},
-                }
-            )
-            for target in data["targets"]
-        )
-        return cls(targets=targets, scan_evaluations=data["scan_evaluations"])
+        """Results of before counted options from 1, and called a choice "configuration"."""
+        targets = []
+        for target in data["targets"]:
+            rest = {**target}
+            old = rest.pop("configuration", None)
+            choice = rest["choice"] if old is None else [k - 1 for k in old]
+            lists = {"choice": tuple(choice), "widths": tuple(rest["widths"]), "curve": tuple(rest["curve"])}
+            targets.append(TargetResult(**{**rest, "metrics": Metrics(**rest["metrics"]), **lists}))
+        return cls(targets=tuple(targets), scan_evaluations=data["scan_evaluations"])

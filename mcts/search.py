@@ -1,9 +1,9 @@
 """The search of one target: simulate, expand, evaluate, backward.
 
 Evaluations are dear and the surrogate is cheap, so each evaluation is chosen among many proposals: simulations run
-down the tree by PUCT and end at configurations that were not visited, swap moves and mutations lead there from the
+down the tree by PUCT and end at choices that were not visited, swap moves and mutations lead there from the
 best ones known. The surrogate, fitted again to everything read so far, judges them all; the one with the highest
-expected improvement is expanded and scored, and its value backed up. Deterministic: the next configuration is a
+expected improvement is expanded and scored, and its value backed up. Deterministic: the next choice is a
 function of the settings, the seed and the metrics read so far.
 """
 
@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mcts.moves import is_tight, swap_moves
+from mcts.moves import swap_moves
 from mcts.prior import Guide, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
 from mcts.settings import SearchSettings, SearchTarget
 from mcts.tree import Edge, Node, Tree
-from pruning.allocators.additive_dp import additive_dp, fill_up
-from pruning.allocators.evolution import mutate
-from pruning.allocators.uniform import uniform_configuration
-from pruning.arrays import FloatArray
-from pruning.measuring.metrics import Evaluate, Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.allocators.additive_dp import cost_to_go
+from pruning.allocators.evolution import Score, mutate
+from pruning.allocators.uniform import evenness
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.arrays import FloatArray, IntArray
+from pruning.measuring.metrics import Metrics
+from pruning.planning.limits import Limits
+from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Choice, Space
 from storage.records import Sample
-from values.surrogate import ROUGHNESSES, Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
+from values.surrogate import ROUGHNESSES, Kernel, ScoredChoice, Surrogate, expected_improvement, fit_surrogate
 
 KL_FLOOR = 1e-9
 """KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""
@@ -41,10 +43,10 @@ MAX_JUDGED = 512
 
 @dataclass(frozen=True)
 class SharedKnowledge:
-    """What the targets of one search share: the one-layer scan [L, K], and every sample in the order it was read."""
+    """What the targets of one search share: the one-decision scan [N, K], and every sample in the order it was read."""
 
     sensitivity: FloatArray
-    samples: list[ScoredConfiguration]
+    samples: list[ScoredChoice]
 
     @property
     def kl_floor(self) -> float:
@@ -57,24 +59,27 @@ class SharedKnowledge:
         return tuple(Kernel(self.sensitivity, roughness) for roughness in ROUGHNESSES)
 
 
-def known_samples(grid: LevelGrid, samples: Sequence[Sample]) -> list[ScoredConfiguration]:
-    """What earlier searches found on `grid`, as if every cost that is a whole number of level steps were a target."""
+def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]) -> list[ScoredChoice]:
+    """What earlier searches found in `space`, as if every whole number of its largest steps were a target."""
+    price = ffn_parameters(anatomy)
+    largest_step = max(int(np.diff(row).max()) for row in space.tables(price.of))
     scored = []
     for sample in samples:
-        configuration = grid.configuration_of(list(sample.widths))
-        if configuration is not None and sum(k < grid.num_levels for k in configuration) > 1:
-            target = -1 - grid.cost(configuration) // grid.largest_step  # below 0: none of this search's
-            scored.append(ScoredConfiguration(target, configuration, float(np.log(max(sample.metrics.kl, 1e-12)))))
+        architecture = anatomy.architecture(sample.widths)
+        choice = space.choice_of(architecture)
+        if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) > 1:
+            target = -1 - price.cost(architecture) // largest_step  # below 0: none of this search's
+            scored.append(ScoredChoice(target, choice, float(np.log(max(sample.metrics.kl, 1e-12)))))
     return scored
 
 
 class TargetSearch:
-    """A search for the best configuration under one budget.
+    """A search for the best choice under one budget.
 
     Args:
-        grid: what levels keep and cost.
-        target: the budget; `index` numbers it among the search's targets.
-        evaluate: scores FFN widths.
+        limits: of the target, over the space that is searched.
+        target: what it is called; `index` numbers it among the search's targets.
+        score: scores choices.
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
         guide: its prior is mixed with the surrogate's if given, and what it proposes is scored first.
@@ -83,9 +88,9 @@ class TargetSearch:
 
     def __init__(
         self,
-        grid: LevelGrid,
+        limits: Limits,
         target: SearchTarget,
-        evaluate: Evaluate,
+        score: Score,
         settings: SearchSettings,
         shared: SharedKnowledge,
         *,
@@ -93,29 +98,29 @@ class TargetSearch:
         guide: Guide | None = None,
         on_evaluation: Callable[[int, Metrics], None] | None = None,
     ) -> None:
-        self.grid = grid
+        self.limits = limits
         self.target = target
         self.settings = settings
-        self.tree = Tree(grid, target.budget)
-        self.scored: dict[Configuration, Metrics] = {}
-        self._evaluate = evaluate
+        self.tree = Tree(limits)
+        self.scored: dict[Choice, Metrics] = {}
+        self._score = score
         self._shared = shared
         self._index = index
         self._guide = guide
-        self._guided: dict[Configuration, FloatArray] = {}
+        self._guided: dict[Choice, FloatArray] = {}
         self._on_evaluation = on_evaluation
         self._rng = np.random.default_rng([settings.seed, index])
-        self._requested: set[Configuration] = set()
-        self._believed: dict[Configuration, float] = {}
+        self._requested: set[Choice] = set()
+        self._believed: dict[Choice, float] = {}
         self._version = 0
         self._surrogate: Surrogate
         self._table: FloatArray
         self._prior: TablePrior
-        self._best: tuple[float, Configuration] | None = None
+        self._best: tuple[float, Choice] | None = None
 
     def run(self) -> TargetResult:
-        """Search until `num_evaluations` configurations are scored or none is left."""
-        self.evaluate([self.expand(self.tree.path(c)) for c in self.starting_configurations()])
+        """Search until `num_evaluations` choices are scored or none is left."""
+        self.evaluate([self.expand(self.tree.path(c)) for c in self.starting_choices()])
         while not self.is_finished:
             leaves: list[list[Edge]] = []
             while len(leaves) < self.settings.parallel_leaves and not self.is_finished:
@@ -129,7 +134,7 @@ class TargetSearch:
         return len(self._requested) >= self.settings.num_evaluations or self.tree.is_complete
 
     def simulate(self) -> list[Edge]:
-        """The path [L] of the configuration to score next: of all proposals, the most promising one."""
+        """The path [N] of the choice to score next: of all proposals, the most promising one."""
         parents = self._parents()
         tree = self._descend(self.settings.num_simulations)
         best, promise = self._most_promising(
@@ -150,60 +155,68 @@ class TargetSearch:
     def expand(self, path: list[Edge]) -> list[Edge]:
         """Make `path` part of the tree and count its visit; its value follows in `backward`."""
         self.tree.expand(path)
-        self._requested.add(_configuration_of(path))
+        self._requested.add(_choice_of(path))
         return path
 
     def evaluate(self, leaves: Sequence[list[Edge]]) -> None:
-        """Score the configurations at the end of the paths, and back each value up."""
-        configurations = [_configuration_of(path) for path in leaves]
-        metrics = self._evaluate([tuple(self.grid.widths_of(c)) for c in configurations])
-        for path, configuration, measured in zip(leaves, configurations, metrics, strict=True):
-            self.backward(path, configuration, measured)
+        """Score the choices at the end of the paths, and back each value up."""
+        choices = [_choice_of(path) for path in leaves]
+        metrics = self._score(choices)
+        for path, choice, measured in zip(leaves, choices, metrics, strict=True):
+            self.backward(path, choice, measured)
 
-    def backward(self, path: list[Edge], configuration: Configuration, metrics: Metrics) -> None:
-        """Book a scored configuration: in the tree, among the samples, on the curve."""
+    def backward(self, path: list[Edge], choice: Choice, metrics: Metrics) -> None:
+        """Book a scored choice: in the tree, among the samples, on the curve."""
         kl = max(metrics.kl, self._shared.kl_floor)
         self.tree.backward(path, 1.0 / kl)
-        self._shared.samples.append(ScoredConfiguration(self._index, configuration, float(np.log(kl))))
-        self.scored[configuration] = metrics
+        self._shared.samples.append(ScoredChoice(self._index, choice, float(np.log(kl))))
+        self.scored[choice] = metrics
         if self._best is None or kl < self._best[0]:
-            self._best = (kl, configuration)
+            self._best = (kl, choice)
         if self._on_evaluation is not None:
             self._on_evaluation(len(self.scored), self.scored[self._best[1]])
 
-    def starting_configurations(self) -> list[Configuration]:
+    def starting_choices(self) -> list[Choice]:
         """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""
-        budget, sensitivity = self.target.budget, self._shared.sensitivity
-        additive, _ = additive_dp(self.grid, sensitivity, budget)
-        starts = [fill_up(self.grid, additive, budget, sensitivity), uniform_configuration(self.grid, budget)]
+        limits, sensitivity = self.limits, self._shared.sensitivity
+        starts = [self._additive_optimum(sensitivity), limits.fit(limits.space.bottom, evenness(limits.space))]
         if self._shared.samples:
-            learnt = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index).table(starts[0])
-            starts.append(fill_up(self.grid, additive_dp(self.grid, learnt, budget)[0], budget, learnt))
+            surrogate = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index)
+            starts.append(self._additive_optimum(surrogate.table(tuple(starts[0].tolist()))))
         if self._guide is not None:
-            starts.insert(0, fill_up(self.grid, self._guide.propose(budget), budget, sensitivity))
-        tight = [c for c in dict.fromkeys(starts) if is_tight(self.grid, c, budget)]
-        return tight[: self.settings.num_evaluations]
+            starts.insert(0, limits.fit(self._guide.propose(self._spare), -sensitivity))
+        return list(dict.fromkeys(tuple(start.tolist()) for start in starts))[: self.settings.num_evaluations]
+
+    def _additive_optimum(self, loss: FloatArray) -> IntArray:
+        """[N] the choice of least summed `loss` [N, K], filled up."""
+        best = cost_to_go(self.limits.table, loss, self._spare).best_choice(self._spare)
+        return self.limits.fit(best, -loss)
+
+    @property
+    def _spare(self) -> int:
+        """FFN parameters that all decisions may cost above their cheapest options: a search has one limit."""
+        return int(self.limits.spare[0])
 
     def refit(self) -> None:
         """Fit the surrogate to everything read, and make its table the prior.
 
-        A configuration that is still being scored counts as what the surrogate that chose it expected ("kriging
+        A choice that is still being scored counts as what the surrogate that chose it expected ("kriging
         believer", Ginsbourger et al. 2010), so that the next one is chosen somewhere else.
         """
         samples = self._shared.samples + [
-            ScoredConfiguration(self._index, configuration, believed)
-            for configuration, believed in self._believed.items()
-            if configuration not in self.scored
+            ScoredChoice(self._index, choice, believed)
+            for choice, believed in self._believed.items()
+            if choice not in self.scored
         ]
         kernel = self._shared.kernels[len(self._requested) % len(self._shared.kernels)]
         self._surrogate = fit_surrogate(kernel, samples, target=self._index)
         self._version += 1
         self._table = self._surrogate.table(self.incumbent)
-        self._prior = TablePrior(self.grid, self.target.budget, self._table, temperature=self.settings.temperature)
+        self._prior = TablePrior(self.limits.table, self._table, self._spare, temperature=self.settings.temperature)
 
     @property
-    def incumbent(self) -> Configuration:
-        """The best configuration so far."""
+    def incumbent(self) -> Choice:
+        """The best choice so far."""
         assert self._best is not None
         return self._best[1]
 
@@ -213,10 +226,10 @@ class TargetSearch:
         return self._best[0]
 
     def result(self) -> TargetResult:
-        return TargetResult.of(self.target, self.grid, self.scored)
+        return TargetResult.of(self.target, self.limits.space, self.scored)
 
-    def _descend(self, num_simulations: int) -> NDArray[np.int64]:
-        """Unvisited configurations [<= num_simulations, L] at the end of simulations that follow the PUCT score.
+    def _descend(self, num_simulations: int) -> IntArray:
+        """Unvisited choices [<= num_simulations, N] at the end of simulations that follow the PUCT score.
 
         Each counts as a visit until the last one is done, so that they part (virtual loss).
         """
@@ -224,53 +237,53 @@ class TargetSearch:
         for _ in range(num_simulations):
             node = self.tree.root
             path: list[Edge] = []
-            while len(path) < self.grid.num_layers:
+            while len(path) < self.limits.space.num_decisions:
                 self._renew_prior(node)
                 index = select_action(node, self._best_kl, self.settings.c_puct)
                 path.append(Edge(node, index))
-                if len(path) < self.grid.num_layers:
+                if len(path) < self.limits.space.num_decisions:
                     node = self.tree.child(node, node.actions[index])
             self.tree.count_visit(path, 1)
             paths.append(path)
         for path in paths:
             self.tree.count_visit(path, -1)
-        return _unique([_configuration_of(path) for path in paths], self.grid.num_layers)
+        return _unique([_choice_of(path) for path in paths], self.limits.space.num_decisions)
 
     def _renew_prior(self, node: Node) -> None:
         """Bring the prior of a node that is being passed up to date with the last fit."""
         if node.prior_version == self._version:
             return
-        indices = np.asarray(node.actions) - 1
-        weights = self._prior(node.levels, node.remaining)[indices]
+        slack = int(node.slack[0])
+        weights = self._prior(node.prefix, slack)[node.actions]
         if self._guide is None:
             node.prior = normalise(weights)
         else:
-            if node.levels not in self._guided:
-                self._guided[node.levels] = self._guide.prior(node.levels, node.remaining)[indices]
-            node.prior = mix(weights, self._guided[node.levels], self.settings.prior_share)
+            if node.prefix not in self._guided:
+                self._guided[node.prefix] = self._guide.prior(node.prefix, slack)[node.actions]
+            node.prior = mix(weights, self._guided[node.prefix], self.settings.prior_share)
         node.prior_version = self._version
 
-    def _parents(self) -> list[Configuration]:
-        """The best configurations so far, whose neighbours are proposed."""
+    def _parents(self) -> list[Choice]:
+        """The best choices so far, whose neighbours are proposed."""
         return sorted(self.scored, key=lambda c: self.scored[c].kl)[: self.settings.num_parents]
 
-    def _moves(self, parents: Sequence[Configuration]) -> NDArray[np.int64]:
-        """Swap moves [n, L] at `parents` that were not visited."""
-        moves = np.concatenate([swap_moves(self.grid, parent, self.target.budget) for parent in parents])
+    def _moves(self, parents: Sequence[Choice]) -> IntArray:
+        """Swap moves [n, N] at `parents` that were not visited."""
+        moves = np.concatenate([swap_moves(self.limits, parent) for parent in parents])
         most = MAX_MOVES + len(self._requested)  # so many are left over if all visited ones are among them
         if len(moves) > most:
-            changes = self._table[np.arange(self.grid.num_layers), moves - 1].sum(axis=1)
+            changes = self._table[np.arange(self.limits.space.num_decisions), moves].sum(axis=1)
             moves = moves[np.sort(np.argsort(changes, kind="stable")[:most])]
         found = [tuple(row) for row in moves.tolist()]
-        return _unique([c for c in found if c not in self._requested], self.grid.num_layers)
+        return _unique([c for c in found if c not in self._requested], self.limits.space.num_decisions)
 
-    def _mutations(self, parents: Sequence[Configuration], wanted: int) -> NDArray[np.int64]:
-        """Random children [<= wanted, L] of `parents` in turn that were not visited."""
-        children = [mutate(self.grid, parents[i % len(parents)], self.target.budget, self._rng) for i in range(wanted)]
-        return _unique([c for c in children if c not in self._requested], self.grid.num_layers)
+    def _mutations(self, parents: Sequence[Choice], wanted: int) -> IntArray:
+        """Random children [<= wanted, N] of `parents` in turn that were not visited."""
+        children = [mutate(self.limits, parents[i % len(parents)], self._rng) for i in range(wanted)]
+        return _unique([c for c in children if c not in self._requested], self.limits.space.num_decisions)
 
-    def _most_promising(self, proposals: NDArray[np.int64]) -> tuple[Configuration, float]:
-        """The proposal [n, L] of highest expected improvement, and how much that is; of equal ones, the first."""
+    def _most_promising(self, proposals: IntArray) -> tuple[Choice, float]:
+        """The proposal [n, N] of highest expected improvement, and how much that is; of equal ones, the first."""
         if len(proposals) > MAX_JUDGED:
             order = np.argsort(self._surrogate.means(proposals), kind="stable")
             proposals = proposals[np.sort(order[:MAX_JUDGED])]
@@ -279,11 +292,11 @@ class TargetSearch:
         return tuple(proposals[best].tolist()), float(promise[best])
 
 
-def _configuration_of(path: list[Edge]) -> Configuration:
+def _choice_of(path: list[Edge]) -> Choice:
     return tuple(edge.node.actions[edge.index] for edge in path)
 
 
-def _unique(configurations: list[Configuration], num_layers: int) -> NDArray[np.int64]:
-    """[n, L], each once, in the order of their first appearance."""
-    different = list(dict.fromkeys(configurations))
+def _unique(choices: list[Choice], num_layers: int) -> IntArray:
+    """[n, N], each once, in the order of their first appearance."""
+    different = list(dict.fromkeys(choices))
     return np.array(different, dtype=np.int64).reshape(len(different), num_layers)

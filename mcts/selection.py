@@ -36,6 +36,6 @@ def puct_scores(node: Node, best_kl: float, c_puct: float) -> FloatArray:
 
 
 def select_action(node: Node, best_kl: float, c_puct: float) -> int:
-    """Index of the edge with the highest PUCT score; of equal ones, the widest level."""
+    """Index of the edge with the highest PUCT score; of equal ones, the last option."""
     scores = puct_scores(node, best_kl, c_puct)
     return len(scores) - 1 - int(np.argmax(scores[::-1]))

@@ -1,6 +1,6 @@
-"""The one-layer scan: how much each level of each layer costs while every other layer is dense.
+"""The one-decision scan: how much each option of each decision costs while all others are as dense as they may be.
 
-L (K - 1) + 1 evaluations, shared by all targets of a model. It is what the additive dynamic program allocates by, and
+One evaluation an option, shared by all targets of a model. It is what the additive dynamic program allocates by, and
 where the surrogate table of the search starts.
 """
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray
-from pruning.measuring.metrics import Evaluate
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.space import Choice, Space
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""
@@ -18,31 +18,26 @@ SENSITIVITY_SOURCE = "sensitivity"
 SCAN_BATCH = 64
 
 
-def scan_configurations(grid: LevelGrid) -> list[Configuration]:
-    """The dense configuration, then layer by layer every lower level: L (K - 1) + 1 configurations."""
-    dense = (grid.num_levels,) * grid.num_layers
-    return [dense] + [
-        (*dense[:layer], level, *dense[layer + 1 :])
-        for layer in range(grid.num_layers)
-        for level in range(1, grid.num_levels)
-    ]
+def scan_choices(space: Space) -> list[Choice]:
+    """The top of the space, then decision by decision every other option."""
+    top = space.top
+    return [top] + [(*top[:n], k, *top[n + 1 :]) for n in range(space.num_decisions) for k in range(top[n])]
 
 
-def scan_sensitivity(
-    grid: LevelGrid, evaluate: Evaluate, on_evaluations: Callable[[int], None] | None = None
-) -> FloatArray:
-    """KL to dense [L, K] of each level of each layer, all other layers dense; column K is the dense model's own.
+def scan_sensitivity(space: Space, score: Score, on_evaluations: Callable[[int], None] | None = None) -> FloatArray:
+    """KL to dense [N, K] of each option of each decision, all others at their top; 0 where there is no option.
 
     `on_evaluations` is called with the number of evaluations done so far.
     """
-    configurations = scan_configurations(grid)
+    choices = scan_choices(space)
     kl: list[float] = []
-    for start in range(0, len(configurations), SCAN_BATCH):
-        chunk = configurations[start : start + SCAN_BATCH]
-        kl += [m.kl for m in evaluate([tuple(grid.widths_of(c)) for c in chunk])]
+    for start in range(0, len(choices), SCAN_BATCH):
+        kl += [metrics.kl for metrics in score(choices[start : start + SCAN_BATCH])]
         if on_evaluations is not None:
             on_evaluations(len(kl))
-    table = np.empty((grid.num_layers, grid.num_levels))
-    table[:, -1] = kl[0]
-    table[:, :-1] = np.reshape(kl[1:], (grid.num_layers, grid.num_levels - 1))
+    table = np.zeros((space.num_decisions, int(space.counts.max())))
+    rows = iter(kl[1:])
+    for row, last in zip(table, space.top, strict=True):
+        row[:last] = [next(rows) for _ in range(last)]
+        row[last] = kl[0]
     return table

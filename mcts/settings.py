@@ -7,8 +7,10 @@ from typing import Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope, check_sparsity, scope_parameters
+from pruning.planning.space import Space
 from pruning.planning.target import ffn_parameter_budget
 
 DEFAULT_PARALLEL_LEAVES = 4
@@ -98,13 +100,18 @@ class SearchSettings:
         if not 0.0 <= self.prior_share <= 1.0:
             raise InputError("prior_share must be a fraction in [0, 1]", values=repr(self.prior_share))
 
-    def resolve_targets(self, anatomy: ModelAnatomy, grid: LevelGrid) -> tuple[SearchTarget, ...]:
+    def space(self, anatomy: ModelAnatomy) -> Space:
+        """What is searched. Raises InputError if a layer is too narrow for it."""
+        return ffn_levels(anatomy, num_levels=self.num_levels, round_to=self.round_to)
+
+    def resolve_targets(self, anatomy: ModelAnatomy) -> tuple[SearchTarget, ...]:
         """The budgets of all targets, in search order.
 
         Raises:
-            InfeasibleTargetError: the first target that no configuration of `grid` can meet.
+            InfeasibleTargetError: the first target that no choice of the space can meet.
         """
-        lowest = grid.min_cost_from[0]
+        space = self.space(anatomy)
+        lowest = ffn_parameters(anatomy).cost(space.architecture(space.bottom))
         removable = (anatomy.ffn_parameters - lowest) / scope_parameters(anatomy, self.scope)
         targets = []
         for sparsity in self.sparsities:

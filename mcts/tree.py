@@ -1,6 +1,6 @@
-"""The search tree of one target: a node is a prefix of levels, an edge one more layer's level.
+"""The search tree of one target: a node is a prefix of a choice, an edge one more decision's option.
 
-Letters: L decoder layers, K levels, A actions of a node (its budget-feasible levels). Statistics belong to edges and
+Letters: N decisions, J limits, A actions of a node (its feasible options). Statistics belong to edges and
 lie in arrays [A] of the node they leave, as in mctx.
 """
 
@@ -9,44 +9,42 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.arrays import FloatArray
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.arrays import FloatArray, IntArray
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
 
 
 class Node:
-    """A prefix of levels and the statistics of its A edges.
+    """A prefix of a choice and the statistics of its A edges.
 
     Attributes:
-        levels: the prefix, one level for each of layers 0..layer - 1.
-        layer: the layer that the edges decide.
-        remaining: parameters left for layers `layer`.. .
-        actions: [A] budget-feasible levels, increasing.
+        prefix: the options of the decisions before this one; the edges decide number `len(prefix)`.
+        slack: [J] what the decisions from here on may cost above their cheapest options.
+        actions: [A] feasible options, increasing.
         prior: [A] probabilities, set by the search; `prior_version` says by which surrogate.
         visit_count: [A] simulations that took the edge, those still in flight included.
         value_sum: [A] sum of 1 / KL over the evaluations below the edge.
         value_max: [A] largest 1 / KL below the edge.
-        complete: [A] every configuration below the edge was visited.
-        children: node at the end of each edge, by level.
+        complete: [A] every choice below the edge was visited.
+        children: node at the end of each edge, by option.
     """
 
     __slots__ = (
         "actions",
         "children",
         "complete",
-        "layer",
-        "levels",
+        "prefix",
         "prior",
         "prior_version",
-        "remaining",
+        "slack",
         "value_max",
         "value_sum",
         "visit_count",
     )
 
-    def __init__(self, levels: Configuration, remaining: int, actions: list[int]) -> None:
-        self.levels = levels
-        self.layer = len(levels)
-        self.remaining = remaining
+    def __init__(self, prefix: Choice, slack: IntArray, actions: list[int]) -> None:
+        self.prefix = prefix
+        self.slack = slack
         self.actions = actions
         self.prior: FloatArray = np.full(len(actions), 1.0 / len(actions))
         self.prior_version = -1
@@ -66,41 +64,39 @@ class Edge:
 
 
 class Tree:
-    """All configurations of `grid` that fit `budget` parameters and use it up; nodes appear as they are visited.
+    """All choices that `Limits.feasible` leads to; nodes appear as they are visited."""
 
-    Raises InfeasibleTargetError if there is no such configuration.
-    """
-
-    def __init__(self, grid: LevelGrid, budget: int) -> None:
-        grid.check_budget(budget)
-        self.grid = grid
-        self.root = Node((), budget, grid.feasible_levels(0, budget))
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.root = self._node((), limits.spare)
 
     @property
     def is_complete(self) -> bool:
-        """Every configuration was visited: there is nothing left to search."""
+        """Every choice was visited: there is nothing left to search."""
         return bool(self.root.complete.all())
 
-    def child(self, node: Node, level: int) -> Node:
-        """The node after `level`, made if it is new. Not for the last layer, whose edges end at configurations."""
-        if level not in node.children:
-            remaining = node.remaining - self.grid.costs[node.layer][level - 1]
-            actions = self.grid.feasible_levels(node.layer + 1, remaining)
-            node.children[level] = Node((*node.levels, level), remaining, actions)
-        return node.children[level]
+    def _node(self, prefix: Choice, slack: IntArray) -> Node:
+        return Node(prefix, slack, np.flatnonzero(self.limits.feasible(len(prefix), slack)).tolist())
 
-    def path(self, configuration: Configuration) -> list[Edge]:
-        """The L edges from the root to `configuration`, which must be feasible."""
+    def child(self, node: Node, option: int) -> Node:
+        """The node after `option`, made if it is new. Not for the last decision, whose edges end at choices."""
+        if option not in node.children:
+            slack = node.slack - self.limits.table.columns[len(node.prefix)][option]
+            node.children[option] = self._node((*node.prefix, option), slack)
+        return node.children[option]
+
+    def path(self, choice: Choice) -> list[Edge]:
+        """The N edges from the root to `choice`, which must be feasible."""
         node = self.root
         edges = []
-        for level in configuration:
-            edges.append(Edge(node, node.actions.index(level)))
-            if len(edges) < self.grid.num_layers:
-                node = self.child(node, level)
+        for option in choice:
+            edges.append(Edge(node, node.actions.index(option)))
+            if len(edges) < len(choice):
+                node = self.child(node, option)
         return edges
 
     def expand(self, path: list[Edge]) -> None:
-        """Count a visit on every edge of `path` [L] and close what has nothing left to visit below it.
+        """Count a visit on every edge of `path` [N] and close what has nothing left to visit below it.
 
         The visit counts before its value is known: until then it holds leaves in flight apart, as a virtual loss does
         (Chaslot et al., Parallel Monte-Carlo Tree Search, 2008).
@@ -117,7 +113,7 @@ class Tree:
             edge.node.visit_count[edge.index] += change
 
     def backward(self, path: list[Edge], value: float) -> None:
-        """Add `value` (1 / KL) to every edge of `path` [L]."""
+        """Add `value` (1 / KL) to every edge of `path` [N]."""
         for edge in path:
             edge.node.value_sum[edge.index] += value
             edge.node.value_max[edge.index] = max(edge.node.value_max[edge.index], value)

@@ -13,12 +13,14 @@ from mcts.prior import Guide
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
 from mcts.search import SharedKnowledge, TargetSearch, known_samples
-from mcts.sensitivity import SENSITIVITY_SOURCE, scan_configurations, scan_sensitivity
+from mcts.sensitivity import SENSITIVITY_SOURCE, scan_choices, scan_sensitivity
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
-from pruning.allocators.evolution import evolve
+from pruning.allocators.evolution import Score, evolve
 from pruning.allocators.random_search import search_randomly
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
+from pruning.planning.target import ffn_parameter_limits
 from storage.contract import Repository
 from storage.records import Sample
 
@@ -48,25 +50,26 @@ def run_search(
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.
-        InfeasibleTargetError: a target that no configuration can meet; before anything is evaluated.
+        InfeasibleTargetError: a target that no choice can meet; before anything is evaluated.
         InputError: a metric that is not finite.
     """
     model = repository.get_model(model_id)
     repository.get_calibration(calibration_id)
-    grid = LevelGrid.build(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    targets = settings.resolve_targets(model.anatomy, grid)
+    space = settings.space(model.anatomy)
+    targets = settings.resolve_targets(model.anatomy)
 
-    def memoised(source: str) -> MemoisedEvaluator:
-        return MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
+    def memoised(source: str) -> Score:
+        memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
+        return lambda choices: memo([space.units_of(choice) for choice in choices])
 
-    scan_evaluations = len(scan_configurations(grid)) if settings.method is SearchMethod.MCTS else 0
+    scan_evaluations = len(scan_choices(space)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations
     shared: SharedKnowledge | None = None
     if settings.method is SearchMethod.MCTS:
         sensitivity = scan_sensitivity(
-            grid, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
+            space, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
         )
-        shared = SharedKnowledge(sensitivity, known_samples(grid, known))
+        shared = SharedKnowledge(sensitivity, known_samples(model.anatomy, space, known))
     score = memoised(str(settings.method))
     results = []
     for index, target in enumerate(targets):
@@ -75,11 +78,12 @@ def run_search(
         def on_evaluation(done: int, best: Metrics, before: int = before, label: str = target.label) -> None:
             progress(before + done, total, label, best)
 
+        limits = ffn_parameter_limits(model.anatomy, space, target.budget)
         if shared is None:
-            results.append(_search_blindly(grid, target, score, settings, index, on_evaluation))
+            results.append(_search_blindly(limits, target, score, settings, index, on_evaluation))
         else:
             search = TargetSearch(
-                grid, target, score, settings, shared, index=index, guide=guide, on_evaluation=on_evaluation
+                limits, target, score, settings, shared, index=index, guide=guide, on_evaluation=on_evaluation
             )
             results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics)
@@ -87,9 +91,9 @@ def run_search(
 
 
 def _search_blindly(
-    grid: LevelGrid,
+    limits: Limits,
     target: SearchTarget,
-    score: MemoisedEvaluator,
+    score: Score,
     settings: SearchSettings,
     index: int,
     on_evaluation: OnEvaluation,
@@ -98,10 +102,10 @@ def _search_blindly(
     rng = np.random.default_rng([settings.seed, index])
     best: list[Metrics] = []
 
-    def on_scored(_configuration: Configuration, metrics: Metrics) -> None:
+    def on_scored(_choice: Choice, metrics: Metrics) -> None:
         best.append(min([*best[-1:], metrics], key=lambda m: m.kl))
         on_evaluation(len(best), best[-1])
 
     search = evolve if settings.method is SearchMethod.EVOLUTION else search_randomly
-    scored = search(grid, target.budget, score, settings.num_evaluations, rng, on_scored=on_scored)
-    return TargetResult.of(target, grid, scored)
+    scored = search(limits, score, settings.num_evaluations, rng, on_scored=on_scored)
+    return TargetResult.of(target, limits.space, scored)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray
-from pruning.planning.levels import Configuration
+from pruning.planning.space import Choice
 
 MAX_SAMPLES = 400
 """Samples that a fit uses at most, those of largest weight: the cost of a fit is cubic in them."""
@@ -65,11 +65,11 @@ SENSITIVITY_FLOOR = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredConfiguration:
+class ScoredChoice:
     """One sample as the surrogate sees it: which target it was scored for, and log KL (floored)."""
 
     target: int
-    configuration: Configuration
+    choice: Choice
     log_kl: float
 
 
@@ -116,10 +116,10 @@ class Kernel:
         return trend
 
     def one_hot(self, configurations: NDArray[np.int64]) -> FloatArray:
-        """[n, L K] from levels [n, L]."""
+        """[n, L K] from options [n, L]."""
         L, K = self.shape
         rows = np.zeros((len(configurations), L * K))
-        rows[np.arange(len(configurations))[:, None], np.arange(L) * K + configurations - 1] = 1.0
+        rows[np.arange(len(configurations))[:, None], np.arange(L) * K + configurations] = 1.0
         return rows
 
 
@@ -159,7 +159,7 @@ class Surrogate:
         self._scale = min(max(likeliest, SCALE_RANGE[0]), SCALE_RANGE[1])
 
     def predict(self, configurations: NDArray[np.int64]) -> Prediction:
-        """Posterior of levels [n, L]."""
+        """Posterior of options [n, L]."""
         rows, trend = self._features(configurations)
         covariance = self._between(rows, trend)
         explained = np.square(covariance @ self._root.T).sum(axis=1)
@@ -168,7 +168,7 @@ class Surrogate:
         return Prediction(self._mean + SLOPE_MEAN * trend + covariance @ self._alpha, sd)
 
     def means(self, configurations: NDArray[np.int64]) -> FloatArray:
-        """Posterior mean [n] of levels [n, L]: `predict` without the costly half."""
+        """Posterior mean [n] of options [n, L]: `predict` without the costly half."""
         rows, trend = self._features(configurations)
         means: FloatArray = self._mean + SLOPE_MEAN * trend + self._between(rows, trend) @ self._alpha
         return means
@@ -183,25 +183,25 @@ class Surrogate:
         covariance: FloatArray = self._kernel.between(rows, self._towards) + SLOPE_SD**2 * trend[:, None] * self._trend
         return covariance
 
-    def table(self, incumbent: Configuration) -> FloatArray:
+    def table(self, incumbent: Choice) -> FloatArray:
         """[L, K] what giving one layer another level changes in the mean, the other layers as in `incumbent` [L].
 
         Additive, as a prior over single decisions has to be; pairs of layers are in it as they stand at the incumbent.
         """
         L, K = self._kernel.shape
         changed = np.repeat(np.asarray(incumbent, dtype=np.int64)[None], L * K, axis=0)
-        changed[np.arange(L * K), np.repeat(np.arange(L), K)] = np.tile(np.arange(1, K + 1), L)
+        changed[np.arange(L * K), np.repeat(np.arange(L), K)] = np.tile(np.arange(K), L)
         table: FloatArray = self.means(changed).reshape(L, K)
-        table -= table[np.arange(L), np.asarray(incumbent) - 1][:, None]
+        table -= table[np.arange(L), np.asarray(incumbent)][:, None]
         return table
 
 
-def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, target: int) -> Surrogate:
+def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredChoice], *, target: int) -> Surrogate:
     """Fit to `samples` of all targets, for use at `target`. They may be none: then nothing is known."""
     L, _ = kernel.shape
     targets = np.array([s.target for s in samples], dtype=np.int64)
     gaps = np.array([s.log_kl for s in samples])
-    rows = kernel.one_hot(np.array([s.configuration for s in samples], dtype=np.int64).reshape(len(samples), L))
+    rows = kernel.one_hot(np.array([s.choice for s in samples], dtype=np.int64).reshape(len(samples), L))
     trend = kernel.trend(rows)
     centre = float(trend.mean()) if len(samples) else 0.0
     reference = 0.0

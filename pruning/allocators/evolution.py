@@ -7,101 +7,104 @@ and thins them out on growing numbers of tokens, which at a few hundred evaluati
 generation is small and every offspring is scored on the whole calibration set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.allocators.uniform import uniform_configuration
-from pruning.measuring.metrics import Evaluate, Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.allocators.uniform import evenness
+from pruning.measuring.metrics import Metrics
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
 
 MAX_SWITCHES = 3
 DEFAULT_OFFSPRING = 8
 
+Score = Callable[[Sequence[Choice]], Sequence[Metrics]]
+"""Scores choices, all at once; metrics in the same order."""
+
 
 def evolve(
-    grid: LevelGrid,
-    budget: int,
-    evaluate: Evaluate,
+    limits: Limits,
+    score: Score,
     num_evaluations: int,
     rng: np.random.Generator,
     *,
-    start: Configuration | None = None,
+    start: Choice | None = None,
     num_offspring: int = DEFAULT_OFFSPRING,
-    on_scored: Callable[[Configuration, Metrics], None] | None = None,
-) -> dict[Configuration, Metrics]:
-    """Score at most `num_evaluations` different configurations under `budget` parameters; all of them, in order.
+    on_scored: Callable[[Choice, Metrics], None] | None = None,
+) -> dict[Choice, Metrics]:
+    """Score at most `num_evaluations` different choices within `limits`; all of them, in order.
 
     Args:
-        evaluate: scores FFN widths [n][L]; called with one generation at a time.
+        limits: over a space of ladders: a decision's next option keeps more.
+        score: called with one generation at a time.
         start: the first parent; by default equal retention, as in the paper.
-        num_offspring: configurations a generation, all different and new.
+        num_offspring: choices a generation, all different and new.
         on_scored: called after each evaluation.
-
-    Raises InfeasibleTargetError if the budget is below the lowest level in every layer.
     """
-    scored: dict[Configuration, Metrics] = {}
+    scored: dict[Choice, Metrics] = {}
 
-    def score(generation: list[Configuration]) -> None:
-        measured = evaluate([tuple(grid.widths_of(c)) for c in generation])
-        for configuration, metrics in zip(generation, measured, strict=True):
-            scored[configuration] = metrics
+    def add(generation: list[Choice]) -> None:
+        for choice, metrics in zip(generation, score(generation), strict=True):
+            scored[choice] = metrics
             if on_scored is not None:
-                on_scored(configuration, metrics)
+                on_scored(choice, metrics)
 
-    parent = start or uniform_configuration(grid, budget)
-    score([parent])
+    parent = start or tuple(limits.fit(limits.space.bottom, evenness(limits.space)).tolist())
+    add([parent])
     while len(scored) < num_evaluations:
-        offspring = _offspring(grid, parent, budget, rng, min(num_offspring, num_evaluations - len(scored)), scored)
+        offspring = _offspring(limits, parent, rng, min(num_offspring, num_evaluations - len(scored)), scored)
         if not offspring:
             break
-        score(offspring)
-        parent = min([parent, *offspring], key=lambda c: scored[c].kl)
+        add(offspring)
+        parent = min([parent, *offspring], key=lambda choice: scored[choice].kl)
     return scored
 
 
-def mutate(grid: LevelGrid, parent: Configuration, budget: int, rng: np.random.Generator) -> Configuration:
-    """`parent` [L] after min(a, b) level switches; each keeps the budget and uses it up as far as levels allow."""
+def mutate(limits: Limits, parent: Choice, rng: np.random.Generator) -> Choice:
+    """`parent` [N] after min(a, b) level switches; each keeps the limits and uses them up as far as options allow."""
     child = parent
     for _ in range(min(rng.integers(1, MAX_SWITCHES + 1), rng.integers(1, MAX_SWITCHES + 1))):
-        child = _switch(grid, child, budget, rng)
+        child = _switch(limits, child, rng)
     return child
 
 
-def _switch(grid: LevelGrid, levels: Configuration, budget: int, rng: np.random.Generator) -> Configuration:
-    """One random layer a level up, then random layers a level down until it fits, then up again what still fits."""
-    switched = list(levels)
-    growable = [i for i, k in enumerate(levels) if k < grid.num_levels]
+def _switch(limits: Limits, choice: Choice, rng: np.random.Generator) -> Choice:
+    """One random decision an option up, then random ones down until it fits, then up again what still fits."""
+    excess, counts = limits.table.excess, limits.space.counts
+    switched, slack = list(choice), limits.slack(choice)
+
+    def go(n: int, step: int) -> None:
+        nonlocal slack
+        slack = slack + excess[:, n, switched[n]] - excess[:, n, switched[n] + step]
+        switched[n] += step
+
+    growable = [n for n, k in enumerate(choice) if k + 1 < counts[n]]
     if not growable:
-        return levels
+        return choice
     up = int(rng.choice(growable))
-    switched[up] += 1
-    while grid.cost(tuple(switched)) > budget:
-        shrinkable = [i for i, k in enumerate(switched) if k > 1 and i != up]
+    go(up, 1)
+    while (slack < 0).any():
+        shrinkable = [n for n, k in enumerate(switched) if k > 0 and n != up]
         if not shrinkable:
-            return levels
-        switched[int(rng.choice(shrinkable))] -= 1
+            return choice
+        go(int(rng.choice(shrinkable)), -1)
     while fitting := [
-        i
-        for i, k in enumerate(switched)
-        if k < grid.num_levels and grid.costs[i][k] - grid.costs[i][k - 1] <= budget - grid.cost(tuple(switched))
+        n
+        for n, k in enumerate(switched)
+        if k + 1 < counts[n] and (excess[:, n, k + 1] - excess[:, n, k] <= slack).all()
     ]:
-        switched[int(rng.choice(fitting))] += 1
+        go(int(rng.choice(fitting)), 1)
     return tuple(switched)
 
 
 def _offspring(
-    grid: LevelGrid,
-    parent: Configuration,
-    budget: int,
-    rng: np.random.Generator,
-    wanted: int,
-    known: dict[Configuration, Metrics],
-) -> list[Configuration]:
-    """Up to `wanted` different new configurations; fewer where the neighbourhood is nearly used up."""
-    offspring: dict[Configuration, None] = {}
+    limits: Limits, parent: Choice, rng: np.random.Generator, wanted: int, known: dict[Choice, Metrics]
+) -> list[Choice]:
+    """Up to `wanted` different new choices; fewer where the neighbourhood is nearly used up."""
+    offspring: dict[Choice, None] = {}
     for _ in range(100 * wanted):
-        child = mutate(grid, parent, budget, rng)
+        child = mutate(limits, parent, rng)
         if child not in known and child != parent:
             offspring[child] = None
         if len(offspring) == wanted:

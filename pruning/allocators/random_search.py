@@ -1,34 +1,36 @@
-"""The best of many random configurations: what every search has to beat."""
+"""The best of many random choices: what every search has to beat."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from pruning.measuring.metrics import Evaluate, Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.allocators.evolution import Score
+from pruning.arrays import IntArray
+from pruning.measuring.metrics import Metrics
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
 
 BATCH = 8
-"""Configurations handed to the evaluator at once."""
+"""Choices that are scored at once."""
 
 
 def search_randomly(
-    grid: LevelGrid,
-    budget: int,
-    evaluate: Evaluate,
+    limits: Limits,
+    score: Score,
     num_evaluations: int,
     rng: np.random.Generator,
     *,
-    on_scored: Callable[[Configuration, Metrics], None] | None = None,
-) -> dict[Configuration, Metrics]:
-    """Score `num_evaluations` different random configurations under `budget` parameters; all of them, in order.
+    on_scored: Callable[[Choice, Metrics], None] | None = None,
+) -> dict[Choice, Metrics]:
+    """Score `num_evaluations` different random choices within `limits`; all of them, in order.
 
     Stops early where so few exist that new ones are no longer met.
     """
-    sampler = ConfigurationSampler(grid, budget)
-    scored: dict[Configuration, Metrics] = {}
+    sampler = ChoiceSampler(limits)
+    scored: dict[Choice, Metrics] = {}
     while len(scored) < num_evaluations:
         wanted = min(BATCH, num_evaluations - len(scored))
-        batch: dict[Configuration, None] = {}
+        batch: dict[Choice, None] = {}
         for _ in range(100 * wanted):
             drawn = sampler.draw(rng)
             if drawn not in scored:
@@ -37,49 +39,47 @@ def search_randomly(
                 break
         if not batch:
             break
-        measured = evaluate([tuple(grid.widths_of(c)) for c in batch])
-        for configuration, metrics in zip(batch, measured, strict=True):
-            scored[configuration] = metrics
+        for choice, metrics in zip(batch, score(list(batch)), strict=True):
+            scored[choice] = metrics
             if on_scored is not None:
-                on_scored(configuration, metrics)
+                on_scored(choice, metrics)
     return scored
 
 
-class ConfigurationSampler:
-    """Draws uniformly from all configurations that fit a budget and leave less than one level step of it over.
+class ChoiceSampler:
+    """Draws uniformly from all choices that `Limits.feasible` leads to: they meet the limits and use one of them up but
+    for a step.
 
-    Exact: configurations are counted by a dynamic program over what is left of the budget, then each level is drawn
-    in proportion to the number of ways to go on from it.
-
-    Raises InfeasibleTargetError if there is no such configuration.
+    Exact: choices are counted by a dynamic program over what is left, then each option is drawn in proportion to the
+    number of ways to go on from it.
     """
 
-    def __init__(self, grid: LevelGrid, budget: int) -> None:
-        grid.check_budget(budget)
-        self._grid = grid
-        self._budget = budget
-        self._ways: list[dict[int, float]] = [{} for _ in range(grid.num_layers)]
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._ways: list[dict[bytes, float]] = [{} for _ in limits.space.decisions]
 
-    def draw(self, rng: np.random.Generator) -> Configuration:
-        """One configuration [L]."""
-        levels: list[int] = []
-        remaining = self._budget
-        for layer, costs in enumerate(self._grid.costs):
-            actions = self._grid.feasible_levels(layer, remaining)
-            ways = np.array([self._count(layer + 1, remaining - costs[k - 1]) for k in actions])
-            level = actions[int(rng.choice(len(actions), p=ways / ways.sum()))]
-            levels.append(level)
-            remaining -= costs[level - 1]
-        return tuple(levels)
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """One choice [N]."""
+        choice: list[int] = []
+        slack = self._limits.spare
+        for n in range(self._limits.space.num_decisions):
+            options = np.flatnonzero(self._limits.feasible(n, slack))
+            ways = np.array([self._count(n + 1, self._after(n, slack, k)) for k in options.tolist()])
+            k = int(options[int(rng.choice(len(options), p=ways / ways.sum()))])
+            choice.append(k)
+            slack = self._after(n, slack, k)
+        return tuple(choice)
 
-    def _count(self, layer: int, remaining: int) -> float:
-        """Configurations of layers `layer`.. under `remaining` parameters; a float, since there are many."""
-        if layer == self._grid.num_layers:
+    def _after(self, n: int, slack: IntArray, k: int) -> IntArray:
+        left: IntArray = slack - self._limits.table.columns[n][k]
+        return left
+
+    def _count(self, n: int, slack: IntArray) -> float:
+        """Choices of decisions `n`.. within `slack`; a float, since there are many."""
+        if n == self._limits.space.num_decisions:
             return 1.0
-        known = self._ways[layer]
-        if remaining not in known:
-            costs = self._grid.costs[layer]
-            known[remaining] = sum(
-                self._count(layer + 1, remaining - costs[k - 1]) for k in self._grid.feasible_levels(layer, remaining)
-            )
-        return known[remaining]
+        known, key = self._ways[n], slack.tobytes()
+        if key not in known:
+            options = np.flatnonzero(self._limits.feasible(n, slack))
+            known[key] = sum(self._count(n + 1, self._after(n, slack, k)) for k in options.tolist())
+        return known[key]
