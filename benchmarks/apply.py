@@ -52,7 +52,7 @@ Part = tuple[dict[str, Any], list[dict[str, Any]]]
 _BY_HAND = """
 import sys
 import lop
-from pruning.checkpoint import load_model
+from pruning.checkpoints.loading import load_model
 source, plan, ranking, out = sys.argv[1:]
 plan = lop.PruningPlan.load(plan)
 model = load_model(source, dtype="auto")

@@ -40,7 +40,8 @@ from pruning.data.batches import AnswerSpan, Batch
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
+from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking

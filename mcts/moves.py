@@ -6,8 +6,7 @@ that the search can choose among the moves by what it has learnt.
 
 import numpy as np
 
-from pruning.arrays import IntArray
-from pruning.planning.cost_table import BoolArray
+from pruning.arrays import BoolArray, IntArray
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 

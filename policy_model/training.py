@@ -36,7 +36,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.levels import LevelGrid
 from storage.records import Sample
 from values.calibration import Calibration
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data

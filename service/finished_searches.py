@@ -4,10 +4,13 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.prices import ffn_parameters
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from service.methods.names import Method
@@ -111,7 +114,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     try:
         settings = search.settings["search"]
         method, seed = Method(settings.get("method", Method.MCTS)), settings.get("seed")
-        grid = LevelGrid.build(
+        space = ffn_levels(
             anatomy,
             num_levels=settings.get("num_levels", DEFAULT_NUM_LEVELS),
             round_to=settings.get("round_to", DEFAULT_ROUND_TO),
@@ -126,7 +129,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 widths=target.widths,
                 budget=target.budget,
                 parameters=_parameters(anatomy, target.widths),
-                level_step=grid.largest_step,
+                level_step=max(int(np.diff(row).max()) for row in space.tables(ffn_parameters(anatomy).of)),
                 metrics=target.metrics,
                 evaluations=target.evaluations,
                 seed=seed,

@@ -9,9 +9,10 @@ from typing import Any
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
-from pruning.planning.cost import price
+from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
-from pruning.planning.limits import LimitKind, WidthSteps
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
 from service.devices import DeviceFinder, KnownDevice
@@ -114,17 +115,17 @@ class Planner:
         workload = Workload() if target.budget is None else target.budget.workload
         demand = Demand(
             anatomy=model.anatomy,
-            steps=WidthSteps.build(model.anatomy, round_to=request.round_to, tp_size=request.tp_size),
+            space=ffn_widths(model.anatomy, round_to=request.round_to, tp_size=request.tp_size),
             sparsity=target.sparsity,
             scope=target.scope,
             budget=target.budget,
             latency=None if device is None else latency_model(device, model.anatomy, workload),
         )
         try:
-            demand.limits.check()
+            question = Question(model, request, demand, demand.limits_for())
         except InfeasibleBudgetError as error:
             raise error if device is None else _on_device(error, device) from error
-        return Question(model, request, demand), target, known
+        return question, target, known
 
     def _ranking_of(self, answer: Answer, model: ModelRecord) -> PlanRanking:
         """What the plan names: the method's own ranking, which is stored now, or the model's."""
@@ -166,12 +167,16 @@ def _make_plan(
     notes: list[str],
 ) -> PruningPlan:
     """The plan document, after a check of its exact costs: it keeps to the target whatever the method did."""
-    demand, widths = question.demand, list(answer.widths)
+    demand, architecture = question.demand, answer.architecture
     workload = Workload() if target.budget is None else target.budget.workload
-    achieved = price(demand.anatomy, widths, workload, compensates=ranking.compensates, latency=demand.latency)
+    achieved = achieved_costs(
+        demand.anatomy, architecture, workload, compensates=ranking.compensates, latency=demand.latency
+    )
     exceeded = exceeded_limits(target, achieved)
-    if exceeded or any(w not in row for w, row in zip(widths, demand.steps.widths, strict=True)):
-        raise LopError("a plan never exceeds its target", values=f"{method}: {widths}: {'; '.join(exceeded)}")
+    if exceeded or demand.space.choice_of(architecture) is None:
+        raise LopError(
+            "a plan never exceeds its target", values=f"{method}: {architecture.document()}: {'; '.join(exceeded)}"
+        )
     notes = [*notes, *answer.notes]
     if demand.latency is not None:
         notes.append(f"latency: {demand.latency.description}")
@@ -180,7 +185,7 @@ def _make_plan(
         notes.append(f"weights, KV cache and activations need {needed} bytes, {device.id} has {device.memory_bytes}")
     return make_plan(
         demand.anatomy,
-        widths,
+        architecture,
         model_id=question.model.id,
         target=target,
         ranking=ranking,

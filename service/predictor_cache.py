@@ -1,11 +1,11 @@
 """Trained predictors, loaded from the store once and kept in memory while they are asked for."""
 
 import os
-from collections.abc import Sequence
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.planning.limits import Limits
 from service.lru_cache import LruCache
 from storage.contract import Repository
@@ -47,19 +47,19 @@ class PredictorCache:
         return self._loaded.get(record.id, lambda: self._load(record))
 
     def predict(self, record: PredictorRecord, anatomy: ModelAnatomy, limits: Limits) -> "Prediction":
-        """Widths [L] that meet `limits`, with the quality to expect. Blocks: call it off the event loop.
+        """What meets `limits`, with the quality to expect. Blocks: call it off the event loop.
 
-        Raises what `get` and `Predictor.plan_widths` raise.
+        Raises what `get` and `Predictor.plan` raise.
         """
         predictor = self.get(record)
         with self._slots:
-            return predictor.plan_widths(anatomy, limits)
+            return predictor.plan(anatomy, limits)
 
-    def judge(self, record: PredictorRecord, widths: Sequence[int]) -> "Prediction":
-        """The quality to expect of `widths` [L] that another method chose; blocks, and raises what `get` raises."""
+    def judge(self, record: PredictorRecord, architecture: Architecture) -> "Prediction":
+        """The quality to expect of `architecture` that another method chose; blocks, and raises what `get` raises."""
         predictor = self.get(record)
         with self._slots:
-            return predictor.judge(widths)
+            return predictor.judge(architecture)
 
     def _load(self, record: PredictorRecord) -> "Predictor":
         from policy_model.predictor import Predictor

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
-from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.plan import Budget
 from pruning.planning.scope import Scope
 from service.methods.names import Method

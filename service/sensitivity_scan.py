@@ -7,8 +7,9 @@ import numpy as np
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_levels
 from pruning.planning.plan import content_id
+from pruning.planning.space import Space
 from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import ModelRecord, Sample
@@ -24,21 +25,21 @@ class SensitivityScan:
     """KL to dense of every level of every layer while all other layers are dense.
 
     Attributes:
-        id: a hash of the calibration set and the grid; samples are immutable, so it stands for the whole scan.
+        id: a hash of the calibration set and the widths; samples are immutable, so it stands for the whole scan.
         calibration_id: the set that it was measured on.
-        grid: the levels that were measured.
+        space: the levels that were measured.
         table: [L, K] in nats.
     """
 
     id: str
     calibration_id: str
-    grid: LevelGrid
+    space: Space
     table: FloatArray
 
     @property
     def num_samples(self) -> int:
         """Evaluations that the scan took, the dense model's own not counted."""
-        return self.grid.num_layers * (self.grid.num_levels - 1)
+        return int((self.space.counts - 1).sum())
 
 
 def find_scan(anatomy: ModelAnatomy, samples: list[Sample]) -> SensitivityScan | None:
@@ -52,25 +53,26 @@ def find_scan(anatomy: ModelAnatomy, samples: list[Sample]) -> SensitivityScan |
             rows[changed[0]][sample.widths[changed[0]]] = sample.metrics.kl
     best: SensitivityScan | None = None
     for calibration_id, rows in measured.items():
-        grid = _finest_grid(anatomy, rows)
-        if grid is not None and (best is None or grid.num_levels >= best.grid.num_levels):
-            table = np.array([[row[w] for w in widths] for row, widths in zip(rows, grid.widths, strict=True)])
-            scan_id = content_id({"calibration": calibration_id, "widths": grid.widths})
-            best = SensitivityScan(scan_id, calibration_id, grid, table)
+        space = _finest_levels(anatomy, rows)
+        if space is not None and (best is None or space.counts[0] >= best.space.counts[0]):
+            levels = [units.tolist() for units in space.units]
+            table = np.array([[row[w] for w in widths] for row, widths in zip(rows, levels, strict=True)])
+            scan_id = content_id({"calibration": calibration_id, "widths": levels})
+            best = SensitivityScan(scan_id, calibration_id, space, table)
     return best
 
 
-def _finest_grid(anatomy: ModelAnatomy, rows: list[dict[int, float]]) -> LevelGrid | None:
-    """The grid of most levels whose every width is in `rows` [L]: width -> KL."""
+def _finest_levels(anatomy: ModelAnatomy, rows: list[dict[int, float]]) -> Space | None:
+    """The space of most levels whose every width is in `rows` [L]: width -> KL."""
     most = min(_MAX_LEVELS, *(len(row) for row in rows))
     for num_levels in range(most, 1, -1):
         for round_to in _ROUNDINGS:
             try:
-                grid = LevelGrid.build(anatomy, num_levels=num_levels, round_to=round_to)
+                space = ffn_levels(anatomy, num_levels=num_levels, round_to=round_to)
             except InputError:
-                continue  # a layer is too narrow for this grid
-            if all(w in row for row, widths in zip(rows, grid.widths, strict=True) for w in widths):
-                return grid
+                continue  # a layer is too narrow for so many
+            if all(w in row for row, widths in zip(rows, space.units, strict=True) for w in widths.tolist()):
+                return space
     return None
 
 

@@ -9,7 +9,7 @@ from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open
 from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from pruning.measuring.metrics import exact_match_tells
-from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope, check_sparsity
 from service.methods.names import Method
 

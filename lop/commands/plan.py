@@ -9,7 +9,7 @@ from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.errors import InputError
-from pruning.planning.levels import DEFAULT_ROUND_TO
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
 from service.methods.names import Method

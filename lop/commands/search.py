@@ -23,7 +23,7 @@ from lop.workflows.engines import Engine, EngineOptions
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
-from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def search(
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
     from pruning.data.conversations import calibration_id
-    from pruning.planning.levels import LevelGrid
     from service.dense_metrics import dense_metrics
 
     options = EngineOptions(engine, address, actors, cache_gib)
@@ -128,7 +127,7 @@ def search(
     )
     with open_database(database) as repository:
         anatomy = repository.get_model(model).anatomy
-        settings.resolve_targets(anatomy, LevelGrid.build(anatomy, num_levels=num_levels, round_to=round_to))
+        settings.resolve_targets(anatomy)
         loaded, warning = read_conversations(data, conversations)
         if warning:
             warn(warning)

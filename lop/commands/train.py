@@ -21,7 +21,7 @@ from lop.commands.options import (
 from lop.console.console import print_json, print_line, print_table, stderr, warn
 from lop.workflows.engines import Engine, EngineOptions
 from pruning.errors import InputError
-from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 
 if TYPE_CHECKING:
     from lop.workflows.rounds import RoundReport

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pruning.arrays import IntArray
-
-BoolArray = NDArray[np.bool_]
+from pruning.arrays import BoolArray, IntArray
 
 NEVER = 2**62
 """Excess of an option that a decision does not have. Sums of real costs stay below it."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.planning.budget import limits_for_budget
@@ -30,11 +29,6 @@ class Demand:
     scope: Scope = Scope.FFN
     budget: Budget | None = None
     latency: LatencyModel | None = None
-
-    @cached_property
-    def limits(self) -> Limits:
-        """What plans that add no biases have to meet; raises as `limits_for`."""
-        return self.limits_for()
 
     def limits_for(self, *, compensates: bool = False, at_least: Sequence[int] | None = None) -> Limits:
         """What a method has to meet.

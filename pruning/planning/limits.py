@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pruning.arrays import FloatArray, IntArray
+from pruning.arrays import BoolArray, FloatArray, IntArray
 from pruning.errors import InfeasibleBudgetError
-from pruning.planning.cost_table import BoolArray, CostTable
+from pruning.planning.cost_table import CostTable
 from pruning.planning.fit import fit
 from pruning.planning.space import Choice, Space
 

@@ -1,10 +1,10 @@
-"""Widths made into a plan: priced exactly, given an id by its content, and held against the target."""
+"""An architecture made into a plan: priced exactly, given an id by its content, and held against the target."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.planning.cost import price
+from pruning.anatomy.architecture import Architecture
+from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import (
     Achieved,
     PlanLayer,
@@ -21,7 +21,7 @@ from pruning.planning.plan import (
 
 def make_plan(
     anatomy: ModelAnatomy,
-    widths: Sequence[int],
+    architecture: Architecture,
     *,
     model_id: str,
     target: PlanTarget,
@@ -31,22 +31,21 @@ def make_plan(
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
     achieved: Achieved | None = None,
-    kv_groups: Sequence[int] | None = None,
     weights_sha256: str | None = None,
 ) -> PruningPlan:
-    """A plan that keeps `widths` [L] FFN channels and `kv_groups` [L], by default all. Its id is a hash of everything
-    but `created_at`.
+    """A plan that keeps `architecture`. Its id is a hash of everything but `created_at`.
 
-    `achieved` is what the sizes cost, if that is known already: by default it is priced, without a latency, for the
+    `achieved` is what that costs, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
-    sizes = anatomy.sizes_with(widths, kv_groups)
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
-        achieved = price(anatomy, list(widths), workload, kv_groups=sizes.kv_groups, compensates=ranking.compensates)
+        achieved = achieved_costs(anatomy, architecture, workload, compensates=ranking.compensates)
     layers = tuple(
         PlanLayer(index=x.index, ffn_width=width, num_kv_groups=groups, num_heads=groups * x.heads_per_group)
-        for width, groups, x in zip(sizes.ffn_widths, sizes.kv_groups, anatomy.layers, strict=True)
+        for width, groups, x in zip(
+            anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture), anatomy.layers, strict=True
+        )
     )
     draft = PruningPlan(
         plan_id="",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
-from pruning.arrays import FloatArray, IntArray
+from pruning.arrays import BoolArray, FloatArray, IntArray
 from pruning.errors import InputError
 
 Choice = tuple[int, ...]
@@ -49,6 +49,16 @@ class Options:
         bits = None if self.bits is None else tuple(self.bits[i] for i in indices)
         density = None if self.density is None else tuple(self.density[i] for i in indices)
         return Options(self.units[indices], bits, density)
+
+    def equal(self, option: Option) -> BoolArray:
+        """[K] which of them are `option`."""
+        equal: BoolArray = self.units == option.units
+        for said, wanted in ((self.bits, option.bits), (self.density, option.density)):
+            if said is not None:
+                equal &= np.array([x == wanted for x in said])
+            elif wanted is not None:
+                equal &= False
+        return equal
 
     @classmethod
     def of(cls, options: Sequence[Option]) -> "Options":
@@ -139,11 +149,13 @@ class Space:
         """The choice [N] whose architecture this is; None if it is no point of the space."""
         options = architecture.options
         choice = []
-        for decision, indices in zip(self.decisions, self._indices, strict=True):
-            wanted = tuple(options.pop(site, Option(self.dense[site])) for site in decision.sites)
-            if wanted not in indices:
+        for decision in self.decisions:
+            fitting = np.ones(decision.num_options, dtype=bool)
+            for site, of_site in zip(decision.sites, decision.options, strict=True):
+                fitting &= of_site.equal(options.pop(site, Option(self.dense[site])))
+            if not fitting.any():
                 return None
-            choice.append(indices[wanted])
+            choice.append(int(fitting.argmax()))
         return None if options else tuple(choice)
 
     def at_most(self, units: Sequence[float] | FloatArray | IntArray) -> IntArray:
@@ -168,17 +180,6 @@ class Space:
             np.sum([of(site, options) for site, options in zip(x.sites, x.options, strict=True)], axis=0)
             for x in self.decisions
         )
-
-    @cached_property
-    def _indices(self) -> list[dict[tuple[Option, ...], int]]:
-        """[N] index by what every site keeps; of equal options the first."""
-        found: list[dict[tuple[Option, ...], int]] = []
-        for decision in self.decisions:
-            index: dict[tuple[Option, ...], int] = {}
-            for k, options in enumerate(zip(*decision.options, strict=True)):
-                index.setdefault(options, k)
-            found.append(index)
-        return found
 
     def document(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_document`. Stored with every search and predictor."""

@@ -1,6 +1,6 @@
 """The additive dynamic program over a stored one-layer sensitivity scan."""
 
-from pruning.allocators.additive import additive_widths
+from pruning.allocators.additive import additive_architecture
 from pruning.errors import InputError
 from pruning.planning.plan import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
@@ -34,6 +34,6 @@ def _answer(scan: SensitivityScan, question: Question) -> Answer:
     Never below the scan's lowest levels. Nothing is predicted: the sum of one-layer divergences is far off where layers
     interact, at high sparsity.
     """
-    limits = question.demand.limits_for(at_least=[row[0] for row in scan.grid.widths])
-    widths = additive_widths(scan.grid, scan.table, limits)
-    return Answer(widths, provenance=Provenance(samples=scan.num_samples, calibration=scan.calibration_id))
+    limits = question.demand.limits_for(at_least=scan.space.units_of(scan.space.bottom))
+    architecture = additive_architecture(scan.space, scan.table, limits)
+    return Answer(architecture, provenance=Provenance(samples=scan.num_samples, calibration=scan.calibration_id))

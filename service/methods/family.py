@@ -1,9 +1,10 @@
 """What every family of methods is asked, and what it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
 from pruning.planning.demand import Demand
 from pruning.planning.limits import Limits
@@ -16,31 +17,30 @@ from storage.records import ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request for a model that is registered, and what it asks of a plan."""
+    """A request for a model that is registered, and what it asks of a plan.
+
+    `limits` are what methods that add no biases have to meet; for others, `demand` works them out.
+    """
 
     model: ModelRecord
     request: PlanRequest
     demand: Demand
-
-    @property
-    def limits(self) -> Limits:
-        """What widths have to meet, for a method that adds no biases."""
-        return self.demand.limits
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Widths [L] that a method chose, and what it knows about them.
+    """What a method chose to keep, and what it knows about it.
 
     Attributes:
-        widths: within the question's limits, biases that `ranking` adds included.
+        architecture: within the question's limits, biases that `ranking` adds included.
         ranking: the method's own; None: the model's.
         predicted: the quality to expect, if the method can say.
         provenance: what the method worked from, but for the note.
         notes: what the plan's note says about how it was made.
     """
 
-    widths: Sequence[int]
+    architecture: Architecture
     ranking: Ranking | None = None
     predicted: Predicted | None = None
     provenance: Provenance = field(default_factory=Provenance)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning.errors import CheckpointError, InputError
-from pruning.planning.levels import DEFAULT_ROUND_TO
-from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_widths
 from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.target import ffn_parameter_limits
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
@@ -68,7 +68,7 @@ class PredictorMethod:
             if ranking_sha256 != info.ranking_sha256:
                 note = "no quality is predicted: the predictor knows the model's own ranking, without compensation"
                 return replace(answer, notes=(*answer.notes, note))
-            prediction = self._predictors.judge(record, answer.widths)
+            prediction = self._predictors.judge(record, answer.architecture)
         except CheckpointError as error:
             _logger.warning("predictor %s cannot be used: %s", record.id, error)
             note = f"no quality is predicted: this version cannot read predictor {record.id}"
@@ -86,8 +86,9 @@ class PredictorMethod:
         for record in sorted(newest.values(), key=lambda p: p.created_at)[-self._predictors.capacity :]:
             try:
                 anatomy = self._repository.get_model(record.model_id).anatomy
-                steps = WidthSteps.build(anatomy, round_to=DEFAULT_ROUND_TO)
-                self._predictors.predict(record, anatomy, parameter_limits(anatomy, steps, anatomy.ffn_parameters // 2))
+                space = ffn_widths(anatomy, round_to=DEFAULT_ROUND_TO)
+                limits = ffn_parameter_limits(anatomy, space, anatomy.ffn_parameters // 2)
+                self._predictors.predict(record, anatomy, limits)
             except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
 
@@ -95,7 +96,7 @@ class PredictorMethod:
         prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
         info = self._predictors.get(record).info
         return Answer(
-            prediction.widths,
+            prediction.architecture,
             predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from pruning.allocators.allocation import parameter_budget
+from pruning.allocators.uniform import evenness
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
@@ -95,11 +97,9 @@ def lacking_parameters(found: FoundConfiguration, anatomy: ModelAnatomy, limits:
 
     As far as parameters of all layers cost alike under each limit, and exactly for a limit on parameters.
     """
-    steps = limits.steps
-    indices = steps.at_most(found.widths)
-    spread = zip(steps.narrowest, steps.widest, anatomy.layers, strict=True)
-    removable = sum((most - least) * x.ffn_parameters_per_channel for least, most, x in spread)
-    slacks: list[int] = limits.slack(indices).tolist()
+    space, price = limits.space, ffn_parameters(anatomy)
+    removable = price.cost(space.architecture(space.top)) - price.cost(space.architecture(space.bottom))
+    slacks: list[int] = limits.slack(space.at_most(found.widths)).tolist()
     return min(slack * (removable / max(x.dense - x.least, 1)) for slack, x in zip(slacks, limits.limits, strict=True))
 
 
@@ -115,15 +115,17 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     other widths are multiples of the request's `round_to`: then some layers lose channels, and it says nothing of them.
     """
     request, limits = question.request, question.limits
-    widths = limits.repair(found.widths)
+    space = limits.space
+    choice = limits.fit(space.at_most(found.widths), evenness(space))
+    widths = space.units_of(choice)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(now >= then for now, then in zip(widths, found.widths, strict=True))
     same_target = request.sparsity is not None and found.budget == limits.limits[0].most
-    if tuple(widths) != found.widths and not same_target:
+    if widths != found.widths and not same_target:
         notes.append(FILLED_UP)
     if not measured:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
-    elif tuple(widths) != found.widths and same_target:
+    elif widths != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
     metrics, dense = found.metrics, found.dense
     if found.validation is not None:
@@ -131,7 +133,7 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(
-        widths,
+        space.architecture(choice),
         predicted=_predicted(metrics, dense) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),

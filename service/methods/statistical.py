@@ -54,7 +54,7 @@ class StatisticalMethods:
             if allocation.ranking.compensates:
                 notes.append("down projections that are cut get a bias for what they lose")
         return Answer(
-            allocation.widths,
+            allocation.architecture,
             ranking=allocation.ranking,
             provenance=Provenance(calibration=record.calibration_id),
             notes=tuple(notes),

@@ -1,6 +1,6 @@
 """The same retention in every layer: needs no data, so it answers every feasible target."""
 
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from service.methods.family import Answer, Candidate, Question
 from service.methods.names import Method
 
@@ -14,4 +14,5 @@ class UniformMethod:
 
 
 def _answer(question: Question) -> Answer:
-    return Answer(uniform_widths(question.limits))
+    limits = question.limits
+    return Answer(limits.space.architecture(uniform_choice(limits)))

@@ -283,7 +283,7 @@ def test_an_address_is_checked_before_anything_is_done(address: str) -> None:
 
 
 def test_one_module_imports_ray() -> None:
-    packages = ("lop", "service", "policy_model", "mcts", "storage", "pruning", "reference")
+    packages = ("lop", "service", "policy_model", "mcts", "engines", "values", "storage", "pruning", "reference")
     found = [
         path.relative_to(ROOT)
         for package in packages
