@@ -9,3 +9,4 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 """int64, likewise."""
 BoolArray = NDArray[np.bool_]
+"""bool, likewise."""

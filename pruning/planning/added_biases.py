@@ -1,6 +1,7 @@
 """What compensation adds to a checkpoint, in numbers: a bias on every down projection that is cut and has none."""
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.anatomy.decoder_layer import DecoderSizes, TensorSpec, Unit
 
 
@@ -50,3 +51,8 @@ def _out_weights(anatomy: ModelAnatomy) -> list[TensorSpec]:
 
 def _bias_name(weight: TensorSpec) -> str:
     return weight.name.removesuffix("weight") + "bias"
+
+
+def sizes_of(anatomy: ModelAnatomy, architecture: Architecture) -> DecoderSizes:
+    """Until surgery knows architectures."""
+    return anatomy.sizes_with(anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture))

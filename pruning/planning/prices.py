@@ -13,6 +13,7 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_layer import TensorSpec, Unit
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import IntArray
 from pruning.checkpoints.safetensors_layout import tensor_bytes
@@ -229,10 +230,11 @@ def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
     for tensor in anatomy.tensors:
         size = tensor_bytes(tensor.shape, tensor.dtype)
         total += size
-        if tensor.site is not None:
+        site = _site_of(tensor)
+        if site is not None:
             first = 0 if tensor.parts else 2
-            counted[tensor.site][first] += int(np.prod(tensor.shape, dtype=np.int64))
-            counted[tensor.site][first + 1] += size
+            counted[site][first] += int(np.prod(tensor.shape, dtype=np.int64))
+            counted[site][first + 1] += size
     for layer in anatomy.layers:  # an anatomy that lists no tensors knows its channels
         counted[Site(layer.index, Sublayer.FFN)][0] = layer.ffn_parameters
     more, more_bytes = dict.fromkeys(dense, 0), dict.fromkeys(dense, 0)
@@ -248,6 +250,12 @@ def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
         {site: SiteCost(count[1] // dense[site], count[3], more_bytes[site]) for site, count in counted.items()},
         total,
     )
+
+
+def _site_of(tensor: TensorSpec) -> Site | None:
+    if tensor.layer is None:
+        return None
+    return Site(tensor.layer, Sublayer.FFN if tensor.holds(Unit.FFN_CHANNEL) else Sublayer.ATTENTION)
 
 
 def _dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
