@@ -45,6 +45,6 @@ def swap_moves(limits: Limits, choice: Choice) -> IntArray:
 
 def _uses_up(left: IntArray, step: IntArray) -> BoolArray:
     """Of what is left of each limit, along the first axis: nothing is exceeded, and less than a step of one is left."""
-    meets: BoolArray = (left >= 0).all(axis=0)
-    uses: BoolArray = (left < step).any(axis=0)
+    meets: BoolArray = np.all(left >= 0, axis=0)
+    uses: BoolArray = np.any(left < step, axis=0)
     return meets & uses
