@@ -48,6 +48,8 @@ def kept_parameters(
     max_sparsity = min(1.0, 1.0 - budget / int(size.sum()) + extra_sparsity)
     # Less 1e-9, so that binary fractions do not round a whole number up.
     least = np.maximum(np.ceil(size * (1.0 - max_sparsity) - 1e-9), 0).astype(np.int64)
+    if int(least.sum()) > budget:  # rounding up is too much where groups are tiny
+        least = np.floor(size * (1.0 - max_sparsity)).astype(np.int64)
     kept = least.copy()
     while (remaining := budget - int(kept.sum())) > 0:
         shares = np.where(kept < size, scores, 0.0)
