@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_model.costs import LevelCosts
+from policy_model.costs import DecisionCosts
 from pruning.arrays import FloatArray, IntArray
 from values.values import Values
 
@@ -34,7 +34,7 @@ class Elites:
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def within(self, costs: LevelCosts, slack: IntArray) -> IntArray:
+    def within(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
         """At most `NUM_ELITES` levels [E, L] of least log KL that keep to `slack` [J]."""
         found: list[IntArray] = []
         for start in range(0, len(self.levels), BLOCK):

@@ -36,8 +36,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from storage.records import Sample
 from values.calibration import Calibration
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
@@ -102,9 +101,9 @@ def train_predictor(
         CheckpointError: the folder holds another training, or cannot be used.
     """
     samples = check_samples(anatomy, samples)
-    grid = LevelGrid.build(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    encoding = encode(anatomy, grid, samples, statistics)
-    data = training_data(grid, encoding, samples)
+    space = ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    encoding = encode(anatomy, space, samples, statistics)
+    data = training_data(encoding, samples)
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),
@@ -197,8 +196,8 @@ class _Run:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
         self.num_steps = settings.policy_rounds * settings.policy_steps_per_round
         config = PolicyConfig(
-            num_layers=encoding.grid.num_layers,
-            num_levels=encoding.grid.num_levels,
+            num_layers=encoding.widths.shape[0],
+            num_levels=encoding.widths.shape[1],
             num_features=encoding.features.shape[1],
             width=settings.policy_width,
             num_blocks=settings.policy_blocks,
