@@ -12,7 +12,7 @@ from decimal import Decimal
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import Unit
+from pruning.anatomy.architecture import Sublayer
 from pruning.checkpoints.safetensors_layout import (
     MAX_SHARD_SIZE,
     SAFETENSORS_METADATA,
@@ -124,10 +124,10 @@ class _Costs:
         per_channel, biases = [0] * self._anatomy.num_layers, [0] * self._anatomy.num_layers
         for tensor in self._anatomy.tensors:
             size = tensor_bytes(tensor.shape, tensor.dtype)
-            if tensor.layer is None or not tensor.holds(Unit.FFN_CHANNEL):
+            if tensor.site is None or not tensor.holds(Sublayer.FFN):
                 fixed += size
             else:
-                per_channel[tensor.layer] += size // self._dense[tensor.layer]
+                per_channel[tensor.site.layer] += size // self._dense[tensor.site.layer]
         if self._compensates:
             for layer, bias in added_biases(self._anatomy).items():
                 biases[layer] = tensor_bytes(bias.shape, bias.dtype)

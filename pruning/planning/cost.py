@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import TensorSpec, Unit
+from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.planning.activations import activation_bytes
@@ -33,7 +34,7 @@ def kv_cache_bytes(anatomy: ModelAnatomy, workload: Workload, kv_groups: Sequenc
     Layers with a sliding window keep no more positions than it sees.
     """
     positions = workload.prompt_tokens + workload.output_tokens
-    groups = anatomy.sizes_with((), kv_groups).kv_groups
+    groups = anatomy.dense_units(Sublayer.ATTENTION) if kv_groups is None else kv_groups
     values = sum(
         2 * kept * x.head_dim * min(positions, x.window or positions)
         for kept, x in zip(groups, anatomy.layers, strict=True)
@@ -45,8 +46,8 @@ def group_parameters(anatomy: ModelAnatomy) -> list[int]:
     """[L] parameters of one KV group: its rows of queries, keys and values, biases too, and the columns they go to."""
     totals = [0] * anatomy.num_layers
     for tensor in anatomy.tensors:
-        if tensor.layer is not None and tensor.holds(Unit.KV_GROUP):
-            totals[tensor.layer] += math.prod(tensor.shape)
+        if tensor.site is not None and tensor.holds(Sublayer.ATTENTION):
+            totals[tensor.site.layer] += math.prod(tensor.shape)
     return [total // layer.num_kv_groups for total, layer in zip(totals, anatomy.layers, strict=True)]
 
 
@@ -86,7 +87,7 @@ def flops(
     positions = prompt + max(output - 1, 0)
     attended = positions * (positions + 1) // 2
     total = 0
-    groups = anatomy.sizes_with(widths, kv_groups).kv_groups
+    groups = anatomy.dense_units(Sublayer.ATTENTION) if kv_groups is None else kv_groups
     biases = added_bias_parameters(anatomy, widths) if compensates else [0] * len(widths)
     removed = _removed_by_groups(anatomy, groups)
     for width, kept, bias, less, layer in zip(widths, groups, biases, removed, anatomy.layers, strict=True):
@@ -111,13 +112,14 @@ def price(
     the time of whole attention only: where groups are cut, and without it, nothing is said about time.
     """
     workload = workload or Workload()
-    sizes = anatomy.sizes_with(widths, kv_groups)
+    dense_groups = anatomy.dense_units(Sublayer.ATTENTION)
+    kv_groups = dense_groups if kv_groups is None else tuple(kv_groups)
     added = sum(added_bias_parameters(anatomy, widths)) if compensates else 0
     ffn = sum((x.ffn_width - w) * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))
-    attention = sum(_removed_by_groups(anatomy, sizes.kv_groups))
-    tensors = pruned_tensors(anatomy, sizes, compensates=compensates)
+    attention = sum(_removed_by_groups(anatomy, kv_groups))
+    tensors = pruned_tensors(anatomy, anatomy.architecture(widths, kv_groups), compensates=compensates)
     weights = _data_bytes(tensors)
-    cache, activations = kv_cache_bytes(anatomy, workload, sizes.kv_groups), activation_bytes(anatomy, workload)
+    cache, activations = kv_cache_bytes(anatomy, workload, kv_groups), activation_bytes(anatomy, workload)
     achieved = Achieved(
         sparsity=achieved_sparsity(anatomy, list(widths), added_parameters=added, removed_attention=attention),
         parameters=anatomy.total_parameters - ffn - attention + added,
@@ -125,10 +127,10 @@ def price(
         memory_bytes=weights + cache + activations,
         kv_cache_bytes=cache,
         activation_bytes=activations,
-        flops=flops(anatomy, widths, workload, kv_groups=sizes.kv_groups, compensates=compensates),
+        flops=flops(anatomy, widths, workload, kv_groups=kv_groups, compensates=compensates),
         workload=workload,
     )
-    if latency is None or sizes.kv_groups != anatomy.dense_sizes.kv_groups:
+    if latency is None or kv_groups != dense_groups:
         return achieved
     times = latency.latency(widths)
     return achieved.model_copy(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.planning.cost import price
 from pruning.planning.plan import (
     Achieved,
@@ -40,13 +41,13 @@ def make_plan(
     `achieved` is what the sizes cost, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
-    sizes = anatomy.sizes_with(widths, kv_groups)
+    kv_groups = anatomy.dense_units(Sublayer.ATTENTION) if kv_groups is None else kv_groups
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
-        achieved = price(anatomy, list(widths), workload, kv_groups=sizes.kv_groups, compensates=ranking.compensates)
+        achieved = price(anatomy, list(widths), workload, kv_groups=kv_groups, compensates=ranking.compensates)
     layers = tuple(
         PlanLayer(index=x.index, ffn_width=width, num_kv_groups=groups, num_heads=groups * x.heads_per_group)
-        for width, groups, x in zip(sizes.ffn_widths, sizes.kv_groups, anatomy.layers, strict=True)
+        for width, groups, x in zip(widths, kv_groups, anatomy.layers, strict=True)
     )
     draft = PruningPlan(
         plan_id="",

@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
@@ -142,14 +141,14 @@ class TestPlans:
         with pytest.raises(PlanError, match="a ranking that orders them"):
             prune_checkpoint(checkpoint, plan, channels_only, tmp_path / "out")
         with pytest.raises(PlanError, match="a ranking that orders them"):
-            cut_model(load_model(checkpoint), plan.sizes, channels_only)
+            cut_model(load_model(checkpoint), plan.architecture(anatomy), channels_only)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_model_whose_groups_are_not_the_plans_is_not_saved(
         self, checkpoint: Path, anatomy: ModelAnatomy, ranking: Ranking, tmp_path: Path
     ) -> None:
         model = load_model(checkpoint)
-        cut_model(model, DecoderSizes(tuple(WIDTHS), (2, 2, 2, 2)), ranking)
+        cut_model(model, anatomy.architecture(WIDTHS), ranking)
         with pytest.raises(CheckpointError, match="apply_plan"):
             save_pruned(model, plan_for(anatomy, ranking, WIDTHS, [2, 1, 2, 2]), tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
