@@ -71,7 +71,7 @@ def count_costs(
     """
     workload, view = plan.achieved.workload, decoder_view(model)
     named = dict(model.named_parameters())
-    planned = pruned_tensors(anatomy, plan.sizes, compensates=plan.ranking.compensates)
+    planned = pruned_tensors(anatomy, plan.architecture(anatomy), compensates=plan.ranking.compensates)
     if sorted(tuple(x.shape) for x in named.values()) != sorted(t.shape for t in planned):
         raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
     parameters = sum(x.numel() for x in named.values())

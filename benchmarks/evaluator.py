@@ -70,7 +70,7 @@ class NaiveEvaluator:
     def evaluate(self, widths: Widths) -> Metrics:
         """Metrics of one configuration [L]."""
         pruned = copy.deepcopy(self._model)
-        cut_model(pruned, self._anatomy.sizes_with(widths), self._ranking)
+        cut_model(pruned, self._anatomy.architecture(widths), self._ranking)
         kl = nll = 0.0
         tokens = answers = correct = 0
         for batch, log_dense in zip(self._batches, self._dense, strict=True):

@@ -135,7 +135,7 @@ def _run_plans(
     order = [*range(len(cut)), *reversed(range(len(cut)))]
     for done, number in enumerate(order):
         model = copy.deepcopy(dense)
-        cut_model(model, anatomy.sizes_with(cut[number]), identity)
+        cut_model(model, anatomy.architecture(cut[number]), identity)
         model.to(_device())
         visits[number].append(
             [run_requests(model, x, workload, sizes.requests) for x, workload in zip(inputs, sizes.timed, strict=True)]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec, Unit
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import document_with_global_access
 from pruning.anatomy.model_class import check_architecture
@@ -108,7 +109,8 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     bare = [_bare_layer(index, by_layer[index], text, family) for index in range(text.num_hidden_layers)]
     specs = tensor_specs(sorted(tensors), bare, text.model_type)
     layers = _checked(bare, specs, family)
-    down = next(t for t in specs if t.layer == 0 and t.name.endswith(f"{family.ffn_out}.weight"))
+    first = Site(0, Sublayer.FFN)
+    down = next(t for t in specs if t.site == first and t.name.endswith(f"{family.ffn_out}.weight"))
     return ModelAnatomy(
         model_type=config.model_type,
         text_model_type=text.model_type,
@@ -181,7 +183,7 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
     per_channel: dict[int, int] = defaultdict(int)
     for spec in specs:
         place = decoder_tensor(spec.name)
-        if place is None or spec.layer is None or spec.axis is None:
+        if place is None or spec.axis is None:
             continue
         extent = sum(part.count * part.size for part in spec.parts)
         if spec.shape[spec.axis] != extent:
@@ -189,9 +191,10 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
                 "a projection must be as wide as the config says",
                 values=f"{spec.name} {list(spec.shape)}, axis {spec.axis} should be {extent}",
             )
-        found[spec.layer].add(place[1])
-        if spec.holds(Unit.FFN_CHANNEL):
-            per_channel[spec.layer] += _numel(spec.shape) // layers[spec.layer].ffn_width
+        index, inside = place
+        found[index].add(inside)
+        if spec.holds(Sublayer.FFN):
+            per_channel[index] += _numel(spec.shape) // layers[index].ffn_width
     for layer in layers:
         missing = sorted(expected - found[layer.index])
         if missing:

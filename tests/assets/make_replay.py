@@ -26,11 +26,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-
-from benchmarks import serving, truth_subjects
-from benchmarks.collect import EVALUATIONS, SAMPLES_DIR, SEED, TRAINED_FILE, TRAINED_TARGETS
-from benchmarks.stored_samples import read_samples
-from benchmarks.subject import REFERENCE, Subject
 from lop.compute import load_for_compute
 from lop.measuring import StatisticsMeasurer, record_calibration
 from lop.registration import register_model
@@ -38,10 +33,6 @@ from lop.searching import record_result, search_model
 from lop.training import train_model
 from lop.validating import validate
 from mcts.evaluator import MemoisedEvaluator
-from mcts.sensitivity import SENSITIVITY_SOURCE, scan_sensitivity
-from mcts.settings import SearchMethod, SearchSettings
-from mcts.worker import run_search
-from policy_model.training import TrainingSettings
 from pruning.anatomy_reader import anatomy_of, load_config
 from pruning.batches import make_batches
 from pruning.checkpoint import load_processor
@@ -50,6 +41,15 @@ from pruning.evaluation import ConfigurationEvaluator
 from pruning.levels import LevelGrid
 from pruning.ranking import Ranking
 from pruning.statistics import StatisticsKind
+
+from benchmarks import serving, truth_subjects
+from benchmarks.collect import EVALUATIONS, SAMPLES_DIR, SEED, TRAINED_FILE, TRAINED_TARGETS
+from benchmarks.stored_samples import read_samples
+from benchmarks.subject import REFERENCE, Subject
+from mcts.sensitivity import SENSITIVITY_SOURCE, scan_sensitivity
+from mcts.settings import SearchMethod, SearchSettings
+from mcts.worker import run_search
+from policy_model.training import TrainingSettings
 from service.sensitivity_scan import ScanFinder
 from storage.contract import Repository
 from storage.sql_repository import open_repository

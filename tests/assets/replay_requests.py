@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 from fastapi.testclient import TestClient
+from pruning.plan import Budget, Workload
+from pruning.target import Scope
 
 from benchmarks import serving, truth_subjects
 from benchmarks.truth import RequestMaker
 from pruning.devices import Device
 from pruning.errors import LopError
-from pruning.plan import Budget, Workload
-from pruning.target import Scope
 from service.app import create_app
 from service.devices import list_devices
 from service.methods.names import Method

@@ -75,7 +75,7 @@ def test_headers_are_bounded_however_tensors_are_sharded(
     anatomy: ModelAnatomy, data: st.DataObject, compensates: bool, shard: int
 ) -> None:
     widths = [data.draw(st.integers(1, x.ffn_width)) for x in anatomy.layers]
-    pruned = pruned_tensors(anatomy, anatomy.sizes_with(widths), compensates=compensates)
+    pruned = pruned_tensors(anatomy, anatomy.architecture(widths), compensates=compensates)
     headers = {t.name: (t.name, t.shape, t.dtype) for t in pruned}
     files = plan_shards(list(headers.values()), max_shard_size=shard).filename_to_tensors.values()
     written = sum(safetensors_file_bytes([headers[name] for name in names]) for names in files)
@@ -254,5 +254,5 @@ def test_memory_is_weights_cache_and_activations(anatomy: ModelAnatomy) -> None:
     achieved = price(half, [8] * anatomy.num_layers, WORKLOAD)
     assert achieved.activation_bytes is not None
     weights = achieved.memory_bytes - achieved.kv_cache_bytes - achieved.activation_bytes
-    pruned = pruned_tensors(half, half.sizes_with([8] * anatomy.num_layers), compensates=False)
+    pruned = pruned_tensors(half, half.architecture([8] * anatomy.num_layers), compensates=False)
     assert weights == sum(tensor_bytes(t.shape, t.dtype) for t in pruned)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
@@ -54,7 +55,7 @@ def test_flops_are_an_upper_bound_where_windows_bound_attention() -> None:
 def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) -> None:
     workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
     latency = latency_model(DEVICES["l4"], anatomy, workload)
-    widths, dense = [8] * anatomy.num_layers, anatomy.dense_sizes.kv_groups
+    widths, dense = [8] * anatomy.num_layers, anatomy.dense_units(Sublayer.ATTENTION)
     assert price(anatomy, widths, workload, kv_groups=dense, latency=latency).latency_ms is not None
     cut = price(anatomy, widths, workload, kv_groups=[1, *dense[1:]], latency=latency)
     assert (cut.latency_ms, cut.prefill_ms, cut.decode_ms_per_token, cut.latency_source) == (None,) * 4
