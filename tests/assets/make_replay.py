@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# A record: its imports are those of the tree that it is run in, see the docstring of make_replay.
 """Makes `tests/assets/replay`: a database of this version, hundreds of plan requests, and this version's answers.
 
 Made once, by commit bfafe5a, before the house was rebuilt around decisions (issue 12). Later code is held against its

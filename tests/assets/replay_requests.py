@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# A record: its imports are those of the tree that it is run in, see the docstring of make_replay.
 """Plan requests of every kind, and what the planner answers: plans, and errors of those that cannot be met.
 
 Asked are, each request once:
