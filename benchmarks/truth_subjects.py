@@ -22,6 +22,7 @@ from pruning.data.conversations import calibration_id, load_conversations
 from pruning.devices.device import Device, profiled_device
 from pruning.devices.timing.profiling import ProfileSettings
 from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord
