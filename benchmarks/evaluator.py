@@ -44,6 +44,7 @@ from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.space import Choice
 from pruning.planning.target import ffn_parameter_budget, ffn_parameter_limits
 
 REFERENCE = Path(__file__).parent.parent / "reference"
