@@ -58,7 +58,8 @@ class Architecture:
     @classmethod
     def of(cls, options: Mapping[Site, Option] | Iterable[tuple[Site, Option]]) -> "Architecture":
         """From an option for each site that is not dense."""
-        return cls(tuple(sorted(dict(options).items(), key=itemgetter(0))))
+        by_site: dict[Site, Option] = dict(options)
+        return cls(tuple(sorted(by_site.items(), key=itemgetter(0))))
 
     @property
     def options(self) -> dict[Site, Option]:
