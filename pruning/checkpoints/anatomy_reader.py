@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec, Unit
+from pruning.anatomy.dtypes import FLOAT_DTYPES, dtype_name
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import document_with_global_access
 from pruning.anatomy.model_class import check_architecture
@@ -34,10 +35,6 @@ _STRUCTURAL_KEYS = (
     "hidden_act",
     "rms_norm_eps",
 )
-
-_INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
-
-_TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
@@ -88,10 +85,7 @@ def read_anatomy(folder: str | Path, stored: Mapping[str, StoredTensor] | None =
 
 def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
     """Anatomy of a model in memory. Its tensor names are the modules'; the fingerprint equals the checkpoint's."""
-    tensors = [
-        (name, tuple(tensor.shape), _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "F32"))
-        for name, tensor in model.named_parameters()
-    ]
+    tensors = [(name, tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in model.named_parameters()]
     check_architecture(model.config)
     return _build(model.config, tensors)
 
@@ -100,7 +94,7 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     text = config.get_text_config(decoder=True)
     family = family_of(text)
     # Some files hold integer buffers, which a model in memory does not count as parameters.
-    parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
+    parameters = [t for t in tensors if t[2] in FLOAT_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     for tensor in parameters:
         if place := decoder_tensor(tensor[0]):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.dtypes import FLOAT_DTYPES
 from pruning.anatomy.model_class import model_class
 from pruning.anatomy.tensor_roles import (
     EMBEDDINGS,
@@ -23,8 +24,6 @@ from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -> None:
@@ -173,9 +172,9 @@ def _check_tensor(found: TensorHeader, shape: tuple[int, ...]) -> None:
             values=f"{name} {list(found_shape)}, should be {list(shape)}",
             remedy="Check intermediate_size, the numbers of heads, head_dim and vocab_size in config.json",
         )
-    if dtype not in _FLOATS:
+    if dtype not in FLOAT_DTYPES:
         raise UnsupportedModelError(
-            f"the language model's weights must be floating-point numbers ({', '.join(_FLOATS)})",
+            f"the language model's weights must be floating-point numbers ({', '.join(FLOAT_DTYPES)})",
             values=f"{name} {dtype}",
             remedy="Prune the unquantised checkpoint, and quantise what comes out",
         )
