@@ -36,6 +36,7 @@ from benchmarks.subject import REFERENCE
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console.console import bar
 from lop.workflows.profiling import TimedModel
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -52,7 +53,6 @@ from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Work
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import Scope, limits_for_sparsity, scope_parameters
 from service.devices import list_devices
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

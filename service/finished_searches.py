@@ -4,13 +4,13 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.levels import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, LevelGrid
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
-from service.methods.names import Method
 from storage.contract import Repository
 from storage.records import ModelRecord, SearchRecord, SearchStatus
 

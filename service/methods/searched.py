@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from pruning.allocators.allocation import parameter_budget
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
@@ -13,7 +14,6 @@ from pruning.planning.plan import Predicted, Provenance
 from pruning.planning.target import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from storage.contract import Repository
 
 REACH = Fraction(1, 16)
