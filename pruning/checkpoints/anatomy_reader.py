@@ -17,6 +17,7 @@ from pruning.anatomy.model_class import check_architecture
 from pruning.anatomy.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 from pruning.checkpoints.expected_tensors import check_tensors
 from pruning.checkpoints.headers import StoredTensor, check_folder, stored_tensors
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.reasons import reason_of
@@ -47,7 +48,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
             config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
             return config
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             "config.json must describe a model that transformers knows",
             values=f"{folder}: {reason_of(error)}",

@@ -18,6 +18,7 @@ from pruning.anatomy.tensor_roles import (
     outer_tensor,
     short_names,
 )
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.wrapped_names import check_unwrapped
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.reasons import reason_of
@@ -67,7 +68,7 @@ def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
             model: PreTrainedModel = model_class(config)(config)
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             "transformers must be able to build the model of config.json",
             values=reason_of(error) + _where_said(config, error),
