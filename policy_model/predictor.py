@@ -1,9 +1,9 @@
 """The trained predictor, as the service holds it: a budget in, widths and the quality to expect out."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from pruning.reasons import reason_of
 from values.basis import Basis
 from values.calibration import Calibration, kl_of
 from values.encoding import Encoding
-from values.left_out import GROUP_RETENTION
-from values.past_errors import PastErrors
+from values.held_out import GROUP_RETENTION
+from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.values import Kernel, Values
 
@@ -106,7 +106,7 @@ class Predictor:
         values: what judges complete configurations.
         encoding: of the model.
         calibration: of the values.
-        past_errors: of the values.
+        residual_scale: of the values.
         info: where it comes from.
     """
 
@@ -117,11 +117,11 @@ class Predictor:
         values: Values,
         encoding: Encoding,
         calibration: Calibration,
-        past_errors: PastErrors,
+        residual_scale: ResidualScale,
         info: PredictorInfo,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
-        self._past_errors = past_errors
+        self._residual_scale = residual_scale
         self._policy, self._config = dict(policy), config
         self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
         self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
@@ -200,12 +200,11 @@ class Predictor:
     def uncertainty(self, configuration: Configuration) -> float:
         """The error to expect of the log KL of a configuration [L] of levels from 1: a standard deviation, roughly.
 
-        What the values expect, which is much where nothing was measured near by, times how far off they were for what
-        they expected at about this retention.
+        The posterior standard deviation, which is large where nothing was measured near by, times the residual scale.
         """
         fractions = self.encoding.kept_fractions([self.encoding.grid.widths_of(configuration)])
         retention = float(fractions[0] @ self.encoding.parameter_shares)
-        return float(self.values.judge(fractions)[1][0]) * self._past_errors.at(retention)
+        return float(self.values.judge(fractions)[1][0]) * self._residual_scale.at(retention)
 
     def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
         """Probabilities [K] of the next layer's levels after 1-based `levels` [l]; `remaining` FFN parameters are left.
@@ -231,7 +230,12 @@ class Predictor:
         table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
         levels = self._choose(costs, slack, table)
         start = [int(row[level]) for row, level in zip(widths, levels, strict=True)]
-        return start, _Once(lambda: worth_of_raising(table, levels) / self.encoding.dense_widths)
+
+        @cache  # most plans on the grid need no repair, which alone asks for it
+        def worth() -> FloatArray:
+            return worth_of_raising(table, levels) / self.encoding.dense_widths
+
+        return start, lambda _widths: worth()
 
     @cached_property
     def _grid_values(self) -> LevelValues:
@@ -258,7 +262,7 @@ class Predictor:
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
-            "past_errors": self._past_errors.to_dict(),
+            "past_errors": self._residual_scale.to_dict(),
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))
@@ -283,10 +287,10 @@ class Predictor:
             sizes = PolicyConfig(**config["policy"])
             info = PredictorInfo(**config["info"])
             info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
-            past_errors = PastErrors.from_dict(config.get("past_errors", {"points": ()}))
+            residual_scale = ResidualScale.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
             _check_shapes(policy, sizes)
-            found = cls(policy, sizes, values, encoding, calibration, past_errors, info)
+            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info)
             found.propose(encoding.grid.max_cost_from[0] // 2 + encoding.grid.min_cost_from[0] // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
@@ -323,19 +327,6 @@ class Predictor:
         if not isinstance(config, dict):
             raise CheckpointError(f"{CONFIG_FILE} must hold a JSON object", values=str(folder))
         return cls.from_bytes(weights, config)
-
-
-class _Once:
-    """A worth that is worked out when a repair asks for it, which most plans on the grid do not, and then kept."""
-
-    def __init__(self, work_out: Callable[[], FloatArray]) -> None:
-        self._work_out = work_out
-        self._worth: FloatArray | None = None
-
-    def __call__(self, _widths: IntArray) -> FloatArray:
-        if self._worth is None:
-            self._worth = self._work_out()
-        return self._worth
 
 
 def _expected(

@@ -1,7 +1,8 @@
-"""Samples as they are judged by values that do not know them, alone or together with all of about their retention.
+"""Residuals of cross-validation, and its folds: groups of samples of about the same retention.
 
-A search asks for one retention after another, so samples come in groups: a sample's neighbours know nearly all of it,
-while of a target that was never searched nothing is known but the groups around it.
+A search visits one retention after another, so samples come in groups. Leaving out one sample tells the error near
+searched targets, since its group stays in the fit; leaving out its whole group tells the error at a target that was
+never searched.
 Letters: N samples, R of them.
 """
 
@@ -13,29 +14,34 @@ from numpy.typing import NDArray
 from pruning.arrays import FloatArray, IntArray
 
 GROUP_RETENTION = 0.01
-"""Retention that the samples of one group lie within: what a search leaves unused of its budget."""
+"""Range of retention of one group: what a search leaves unused of its budget."""
 
 
 @dataclass(frozen=True, eq=False)
-class LeftOut:
-    """Measured less predicted log KL [R] by values that do not know the sample, and what was expected of that."""
+class HeldOutResiduals:
+    """Residuals of samples [R], each predicted by a fit that does not contain it.
+
+    Attributes:
+        errors: measured less predicted log KL.
+        deviations: their standard deviations as predicted.
+    """
 
     errors: FloatArray
     deviations: FloatArray
 
-    def at(self, index: IntArray | NDArray[np.bool_]) -> "LeftOut":
-        """Those of `index`."""
-        return LeftOut(self.errors[index], self.deviations[index])
+    def at(self, index: IntArray | NDArray[np.bool_]) -> "HeldOutResiduals":
+        """The samples of `index`."""
+        return HeldOutResiduals(self.errors[index], self.deviations[index])
 
     @property
     def scores(self) -> FloatArray:
-        """[R] errors over what was expected of them."""
+        """Standardised residuals [R]: errors over deviations."""
         scores: FloatArray = self.errors / np.maximum(self.deviations, 1e-12)
         return scores
 
 
 def retention_groups(retention: FloatArray, searched: NDArray[np.bool_]) -> IntArray:
-    """[N] the group of each sample, numbered from 0 by `retention` [N]; -1 for what was not `searched` [N]."""
+    """The group [N] of each sample, from 0 in the order of `retention` [N]; -1 for those not `searched` [N]."""
     groups = np.full(len(retention), -1, dtype=np.int64)
     index = np.flatnonzero(searched)
     number, start = -1, -np.inf
@@ -47,9 +53,9 @@ def retention_groups(retention: FloatArray, searched: NDArray[np.bool_]) -> IntA
 
 
 def inner_groups(groups: IntArray, least: int) -> NDArray[np.bool_]:
-    """bool [R]: neither in the first nor in the last of `groups` [R], which nothing but extrapolation could judge.
+    """bool [R]: samples in neither the first nor the last of `groups` [R]; without those, a fit would extrapolate.
 
-    All of them where that leaves fewer than `least`.
+    All samples if fewer than `least` are left.
     """
     inner: NDArray[np.bool_] = (groups > groups.min()) & (groups < groups.max())
     return inner if inner.sum() >= least else np.ones_like(inner)

@@ -1,4 +1,4 @@
-"""Where the values were wrong: how far off they were, for what they expected, at each retention."""
+"""The residual scale: how large held-out residuals are, relative to their predicted deviations, at each retention."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,26 +8,31 @@ import numpy as np
 from pruning.arrays import FloatArray
 
 BANDWIDTH = 0.02
-"""Retention within which residuals speak for each other: a fifth of what lies between two usual targets."""
+"""Standard deviation, in retention, of the Gaussian weights of the local mean: a fifth of what lies between two usual
+targets."""
 
 PRIOR = 5.0
-"""Samples that the mean of all counts as, where few are near."""
+"""Weight of the overall mean in each local mean, in samples: few near samples change little."""
 
 NUM_POINTS = 101
 
 
 @dataclass(frozen=True)
-class PastErrors:
-    """Mean |residual| over expected error, linear between `points` (retention, mean); 1 without any.
+class ResidualScale:
+    """The factor for predicted deviations as a function of retention, linear between `points` (retention, factor).
 
-    Residuals are of samples that were left out with all others of their target: what is learnt from those around it.
+    Without points it is 1. The residuals come from leave-one-group-out cross-validation: each sample is predicted by a
+    fit without any sample of its target.
     """
 
     points: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def measure(cls, retention: FloatArray, scores: FloatArray, weights: FloatArray) -> "PastErrors":
-        """From residuals over expected errors `scores` [R] at `retention` [R]; `weights` [R] in (0, 1]."""
+    def measure(cls, retention: FloatArray, scores: FloatArray, weights: FloatArray) -> "ResidualScale":
+        """Local weighted means of |`scores`| [R], which are residuals over their predicted deviations.
+
+        `retention` [R] says where they are; `weights` [R] are in (0, 1].
+        """
         at = np.linspace(0.0, 1.0, NUM_POINTS)
         near = np.exp(-0.5 * ((at[:, None] - retention) / BANDWIDTH) ** 2) * weights
         size = np.abs(scores)
@@ -35,7 +40,7 @@ class PastErrors:
         return cls(tuple(zip(at.tolist(), mean.tolist(), strict=True)))
 
     def at(self, retention: float) -> float:
-        """How many times as far off as expected the values were at about this retention."""
+        """The factor at this retention: above 1, residuals were larger than predicted."""
         if not self.points:
             return 1.0
         x, y = zip(*self.points, strict=True)
@@ -45,5 +50,5 @@ class PastErrors:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "PastErrors":
+    def from_dict(cls, data: dict[str, Any]) -> "ResidualScale":
         return cls(tuple((float(x), float(y)) for x, y in data["points"]))
