@@ -36,6 +36,7 @@ from benchmarks.subject import REFERENCE
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console.console import bar
 from lop.workflows.profiling import TimedModel
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -55,7 +56,6 @@ from pruning.planning.scope import Scope, scope_parameters
 from pruning.planning.space import Space
 from pruning.planning.target import limits_for_sparsity
 from service.devices import list_devices
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
