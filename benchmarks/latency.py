@@ -27,9 +27,9 @@ from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
 from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import Scope, achieved_sparsity
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel

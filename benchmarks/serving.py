@@ -42,8 +42,8 @@ from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics
 from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
 from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
+from pruning.planning.workload import Workload
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 

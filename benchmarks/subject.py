@@ -25,7 +25,7 @@ from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
 from pruning.planning.levels import LevelGrid
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import Scope, ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord

@@ -48,9 +48,11 @@ from pruning.planning.budget import limits_for_budget
 from pruning.planning.cost import kv_cache_bytes
 from pruning.planning.latency_model import LatencySource
 from pruning.planning.limits import LimitKind, WidthSteps
-from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
+from pruning.planning.plan import Achieved, PruningPlan
+from pruning.planning.plan_parts import INT64_MAX
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import Scope, limits_for_sparsity, scope_parameters
+from pruning.planning.workload import Budget, Workload
 from service.devices import list_devices
 from service.methods.names import Method
 from service.planner import Planner
@@ -329,7 +331,7 @@ def check_plan(
     differing = [name for name in costs if name != "latency_ms" and costs[name] != getattr(said, name)]
     differing += ["latency_ms"] * _latency_differs(built.latency, said)
     differing += ["parameters"] * (built.parameters != said.parameters)
-    differing += ["widths"] * (list(built.widths) != plan.ffn_widths)
+    differing += ["widths"] * (built.widths != plan.sizes(anatomy).ffn_widths)
     differing += ["kv_cache_bytes"] * (built.kv_cache_bytes != said.kv_cache_bytes)
     shares = [(costs[name] or 0) / most for name, most in asked.items()]
     whole = list(built.widths) == dense

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.levels import DEFAULT_ROUND_TO
-from pruning.planning.plan import Budget
 from pruning.planning.target import Scope
+from pruning.planning.workload import Budget
 from service.methods.names import Method
 from storage.records import ModelRecord, PredictorRecord
 

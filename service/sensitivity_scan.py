@@ -8,7 +8,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.planning.levels import DEFAULT_ROUND_TO, LevelGrid
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from service.lru_cache import LruCache
 from storage.contract import Repository
 from storage.records import ModelRecord, Sample

@@ -81,7 +81,7 @@ def prune_checkpoint(
         for file_name, names in shards.filename_to_tensors.items()
     }
     sizes = {file_name: layout.file_bytes for file_name, layout in layouts.items()}
-    contents = draft_contents(plan, ranking, stored, max_shard_size=max_shard_size)
+    contents = draft_contents(plan.sizes(anatomy), ranking, stored, max_shard_size=max_shard_size)
     rest = companion_bytes(source) + _REST_BYTES
     with writing(out, draft=draft_folder(out)), locked_draft(out, contents) as draft:
         finished = draft.finished(sizes)
@@ -128,15 +128,16 @@ def save_pruned(
     view = decoder_view(model)
     found = recorded_sizes(model.config) or anatomy_of(model).dense_sizes
     widths = tuple(view.ffn_width(layer) for layer in range(len(view.layers)))
-    if found != plan.sizes or widths != plan.sizes.ffn_widths:
+    dense = layer_shapes(model.config)
+    planned = plan.sizes_of(dense)
+    if found != planned or widths != planned.ffn_widths:
         raise CheckpointError(
             "the model must have the plan's sizes",
-            values=f"model {found}, plan {plan.sizes}",
+            values=f"model {found}, plan {planned}",
             remedy="Call apply_plan(model, plan) first",
         )
-    dense = layer_shapes(model.config)
-    cut = [layer.index for layer in dense if plan.layers[layer.index].ffn_width < layer.ffn_width]
-    if plan.ranking.compensates and any(view.out_projection(x).bias is None for x in cut):
+    cut = [layer.index for layer, width in zip(dense, widths, strict=True) if width < layer.ffn_width]
+    if plan.compensates and any(view.out_projection(x).bias is None for x in cut):
         raise CheckpointError(
             "the model must have the biases that its plan adds",
             values=f"plan {plan.plan_id} compensates for what it removes",

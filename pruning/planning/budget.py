@@ -25,7 +25,7 @@ from pruning.planning.added_biases import added_biases, bias_parameters
 from pruning.planning.cost import flops, kv_cache_bytes, price
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs
-from pruning.planning.plan import Budget, Workload
+from pruning.planning.workload import Budget, Workload
 
 
 def limits_for_budget(

@@ -10,8 +10,9 @@ from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, plan_shards, 
 from pruning.planning.activations import activation_bytes
 from pruning.planning.added_biases import bias_parameters, pruned_tensors
 from pruning.planning.latency_model import LatencyModel
-from pruning.planning.plan import Achieved, Workload
+from pruning.planning.plan import Achieved
 from pruning.planning.target import achieved_sparsity
+from pruning.planning.workload import Workload
 
 
 def _weight_file_bytes(tensors: Sequence[TensorSpec], data_bytes: int) -> int:
@@ -119,7 +120,7 @@ def price(
     weights = _data_bytes(tensors)
     cache, activations = kv_cache_bytes(anatomy, workload, sizes.kv_groups), activation_bytes(anatomy, workload)
     achieved = Achieved(
-        sparsity=achieved_sparsity(anatomy, list(widths), added_parameters=added, removed_attention=attention),
+        removed=achieved_sparsity(anatomy, list(widths), added_parameters=added, removed_attention=attention),
         parameters=anatomy.total_parameters - ffn - attention + added,
         disk_bytes=_weight_file_bytes(tensors, weights),
         memory_bytes=weights + cache + activations,

@@ -8,8 +8,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits, WidthSteps
-from pruning.planning.plan import Budget
 from pruning.planning.target import Scope, limits_for_sparsity
+from pruning.planning.workload import Budget
 
 
 @dataclass(frozen=True)

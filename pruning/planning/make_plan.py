@@ -5,18 +5,9 @@ from datetime import UTC, datetime
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.planning.cost import price
-from pruning.planning.plan import (
-    Achieved,
-    PlanLayer,
-    PlanModel,
-    PlanRanking,
-    PlanTarget,
-    Predicted,
-    Provenance,
-    PruningPlan,
-    Workload,
-    content_id,
-)
+from pruning.planning.plan import BIAS, Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
+from pruning.planning.plan_parts import PlanModel, Provenance, content_id
+from pruning.planning.workload import Workload
 
 
 def make_plan(
@@ -27,6 +18,7 @@ def make_plan(
     target: PlanTarget,
     ranking: PlanRanking,
     method: str,
+    compensates: bool = False,
     predicted: Predicted | None = None,
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
@@ -34,28 +26,32 @@ def make_plan(
     kv_groups: Sequence[int] | None = None,
     weights_sha256: str | None = None,
 ) -> PruningPlan:
-    """A plan that keeps `widths` [L] FFN channels and `kv_groups` [L], by default all. Its id is a hash of everything
-    but `created_at`.
+    """A plan that keeps `widths` [L] FFN channels and `kv_groups` [L], by default all. Its id is a hash of the document
+    but for `created_at`.
 
+    `compensates`: layers that are cut get a bias for what they lose, from the means in the ranking file.
     `achieved` is what the sizes cost, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
     sizes = anatomy.sizes_with(widths, kv_groups)
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
-        achieved = price(anatomy, list(widths), workload, kv_groups=sizes.kv_groups, compensates=ranking.compensates)
-    layers = tuple(
-        PlanLayer(index=x.index, ffn_width=width, num_kv_groups=groups, num_heads=groups * x.heads_per_group)
-        for width, groups, x in zip(sizes.ffn_widths, sizes.kv_groups, anatomy.layers, strict=True)
-    )
+        achieved = price(anatomy, list(widths), workload, kv_groups=sizes.kv_groups, compensates=compensates)
+    layers = []
+    for width, groups, x in zip(sizes.ffn_widths, sizes.kv_groups, anatomy.layers, strict=True):
+        ffn = None if width == x.ffn_width else Kept(units=width)
+        attention = None if groups == x.num_kv_groups else Kept(units=groups)
+        if ffn is not None or attention is not None:
+            layers.append(PlanLayer(index=x.index, ffn=ffn, attention=attention))
     draft = PruningPlan(
         plan_id="",
         method=method,
         created_at=created_at or datetime.now(UTC),
         model=PlanModel(id=model_id, fingerprint=anatomy.fingerprint, weights_sha256=weights_sha256),
         target=target,
-        layers=layers,
+        layers=tuple(layers),
         ranking=ranking,
+        recovery=(BIAS,) if compensates else (),
         achieved=achieved,
         predicted=predicted,
         provenance=provenance or Provenance(),
@@ -68,8 +64,8 @@ def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:
     """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan."""
     exceeded = []
     # 1e-9 is the slack of `pruning.planning.target.parameters_to_keep`.
-    if target.sparsity is not None and achieved.sparsity[target.scope] < target.sparsity - 1e-9:
-        exceeded.append(f"sparsity {achieved.sparsity[target.scope]} of {target.sparsity}")
+    if target.sparsity is not None and achieved.removed[target.scope] < target.sparsity - 1e-9:
+        exceeded.append(f"sparsity {achieved.removed[target.scope]} of {target.sparsity}")
     budget = target.budget
     if budget is not None:
         for name in ("memory_bytes", "latency_ms", "flops", "disk_bytes"):

@@ -2,7 +2,7 @@
 
 from pruning.allocators.additive import additive_widths
 from pruning.errors import InputError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
 from service.sensitivity_scan import ScanFinder, SensitivityScan

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.levels import DEFAULT_ROUND_TO
 from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
@@ -114,6 +115,7 @@ def predicted(prediction: "Prediction") -> Predicted:
     """`prediction` as a plan says it."""
     return Predicted(
         quality=prediction.kl,
+        of="calibration",
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,

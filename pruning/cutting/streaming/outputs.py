@@ -37,7 +37,7 @@ def output_tensors(
     anatomy: ModelAnatomy, plan: PruningPlan, ranking: Ranking, stored: Mapping[str, StoredTensor]
 ) -> dict[str, OutputTensor]:
     """Every tensor of the pruned checkpoint by name, in the order of names. Plan and ranking fit the anatomy."""
-    sizes = plan.sizes
+    sizes = plan.sizes(anatomy)
     kept = [ranking.kept_units(layer.index, sizes) for layer in anatomy.layers]
     dense = {spec.name: spec for spec in anatomy.tensors}
     weights = compensated_weights(anatomy) if ranking.compensates else {}

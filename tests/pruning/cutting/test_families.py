@@ -24,8 +24,9 @@ from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
 from pruning.planning.cost import price
-from pruning.planning.plan import PruningPlan, Workload
+from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
+from pruning.planning.workload import Workload
 from tests.pruning.cut_models import (
     WIDTHS,
     inputs_of,
@@ -98,7 +99,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
     dense, twin = load_model(cut.dense), load_model(cut.dense)
-    silence(twin, cut.plan.sizes, cut.ranking)
+    silence(twin, cut.plan.sizes(cut.anatomy), cut.ranking)
     for inputs in inputs_of(family).values():
         expected = logits_of(twin, inputs)
         torch.testing.assert_close(logits_of(cut.model, inputs), expected, rtol=1e-4, atol=1e-5)
@@ -108,7 +109,7 @@ def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Works
 @pytest.mark.parametrize("family", BUILDERS)
 def test_what_is_cut_has_the_plans_shapes(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
-    view, sizes = decoder_view(cut.model), cut.plan.sizes
+    view, sizes = decoder_view(cut.model), cut.plan.sizes(cut.anatomy)
     for layer, width, groups in zip(cut.anatomy.layers, sizes.ffn_widths, sizes.kv_groups, strict=True):
         ffn = [tuple(view.projection(layer.index, name).weight.shape) for name in view.family.ffn_in]
         rows = sum(extent for extent, _ in ffn)
@@ -129,7 +130,7 @@ def test_costs_are_those_of_the_cut_model(family: str, workshop: Workshop) -> No
     assert cut.plan.achieved.parameters == sum(p.numel() for p in cut.model.parameters())
     assert cut.plan.achieved.disk_bytes == weight_bytes(cut.from_files)
     workload = Workload(batch=2, prompt_tokens=9, output_tokens=3)
-    sizes = cut.plan.sizes
+    sizes = cut.plan.sizes(cut.anatomy)
     said = price(cut.anatomy, sizes.ffn_widths, workload, kv_groups=sizes.kv_groups).kv_cache_bytes
     kv_cache = StaticCache(config=cut.model.config, max_cache_len=12)
     with torch.inference_mode():
@@ -149,8 +150,8 @@ def test_a_new_process_reloads_it_bit_for_bit_and_generates(family: str, way: st
     report = workshop.reloaded()[f"{family}={folder}"]
     assert "error" not in report, report["error"]
     assert report["class"] == type(cut.model).__name__
-    sizes = cut.plan.sizes
-    heads = [layer.num_heads for layer in cut.plan.layers]
+    sizes = cut.plan.sizes(cut.anatomy)
+    heads = [n * x.heads_per_group for n, x in zip(sizes.kv_groups, cut.anatomy.layers, strict=True)]
     assert report["recorded"] == [list(sizes.ffn_widths), list(sizes.kv_groups), heads]
     assert report["seen"] == seen(cut.model, family)
     assert max(report["cache_error"].values()) < 1e-4, report["cache_error"]
@@ -207,7 +208,7 @@ def test_a_layer_that_stays_dense_is_not_in_the_config(checkpoint: Path, tmp_pat
     anatomy = read_anatomy(checkpoint)
     ranking = random_ranking(anatomy)
     plan = plan_for(anatomy, ranking, [48, 8, 48, 48], [2, 2, 1, 2])
-    assert plan.sizes == DecoderSizes((48, 8, 48, 48), (2, 2, 1, 2))
+    assert plan.sizes(anatomy) == DecoderSizes((48, 8, 48, 48), (2, 2, 1, 2))
     out = prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
     text = json.loads((out / "config.json").read_text())["text_config"]
     assert text["per_layer_config"] == {
