@@ -202,6 +202,6 @@ def add_search(
     return repository.record_search(model_id, document, result, validation=validation)
 
 
-def widths_of(plan: PruningPlan) -> list[int]:
-    """FFN widths [L] of a plan for the made-up model of these tests."""
-    return list(plan.sizes(made_up_anatomy()).ffn_widths)
+def widths_of(plan: PruningPlan, anatomy: ModelAnatomy | None = None) -> list[int]:
+    """FFN widths [L] of a plan for `anatomy`, by default the made-up model of these tests."""
+    return list(plan.sizes(anatomy or made_up_anatomy()).ffn_widths)

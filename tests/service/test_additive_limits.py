@@ -63,5 +63,5 @@ def test_the_plan_is_the_best_of_all(client: TestClient, repository: Repository,
         for widths in itertools.product((8, 16, 24, 32), repeat=4)
         if all(a <= b for a, b in zip(costs(widths), (memory, latency), strict=True))
     ]
-    assert lost(tuple(widths_of(plan))) == pytest.approx(min(map(lost, fitting)))
-    assert widths_of(plan)[2] == 32
+    assert lost(tuple(widths_of(plan, ANATOMY))) == pytest.approx(min(map(lost, fitting)))
+    assert widths_of(plan, ANATOMY)[2] == 32

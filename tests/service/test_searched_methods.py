@@ -70,7 +70,7 @@ def predicted(client: TestClient, **more: Any) -> dict[str, Any]:
 
 def test_what_was_measured_of_agreement_is_predicted(client: TestClient, repository: Repository) -> None:
     add_search(repository, HALF, 0.02, calibration_id=add_calibration(repository), agreement=0.875)
-    assert predicted(client) == {"accuracy": 0.8, "agreement": 0.875}
+    assert predicted(client) == {"of": "calibration", "accuracy": 0.8, "agreement": 0.875}
 
 
 def test_exact_match_is_predicted_where_the_dense_model_has_any(client: TestClient, repository: Repository) -> None:
@@ -79,9 +79,9 @@ def test_exact_match_is_predicted_where_the_dense_model_has_any(client: TestClie
     dense_sample(repository, long, 0.0)
     dense_sample(repository, short, 0.9)
     add_search(repository, HALF, 0.02, calibration_id=long, agreement=0.875)
-    assert predicted(client) == {"agreement": 0.875}
+    assert predicted(client) == {"of": "calibration", "agreement": 0.875}
     add_search(repository, HALF, 0.02, calibration_id=short, agreement=0.75, num_answers=101)
-    assert predicted(client, round_to=4) == {"accuracy": 0.8, "agreement": 0.75}
+    assert predicted(client, round_to=4) == {"of": "calibration", "accuracy": 0.8, "agreement": 0.75}
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(None, {"accuracy": 0.7}), (0.5, {"accuracy": 0.7}), (0.0, {})])
@@ -95,7 +95,7 @@ def test_validation_says_of_its_own_data_whether_answers_are_exact(
     add_search(
         repository, HALF, 0.02, calibration_id=calibration, validated_kl=0.05, validated_dense=dense, agreement=0.5
     )
-    assert predicted(client) == expected | {"agreement": 0.5}
+    assert predicted(client) == expected | {"of": "unseen", "agreement": 0.5}
 
 
 def test_a_validated_search_predicts_what_the_validation_set_says(client: TestClient, repository: Repository) -> None:
