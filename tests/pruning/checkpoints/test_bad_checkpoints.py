@@ -169,7 +169,6 @@ class TestApplying:
             ({"attention": {"units": 2, "bits": 8}}, "layer 1, attention"),
             ({"ffn": {"units": 49}}, "each layer keeps"),
             ({"attention": {"units": 0}}, "layer 1: .* 0 KV groups"),
-            ({"attention": {"units": 1}}, "KV groups"),
             ({"index": 4}, "layers are numbered 0..3"),
         ],
     )
