@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, DecoderSizes, TensorSpec
 from pruning.anatomy.tensor_roles import tensor_specs
 
@@ -60,6 +61,35 @@ class ModelAnatomy:
     def decoder_parameters(self) -> int:
         """Parameters in scope `decoder`: all weights of the decoder layers, without embeddings and head."""
         return sum(layer.parameters for layer in self.layers)
+
+    def architecture(self, ffn_widths: Sequence[int], kv_groups: Sequence[int] | None = None) -> Architecture:
+        """What keeps `ffn_widths` [L] channels and `kv_groups` [L], by default all of them."""
+        kept = {Sublayer.FFN: ffn_widths, Sublayer.ATTENTION: kv_groups}
+        return Architecture.of(
+            (Site(index, sublayer), Option(int(units)))
+            for sublayer, row in kept.items()
+            if row is not None
+            for index, (units, dense) in enumerate(zip(row, self.dense_units(sublayer), strict=True))
+            if units != dense
+        )
+
+    def dense_units(self, sublayer: Sublayer) -> tuple[int, ...]:
+        """[L] FFN channels or KV groups of the dense model."""
+        if sublayer is Sublayer.FFN:
+            return tuple(layer.ffn_width for layer in self.layers)
+        return tuple(layer.num_kv_groups for layer in self.layers)
+
+    def ffn_widths(self, architecture: Architecture) -> tuple[int, ...]:
+        """[L] FFN channels that `architecture` keeps."""
+        return architecture.units(Sublayer.FFN, self.dense_units(Sublayer.FFN))
+
+    def kv_groups(self, architecture: Architecture) -> tuple[int, ...]:
+        """[L] KV groups that `architecture` keeps."""
+        return architecture.units(Sublayer.ATTENTION, self.dense_units(Sublayer.ATTENTION))
+
+    def __hash__(self) -> int:
+        # Of what names it: a hash over thousands of tensors would cost more than what it is looked up for.
+        return hash(self.fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`. What is cut of a tensor follows from its name."""

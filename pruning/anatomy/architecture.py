@@ -1,0 +1,95 @@
+"""What a pruned model keeps, site by site: the one description that searches, prices, plans and surgery share."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Sublayer(StrEnum):
+    """The two halves of a decoder layer."""
+
+    ATTENTION = "attention"
+    FFN = "ffn"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Site:
+    """One sub-layer of one decoder layer."""
+
+    layer: int
+    sublayer: Sublayer
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """All that one site keeps, at once. What is None is as the dense model has it.
+
+    Attributes:
+        units: FFN channels, or KV groups with all their query heads; 0: the sub-layer is skipped, its norm too.
+        bits: of its weights.
+        density: share of its weights that are not zeroed.
+    """
+
+    units: int
+    bits: int | None = None
+    density: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Plain JSON types; what is None is absent."""
+        said = {"bits": self.bits, "density": self.density}
+        return {"units": self.units} | {name: value for name, value in said.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What every site of a model keeps. Sparse: a site that is absent is dense. Build one with `Architecture.of`.
+
+    Equal architectures are equal, hash alike and have one document, whatever they were built from; an option that
+    keeps everything must not be in it, which only the model's anatomy can tell: see `ModelAnatomy.architecture`.
+    """
+
+    items: tuple[tuple[Site, Option], ...] = ()
+
+    @classmethod
+    def of(cls, options: Mapping[Site, Option] | Iterable[tuple[Site, Option]]) -> "Architecture":
+        """From an option for each site that is not dense."""
+        return cls(tuple(sorted(dict(options).items(), key=lambda item: item[0])))
+
+    @property
+    def options(self) -> dict[Site, Option]:
+        """By site."""
+        return dict(self.items)
+
+    def units(self, sublayer: Sublayer, dense: Sequence[int]) -> tuple[int, ...]:
+        """[L] units that every layer keeps there, of the `dense` model's [L]."""
+        kept = list(dense)
+        for site, option in self.items:
+            if site.sublayer is sublayer:
+                kept[site.layer] = option.units
+        return tuple(kept)
+
+    def document(self) -> list[dict[str, Any]]:
+        """`[{"index", "ffn": {"units", ..}, "attention": {..}}]`: layers in order; those that are dense are absent."""
+        layers: dict[int, dict[str, Any]] = {}
+        for site, option in self.items:
+            layers.setdefault(site.layer, {"index": site.layer})[site.sublayer.value] = option.document()
+        return list(layers.values())
+
+    @classmethod
+    def from_document(cls, document: Sequence[Mapping[str, Any]]) -> "Architecture":
+        """The inverse of `document`; raises KeyError, TypeError or ValueError for anything else."""
+        return cls.of(
+            (Site(layer["index"], sublayer), Option(**layer[sublayer.value]))
+            for layer in document
+            for sublayer in Sublayer
+            if sublayer.value in layer
+        )
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical document: 64 hex digits."""
+        canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,227 @@
+"""What may be chosen: a space of decisions, each with its options.
+
+A choice is one option index for each decision, counted from 0; what no decision names stays dense. A coarse space is
+searched, a fine one is planned in: both are the same thing. Letters: N decisions, K options of a decision (ragged).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.arrays import FloatArray, IntArray
+from pruning.errors import InputError
+
+Choice = tuple[int, ...]
+"""Option indices [N], each from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """K options of one site, as columns: prices work on all of them at once.
+
+    Attributes:
+        units: [K].
+        bits: [K], or None: all as dense.
+        density: [K], or None: all as dense.
+    """
+
+    units: IntArray
+    bits: tuple[int | None, ...] | None = None
+    density: tuple[float | None, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __getitem__(self, index: int) -> Option:
+        bits = None if self.bits is None else self.bits[index]
+        density = None if self.density is None else self.density[index]
+        return Option(int(self.units[index]), bits, density)
+
+    def __iter__(self) -> Iterator[Option]:
+        return (self[index] for index in range(len(self)))
+
+    def take(self, indices: IntArray) -> "Options":
+        """Those at `indices`, in their order."""
+        bits = None if self.bits is None else tuple(self.bits[i] for i in indices)
+        density = None if self.density is None else tuple(self.density[i] for i in indices)
+        return Options(self.units[indices], bits, density)
+
+    @classmethod
+    def of(cls, options: Sequence[Option]) -> "Options":
+        """From single ones."""
+        bits, density = tuple(x.bits for x in options), tuple(x.density for x in options)
+        return cls(
+            np.array([x.units for x in options], dtype=np.int64),
+            bits if any(x is not None for x in bits) else None,
+            density if any(x is not None for x in density) else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Sites that are decided together, usually one, and K options for each of them.
+
+    The first option keeps least and the last one most: as much as is allowed of the dense model.
+    """
+
+    sites: tuple[Site, ...]
+    options: tuple[Options, ...]
+
+    @property
+    def num_options(self) -> int:
+        return len(self.options[0])
+
+    def take(self, indices: IntArray) -> "Decision":
+        """The same decision among the options at `indices` only."""
+        return Decision(self.sites, tuple(options.take(indices) for options in self.options))
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """All decisions, in the model's order. Two spaces are equal when their documents are.
+
+    Args:
+        decisions: [N].
+        dense: units of the dense model at each site that a decision names.
+    """
+
+    decisions: tuple[Decision, ...]
+    dense: Mapping[Site, int]
+
+    @property
+    def num_decisions(self) -> int:
+        return len(self.decisions)
+
+    @cached_property
+    def counts(self) -> IntArray:
+        """[N] options of each decision."""
+        return np.array([decision.num_options for decision in self.decisions], dtype=np.int64)
+
+    @cached_property
+    def units(self) -> tuple[IntArray, ...]:
+        """[N][K] what the options of each decision keep of its first site: all of it, where it has one site."""
+        return tuple(decision.options[0].units for decision in self.decisions)
+
+    @cached_property
+    def dense_units(self) -> IntArray:
+        """[N] what the dense model has there."""
+        return np.array([self.dense[decision.sites[0]] for decision in self.decisions], dtype=np.int64)
+
+    @cached_property
+    def bottom(self) -> Choice:
+        """The first option everywhere: what keeps least."""
+        return (0,) * self.num_decisions
+
+    @cached_property
+    def top(self) -> Choice:
+        """The last option everywhere: the dense model, as far as it is allowed."""
+        return tuple(int(k) - 1 for k in self.counts)
+
+    def units_of(self, choice: Sequence[int] | IntArray) -> tuple[int, ...]:
+        """[N] units that `choice` [N] keeps of each decision's first site."""
+        return tuple(int(row[k]) for row, k in zip(self.units, choice, strict=True))
+
+    def architecture(self, choice: Sequence[int] | IntArray) -> Architecture:
+        """What `choice` [N] keeps; everything else is dense."""
+        found = {}
+        for decision, k in zip(self.decisions, choice, strict=True):
+            for site, options in zip(decision.sites, decision.options, strict=True):
+                option = options[int(k)]
+                if option != Option(self.dense[site]):
+                    found[site] = option
+        return Architecture.of(found)
+
+    def choice_of(self, architecture: Architecture) -> Choice | None:
+        """The choice [N] whose architecture this is; None if it is no point of the space."""
+        options = architecture.options
+        choice = []
+        for decision, indices in zip(self.decisions, self._indices, strict=True):
+            wanted = tuple(options.pop(site, Option(self.dense[site])) for site in decision.sites)
+            if wanted not in indices:
+                return None
+            choice.append(indices[wanted])
+        return None if options else tuple(choice)
+
+    def at_most(self, units: Sequence[float] | FloatArray | IntArray) -> IntArray:
+        """[N] options that keep no more than `units` [N], the widest of them; the first one where there is none.
+
+        For ladders: decisions of one site whose options differ in their units alone, ascending.
+        """
+        found = [np.searchsorted(row, u, side="right") - 1 for row, u in zip(self.units, units, strict=True)]
+        return np.maximum(np.array(found, dtype=np.int64), 0)
+
+    def not_below(self, units: Sequence[int]) -> "Space":
+        """This space without options of fewer than `units` [N]; where all have fewer, the widest stays. For ladders."""
+        kept = []
+        for decision, row, least in zip(self.decisions, self.units, units, strict=True):
+            first = min(int(np.searchsorted(row, least)), len(row) - 1)
+            kept.append(decision.take(np.arange(first, len(row))))
+        return Space(tuple(kept), self.dense)
+
+    def tables(self, of: Callable[[Site, Options], IntArray]) -> tuple[IntArray, ...]:
+        """[N][K]: what `of` says of the options of each site, summed over the sites of a decision."""
+        return tuple(
+            sum((of(site, options) for site, options in zip(x.sites, x.options, strict=True)), np.int64(0))
+            for x in self.decisions
+        )
+
+    @cached_property
+    def _indices(self) -> list[dict[tuple[Option, ...], int]]:
+        """[N] index by what every site keeps; of equal options the first."""
+        found: list[dict[tuple[Option, ...], int]] = []
+        for decision in self.decisions:
+            index: dict[tuple[Option, ...], int] = {}
+            for k, options in enumerate(zip(*decision.options, strict=True)):
+                index.setdefault(options, k)
+            found.append(index)
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Plain JSON types; the inverse of `from_document`. Stored with every search and predictor."""
+        return {
+            "decisions": [
+                [
+                    {
+                        "layer": site.layer,
+                        "sublayer": site.sublayer.value,
+                        "dense": self.dense[site],
+                        "units": options.units.tolist(),
+                        **({} if options.bits is None else {"bits": list(options.bits)}),
+                        **({} if options.density is None else {"density": list(options.density)}),
+                    }
+                    for site, options in zip(decision.sites, decision.options, strict=True)
+                ]
+                for decision in self.decisions
+            ]
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Space":
+        """Raises InputError if the document is none of a space."""
+        try:
+            dense, decisions = {}, []
+            for sites in document["decisions"]:
+                names = tuple(Site(int(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
+                options = tuple(
+                    Options(
+                        np.array(x["units"], dtype=np.int64),
+                        tuple(x["bits"]) if "bits" in x else None,
+                        tuple(x["density"]) if "density" in x else None,
+                    )
+                    for x in sites
+                )
+                if not options or any(len(x) != len(options[0]) or not len(x) for x in options):
+                    raise ValueError("a decision has as many options at each of its sites, at least one")
+                dense |= {site: int(x["dense"]) for site, x in zip(names, sites, strict=True)}
+                decisions.append(Decision(names, options))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                "a space is a list of decisions, each with its sites and their options",
+                values=repr(error),
+                remedy="Search again with this version, or upgrade lop-service",
+            ) from error
+        return cls(tuple(decisions), dense)
