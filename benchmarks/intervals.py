@@ -57,7 +57,7 @@ def coverage_of_other_methods(
     for sparsity in (*targets, *_sparsities(OTHERS_SEED, NUM_OTHER_BUDGETS)):
         for method in OTHER_METHODS:
             plan = planner.plan(PlanRequest(model=MODEL_ID, sparsity=sparsity, method=method, round_to=ROUND_TO))
-            widths = tuple(plan.ffn_widths)
+            widths = plan.ffn_widths(subject.anatomy)
             if widths not in known:
                 predicted = plan.predicted
                 assert predicted is not None, plan.provenance.note

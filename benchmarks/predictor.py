@@ -167,7 +167,9 @@ def _quality(
         for method in METHODS:
             plan = planner.plan(PlanRequest(model=MODEL_ID, sparsity=sparsity, method=method))
             ranking = _ranking(repository, plan) if plan.ranking.sha256 != subject.ranking.sha256 else None
-            rows.append(_measured(subject, method.value, sparsity, tuple(plan.ffn_widths), in_training, ranking))
+            rows.append(
+                _measured(subject, method.value, sparsity, plan.ffn_widths(subject.anatomy), in_training, ranking)
+            )
             if plan.predicted is not None:
                 rows[-1]["predicted"] = plan.predicted.model_dump(mode="json")
         best = _best_found(subject, trained if in_training else held_out, sparsity)

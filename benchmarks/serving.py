@@ -41,10 +41,9 @@ from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
+from pruning.planning.workload import Workload
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 

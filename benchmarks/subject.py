@@ -26,7 +26,7 @@ from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.space import Choice, Space

@@ -8,7 +8,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_levels
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from pruning.planning.space import Space
 from service.lru_cache import LruCache
 from storage.contract import Repository

@@ -86,7 +86,7 @@ def device_record(row: DeviceRow) -> DeviceRecord:
 
 
 def plan_of(document: Mapping[str, Any]) -> PruningPlan:
-    return PruningPlan.model_validate(document)
+    return PruningPlan.from_document(document)
 
 
 def sample_of(row: SampleRow) -> Sample:

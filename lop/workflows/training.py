@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.ffn_spaces import ffn_levels
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 

@@ -3,7 +3,7 @@
 from pruning.allocators.additive import additive_architecture
 from pruning.allocators.methods import Method
 from pruning.errors import InputError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.sensitivity_scan import ScanFinder, SensitivityScan
 from storage.contract import Repository

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pruning.allocators.methods import Method
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_widths
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from pruning.planning.target import ffn_parameter_limits
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
@@ -115,6 +116,7 @@ def predicted(prediction: "Prediction") -> Predicted:
     """`prediction` as a plan says it."""
     return Predicted(
         quality=prediction.kl,
+        of="calibration",
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from storage.contract import Repository

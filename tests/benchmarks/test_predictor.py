@@ -88,8 +88,10 @@ def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatc
     def plan(request: PlanRequest) -> SimpleNamespace:
         assert request.sparsity is not None
         width = round(100 * request.sparsity) + (request.method == Method.UNIFORM)
-        predicted = Predicted(quality=0.5, interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55))
-        return SimpleNamespace(ffn_widths=[width], predicted=predicted)
+        predicted = Predicted(
+            quality=0.5, of="calibration", interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55)
+        )
+        return SimpleNamespace(sizes=lambda _: SimpleNamespace(ffn_widths=(width,)), predicted=predicted)
 
     kl = {10: 0.4, 11: 0.39, 20: 0.61, 21: 0.5, 30: 0.5, 40: 0.5, 41: 0.2}
 
@@ -99,7 +101,7 @@ def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatc
 
     found = intervals.coverage_of_other_methods(
         cast("Planner", SimpleNamespace(plan=plan)),
-        cast("Subject", SimpleNamespace(evaluate=evaluate)),
+        cast("Subject", SimpleNamespace(evaluate=evaluate, anatomy=None)),
         targets=(0.1, 0.1, 0.2, 0.3, 0.4),
         known={(31,)},
     )

@@ -19,9 +19,9 @@ from pruning.data.batches import make_batches
 from pruning.data.conversations import load_conversations
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
 from pruning.planning.scope import Scope
 from pruning.planning.target import limits_for_sparsity
+from pruning.planning.workload import Workload
 from service.app import create_app
 from service.settings import Settings
 from storage.records import DeviceRecord

@@ -13,6 +13,7 @@ from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.levels import LevelGrid
+from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample, SearchRecord, StatisticsRecord
@@ -200,3 +201,8 @@ def add_search(
             validation["dense"] = asdict(validated_dense)
     document = {"data": "x", "conversations": 8, "search": search}
     return repository.record_search(model_id, document, result, validation=validation)
+
+
+def widths_of(plan: PruningPlan, anatomy: ModelAnatomy | None = None) -> list[int]:
+    """FFN widths [L] of a plan for `anatomy`, by default the made-up model of these tests."""
+    return list(plan.sizes(anatomy or made_up_anatomy()).ffn_widths)

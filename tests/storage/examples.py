@@ -8,16 +8,8 @@ from mcts.settings import SearchSettings
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.metrics import Metrics
-from pruning.planning.plan import (
-    Achieved,
-    PlanLayer,
-    PlanModel,
-    PlanRanking,
-    PlanTarget,
-    Predicted,
-    Provenance,
-    PruningPlan,
-)
+from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
+from pruning.planning.plan_parts import PlanModel, Provenance
 from pruning.planning.scope import Scope
 from storage.contract import Repository
 from storage.records import CalibrationRecord, DeviceRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
@@ -99,17 +91,17 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
         created_at=created_at,
         model=PlanModel(id="m", fingerprint="f" * 64),
         target=PlanTarget(sparsity=0.1, scope=Scope.DECODER),
-        layers=tuple(PlanLayer(index=i, ffn_width=32 + 8 * i, num_kv_groups=2, num_heads=4) for i in range(2)),
+        layers=tuple(PlanLayer(index=i, ffn=Kept(units=32 + 8 * i), attention=Kept(units=2)) for i in range(2)),
         ranking=PlanRanking(sha256=RANKING_SHA256, url="/v1/artifacts/x"),
         achieved=Achieved(
-            sparsity={Scope.FFN: 1 / 3, Scope.DECODER: 0.1, Scope.MODEL: 1e-7},
+            removed={Scope.FFN: 1 / 3, Scope.DECODER: 0.1, Scope.MODEL: 1e-7},
             parameters=9000,
             disk_bytes=36_100,
             memory_bytes=40_000,
             kv_cache_bytes=4_000,
             flops=10**15,
         ),
-        predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5)),
+        predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5), of="calibration"),
         provenance=Provenance(predictor="p", samples=300, calibration="c", seed=0, note="größer"),
     )
 

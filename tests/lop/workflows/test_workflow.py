@@ -12,6 +12,7 @@ import pytest
 from lop.workflows.demo import DemoSettings, run_demo
 from lop.workflows.demo_picture import demo_shares, draw_demo
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_pruned
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
@@ -65,16 +66,18 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
     settings = DemoSettings(evaluations=25, calibration=4)
     result, plans = run_demo(reference, tmp_path / "out", settings)
     assert result.samples == open_repository(f"sqlite:///{tmp_path / 'out' / 'lop.db'}").count_samples("reference")
-    assert result.achieved_sparsity == plans["lop"].achieved.sparsity[Scope.FFN]
+    assert result.achieved_sparsity == plans["lop"].achieved.removed[Scope.FFN]
     assert 0.5 <= result.achieved_sparsity < 0.5 + 8 / (4 * 64)
     assert plans["lop"].method == "lop"
     assert json.loads(result.to_json()).keys() == {
         "dense_accuracy", "uniform_accuracy", "lop_accuracy", "uniform_agreement", "lop_agreement", "target_sparsity",
         "achieved_sparsity", "plan_latency_ms", "samples", "seconds",
     }  # fmt: skip
-    for name, plan in plans.items():
+    anatomy = read_anatomy(reference / "model")
+    widths = {name: list(plan.ffn_widths(anatomy)) for name, plan in plans.items()}
+    for name in plans:
         view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
-        assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
+        assert [view.out_projection(i).in_features for i in range(4)] == widths[name]
     assert 0.0 < result.uniform_agreement <= 1.0
     assert 0.0 < result.lop_agreement <= 1.0
     assert set(demo_shares(result)) == {"agreement with dense"}
@@ -83,8 +86,8 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
     agreeing = replace(result, uniform_agreement=0.5, lop_agreement=0.75)
     assert (agreeing.dense_accuracy, agreeing.recovered) == (0.0, 0.5)
     assert exact.recovered == pytest.approx(3 / 7)
-    draw_demo(exact, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "exact.png")
-    draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
+    draw_demo(exact, widths, 64, tmp_path / "exact.png")
+    draw_demo(result, widths, 64, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="left out"):
         run_demo(reference, tmp_path / "out", DemoSettings(target=0.3, searched=(0.3,)))

@@ -22,7 +22,8 @@ from pruning.planning.demand import Demand
 from pruning.planning.latency_model import LatencyModel, LatencySource
 from pruning.planning.limits import LimitKind, WidthSteps
 from pruning.planning.make_plan import exceeded_limits
-from pruning.planning.plan import Budget, PlanTarget, Workload
+from pruning.planning.plan import PlanTarget
+from pruning.planning.workload import Budget, Workload
 from tests.pruning.made_up import made_up_anatomy
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -13,8 +13,8 @@ from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.planning.cost import flops, kv_cache_bytes, price
-from pruning.planning.plan import Workload
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) 
 def test_price_counts_parameters_and_sparsity_per_scope() -> None:
     achieved = price(made_up_anatomy([64, 64], per_channel=30, other=1000), [32, 64])
     assert achieved.parameters == 5840 + 5000 - 960
-    assert achieved.sparsity == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
+    assert achieved.removed == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
