@@ -27,6 +27,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 from pruning.plan import Budget, Workload
 from pruning.target import Scope
+from service.methods.names import Method
 
 from benchmarks import serving, truth_subjects
 from benchmarks.truth import RequestMaker
@@ -34,7 +35,6 @@ from pruning.devices import Device
 from pruning.errors import LopError
 from service.app import create_app
 from service.devices import list_devices
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
