@@ -43,8 +43,10 @@ from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
+from pruning.planning.target import ffn_parameter_limits
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -245,7 +247,7 @@ def _knowledge(
     truth_kl = np.array([sample.metrics.kl for sample in unseen])
     fractions = predictor.encoding.kept_fractions([sample.widths for sample in unseen])
     mean = predictor.values(fractions)
-    judged = [predictor.judge(sample.widths) for sample in unseen]
+    judged = [predictor.judge(subject.anatomy.architecture(sample.widths)) for sample in unseen]
     inside = [x.interval[0] <= kl <= x.interval[1] for x, kl in zip(judged, truth_kl, strict=True)]
     accurate = [
         low <= sample.metrics.accuracy <= high
@@ -281,14 +283,12 @@ def _before_rounds(
     repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
 ) -> dict[str, Any]:
     """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
-    from pruning.planning.limits import WidthSteps, parameter_limits
-
     predictor = load_predictor(repository, record)
-    steps = WidthSteps.build(subject.anatomy, round_to=8)
+    space = ffn_widths(subject.anatomy, round_to=8)
     ratios = []
     for sparsity in HELD_OUT_TARGETS:
-        limits = parameter_limits(subject.anatomy, steps, subject.budget(sparsity, 8))
-        widths = predictor.plan_widths(subject.anatomy, limits).widths
+        limits = ffn_parameter_limits(subject.anatomy, space, subject.budget(sparsity, 8))
+        widths = subject.anatomy.ffn_widths(predictor.plan(subject.anatomy, limits).architecture)
         best = _best_found(subject, held_out, sparsity).widths
         ratios.append(subject.evaluate("validation", widths).kl / subject.evaluate("validation", best).kl)
     return {"kl_ratio_new_targets_before_rounds": geometric_mean(ratios)}

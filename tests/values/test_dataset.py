@@ -10,7 +10,7 @@ import pytest
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import LevelGrid
+from pruning.planning.space import Space
 from storage.records import Sample
 from tests.values.landscape import sample, with_shares
 from values.dataset import check_samples, frontier, samples_sha256, training_data
@@ -64,9 +64,9 @@ def test_frontier_by_hand() -> None:
     np.testing.assert_allclose(frontier(retention, values, at), expected)
 
 
-def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+def test_arrays_of_samples(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> None:
     chosen = [sample(anatomy, [64] * 6, 0.0), sample(anatomy, [16, 64, 64, 64, 64, 32]), sample(anatomy, [20] * 6)]
-    data = training_data(grid, encode(anatomy, grid, samples), chosen)
+    data = training_data(encode(anatomy, space, samples), chosen)
     assert data.levels.tolist() == [[3] * 6, [0, 3, 3, 3, 3, 1], [-1] * 6]
     assert data.on_grid.tolist() == [True, True, False]
     assert data.searched.tolist() == [False, True, True]
@@ -77,9 +77,9 @@ def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list
     assert data.imitation_weights(0.1)[2] == 0.0
 
 
-def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> None:
     chosen = [*with_shares(samples[:1], accuracy=1.0), samples[1]]
-    data = training_data(grid, encode(anatomy, grid, samples), chosen)
+    data = training_data(encode(anatomy, space, samples), chosen)
     assert data.agreement[0] == chosen[0].metrics.agreement
     assert np.isnan(data.agreement[1])
     assert samples_sha256(chosen) != samples_sha256(
@@ -94,10 +94,10 @@ def test_the_content_of_samples_without_agreement_is_what_it_always_was(anatomy:
 
 
 def test_exact_match_tells_something_where_the_dense_model_has_any(
-    anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]
+    anatomy: ModelAnatomy, space: Space, samples: list[Sample]
 ) -> None:
     def tells(*chosen: Sample) -> bool:
-        return training_data(grid, encode(anatomy, grid, samples), list(chosen)).exact_match_tells
+        return training_data(encode(anatomy, space, samples), list(chosen)).exact_match_tells
 
     (dense,) = with_shares([sample(anatomy, [64] * 6, 0.0)], accuracy=0.0)
     assert tells(sample(anatomy, [64] * 6, 0.0), *with_shares(samples[:3], accuracy=0.0))
