@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pruning.allocators.evolution import Score
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.levels import LevelGrid
+from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.space import Space
+from tests.pruning.made_up_limits import ladders, limit
 
 FINGERPRINT = "0" * 64
 
@@ -22,10 +25,25 @@ def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) ->
     return ModelAnatomy("llava", "llama", 32, 50, layers, total, "F32", FINGERPRINT)
 
 
-def make_grid(num_layers: int, num_levels: int, step: int = 1) -> LevelGrid:
-    """Equal layers whose level k keeps and costs k * step."""
-    row = tuple(step * k for k in range(1, num_levels + 1))
-    return LevelGrid(widths=(row,) * num_layers, costs=(row,) * num_layers, round_to=step)
+def make_space(num_layers: int, num_levels: int) -> Space:
+    """Equal layers whose option k keeps k + 1 channels."""
+    return ladders(*[range(1, num_levels + 1)] * num_layers)
+
+
+def make_limits(space: Space, budget: int, prices: Sequence[int] | None = None) -> Limits:
+    """At most `budget`, where a channel of layer l costs `prices[l]`, by default 1."""
+    rows = [units * price for units, price in zip(space.units, prices or [1] * space.num_decisions, strict=True)]
+    return Limits(space, (limit(LimitKind.FFN_PARAMETERS, budget, 0, *rows),))
+
+
+def equal_limits(num_layers: int, num_levels: int, budget: int) -> Limits:
+    """At most `budget` channels in equal layers."""
+    return make_limits(make_space(num_layers, num_levels), budget)
+
+
+def score_by(space: Space, evaluate: Evaluate) -> Score:
+    """Scores choices by the widths that they keep."""
+    return lambda choices: evaluate([space.units_of(choice) for choice in choices])
 
 
 def metrics_of(kl: float) -> Metrics:
