@@ -41,7 +41,6 @@ from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_levels, ffn_widths
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import ffn_parameter_limits
 from pruning.planning.workload import Workload

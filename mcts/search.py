@@ -21,7 +21,7 @@ from mcts.settings import SearchSettings, SearchTarget
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.evolution import Score, mutate
-from pruning.allocators.uniform import evenness
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
@@ -179,7 +179,7 @@ class TargetSearch:
     def starting_choices(self) -> list[Choice]:
         """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""
         limits, sensitivity = self.limits, self._shared.sensitivity
-        starts = [self._additive_optimum(sensitivity), limits.fit(limits.space.bottom, evenness(limits.space))]
+        starts = [self._additive_optimum(sensitivity), uniform_choice(limits)]
         if self._shared.samples:
             surrogate = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index)
             starts.append(self._additive_optimum(surrogate.table(tuple(starts[0].tolist()))))

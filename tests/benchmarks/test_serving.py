@@ -19,7 +19,6 @@ from pruning.data.batches import make_batches
 from pruning.data.conversations import load_conversations
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.ffn_spaces import ffn_widths
-from pruning.planning.plan import Workload
 from pruning.planning.scope import Scope
 from pruning.planning.target import ffn_parameter_limits, limits_for_sparsity
 from pruning.planning.workload import Workload

@@ -23,6 +23,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
+from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.workload import Workload
