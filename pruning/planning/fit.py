@@ -2,8 +2,8 @@
 most.
 
 Both by what a move is worth for what it costs: of the limit that is exceeded most while something has to go, and of the
-slack that is left under every limit while there is some. Moves are to any option of one decision, so options need no
-order.
+slack that is left under every limit while there is some. A move is one decision's next option down or up in cost, so
+options need no order.
 """
 
 import numpy as np
@@ -17,9 +17,10 @@ _NO_COST = 1e-12
 
 def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no dearer option of any single decision fits.
+    added: no option above that of any single decision fits.
 
-    `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken.
+    `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
+    ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
     _shrink(table, spare, chosen, worth)
@@ -29,45 +30,47 @@ def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) 
 
 def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray) -> None:
     """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed."""
-    decisions = np.arange(table.num_decisions)
+    now = table.excess[:, np.arange(table.num_decisions), chosen]
+    slack = spare - now.sum(axis=1)
+    if (slack >= 0).all():
+        return
     span = np.maximum(table.most_from[0], 1)
-    slack = spare - table.excess[:, decisions, chosen].sum(axis=1)
+    n, k = table.by_cost
+    costs = table.excess[:, n, k]
     while (slack < 0).any():
         worst = int(np.argmin(slack / span))
-        freed = table.excess[:, decisions, chosen][:, :, None] - table.excess
-        # A move may free less of another limit than nothing only while it stays cheaper as a whole: else two moves
-        # could undo each other for ever.
-        cheaper = (freed >= 0).all(axis=0) & (freed[worst] > 0)
-        if not cheaper.any():
-            cheaper = freed[worst] > 0
-        lost = worth[decisions, chosen][:, None] - worth
-        # What is freed beyond what is needed is worth nothing.
-        useful = np.minimum(freed[worst], -slack[worst])
-        price = np.where(cheaper, lost / np.maximum(useful, 1), np.inf)
-        n, k = divmod(int(np.argmin(price)), price.shape[1])
-        slack += freed[:, n, k]
-        chosen[n] = k
+        freed = now[:, n] - costs
+        # Never what frees less than nothing of another limit: two moves could undo each other for ever. While a limit
+        # is exceeded there is always a move: to a decision's floor.
+        able = np.flatnonzero((freed >= 0).all(axis=0) & (freed[worst] > 0))
+        able = able[np.append(n[able][1:] != n[able][:-1], True)]  # the dearest of each decision
+        lost = worth[n[able], chosen[n[able]]] - worth[n[able], k[able]]
+        best = able[np.argmin(lost / freed[worst, able])]
+        slack += freed[:, best]
+        chosen[n[best]] = k[best]
+        now[:, n[best]] = costs[:, best]
 
 
 def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray) -> None:
-    """Go to dearer options while any fits: those that are worth most for what they take of the slack."""
-    decisions = np.arange(table.num_decisions)
-    now = table.excess[:, decisions, chosen]
+    """Go to options above while any fits: those that are worth most for what they take of the slack."""
+    now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
-    more = table.excess - now[:, :, None]
-    # Slack only shrinks: what does not fit now never will.
-    dearer = (more >= 0).all(axis=0) & (more > 0).any(axis=0) & (more <= slack[:, None, None]).all(axis=0)
-    n, k = np.nonzero(dearer)
-    costs, gains = table.excess[:, n, k], worth[n, k]
-    while len(n):
+    n, k = table.by_cost
+    # What does not fit now never will, and what is not above an option is above none that are above it.
+    able = table.above(chosen)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
+    n, k = n[able], k[able]
+    costs = table.excess[:, n, k]
+    while True:
         taken = costs - now[:, n]
-        able = (taken >= 0).all(axis=0) & (taken > 0).any(axis=0) & (taken <= slack[:, None]).all(axis=0)
-        n, k, costs, gains, taken = n[able], k[able], costs[:, able], gains[able], taken[:, able]
+        above = (taken >= 0).all(axis=0) & ((taken > 0).any(axis=0) | (k > chosen[n]))
+        able = above & (taken <= slack[:, None]).all(axis=0)
+        n, k, costs, taken = n[able], k[able], costs[:, able], taken[:, able]
         if not len(n):
             return
-        gained = gains - worth[n, chosen[n]]
-        share = (taken / (slack[:, None] + 1)).max(axis=0) + _NO_COST
-        best = int(np.argmax(gained / share))
+        first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the cheapest of each decision
+        gained = worth[n[first], k[first]] - worth[n[first], chosen[n[first]]]
+        share = (taken[:, first] / (slack[:, None] + 1)).max(axis=0) + _NO_COST
+        best = first[np.argmax(gained / share)]
         slack -= taken[:, best]
         chosen[n[best]] = k[best]
         now[:, n[best]] = costs[:, best]
