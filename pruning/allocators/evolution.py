@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.allocators.uniform import evenness
+from pruning.allocators.uniform import uniform_choice
 from pruning.measuring.metrics import Metrics
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
@@ -50,7 +50,7 @@ def evolve(
             if on_scored is not None:
                 on_scored(choice, metrics)
 
-    parent = start or tuple(limits.fit(limits.space.bottom, evenness(limits.space)).tolist())
+    parent = start or tuple(uniform_choice(limits).tolist())
     add([parent])
     while len(scored) < num_evaluations:
         offspring = _offspring(limits, parent, rng, min(num_offspring, num_evaluations - len(scored)), scored)

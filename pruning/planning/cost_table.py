@@ -90,8 +90,10 @@ class CostTable:
         return spent
 
     def above(self, choice: IntArray) -> BoolArray:
-        """[N, K] which options are above those of `choice` [N]: they cost no less under any limit, and more under one or
-        come later, since a later option keeps more."""
+        """[N, K] which options are above those of `choice` [N]: dearer ones, and later ones that cost the same.
+
+        Dearer is what costs no less under any limit and more under one; what is later keeps more.
+        """
         more = self.excess - self.excess[:, np.arange(len(choice)), choice][:, :, None]
         later = np.arange(self.excess.shape[2]) > choice[:, None]
         above: BoolArray = self.exists & (more >= 0).all(axis=0) & ((more > 0).any(axis=0) | later)
