@@ -78,15 +78,16 @@ def ragged_limits(
     """
     counts = draw(st.lists(st.integers(1, max_options), min_size=1, max_size=max_decisions))
     kinds = draw(st.lists(st.sampled_from(list(LimitKind)), min_size=1, max_size=max_limits, unique=True))
-    floors = [draw(st.integers(0, count - 1)) for count in counts]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    floors = [rng.integers(count) for count in counts]
     limits = []
     for kind in kinds:
         rows = []
         for count, floor in zip(counts, floors, strict=True):
-            costs = np.array(draw(st.lists(st.integers(least_step, 9), min_size=count, max_size=count)), dtype=np.int64)
+            costs = rng.integers(least_step, 10, count)
             if not ladder:
                 costs[floor] = 0
-            rows.append(draw(st.integers(0, 4)) + (costs.cumsum() if ladder else costs))
+            rows.append(rng.integers(5) + (costs.cumsum() if ladder else costs))
         fixed = draw(st.integers(0, 20))
         least, most = (fixed + sum(int(of(row)) for row in rows) for of in (np.min, np.max))
         limits.append(Limit(kind, draw(st.integers(least, most + 2)), fixed, tuple(rows)))
@@ -100,7 +101,6 @@ def draw_choice(data: st.DataObject, space: Space) -> Choice:
 
 def draw_worth(data: st.DataObject, space: Space) -> FloatArray:
     """[N, K] of any sign; often with ties."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = (space.num_decisions, int(space.counts.max()))
-    number = data.draw(st.sampled_from([st.integers(-2, 2).map(float), st.floats(-1e6, 1e6)]))
-    size = shape[0] * shape[1]
-    return np.array(data.draw(st.lists(number, min_size=size, max_size=size)), dtype=np.float64).reshape(shape)
+    return rng.normal(size=shape) if data.draw(st.booleans()) else rng.integers(-2, 3, shape).astype(np.float64)
