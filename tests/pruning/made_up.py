@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pruning.allocators.allocation import Allocation
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
@@ -40,6 +41,11 @@ def at_most(anatomy: ModelAnatomy, budget: int, *, round_to: int = 8, compensate
     """The limit of `budget` FFN parameters."""
     space = ffn_widths(anatomy, round_to=round_to)
     return Limits(space, (ffn_parameters(anatomy, compensates=compensates).limit(space, budget),))
+
+
+def widths_of(anatomy: ModelAnatomy, allocation: Allocation) -> list[int]:
+    """FFN widths [L]."""
+    return list(anatomy.ffn_widths(allocation.architecture))
 
 
 def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int = 0) -> ModelStatistics:

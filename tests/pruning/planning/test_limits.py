@@ -1,5 +1,6 @@
 """Limits as integer tables, against their definitions tried choice by choice."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_slack_and_tightness_are_as_defined(limits: Limits, data: st.DataObject)
 def largest_step(limit: Limit) -> int:
     """The most that the next dearer option of a decision can cost."""
     ordered = [sorted({int(x) for x in row}) for row in limit.costs]
-    return max((b - a for row in ordered for a, b in zip(row, row[1:], strict=False)), default=0)
+    return max((b - a for row in ordered for a, b in itertools.pairwise(row)), default=0)
 
 
 def allowed(limits: Limits, prefix: Choice) -> list[int]:

@@ -27,7 +27,7 @@ from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import Budget, PlanTarget, Workload
 from pruning.planning.space import Space
 from tests.pruning.made_up import made_up_anatomy
-from tests.pruning.made_up_spaces import FEWEST, dense_sites, every_site, whole_layers
+from tests.pruning.made_up_spaces import dense_sites, every_site, whole_layers
 from tests.tiny_models import tiny_model
 
 # Biases, fused rows, attention beside the FFN, norms of heads, four norms a layer, one KV group, windows.
