@@ -25,12 +25,14 @@ from pruning.planning.plan import (
 from pruning.planning.plan_parts import content_id
 from tests.pruning.made_up import made_up_anatomy
 
+ANATOMY = made_up_anatomy([64, 64])
+
 
 @pytest.fixture
 def plan() -> PruningPlan:
     return make_plan(
-        made_up_anatomy([64, 64]),
-        [32, 64],
+        ANATOMY,
+        ANATOMY.architecture([32, 64]),
         model_id="tiny",
         target=PlanTarget(sparsity=0.25, space=(Axis.FFN,)),
         method="test",
@@ -47,8 +49,8 @@ def test_json_round_trip_is_exact(plan: PruningPlan, tmp_path: Path) -> None:
 def test_the_weights_that_were_ranked_are_part_of_a_plan(plan: PruningPlan) -> None:
     assert "weights_sha256" not in json.loads(plan.to_json())["model"]
     known = make_plan(
-        made_up_anatomy([64, 64]), [32, 64], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking,
-        weights_sha256="a" * 64,
+        ANATOMY, ANATOMY.architecture([32, 64]), model_id="tiny", target=plan.target, method="test",
+        ranking=plan.ranking, weights_sha256="a" * 64,
     )  # fmt: skip
     assert PruningPlan.from_json(known.to_json()).model.weights_sha256 == "a" * 64
     assert known.plan_id != plan.plan_id
@@ -118,7 +120,12 @@ def test_the_id_is_the_contents(plan: PruningPlan) -> None:
     again = plan.model_copy(update={"created_at": None})
     assert again.plan_id == plan.plan_id
     other = make_plan(
-        made_up_anatomy([64, 64]), [64, 32], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking
+        ANATOMY,
+        ANATOMY.architecture([64, 32]),
+        model_id="tiny",
+        target=plan.target,
+        method="test",
+        ranking=plan.ranking,
     )
     assert other.plan_id != plan.plan_id
 
