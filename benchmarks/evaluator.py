@@ -39,7 +39,7 @@ from pruning.data.conversations import load_conversations
 from pruning.forward.prefix_cache import LEAST_CACHE_BYTES
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import channel_scores
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths, by_widths
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.levels import LevelGrid
 from pruning.planning.ranking import Ranking
@@ -232,7 +232,7 @@ def _configurations_of_a_search(
     reference: Path, batches: Sequence[Batch], ranking: Ranking, anatomy: ModelAnatomy, evaluations: int
 ) -> list[Widths]:
     """What a search at SPARSITY asks for, in its order; the scan before it is not counted."""
-    evaluate = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
+    evaluate = by_widths(ConfigurationEvaluator(load_model(reference / "model"), batches, ranking), anatomy)
     grid = LevelGrid.build(anatomy)
     settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
     (target,) = settings.resolve_targets(anatomy, grid)

@@ -35,7 +35,7 @@ from pruning.allocators.allocation import Allocation
 from pruning.allocators.evolution import evolve
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.allocators.uniform import uniform_widths
-from pruning.measuring.metrics import Widths
+from pruning.measuring.metrics import Widths, by_widths
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps, parameter_limits
@@ -156,7 +156,7 @@ def _evolve_from_dp(
         started = time.perf_counter()
         start = fill_up(grid, additive_dp(grid, sensitivity, budget)[0], budget, sensitivity)
         rng = np.random.default_rng([run.seed, index])
-        evaluate = subject.evaluator("calibration")
+        evaluate = by_widths(subject.evaluator("calibration"), subject.anatomy)
         scored = evolve(grid, budget, evaluate, run.evaluations, rng, start=start)
         targets.append(TargetResult.of(SearchTarget(f"budget {budget}", budget, None), grid, scored))
         seconds.append(time.perf_counter() - started + scan_seconds / len(budgets))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engines.local import LocalEngine
 from lop.workflows.measuring import RECIPES
 from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
@@ -21,14 +22,14 @@ from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import ranking_of
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths, by_widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
 from pruning.planning.levels import LevelGrid
 from pruning.planning.plan import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.target import Scope, ffn_parameter_budget
-from storage.records import BINARY, CalibrationRecord, ModelRecord
+from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import SqlRepository, open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -83,7 +84,9 @@ class Subject:
     def scan(self, grid: LevelGrid) -> tuple[FloatArray, float]:
         """The one-layer scan [L, K], and its seconds."""
         started = time.perf_counter()
-        return scan_sensitivity(grid, self.evaluator("calibration")), time.perf_counter() - started
+        return scan_sensitivity(
+            grid, by_widths(self.evaluator("calibration"), self.anatomy)
+        ), time.perf_counter() - started
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""
@@ -107,6 +110,10 @@ class Subject:
     def batches(self, split: str) -> list[Batch]:
         """The conversations of a split."""
         return make_batches(self._conversations[split], self._processor)
+
+    def widths(self, sample: Sample) -> Widths:
+        """FFN widths [L] that were scored."""
+        return self.anatomy.ffn_widths(sample.architecture)
 
     def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
         """FFN parameters that are kept, biases that compensation adds included."""
@@ -144,7 +151,8 @@ class Subject:
         calibration = self.calibration_id
         with TemporaryDirectory() as folder:
             repository = self.repository(Path(folder) / "search.db")
-            result = run_search(repository, MODEL_ID, calibration, self.evaluator("calibration"), settings, progress)
+            engine = LocalEngine(lambda: self.evaluator("calibration"))
+            result = run_search(repository, MODEL_ID, calibration, engine, settings, progress)
         seconds = self._seconds_per_target(result, marks)
         document = {"result": result.to_dict(), "seconds": seconds}
         replace_file(kept, json.dumps(document).encode())

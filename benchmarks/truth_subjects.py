@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.built_files import write_hollow_files
+from engines.local import LocalEngine
 from engines.memo import MemoisedEvaluator
 from lop.workflows.compute import load_for_compute
 from lop.workflows.devices import DatabaseDevices
@@ -22,6 +23,7 @@ from pruning.data.conversations import calibration_id, load_conversations
 from pruning.devices.device import Device, profiled_device
 from pruning.devices.timing.profiling import ProfileSettings
 from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.metrics import by_widths
 from pruning.planning.levels import LevelGrid
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
@@ -63,10 +65,9 @@ def register_reference(
     ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
     batches = make_batches(few, load_processor(folder))
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
-    scan_sensitivity(
-        LevelGrid.build(model.anatomy),
-        MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, evaluator, SENSITIVITY_SOURCE),
-    )
+    engine = LocalEngine(lambda: evaluator)
+    memo = MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, engine, SENSITIVITY_SOURCE)
+    scan_sensitivity(LevelGrid.build(model.anatomy), by_widths(memo, model.anatomy))
     return TruthSubject(model.id, folder, share, is_whole=True)
 
 

@@ -23,8 +23,9 @@ from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import additive_dp, fill_up
 from pruning.allocators.evolution import mutate
 from pruning.allocators.uniform import uniform_configuration
+from pruning.anatomy.architecture import Sublayer
 from pruning.arrays import FloatArray
-from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import EvaluateWidths, Metrics
 from pruning.planning.levels import Configuration, LevelGrid
 from storage.records import Sample
 from values.surrogate import ROUGHNESSES, Kernel, ScoredConfiguration, Surrogate, expected_improvement, fit_surrogate
@@ -61,7 +62,9 @@ def known_samples(grid: LevelGrid, samples: Sequence[Sample]) -> list[ScoredConf
     """What earlier searches found on `grid`, as if every cost that is a whole number of level steps were a target."""
     scored = []
     for sample in samples:
-        configuration = grid.configuration_of(list(sample.widths))
+        configuration = grid.configuration_of(
+            list(sample.architecture.units(Sublayer.FFN, [row[-1] for row in grid.widths]))
+        )
         if configuration is not None and sum(k < grid.num_levels for k in configuration) > 1:
             target = -1 - grid.cost(configuration) // grid.largest_step  # below 0: none of this search's
             scored.append(ScoredConfiguration(target, configuration, float(np.log(max(sample.metrics.kl, 1e-12)))))
@@ -85,7 +88,7 @@ class TargetSearch:
         self,
         grid: LevelGrid,
         target: SearchTarget,
-        evaluate: Evaluate,
+        evaluate: EvaluateWidths,
         settings: SearchSettings,
         shared: SharedKnowledge,
         *,

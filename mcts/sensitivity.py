@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pruning.arrays import FloatArray
-from pruning.measuring.metrics import Evaluate
+from pruning.measuring.metrics import EvaluateWidths
 from pruning.planning.levels import Configuration, LevelGrid
 
 SENSITIVITY_SOURCE = "sensitivity"
@@ -29,7 +29,7 @@ def scan_configurations(grid: LevelGrid) -> list[Configuration]:
 
 
 def scan_sensitivity(
-    grid: LevelGrid, evaluate: Evaluate, on_evaluations: Callable[[int], None] | None = None
+    grid: LevelGrid, evaluate: EvaluateWidths, on_evaluations: Callable[[int], None] | None = None
 ) -> FloatArray:
     """KL to dense [L, K] of each level of each layer, all other layers dense; column K is the dense model's own.
 

@@ -17,7 +17,7 @@ from mcts.sensitivity import SENSITIVITY_SOURCE, scan_configurations, scan_sensi
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
 from pruning.allocators.evolution import evolve
 from pruning.allocators.random_search import search_randomly
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import EvaluateWidths, Metrics, by_widths
 from pruning.planning.levels import Configuration, LevelGrid
 from storage.contract import Repository
 from storage.records import Sample
@@ -41,7 +41,7 @@ def run_search(
 
     Args:
         repository: holds the model and the calibration set; takes the samples.
-        evaluate: measures FFN widths [n][L] on the calibration set.
+        evaluate: the engine that measures on the calibration set.
         progress: told about every evaluation.
         guide: leads the tree search, e.g. a trained predictor.
         known: samples that the tree search's surrogate learns from before it begins; the result depends on them.
@@ -56,8 +56,9 @@ def run_search(
     grid = LevelGrid.build(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
     targets = settings.resolve_targets(model.anatomy, grid)
 
-    def memoised(source: str) -> MemoisedEvaluator:
-        return MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
+    def memoised(source: str) -> EvaluateWidths:
+        memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
+        return by_widths(memo, model.anatomy)
 
     scan_evaluations = len(scan_configurations(grid)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations
@@ -89,7 +90,7 @@ def run_search(
 def _search_blindly(
     grid: LevelGrid,
     target: SearchTarget,
-    score: MemoisedEvaluator,
+    score: EvaluateWidths,
     settings: SearchSettings,
     index: int,
     on_evaluation: OnEvaluation,

@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Request
 from service.planner import Planner
 from service.resources import Resources
 from service.schemas import NAME_PATTERN
-from storage.contract import Repository
+from storage.contract import Artifacts, Catalogue, Plans, Registry, Repository
 
 
 def _resources(request: Request) -> Resources:
@@ -23,6 +23,10 @@ def _planner(resources: Annotated[Resources, Depends(_resources)]) -> Planner:
 
 
 RepositoryDep = Annotated[Repository, Depends(_repository)]
+ArtifactsDep = Annotated[Artifacts, Depends(_repository)]
+CatalogueDep = Annotated[Catalogue, Depends(_repository)]
+RegistryDep = Annotated[Registry, Depends(_repository)]
+PlansDep = Annotated[Plans, Depends(_repository)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 
 ModelId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["llava-reference"])]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.levels import LevelGrid
@@ -138,9 +139,10 @@ def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[lis
     dense = [row[-1] for row in grid.widths]
     points: list[dict[int, float]] = [{} for _ in dense]
     for sample in samples:
-        pruned = pruned_layers(grid, sample.widths)
+        widths = sample.architecture.units(Sublayer.FFN, dense)
+        pruned = pruned_layers(grid, widths)
         if len(pruned) == 1:
-            width = sample.widths[pruned[0]]
+            width = widths[pruned[0]]
             points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
     if any(points):
         layer_factor, level_factor = _factors(grid, points)
@@ -149,10 +151,10 @@ def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[lis
         layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (grid.num_levels - 1)
     curves: list[list[float]] = []
     for row, found, own in zip(grid.widths, points, layer_factor, strict=True):
-        widths = sorted(found)
-        modelled = [own + float(np.interp(w, row[:-1], level_factor)) for w in widths]
-        error = [found[w] - m for w, m in zip(widths, modelled, strict=True)]
-        filled = np.interp(row[:-1], widths, error) if widths else np.zeros(len(row) - 1)
+        known = sorted(found)
+        modelled = [own + float(np.interp(w, row[:-1], level_factor)) for w in known]
+        error = [found[w] - m for w, m in zip(known, modelled, strict=True)]
+        filled = np.interp(row[:-1], known, error) if known else np.zeros(len(row) - 1)
         curves.append(
             [
                 found.get(w, own + level + float(e)) + _log_quadratic(w, row[-1])

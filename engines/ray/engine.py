@@ -13,15 +13,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
-from engines.memo import EvaluateInOrder
+from engines.local import measure
+from engines.memo import Measured
 from engines.ray.actor_capacity import ActorCapacity
 from engines.ray.cluster_address import resolve_address
 from engines.ray.ordered_jobs import OrderedJobs
 from engines.ray.session import RayError, RaySession, RayTaskError, RuntimeEnvSetupError, cluster_lost, ray, reason_of
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError, LopError
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Evaluate
 
 MAX_DEATHS = 3
 """Actors that a configuration may have killed before it is given up; starts in a row, for each actor, that may fail."""
@@ -54,7 +56,7 @@ class EvaluatorActor:
         """The node's name, and the process id there."""
         return self._node, os.getpid()
 
-    def build(self, recipe: Callable[[], EvaluateInOrder]) -> None:
+    def build(self, recipe: Callable[[], Evaluate]) -> None:
         """Make the evaluator. Raises the recipe's errors, the node named."""
         try:
             self._evaluate = recipe()
@@ -62,10 +64,9 @@ class EvaluatorActor:
             found = f"{error.values}, on node {self._node}" if error.values else f"on node {self._node}"
             raise type(error)(error.rule, values=found, remedy=error.remedy) from error
 
-    def evaluate(self, widths: Widths) -> Metrics:
-        """Metrics of FFN widths [L]."""
-        (metrics,) = self._evaluate([widths])
-        return cast("Metrics", metrics)
+    def evaluate(self, architecture: Architecture) -> Measured:
+        """Its metrics, and how long they took here."""
+        return measure(self._evaluate, architecture)
 
 
 @dataclass(eq=False)
@@ -95,11 +96,11 @@ class _Worker:
             return self.pending
         return self.jobs[0][0] if self.jobs else None
 
-    def give(self, widths: Widths, job: int) -> None:
+    def give(self, architecture: Architecture, job: int) -> None:
         """One more evaluation to do."""
         if not self.jobs:
             self.before = self.actor.describe.remote()
-        self.jobs.append((self.actor.evaluate.remote(widths), job))
+        self.jobs.append((self.actor.evaluate.remote(architecture), job))
 
     def take_done(self) -> int:
         """The evaluation that is done; the next has begun."""
@@ -142,7 +143,7 @@ class RayEngine:
 
     def __init__(
         self,
-        recipe: Callable[[], EvaluateInOrder],
+        recipe: Callable[[], Evaluate],
         *,
         address: str | None = None,
         num_actors: int | None = None,
@@ -178,29 +179,29 @@ class RayEngine:
     ) -> None:
         self.close()
 
-    def __call__(self, widths: Sequence[Widths], /) -> Iterator[Metrics]:
-        """Metrics of `widths` [n][L] in order, each as soon as it and those before it are known.
+    def __call__(self, architectures: Sequence[Architecture], /) -> Iterator[Measured]:
+        """Metrics of `architectures` [n] in order, each as soon as it and those before it are known.
 
         Raises:
             InputError: the cluster does not answer, or has fewer devices than actors were asked for.
             LopError: what an evaluation raised; a configuration that kills every actor it is given to; a cluster in
                 which no evaluator can be started, or that went away.
         """
-        if not widths:
+        if not architectures:
             return
         try:
             session = self._open()
         except (RayError, ConnectionError) as error:
             raise cluster_lost(reason_of(error)) from error
         self._failed_starts = 0
-        jobs = OrderedJobs[Metrics](len(widths), window=WINDOW_PER_ACTOR * self._target_actors)
+        jobs = OrderedJobs[Measured](len(architectures), window=WINDOW_PER_ACTOR * self._target_actors)
         try:
             while not jobs.is_done:
                 try:
                     session.check()
                     self._fill()
-                    self._deal(jobs, widths)
-                    self._collect(jobs, widths)
+                    self._deal(jobs, architectures)
+                    self._collect(jobs, architectures)
                 except (RayError, ConnectionError) as error:  # not of one actor: those were dealt with
                     raise cluster_lost(reason_of(error)) from error
                 yield from jobs.results()
@@ -270,7 +271,7 @@ class RayEngine:
             self._workers.append(_Worker(actor, actor.describe.remote()))
 
     # -- working -------------------------------------------------------------------------------------------------
-    def _deal(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _deal(self, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]) -> None:
         """Give every ready actor one configuration, and another while there are more than can be begun at once."""
         ready = [worker for worker in self._workers if worker.can_evaluate]
         for ahead in range(JOBS_AHEAD):
@@ -280,9 +281,9 @@ class RayEngine:
                 job = jobs.take()
                 if job is None:
                     return
-                worker.give(widths[job], job)
+                worker.give(architectures[job], job)
 
-    def _collect(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _collect(self, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]) -> None:
         """Wait until something happened, and book everything that did."""
         busy = {worker.next_result: worker for worker in self._workers if worker.next_result is not None}
         self._check_placement()
@@ -303,13 +304,13 @@ class RayEngine:
             else:
                 self._advance(worker, value, jobs)
         for worker, death in lost:
-            self._remove(worker, death, jobs, widths)
+            self._remove(worker, death, jobs, architectures)
         if lost:  # with others perhaps, whose node it was: none is given anything before it has answered
             for worker in self._workers:
                 if worker.next_result is None:
                     worker.pending = worker.actor.describe.remote()
 
-    def _advance(self, worker: _Worker, value: Any, jobs: OrderedJobs[Metrics]) -> None:
+    def _advance(self, worker: _Worker, value: Any, jobs: OrderedJobs[Measured]) -> None:
         """Book what an actor returned: an evaluation, or a step on its way to the next."""
         if worker.can_evaluate:
             jobs.finish(worker.take_done(), value)
@@ -322,7 +323,9 @@ class RayEngine:
                 worker.is_built = True
                 self._failed_starts = 0
 
-    def _remove(self, worker: _Worker, error: RayError, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _remove(
+        self, worker: _Worker, error: RayError, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]
+    ) -> None:
         """Let an actor go that died, and give back what it had.
 
         Raises LopError if the cluster is gone, if the configuration it was at killed others before, or if actors keep
@@ -354,7 +357,7 @@ class RayEngine:
         elif jobs.put_back_dead(current) >= MAX_DEATHS:
             raise LopError(
                 "an evaluation must not end its process",
-                values=f"{MAX_DEATHS} actors died at FFN widths {list(widths[current])}, "
+                values=f"{MAX_DEATHS} actors died at {architectures[current].document()}, "
                 f"the last on {worker.node}: {reason}",
                 remedy="Check the nodes' memory, or use fewer actors; what was stored is intact",
             ) from error

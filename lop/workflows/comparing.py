@@ -99,7 +99,7 @@ def compare_methods(
     compared: dict[str, ComparedPlan] = {}
 
     def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
-        check_finite(tuple(plan.ffn_widths), metrics)
+        check_finite(model.anatomy.architecture(plan.ffn_widths), metrics)
         compared[plan.plan_id] = ComparedPlan(
             method=plan.method,
             sparsity=sparsity,

@@ -20,6 +20,7 @@ from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from pruning.anatomy.architecture import Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.levels import Configuration, LevelGrid
@@ -207,10 +208,12 @@ def uncertain_budgets(
     """
     grid = predictor.encoding.grid
     total, lowest = grid.max_cost_from[0], grid.min_cost_from[0]
+    kept_widths = [sample.architecture.units(Sublayer.FFN, [row[-1] for row in grid.widths]) for sample in samples]
     searched = [
-        sum(w * c[-1] / r[-1] for w, r, c in zip(s.widths, grid.widths, grid.costs, strict=True)) for s in samples
+        sum(w * c[-1] / r[-1] for w, r, c in zip(widths, grid.widths, grid.costs, strict=True))
+        for widths in kept_widths
     ]
-    deep = [kept for kept, s in zip(searched, samples, strict=True) if _num_pruned(grid, s.widths) > 1]
+    deep = [kept for kept, widths in zip(searched, kept_widths, strict=True) if _num_pruned(grid, widths) > 1]
     low = max(min(deep), lowest)
     high = max(low, min(max(deep), 0.98 * total))
     step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
@@ -253,10 +256,10 @@ def _measured_plans(
     budgets: Sequence[int],
 ) -> list[Metrics]:
     """Calibration metrics of what the predictor proposes for each of `budgets`."""
-    ranking = repository.get_model(model_id).ranking_sha256
-    score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
+    model = repository.get_model(model_id)
+    score = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, SOURCE)
     plans: list[Configuration] = [predictor.propose(budget) for budget in budgets]
-    return score([tuple(predictor.encoding.grid.widths_of(plan)) for plan in plans])
+    return score([model.anatomy.architecture(predictor.encoding.grid.widths_of(plan)) for plan in plans])
 
 
 def _kl(plans: Sequence[Metrics]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pruning.allocators.uniform import uniform_configuration
-from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import EvaluateWidths, Metrics
 from pruning.planning.levels import Configuration, LevelGrid
 
 MAX_SWITCHES = 3
@@ -22,7 +22,7 @@ DEFAULT_OFFSPRING = 8
 def evolve(
     grid: LevelGrid,
     budget: int,
-    evaluate: Evaluate,
+    evaluate: EvaluateWidths,
     num_evaluations: int,
     rng: np.random.Generator,
     *,

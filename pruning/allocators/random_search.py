@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pruning.measuring.metrics import Evaluate, Metrics
+from pruning.measuring.metrics import EvaluateWidths, Metrics
 from pruning.planning.levels import Configuration, LevelGrid
 
 BATCH = 8
@@ -14,7 +14,7 @@ BATCH = 8
 def search_randomly(
     grid: LevelGrid,
     budget: int,
-    evaluate: Evaluate,
+    evaluate: EvaluateWidths,
     num_evaluations: int,
     rng: np.random.Generator,
     *,

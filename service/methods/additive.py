@@ -1,18 +1,20 @@
 """The additive dynamic program over a stored one-layer sensitivity scan."""
 
 from pruning.allocators.additive import additive_widths
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
+from pruning.planning.levels import LevelGrid
 from pruning.planning.plan import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.methods.names import Method
 from service.sensitivity_scan import ScanFinder, SensitivityScan
-from storage.contract import Repository
+from storage.contract import Findings
 
 
 class AdditiveMethod:
     """The MethodFamily of `additive-dp`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Findings) -> None:
         self._scans = ScanFinder(repository)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
@@ -34,6 +36,12 @@ def _answer(scan: SensitivityScan, question: Question) -> Answer:
     Never below the scan's lowest levels. Nothing is predicted: the sum of one-layer divergences is far off where layers
     interact, at high sparsity.
     """
-    limits = question.demand.limits_for(at_least=[row[0] for row in scan.grid.widths])
-    widths = additive_widths(scan.grid, scan.table, limits)
+    limits = question.demand.limits_for(at_least=scan.space.units_of(scan.space.bottom))
+    widths = additive_widths(_grid(scan, question.model.anatomy), scan.table, limits)
     return Answer(widths, provenance=Provenance(samples=scan.num_samples, calibration=scan.calibration_id))
+
+
+def _grid(scan: SensitivityScan, anatomy: ModelAnatomy) -> LevelGrid:
+    rows = [tuple(units.tolist()) for units in scan.space.units]
+    prices = [layer.ffn_parameters_per_channel for layer in anatomy.layers]
+    return LevelGrid(tuple(rows), tuple(tuple(w * x for w in r) for r, x in zip(rows, prices, strict=True)), round_to=1)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response, status
 
 from pruning.planning.plan import PruningPlan
 from service.conditional import matches, strong_etag
-from service.dependencies import PlanId, PlannerDep, RepositoryDep
+from service.dependencies import PlanId, PlannerDep, PlansDep
 from service.openapi import PLAN_EXAMPLE, problems
 from service.request_limits import JsonBodyRoute
 from service.root_path import seen_from_outside
@@ -53,7 +53,7 @@ def request_plan(asked: PlanRequest, planner: PlannerDep, request: Request) -> R
     response_model=PruningPlan,
     responses={200: {"description": "The plan.", "content": _EXAMPLE}, **problems(404, 422, 503)},
 )
-def read_plan(plan_id: PlanId, repository: RepositoryDep, request: Request) -> Response:
+def read_plan(plan_id: PlanId, repository: PlansDep, request: Request) -> Response:
     """A plan that was handed out before. Plans never change."""
     plan = repository.get_plan(plan_id).plan
     if matches(request.headers.get("if-none-match"), strong_etag(plan.plan_id)):

@@ -14,16 +14,16 @@ from pruning.allocators.additive_dp import additive_dp
 from pruning.allocators.uniform import uniform_configuration
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.measuring.metrics import EvaluateWidths, Metrics, Widths
 from pruning.planning.levels import Configuration, LevelGrid
 from storage.records import Sample
-from tests.mcts.landscapes import Landscape, evaluate_by, make_grid
+from tests.mcts.landscapes import Landscape, evaluate_by, make_anatomy, make_grid
 from values.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
 
 
 def make_search(
     grid: LevelGrid,
-    evaluate: Evaluate,
+    evaluate: EvaluateWidths,
     budget: int,
     *,
     shared: SharedKnowledge | None = None,
@@ -240,11 +240,11 @@ def test_a_guide_that_is_broken_is_an_error() -> None:
 
 
 def test_known_samples_are_grouped_by_what_they_cost() -> None:
-    grid = make_grid(3, 4)
+    grid, cut = make_grid(3, 4), make_anatomy([4] * 3).architecture
     found = known_samples(
         grid,
         [
-            Sample("m", "r", "c", tuple(grid.widths_of(levels)), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
+            Sample("m", "r", "c", cut(grid.widths_of(levels)), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
             for levels, kl in (((4, 4, 3), 0.1), ((2, 2, 4), 0.2), ((4, 2, 2), 0.3), ((1, 1, 4), 0.0))
         ],
     )
