@@ -239,7 +239,7 @@ def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
     for widths in sorted(rows):
         kl = _made_up_kl(anatomy, widths)
         metrics = Metrics(kl, 1.0 + kl, math.exp(-kl), 100, 50)
-        samples.append(Sample(LARGE, sha256, calibration.id, widths, metrics, 0.1, "made up"))
+        samples.append(Sample(LARGE, sha256, calibration.id, anatomy.architecture(widths), metrics, 0.1, "made up"))
     repository.add_samples(samples)
     train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=2))
 

@@ -8,7 +8,7 @@ from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources
 from service.schemas import NAME_PATTERN
-from storage.contract import Repository
+from storage.contract import Artifacts, Catalogue, Plans, Registry, Repository
 
 
 def _resources(request: Request) -> Resources:
@@ -28,6 +28,10 @@ def _wanted(request: Request) -> tuple[PlanForm, ...]:
 
 
 RepositoryDep = Annotated[Repository, Depends(_repository)]
+ArtifactsDep = Annotated[Artifacts, Depends(_repository)]
+CatalogueDep = Annotated[Catalogue, Depends(_repository)]
+RegistryDep = Annotated[Registry, Depends(_repository)]
+PlansDep = Annotated[Plans, Depends(_repository)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 

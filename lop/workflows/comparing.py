@@ -100,7 +100,7 @@ def compare_methods(
     compared: dict[str, ComparedPlan] = {}
 
     def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
-        check_finite(plan.ffn_widths(model.anatomy), metrics)
+        check_finite(plan.architecture(model.anatomy), metrics)
         compared[plan.plan_id] = ComparedPlan(
             method=plan.method,
             sparsity=sparsity,

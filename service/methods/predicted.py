@@ -13,7 +13,7 @@ from pruning.planning.target import ffn_parameter_limits
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.predictor_cache import PredictorCache
-from storage.contract import Repository
+from storage.contract import Catalogue
 from storage.records import PredictorRecord
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _logger = logging.getLogger("service.methods")
 class PredictorMethod:
     """The MethodFamily of `lop`."""
 
-    def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
+    def __init__(self, repository: Catalogue, predictors: PredictorCache) -> None:
         self._repository = repository
         self._predictors = predictors
         self._records: LruCache[str, PredictorRecord] = LruCache(predictors.capacity)

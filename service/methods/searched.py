@@ -18,7 +18,7 @@ from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from storage.contract import Repository
+from storage.contract import Findings
 
 REACH = Fraction(1, 16)
 """A configuration answers requests for up to this much more of the model's FFN parameters than it keeps."""
@@ -30,7 +30,7 @@ FILLED_UP = "searched for another target and filled up to this one"
 class SearchedMethods:
     """The MethodFamily of `mcts`, `evolution` and `random`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Findings) -> None:
         self._searches = SearchFinder(repository)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:

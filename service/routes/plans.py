@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response, status
 from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_v1 import PlanV1
 from service.conditional import matches
-from service.dependencies import PlanId, PlannerDep, RepositoryDep, WantedForms
+from service.dependencies import PlanId, PlannerDep, PlansDep, WantedForms
 from service.openapi import PLAN_EXAMPLE, PLAN_V1_EXAMPLE, problems
 from service.plan_forms import PlanForm, in_form
 from service.planner import Planner
@@ -73,7 +73,7 @@ def request_plan(asked: PlanRequest, planner: PlannerDep, wanted: WantedForms, r
     },
 )
 def read_plan(
-    plan_id: PlanId, repository: RepositoryDep, planner: PlannerDep, wanted: WantedForms, request: Request
+    plan_id: PlanId, repository: PlansDep, planner: PlannerDep, wanted: WantedForms, request: Request
 ) -> Response:
     """A plan that was handed out before, in the schema that is asked for: see `POST /v1/plans`. Plans never change."""
     response = _plan_response(repository.get_plan(plan_id).plan, planner, wanted, request)

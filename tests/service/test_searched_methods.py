@@ -1,7 +1,7 @@
 """Methods that finished searches answer, over HTTP and in the rule that picks one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.allocators.methods import Method
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
+from pruning.planning.space import Space
 from service.finished_searches import FoundConfiguration, Validation
 from service.methods.searched import best_configuration
 from storage.contract import Repository
@@ -248,6 +249,29 @@ def test_documents_of_another_form_are_left_out(
     add_search(repository, HALF, 0.02)
     assert widths_of(ask(client)) == list(HALF)
     assert broken.id in caplog.text
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"graph": []},
+        {"decisions": [[{"layer": 0, "sublayer": "experts", "dense": 8, "units": [1, 8]}]]},
+        {"decisions": [[{"layer": 0, "sublayer": "attention", "dense": 4, "units": [0, 4]}]]},
+        {"decisions": [[{"layer": 9, "sublayer": "ffn", "dense": 64, "units": [8, 64]}]]},
+    ],
+)
+def test_a_search_of_a_space_that_is_not_known_is_left_out(
+    client: TestClient, repository: Repository, caplog: pytest.LogCaptureFixture, space: dict[str, Any]
+) -> None:
+    class Unknown:
+        def document(self) -> dict[str, Any]:
+            return space
+
+    unknown = add_search(repository, HALF, 0.01, space=cast("Space", Unknown()))
+    assert "nothing" in refusal(client, 0.5)["values"]
+    assert f"search {unknown.id} of model tiny cannot be used: a s" in " ".join(caplog.messages)
+    add_search(repository, HALF, 0.02)
+    assert ask(client).ffn_widths == list(HALF)
 
 
 @pytest.mark.parametrize("widths", [(8, 40, 64), (8, 40, 64, 72), (0, 40, 64, 56)])

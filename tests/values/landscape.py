@@ -52,7 +52,7 @@ def true_kl(anatomy: ModelAnatomy, widths: Sequence[int]) -> float:
 def sample(anatomy: ModelAnatomy, widths: Sequence[int], kl: float | None = None) -> Sample:
     value = true_kl(anatomy, widths) if kl is None else kl
     metrics = Metrics(kl=value, nll=1.0 + value, accuracy=0.5, num_tokens=100, num_answers=50)
-    return Sample("m", "r" * 64, "c" * 64, tuple(widths), metrics, 0.1, "test")
+    return Sample("m", "r" * 64, "c" * 64, anatomy.architecture(widths), metrics, 0.1, "test")
 
 
 def with_shares(samples: Sequence[Sample], *, accuracy: float) -> list[Sample]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.space import Space
@@ -28,7 +29,7 @@ def test_scans_alone_are_too_few(anatomy: ModelAnatomy) -> None:
         check_samples(anatomy, scans)
 
 
-@pytest.mark.parametrize("field", ["model_id", "ranking_sha256", "calibration_id"])
+@pytest.mark.parametrize("field", ["model_id", "ranking_sha256", "calibration_id", "protocol"])
 def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sample], field: str) -> None:
     changed: dict[str, Any] = {field: "other"}
     other = dataclasses.replace(samples[0], **changed)
@@ -36,10 +37,22 @@ def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sampl
         check_samples(anatomy, [*samples, other])
 
 
-@pytest.mark.parametrize("widths", [(64,) * 5, (0, 64, 64, 64, 64, 64), (65, 64, 64, 64, 64, 64)])
-def test_foreign_widths_are_refused(anatomy: ModelAnatomy, samples: list[Sample], widths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("site", "option"),
+    [
+        (Site(6, Sublayer.FFN), Option(8)),
+        (Site(0, Sublayer.FFN), Option(0)),
+        (Site(0, Sublayer.FFN), Option(65)),
+        (Site(0, Sublayer.FFN), Option(8, bits=4)),
+        (Site(0, Sublayer.ATTENTION), Option(1)),
+    ],
+)
+def test_what_changes_more_than_widths_of_this_model_is_refused(
+    anatomy: ModelAnatomy, samples: list[Sample], site: Site, option: Option
+) -> None:
+    foreign = dataclasses.replace(samples[0], architecture=Architecture.of({site: option}))
     with pytest.raises(InputError, match="widths must lie between"):
-        check_samples(anatomy, [*samples, dataclasses.replace(samples[0], widths=widths)])
+        check_samples(anatomy, [*samples, foreign])
 
 
 @pytest.mark.parametrize("kl", [float("nan"), float("inf"), -0.1])
@@ -51,9 +64,9 @@ def test_impossible_kl_is_refused(anatomy: ModelAnatomy, samples: list[Sample], 
 def test_order_and_repetition_do_not_matter(anatomy: ModelAnatomy, samples: list[Sample]) -> None:
     once = check_samples(anatomy, samples)
     again = check_samples(anatomy, [*reversed(samples), *samples[:5]])
-    assert [s.widths for s in once] == [s.widths for s in again]
-    assert samples_sha256(once) == samples_sha256(list(reversed(again)))
-    assert samples_sha256(once) != samples_sha256(once[1:])
+    assert [s.architecture for s in once] == [s.architecture for s in again]
+    assert samples_sha256(anatomy, once) == samples_sha256(anatomy, list(reversed(again)))
+    assert samples_sha256(anatomy, once) != samples_sha256(anatomy, once[1:])
 
 
 def test_frontier_by_hand() -> None:
@@ -82,15 +95,15 @@ def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, space: Sp
     data = training_data(encode(anatomy, space, samples), chosen)
     assert data.agreement[0] == chosen[0].metrics.agreement
     assert np.isnan(data.agreement[1])
-    assert samples_sha256(chosen) != samples_sha256(
-        [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
+    assert samples_sha256(anatomy, chosen) != samples_sha256(
+        anatomy, [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
     )
 
 
 def test_the_content_of_samples_without_agreement_is_what_it_always_was(anatomy: ModelAnatomy) -> None:
     rows = [sample(anatomy, [64] * 6, 0.25), sample(anatomy, [8] * 6, 0.5)]
     written = "[[[8, 8, 8, 8, 8, 8], 0.5, 1.5, 0.5], [[64, 64, 64, 64, 64, 64], 0.25, 1.25, 0.5]]"
-    assert samples_sha256(rows) == hashlib.sha256(written.encode()).hexdigest()
+    assert samples_sha256(anatomy, rows) == hashlib.sha256(written.encode()).hexdigest()
 
 
 def test_exact_match_tells_something_where_the_dense_model_has_any(

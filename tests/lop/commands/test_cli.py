@@ -80,7 +80,7 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     search = ("search", "-m", "mine", "-d", data, "-s", 0.3, "-s", 0.5, "-n", 6, "--num-levels", 6, "--json")
     found = json.loads(ok(*search))
     assert [target["evaluations"] for target in found["targets"]] == [6, 6]
-    assert found["samples"] == len({tuple(s.widths) for s in open_repository(url).list_samples("mine")})
+    assert found["samples"] == len({s.architecture for s in open_repository(url).list_samples("mine")})
     assert json.loads(ok(*search)) == found  # replayed: nothing new
     (listed,) = json.loads(ok("model", "list", "--json"))
     assert (listed["id"], listed["samples"], listed["predictor"]) == ("mine", found["samples"], None)

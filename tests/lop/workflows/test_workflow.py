@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from lop.workflows.demo import DemoSettings, run_demo
 from lop.workflows.demo_picture import demo_shares, draw_demo
@@ -16,8 +17,10 @@ from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_pruned
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.scope import Scope
 from storage.sql_repository import open_repository
+from storage.tables import SearchRow
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
@@ -55,6 +58,24 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     with pytest.raises(subprocess.CalledProcessError) as caught:
         lop(database, "train", "-m", "tiny", "--num-levels", 5)
     assert "--num-levels" in caught.value.stderr
+
+
+def test_a_search_of_a_space_of_a_later_version_is_named_in_one_line(database: str, data: Path) -> None:
+    lop(database, "search", "-m", "tiny", "-d", data, "-s", 0.3, "--num-levels", 6, "--queue")
+    with open_repository(database) as repository:
+        (queued,) = repository.list_searches()
+        anatomy = repository.get_model("tiny").anatomy
+        assert queued.space == ffn_levels(anatomy, num_levels=6).document()
+        with repository._engine.begin() as connection:
+            connection.execute(update(SearchRow).values(space={"graph": []}))
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert (row["id"], row["status"]) == (queued.id, "queued")
+    assert "a space is a list of decisions" in row["error"]
+    lop(database, "worker", "--once")
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert row["status"] == "failed"
+    assert "a space is a list of decisions" in row["error"]
+    assert "\n" not in row["error"]
 
 
 def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> None:
