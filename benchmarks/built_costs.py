@@ -18,6 +18,7 @@ from benchmarks.built_files import file_bytes
 from benchmarks.built_latency import BuiltLatency, built_latency
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.checkpoints.loading import resized_class
 from pruning.cutting.pruned_config import write_config
 from pruning.devices.device import Device
@@ -27,8 +28,6 @@ from pruning.planning.scope import Scope, scope_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def build_on_meta(source: Path, plan: PruningPlan, anatomy: ModelAnatomy, folder
     config = write_config(source, plan, folder, anatomy)
     cut = [x.index for x, dense in zip(plan.layers, anatomy.layers, strict=True) if x.ffn_width < dense.ffn_width]
     compensated = cut if plan.ranking.compensates else []
-    with _default_dtype(TORCH_DTYPES[anatomy.dtype]), torch.device("meta"):
+    with _default_dtype(torch_dtype(anatomy.dtype)), torch.device("meta"):
         model: PreTrainedModel = resized_class(config, compensated=compensated)(config)
     return model
 
@@ -71,7 +70,7 @@ def count_costs(
     """
     workload, view = plan.achieved.workload, decoder_view(model)
     named = dict(model.named_parameters())
-    planned = pruned_tensors(anatomy, plan.sizes, compensates=plan.ranking.compensates)
+    planned = pruned_tensors(anatomy, plan.architecture(anatomy), compensates=plan.ranking.compensates)
     if sorted(tuple(x.shape) for x in named.values()) != sorted(t.shape for t in planned):
         raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
     parameters = sum(x.numel() for x in named.values())

@@ -12,11 +12,13 @@ import numpy as np
 
 from benchmarks.subject import Subject
 from mcts.search import SharedKnowledge, TargetSearch
-from mcts.sensitivity import scan_configurations, scan_sensitivity
+from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice, Space
 
 LEVELS = 5
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -46,14 +48,14 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     decisions = len(layers) // 2
     row = tuple(round(layers[0].ffn_width * k / LEVELS) for k in range(1, LEVELS + 1))
     price = sum(layer.ffn_parameters_per_channel for layer in layers[:2])
-    grid = LevelGrid(widths=(row,) * decisions, costs=(tuple(w * price for w in row),) * decisions, round_to=1)
-    budgets = [subject.budget(s, 1) for s in SPARSITIES]
-    runs = [_search(subject, grid, budgets, seed) for seed in SEEDS]
-    everything = list(itertools.product(range(1, LEVELS + 1), repeat=decisions))
+    space = ffn_space_of([row] * decisions)
+    limits = [_limits(space, price, subject.budget(s, 1)) for s in SPARSITIES]
+    runs = [_search(subject, limits, seed) for seed in SEEDS]
+    everything = list(itertools.product(range(LEVELS), repeat=decisions))
     enumerated = TiedLayers(subject.evaluator("enumeration"))
-    kl = np.array([m.kl for m in enumerated([tuple(grid.widths_of(c)) for c in everything])])
-    costs = np.array([grid.cost(c) for c in everything])
-    optima = [float(kl[costs <= budget].min()) for budget in budgets]
+    kl = np.array([m.kl for m in enumerated([space.units_of(c) for c in everything])])
+    spent = limits[0].table.spent(np.array(everything))
+    optima = [float(kl[(spent <= x.spare).all(axis=1)].min()) for x in limits]
     most = max(evaluations for _, evaluations in runs)
     return {
         "seeds": list(SEEDS),
@@ -62,19 +64,30 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
         "kl_found": [found for found, _ in runs],
         "kl_optimal": optima,
         "evaluations": most,
-        "scan_evaluations": len(scan_configurations(grid)),
+        "scan_evaluations": len(scan_choices(space)),
         "configurations": len(everything),
         "share": most / len(everything),
     }
 
 
-def _search(subject: Subject, grid: LevelGrid, budgets: list[int], seed: int) -> tuple[list[float], int]:
+def _limits(space: Space, price: int, budget: int) -> Limits:
+    """At most `budget` FFN parameters, where a channel of a pair of layers has `price`."""
+    return Limits(space, (Limit(LimitKind.FFN_PARAMETERS, budget, 0, tuple(row * price for row in space.units)),))
+
+
+def _search(subject: Subject, limits: list[Limits], seed: int) -> tuple[list[float], int]:
     """The least KL found at every budget, and how many configurations were scored for all of them together."""
     evaluate = TiedLayers(subject.evaluator("enumeration"))
-    shared = SharedKnowledge(scan_sensitivity(grid, evaluate), [])
-    settings = SearchSettings(budgets=tuple(budgets), num_evaluations=EVALUATIONS, seed=seed, round_to=1)
+    space = limits[0].space
+
+    def score(choices: Sequence[Choice]) -> list[Metrics]:
+        return evaluate([space.units_of(choice) for choice in choices])
+
+    shared = SharedKnowledge(scan_sensitivity(space, score), [])
+    budgets = tuple(x.limits[0].most for x in limits)
+    settings = SearchSettings(budgets=budgets, num_evaluations=EVALUATIONS, seed=seed, round_to=1)
     found = []
     for index, budget in enumerate(budgets):
         target = SearchTarget(f"budget {budget}", budget, None)
-        found.append(TargetSearch(grid, target, evaluate, settings, shared, index=index).run().metrics.kl)
+        found.append(TargetSearch(limits[index], target, score, settings, shared, index=index).run().metrics.kl)
     return found, len(evaluate.measured)

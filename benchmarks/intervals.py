@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.subject import MODEL_ID, Subject
+from pruning.allocators.methods import Method
 from pruning.measuring.metrics import Metrics
 from pruning.planning.limits import WidthSteps, parameter_limits
-from service.methods.names import Method
 from service.planner import Planner
 from service.schemas import PlanRequest
 

@@ -40,11 +40,11 @@ from lop.workflows.measuring import record_calibration
 from lop.workflows.registration import register_model
 from lop.workflows.training import load_predictor, train_model
 from policy_model.training import TrainingSettings
+from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.anatomy_reader import anatomy_of
@@ -24,10 +26,10 @@ from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
-from pruning.planning.levels import LevelGrid
 from pruning.planning.plan import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.space import Choice, Space
 from pruning.planning.target import ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 from storage.sql_repository import SqlRepository, open_repository
@@ -81,10 +83,19 @@ class Subject:
             self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
         return self._statistics[kind]
 
-    def scan(self, grid: LevelGrid) -> tuple[FloatArray, float]:
-        """The one-layer scan [L, K], and its seconds."""
+    def scan(self, space: Space) -> tuple[FloatArray, float]:
+        """The one-decision scan [N, K], and its seconds."""
         started = time.perf_counter()
-        return scan_sensitivity(grid, self.evaluator("calibration")), time.perf_counter() - started
+        return scan_sensitivity(space, self.score(space)), time.perf_counter() - started
+
+    def score(self, space: Space) -> Score:
+        """Scores choices of `space` on the calibration conversations."""
+        evaluate = self.evaluator("calibration")
+
+        def score(choices: Sequence[Choice]) -> list[Metrics]:
+            return evaluate([space.units_of(choice) for choice in choices])
+
+        return score
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""

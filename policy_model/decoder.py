@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_model.costs import LevelCosts
+from policy_model.costs import DecisionCosts
 from pruning.arrays import FloatArray, IntArray
 
 Float32Array = NDArray[np.float32]
@@ -79,7 +79,7 @@ class PolicyDecoder:
     def num_levels(self) -> int:
         return len(self._head_bias)
 
-    def decode(self, costs: LevelCosts, slack: IntArray, noise: Float32Array) -> IntArray:
+    def decode(self, costs: DecisionCosts, slack: IntArray, noise: Float32Array) -> IntArray:
         """0-based levels [B, L] that keep to `slack` [B, J].
 
         Each level is the argmax of log-probability plus `noise` [L, B, K]: Gumbel noise makes it a sample, none the
@@ -94,7 +94,7 @@ class PolicyDecoder:
             state.take(layer, level)
         return levels
 
-    def next_level(self, costs: LevelCosts, slack: IntArray, levels: IntArray) -> FloatArray:
+    def next_level(self, costs: DecisionCosts, slack: IntArray, levels: IntArray) -> FloatArray:
         """[K] probabilities of the layer after the 0-based `levels` [l] were chosen of `slack` [J]; l < L."""
         state = self._start(costs, slack[None])
         for layer, level in enumerate(levels):
@@ -102,7 +102,7 @@ class PolicyDecoder:
             state.take(layer, np.array([level]))
         return _softmax(self._logits(state, len(levels))[0].astype(np.float64))
 
-    def _start(self, costs: LevelCosts, slack: IntArray) -> "_Decoding":
+    def _start(self, costs: DecisionCosts, slack: IntArray) -> "_Decoding":
         """Keys and values are the layer tokens' first, then those of the decisions made."""
         B, L = len(slack), self.num_layers
         cache = np.empty((len(self._blocks), 2, B, self._num_heads, 2 * L, self._head_width), dtype=np.float32)
@@ -154,7 +154,7 @@ class PolicyDecoder:
 class _Decoding:
     """One decoding in progress: what is left, the level before, and the past of every block [2, B, H, 2 L, D / H]."""
 
-    costs: LevelCosts
+    costs: DecisionCosts
     slack: IntArray
     asked: FloatArray
     previous: IntArray

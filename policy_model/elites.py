@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_model.costs import LevelCosts
+from policy_model.costs import DecisionCosts
 from pruning.arrays import FloatArray, IntArray
 from values.values import Values
 
@@ -24,7 +24,7 @@ class Elites:
 
     @classmethod
     def of(cls, values: Values) -> "Elites":
-        """Those anchors of `values` that lie on the grid; their places tell their levels."""
+        """The anchors of `values` that lie on the grid of levels."""
         places = values.basis.places(values.basis.knots.T).T  # [L, K]
         apart = np.abs(values.places[:, :, None] - places)  # [N, L, K]
         levels = apart.argmin(axis=2)
@@ -34,8 +34,11 @@ class Elites:
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def within(self, costs: LevelCosts, slack: IntArray) -> IntArray:
-        """At most `NUM_ELITES` levels [E, L] of least log KL that keep to `slack` [J]."""
+    def within(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
+        """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
+
+        A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J].
+        """
         found: list[IntArray] = []
         for start in range(0, len(self.levels), BLOCK):
             block = self.levels[start : start + BLOCK]

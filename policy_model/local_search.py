@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_model.costs import BoolArray, LevelCosts
-from pruning.arrays import FloatArray, IntArray
+from policy_model.costs import DecisionCosts
+from pruning.arrays import BoolArray, FloatArray, IntArray
 from values.basis import Float32Array
 from values.encoding import KL_FLOOR_NATS, Encoding
 from values.values import Values
@@ -72,8 +72,8 @@ class Descent:
 
 
 def level_values(encoding: Encoding, values: Values) -> LevelValues:
-    """The values at the levels of the grid itself."""
-    return LevelValues(values, encoding.kept_fractions(np.array(encoding.grid.widths).T).T)
+    """The values at the options of the searched space itself."""
+    return LevelValues(values, encoding.kept_fractions(encoding.widths.T).T)
 
 
 def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:
@@ -91,7 +91,7 @@ def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:
 
 
 def improve(
-    table: LevelValues, costs: LevelCosts, starts: Sequence[Descent], slack: IntArray, max_rounds: int
+    table: LevelValues, costs: DecisionCosts, starts: Sequence[Descent], slack: IntArray, max_rounds: int
 ) -> Descent:
     """The best end of descents from `starts`, one at least, after at most `max_rounds` exchanges or raises each.
 
@@ -112,9 +112,9 @@ def improve(
     return best
 
 
-def _best_neighbour(table: LevelValues, costs: LevelCosts, here: Descent, slack: IntArray) -> Descent | None:
+def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, slack: IntArray) -> Descent | None:
     """The neighbour of least pessimistic log KL among those that promise most; None if nothing fits."""
-    levels, L = here.levels, costs.num_layers
+    levels, L = here.levels, costs.num_decisions
     layers = np.arange(L)
     up, down = table.up[layers, levels], table.down[layers, levels]
     valid = _valid(costs, levels, up, down, slack)
@@ -167,7 +167,7 @@ def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
     return worth
 
 
-def _valid(costs: LevelCosts, levels: IntArray, up: IntArray, down: IntArray, slack: IntArray) -> BoolArray:
+def _valid(costs: DecisionCosts, levels: IntArray, up: IntArray, down: IntArray, slack: IntArray) -> BoolArray:
     """[L, L + 1]: raising i and lowering j fits; the last column lowers nothing."""
     L = len(levels)
     layers = np.arange(L)

@@ -100,7 +100,7 @@ class Policy(nn.Module):
     def forward(self, features: Tensor, step_features: Tensor, levels: Tensor, feasible: Tensor) -> Tensor:
         """Log-probabilities [B, L, K] of every decision, teacher-forced with 0-based `levels` [B, L].
 
-        `features` [L, F]; `step_features` [B, L, S] and `feasible` bool [B, L, K] as `LevelCosts.trajectory`.
+        `features` [L, F]; `step_features` [B, L, S] and `feasible` bool [B, L, K] as `DecisionCosts.trajectory`.
         """
         B = levels.shape[0]
         start = torch.full((B, 1), self.config.num_levels)

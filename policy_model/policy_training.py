@@ -59,7 +59,7 @@ class PolicyTraining:
         self.pricings = pricings(encoding, seed)
         self.features = torch.from_numpy(encoding.features).float()
         self._table = level_values(encoding, values)
-        self.expert_levels = np.empty((0, encoding.grid.num_layers), dtype=np.int64)
+        self.expert_levels = np.empty((0, encoding.space.num_decisions), dtype=np.int64)
         self.expert_slacks = np.empty(0, dtype=np.int64)
         self.expert_pricings = np.empty(0, dtype=np.int64)
         decayed = [p for name, p in policy.named_parameters() if p.ndim == 2 and "position" not in name]
@@ -93,24 +93,24 @@ class PolicyTraining:
         self.expert_levels, self.expert_slacks = np.concatenate(levels), np.concatenate(slacks)
         self.expert_pricings = np.concatenate(kinds)
 
-    def _proposals(self, kind: int, slacks: IntArray, round_index: int) -> list[list[list[int]]]:
+    def _proposals(self, kind: int, slacks: IntArray, round_index: int) -> list[list[IntArray]]:
         """For each of `slacks` [R] what the policy decodes, and the expert of the next smaller slack; none at first."""
         if round_index == 0:
             return [[] for _ in slacks]
-        pricing, grid = self.pricings[kind], self.encoding.grid
+        pricing, shape = self.pricings[kind], self.encoding.widths.shape
         weights = {name: p.detach().numpy() for name, p in self.policy.state_dict().items()}
         decoder = PolicyDecoder(weights, self.policy.config.num_heads, self.encoding.features)
         repeated = np.repeat(slacks, PROPOSALS)
-        noise = gumbel_noise(grid.num_layers, len(repeated), grid.num_levels, self.seed + round_index)
+        noise = gumbel_noise(shape[0], len(repeated), shape[1], self.seed + round_index)
         decoded = decoder.decode(pricing.costs, repeated[:, None], noise)
-        proposals = decoded.reshape(len(slacks), PROPOSALS, -1).tolist()
+        proposals = [list(rows) for rows in decoded.reshape(len(slacks), PROPOSALS, -1)]
         # Whoever starts from a held-out expert would show it to the policy.
         own = (self.expert_pricings == kind) & ~self._held_out()
         smaller, known = self.expert_slacks[own], self.expert_levels[own]
         for slack, proposed in zip(slacks, proposals, strict=True):
             below = np.flatnonzero(smaller <= slack)
             if len(below):
-                proposed.append(pricing.fit(known[below[smaller[below].argmax()]].tolist(), int(slack)))
+                proposed.append(pricing.fit(known[below[smaller[below].argmax()]], int(slack)))
         return proposals
 
     def examples(self) -> Examples:

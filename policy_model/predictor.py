@@ -1,7 +1,7 @@
 """The trained predictor, as the service holds it: a budget in, widths and the quality to expect out."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,24 +12,25 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from policy_model.costs import LevelCosts
+from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
 from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
 from policy_model.policy_config import PolicyConfig
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError
-from pruning.planning.levels import Configuration
-from pruning.planning.limits import Limits, Worth
+from pruning.planning.limits import Limits
+from pruning.planning.space import Choice
 from pruning.reasons import reason_of
 from values.basis import Basis
 from values.calibration import Calibration, kl_of
 from values.encoding import Encoding
-from values.left_out import GROUP_RETENTION
-from values.past_errors import PastErrors
+from values.held_out import GROUP_RETENTION
+from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.values import Kernel, Values
 
@@ -47,20 +48,20 @@ MAX_ROUNDS = 6
 
 @dataclass(frozen=True)
 class Prediction:
-    """FFN widths [L], and what to expect of them.
+    """What to keep, and what to expect of it.
 
     Attributes:
-        widths: within the limits.
+        architecture: within the limits.
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
         accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`; None
             where the dense model itself gives none of them exactly.
         agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
             the predictor's samples are from before it was measured.
-        below_grid: no choice of levels meets the limits, so the widths are those of equal retention.
+        below_grid: nothing of the searched space meets the limits, so every layer keeps the same fraction.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
 
-    widths: tuple[int, ...]
+    architecture: Architecture
     kl: float
     interval: tuple[float, float]
     accuracy: float | None = None
@@ -96,7 +97,7 @@ class PredictorInfo:
 
 
 class Predictor:
-    """Immutable once built: any number of threads may call `plan_widths` at once. Needs no torch.
+    """Immutable once built: any number of threads may call `plan` at once. Needs no torch.
 
     A prediction is a function of the weights and the limits only: equal requests give equal plans.
 
@@ -106,7 +107,7 @@ class Predictor:
         values: what judges complete configurations.
         encoding: of the model.
         calibration: of the values.
-        past_errors: of the values.
+        residual_scale: of the values.
         info: where it comes from.
     """
 
@@ -117,11 +118,11 @@ class Predictor:
         values: Values,
         encoding: Encoding,
         calibration: Calibration,
-        past_errors: PastErrors,
+        residual_scale: ResidualScale,
         info: PredictorInfo,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
-        self._past_errors = past_errors
+        self._residual_scale = residual_scale
         self._policy, self._config = dict(policy), config
         self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
         self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
@@ -137,14 +138,13 @@ class Predictor:
         """What was measured during training."""
         return dict(self.info.metrics)
 
-    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> Prediction:
-        """Widths that meet all `limits`, with the quality to expect; no layer could grow by one more step.
+    def plan(self, anatomy: ModelAnatomy, limits: Limits) -> Prediction:
+        """FFN widths that meet all `limits`, with the quality to expect; no layer could grow by one more step.
 
         Limits that everything meets give the widest allowed model, the dense one a KL of 0.
 
         Raises:
             FingerprintMismatchError: `anatomy` is not of the model this predictor was trained for.
-            InfeasibleBudgetError: the narrowest allowed model exceeds a limit.
         """
         if anatomy.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
@@ -152,22 +152,23 @@ class Predictor:
                 values=f"model {anatomy.fingerprint[:12]}, predictor for {self.fingerprint[:12]}",
                 remedy="Train one for this model with `lop train`",
             )
-        limits.check()
+        space = limits.space
         if limits.allows_everything:
-            return self._prediction([int(row[-1]) for row in limits.steps.widths], chosen=True)
-        # The chosen levels meet all limits: repairing only adds channels, so what a step up gains is all that is asked.
-        start, worth = self._start(limits)
-        prediction = self._prediction(limits.repair(start, worth), chosen=True)
-        return replace(prediction, below_grid=worth is None)
+            return self._prediction(space.architecture(space.top), chosen=True)
+        chosen = self._start(limits)
+        choice = uniform_choice(limits) if chosen is None else limits.fit(*chosen)
+        prediction = self._prediction(space.architecture(choice), chosen=True)
+        return replace(prediction, below_grid=chosen is None)
 
-    def judge(self, widths: Sequence[int]) -> Prediction:
-        """What to expect of FFN widths [L] that were chosen in another way, with the intervals of any configuration.
+    def judge(self, architecture: Architecture) -> Prediction:
+        """What to expect of FFN widths that were chosen in another way, with the intervals of any configuration.
 
-        They are widths of the model this predictor was trained for, cut along the ranking of its samples.
+        They are of the model this predictor was trained for, cut along the ranking of its samples.
         """
-        return self._prediction(widths, chosen=False)
+        return self._prediction(architecture, chosen=False)
 
-    def _prediction(self, widths: Sequence[int], *, chosen: bool) -> Prediction:
+    def _prediction(self, architecture: Architecture, *, chosen: bool) -> Prediction:
+        widths = architecture.units(Sublayer.FFN, self.encoding.dense_widths.tolist())
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
         accuracy, accuracy_interval = _expected(self.calibration.accuracy, mean, deviation, chosen)
@@ -176,12 +177,12 @@ class Predictor:
         low, high = self.info.searched
         retention = float(fractions[0] @ self.encoding.parameter_shares)
         extrapolated = not low - GROUP_RETENTION <= retention <= high + GROUP_RETENTION
-        if list(widths) == self.encoding.dense_widths.tolist():
+        if not architecture.items:
             kl, interval, extrapolated = 0.0, (0.0, 0.0), False
             if agreement is not None:
                 agreement, agreement_interval = 1.0, (1.0, 1.0)
         return Prediction(
-            tuple(widths),
+            architecture,
             kl,
             interval,
             accuracy,
@@ -191,53 +192,62 @@ class Predictor:
             extrapolated=extrapolated,
         )
 
-    def propose(self, budget: int) -> Configuration:
-        """Levels [L] from 1 on the grid, of at most `budget` FFN parameters, which level 1 of every layer must fit."""
-        costs = LevelCosts.of_grid(self.encoding.grid)
-        slack = np.array([budget - self.encoding.grid.min_cost_from[0]], dtype=np.int64)
-        return tuple(int(k) + 1 for k in self._choose(costs, slack, self._grid_values))
+    def propose(self, spare: int) -> Choice:
+        """The choice [L] for a search: at most `spare` FFN parameters above the narrowest one, which it must be able to
+        spend."""
+        costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
+        return tuple(self._choose(costs, slack, self._grid_values).tolist())
 
-    def uncertainty(self, configuration: Configuration) -> float:
-        """The error to expect of the log KL of a configuration [L] of levels from 1: a standard deviation, roughly.
+    def uncertainty(self, choice: Choice) -> float:
+        """The error to expect of the log KL of a choice [L]: a standard deviation, roughly.
 
-        What the values expect, which is much where nothing was measured near by, times how far off they were for what
-        they expected at about this retention.
+        The posterior standard deviation, which is large where nothing was measured near by, times the residual scale.
         """
-        fractions = self.encoding.kept_fractions([self.encoding.grid.widths_of(configuration)])
+        fractions = self.encoding.kept_fractions([self.encoding.space.units_of(choice)])
         retention = float(fractions[0] @ self.encoding.parameter_shares)
-        return float(self.values.judge(fractions)[1][0]) * self._past_errors.at(retention)
+        return float(self.values.judge(fractions)[1][0]) * self._residual_scale.at(retention)
 
-    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
-        """Probabilities [K] of the next layer's levels after 1-based `levels` [l]; `remaining` FFN parameters are left.
+    def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
+        """Probabilities [K] of the next decision's options after `prefix` [l], if the decisions from there on may cost
+        `slack` FFN parameters above their narrowest.
 
         What a search takes as its prior.
         """
-        grid = self.encoding.grid
-        spent = sum(row[k - 1] - row[0] for row, k in zip(grid.costs, levels, strict=False))
-        slack = np.array([remaining - grid.min_cost_from[len(levels)] + spent], dtype=np.int64)
-        chosen = np.array(levels, dtype=np.int64) - 1
-        return self._decoder.next_level(LevelCosts.of_grid(grid), slack, chosen)
+        costs, chosen = self._parameter_costs, np.array(prefix, dtype=np.int64)
+        spent = int(costs.excess[0, np.arange(len(prefix)), chosen].sum())
+        return self._decoder.next_level(costs, np.array([slack + spent], dtype=np.int64), chosen)
 
-    def _start(self, limits: Limits) -> tuple[list[int], Worth | None]:
-        """Widths [L] of the chosen levels, and what their channels are worth; below the grid, those of equal retention.
+    def _start(self, limits: Limits) -> tuple[IntArray, FloatArray] | None:
+        """[N] the chosen levels in the space of `limits`, and what its options are worth [N, K]; None where not even
+        the narrowest levels meet them.
 
-        Nothing was measured down there, and the expected error says so.
+        The levels meet all limits, so channels are only added, and what a level more gains is all that is asked.
         """
-        costs, widths, slack = LevelCosts.of_limits(self.encoding.grid, limits)
+        costs, widths, slack = costs_within(self.encoding.space, limits)
         if (slack < 0).any():
-            return uniform_widths(limits), None
+            return None
         fractions = widths / self.encoding.dense_widths[:, None]
         usual = self._grid_values
         table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
         levels = self._choose(costs, slack, table)
-        start = [int(row[level]) for row, level in zip(widths, levels, strict=True)]
-        return start, _Once(lambda: worth_of_raising(table, levels) / self.encoding.dense_widths)
+        start = limits.space.at_most(widths[np.arange(len(levels)), levels])
+        if limits.is_tight(start):
+            return start, np.zeros(limits.table.exists.shape)
+        worth = np.zeros(limits.table.exists.shape)
+        slopes = worth_of_raising(table, levels) / self.encoding.dense_widths
+        for row, units, slope in zip(worth, limits.space.units, slopes, strict=True):
+            row[: len(units)] = units * slope
+        return start, worth
+
+    @cached_property
+    def _parameter_costs(self) -> DecisionCosts:
+        return parameter_costs(self.encoding)
 
     @cached_property
     def _grid_values(self) -> LevelValues:
         return level_values(self.encoding, self.values)
 
-    def _choose(self, costs: LevelCosts, slack: IntArray, table: LevelValues) -> IntArray:
+    def _choose(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
         """0-based levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
         decoded = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
         candidates = np.unique(np.concatenate([decoded, self._elites.within(costs, slack)]), axis=0)
@@ -258,7 +268,7 @@ class Predictor:
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
-            "past_errors": self._past_errors.to_dict(),
+            "past_errors": self._residual_scale.to_dict(),
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))
@@ -283,11 +293,11 @@ class Predictor:
             sizes = PolicyConfig(**config["policy"])
             info = PredictorInfo(**config["info"])
             info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
-            past_errors = PastErrors.from_dict(config.get("past_errors", {"points": ()}))
+            residual_scale = ResidualScale.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
             _check_shapes(policy, sizes)
-            found = cls(policy, sizes, values, encoding, calibration, past_errors, info)
-            found.propose(encoding.grid.max_cost_from[0] // 2 + encoding.grid.min_cost_from[0] // 2)
+            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info)
+            found.propose((encoding.most_parameters - encoding.least_parameters) // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
                 "a predictor's weights and its configuration must belong together and be complete",
@@ -323,19 +333,6 @@ class Predictor:
         if not isinstance(config, dict):
             raise CheckpointError(f"{CONFIG_FILE} must hold a JSON object", values=str(folder))
         return cls.from_bytes(weights, config)
-
-
-class _Once:
-    """A worth that is worked out when a repair asks for it, which most plans on the grid do not, and then kept."""
-
-    def __init__(self, work_out: Callable[[], FloatArray]) -> None:
-        self._work_out = work_out
-        self._worth: FloatArray | None = None
-
-    def __call__(self, _widths: IntArray) -> FloatArray:
-        if self._worth is None:
-            self._worth = self._work_out()
-        return self._worth
 
 
 def _expected(

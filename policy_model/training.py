@@ -36,14 +36,13 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from storage.records import Sample
 from values.calibration import Calibration
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
-from values.past_errors import PastErrors
+from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.value_training import ValueFit, fit_values
 from values.values import Values
@@ -102,9 +101,9 @@ def train_predictor(
         CheckpointError: the folder holds another training, or cannot be used.
     """
     samples = check_samples(anatomy, samples)
-    grid = LevelGrid.build(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    encoding = encode(anatomy, grid, samples, statistics)
-    data = training_data(grid, encoding, samples)
+    space = ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    encoding = encode(anatomy, space, samples, statistics)
+    data = training_data(encoding, samples)
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),
@@ -131,7 +130,7 @@ def train_predictor(
         fit.values,
         encoding,
         calibration,
-        past_errors(data, fit),
+        residual_scale(data, fit),
         replace(info, metrics=metrics),
     )
 
@@ -175,11 +174,11 @@ def _judged(data: TrainingData, fit: ValueFit) -> tuple[IntArray, JudgedSamples]
     return index, judged
 
 
-def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:
-    """Of the anchors that prune two layers or more, each without its target."""
+def residual_scale(data: TrainingData, fit: ValueFit) -> ResidualScale:
+    """From the anchors that prune two layers or more, each predicted without its target."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     retention = data.retention[fit.anchors[searched]]
-    return PastErrors.measure(retention, fit.grouped.at(searched).scores, fit.weights[searched])
+    return ResidualScale.measure(retention, fit.grouped.at(searched).scores, fit.weights[searched])
 
 
 class _Run:
@@ -197,8 +196,8 @@ class _Run:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
         self.num_steps = settings.policy_rounds * settings.policy_steps_per_round
         config = PolicyConfig(
-            num_layers=encoding.grid.num_layers,
-            num_levels=encoding.grid.num_levels,
+            num_layers=encoding.widths.shape[0],
+            num_levels=encoding.widths.shape[1],
             num_features=encoding.features.shape[1],
             width=settings.policy_width,
             num_blocks=settings.policy_blocks,

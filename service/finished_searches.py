@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
@@ -13,7 +14,6 @@ from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ff
 from pruning.planning.prices import ffn_parameters
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
-from service.methods.names import Method
 from storage.contract import Repository
 from storage.records import ModelRecord, SearchRecord, SearchStatus
 

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
@@ -19,7 +20,6 @@ from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
 from service.methods.additive import AdditiveMethod
 from service.methods.family import Answer, MethodFamily, Question, Unavailable
-from service.methods.names import BEST_FIRST, Method
 from service.methods.predicted import PredictorMethod
 from service.methods.searched import SearchedMethods
 from service.methods.statistical import StatisticalMethods
@@ -44,20 +44,12 @@ class Planner:
         self._models: LruCache[str, ModelRecord] = LruCache(_MAX_CACHED_MODELS)
         self._devices = DeviceFinder(repository)
         self._predictor_method = PredictorMethod(repository, predictors)
-        statistical, searched = StatisticalMethods(repository), SearchedMethods(repository)
-        self._families: dict[Method, MethodFamily] = {
-            Method.LOP: self._predictor_method,
-            Method.ADDITIVE_DP: AdditiveMethod(repository),
-            Method.UNIFORM: UniformMethod(),
-            Method.WANDA_SP: statistical,
-            Method.FLAP: statistical,
-            Method.LLM_PRUNER: statistical,
-            Method.OWL: statistical,
-            Method.ECOFLAP: statistical,
-            Method.SHORTGPT: statistical,
-            Method.MCTS: searched,
-            Method.EVOLUTION: searched,
-            Method.RANDOM: searched,
+        self._families: dict[Family, MethodFamily] = {
+            Family.PREDICTOR: self._predictor_method,
+            Family.SCAN: AdditiveMethod(repository),
+            Family.NOTHING: UniformMethod(),
+            Family.STATISTICS: StatisticalMethods(repository),
+            Family.SEARCH: SearchedMethods(repository),
         }
 
     def plan(self, request: PlanRequest) -> PruningPlan:
@@ -75,7 +67,7 @@ class Planner:
         step = math.lcm(request.round_to, request.tp_size)
         notes = [f"FFN widths are multiples of {step}"]
         for method in BEST_FIRST if request.method is None else (request.method,):
-            candidate = self._families[method].find(method, question)
+            candidate = self._families[method.family].find(method, question)
             if isinstance(candidate, Unavailable):
                 if request.method is not None:
                     raise candidate.error

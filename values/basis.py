@@ -23,7 +23,7 @@ class Basis:
     """Own KL, terms and coordinates of the kept fractions of one model."""
 
     def __init__(self, encoding: Encoding) -> None:
-        self.knots = np.asarray(encoding.grid.widths, dtype=np.float64)
+        self.knots = encoding.widths.astype(np.float64)
         self.knots /= self.knots[:, -1:]
         self.log_sensitivity = encoding.log_sensitivity
         self.shares = encoding.parameter_shares

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
-from pruning.planning.levels import LevelGrid
 from storage.records import Sample
 from values.encoding import Encoding, log_kl, pruned_layers
 
@@ -38,7 +37,7 @@ class TrainingData:
         retention: [N] FFN parameters kept, as a fraction.
         gap: [N] log KL above the frontier, 0 at the best known configurations.
         searched: bool [N] prunes two layers or more.
-        levels: [N, L] 0-based levels, -1 where the widths are not on the grid.
+        levels: [N, L] choices of the space, -1 where the widths are none of its points.
     """
 
     fractions: FloatArray
@@ -130,13 +129,14 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def training_data(grid: LevelGrid, encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
+def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
     """Arrays of `samples`, kept in their order."""
     fractions = encoding.kept_fractions([sample.widths for sample in samples])
     values = np.array([log_kl(sample.metrics.kl) for sample in samples])
     retention = fractions @ encoding.parameter_shares
-    configurations = [grid.configuration_of(list(sample.widths)) for sample in samples]
-    levels = [[k - 1 for k in c] if c is not None else [-1] * grid.num_layers for c in configurations]
+    # [N, L, K]: the option whose width it is; a width that is no option is none of them.
+    found = np.array([sample.widths for sample in samples])[:, :, None] == encoding.widths
+    levels = np.where(found.any(axis=2).all(axis=1, keepdims=True), found.argmax(axis=2), -1)
     return TrainingData(
         fractions=fractions,
         log_kl=values,
@@ -144,8 +144,8 @@ def training_data(grid: LevelGrid, encoding: Encoding, samples: Sequence[Sample]
         agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
         retention=retention,
         gap=values - frontier(retention, values, retention),
-        searched=np.array([len(pruned_layers(grid, sample.widths)) >= 2 for sample in samples]),
-        levels=np.array(levels, dtype=np.int64),
+        searched=np.array([len(pruned_layers(encoding.space, sample.widths)) >= 2 for sample in samples]),
+        levels=levels.astype(np.int64),
     )
 
 

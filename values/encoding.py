@@ -1,6 +1,6 @@
-"""A model, its level grid and its scored samples as numbers that a network can read.
+"""A model, the space that was searched and its scored samples as numbers that a network can read.
 
-Letters: L decoder layers, K levels of the grid, F static features a layer.
+Letters: L decoder layers, each with one decision, K options of each, F static features a layer.
 """
 
 import math
@@ -14,7 +14,9 @@ import numpy as np
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Space
 from storage.records import Sample
 
 KL_FLOOR_NATS = 1e-6
@@ -26,27 +28,45 @@ class Encoding:
     """What the predictor knows of one model before it is asked for a budget. Immutable, so threads may share it.
 
     Attributes:
-        grid: the levels that the policy chooses from.
+        space: what the policy chooses from: as many FFN widths in every layer, the last one dense.
+        parameters: [L, K] FFN parameters of each option.
         features: [L, F] static features: relative depth, width share, parameter share (both times L, so 1 is the
             average layer), block influence and mean channel importance (logarithms, standardised over the model, 0
-            where no statistics are known), log KL of pruning this layer alone at levels 1..K-1 (standardised over the
-            model), and K-1 flags that say whether that number was measured (1) or filled in (0).
-        log_sensitivity: [L, K-1] log KL in nats of pruning one layer alone to each level below dense.
+            where no statistics are known), log KL of pruning this layer alone to each option below dense (standardised
+            over the model), and K-1 flags that say whether that number was measured (1) or filled in (0).
+        log_sensitivity: [L, K-1] log KL in nats of pruning one layer alone to each option below dense.
     """
 
-    grid: LevelGrid
+    space: Space
+    parameters: IntArray
     features: FloatArray
     log_sensitivity: FloatArray
 
     @cached_property
     def dense_widths(self) -> IntArray:
         """[L]."""
-        return np.array([row[-1] for row in self.grid.widths], dtype=np.int64)
+        return np.array([row[-1] for row in self.space.units], dtype=np.int64)
 
     @cached_property
     def parameter_shares(self) -> FloatArray:
         """[L] part of the dense FFN parameters; adds up to 1."""
-        return np.array([row[-1] for row in self.grid.costs]) / self.grid.max_cost_from[0]
+        shares: FloatArray = self.parameters[:, -1] / self.most_parameters
+        return shares
+
+    @cached_property
+    def widths(self) -> IntArray:
+        """[L, K] of all options."""
+        return np.stack(self.space.units)
+
+    @property
+    def least_parameters(self) -> int:
+        """FFN parameters of the narrowest choice."""
+        return int(self.parameters[:, 0].sum())
+
+    @property
+    def most_parameters(self) -> int:
+        """FFN parameters of the dense model."""
+        return int(self.parameters[:, -1].sum())
 
     def kept_fractions(self, widths: Sequence[Sequence[int]] | IntArray) -> FloatArray:
         """Fraction of its channels that each layer keeps, [..., L] in (0, 1], from integer widths [..., L]."""
@@ -56,19 +76,23 @@ class Encoding:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`, bit for bit (a float64 is exact as a JSON number)."""
         return {
-            "grid": {"widths": self.grid.widths, "costs": self.grid.costs, "round_to": self.grid.round_to},
+            "space": self.space.document(),
+            "parameters": self.parameters.tolist(),
             "features": self.features.tolist(),
             "log_sensitivity": self.log_sensitivity.tolist(),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Encoding":
-        grid = LevelGrid(
-            widths=tuple(tuple(row) for row in data["grid"]["widths"]),
-            costs=tuple(tuple(row) for row in data["grid"]["costs"]),
-            round_to=data["grid"]["round_to"],
-        )
-        return cls(grid, np.array(data["features"]), np.array(data["log_sensitivity"]))
+        """Raises KeyError, TypeError or ValueError for a document of another form.
+
+        Predictors of before knew a grid of widths and costs.
+        """
+        grid = data.get("grid")
+        space = Space.from_document(data["space"]) if grid is None else ffn_space_of(grid["widths"])
+        costs = data["parameters"] if grid is None else grid["costs"]
+        parameters = np.array(costs, dtype=np.int64)
+        return cls(space, parameters, np.array(data["features"]), np.array(data["log_sensitivity"]))
 
 
 def log_kl(kl_nats: float) -> float:
@@ -78,7 +102,7 @@ def log_kl(kl_nats: float) -> float:
 
 def encode(
     anatomy: ModelAnatomy,
-    grid: LevelGrid,
+    space: Space,
     samples: Sequence[Sample],
     statistics: ModelStatistics | None = None,
 ) -> Encoding:
@@ -88,7 +112,8 @@ def encode(
     channels are.
     """
     L = anatomy.num_layers
-    curves, measured = _sensitivity_curves(grid, samples)
+    parameters = np.stack(space.tables(ffn_parameters(anatomy).of))
+    curves, measured = _sensitivity_curves(space, samples)
     log_sensitivity = np.array(curves)
     total_width = sum(x.ffn_width for x in anatomy.layers)
     shape = [
@@ -101,7 +126,7 @@ def encode(
     ]
     importance = _importance(L, statistics)
     features = np.concatenate([np.array(shape), importance, _standardised(log_sensitivity), measured], axis=1)
-    return Encoding(grid=grid, features=features, log_sensitivity=log_sensitivity)
+    return Encoding(space, parameters, features, log_sensitivity)
 
 
 def _importance(num_layers: int, statistics: ModelStatistics | None) -> FloatArray:
@@ -122,12 +147,12 @@ def _standardised(values: FloatArray) -> FloatArray:
     return standardised
 
 
-def pruned_layers(grid: LevelGrid, widths: Sequence[int]) -> list[int]:
+def pruned_layers(space: Space, widths: Sequence[int]) -> list[int]:
     """Indices of the layers that `widths` [L] do not keep dense."""
-    return [i for i, (w, row) in enumerate(zip(widths, grid.widths, strict=True)) if w < row[-1]]
+    return [i for i, (w, row) in enumerate(zip(widths, space.units, strict=True)) if w < row[-1]]
 
 
-def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:
+def _sensitivity_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:
     """Log KL [L][K-1] of pruning one layer alone, and flags [L][K-1]: measured at exactly that level (1.0) or not.
 
     A level that was not measured is filled in with a model of all that were: a quadratic of the removed fraction, times
@@ -135,20 +160,21 @@ def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[lis
     interpolated between them and held beyond them. If no one-layer sample exists at all, the quadratic has the mean
     scale of the samples.
     """
-    dense = [row[-1] for row in grid.widths]
+    rows = [units.tolist() for units in space.units]
+    dense = [row[-1] for row in rows]
     points: list[dict[int, float]] = [{} for _ in dense]
     for sample in samples:
-        pruned = pruned_layers(grid, sample.widths)
+        pruned = pruned_layers(space, sample.widths)
         if len(pruned) == 1:
             width = sample.widths[pruned[0]]
             points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
     if any(points):
-        layer_factor, level_factor = _factors(grid, points)
+        layer_factor, level_factor = _factors(rows, points)
     else:
         mean_log_kl = sum(log_kl(s.metrics.kl) for s in samples) / max(len(samples), 1)
-        layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (grid.num_levels - 1)
+        layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (len(rows[0]) - 1)
     curves: list[list[float]] = []
-    for row, found, own in zip(grid.widths, points, layer_factor, strict=True):
+    for row, found, own in zip(rows, points, layer_factor, strict=True):
         widths = sorted(found)
         modelled = [own + float(np.interp(w, row[:-1], level_factor)) for w in widths]
         error = [found[w] - m for w, m in zip(widths, modelled, strict=True)]
@@ -159,7 +185,7 @@ def _sensitivity_curves(grid: LevelGrid, samples: Sequence[Sample]) -> tuple[lis
                 for w, level, e in zip(row[:-1], level_factor, filled, strict=True)
             ]
         )
-    measured = [[float(w in found) for w in row[:-1]] for found, row in zip(points, grid.widths, strict=True)]
+    measured = [[float(w in found) for w in row[:-1]] for found, row in zip(points, rows, strict=True)]
     return curves, measured
 
 
@@ -168,16 +194,16 @@ def _log_quadratic(width: int, dense: int) -> float:
     return 2.0 * math.log(1.0 - width / dense)
 
 
-def _factors(grid: LevelGrid, points: Sequence[dict[int, float]]) -> tuple[list[float], list[float]]:
+def _factors(rows: Sequence[list[int]], points: Sequence[dict[int, float]]) -> tuple[list[float], list[float]]:
     """Logarithms of a factor of each layer [L] and each level [K-1] that fit `points` [L] {width: log KL} best.
 
-    Least squares over the points on the grid. Layers without a point get the mean of the others, levels without one
-    are interpolated.
+    Least squares over the points among the widths `rows` [L][K]. Layers without a point get the mean of the others,
+    levels without one are interpolated.
     """
-    L, K = grid.num_layers, grid.num_levels
+    L, K = len(rows), len(rows[0])
     entries = [
         (layer, row.index(width), value)
-        for layer, (row, found) in enumerate(zip(grid.widths, points, strict=True))
+        for layer, (row, found) in enumerate(zip(rows, points, strict=True))
         for width, value in found.items()
         if width in row
     ]
@@ -188,7 +214,7 @@ def _factors(grid: LevelGrid, points: Sequence[dict[int, float]]) -> tuple[list[
     seen = sorted({level for _, level, _ in entries})
     level_factor = np.interp(range(K - 1), seen, factors[L:][seen]) if seen else np.zeros(K - 1)
     layer_factor: list[float | None] = []
-    for row, found in zip(grid.widths, points, strict=True):
+    for row, found in zip(rows, points, strict=True):
         errors = [y - float(np.interp(w, row[:-1], level_factor)) for w, y in found.items()]
         layer_factor.append(sum(errors) / len(errors) if errors else None)
     known = [f for f in layer_factor if f is not None]

@@ -8,11 +8,11 @@ import typer
 from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
+from pruning.allocators.methods import Method, describe_methods
 from pruning.errors import InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
-from service.methods.names import Method
 
 
 def plan(
@@ -49,15 +49,7 @@ def plan(
     tp_size: Annotated[
         int, typer.Option(help="Devices that tensor parallelism divides each layer among: it divides every width.")
     ] = 1,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="How widths are chosen. Default: the best that the stored data allows of lop, mcts (a search finished "
-            "within one level step of the target), additive-dp and uniform. wanda-sp, flap, llm-pruner, owl, ecoflap "
-            "and shortgpt need `lop model measure`; mcts, evolution and random a finished `lop search --method` near "
-            "the target."
-        ),
-    ] = None,
+    method: Annotated[Method | None, typer.Option(help=describe_methods())] = None,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
     database: OptionalDatabase = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.allocators.methods import Method
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from service.methods.names import Method
 from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest
 from storage.contract import Repository

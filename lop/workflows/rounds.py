@@ -22,7 +22,6 @@ from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import Configuration, LevelGrid
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 
@@ -169,7 +168,7 @@ def train_in_rounds(
         record = train()
         trained = load_predictor(repository, record)
         after = _measured_plans(repository, model_id, calibration_id, evaluate, trained, budgets)
-        total = predictor.encoding.grid.max_cost_from[0]
+        total = predictor.encoding.most_parameters
         # Measured now: what is measured is learnt from, and nothing of this may have been.
         middles = _between(budgets, total, rounds)
         middle_before, middle_after = (
@@ -205,15 +204,14 @@ def uncertain_budgets(
 
     Raises InputError if all are.
     """
-    grid = predictor.encoding.grid
-    total, lowest = grid.max_cost_from[0], grid.min_cost_from[0]
-    searched = [
-        sum(w * c[-1] / r[-1] for w, r, c in zip(s.widths, grid.widths, grid.costs, strict=True)) for s in samples
-    ]
-    deep = [kept for kept, s in zip(searched, samples, strict=True) if _num_pruned(grid, s.widths) > 1]
-    low = max(min(deep), lowest)
-    high = max(low, min(max(deep), 0.98 * total))
-    step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
+    encoding = predictor.encoding
+    total, lowest = encoding.most_parameters, encoding.least_parameters
+    fractions = encoding.kept_fractions([sample.widths for sample in samples])
+    searched = fractions @ encoding.parameters[:, -1]
+    deep = searched[(fractions < 1.0).sum(axis=1) > 1]
+    low = max(float(deep.min()), lowest)
+    high = max(low, min(float(deep.max()), 0.98 * total))
+    step = int(np.diff(encoding.parameters, axis=1).min())
     rng = np.random.default_rng(list(seed))
     edges = np.linspace(low, high, rounds.num_targets + 1)
     chosen: list[int] = []
@@ -221,7 +219,7 @@ def uncertain_budgets(
         budgets = [int(b) for b in rng.uniform(left, right, CHOICES_PER_TARGET)]
         free = [b for b in budgets if _is_free(b, total, rounds) and (not chosen or b - chosen[-1] >= step)]
         if free:
-            chosen.append(max(free, key=lambda budget: predictor.uncertainty(predictor.propose(budget))))
+            chosen.append(max(free, key=lambda budget: predictor.uncertainty(predictor.propose(budget - lowest))))
     if not chosen:
         raise InputError(
             "a round needs a budget that is not to be avoided",
@@ -255,8 +253,9 @@ def _measured_plans(
     """Calibration metrics of what the predictor proposes for each of `budgets`."""
     ranking = repository.get_model(model_id).ranking_sha256
     score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
-    plans: list[Configuration] = [predictor.propose(budget) for budget in budgets]
-    return score([tuple(predictor.encoding.grid.widths_of(plan)) for plan in plans])
+    encoding = predictor.encoding
+    plans = [predictor.propose(budget - encoding.least_parameters) for budget in budgets]
+    return score([encoding.space.units_of(plan) for plan in plans])
 
 
 def _kl(plans: Sequence[Metrics]) -> tuple[float, ...]:
@@ -274,7 +273,3 @@ def _mean_ratio(found: Sequence[float], best: Sequence[float]) -> float:
 def _mean_share(shares: Sequence[float | None]) -> float | None:
     measured = [share for share in shares if share is not None]
     return fmean(measured) if measured and len(measured) == len(shares) else None
-
-
-def _num_pruned(grid: LevelGrid, widths: Sequence[int]) -> int:
-    return sum(w < row[-1] for w, row in zip(widths, grid.widths, strict=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.plan import content_id
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
@@ -57,12 +57,13 @@ def train_model(
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
-    grid = LevelGrid.build(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    on_grid = sum(grid.configuration_of(list(sample.widths)) is not None for sample in samples)
+    space = ffn_levels(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    on_grid = sum(space.choice_of(model.anatomy.architecture(sample.widths)) is not None for sample in samples)
     if 2 * on_grid < len(samples):
         raise InputError(
             "a predictor is trained on the widths that were searched",
-            values=f"{on_grid} of {len(samples)} samples have widths of {grid.num_levels} levels of {grid.round_to}",
+            values=f"{on_grid} of {len(samples)} samples have widths of {settings.num_levels} levels of "
+            f"{settings.round_to}",
             remedy="Give --num-levels and --round-to as in the search",
         )
     predictor = train_predictor(

@@ -13,7 +13,7 @@ from pruning.planning.prices import ffn_parameters
 from pruning.planning.ranking import Ranking
 
 _WHOLE = 1e9
-"""Of its widest, what a layer counts as wishing for that must stay whole: it gives only when no other layer can."""
+"""What a unit is worth of a layer that must stay whole: it gives only when no other layer can."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def architecture_near(limits: Limits, wished: Sequence[float]) -> Architecture:
     """
     space = limits.space
     widest = np.array([row[-1] for row in space.units], dtype=np.float64)
-    wishes = np.minimum(np.array(wished, dtype=np.float64), _WHOLE * widest)
+    wishes = np.array(wished, dtype=np.float64)
     start = space.at_most(np.floor(np.clip(wishes, 0, widest)))
     rows = zip(space.units, wishes, widest, strict=True)
-    worth = cumulative_worth(space, [(wish - units) / most for units, wish, most in rows])
+    worth = cumulative_worth(space, [np.minimum((wish - units) / most, _WHOLE) for units, wish, most in rows])
     return space.architecture(limits.fit(start, worth))

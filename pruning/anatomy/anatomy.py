@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
-from pruning.anatomy.decoder_layer import DecoderLayer, DecoderSizes, TensorSpec
+from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec, architecture_of
 from pruning.anatomy.tensor_roles import tensor_specs
 
 
@@ -43,16 +43,6 @@ class ModelAnatomy:
         return len(self.layers)
 
     @property
-    def dense_sizes(self) -> DecoderSizes:
-        """What the dense model's layers have."""
-        return self.sizes_with([layer.ffn_width for layer in self.layers])
-
-    def sizes_with(self, ffn_widths: Sequence[int], kv_groups: Sequence[int] | None = None) -> DecoderSizes:
-        """FFN widths [L] and KV groups [L]; by default every group stays."""
-        groups = [layer.num_kv_groups for layer in self.layers] if kv_groups is None else kv_groups
-        return DecoderSizes(tuple(ffn_widths), tuple(groups))
-
-    @property
     def ffn_parameters(self) -> int:
         """Parameters in scope `ffn`."""
         return sum(layer.ffn_parameters for layer in self.layers)
@@ -64,20 +54,11 @@ class ModelAnatomy:
 
     def architecture(self, ffn_widths: Sequence[int], kv_groups: Sequence[int] | None = None) -> Architecture:
         """What keeps `ffn_widths` [L] channels and `kv_groups` [L], by default all of them."""
-        kept = {Sublayer.FFN: ffn_widths, Sublayer.ATTENTION: kv_groups}
-        return Architecture.of(
-            (Site(index, sublayer), Option(int(units)))
-            for sublayer, row in kept.items()
-            if row is not None
-            for index, (units, dense) in enumerate(zip(row, self.dense_units(sublayer), strict=True))
-            if units != dense
-        )
+        return architecture_of(self.layers, ffn_widths, kv_groups)
 
     def dense_units(self, sublayer: Sublayer) -> tuple[int, ...]:
         """[L] FFN channels or KV groups of the dense model."""
-        if sublayer is Sublayer.FFN:
-            return tuple(layer.ffn_width for layer in self.layers)
-        return tuple(layer.num_kv_groups for layer in self.layers)
+        return tuple(layer.units(sublayer) for layer in self.layers)
 
     def ffn_widths(self, architecture: Architecture) -> tuple[int, ...]:
         """[L] FFN channels that `architecture` keeps."""

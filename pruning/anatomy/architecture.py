@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 
 class Sublayer(StrEnum):
@@ -14,9 +15,10 @@ class Sublayer(StrEnum):
     ATTENTION = "attention"
     FFN = "ffn"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every plan looks up hundreds of sites
 
-@dataclass(frozen=True, order=True, slots=True)
-class Site:
+
+class Site(NamedTuple):
     """One sub-layer of one decoder layer."""
 
     layer: int
@@ -56,7 +58,8 @@ class Architecture:
     @classmethod
     def of(cls, options: Mapping[Site, Option] | Iterable[tuple[Site, Option]]) -> "Architecture":
         """From an option for each site that is not dense."""
-        return cls(tuple(sorted(dict(options).items(), key=lambda item: item[0])))
+        pairs: dict[Site, Option] = dict(options)
+        return cls(tuple(sorted(pairs.items(), key=itemgetter(0))))
 
     @property
     def options(self) -> dict[Site, Option]:

@@ -3,41 +3,22 @@
 Letters: L decoder layers, D model width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.arrays import IntArray
-
-
-class Unit(StrEnum):
-    """What is removed whole. A KV group is a key head, a value head and all the query heads that share them."""
-
-    FFN_CHANNEL = "ffn_channel"
-    KV_GROUP = "kv_group"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of one axis of a tensor: `count` units of the dense layer, one after the other, `size` indices each."""
+    """A run of one axis of a tensor: `count` units of the dense sub-layer, one after the other, `size` indices each."""
 
-    unit: Unit
+    sublayer: Sublayer
     size: int
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderSizes:
-    """What every layer keeps: FFN channels [L] and KV groups [L]."""
-
-    ffn_widths: tuple[int, ...]
-    kv_groups: tuple[int, ...]
-
-    def count(self, layer: int, unit: Unit) -> int:
-        """How many units of that kind `layer` keeps."""
-        return (self.ffn_widths if unit is Unit.FFN_CHANNEL else self.kv_groups)[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +27,38 @@ class TensorSpec:
 
     Attributes:
         dtype: as safetensors names it.
-        layer: the decoder layer whose units it holds; None: it is never cut.
-        axis: the axis that counts units.
+        site: the sub-layer that it goes with when that is skipped; None: it always stays.
+        axis: the axis that counts the site's units; None: it is never cut.
         parts: what that axis is made of, in order: one part, or several in a fused projection.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    layer: int | None = None
+    site: Site | None = None
     axis: int | None = None
     parts: tuple[Part, ...] = ()
 
-    def holds(self, unit: Unit) -> bool:
-        """Whether units of that kind are cut out of it."""
-        return any(part.unit is unit for part in self.parts)
+    def holds(self, sublayer: Sublayer) -> bool:
+        """Whether units of that kind of sub-layer are cut out of it."""
+        return any(part.sublayer is sublayer for part in self.parts)
 
-    def shape_with(self, sizes: DecoderSizes) -> tuple[int, ...]:
-        """The tensor's shape when every layer keeps `sizes`."""
-        if self.layer is None or self.axis is None:
+    def shape_with(self, option: Option | None) -> tuple[int, ...] | None:
+        """The tensor's shape when its site keeps `option`, or stays dense (None); None where the site is skipped."""
+        if option is None or self.site is None:
             return self.shape
-        extent = sum(sizes.count(self.layer, part.unit) * part.size for part in self.parts)
+        if option.units == 0:
+            return None
+        if self.axis is None:
+            return self.shape
+        extent = self.shape[self.axis] // self.parts[0].count * option.units
         return (*self.shape[: self.axis], extent, *self.shape[self.axis + 1 :])
 
-    def kept_indices(self, units: Mapping[Unit, IntArray]) -> IntArray:
+    def kept_indices(self, units: IntArray) -> IntArray:
         """Indices along `axis`, ascending, of the `units` that stay, which are ascending too."""
         kept, start = [], 0
         for part in self.parts:
-            rows = units[part.unit].astype(np.int64)[:, None] * part.size + np.arange(part.size)
+            rows = units.astype(np.int64)[:, None] * part.size + np.arange(part.size)
             kept.append(start + rows.ravel())
             start += part.count * part.size
         return np.concatenate(kept)
@@ -109,7 +94,20 @@ class DecoderLayer:
         """Query heads that share a key head and a value head."""
         return self.num_heads // self.num_kv_groups
 
-    @property
-    def units(self) -> dict[Unit, int]:
-        """How many of each unit there are."""
-        return {Unit.FFN_CHANNEL: self.ffn_width, Unit.KV_GROUP: self.num_kv_groups}
+    def units(self, sublayer: Sublayer) -> int:
+        """FFN channels or KV groups of that half."""
+        return self.ffn_width if sublayer is Sublayer.FFN else self.num_kv_groups
+
+
+def architecture_of(
+    layers: Sequence[DecoderLayer], ffn_widths: Sequence[int], kv_groups: Sequence[int] | None = None
+) -> Architecture:
+    """What keeps `ffn_widths` [L] channels and `kv_groups` [L], by default all, of the dense `layers`."""
+    kept = {Sublayer.FFN: ffn_widths, Sublayer.ATTENTION: kv_groups}
+    return Architecture.of(
+        (Site(layer.index, sublayer), Option(int(units)))
+        for sublayer, row in kept.items()
+        if row is not None
+        for units, layer in zip(row, layers, strict=True)
+        if units != layer.units(sublayer)
+    )

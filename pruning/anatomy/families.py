@@ -1,4 +1,4 @@
-"""Which language models can be pruned, and where their FFN channels and attention heads are. One row a family.
+"""Which language models can be pruned: where their FFN channels, attention heads and norms are. One row a family.
 
 The table is the only place that knows module names: reading an anatomy, ranking, cutting, evaluating, loading and
 exporting all go through it.
@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pruning.anatomy.architecture import Sublayer
 from pruning.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Family:
             one after the other. A bias goes with its rows.
         ffn_out: the linear layer whose input columns are FFN channels (down).
         attention_out: the linear layer whose input columns are the outputs of the query heads.
+        attention_norms: the norms before and after attention, which are skipped with it.
+        ffn_norms: those of the FFN. A norm that attention and FFN share is neither's: it stays.
         final_norm: the decoder's last norm.
         width_attribute: the config's name for the FFN width.
         rows_from_config: whether the attention's forward splits its fused rows by the numbers in its config.
@@ -50,6 +53,8 @@ class Family:
     rows: Mapping[str, tuple[Role, ...]] = field(default_factory=lambda: _rows(**_GATED_FFN, **_ATTENTION))
     ffn_out: str = "mlp.down_proj"
     attention_out: str = "self_attn.o_proj"
+    attention_norms: tuple[str, ...] = ("input_layernorm",)
+    ffn_norms: tuple[str, ...] = ("post_attention_layernorm",)
     final_norm: str = "norm"
     width_attribute: str = "intermediate_size"
     rows_from_config: bool = False
@@ -74,12 +79,33 @@ class Family:
         """The FFN module."""
         return self.ffn_out.rpartition(".")[0]
 
+    def linears(self, sublayer: Sublayer) -> tuple[str, ...]:
+        """The linear layers whose output rows or input columns are units of that half."""
+        if sublayer is Sublayer.FFN:
+            return *self.ffn_in, self.ffn_out
+        return *self.attention_in, self.attention_out
+
+    def sublayer_of(self, inside: str) -> Sublayer | None:
+        """The half of a layer that the tensor `inside` (its name inside the layer) goes with; None for neither."""
+        module = inside.rpartition(".")[0]
+        if module in self.attention_norms or inside.startswith(f"{self.attention}."):
+            return Sublayer.ATTENTION
+        if module in self.ffn_norms or inside.startswith(f"{self.ffn}."):
+            return Sublayer.FFN
+        return None
+
 
 LLAMA_LIKE = Family()
+GEMMA_2 = Family(
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    ffn_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
 PHI = Family(
     rows=_rows(mlp__fc1=(Role.CHANNEL,), **_ATTENTION),
     ffn_out="mlp.fc2",
     attention_out="self_attn.dense",
+    attention_norms=(),  # attention and FFN run side by side behind one norm
+    ffn_norms=(),
     final_norm="final_layernorm",
 )
 PHI3 = Family(
@@ -90,8 +116,8 @@ PHI3 = Family(
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma": LLAMA_LIKE,  # PaliGemma
-        "gemma2": LLAMA_LIKE,  # PaliGemma 2
-        "gemma3_text": LLAMA_LIKE,
+        "gemma2": GEMMA_2,  # PaliGemma 2
+        "gemma3_text": GEMMA_2,
         "llama": LLAMA_LIKE,  # LLaVA-1.5, LLaVA-NeXT, Idefics3, SmolVLM
         "mistral": LLAMA_LIKE,
         "phi": PHI,  # Bunny

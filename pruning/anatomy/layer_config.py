@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.families import Family, family_of
 from pruning.errors import UnsupportedModelError
 
@@ -17,19 +17,19 @@ _GLOBAL_ACCESS = "allow_global_per_layer_attribute_access"
 _HEADS, _GROUPS = "num_attention_heads", "num_key_value_heads"
 
 
-def layer_overrides(sizes: DecoderSizes, anatomy: ModelAnatomy, family: Family) -> dict[int, dict[str, int]]:
+def layer_overrides(architecture: Architecture, anatomy: ModelAnatomy, family: Family) -> dict[int, dict[str, int]]:
     """What each layer that differs from dense has instead of the config's own numbers."""
     overrides: dict[int, dict[str, int]] = {}
-    for layer, width, groups in zip(anatomy.layers, sizes.ffn_widths, sizes.kv_groups, strict=True):
-        changed = {family.width_attribute: width} if width != layer.ffn_width else {}
-        if groups != layer.num_kv_groups:
-            changed |= {_HEADS: groups * layer.heads_per_group, _GROUPS: groups}
-        if changed:
-            overrides[layer.index] = changed
+    for site, option in architecture.items:
+        changed = {family.width_attribute: option.units}
+        if site.sublayer is Sublayer.ATTENTION:
+            heads = option.units * anatomy.layers[site.layer].heads_per_group
+            changed = {_HEADS: heads, _GROUPS: option.units}
+        overrides[site.layer] = changed | overrides.get(site.layer, {})
     return overrides
 
 
-def recorded_sizes(config: "PreTrainedConfig") -> DecoderSizes | None:
+def recorded_architecture(config: "PreTrainedConfig") -> Architecture | None:
     """What a config says that each layer has; None for a dense model.
 
     Raises UnsupportedModelError if layers differ in anything but FFN widths and heads.
@@ -46,11 +46,13 @@ def recorded_sizes(config: "PreTrainedConfig") -> DecoderSizes | None:
             values=f"per_layer_config also has {', '.join(sorted(others))}",
             remedy="Load it with the library that made it",
         )
-    layers = [by_layer.get(index, {}) for index in range(text.num_hidden_layers)]
     groups = getattr(text, _GROUPS, None) or getattr(text, _HEADS)
-    return DecoderSizes(
-        tuple(int(values.get(width, getattr(text, width))) for values in layers),
-        tuple(int(values.get(_GROUPS, groups)) for values in layers),
+    dense = {Sublayer.FFN: (width, getattr(text, width)), Sublayer.ATTENTION: (_GROUPS, groups)}
+    return Architecture.of(
+        (Site(layer, sublayer), Option(int(by_layer[layer][name])))
+        for layer in range(text.num_hidden_layers)
+        for sublayer, (name, units) in dense.items()
+        if by_layer.get(layer, {}).get(name, units) != units
     )
 
 

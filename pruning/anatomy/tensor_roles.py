@@ -1,9 +1,11 @@
-"""Which units a tensor of the checkpoint holds: told by its name, the family's row, and the layer's sizes."""
+"""Which sub-layer a tensor belongs to, and which of its units it holds: told by its name, the family's row, and the
+layer's sizes."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.anatomy.families import FAMILIES, Family, Role
 
 TensorHeader = tuple[str, tuple[int, ...], str]
@@ -64,8 +66,15 @@ def tensor_specs(
     return tuple(_spec(header, layers, family) for header in headers)
 
 
-def unit_axis(inside: str, layer: DecoderLayer, family: Family) -> tuple[int, tuple[Part, ...]] | None:
-    """The axis of the decoder tensor `inside` (its name inside the layer) that counts units, and its parts, if any."""
+def layer_tensor(header: TensorHeader, inside: str, layer: DecoderLayer, family: Family) -> TensorSpec:
+    """The decoder tensor `header`, which is called `inside` in the dense `layer`."""
+    sublayer = family.sublayer_of(inside)
+    site = None if sublayer is None else Site(layer.index, sublayer)
+    return TensorSpec(*header, site, *_unit_axis(inside, layer, family))
+
+
+def _unit_axis(inside: str, layer: DecoderLayer, family: Family) -> tuple[int | None, tuple[Part, ...]]:
+    """The axis of a decoder tensor that counts units, and what it is made of; (None, ()) if there is none."""
     module, _, kind = inside.rpartition(".")
     if kind in ("weight", "bias") and module in family.rows:
         return 0, tuple(_part(role, layer) for role in family.rows[module])
@@ -73,22 +82,21 @@ def unit_axis(inside: str, layer: DecoderLayer, family: Family) -> tuple[int, tu
         return 1, (_part(Role.CHANNEL, layer),)
     if inside == f"{family.attention_out}.weight":
         return 1, (_part(Role.QUERY, layer),)
-    return None
+    return None, ()
 
 
 def _part(role: Role, layer: DecoderLayer) -> Part:
     match role:
         case Role.CHANNEL:
-            return Part(Unit.FFN_CHANNEL, 1, layer.ffn_width)
+            return Part(Sublayer.FFN, 1, layer.ffn_width)
         case Role.QUERY:
-            return Part(Unit.KV_GROUP, layer.heads_per_group * layer.head_dim, layer.num_kv_groups)
+            return Part(Sublayer.ATTENTION, layer.heads_per_group * layer.head_dim, layer.num_kv_groups)
         case Role.KEY | Role.VALUE:
-            return Part(Unit.KV_GROUP, layer.head_dim, layer.num_kv_groups)
+            return Part(Sublayer.ATTENTION, layer.head_dim, layer.num_kv_groups)
 
 
 def _spec(header: TensorHeader, layers: Sequence[DecoderLayer], family: Family | None) -> TensorSpec:
     place = decoder_tensor(header[0])
     if place is None or family is None or place[0] >= len(layers):
         return TensorSpec(*header)
-    found = unit_axis(place[1], layers[place[0]], family)
-    return TensorSpec(*header) if found is None else TensorSpec(*header, place[0], *found)
+    return layer_tensor(header, place[1], layers[place[0]], family)

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec, Unit
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
+from pruning.anatomy.dtypes import FLOAT_DTYPES, dtype_name
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import document_with_global_access
 from pruning.anatomy.model_class import check_architecture
 from pruning.anatomy.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 from pruning.checkpoints.expected_tensors import check_tensors
 from pruning.checkpoints.headers import StoredTensor, check_folder, stored_tensors
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.reasons import reason_of
@@ -35,10 +38,6 @@ _STRUCTURAL_KEYS = (
     "rms_norm_eps",
 )
 
-_INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
-
-_TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
 
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
@@ -50,7 +49,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
             config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
             return config
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             "config.json must describe a model that transformers knows",
             values=f"{folder}: {reason_of(error)}",
@@ -88,10 +87,7 @@ def read_anatomy(folder: str | Path, stored: Mapping[str, StoredTensor] | None =
 
 def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
     """Anatomy of a model in memory. Its tensor names are the modules'; the fingerprint equals the checkpoint's."""
-    tensors = [
-        (name, tuple(tensor.shape), _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "F32"))
-        for name, tensor in model.named_parameters()
-    ]
+    tensors = [(name, tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in model.named_parameters()]
     check_architecture(model.config)
     return _build(model.config, tensors)
 
@@ -100,7 +96,7 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     text = config.get_text_config(decoder=True)
     family = family_of(text)
     # Some files hold integer buffers, which a model in memory does not count as parameters.
-    parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
+    parameters = [t for t in tensors if t[2] in FLOAT_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     for tensor in parameters:
         if place := decoder_tensor(tensor[0]):
@@ -108,7 +104,8 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     bare = [_bare_layer(index, by_layer[index], text, family) for index in range(text.num_hidden_layers)]
     specs = tensor_specs(sorted(tensors), bare, text.model_type)
     layers = _checked(bare, specs, family)
-    down = next(t for t in specs if t.layer == 0 and t.name.endswith(f"{family.ffn_out}.weight"))
+    first = Site(0, Sublayer.FFN)
+    down = next(t for t in specs if t.site == first and t.name.endswith(f"{family.ffn_out}.weight"))
     return ModelAnatomy(
         model_type=config.model_type,
         text_model_type=text.model_type,
@@ -181,7 +178,7 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
     per_channel: dict[int, int] = defaultdict(int)
     for spec in specs:
         place = decoder_tensor(spec.name)
-        if place is None or spec.layer is None or spec.axis is None:
+        if place is None or spec.axis is None:
             continue
         extent = sum(part.count * part.size for part in spec.parts)
         if spec.shape[spec.axis] != extent:
@@ -189,9 +186,10 @@ def _checked(layers: list[DecoderLayer], specs: tuple[TensorSpec, ...], family: 
                 "a projection must be as wide as the config says",
                 values=f"{spec.name} {list(spec.shape)}, axis {spec.axis} should be {extent}",
             )
-        found[spec.layer].add(place[1])
-        if spec.holds(Unit.FFN_CHANNEL):
-            per_channel[spec.layer] += _numel(spec.shape) // layers[spec.layer].ffn_width
+        index, inside = place
+        found[index].add(inside)
+        if spec.holds(Sublayer.FFN):
+            per_channel[index] += _numel(spec.shape) // layers[index].ffn_width
     for layer in layers:
         missing = sorted(expected - found[layer.index])
         if missing:

@@ -4,15 +4,17 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.architecture import Sublayer
 from pruning.anatomy.families import family_of
-from pruning.anatomy.layer_config import document_with_global_access, recorded_sizes
+from pruning.anatomy.layer_config import document_with_global_access, recorded_architecture
 from pruning.anatomy.model_class import model_class
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.adapters import WITHOUT_ADAPTERS
-from pruning.checkpoints.anatomy_reader import load_config
+from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.generation_file import special_tokens_alone
 from pruning.checkpoints.headers import read_headers
 from pruning.checkpoints.loading_arguments import accepted_arguments
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import is_tied_wrongly
 from pruning.checkpoints.processor import Embeddings, note_embeddings, tokenizer_of
 from pruning.checkpoints.resizing import resize_model
@@ -65,7 +67,7 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
         kwargs["config"] = _agreeing_config(own, config)
     elif document_with_global_access(path) is not None:  # transformers would read the file as it is
         kwargs["config"] = config
-    compensated = biased_layers(config, headers) if recorded_sizes(config) else set()
+    compensated = biased_layers(config, headers) if recorded_architecture(config) else set()
     return load_as(resized_class(config, compensated=compensated), path, **kwargs)
 
 
@@ -77,14 +79,23 @@ def _agreeing_config(own: "PreTrainedConfig | str | Path", config: "PreTrainedCo
         own = load_config(Path(own))
     if not isinstance(own, PreTrainedConfig):
         raise InputError("config must be a config of transformers, or its folder", values=type(own).__name__)
-    if type(own) is not type(config) or recorded_sizes(own) != recorded_sizes(config):
+    if type(own) is not type(config) or _sizes(own) != _sizes(config):
         raise InputError(
             "config must be of the checkpoint's class, with the sizes that the checkpoint records in per_layer_config",
-            values=f"{type(own).__name__} {recorded_sizes(own) or 'of a dense model'}, "
-            f"the folder has {type(config).__name__} {recorded_sizes(config) or 'of a dense model'}",
+            values=f"{type(own).__name__} {_sizes(own)}, the folder has {type(config).__name__} {_sizes(config)}",
             remedy="Load it with transformers.AutoConfig from the folder, and change what you need",
         )
     return own
+
+
+def _sizes(config: "PreTrainedConfig") -> str:
+    """What the layers of a config have, as text."""
+    recorded, dense = recorded_architecture(config), layer_shapes(config)
+    if recorded is None:
+        return "of a dense model"
+    widths = recorded.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
+    groups = recorded.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
+    return f"with {list(widths)} channels and {list(groups)} KV groups"
 
 
 def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> "PreTrainedModel":
@@ -106,7 +117,7 @@ def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> 
             ignore_mismatched_sizes=True,  # told below, by name: transformers' own error says to look into its log
             **kwargs,
         )
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError("the checkpoint must load", values=f"{path}: {reason_of(error)}") from error
     problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in _REMEDIES}
     for kind, names in problems.items():
@@ -137,13 +148,13 @@ def resized_class(config: "PreTrainedConfig", *, compensated: Collection[int] = 
 
     The down projections of the `compensated` layers get a bias, if the model is a pruned one.
     """
-    known_class, sizes = model_class(config), recorded_sizes(config)
+    known_class, architecture = model_class(config), recorded_architecture(config)
 
     class Resized(known_class):  # type: ignore[misc, valid-type]
         def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            if sizes is not None:
-                resize_model(self, sizes, compensated=compensated)
+            if architecture is not None:
+                resize_model(self, architecture, compensated=compensated)
 
     return posing_as(known_class, Resized)
 
@@ -167,7 +178,7 @@ def load_pruned(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
     """
     folder = Path(path) / (kwargs.get("subfolder") or "")
     # A plan that removes nothing leaves no sizes in the config, and is the one thing that tells its checkpoint apart.
-    if not (folder / PLAN_NAME).is_file() and recorded_sizes(load_config(folder)) is None:
+    if not (folder / PLAN_NAME).is_file() and recorded_architecture(load_config(folder)) is None:
         raise CheckpointError(
             f"a pruned checkpoint has its layers' sizes as per_layer_config in config.json, or holds {PLAN_NAME}",
             values=str(folder),
@@ -197,7 +208,7 @@ def load_processor(path: str | Path) -> "Processor":
         processor: Processor = load_tokenizer(path) if text is config else load_image_text_processor(path, config)
     except LopError:
         raise
-    except Exception as error:
+    except Exception as error:  # tokenizers raises Exception itself, and processors are anybody's code
         if (missing := missing_package(error, of=str(path))) is not None:
             raise missing from error
         raise CheckpointError(

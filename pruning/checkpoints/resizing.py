@@ -1,61 +1,74 @@
 """Giving the layers of a model in memory other sizes: tensors first, then the numbers that modules keep beside them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pruning.anatomy.decoder_layer import DecoderSizes, TensorSpec
+from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.anatomy.layer_config import LayerConfig
-from pruning.anatomy.tensor_roles import unit_axis
+from pruning.anatomy.tensor_roles import layer_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
+from pruning.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def resize_model(model: "PreTrainedModel", sizes: DecoderSizes, *, compensated: Collection[int] = ()) -> None:
-    """Give every layer of a dense model `sizes`, with new, uninitialised weights on the same device where it is cut.
+def resize_model(model: "PreTrainedModel", architecture: Architecture, *, compensated: Collection[int] = ()) -> None:
+    """Give the layers of a dense model the sizes of `architecture`, with new, uninitialised weights on the same device
+    where it is cut.
 
     The down projections of the layers in `compensated` get a bias [D] if they have none.
     """
     view = decoder_view(model)
     dense = layer_shapes(model.config)
-    for index, layer in enumerate(dense):
-        width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
-        names = [] if width == layer.ffn_width else [*view.family.ffn_in, view.family.ffn_out]
-        if groups != layer.num_kv_groups:
-            names += [*view.family.attention_in, view.family.attention_out]
-        for name in names:
-            linear = view.projection(index, name)
-            found = unit_axis(f"{name}.weight", layer, view.family)
-            assert found is not None
-            shape = TensorSpec(name, tuple(linear.weight.shape), "", index, *found).shape_with(sizes)
+    for site, option in architecture.items:
+        for linear, weight in weights_of(view, dense[site.layer], site.sublayer):
+            shape = weight.shape_with(option)
+            if shape is None:
+                raise UnsupportedModelError(
+                    "every layer must keep a channel and a KV group",
+                    values=f"per_layer_config takes the {site.sublayer} of layer {site.layer} away",
+                    remedy="Load it with the library that made it",
+                )
             bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
             replace_parameters(linear, linear.weight.new_empty(shape), bias)
+    for index in compensated:
         out = view.out_projection(index)
-        if index in compensated and "bias" not in dict(out.named_parameters()):
+        if "bias" not in dict(out.named_parameters()):
             replace_parameters(out, out.weight, out.weight.new_empty(out.out_features))
-        set_counts(view, index, width, groups, layer.heads_per_group)
+    set_counts(view, dense, architecture)
 
 
-def set_counts(view: DecoderView, layer: int, width: int, groups: int, heads_per_group: int) -> None:
+def weights_of(view: DecoderView, layer: DecoderLayer, sublayer: Sublayer) -> Iterator[tuple[nn.Linear, TensorSpec]]:
+    """The linear layers that hold units of one half of the dense `layer`, each with what its weight holds."""
+    for name in view.family.linears(sublayer):
+        linear = view.projection(layer.index, name)
+        header = (name, tuple(linear.weight.shape), "")
+        yield linear, layer_tensor(header, f"{name}.weight", layer, view.family)
+
+
+def set_counts(view: DecoderView, dense: Sequence[DecoderLayer], architecture: Architecture) -> None:
     """The numbers that modules keep beside their weights, for whoever reads them."""
-    ffn = view.layers[layer].get_submodule(view.family.ffn)
-    attention: Any = view.layers[layer].get_submodule(view.family.attention)
-    counts = {"num_heads": groups * heads_per_group, "num_key_value_heads": groups}
-    for module, name, count in [
-        (ffn, view.family.width_attribute, width),
-        *((attention, *item) for item in counts.items()),
-    ]:
-        if hasattr(module, name):
-            setattr(module, name, count)
-    if view.family.rows_from_config:
-        attention.config = LayerConfig(
-            attention.config, num_attention_heads=groups * heads_per_group, num_key_value_heads=groups
-        )
+    widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
+    kv_groups = architecture.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
+    for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
+        ffn = view.layers[layer.index].get_submodule(view.family.ffn)
+        attention: Any = view.layers[layer.index].get_submodule(view.family.attention)
+        heads = groups * layer.heads_per_group
+        for module, name, count in (
+            (ffn, view.family.width_attribute, width),
+            (attention, "num_heads", heads),
+            (attention, "num_key_value_heads", groups),
+        ):
+            if hasattr(module, name):
+                setattr(module, name, count)
+        if view.family.rows_from_config:
+            attention.config = LayerConfig(attention.config, num_attention_heads=heads, num_key_value_heads=groups)
 
 
 def replace_parameters(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

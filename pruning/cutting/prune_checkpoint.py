@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning.anatomy.layer_config import recorded_sizes
+from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.decoder_layer import architecture_of
+from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import anatomy_of, layer_shapes, read_anatomy
 from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, stored_tensors
@@ -81,7 +83,7 @@ def prune_checkpoint(
         for file_name, names in shards.filename_to_tensors.items()
     }
     sizes = {file_name: layout.file_bytes for file_name, layout in layouts.items()}
-    contents = draft_contents(plan, ranking, stored, max_shard_size=max_shard_size)
+    contents = draft_contents(plan.architecture(anatomy), ranking, stored, max_shard_size=max_shard_size)
     rest = companion_bytes(source) + _REST_BYTES
     with writing(out, draft=draft_folder(out)), locked_draft(out, contents) as draft:
         finished = draft.finished(sizes)
@@ -126,15 +128,17 @@ def save_pruned(
     from pruning.anatomy.decoder_view import decoder_view
 
     view = decoder_view(model)
-    found = recorded_sizes(model.config) or anatomy_of(model).dense_sizes
-    widths = tuple(view.ffn_width(layer) for layer in range(len(view.layers)))
-    if found != plan.sizes or widths != plan.sizes.ffn_widths:
+    recorded = recorded_architecture(model.config)
+    dense = anatomy_of(model).layers if recorded is None else layer_shapes(model.config)
+    groups = [layer.num_kv_groups for layer in plan.layers]
+    widths = [view.ffn_width(layer) for layer in range(len(view.layers))]
+    found = recorded or Architecture()
+    if widths != plan.ffn_widths or found != architecture_of(dense, widths, groups):
         raise CheckpointError(
             "the model must have the plan's sizes",
-            values=f"model {found}, plan {plan.sizes}",
+            values=f"model {widths} {found.document()}, plan {plan.ffn_widths} channels, {groups} KV groups",
             remedy="Call apply_plan(model, plan) first",
         )
-    dense = layer_shapes(model.config)
     cut = [layer.index for layer in dense if plan.layers[layer.index].ffn_width < layer.ffn_width]
     if plan.ranking.compensates and any(view.out_projection(x).bias is None for x in cut):
         raise CheckpointError(

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.anatomy.families import family_of
-from pruning.anatomy.layer_config import layer_overrides, recorded_sizes
+from pruning.anatomy.layer_config import layer_overrides, recorded_architecture
 from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
 from pruning.checkpoints.output_head import is_tied_wrongly
 from pruning.cutting.streaming.companions import CODE_KEY
@@ -41,7 +42,8 @@ def write_config(
     for section in (document, place):
         if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
             section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
-    overrides = layer_overrides(plan.sizes, anatomy, family_of(text))
+    architecture = plan.architecture(anatomy)
+    overrides = layer_overrides(architecture, anatomy, family_of(text))
     if overrides:
         # transformers takes head_dim from the number of heads otherwise, which is not the same in every layer.
         place["head_dim"] = anatomy.layers[0].head_dim
@@ -49,6 +51,6 @@ def write_config(
         place["allow_global_per_layer_attribute_access"] = True
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     written = load_config(draft)
-    if (recorded_sizes(written) or anatomy.dense_sizes) != plan.sizes:
+    if (recorded_architecture(written) or Architecture()) != architecture:
         raise CheckpointError("the config must record the plan's sizes", values=f"{source / 'config.json'}")
     return written

@@ -1,18 +1,18 @@
 """Cutting channels and KV groups out of a model in memory: tensors, then counts, then the config, in lockstep."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderLayer, DecoderSizes, TensorSpec, Unit
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.anatomy.layer_config import layer_overrides
-from pruning.anatomy.tensor_roles import unit_axis
+from pruning.arrays import IntArray
 from pruning.checkpoints.anatomy_reader import anatomy_of
-from pruning.checkpoints.resizing import replace_parameters, set_counts
+from pruning.checkpoints.resizing import replace_parameters, set_counts, weights_of
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.forward.compensation import compensated_bias
 from pruning.planning.plan import PruningPlan
@@ -25,69 +25,47 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def cut_model(model: "PreTrainedModel", sizes: DecoderSizes, ranking: Ranking) -> None:
-    """Cut every layer of `model`, in place, down to the best channels and groups of `sizes`; the config records them.
+def cut_model(model: "PreTrainedModel", architecture: Architecture, ranking: Ranking) -> None:
+    """Cut `model`, in place, down to the best channels and groups of `architecture`; the config records how many.
 
     If the ranking holds means, the down projections that are cut get a bias for what they lose.
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
-        PlanError: a size is outside 1..dense, or the ranking orders no groups.
+        PlanError: what is kept is outside 1..dense, of other bits or density, or of groups that the ranking does not
+            order.
         CheckpointError: a bias does not fit the weights' dtype. In every case nothing is cut.
     """
     anatomy = anatomy_of(model)
     ranking.check(anatomy)
-    ranking.check_sizes(sizes, anatomy)
+    ranking.check_architecture(architecture, anatomy)
     view = decoder_view(model)
-    biases = _compensated_biases(view, anatomy, sizes, ranking) if ranking.compensates else {}
-    for index, dense in enumerate(anatomy.layers):
-        width, groups = sizes.ffn_widths[index], sizes.kv_groups[index]
-        units = {unit: torch.from_numpy(kept) for unit, kept in ranking.kept_units(index, sizes).items()}
-        if width < dense.ffn_width:
-            out = view.out_projection(index)
-            bias = biases.get(index, out.bias)
-            _cut_rows(view, dense, view.family.ffn_in, units)
-            replace_parameters(out, out.weight[:, units[Unit.FFN_CHANNEL].to(out.weight.device)], bias)
-            logger.info("layer %d: ffn %d -> %d channels", index, dense.ffn_width, width)
-        if groups < dense.num_kv_groups:
-            _cut_rows(view, dense, view.family.attention_in, units)
-            _cut_columns(view, dense, view.family.attention_out, units)
-            logger.info("layer %d: %d -> %d KV groups", index, dense.num_kv_groups, groups)
-        set_counts(view, index, width, groups, dense.heads_per_group)
-    record_sizes(model, sizes, anatomy)
+    kept_units = ranking.kept_units(architecture)
+    biases = _compensated_biases(view, kept_units, ranking) if ranking.compensates else {}
+    for site, units in kept_units.items():
+        dense = anatomy.layers[site.layer]
+        for linear, spec in weights_of(view, dense, site.sublayer):
+            weight, bias = linear.weight, linear.bias
+            kept = torch.from_numpy(spec.kept_indices(units)).to(weight.device)
+            if spec.axis == 0:
+                replace_parameters(linear, weight[kept], None if bias is None else bias[kept])
+            else:
+                replace_parameters(linear, weight[:, kept], biases.get(site, bias))
+        logger.info("layer %d: %s %d -> %d", site.layer, site.sublayer, dense.units(site.sublayer), len(units))
+    set_counts(view, anatomy.layers, architecture)
+    _record(model, architecture, anatomy)
 
 
 def _compensated_biases(
-    view: DecoderView, anatomy: ModelAnatomy, sizes: DecoderSizes, ranking: Ranking
-) -> dict[int, torch.Tensor]:
-    """The bias [D] of the down projection of each layer that loses channels."""
+    view: DecoderView, kept_units: Mapping[Site, IntArray], ranking: Ranking
+) -> dict[Site, torch.Tensor]:
+    """The bias [D] of the down projection of each FFN that loses channels."""
     found = {}
-    for layer, width in zip(anatomy.layers, sizes.ffn_widths, strict=True):
-        if width < layer.ffn_width:
-            out = view.out_projection(layer.index)
-            found[layer.index] = compensated_bias(out.weight, out.bias, ranking, layer.index, width)
+    for site, units in kept_units.items():
+        if site.sublayer is Sublayer.FFN:
+            out = view.out_projection(site.layer)
+            found[site] = compensated_bias(out.weight, out.bias, ranking, site.layer, len(units))
     return found
-
-
-def _cut_rows(view: DecoderView, dense: DecoderLayer, names: Sequence[str], units: Mapping[Unit, torch.Tensor]) -> None:
-    for name in names:
-        linear = view.projection(dense.index, name)
-        kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
-        replace_parameters(linear, linear.weight[kept], None if linear.bias is None else linear.bias[kept])
-
-
-def _cut_columns(view: DecoderView, dense: DecoderLayer, name: str, units: Mapping[Unit, torch.Tensor]) -> None:
-    linear = view.projection(dense.index, name)
-    kept = _kept(f"{name}.weight", view, dense, units).to(linear.weight.device)
-    replace_parameters(linear, linear.weight[:, kept], linear.bias)
-
-
-def _kept(name: str, view: DecoderView, dense: DecoderLayer, units: Mapping[Unit, torch.Tensor]) -> torch.Tensor:
-    """Indices that stay of the rows or columns of the layer's tensor `name`."""
-    found = unit_axis(name, dense, view.family)
-    assert found is not None
-    spec = TensorSpec(name, (), "", dense.index, *found)
-    return torch.from_numpy(spec.kept_indices({unit: kept.numpy() for unit, kept in units.items()}))
 
 
 def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) -> "PreTrainedModel":
@@ -97,8 +75,9 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) ->
         FingerprintMismatchError: plan, ranking and model do not belong together.
         PlanError: the plan asks for what cannot be cut.
     """
-    check_applicable(plan, anatomy_of(model), ranking)
-    cut_model(model, plan.sizes, ranking)
+    anatomy = anatomy_of(model)
+    check_applicable(plan, anatomy, ranking)
+    cut_model(model, plan.architecture(anatomy), ranking)
     return model
 
 
@@ -123,7 +102,7 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             values=f"plan {plan.ranking.compensates}, ranking {ranking.compensates}",
             remedy="Fetch the plan again with `lop plan`",
         )
-    ranking.check_sizes(plan.sizes, anatomy)
+    ranking.check_architecture(plan.architecture(anatomy), anatomy)
     for layer, dense in zip(plan.layers, anatomy.layers, strict=True):
         if (
             layer.skip
@@ -138,10 +117,10 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             )
 
 
-def record_sizes(model: "PreTrainedModel", sizes: DecoderSizes, anatomy: ModelAnatomy) -> None:
+def _record(model: "PreTrainedModel", architecture: Architecture, anatomy: ModelAnatomy) -> None:
     """Write what differs from dense into the text config's `per_layer_config`, transformers' own format."""
     text = model.config.get_text_config(decoder=True)
-    overrides = layer_overrides(sizes, anatomy, decoder_view(model).family)
+    overrides = layer_overrides(architecture, anatomy, decoder_view(model).family)
     if not overrides:
         return
     # Without this, transformers refuses to read the global width of a heterogeneous config, which its own

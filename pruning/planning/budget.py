@@ -21,7 +21,7 @@ from pruning.checkpoints.safetensors_layout import (
 )
 from pruning.errors import InputError
 from pruning.planning import prices
-from pruning.planning.added_biases import added_biases, pruned_tensors, sizes_of
+from pruning.planning.added_biases import added_biases, pruned_tensors
 from pruning.planning.cost import weight_file_bytes
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, Limits
@@ -90,7 +90,7 @@ def _disk_limit(anatomy: ModelAnatomy, space: Space, most: int, compensates: boo
     if limit.least <= most:
         return limit
     smallest = [int(row.argmin()) for row in limit.costs]
-    tensors = pruned_tensors(anatomy, sizes_of(anatomy, space.architecture(smallest)), compensates=compensates)
+    tensors = pruned_tensors(anatomy, space.architecture(smallest), compensates=compensates)
     spare = limit.least - weight_file_bytes(tensors)
     rows = tuple(np.where(row == row.min(), row, row + spare) for row in limit.costs)
     return Limit(limit.kind, most, limit.fixed - spare, rows)

@@ -8,7 +8,7 @@ from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
-from pruning.planning.added_biases import pruned_tensors, sizes_of
+from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.plan import Achieved, Workload
 from pruning.planning.target import achieved_sparsity
@@ -46,7 +46,7 @@ def achieved_costs(
     achieved = Achieved(
         sparsity=achieved_sparsity(anatomy, architecture, compensates=compensates),
         parameters=prices.parameters(anatomy, compensates=compensates).cost(architecture),
-        disk_bytes=weight_file_bytes(pruned_tensors(anatomy, sizes_of(anatomy, architecture), compensates=compensates)),
+        disk_bytes=weight_file_bytes(pruned_tensors(anatomy, architecture, compensates=compensates)),
         memory_bytes=prices.memory_bytes(anatomy, workload, compensates=compensates).cost(architecture),
         kv_cache_bytes=kv_cache_bytes(anatomy, workload, architecture),
         activation_bytes=activation_bytes(anatomy, workload),

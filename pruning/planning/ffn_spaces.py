@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -83,6 +84,14 @@ def ffn_space(anatomy: ModelAnatomy, rows: list[IntArray]) -> Space:
     sites = [Site(layer.index, Sublayer.FFN) for layer in anatomy.layers]
     decisions = tuple(Decision((site,), (Options(row),)) for site, row in zip(sites, rows, strict=True))
     return Space(decisions, {site: layer.ffn_width for site, layer in zip(sites, anatomy.layers, strict=True)})
+
+
+def ffn_space_of(widths: Sequence[Sequence[int]]) -> Space:
+    """One decision a layer: FFN `widths` [L][K], ascending, the last one dense."""
+    sites = [Site(index, Sublayer.FFN) for index in range(len(widths))]
+    rows = [np.array(row, dtype=np.int64) for row in widths]
+    decisions = tuple(Decision((site,), (Options(row),)) for site, row in zip(sites, rows, strict=True))
+    return Space(decisions, {site: int(row[-1]) for site, row in zip(sites, rows, strict=True)})
 
 
 def check_tensor_parallel(anatomy: ModelAnatomy, tp_size: int) -> None:

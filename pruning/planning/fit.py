@@ -2,13 +2,14 @@
 most.
 
 Both by what a move is worth for what it costs: of the limit that is exceeded most while something has to go, and of the
-slack that is left under every limit while there is some. A move is one decision's next option down or up in cost, so
-options need no order.
+slack that is left under every limit while there is some. A move is to the next option of one decision on its frontier:
+options that are worth no less than any cheaper one. So options need no order, and a long way is gone in steps that are
+weighed one by one. What the frontier leaves over, other options use up.
 """
 
 import numpy as np
 
-from pruning.arrays import FloatArray, IntArray
+from pruning.arrays import BoolArray, FloatArray, IntArray
 from pruning.planning.cost_table import CostTable
 
 _NO_COST = 1e-12
@@ -17,18 +18,22 @@ _NO_COST = 1e-12
 
 def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no option above that of any single decision fits.
+    added: no option above that of any single decision fits, see `CostTable.above`.
 
     `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
     ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
-    _shrink(table, spare, chosen, worth)
-    _fill(table, spare, chosen, worth)
+    ranked = np.full(table.exists.shape, -np.inf)
+    ranked[table.exists] = worth[table.by_cost]
+    frontier = (ranked == np.maximum.accumulate(ranked, axis=1))[table.exists]
+    _shrink(table, spare, chosen, worth, frontier)
+    _fill(table, spare, chosen, worth, frontier)
+    _fill(table, spare, chosen, worth, np.ones_like(frontier))
     return chosen
 
 
-def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray) -> None:
+def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, frontier: BoolArray) -> None:
     """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
@@ -42,7 +47,10 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
         freed = now[:, n] - costs
         # Never what frees less than nothing of another limit: two moves could undo each other for ever. While a limit
         # is exceeded there is always a move: to a decision's floor.
-        able = np.flatnonzero((freed >= 0).all(axis=0) & (freed[worst] > 0))
+        cheaper = (freed >= 0).all(axis=0) & (freed[worst] > 0)
+        able = np.flatnonzero(cheaper & frontier)
+        if not len(able):
+            able = np.flatnonzero(cheaper)
         able = able[np.append(n[able][1:] != n[able][:-1], True)]  # the dearest of each decision
         lost = worth[n[able], chosen[n[able]]] - worth[n[able], k[able]]
         best = able[np.argmin(lost / freed[worst, able])]
@@ -51,13 +59,13 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
         now[:, n[best]] = costs[:, best]
 
 
-def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray) -> None:
-    """Go to options above while any fits: those that are worth most for what they take of the slack."""
+def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, among: BoolArray) -> None:
+    """Go to options above, `among` all, while any fits: those that are worth most for what they take of the slack."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
     n, k = table.by_cost
     # What does not fit now never will, and what is not above an option is above none that are above it.
-    able = table.above(chosen)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
+    able = among & table.above(chosen)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
     n, k = n[able], k[able]
     costs = table.excess[:, n, k]
     while True:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.planning.scope import Scope
 
@@ -212,10 +213,13 @@ class PruningPlan(_Part):
         """FFN widths [L]."""
         return [layer.ffn_width for layer in self.layers]
 
-    @property
-    def sizes(self) -> DecoderSizes:
-        """What every layer keeps."""
-        return DecoderSizes(tuple(self.ffn_widths), tuple(layer.num_kv_groups for layer in self.layers))
+    def architecture(self, anatomy: ModelAnatomy) -> Architecture:
+        """How many channels and KV groups every layer keeps; raises PlanError if the model has fewer or more layers."""
+        if len(self.layers) != anatomy.num_layers:
+            raise PlanError(
+                "a plan says what every layer keeps", values=f"{len(self.layers)} layers, model {anatomy.num_layers}"
+            )
+        return anatomy.architecture(self.ffn_widths, [layer.num_kv_groups for layer in self.layers])
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Raises FingerprintMismatchError unless the plan was made for the model with this fingerprint."""

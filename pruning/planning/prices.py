@@ -13,7 +13,6 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
-from pruning.anatomy.decoder_layer import TensorSpec, Unit
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import IntArray
 from pruning.checkpoints.safetensors_layout import tensor_bytes
@@ -230,11 +229,10 @@ def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
     for tensor in anatomy.tensors:
         size = tensor_bytes(tensor.shape, tensor.dtype)
         total += size
-        site = _site_of(tensor)
-        if site is not None:
+        if tensor.site is not None:
             first = 0 if tensor.parts else 2
-            counted[site][first] += int(np.prod(tensor.shape, dtype=np.int64))
-            counted[site][first + 1] += size
+            counted[tensor.site][first] += int(np.prod(tensor.shape, dtype=np.int64))
+            counted[tensor.site][first + 1] += size
     for layer in anatomy.layers:  # an anatomy that lists no tensors knows its channels
         counted[Site(layer.index, Sublayer.FFN)][0] = layer.ffn_parameters
     more, more_bytes = dict.fromkeys(dense, 0), dict.fromkeys(dense, 0)
@@ -252,21 +250,8 @@ def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
     )
 
 
-def _site_of(tensor: TensorSpec) -> Site | None:
-    if tensor.layer is None:
-        return None
-    return Site(tensor.layer, Sublayer.FFN if tensor.holds(Unit.FFN_CHANNEL) else Sublayer.ATTENTION)
-
-
 def _dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
-    return {
-        Site(layer.index, sublayer): units
-        for layer in anatomy.layers
-        for sublayer, units in (
-            (Sublayer.ATTENTION, layer.num_kv_groups),
-            (Sublayer.FFN, layer.ffn_width),
-        )
-    }
+    return {Site(layer.index, sublayer): layer.units(sublayer) for layer in anatomy.layers for sublayer in Sublayer}
 
 
 def _check_priced(bits: object, density: object) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes, Unit
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.arrays import IntArray
 from pruning.errors import CheckpointError, FingerprintMismatchError, PlanError
 
@@ -82,38 +82,42 @@ class Ranking:
         """Whether plans with this ranking add biases for what they remove."""
         return self.ffn_means is not None
 
-    def kept(self, layer: int, width: int) -> NDArray[np.int64]:
-        """The `width` best channels of `layer`, in their original order."""
-        return np.sort(self.ffn[layer][:width]).astype(np.int64)
-
     def removed(self, layer: int, width: int) -> NDArray[np.int64]:
         """All channels of `layer` but the `width` best, in their original order."""
         return np.sort(self.ffn[layer][width:]).astype(np.int64)
 
-    def kept_units(self, layer: int, sizes: DecoderSizes) -> dict[Unit, IntArray]:
-        """The best channels and groups of `layer` that `sizes`, which were checked, keep, in their original order."""
-        kept = sizes.kv_groups[layer]
-        # A ranking that does not order groups cuts none.
-        groups = np.arange(kept) if self.kv_groups is None else np.sort(self.kv_groups[layer][:kept])
-        return {Unit.FFN_CHANNEL: self.kept(layer, sizes.ffn_widths[layer]), Unit.KV_GROUP: groups.astype(np.int64)}
+    def kept_units(self, architecture: Architecture) -> dict[Site, IntArray]:
+        """The best units of each site that `architecture`, which was checked, cuts; in their original order."""
+        orders = {Sublayer.FFN: self.ffn, Sublayer.ATTENTION: self.kv_groups or ()}
+        return {
+            site: np.sort(orders[site.sublayer][site.layer][: option.units]).astype(np.int64)
+            for site, option in architecture.items
+        }
 
-    def check_sizes(self, sizes: DecoderSizes, anatomy: ModelAnatomy) -> None:
-        """Raises PlanError if `sizes` cuts groups and this ranking does not order them, or is outside 1..dense."""
-        dense = anatomy.dense_sizes
-        for name, kept, most in (
-            ("channels", sizes.ffn_widths, dense.ffn_widths),
-            ("KV groups", sizes.kv_groups, dense.kv_groups),
-        ):
-            if len(kept) != len(most) or any(not 1 <= k <= m for k, m in zip(kept, most, strict=False)):
+    def check_architecture(self, architecture: Architecture, anatomy: ModelAnatomy) -> None:
+        """Raises PlanError unless this version and this ranking can cut `architecture` out of the model.
+
+        A site keeps between one and all of its units, at the bits and the density that its weights have; of KV groups
+        all, if this ranking does not order them.
+        """
+        for site, option in architecture.items:
+            dense = anatomy.layers[site.layer].units(site.sublayer) if site.layer < anatomy.num_layers else 0
+            values = f"layer {site.layer}: {option.units} of {dense}"
+            if not 1 <= option.units <= dense:
+                name = "channels" if site.sublayer is Sublayer.FFN else "KV groups"
+                raise PlanError(f"each layer keeps between one and all of its {name}", values=values)
+            if option.bits is not None or option.density is not None:
                 raise PlanError(
-                    f"each layer keeps between one and all of its {name}", values=f"{list(kept)} of {list(most)}"
+                    "this version cuts whole units, and keeps the bits and the density of weights",
+                    values=f"layer {site.layer}: {site.sublayer} with bits={option.bits}, density={option.density}",
+                    remedy="Upgrade lop-service, or fetch the plan again with `lop plan`",
                 )
-        if self.kv_groups is None and sizes.kv_groups != dense.kv_groups:
-            raise PlanError(
-                "a plan that removes KV groups needs a ranking that orders them",
-                values=f"{list(sizes.kv_groups)} of {list(dense.kv_groups)}",
-                remedy="Register the model anew, under another id, with `lop model add`",
-            )
+            if site.sublayer is Sublayer.ATTENTION and self.kv_groups is None:
+                raise PlanError(
+                    "a plan that removes KV groups needs a ranking that orders them",
+                    values=values,
+                    remedy="Register the model anew, under another id, with `lop model add`",
+                )
 
     def agrees_with(self, other: "Ranking") -> bool:
         """Whether both order the channels alike, and the KV groups too if both order them."""

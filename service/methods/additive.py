@@ -1,10 +1,10 @@
 """The additive dynamic program over a stored one-layer sensitivity scan."""
 
 from pruning.allocators.additive import additive_architecture
+from pruning.allocators.methods import Method
 from pruning.errors import InputError
 from pruning.planning.plan import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from service.sensitivity_scan import ScanFinder, SensitivityScan
 from storage.contract import Repository
 

@@ -4,13 +4,13 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pruning.allocators.methods import Method
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_widths
 from pruning.planning.plan import Predicted, Provenance
 from pruning.planning.target import ffn_parameter_limits
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from service.predictor_cache import PredictorCache
 from storage.contract import Repository
 from storage.records import PredictorRecord

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from pruning.allocators.allocation import parameter_budget
+from pruning.allocators.methods import Method
 from pruning.allocators.uniform import evenness
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
@@ -15,7 +16,6 @@ from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from storage.contract import Repository
 
 REACH = Fraction(1, 16)

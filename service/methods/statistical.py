@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
 from pruning.planning.plan import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from storage.contract import Repository
 from storage.records import StatisticsRecord
 
@@ -50,7 +50,7 @@ class StatisticalMethods:
         allocation = allocator.allocate(anatomy, statistics, limits)
         notes = []
         if allocation.ranking is not None:
-            notes.append(f"{allocator.name} ranks the channels of a layer in its own way")
+            notes.append(f"{allocator.method} ranks the channels of a layer in its own way")
             if allocation.ranking.compensates:
                 notes.append("down projections that are cut get a bias for what they lose")
         return Answer(

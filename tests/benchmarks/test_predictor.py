@@ -31,12 +31,12 @@ from benchmarks.stored_samples import (
     write_samples,
 )
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import DatasetError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import Predicted
-from service.methods.names import Method
 from service.planner import Planner
 from service.schemas import PlanRequest
 from storage.contract import Repository

@@ -14,6 +14,7 @@ from benchmarks.truth import LIMITS, RequestMaker, check_plan, measure_truth
 from benchmarks.truth_subjects import TruthSubject, register_large
 from lop.workflows.profiling import TimedModel
 from lop.workflows.registration import register_model
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
@@ -21,7 +22,6 @@ from pruning.devices.catalogue import DEVICES
 from pruning.planning.cost import kv_cache_bytes
 from pruning.planning.plan import Budget, PruningPlan
 from service.devices import find_device
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

@@ -6,8 +6,10 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.levels import LevelGrid
+from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice, Space
 
 FINGERPRINT = "0" * 64
 
@@ -22,10 +24,25 @@ def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) ->
     return ModelAnatomy("llava", "llama", 32, 50, layers, total, "F32", FINGERPRINT)
 
 
-def make_grid(num_layers: int, num_levels: int, step: int = 1) -> LevelGrid:
-    """Equal layers whose level k keeps and costs k * step."""
-    row = tuple(step * k for k in range(1, num_levels + 1))
-    return LevelGrid(widths=(row,) * num_layers, costs=(row,) * num_layers, round_to=step)
+def make_space(num_layers: int, num_options: int) -> Space:
+    """Equal layers whose option k keeps k + 1 channels."""
+    return ffn_space_of([list(range(1, num_options + 1))] * num_layers)
+
+
+def limits_of(costs: Sequence[Sequence[int]], budget: int) -> Limits:
+    """At most `budget`, where option k of layer l keeps and costs `costs[l][k]`."""
+    rows = tuple(np.array(row, dtype=np.int64) for row in costs)
+    return Limits(ffn_space_of(costs), (Limit(LimitKind.FFN_PARAMETERS, budget, 0, rows),))
+
+
+def make_limits(num_layers: int, num_options: int, budget: int) -> Limits:
+    """Of `make_space`: a channel costs 1."""
+    return limits_of([list(range(1, num_options + 1))] * num_layers, budget)
+
+
+def scoring(space: Space, evaluate: Evaluate) -> Callable[[Sequence[Choice]], Sequence[Metrics]]:
+    """Scores choices by what `evaluate` says of their widths."""
+    return lambda choices: evaluate([space.units_of(choice) for choice in choices])
 
 
 def metrics_of(kl: float) -> Metrics:

@@ -5,17 +5,17 @@ import pytest
 
 from mcts.prior import TablePrior, mix, normalise
 from pruning.errors import InputError
-from tests.mcts.landscapes import make_grid
+from tests.mcts.landscapes import make_limits
 
 TABLE = np.array([[0.5, 0.2, 0.0], [0.4, 0.3, 0.0]])
 
 
 def test_softmax_of_cost_to_go() -> None:
-    prior = TablePrior(make_grid(2, 3), 4, TABLE, temperature=0.1)
-    # (1, 3) = 0.5, (2, 2) = 0.5, (3, 1) = 0.4.
-    assert prior((), 4) == pytest.approx([np.exp(-1.0), np.exp(-1.0), 1.0])
-    # Two parameters left for the last layer: level 3 does not fit.
-    assert prior((2,), 2) == pytest.approx([np.exp(-1.0), 1.0, 0.0])
+    prior = TablePrior(make_limits(2, 3, budget=4).table, TABLE, 2, temperature=0.1)
+    # (0, 2) = 0.5, (1, 1) = 0.5, (2, 0) = 0.4.
+    assert prior((), 2) == pytest.approx([np.exp(-1.0), np.exp(-1.0), 1.0])
+    # One left for the last layer: option 2 does not fit.
+    assert prior((1,), 1) == pytest.approx([np.exp(-1.0), 1.0, 0.0])
 
 
 def test_mix() -> None:

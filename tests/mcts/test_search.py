@@ -10,21 +10,22 @@ from mcts.prior import Guide
 from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
-from pruning.allocators.additive_dp import additive_dp
-from pruning.allocators.uniform import uniform_configuration
+from pruning.allocators.additive_dp import cost_to_go
+from pruning.allocators.uniform import evenness
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.measuring.metrics import Evaluate, Metrics, Widths
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice
 from storage.records import Sample
-from tests.mcts.landscapes import Landscape, evaluate_by, make_grid
-from values.surrogate import Kernel, ScoredConfiguration, Surrogate, fit_surrogate
+from tests.mcts.landscapes import Landscape, evaluate_by, make_anatomy, make_limits, make_space, scoring
+from values.surrogate import Kernel, ScoredChoice, Surrogate, fit_surrogate
 
 
 def make_search(
-    grid: LevelGrid,
+    limits: Limits,
     evaluate: Evaluate,
-    budget: int,
     *,
     shared: SharedKnowledge | None = None,
     index: int = 0,
@@ -33,23 +34,25 @@ def make_search(
     seed: int = 0,
     parallel_leaves: int = 1,
 ) -> TargetSearch:
+    budget, score = limits.limits[0].most, scoring(limits.space, evaluate)
     settings = SearchSettings(
         budgets=(budget,), num_evaluations=num_evaluations, seed=seed, parallel_leaves=parallel_leaves
     )
-    shared = shared or SharedKnowledge(scan_sensitivity(grid, evaluate), [])
+    shared = shared or SharedKnowledge(scan_sensitivity(limits.space, score), [])
     target = SearchTarget(f"budget {budget}", budget, None)
-    return TargetSearch(grid, target, evaluate, settings, shared, index=index, guide=guide)
+    return TargetSearch(limits, target, score, settings, shared, index=index, guide=guide)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
-    grid, targets = make_grid(6, 5), (12, 15, 18, 21)  # 6 decisions of 5 levels keep 30 when dense
+    space, targets = make_space(6, 5), (12, 15, 18, 21)  # 6 decisions of 5 options keep 30 when dense
     landscape = Landscape([5] * 6, seed)
     everything = np.array(list(itertools.product(range(1, 6), repeat=6)))
     kl = landscape.kl(everything)
-    shared = SharedKnowledge(scan_sensitivity(grid, landscape), [])
+    shared = SharedKnowledge(scan_sensitivity(space, scoring(space, landscape)), [])
     for index, budget in enumerate(targets):
-        found = make_search(grid, landscape, budget, shared=shared, index=index, num_evaluations=120, seed=seed).run()
+        limits = make_limits(6, 5, budget)
+        found = make_search(limits, landscape, shared=shared, index=index, num_evaluations=120, seed=seed).run()
         assert found.metrics.kl == pytest.approx(kl[everything.sum(axis=1) <= budget].min(), rel=1e-12)
         assert found.evaluations == 120
     assert len(landscape.calls) <= 0.1 * len(everything)
@@ -57,31 +60,36 @@ def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_beats_the_allocators_where_layers_interact(seed: int) -> None:
-    grid, budget = make_grid(14, 8), 14 * 2  # a quarter of every layer
+    limits = make_limits(14, 8, 14 * 2)  # a quarter of every layer
     landscape = Landscape([8] * 14, seed)
-    sensitivity = scan_sensitivity(grid, landscape)
-    rivals = [uniform_configuration(grid, budget), additive_dp(grid, sensitivity, budget)[0]]
-    found = make_search(grid, landscape, budget, num_evaluations=100).run()
-    assert found.metrics.kl < 0.95 * landscape.kl(np.array(rivals)).min()
+    space, spare = limits.space, int(limits.spare[0])
+    sensitivity = scan_sensitivity(space, scoring(space, landscape))
+    rivals = [
+        limits.fit(space.bottom, evenness(space)),
+        cost_to_go(limits.table, sensitivity, spare).best_choice(spare),
+    ]
+    found = make_search(limits, landscape, num_evaluations=100).run()
+    assert found.metrics.kl < 0.95 * landscape.kl(np.array(rivals) + 1).min()
 
 
 def test_every_evaluation_is_a_new_feasible_configuration() -> None:
     row = tuple(range(8, 65, 8))
     prices = (3, 5, 3, 9, 3)
-    grid = LevelGrid(widths=(row,) * 5, costs=tuple(tuple(w * p for w in row) for p in prices), round_to=8)
+    costs = tuple(np.array([w * p for w in row]) for p in prices)
+    limits = Limits(ffn_space_of([row] * 5), (Limit(LimitKind.FFN_PARAMETERS, 700, 0, costs),))
     landscape = Landscape([64] * 5, seed=0)
-    search = make_search(grid, landscape, 700, num_evaluations=80, parallel_leaves=4)
+    search = make_search(limits, landscape, num_evaluations=80, parallel_leaves=4)
     found = search.run()
     assert len(search.scored) == found.evaluations == len(found.curve) == 80
-    for configuration in search.scored:
-        assert 0 <= 700 - grid.cost(configuration) < grid.largest_step
+    for choice in search.scored:
+        assert 0 <= limits.slack(choice)[0] < 8 * 9
     assert all(b <= a for a, b in itertools.pairwise(found.curve))
     assert found.curve[-1] == found.metrics.kl == min(m.kl for m in search.scored.values())
-    assert found.widths == tuple(grid.widths_of(found.configuration))
+    assert found.widths == limits.space.units_of(found.choice)
 
 
 def test_values_in_the_tree_are_those_of_the_samples() -> None:
-    search = make_search(make_grid(4, 4), Landscape([4] * 4, 0), 9)
+    search = make_search(make_limits(4, 4, 9), Landscape([4] * 4, 0))
     search.run()
     root = search.tree.root
     for index, level in enumerate(root.actions):
@@ -93,86 +101,85 @@ def test_values_in_the_tree_are_those_of_the_samples() -> None:
 
 def test_stops_when_every_configuration_was_scored() -> None:
     # Three layers of levels 1..3, six levels to give: 7 configurations.
-    found = make_search(make_grid(3, 3), Landscape([3] * 3, 0), 6).run()
+    found = make_search(make_limits(3, 3, 6), Landscape([3] * 3, 0)).run()
     assert found.evaluations == 7
 
 
 def test_single_feasible_configuration() -> None:
-    found = make_search(make_grid(3, 4), Landscape([4] * 3, 0), 3).run()
-    assert (found.configuration, found.evaluations) == ((1, 1, 1), 1)
+    found = make_search(make_limits(3, 4, 3), Landscape([4] * 3, 0)).run()
+    assert (found.choice, found.evaluations) == ((0, 0, 0), 1)
 
 
 def test_dense_costs_nothing() -> None:
-    found = make_search(make_grid(3, 4), Landscape([4] * 3, 0), 50).run()
-    assert (found.configuration, found.metrics.kl, found.evaluations) == ((4, 4, 4), 0.0, 1)
+    found = make_search(make_limits(3, 4, 50), Landscape([4] * 3, 0)).run()
+    assert (found.choice, found.metrics.kl, found.evaluations) == ((3, 3, 3), 0.0, 1)
 
 
 def test_kl_of_zero_away_from_dense() -> None:
-    flat = make_search(make_grid(3, 4), Landscape([4] * 3, 0, scale=0.0), 8).run()
+    flat = make_search(make_limits(3, 4, 8), Landscape([4] * 3, 0, scale=0.0)).run()
     assert flat.metrics.kl == 0.0
 
 
 def test_one_layer() -> None:
-    found = make_search(make_grid(1, 4), Landscape([4], 0), 3).run()
-    assert (found.configuration, found.evaluations) == ((3,), 1)
+    found = make_search(make_limits(1, 4, 3), Landscape([4], 0)).run()
+    assert (found.choice, found.evaluations) == ((2,), 1)
 
 
 def test_two_levels() -> None:
     landscape = Landscape([2] * 8, 3)
-    found = make_search(make_grid(8, 2), landscape, 12, num_evaluations=70).run()
+    found = make_search(make_limits(8, 2, 12), landscape, num_evaluations=70).run()
     everything = np.array(list(itertools.product((1, 2), repeat=8)))
     assert found.evaluations == 70  # of 8 choose 4, all of them
     assert found.metrics.kl == pytest.approx(landscape.kl(everything[everything.sum(axis=1) == 12]).min())
 
 
 def test_scaling_kl_changes_nothing() -> None:
-    grid = make_grid(6, 4)
+    limits = make_limits(6, 4, 12)
     small, large = Landscape([4] * 6, 0), Landscape([4] * 6, 0, scale=2.0**20)
-    assert list(make_search(grid, small, 12).run().curve) == [
-        pytest.approx(kl / 2.0**20) for kl in make_search(grid, large, 12).run().curve
+    assert list(make_search(limits, small).run().curve) == [
+        pytest.approx(kl / 2.0**20) for kl in make_search(limits, large).run().curve
     ]
     assert small.calls == large.calls
 
 
 def test_parallel_leaves_are_all_different() -> None:
     batches: list[int] = []
-    grid = make_grid(6, 4)
+    limits = make_limits(6, 4, 12)
     landscape = Landscape([4] * 6, 0)
 
     def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
         batches.append(len(set(widths)))
         return landscape(widths)
 
-    shared = SharedKnowledge(scan_sensitivity(grid, landscape), [])
-    search = make_search(grid, evaluate, 12, shared=shared, num_evaluations=42, parallel_leaves=8)
+    shared = SharedKnowledge(scan_sensitivity(limits.space, scoring(limits.space, landscape)), [])
+    search = make_search(limits, evaluate, shared=shared, num_evaluations=42, parallel_leaves=8)
     assert search.run().evaluations == 42
-    # Two starting configurations, then full batches up to the limit.
+    # Two starting choices, then full batches up to the limit.
     assert batches == [2, 8, 8, 8, 8, 8]
 
 
 def test_what_is_believed_of_a_pending_leaf_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[Configuration, float]] = []
+    seen: list[dict[Choice, float]] = []
 
-    def recording(kernel: Kernel, samples: Sequence[ScoredConfiguration], *, target: int) -> Surrogate:
-        seen.append({s.configuration: s.log_kl for s in samples})
+    def recording(kernel: Kernel, samples: Sequence[ScoredChoice], *, target: int) -> Surrogate:
+        seen.append({s.choice: s.log_kl for s in samples})
         return fit_surrogate(kernel, samples, target=target)
 
     monkeypatch.setattr("mcts.search.fit_surrogate", recording)
-    search = make_search(make_grid(8, 6), Landscape([6] * 8, 1), 24, num_evaluations=42, parallel_leaves=8)
+    search = make_search(make_limits(8, 6, 24), Landscape([6] * 8, 1), num_evaluations=42, parallel_leaves=8)
     search.run()
     true = {c: float(np.log(m.kl)) for c, m in search.scored.items()}
     pending = [(fit, c) for fit in seen for c in fit if fit[c] != true[c]]
     assert len(pending) > 100
-    for configuration in {c for _, c in pending}:
-        assert len({fit[configuration] for fit, c in pending if c == configuration}) == 1
+    for choice in {c for _, c in pending}:
+        assert len({fit[choice] for fit, c in pending if c == choice}) == 1
     # Believed where it was predicted: log KL, not something relative to the best.
     errors = [abs(fit[c] - true[c]) for fit, c in pending]
     assert np.median(errors) < 0.3
 
 
 def test_the_proposals_of_a_deep_model_stay_bounded() -> None:
-    grid = make_grid(80, 8)
-    search = make_search(grid, Landscape([8] * 80, 0), 320, num_evaluations=6)
+    search = make_search(make_limits(80, 8, 320), Landscape([8] * 80, 0), num_evaluations=6)
     assert search.run().evaluations == 6
     moves = search._moves(search._parents())
     assert MAX_MOVES <= len(moves) <= MAX_MOVES + 6
@@ -180,81 +187,81 @@ def test_the_proposals_of_a_deep_model_stay_bounded() -> None:
 
 
 def test_golden_start_of_a_search() -> None:
-    search = make_search(make_grid(4, 4), Landscape([4] * 4, 0), 9, num_evaluations=10, seed=7)
+    search = make_search(make_limits(4, 4, 9), Landscape([4] * 4, 0), num_evaluations=10, seed=7)
     search.run()
     # The additive optimum, equal retention, then what the surrogate expects most of.
     assert list(search.scored) == [
-        (2, 2, 3, 2),
-        (3, 2, 2, 2),
-        (2, 3, 2, 2),
-        (2, 2, 2, 3),
-        (2, 3, 3, 1),
-        (1, 3, 3, 2),
-        (2, 1, 4, 2),
-        (3, 2, 3, 1),
-        (2, 4, 1, 2),
-        (2, 2, 4, 1),
+        (1, 1, 2, 1),
+        (2, 1, 1, 1),
+        (1, 2, 1, 1),
+        (1, 1, 1, 2),
+        (1, 2, 2, 0),
+        (0, 2, 2, 1),
+        (1, 0, 3, 1),
+        (2, 1, 2, 0),
+        (1, 3, 0, 1),
+        (1, 1, 3, 0),
     ]
 
 
 class MadeUpGuide:
-    """Proposes one configuration, and is sure of another."""
+    """Proposes one choice, and is sure of another."""
 
-    def __init__(self, proposed: Configuration, wanted: Configuration) -> None:
+    def __init__(self, proposed: Choice, wanted: Choice) -> None:
         self.proposed, self.wanted = proposed, wanted
-        self.asked: list[tuple[Configuration, int]] = []
+        self.asked: list[tuple[Choice, int]] = []
 
-    def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:
-        self.asked.append((levels, remaining))
+    def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
+        self.asked.append((prefix, slack))
         weights = np.zeros(4)
-        weights[self.wanted[len(levels)] - 1] = 1.0
+        weights[self.wanted[len(prefix)]] = 1.0
         return weights
 
-    def propose(self, budget: int) -> Configuration:  # noqa: ARG002
+    def propose(self, spare: int) -> Choice:  # noqa: ARG002
         return self.proposed
 
 
 def test_a_guide_is_asked_first_and_its_prior_all_the_way_down() -> None:
-    grid, proposed = make_grid(6, 4), (4, 1, 4, 1, 1, 1)
-    guide = MadeUpGuide(proposed, (1, 4, 1, 4, 1, 1))
-    search = make_search(grid, Landscape([4] * 6, 0), 12, guide=guide)
+    proposed = (3, 0, 3, 0, 0, 0)
+    guide = MadeUpGuide(proposed, (0, 3, 0, 3, 0, 0))
+    search = make_search(make_limits(6, 4, 12), Landscape([4] * 6, 0), guide=guide)
     search.run()
     assert next(iter(search.scored)) == proposed
     assert guide.asked
-    assert all(remaining == 12 - sum(levels) for levels, remaining in guide.asked)
+    assert all(slack == 6 - sum(prefix) for prefix, slack in guide.asked)
 
 
 def test_a_proposal_that_leaves_budget_over_is_filled_up() -> None:
-    grid = make_grid(6, 4)
-    search = make_search(grid, Landscape([4] * 6, 0), 12, guide=MadeUpGuide((1,) * 6, (2,) * 6))
-    assert sum(search.starting_configurations()[0]) == 12
+    search = make_search(make_limits(6, 4, 12), Landscape([4] * 6, 0), guide=MadeUpGuide((0,) * 6, (1,) * 6))
+    assert sum(search.starting_choices()[0]) == 6
 
 
 def test_a_guide_that_is_broken_is_an_error() -> None:
     class Broken(MadeUpGuide):
-        def prior(self, levels: Configuration, remaining: int, /) -> FloatArray:  # noqa: ARG002
+        def prior(self, prefix: Choice, slack: int, /) -> FloatArray:  # noqa: ARG002
             return np.full(4, np.nan)
 
     with pytest.raises(InputError, match="a prior must give finite weights"):
-        make_search(make_grid(3, 4), Landscape([4] * 3, 0), 8, guide=Broken((2, 3, 3), (2, 3, 3))).run()
+        make_search(make_limits(3, 4, 8), Landscape([4] * 3, 0), guide=Broken((1, 2, 2), (1, 2, 2))).run()
 
 
 def test_known_samples_are_grouped_by_what_they_cost() -> None:
-    grid = make_grid(3, 4)
+    anatomy, space = make_anatomy([4] * 3), make_space(3, 4)
     found = known_samples(
-        grid,
+        anatomy,
+        space,
         [
-            Sample("m", "r", "c", tuple(grid.widths_of(levels)), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
-            for levels, kl in (((4, 4, 3), 0.1), ((2, 2, 4), 0.2), ((4, 2, 2), 0.3), ((1, 1, 4), 0.0))
+            Sample("m", "r", "c", widths, Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
+            for widths, kl in (((4, 4, 3), 0.1), ((2, 2, 4), 0.2), ((4, 2, 2), 0.3), ((1, 1, 4), 0.0))
         ],
     )
-    assert [x.configuration for x in found] == [(2, 2, 4), (4, 2, 2), (1, 1, 4)]  # one pruned layer is the scan's
+    assert [x.choice for x in found] == [(1, 1, 3), (3, 1, 1), (0, 0, 3)]  # one pruned layer is the scan's
     assert found[0].target == found[1].target != found[2].target
     assert all(x.target < 0 and np.isfinite(x.log_kl) for x in found)
 
 
 def test_a_scan_that_says_nothing_is_no_problem() -> None:
-    grid = make_grid(3, 4)
-    constant = scan_sensitivity(grid, evaluate_by(lambda _: 0.0))
-    found = make_search(grid, Landscape([4] * 3, 0), 8, shared=SharedKnowledge(constant, [])).run()
+    limits = make_limits(3, 4, 8)
+    constant = scan_sensitivity(limits.space, scoring(limits.space, evaluate_by(lambda _: 0.0)))
+    found = make_search(limits, Landscape([4] * 3, 0), shared=SharedKnowledge(constant, [])).run()
     assert found.metrics.kl > 0.0

@@ -7,7 +7,6 @@ import pytest
 
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.levels import LevelGrid
 from pruning.planning.scope import Scope
 from tests.mcts.landscapes import make_anatomy
 
@@ -46,17 +45,17 @@ def test_refused(broken: dict[str, Any], message: str) -> None:
 def test_targets_in_order() -> None:
     anatomy = make_anatomy([64, 64])  # 384 FFN parameters
     settings = SearchSettings(sparsities=(0.75, 0.25), budgets=(200,), num_levels=8)
-    targets = settings.resolve_targets(anatomy, LevelGrid.build(anatomy, num_levels=8))
+    targets = settings.resolve_targets(anatomy)
     assert [(t.budget, t.sparsity) for t in targets] == [(96, 0.75), (288, 0.25), (200, None)]
     assert [t.label for t in targets] == ["sparsity 0.75 (ffn)", "sparsity 0.25 (ffn)", "budget 200"]
 
 
 def test_an_infeasible_target_is_named_with_the_nearest() -> None:
     anatomy = make_anatomy([64, 64])
-    grid = LevelGrid.build(anatomy, num_levels=4)  # lowest level 16 of 64: 75% is the most
+    # The lowest of four levels is 16 of 64: 75% is the most.
     with pytest.raises(InfeasibleTargetError, match=r"sparsity 0.8 \(ffn\)") as caught:
-        SearchSettings(sparsities=(0.5, 0.8), num_levels=4).resolve_targets(anatomy, grid)
+        SearchSettings(sparsities=(0.5, 0.8), num_levels=4).resolve_targets(anatomy)
     assert caught.value.nearest == 0.75
     with pytest.raises(InfeasibleTargetError, match="budget 95") as caught:
-        SearchSettings(budgets=(96, 95), num_levels=4).resolve_targets(anatomy, grid)
+        SearchSettings(budgets=(96, 95), num_levels=4).resolve_targets(anatomy)
     assert caught.value.nearest == 96

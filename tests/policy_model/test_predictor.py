@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import CONFIG_FILE, WEIGHTS_FILE, Predictor, PredictorInfo
-from policy_model.training import calibrate, past_errors
+from policy_model.training import calibrate, residual_scale
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleBudgetError
 from pruning.planning.levels import LevelGrid
@@ -25,7 +25,7 @@ from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, parame
 from tests.values.landscape import anatomy_of, sample
 from values.dataset import training_data
 from values.encoding import encode
-from values.past_errors import PastErrors
+from values.residual_scale import ResidualScale
 from values.value_training import fit_values
 
 
@@ -47,7 +47,7 @@ def untrained(anatomy: ModelAnatomy, grid: LevelGrid) -> Predictor:
     torch.manual_seed(0)
     policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(anatomy.fingerprint, 0, "", "c", "r", seed=0)
-    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), past_errors(data, fit), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), residual_scale(data, fit), info)
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
@@ -145,7 +145,7 @@ def test_it_is_unsure_where_it_was_wrong_before(predictor: Predictor) -> None:
     weights, config = predictor.to_bytes()
 
     def with_errors(at_most_pruned: float) -> Predictor:
-        errors = PastErrors(((0.0, at_most_pruned), (0.5, at_most_pruned), (0.6, 1.0), (1.0, 1.0)))
+        errors = ResidualScale(((0.0, at_most_pruned), (0.5, at_most_pruned), (0.6, 1.0), (1.0, 1.0)))
         return Predictor.from_bytes(weights, config | {"past_errors": errors.to_dict()})
 
     even, wrong = with_errors(1.0), with_errors(5.0)

@@ -8,7 +8,8 @@ import numpy as np
 
 from mcts.result import SearchResult, TargetResult
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec, Unit
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.levels import LevelGrid
@@ -28,11 +29,11 @@ def made_up_anatomy(
     tensors = [TensorSpec("embed.weight", (VOCAB, hidden), "F32"), TensorSpec("head.weight", (VOCAB, hidden), "F32")]
     layers = []
     for index, width in enumerate(widths):
-        channels = Part(Unit.FFN_CHANNEL, 1, width)
+        site, channels = Site(index, Sublayer.FFN), Part(Sublayer.FFN, 1, width)
         own = [
-            TensorSpec(f"layers.{index}.mlp.down_proj.weight", (hidden, width), "F32", index, 1, (channels,)),
-            TensorSpec(f"layers.{index}.mlp.gate_proj.weight", (width, hidden), "F32", index, 0, (channels,)),
-            TensorSpec(f"layers.{index}.mlp.up_proj.weight", (width, hidden), "F32", index, 0, (channels,)),
+            TensorSpec(f"layers.{index}.mlp.down_proj.weight", (hidden, width), "F32", site, 1, (channels,)),
+            TensorSpec(f"layers.{index}.mlp.gate_proj.weight", (width, hidden), "F32", site, 0, (channels,)),
+            TensorSpec(f"layers.{index}.mlp.up_proj.weight", (width, hidden), "F32", site, 0, (channels,)),
             TensorSpec(f"layers.{index}.q.weight", (HEADS * HEAD_DIM, hidden), "F32"),
             TensorSpec(f"layers.{index}.k.weight", (GROUPS * HEAD_DIM, hidden), "F32"),
             TensorSpec(f"layers.{index}.v.weight", (GROUPS * HEAD_DIM, hidden), "F32"),

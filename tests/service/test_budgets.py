@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import BEST_FIRST, Method
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
@@ -16,7 +17,6 @@ from pruning.planning.cost import price
 from pruning.planning.limits import WidthSteps
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan, Workload
-from service.methods.names import BEST_FIRST, Method
 from storage.contract import Repository
 from tests.service.made_up import (
     WIDTHS,

@@ -9,12 +9,12 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pruning.allocators.methods import Method
 from pruning.allocators.uniform import uniform_widths
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
-from service.methods.names import Method
 from storage.contract import Repository
 from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples
 

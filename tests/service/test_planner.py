@@ -3,9 +3,9 @@ import itertools
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import Method
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.levels import LevelGrid
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

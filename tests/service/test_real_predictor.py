@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor, PredictorInfo
-from policy_model.training import calibrate, past_errors
+from policy_model.training import calibrate, residual_scale
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps
@@ -50,7 +50,7 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
         torch.manual_seed(seed)
         policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
-    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), past_errors(data, fit), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), residual_scale(data, fit), info)
 
 
 def store(repository: Repository, predictor: Predictor, name: str, *, day: int = 0) -> None:

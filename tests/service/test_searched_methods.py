@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import Method
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from service.finished_searches import FoundConfiguration, Validation
-from service.methods.names import Method
 from service.methods.searched import best_configuration
 from storage.contract import Repository
 from storage.sql_samples import SampleStore

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from mcts.settings import SearchMethod
+from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
-from service.methods.names import BEST_FIRST, Method
 from storage.contract import Repository
 from storage.records import BINARY, StatisticsRecord
 from tests.service.made_up import NOW, add_calibration, add_statistics, made_up_anatomy, made_up_statistics
@@ -38,6 +39,8 @@ def ask(client: TestClient, method: str, sparsity: float = 0.5, **more: Any) -> 
 
 def test_the_methods_are_the_chain_the_allocators_and_the_searches() -> None:
     assert set(Method) == set(BEST_FIRST) | set(STATISTICAL_ALLOCATORS) | SEARCHED
+    assert {method.family for method in map(Method, SEARCHED)} == {Family.SEARCH}
+    assert set(SearchMethod) == SEARCHED
 
 
 @pytest.mark.parametrize("method", STATISTICAL_ALLOCATORS)

@@ -17,7 +17,7 @@ from sqlalchemy import CheckConstraint, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from mcts.settings import SearchSettings
-from pruning.errors import SchemaRevisionError, StorageUnavailableError
+from pruning.errors import SchemaRevisionError, StorageError, StorageUnavailableError
 from storage import migration
 from storage.database import create_database_engine, upgrade
 from storage.records import PlanRecord, SearchStatus
@@ -199,6 +199,18 @@ def test_older_database_is_refused_then_upgraded_with_its_rows(
         assert repository.list_samples("m") == [sample(1)]
         with pytest.raises(IntegrityError), repository._engine.begin() as connection:
             connection.execute(text("DELETE FROM models"))  # what refers to it still does
+
+
+def test_rows_that_refer_to_nothing_are_told_of_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = shutil.copyfile(ASSETS / "revision_0003.sqlite3", tmp_path / "old.db")
+    with closing(sqlite3.connect(path)) as connection, connection:  # which enforces no foreign keys
+        connection.execute("DELETE FROM models")
+    with pytest.raises(
+        StorageError, match=r"refer to rows that are there \(got \d+ do not, first row \d+ of \w+, of models"
+    ):
+        upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0003",)]
 
 
 def test_failed_migration_changes_nothing(disposable_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.decoder_layer import architecture_of
 from pruning.checkpoints.anatomy_reader import layer_shapes
 from pruning.checkpoints.resizing import resize_model
 from tests.tiny_models.builders import IMAGE_FAMILIES, tiny_model
@@ -20,8 +20,7 @@ def save_tiny_checkpoint(
     """A model in `folder` with its processor; a language model has a tokenizer alone."""
     model = tiny_model(name, seed=seed)
     if ffn_width is not None:
-        groups = tuple(layer.num_kv_groups for layer in layer_shapes(model.config))
-        resize_model(model, DecoderSizes((ffn_width,) * 4, groups))
+        resize_model(model, architecture_of(layer_shapes(model.config), [ffn_width] * 4))
         for parameter in model.get_decoder().layers.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
         model.config.get_text_config().intermediate_size = ffn_width

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy.layer_config import recorded_sizes
+from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.dtypes import FLOAT_DTYPES
+from pruning.anatomy.layer_config import recorded_architecture
 from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, decoder_tensor, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of, layer_shapes
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
 from pruning.cutting.gguf.tensor_types import stored_type
-from pruning.cutting.gguf.tensors import READABLE_DTYPES, GgufTensor, Stored
+from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import CheckpointError, UnsupportedModelError
 
@@ -167,14 +169,15 @@ def _layer_sizes(
 ) -> LayerSizes:
     """[L] sizes by the shapes of the tensors; raises CheckpointError if they are not what the config records."""
     shapes = layer_shapes(config)
-    recorded = recorded_sizes(config)
+    recorded = recorded_architecture(config) or Architecture()
+    widths = recorded.units(Sublayer.FFN, [x.ffn_width for x in shapes])
+    kv_groups = recorded.units(Sublayer.ATTENTION, [x.num_kv_groups for x in shapes])
     hidden, found = int(text.hidden_size), []
     for layer, (names, dense) in enumerate(zip(layers, shapes, strict=True)):
         for module in _LAYER_TENSORS:
             if f"{module}.weight" not in names:
                 raise CheckpointError("every layer must have all of its tensors", values=f"layer {layer}: no {module}")
-        width = dense.ffn_width if recorded is None else recorded.ffn_widths[layer]
-        groups = dense.num_kv_groups if recorded is None else recorded.kv_groups[layer]
+        width, groups = widths[layer], kv_groups[layer]
         queries = groups * dense.heads_per_group
         if min(width, queries, groups) < 1:
             raise UnsupportedModelError(
@@ -210,9 +213,9 @@ def check_shape(stored: Stored, name: str, shape: tuple[int, ...]) -> None:
             "a tensor must have the shape that the config says",
             values=f"{name} {list(found)}, should be {list(shape)}",
         )
-    if dtype not in READABLE_DTYPES:
+    if dtype not in FLOAT_DTYPES:
         raise CheckpointError(
-            "weights must be of a plain dtype", values=f"{name} {dtype}, known {', '.join(READABLE_DTYPES)}"
+            "weights must be of a plain dtype", values=f"{name} {dtype}, known {', '.join(FLOAT_DTYPES)}"
         )
 
 

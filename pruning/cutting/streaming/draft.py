@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pruning.anatomy.architecture import Architecture
 from pruning.atomic_file import beside
 from pruning.checkpoints.file_errors import os_error, reading
 from pruning.checkpoints.headers import StoredTensor
@@ -22,7 +23,6 @@ from pruning.cutting.streaming.lock import locked_file
 from pruning.cutting.streaming.place import check_place, folders_above
 from pruning.cutting.streaming.publish import publish_folder
 from pruning.errors import CheckpointError
-from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 
 _FORMAT = 2
@@ -46,12 +46,11 @@ def draft_folder(out: Path) -> Path:
 
 
 def draft_contents(
-    plan: PruningPlan, ranking: Ranking, stored: Mapping[str, StoredTensor], *, max_shard_size: int
+    architecture: Architecture, ranking: Ranking, stored: Mapping[str, StoredTensor], *, max_shard_size: int
 ) -> Contents:
     """What decides every byte of the weight files; the source counts by its headers, and its files' sizes and times.
 
-    Two plans that keep the same and differ in, say, when they were made, have the same weight files. Raises
-    CheckpointError if a weight file is gone.
+    Raises CheckpointError if a weight file is gone.
     """
     source = hashlib.sha256()
     for tensor in sorted(stored.values(), key=lambda x: x.name):
@@ -63,7 +62,7 @@ def draft_contents(
     return {
         _KIND: "a pruned checkpoint",
         "format": _FORMAT,
-        "sizes": hashlib.sha256(repr(plan.sizes).encode()).hexdigest(),
+        "architecture": architecture.key,
         "ranking": ranking.sha256,
         "source": source.hexdigest(),
         "max_shard_size": max_shard_size,

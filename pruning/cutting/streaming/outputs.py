@@ -37,23 +37,18 @@ def output_tensors(
     anatomy: ModelAnatomy, plan: PruningPlan, ranking: Ranking, stored: Mapping[str, StoredTensor]
 ) -> dict[str, OutputTensor]:
     """Every tensor of the pruned checkpoint by name, in the order of names. Plan and ranking fit the anatomy."""
-    sizes = plan.sizes
-    kept = [ranking.kept_units(layer.index, sizes) for layer in anatomy.layers]
-    dense = {spec.name: spec for spec in anatomy.tensors}
+    architecture = plan.architecture(anatomy)
+    kept = ranking.kept_units(architecture)
     weights = compensated_weights(anatomy) if ranking.compensates else {}
     outputs: dict[str, OutputTensor] = {}
-    for spec in pruned_tensors(anatomy, sizes, compensates=ranking.compensates):
+    for spec in pruned_tensors(anatomy, architecture, compensates=ranking.compensates):
         header = (spec.name, spec.shape, spec.dtype)
-        weight = weights.get(spec.name)
-        if weight is not None and weight.layer is not None:
-            width = sizes.ffn_widths[weight.layer]
-            if width < weight.shape[1]:
-                own = stored.get(spec.name)
-                outputs[spec.name] = CompensatedBias(header, stored[weight.name], own, ranking, weight.layer, width)
-                continue
-        source = stored[spec.name]
-        if spec.layer is None or spec.shape == source.shape:
-            outputs[spec.name] = TensorCut(header, source)
+        site, weight = spec.site, weights.get(spec.name)
+        if site is None or site not in kept or (spec.axis is None and weight is None):
+            outputs[spec.name] = TensorCut(header, stored[spec.name])
+        elif weight is None:
+            outputs[spec.name] = TensorCut(header, stored[spec.name], spec.axis, spec.kept_indices(kept[site]))
         else:
-            outputs[spec.name] = TensorCut(header, source, spec.axis, dense[spec.name].kept_indices(kept[spec.layer]))
+            own, width = stored.get(spec.name), len(kept[site])
+            outputs[spec.name] = CompensatedBias(header, stored[weight.name], own, ranking, site.layer, width)
     return outputs

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.decoder_layer import architecture_of
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.anatomy.families import family_of
 from pruning.anatomy.model_class import model_class
@@ -81,8 +81,7 @@ def build_ladder_model(
     config = copy.deepcopy(config)
     _shrink(config.get_text_config(decoder=True), num_layers=len(plan.widths))
     model = _uninitialised(model_class(config), config, dtype, device)
-    groups = tuple(layer.num_kv_groups for layer in layer_shapes(config))
-    resize_model(model, DecoderSizes(tuple(plan.widths), groups))
+    resize_model(model, architecture_of(layer_shapes(config), plan.widths))
     return _randomised(model)
 
 

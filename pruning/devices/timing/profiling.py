@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.devices.profile import (
     DeviceProfile,
     LayerShape,
@@ -30,7 +31,6 @@ from pruning.devices.timing.machine import (
     describe_machine,
     measure_bandwidth,
     measure_flops_per_s,
-    torch_dtype,
 )
 from pruning.devices.timing.requests import RequestTimes, random_prompt, time_images, time_request
 from pruning.devices.timing.stopwatch import PassTimes, Stopwatch

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lop.cli import main
+from pruning.allocators.methods import Method
 from pruning.data.conversations import calibration_id, load_conversations
-from service.methods.names import Method
 from storage.contract import Repository
 from storage.sql_repository import open_repository
 

@@ -12,6 +12,7 @@ from lop.workflows.compute import load_for_compute
 from lop.workflows.registration import register_model
 from lop.workflows.searching import search_model
 from mcts.settings import SearchSettings
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import Conversation, load_conversations
@@ -19,7 +20,6 @@ from pruning.forward.layer_source import CheckpointLayers
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.metrics import Metrics
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

@@ -147,6 +147,27 @@ def test_a_cluster_that_goes_away_is_one_line(registered: Path, data: Path, fold
     assert samples(database)[: len(left)] == left
 
 
+@pytest.mark.parametrize(("stated", "shown"), [(None, ""), ("elsewhere", "(raylet) a node was lost\n")])
+def test_the_notes_of_ray_stay_out_of_standard_output(stated: str | None, shown: str) -> None:
+    code = (
+        "import sys\nfrom lop.cli import main\nsys.argv = ['lop', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "from ray._private.worker import print_to_stdstream\n"
+        "print_to_stdstream({'lines': ['a node was lost'], 'pid': 'raylet', 'is_err': False}, ignore_prefix=False)\n"
+    )
+    asked = {} if stated is None else {"RAY_DEDUP_LOGS_SKIP_REGEX": stated}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**ENVIRONMENT, "RAY_COLOR_PREFIX": "0", **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    version, rest = done.stdout.split("\n", 1)
+    assert version.startswith("lop-service ")
+    assert rest == shown
+
+
 def test_interrupted_nothing_is_left_and_nothing_else_is_said(registered: Path, data: Path, folder: Path) -> None:
     database, runtime = folder / "lop.db", folder / "ray"
     runtime.mkdir()

@@ -37,7 +37,7 @@ def least_parameters(anatomy: ModelAnatomy, name: str) -> int:
 
 def test_the_names() -> None:
     assert NAMES == ["ecoflap", "flap", "llm-pruner", "owl", "shortgpt", "wanda-sp"]
-    assert all(allocator.name == name for name, allocator in STATISTICAL_ALLOCATORS.items())
+    assert all(allocator.method == name for name, allocator in STATISTICAL_ALLOCATORS.items())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from pruning.anatomy.decoder_layer import Part, TensorSpec, Unit
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import Part, TensorSpec
 from pruning.checkpoints import blocks
 from pruning.checkpoints.blocks import cut_blocks, whole_blocks
 from pruning.checkpoints.headers import StoredTensor, read_header
@@ -85,9 +86,9 @@ def test_of_columns_every_row_is_read_once(tmp_path: Path, monkeypatch: pytest.M
 def test_a_fused_projection_keeps_the_rows_of_each_part(tmp_path: Path) -> None:
     """qkv rows: 3 groups of 2 query heads of 2, then 3 key heads of 2, then 3 value heads of 2."""
     array = numbered(24, 5)
-    parts = (Part(Unit.KV_GROUP, 4, 3), Part(Unit.KV_GROUP, 2, 3), Part(Unit.KV_GROUP, 2, 3))
-    spec = TensorSpec("qkv_proj.weight", (24, 5), "I16", 0, 0, parts)
-    kept = spec.kept_indices({Unit.KV_GROUP: np.array([0, 2])})
+    parts = (Part(Sublayer.ATTENTION, 4, 3), Part(Sublayer.ATTENTION, 2, 3), Part(Sublayer.ATTENTION, 2, 3))
+    spec = TensorSpec("qkv_proj.weight", (24, 5), "I16", Site(0, Sublayer.ATTENTION), 0, parts)
+    kept = spec.kept_indices(np.array([0, 2]))
     found = b"".join(bytes(block) for block in cut_blocks(stored(tmp_path, array), 0, kept, block_bytes=30))
     rows = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 16, 17, 18, 19, 22, 23]
     assert found == array[rows].tobytes()

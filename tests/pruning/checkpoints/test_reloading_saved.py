@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 import lop
-from pruning.anatomy.layer_config import recorded_sizes
+from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -55,7 +55,7 @@ def test_a_healed_model_loads_without_the_plan(tmp_path: Path, family: str) -> N
     again = lop.load_pruned(tmp_path / "healed")
     assert type(again) is type(model)
     assert torch.equal(next_token_logits(again), next_token_logits(model.eval()))
-    assert recorded_sizes(again.config) == recorded_sizes(AutoConfig.from_pretrained(source))
+    assert recorded_architecture(again.config) == recorded_architecture(AutoConfig.from_pretrained(source))
 
 
 def test_another_dtype_and_trainers_own_files(cut: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ AGREEING = [
 @pytest.mark.parametrize("arguments", AGREEING, ids=lambda x: next(iter(x)))
 def test_what_agrees_is_taken(cut: Path, arguments: dict[str, object]) -> None:
     model = lop.load_pruned(cut, **arguments)
-    assert recorded_sizes(model.config) is not None
+    assert recorded_architecture(model.config) is not None
     assert model.dtype == arguments.get("torch_dtype", torch.float32)
 
 

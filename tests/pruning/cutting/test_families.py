@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, StaticCache
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.anatomy.families import FAMILIES
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
@@ -98,7 +98,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
     dense, twin = load_model(cut.dense), load_model(cut.dense)
-    silence(twin, cut.plan.sizes, cut.ranking)
+    silence(twin, cut.plan, cut.ranking)
     for inputs in inputs_of(family).values():
         expected = logits_of(twin, inputs)
         torch.testing.assert_close(logits_of(cut.model, inputs), expected, rtol=1e-4, atol=1e-5)
@@ -108,8 +108,8 @@ def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Works
 @pytest.mark.parametrize("family", BUILDERS)
 def test_what_is_cut_has_the_plans_shapes(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
-    view, sizes = decoder_view(cut.model), cut.plan.sizes
-    for layer, width, groups in zip(cut.anatomy.layers, sizes.ffn_widths, sizes.kv_groups, strict=True):
+    view, kv_groups = decoder_view(cut.model), [layer.num_kv_groups for layer in cut.plan.layers]
+    for layer, width, groups in zip(cut.anatomy.layers, cut.plan.ffn_widths, kv_groups, strict=True):
         ffn = [tuple(view.projection(layer.index, name).weight.shape) for name in view.family.ffn_in]
         rows = sum(extent for extent, _ in ffn)
         assert rows == width * (1 if family.endswith("phi") else 2)
@@ -117,10 +117,10 @@ def test_what_is_cut_has_the_plans_shapes(family: str, workshop: Workshop) -> No
         attention = [view.projection(layer.index, name).weight for name in view.family.attention_in]
         assert sum(len(weight) for weight in attention) == groups * (layer.heads_per_group + 2) * layer.head_dim
         assert view.attention_out(layer.index).weight.shape[1] == groups * layer.heads_per_group * layer.head_dim
-    assert sizes.ffn_widths == tuple(WIDTHS)
+    assert cut.plan.ffn_widths == WIDTHS
     if cut.anatomy.layers[0].num_kv_groups > 1:
-        assert len({*sizes.kv_groups}) > 1
-        assert min(sizes.kv_groups) >= 1
+        assert len({*kv_groups}) > 1
+        assert min(kv_groups) >= 1
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -129,8 +129,8 @@ def test_costs_are_those_of_the_cut_model(family: str, workshop: Workshop) -> No
     assert cut.plan.achieved.parameters == sum(p.numel() for p in cut.model.parameters())
     assert cut.plan.achieved.disk_bytes == weight_bytes(cut.from_files)
     workload = Workload(batch=2, prompt_tokens=9, output_tokens=3)
-    sizes = cut.plan.sizes
-    said = price(cut.anatomy, sizes.ffn_widths, workload, kv_groups=sizes.kv_groups).kv_cache_bytes
+    kv_groups = [layer.num_kv_groups for layer in cut.plan.layers]
+    said = price(cut.anatomy, cut.plan.ffn_widths, workload, kv_groups=kv_groups).kv_cache_bytes
     kv_cache = StaticCache(config=cut.model.config, max_cache_len=12)
     with torch.inference_mode():
         cut.model(**text_inputs(9, rows=2), past_key_values=kv_cache, use_cache=True)
@@ -149,9 +149,8 @@ def test_a_new_process_reloads_it_bit_for_bit_and_generates(family: str, way: st
     report = workshop.reloaded()[f"{family}={folder}"]
     assert "error" not in report, report["error"]
     assert report["class"] == type(cut.model).__name__
-    sizes = cut.plan.sizes
-    heads = [layer.num_heads for layer in cut.plan.layers]
-    assert report["recorded"] == [list(sizes.ffn_widths), list(sizes.kv_groups), heads]
+    groups, heads = zip(*[(layer.num_kv_groups, layer.num_heads) for layer in cut.plan.layers], strict=True)
+    assert report["recorded"] == [cut.plan.ffn_widths, list(groups), list(heads)]
     assert report["seen"] == seen(cut.model, family)
     assert max(report["cache_error"].values()) < 1e-4, report["cache_error"]
 
@@ -207,7 +206,8 @@ def test_a_layer_that_stays_dense_is_not_in_the_config(checkpoint: Path, tmp_pat
     anatomy = read_anatomy(checkpoint)
     ranking = random_ranking(anatomy)
     plan = plan_for(anatomy, ranking, [48, 8, 48, 48], [2, 2, 1, 2])
-    assert plan.sizes == DecoderSizes((48, 8, 48, 48), (2, 2, 1, 2))
+    attention, ffn = (Site(2, Sublayer.ATTENTION), Option(1)), (Site(1, Sublayer.FFN), Option(8))
+    assert plan.architecture(anatomy) == Architecture((ffn, attention))
     out = prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
     text = json.loads((out / "config.json").read_text())["text_config"]
     assert text["per_layer_config"] == {

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
@@ -142,17 +143,51 @@ class TestPlans:
         with pytest.raises(PlanError, match="a ranking that orders them"):
             prune_checkpoint(checkpoint, plan, channels_only, tmp_path / "out")
         with pytest.raises(PlanError, match="a ranking that orders them"):
-            cut_model(load_model(checkpoint), plan.sizes, channels_only)
+            cut_model(load_model(checkpoint), plan.architecture(anatomy), channels_only)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_model_whose_groups_are_not_the_plans_is_not_saved(
         self, checkpoint: Path, anatomy: ModelAnatomy, ranking: Ranking, tmp_path: Path
     ) -> None:
         model = load_model(checkpoint)
-        cut_model(model, DecoderSizes(tuple(WIDTHS), (2, 2, 2, 2)), ranking)
+        cut_model(model, anatomy.architecture(WIDTHS), ranking)
         with pytest.raises(CheckpointError, match="apply_plan"):
             save_pruned(model, plan_for(anatomy, ranking, WIDTHS, [2, 1, 2, 2]), tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("layer", "sublayer", "option", "said"),
+        [
+            (1, Sublayer.FFN, Option(0), "all of its channels .*layer 1: 0 of 48"),
+            (1, Sublayer.FFN, Option(49), "all of its channels .*layer 1: 49 of 48"),
+            (2, Sublayer.ATTENTION, Option(0), "all of its KV groups .*layer 2: 0 of 2"),
+            (4, Sublayer.ATTENTION, Option(1), "all of its KV groups .*layer 4: 1 of 0"),
+            (0, Sublayer.FFN, Option(48, bits=4), "keeps the bits.*bits=4, density=None"),
+            (0, Sublayer.ATTENTION, Option(1, density=0.5), "density of weights.*bits=None, density=0.5"),
+        ],
+    )
+    def test_options_that_this_version_cannot_cut(
+        self, checkpoint: Path, ranking: Ranking, layer: int, sublayer: Sublayer, option: Option, said: str
+    ) -> None:
+        model = load_model(checkpoint)
+        architecture = Architecture.of({Site(3, Sublayer.FFN): Option(8), Site(layer, sublayer): option})
+        with pytest.raises(PlanError, match=said):
+            cut_model(model, architecture, ranking)
+        assert {decoder_view(model).ffn_width(index) for index in range(4)} == {48}
+
+    def test_a_plan_of_fewer_layers(self, anatomy: ModelAnatomy, ranking: Ranking) -> None:
+        plan = plan_for(anatomy, ranking, WIDTHS)
+        with pytest.raises(PlanError, match="3 layers, model 4"):
+            plan.model_copy(update={"layers": plan.layers[:3]}).architecture(anatomy)
+
+    @pytest.mark.parametrize(("key", "said"), [("intermediate_size", "ffn"), ("num_key_value_heads", "attention")])
+    def test_a_config_that_takes_a_sublayer_away(self, key: str, said: str, tmp_path: Path) -> None:
+        folder = save_tiny_checkpoint(tmp_path, "llama")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"per_layer_config": {"1": {key: 0}}, "allow_global_per_layer_attribute_access": True}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=f"takes the {said} of layer 1 away"):
+            load_model(folder)
 
     def test_query_heads_that_groups_do_not_divide(self, tmp_path: Path) -> None:
         folder = save_tiny_checkpoint(tmp_path, "llama")

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.anatomy.decoder_layer import DecoderSizes
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.cutting.surgery import cut_model
@@ -33,7 +32,7 @@ def test_what_is_taken_out_is_copied_once_and_what_stays_is_not() -> None:
     kept |= {f"{i}.attention": view.attention_out(i).bias for i in range(4)}
     kept |= {"2.dense": view.out_projection(2).weight}  # this layer keeps all its channels
     with Copies() as copies:
-        cut_model(model, DecoderSizes(tuple(WIDTHS), tuple(kept_groups(anatomy))), random_ranking(anatomy))
+        cut_model(model, anatomy.architecture(WIDTHS, kept_groups(anatomy)), random_ranking(anatomy))
     assert copies.elements == 0
     found: dict[str, Any] = {f"{i}.out": view.out_projection(i).bias for i in range(4)}
     found |= {f"{i}.attention": view.attention_out(i).bias for i in range(4)}

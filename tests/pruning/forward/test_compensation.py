@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.allocators.flap import allocate_flap
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor, load_pruned
@@ -220,7 +221,9 @@ class TestTheDocuments:
         for a, b in zip([*again.ffn, *again.ffn_means], [*ranking.ffn, *ranking.ffn_means], strict=True):
             assert a.dtype == b.dtype
             assert np.array_equal(a, b)
-        assert sorted([*ranking.kept(0, 20), *ranking.removed(0, 20)]) == list(range(48))
+        site = Site(0, Sublayer.FFN)
+        kept = ranking.kept_units(Architecture.of({site: Option(20)}))[site]
+        assert sorted([*kept, *ranking.removed(0, 20)]) == list(range(48))
         assert set(ranking.removed(0, 20)) == set(ranking.ffn[0][20:])
 
     def test_means_that_are_not_whole_are_refused(self, anatomy: ModelAnatomy) -> None:

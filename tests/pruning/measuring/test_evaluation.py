@@ -36,7 +36,7 @@ def test_prefix_slices_equal_real_cuts(
     evaluator.evaluate([8, 48, 16, 48])  # leaves nothing behind
     sliced = evaluator.evaluate(widths)
     cut = load_model(checkpoint)
-    cut_model(cut, read_anatomy(checkpoint).sizes_with(widths), ranking)
+    cut_model(cut, read_anatomy(checkpoint).architecture(widths), ranking)
     real = evaluate_model(cut, batches, load_model(checkpoint))
     assert sliced.kl == pytest.approx(real.kl, rel=1e-3, abs=1e-7)
     assert sliced.nll == pytest.approx(real.nll, rel=1e-5)

@@ -68,7 +68,7 @@ def batches_for(family: str, conversations: list[Conversation], *, batch_size: i
 def cut_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
     """Metrics of `WIDTHS` by really cutting the model in `folder`."""
     cut = load_model(folder, **kwargs)
-    cut_model(cut, read_anatomy(folder).sizes_with(WIDTHS), ranking)
+    cut_model(cut, read_anatomy(folder).architecture(WIDTHS), ranking)
     return evaluate_model(cut, batches, load_model(folder, **kwargs))
 
 

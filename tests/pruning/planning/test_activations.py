@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.planning.activations import activation_bytes, vision_values
@@ -49,7 +50,7 @@ def test_an_image_counts_where_it_is_more_than_the_prompt() -> None:
         TensorSpec("vision_tower.embeddings.position_embedding.weight", (50, 16), "F32"),
         TensorSpec("vision_tower.encoder.layers.0.mlp.fc1.weight", (64, 16), "F32"),
         TensorSpec("vision_tower.encoder.layers.0.mlp.fc1.bias", (64,), "F32"),
-        TensorSpec("model.layers.0.mlp.down_proj.weight", (10, 9999), "F32", 0, 1),
+        TensorSpec("model.layers.0.mlp.down_proj.weight", (10, 9999), "F32", Site(0, Sublayer.FFN), 1),
     )
     anatomy = replace(made_up_anatomy([32, 64]), tensors=vision)
     assert vision_values(anatomy) == 50 * (6 * 16 + 2 * 64)

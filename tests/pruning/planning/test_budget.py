@@ -17,7 +17,7 @@ from pruning.checkpoints.safetensors_layout import plan_shards, safetensors_file
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleBudgetError, InputError
-from pruning.planning.added_biases import pruned_tensors, sizes_of
+from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.budget import header_bytes_bound, latency_limit, limits_for_budget
 from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
@@ -82,7 +82,7 @@ def test_headers_are_bounded_however_tensors_are_sharded(
     anatomy: ModelAnatomy, data: st.DataObject, compensates: bool, shard: int
 ) -> None:
     widths = [data.draw(st.integers(1, x.ffn_width)) for x in anatomy.layers]
-    pruned = pruned_tensors(anatomy, sizes_of(anatomy, anatomy.architecture(widths)), compensates=compensates)
+    pruned = pruned_tensors(anatomy, anatomy.architecture(widths), compensates=compensates)
     headers = {t.name: (t.name, t.shape, t.dtype) for t in pruned}
     files = plan_shards(list(headers.values()), max_shard_size=shard).filename_to_tensors.values()
     written = sum(safetensors_file_bytes([headers[name] for name in names]) for names in files)
@@ -264,5 +264,5 @@ def test_memory_is_weights_cache_and_activations(anatomy: ModelAnatomy) -> None:
     achieved = achieved_costs(half, architecture, WORKLOAD)
     assert achieved.activation_bytes is not None
     weights = achieved.memory_bytes - achieved.kv_cache_bytes - achieved.activation_bytes
-    pruned = pruned_tensors(half, sizes_of(half, architecture), compensates=False)
+    pruned = pruned_tensors(half, architecture, compensates=False)
     assert weights == sum(tensor_bytes(t.shape, t.dtype) for t in pruned)

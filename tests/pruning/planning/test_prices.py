@@ -18,7 +18,7 @@ from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleBudgetError, InputError
 from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
-from pruning.planning.added_biases import pruned_tensors, sizes_of
+from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.cost import achieved_costs
 from pruning.planning.ffn_spaces import ffn_widths
@@ -59,7 +59,7 @@ def all_prices(anatomy: ModelAnatomy, *, compensates: bool) -> list[prices.Price
 
 
 def kept_tensors(anatomy: ModelAnatomy, architecture: Architecture, *, compensates: bool) -> tuple[TensorSpec, ...]:
-    return pruned_tensors(anatomy, sizes_of(anatomy, architecture), compensates=compensates)
+    return pruned_tensors(anatomy, architecture, compensates=compensates)
 
 
 def values_of(tensors: tuple[TensorSpec, ...]) -> int:

@@ -1,0 +1,180 @@
+"""Plans stay the same: every stored request is asked again, and held against what an earlier version answered.
+
+The files in `tests/assets/replay` were made by the code before issue 12; `tests.assets.make_replay` says what is in
+them. Where a request has several limits, another choice is allowed that keeps them all and is never worse by what its
+method minimises: that is how one solver may replace several.
+"""
+
+import lzma
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pruning.errors import LopError
+from service.planner import Planner
+from service.predictor_cache import PredictorCache
+from service.schemas import PlanRequest
+from storage.database import upgrade
+from storage.sql_repository import open_repository
+from tests.assets.replay_files import ANSWERS, DATABASE, LIMITS, SCANS, limits_asked, read_json
+
+TOLERANCE = 1e-9
+"""Relative: floating point differs in the last digits from processor to processor."""
+
+MAY_DIFFER = ("plan_id", "created_at")
+MOST_SHOWN = 12
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], Answer]]:
+    """What this version answers: {"plan"} or {"error"}, as the stored answers have it."""
+    path = tmp_path_factory.mktemp("replay") / "replay.db"
+    path.write_bytes(lzma.decompress(DATABASE.read_bytes()))
+    url = f"sqlite:///{path}"
+    upgrade(url)
+    with open_repository(url) as repository:
+        planner = Planner(repository, PredictorCache(repository, capacity=4))
+
+        def ask(request: dict[str, Any]) -> Answer:
+            try:
+                return {"plan": planner.plan(_parsed(request)).model_dump(mode="json")}
+            except LopError as error:
+                fields = ("rule", "values", "nearest", "binding", "nearest_values")
+                said = {name: getattr(error, name, None) for name in fields}
+                return {"error": {"class": type(error).__name__, **said}}
+
+        yield ask
+
+
+def _parsed(request: dict[str, Any]) -> PlanRequest:
+    return PlanRequest.model_validate(_given(request))
+
+
+@cache
+def stored() -> list[Answer]:
+    answers: list[Answer] = read_json(ANSWERS)
+    return answers
+
+
+def stored_with(*, several: bool) -> list[Answer]:
+    """Stored answers to requests of several limits, or of one."""
+    return [answer for answer in stored() if (len(limits_asked(answer["request"])) > 1) is several]
+
+
+# -- the comparisons --------------------------------------------------------------------------------------------------
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON documents differ; figures in floating point may by `TOLERANCE`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in {**old, **new} if name not in MAY_DIFFER]
+        return [
+            found for name in names for found in differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for index, pair in pairs for found in differences(*pair, f"{path}[{index}]")]
+    if isinstance(old, float) and isinstance(new, float) and np.isclose(old, new, rtol=TOLERANCE, atol=0):
+        return []
+    return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
+
+
+def widths(plan: dict[str, Any]) -> list[int]:
+    return [layer["ffn_width"] for layer in plan["layers"]]
+
+
+def exceeded(plan: dict[str, Any]) -> list[str]:
+    """Limits of the plan's target, the device's memory among them, that it does not keep."""
+    asked = {name: limit for name in LIMITS if (limit := plan["target"]["budget"][name]) is not None}
+    reached = {name: plan["achieved"][name] for name in asked}
+    return [f"{name}: {reached[name]} of {limit}" for name, limit in asked.items() if not reached[name] <= limit]
+
+
+def summed_losses(plan: dict[str, Any]) -> float:
+    """What `additive-dp` minimises: one-layer losses of the stored scan, linear between its levels."""
+    scan = _scans()[plan["model"]["id"]]
+    rows = zip(widths(plan), scan["widths"], scan["table"], strict=True)
+    return float(sum(np.interp(width, levels, losses) for width, levels, losses in rows))
+
+
+@cache
+def _scans() -> dict[str, Any]:
+    scans: dict[str, Any] = read_json(SCANS)
+    return scans
+
+
+def worse(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Why `new`, a plan of other widths than `old` for several limits, is not as good by the method's own objective."""
+    same = ("method", "model", "target", "ranking")
+    found = differences({name: old[name] for name in same}, {name: new[name] for name in same})
+    kept = [[{**layer, "ffn_width": None} for layer in plan["layers"]] for plan in (old, new)]
+    if found := [*found, *differences(kept[0], kept[1], "layers")]:
+        return found
+    if old["method"] == "lop":
+        before, after = old["predicted"]["quality"], new["predicted"]["quality"]
+    elif old["method"] == "additive-dp":
+        before, after = summed_losses(old), summed_losses(new)
+    else:  # wishes of one method, and what others give up of them: less is better
+        before, after = -sum(widths(old)), -sum(widths(new))
+    return [] if after <= before + TOLERANCE * abs(before) else [f"objective: {before!r} -> {after!r}"]
+
+
+def _given(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` without what was left out."""
+    return {k: _given(v) if isinstance(v, dict) else v for k, v in document.items() if v is not None}
+
+
+def report(found: list[tuple[Answer, Answer, list[str]]]) -> str:
+    """The first requests that differ, with the widths of both plans."""
+    lines = [f"{len(found)} requests differ"]
+    for old, new, texts in found[:MOST_SHOWN]:
+        lines += ["", f"request: {_given(old['request'])}", *(f"  {text}" for text in texts[:6])]
+        for name, answer in (("old", old), ("new", new)):
+            lines.append(f"  {name}: {widths(answer['plan']) if 'plan' in answer else answer['error']}")
+    return "\n".join(lines)
+
+
+# -- the tests --------------------------------------------------------------------------------------------------------
+def test_plans_for_a_sparsity_or_one_limit_are_equal(ask: Callable[[dict[str, Any]], Answer]) -> None:
+    found = []
+    for old in stored_with(several=False):
+        new = ask(old["request"])
+        if texts := differences({name: old[name] for name in old if name != "request"}, new):
+            found.append((old, new, texts))
+    if found:
+        pytest.fail(report(found), pytrace=False)
+
+
+def test_plans_for_several_limits_keep_them_and_are_never_worse(ask: Callable[[dict[str, Any]], Answer]) -> None:
+    found = []
+    for old in stored_with(several=True):
+        new = ask(old["request"])
+        if "plan" not in old or "plan" not in new:
+            texts = differences({name: old[name] for name in old if name != "request"}, new)
+        elif widths(old["plan"]) == widths(new["plan"]):
+            texts = differences(old["plan"], new["plan"])
+        else:
+            texts = exceeded(new["plan"]) + worse(old["plan"], new["plan"])
+        if texts:
+            found.append((old, new, texts))
+    if found:
+        pytest.fail(report(found), pytrace=False)
+
+
+def test_stored_requests_are_of_every_kind() -> None:
+    kinds: dict[str, list[int]] = {}
+    for answer in stored():
+        if "plan" in answer and answer["request"]["model"] == "reference":
+            kinds.setdefault(answer["plan"]["method"], []).append(len(limits_asked(answer["request"])))
+    assert len(kinds) == 12
+    assert all(sum(count > 1 for count in counts) >= 10 for counts in kinds.values())
+    assert all(sum(count == 1 for count in counts) >= 10 for counts in kinds.values())
+    assert {answer["error"]["class"] for answer in stored() if "error" in answer} >= {
+        "InfeasibleBudgetError",
+        "InfeasibleTargetError",
+        "InputError",
+        "NotFoundError",
+    }
