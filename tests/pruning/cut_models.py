@@ -37,8 +37,7 @@ def plan_for(
 ) -> PruningPlan:
     return make_plan(
         anatomy,
-        widths,
-        kv_groups=kv_groups,
+        anatomy.architecture(widths, kv_groups),
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",

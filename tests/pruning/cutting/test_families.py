@@ -23,7 +23,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
-from pruning.planning.cost import price
+from pruning.planning.cost import kv_cache_bytes
 from pruning.planning.plan import PruningPlan, Workload
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import (
@@ -130,7 +130,7 @@ def test_costs_are_those_of_the_cut_model(family: str, workshop: Workshop) -> No
     assert cut.plan.achieved.disk_bytes == weight_bytes(cut.from_files)
     workload = Workload(batch=2, prompt_tokens=9, output_tokens=3)
     kv_groups = [layer.num_kv_groups for layer in cut.plan.layers]
-    said = price(cut.anatomy, cut.plan.ffn_widths, workload, kv_groups=kv_groups).kv_cache_bytes
+    said = kv_cache_bytes(cut.anatomy, workload, cut.anatomy.architecture(cut.plan.ffn_widths, kv_groups))
     kv_cache = StaticCache(config=cut.model.config, max_cache_len=12)
     with torch.inference_mode():
         cut.model(**text_inputs(9, rows=2), past_key_values=kv_cache, use_cache=True)
