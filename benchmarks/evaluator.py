@@ -238,7 +238,7 @@ def _configurations_of_a_search(
     space = ffn_levels(anatomy)
 
     def score(choices: Sequence[Choice]) -> list[Metrics]:
-        return evaluate([space.units_of(choice) for choice in choices])
+        return evaluate([space.architecture(choice) for choice in choices])
 
     settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
     (target,) = settings.resolve_targets(anatomy)

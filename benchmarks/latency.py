@@ -28,10 +28,10 @@ from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.target import achieved_sparsity, ffn_parameter_limits
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engines.local import LocalEngine
 from lop.workflows.measuring import RECIPES
 from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
@@ -26,12 +27,12 @@ from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.space import Choice, Space
 from pruning.planning.target import ffn_parameter_budget
-from storage.records import BINARY, CalibrationRecord, ModelRecord
+from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import SqlRepository, open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -93,7 +94,7 @@ class Subject:
         evaluate = self.evaluator("calibration")
 
         def score(choices: Sequence[Choice]) -> list[Metrics]:
-            return evaluate([space.units_of(choice) for choice in choices])
+            return evaluate([space.architecture(choice) for choice in choices])
 
         return score
 
@@ -119,6 +120,10 @@ class Subject:
     def batches(self, split: str) -> list[Batch]:
         """The conversations of a split."""
         return make_batches(self._conversations[split], self._processor)
+
+    def widths(self, sample: Sample) -> Widths:
+        """FFN widths [L] that were scored."""
+        return self.anatomy.ffn_widths(sample.architecture)
 
     def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
         """FFN parameters that are kept, biases that compensation adds included."""
@@ -156,7 +161,8 @@ class Subject:
         calibration = self.calibration_id
         with TemporaryDirectory() as folder:
             repository = self.repository(Path(folder) / "search.db")
-            result = run_search(repository, MODEL_ID, calibration, self.evaluator("calibration"), settings, progress)
+            engine = LocalEngine(lambda: self.evaluator("calibration"))
+            result = run_search(repository, MODEL_ID, calibration, engine, settings, progress)
         seconds = self._seconds_per_target(result, marks)
         document = {"result": result.to_dict(), "seconds": seconds}
         replace_file(kept, json.dumps(document).encode())

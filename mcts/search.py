@@ -21,7 +21,7 @@ from mcts.settings import SearchSettings, SearchTarget
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.evolution import Score, mutate
-from pruning.allocators.uniform import evenness
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
@@ -65,10 +65,9 @@ def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]
     largest_step = max(int(np.diff(row).max()) for row in space.tables(price.of))
     scored = []
     for sample in samples:
-        architecture = anatomy.architecture(sample.widths)
-        choice = space.choice_of(architecture)
+        choice = space.choice_of(sample.architecture)
         if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) > 1:
-            target = -1 - price.cost(architecture) // largest_step  # below 0: none of this search's
+            target = -1 - price.cost(sample.architecture) // largest_step  # below 0: none of this search's
             scored.append(ScoredChoice(target, choice, float(np.log(max(sample.metrics.kl, 1e-12)))))
     return scored
 
@@ -179,7 +178,7 @@ class TargetSearch:
     def starting_choices(self) -> list[Choice]:
         """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""
         limits, sensitivity = self.limits, self._shared.sensitivity
-        starts = [self._additive_optimum(sensitivity), limits.fit(limits.space.bottom, evenness(limits.space))]
+        starts = [self._additive_optimum(sensitivity), uniform_choice(limits)]
         if self._shared.samples:
             surrogate = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index)
             starts.append(self._additive_optimum(surrogate.table(tuple(starts[0].tolist()))))

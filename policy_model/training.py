@@ -107,7 +107,7 @@ def train_predictor(
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),
-        samples_sha256=samples_sha256(samples),
+        samples_sha256=samples_sha256(anatomy, samples),
         calibration_id=samples[0].calibration_id,
         ranking_sha256=samples[0].ranking_sha256,
         seed=settings.seed,

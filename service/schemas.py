@@ -9,8 +9,8 @@ from pruning.allocators.methods import Method, describe_methods
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.plan import Budget
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Budget
 from storage.records import ModelRecord, PredictorRecord
 
 ITEM = TypeVar("ITEM")

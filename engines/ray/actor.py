@@ -6,12 +6,14 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from engines.memo import EvaluateInOrder
+from engines.local import measure
+from engines.memo import Measured
 from engines.ray.session import RayError, RayTaskError, ray, reason_of
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import LopError
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Evaluate
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class EvaluatorActor:
         """The node's name, and the process id there."""
         return self._node, os.getpid()
 
-    def build(self, recipe: Callable[[], EvaluateInOrder]) -> None:
+    def build(self, recipe: Callable[[], Evaluate]) -> None:
         """Make the evaluator. Raises the recipe's errors, the node named."""
         try:
             self._evaluate = recipe()
@@ -35,10 +37,9 @@ class EvaluatorActor:
             found = f"{error.values}, on node {self._node}" if error.values else f"on node {self._node}"
             raise type(error)(error.rule, values=found, remedy=error.remedy) from error
 
-    def evaluate(self, widths: Widths) -> Metrics:
-        """Metrics of FFN widths [L]."""
-        (metrics,) = self._evaluate([widths])
-        return cast("Metrics", metrics)
+    def evaluate(self, architecture: Architecture) -> Measured:
+        """Its metrics, and how long they took here."""
+        return measure(self._evaluate, architecture)
 
 
 @dataclass(eq=False)
@@ -81,11 +82,11 @@ class Worker:
             return self.pending
         return self.jobs[0][0] if self.jobs else None
 
-    def give(self, widths: Widths, job: int) -> None:
+    def give(self, architecture: Architecture, job: int) -> None:
         """One more evaluation to do."""
         if not self.jobs:
             self.before = self.actor.describe.remote()
-        self.jobs.append((self.actor.evaluate.remote(widths), job))
+        self.jobs.append((self.actor.evaluate.remote(architecture), job))
 
     def take_done(self) -> int:
         """The evaluation that is done; the next has begun."""

@@ -5,11 +5,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from engines.memo import Measured
 from engines.ray.actor import Worker, as_lop_error
 from engines.ray.ordered_jobs import OrderedJobs
 from engines.ray.session import RayError, RayTaskError, RuntimeEnvSetupError, cluster_lost, ray, reason_of
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import LopError
-from pruning.measuring.metrics import Metrics, Widths
 
 MAX_DEATHS = 3
 """Actors that a configuration may have killed before it is given up; starts in a row, for each actor, that may fail."""
@@ -55,15 +56,15 @@ class ActorPool:
         """New jobs are coming: starts that failed before do not count."""
         self._failed_starts = 0
 
-    def work(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
-        """Hand out those of the `jobs`, which are places in `widths` [n][L], that can be, and book what is done.
+    def work(self, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]) -> None:
+        """Hand out those of the `jobs`, which are places in `architectures` [n], that can be, and book what is done.
 
         Raises LopError for what an evaluation raised, one that kills every actor, no actor that starts, or a cluster
         that is lost or has no room.
         """
         self._fill()
-        self._deal(jobs, widths)
-        self._collect(jobs, widths)
+        self._deal(jobs, architectures)
+        self._collect(jobs, architectures)
 
     def drop_jobs(self) -> None:
         """Nothing is asked for any more."""
@@ -81,7 +82,7 @@ class ActorPool:
         while len(self._workers) < self.size and self._failed_starts < MAX_DEATHS * self.size:
             self._workers.append(Worker.start(self._actor_class))
 
-    def _deal(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _deal(self, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]) -> None:
         """Give every ready actor one configuration, and another while there are more than can be begun at once."""
         ready = [worker for worker in self._workers if worker.can_evaluate]
         for ahead in range(JOBS_AHEAD):
@@ -91,9 +92,9 @@ class ActorPool:
                 job = jobs.take()
                 if job is None:
                     return
-                worker.give(widths[job], job)
+                worker.give(architectures[job], job)
 
-    def _collect(self, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _collect(self, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]) -> None:
         """Wait until something happened, and book everything that did."""
         busy = {worker.next_result: worker for worker in self._workers if worker.next_result is not None}
         self._check_placement()
@@ -114,13 +115,13 @@ class ActorPool:
             else:
                 self._advance(worker, value, jobs)
         for worker, death in lost:
-            self._remove(worker, death, jobs, widths)
+            self._remove(worker, death, jobs, architectures)
         if lost:  # with others perhaps, whose node it was: none is given anything before it has answered
             for worker in self._workers:
                 if worker.next_result is None:
                     worker.pending = worker.actor.describe.remote()
 
-    def _advance(self, worker: Worker, value: Any, jobs: OrderedJobs[Metrics]) -> None:
+    def _advance(self, worker: Worker, value: Any, jobs: OrderedJobs[Measured]) -> None:
         """Book what an actor returned: an evaluation, or a step on its way to the next."""
         if worker.can_evaluate:
             jobs.finish(worker.take_done(), value)
@@ -133,7 +134,9 @@ class ActorPool:
                 worker.is_built = True
                 self._failed_starts = 0
 
-    def _remove(self, worker: Worker, error: RayError, jobs: OrderedJobs[Metrics], widths: Sequence[Widths]) -> None:
+    def _remove(
+        self, worker: Worker, error: RayError, jobs: OrderedJobs[Measured], architectures: Sequence[Architecture]
+    ) -> None:
         """Let an actor go that died, and give back what it had.
 
         Raises LopError if the cluster is gone, if the configuration it was at killed others before, or if actors keep
@@ -165,7 +168,7 @@ class ActorPool:
         elif jobs.put_back_dead(current) >= MAX_DEATHS:
             raise LopError(
                 "an evaluation must not end its process",
-                values=f"{MAX_DEATHS} actors died at FFN widths {list(widths[current])}, "
+                values=f"{MAX_DEATHS} actors died at {architectures[current].document()}, "
                 f"the last on {worker.node}: {reason}",
                 remedy="Check the nodes' memory, or use fewer actors; what was stored is intact",
             ) from error

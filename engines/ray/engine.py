@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from engines.memo import EvaluateInOrder
+from engines.memo import Measured
 from engines.ray.actor import EvaluatorActor
 from engines.ray.actor_capacity import ActorCapacity
 from engines.ray.actor_pool import ActorPool
 from engines.ray.cluster_address import resolve_address
 from engines.ray.ordered_jobs import OrderedJobs
 from engines.ray.session import RayError, RaySession, cluster_lost, ray, reason_of
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Evaluate
 
 WINDOW_PER_ACTOR = 4
 """Configurations measured ahead of the first that is missing, for each actor: what a killed driver loses at most."""
@@ -54,7 +55,7 @@ class RayEngine:
 
     def __init__(
         self,
-        recipe: Callable[[], EvaluateInOrder],
+        recipe: Callable[[], Evaluate],
         *,
         address: str | None = None,
         num_actors: int | None = None,
@@ -85,27 +86,27 @@ class RayEngine:
     ) -> None:
         self.close()
 
-    def __call__(self, widths: Sequence[Widths], /) -> Iterator[Metrics]:
-        """Metrics of `widths` [n][L] in order, each as soon as it and those before it are known.
+    def __call__(self, architectures: Sequence[Architecture], /) -> Iterator[Measured]:
+        """Metrics of `architectures` [n] in order, each as soon as it and those before it are known.
 
         Raises:
             InputError: the cluster does not answer, or has fewer devices than actors were asked for.
             LopError: what an evaluation raised; a configuration that kills every actor it is given to; a cluster in
                 which no evaluator can be started, or that went away.
         """
-        if not widths:
+        if not architectures:
             return
         try:
             session, pool = self._open()
         except (RayError, ConnectionError) as error:
             raise cluster_lost(reason_of(error)) from error
         pool.begin()
-        jobs = OrderedJobs[Metrics](len(widths), window=WINDOW_PER_ACTOR * pool.size)
+        jobs = OrderedJobs[Measured](len(architectures), window=WINDOW_PER_ACTOR * pool.size)
         try:
             while not jobs.is_done:
                 try:
                     session.check()
-                    pool.work(jobs, widths)
+                    pool.work(jobs, architectures)
                 except (RayError, ConnectionError) as error:  # not of one actor: those were dealt with
                     raise cluster_lost(reason_of(error)) from error
                 yield from jobs.results()

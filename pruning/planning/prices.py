@@ -22,8 +22,8 @@ from pruning.planning.added_biases import added_biases, bias_parameters
 from pruning.planning.cost_table import NEVER
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, LimitKind
-from pruning.planning.plan import Workload
 from pruning.planning.space import Options, Space
+from pruning.planning.workload import Workload
 
 
 class Price(ABC):

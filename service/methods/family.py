@@ -9,7 +9,8 @@ from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
 from pruning.planning.demand import Demand
 from pruning.planning.limits import Limits
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from pruning.planning.ranking import Ranking
 from service.schemas import PlanRequest
 from storage.records import ModelRecord

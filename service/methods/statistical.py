@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from storage.contract import Repository
+from storage.contract import Registry
 from storage.records import StatisticsRecord
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MAX_CACHED = 4
 class StatisticalMethods:
     """The MethodFamily of everything in `pruning.allocators.registry`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Registry) -> None:
         self._repository = repository
         self._statistics: LruCache[str, ModelStatistics] = LruCache(_MAX_CACHED)
 

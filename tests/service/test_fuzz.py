@@ -16,7 +16,7 @@ from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from storage.contract import Repository
-from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples
+from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples, widths_of
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
@@ -105,7 +105,7 @@ def test_any_budget(client: TestClient, known: None, body: dict[str, object]) ->
         for name in LIMITS:
             if budget.get(name) is not None:
                 assert getattr(plan.achieved, name) <= budget[name]
-        assert {w % (plan.target.tp_size or 1) for w in plan.ffn_widths} == {0}
+        assert {w % (plan.target.tp_size or 1) for w in widths_of(plan)} == {0}
         assert plan.target.tp_size == body.get("tp_size", 1)
     else:
         problem = answer.json()

@@ -37,7 +37,7 @@ from pruning.devices.timing.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
 from pruning.planning.activations import activation_bytes
 from pruning.planning.cost import kv_cache_bytes
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

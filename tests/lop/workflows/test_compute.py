@@ -161,7 +161,7 @@ def test_a_half_twin_of_the_reference_gets_the_plans_of_its_float32_copy(
         search_model(repository, name, talks, settings, name="calibration")
         planner = Planner(repository, PredictorCache(repository, capacity=1))
         asked = [PlanRequest(model=name, sparsity=0.5, method=method) for method in METHODS]
-        plans.append([planner.plan(request).ffn_widths for request in asked])
-        samples.append([(x.widths, x.metrics) for x in repository.list_samples(name)])
+        plans.append([planner.plan(request).layers for request in asked])
+        samples.append([(x.architecture, x.metrics) for x in repository.list_samples(name)])
     assert plans[0] == plans[1]
     assert samples[0] == samples[1]

@@ -53,7 +53,7 @@ def command(database: Path, data: Path, *options: str) -> list[str]:
 
 def samples(database: Path) -> list[tuple[object, ...]]:
     with open_repository(f"sqlite:///{database}") as repository:
-        return [(row.widths, row.metrics, row.source) for row in repository.list_samples("tiny")]
+        return [(row.architecture, row.metrics, row.source) for row in repository.list_samples("tiny")]
 
 
 def run_until(process: "subprocess.Popen[str]", database: Path, count: int, number: signal.Signals) -> None:

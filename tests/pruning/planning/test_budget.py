@@ -27,6 +27,7 @@ from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import Budget, PlanTarget, Workload
 from pruning.planning.space import Space
+from pruning.planning.workload import Budget, Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_limits import cost_of, draw_choice, draw_worth
 

@@ -13,9 +13,10 @@ from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.planning import prices
-from pruning.planning.cost import achieved_costs, kv_cache_bytes
+from pruning.planning.cost import achieved_costs, flops, kv_cache_bytes
 from pruning.planning.plan import Workload
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 
 
@@ -72,7 +73,7 @@ def test_parameters_and_sparsity_per_scope() -> None:
     anatomy = made_up_anatomy([64, 64], per_channel=30, other=1000)
     achieved = achieved_costs(anatomy, anatomy.architecture([32, 64]))
     assert achieved.parameters == 5840 + 5000 - 960
-    assert achieved.sparsity == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
+    assert achieved.removed == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
