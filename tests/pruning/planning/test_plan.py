@@ -107,7 +107,12 @@ def test_an_architecture_is_of_the_plans_own_model(plan: PruningPlan) -> None:
 
 def test_a_dense_plan_lists_no_layers(plan: PruningPlan) -> None:
     dense = make_plan(
-        made_up_anatomy([64, 64]), [64, 64], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking
+        ANATOMY,
+        ANATOMY.architecture([64, 64]),
+        model_id="tiny",
+        target=plan.target,
+        method="test",
+        ranking=plan.ranking,
     )
     assert dense.layers == ()
     assert PruningPlan.from_json(dense.to_json()) == dense
