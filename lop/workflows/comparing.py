@@ -13,7 +13,6 @@ from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import ModelRecord
@@ -110,7 +109,7 @@ def compare_methods(
             nll=metrics.nll,
             accuracy=metrics.accuracy,
             plan_id=plan.plan_id,
-            filled_up=FILLED_UP in (plan.provenance.note or ""),
+            filled_up=plan.provenance.filled_up,
             agreement=metrics.agreement,
         )
         if on_plan is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,13 +38,17 @@ class PlanModel(Part):
 
 
 class Provenance(Part):
-    """Where the plan comes from, enough to make it again."""
+    """Where the plan comes from, enough to make it again.
+
+    `filled_up`: it is no point of a search itself, but one that was searched for another target and got more channels.
+    """
 
     predictor: str | None = None
     samples: int = Field(default=0, ge=0)
     calibration: str | None = None
     seed: int | None = None
     note: str | None = None
+    filled_up: bool = Field(default=False, exclude_if=operator.not_)
 
 
 def broken_field(error: ValidationError, version: int) -> PlanError:
