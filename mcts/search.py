@@ -33,8 +33,9 @@ from values.encoding import log_kl
 from values.surrogate import ROUGHNESSES, Kernel, ScoredChoice, Surrogate, expected_improvement, fit_surrogate
 
 RELATIVE_KL_FLOOR = 1e-9
-"""KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist. Relative, unlike
-`KL_FLOOR_NATS`: a search does not know the scale of its metric."""
+"""KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist.
+
+Relative, unlike `KL_FLOOR_NATS`: a search does not know the scale of its metric."""
 
 MAX_MOVES = 4096
 """Swap moves that are proposed, those that the additive table likes best: deep models have many more."""
