@@ -90,26 +90,25 @@ def test_every_axis_has_its_place(plan: PruningPlan) -> None:
     assert full.compensates
 
 
-def test_an_architecture_is_that_of_the_plans_own_model(plan: PruningPlan) -> None:
+def test_an_architecture_is_of_the_plans_own_model(plan: PruningPlan) -> None:
     anatomy = made_up_anatomy([64, 64])
     assert plan.architecture(anatomy) == anatomy.architecture([32, 64])
-    skipping = plan.model_copy(update={"layers": (PlanLayer(index=1, attention=Kept(units=0)),)})
-    assert skipping.architecture(anatomy) == anatomy.architecture([64, 64], [2, 0])
+    layers = (PlanLayer(index=1, attention=Kept(units=0), ffn=Kept(units=64, bits=4, density=0.5)),)
+    skipping = plan.model_copy(update={"layers": layers})
+    assert skipping.architecture(anatomy) == Architecture.of(
+        {Site(1, Sublayer.ATTENTION): Option(0), Site(1, Sublayer.FFN): Option(64, bits=4, density=0.5)}
+    )
     with pytest.raises(FingerprintMismatchError):
         plan.architecture(replace(anatomy, fingerprint="f" * 64))
     beyond = plan.model_copy(update={"layers": (PlanLayer(index=2, ffn=Kept(units=8)),)})
     with pytest.raises(PlanError, match=r"numbered 0\.\.1 \(got layer 2\)"):
         beyond.architecture(anatomy)
-    for more in ({"bits": 4}, {"density": 0.5}):
-        layer = PlanLayer(index=0, ffn=Kept(units=64, **more))
-        found = plan.model_copy(update={"layers": (layer,)}).architecture(anatomy)
-        assert found == Architecture(((Site(0, Sublayer.FFN), Option(64, **more)),))  # not dense, though all units stay
 
 
 def test_a_dense_plan_lists_no_layers(plan: PruningPlan) -> None:
     dense = make_plan(
-        made_up_anatomy([64, 64]),
-        Architecture(),
+        ANATOMY,
+        ANATOMY.architecture([64, 64]),
         model_id="tiny",
         target=plan.target,
         method="test",

@@ -94,7 +94,8 @@ def spaces(draw: st.DrawFn) -> Space:
     decisions: list[Decision] = []
     dense: dict[Site, int] = {}
     for layer in range(draw(st.integers(1, 4))):
-        together = draw(st.sampled_from([[(FFN,)], [(ATTENTION,)], [(ATTENTION,), (FFN,)], [(ATTENTION, FFN)]]))
+        ways: list[list[tuple[Sublayer, ...]]] = [[(FFN,)], [(ATTENTION,)], [(ATTENTION,), (FFN,)], [(ATTENTION, FFN)]]
+        together = draw(st.sampled_from(ways))
         for sublayers in together:
             count = draw(st.integers(1, 4))
             option = st.builds(
