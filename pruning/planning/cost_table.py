@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pruning.arrays import BoolArray, FloatArray, IntArray
+from pruning.arrays import BoolArray, IntArray
 
 NEVER = 2**62
 """Excess of an option that a decision does not have. Sums of real costs stay below it."""
@@ -100,19 +100,17 @@ class CostTable:
         return above
 
     @cached_property
-    def shares(self) -> FloatArray:
-        """[N, K] of what each limit's dearest options cost together, summed over the limits; infinite where there is no
-        option."""
-        shares = (self.excess / np.maximum(self.most_from[0], 1)[:, None, None]).sum(axis=0)
-        return np.where(self.exists, shares, np.inf)
+    def by_cost(self) -> tuple[IntArray, IntArray]:
+        """Decision and option of all options, decision by decision, the cheapest first; of equals, the earlier one.
 
-    @cached_property
-    def by_cost(self) -> IntArray:
-        """[N, K] the options of each decision, those of the least `shares` first; of equals, the earlier one."""
-        N, K = self.shares.shape
-        if (self.shares[:, 1:] >= self.shares[:, :-1]).all():
-            return np.repeat(np.arange(K)[None], N, axis=0)
-        return np.argsort(self.shares, axis=1, kind="stable")
+        Under several limits, what is cheaper counts in shares of what each limit's dearest options cost together.
+        """
+        n, k = np.nonzero(self.exists)
+        shares = (self.excess / np.maximum(self.most_from[0], 1)[:, None, None]).sum(axis=0)
+        if (np.diff(shares, axis=1) >= 0).all():  # as on ladders: they are in order
+            return n, k
+        order = np.lexsort((shares[n, k], n))
+        return n[order], k[order]
 
     def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:
         """Slack [B, J] left of `slack` [B, J] after `options` [B] of decision `n`."""

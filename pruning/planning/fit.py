@@ -24,20 +24,14 @@ def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) 
     ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
-    frontier = _frontier(table, worth)
+    ranked = np.full(table.exists.shape, -np.inf)
+    ranked[table.exists] = worth[table.by_cost]
+    frontier = (ranked == np.maximum.accumulate(ranked, axis=1))[table.exists]
     _shrink(table, spare, chosen, worth, frontier)
     _fill(table, spare, chosen, worth, frontier)
-    if not frontier[table.exists].all():
-        _fill(table, spare, chosen, worth, table.exists)
+    if not frontier.all():
+        _fill(table, spare, chosen, worth, np.ones_like(frontier))
     return chosen
-
-
-def _frontier(table: CostTable, worth: FloatArray) -> BoolArray:
-    """[N, K] which options are worth no less than any cheaper one of their decision."""
-    ranked = np.take_along_axis(np.where(table.exists, worth, -np.inf), table.by_cost, axis=1)
-    frontier = np.zeros(ranked.shape, dtype=np.bool_)
-    np.put_along_axis(frontier, table.by_cost, ranked == np.maximum.accumulate(ranked, axis=1), axis=1)
-    return frontier & table.exists
 
 
 def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, frontier: BoolArray) -> None:
@@ -47,10 +41,8 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
     if (slack >= 0).all():
         return
     span = np.maximum(table.most_from[0], 1)
-    k = table.by_cost.ravel()
-    n = np.repeat(np.arange(table.num_decisions), len(k) // table.num_decisions)
-    n, k = n[table.exists[n, k]], k[table.exists[n, k]]
-    costs, frontier = table.excess[:, n, k], frontier[n, k]
+    n, k = table.by_cost
+    costs = table.excess[:, n, k]
     while (slack < 0).any():
         worst = int(np.argmin(slack / span))
         freed = now[:, n] - costs
@@ -69,38 +61,46 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
 
 
 def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, among: BoolArray) -> None:
-    """Go to options above, `among` these [N, K], while any fits: those worth most for what they take of the slack."""
+    """Go to options above, `among` all, while any fits: those that are worth most for what they take of the slack."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
-    # What does not fit now never will, and what is not above an option is above none that are above it.
-    fits = (table.excess <= (now + slack[:, None])[:, :, None]).all(axis=0)
-    n, k = np.nonzero(among & fits & table.above(chosen))
-    if not len(n):
-        return
-    order = np.lexsort((table.shares[n, k], n))
-    n, k = n[order], k[order]
-    costs, worths = table.excess[:, n, k], worth[n, k]
+    fits = (table.excess - now[:, :, None] <= slack[:, None, None]).all(axis=0)
+    n, k = table.by_cost
+    able = among & (table.above(chosen) & fits)[n, k]
+    while able.any():
+        n, k = n[able], k[able]
+        costs = table.excess[:, n, k]
+        _fill_while_next_fit(n, k, costs, slack, chosen, now, worth)
+        # What does not fit now never will, and what is not above an option is above none that are above it.
+        able = _fits_above(costs - now[:, n], k > chosen[n], slack)
 
-    def able(start: int, end: int) -> int:
-        """The first candidate of `start`.. that is above its decision's option, and fits; `end` if none is."""
-        taken = costs[:, start:end] - now[:, n[start:end]]
-        above = (taken >= 0).all(axis=0) & ((taken > 0).any(axis=0) | (k[start:end] > chosen[n[start:end]]))
-        found = np.flatnonzero(above & (taken <= slack[:, None]).all(axis=0))
-        return start + int(found[0]) if len(found) else end
 
-    # Of each decision: the cheapest candidate that is left, and where its candidates end.
-    first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))
-    ends = np.append(first[1:], len(n))
+def _fill_while_next_fit(
+    n: IntArray, k: IntArray, costs: IntArray, slack: IntArray, chosen: IntArray, now: IntArray, worth: FloatArray
+) -> None:
+    """Go on among options `k` of decisions `n` that cost `costs` [J, M], decision by decision and the cheapest first,
+    until the next option of a decision does not fit; `slack`, `chosen` and `now`, its costs, go along.
+    """
+    first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the cheapest of each decision
+    end = np.append(first[1:], len(n))
     while len(first):
-        taken = costs[:, first] - now[:, n[first]]
-        passed = np.flatnonzero((taken > slack[:, None]).any(axis=0))
-        if not len(passed):
-            share = (taken / (slack[:, None] + 1)).max(axis=0) + _NO_COST
-            best = int(np.argmax((worths[first] - worth[n[first], chosen[n[first]]]) / share))
-            slack -= taken[:, best]
-            chosen[n[first[best]]] = k[first[best]]
-            now[:, n[first[best]]] = costs[:, first[best]]
-            passed = np.array([best])
-        for i in passed:
-            first[i] = able(first[i] + 1, ends[i])
-        first, ends = first[first < ends], ends[first < ends]
+        decisions, options = n[first], k[first]
+        present = chosen[decisions]
+        taken = costs[:, first] - now[:, decisions]
+        if not _fits_above(taken, options > present, slack).all():
+            return
+        gained = worth[decisions, options] - worth[decisions, present]
+        share = (taken / (slack[:, None] + 1)).max(axis=0) + _NO_COST
+        best = int(np.argmax(gained / share))
+        slack -= taken[:, best]
+        chosen[decisions[best]] = options[best]
+        now[:, decisions[best]] = costs[:, first[best]]
+        first[best] += 1
+        if first[best] == end[best]:
+            first, end = np.delete(first, best), np.delete(end, best)
+
+
+def _fits_above(taken: IntArray, later: BoolArray, slack: IntArray) -> BoolArray:
+    """[M] whether options that take `taken` [J, M] more are above what is chosen, see `CostTable.above`, and fit."""
+    fits: BoolArray = ((taken >= 0) & (taken <= slack[:, None])).all(axis=0) & (taken.any(axis=0) | later)
+    return fits
