@@ -12,6 +12,7 @@ from pruning.errors import PlanError
 SHA256 = r"^[0-9a-f]{64}$"
 INT64_MAX = 2**63 - 1
 FETCH_AGAIN = "Fetch the plan again with `lop plan`"
+UPGRADE = "Upgrade lop-service, or fetch the plan again with `lop plan`"
 
 
 def is_none(value: object) -> bool:
