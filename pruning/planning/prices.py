@@ -148,6 +148,7 @@ def ffn_parameters(anatomy: ModelAnatomy, *, compensates: bool = False) -> Price
     return LinearPrice(LimitKind.FFN_PARAMETERS, weights.dense, sites, 0)
 
 
+@lru_cache(maxsize=256)
 def parameters(anatomy: ModelAnatomy, *, compensates: bool = False) -> Price:
     """Parameters of the whole model."""
     weights = _site_weights(anatomy, compensates)
@@ -155,6 +156,7 @@ def parameters(anatomy: ModelAnatomy, *, compensates: bool = False) -> Price:
     return LinearPrice(LimitKind.PARAMETERS, weights.dense, weights.parameters, fixed)
 
 
+@lru_cache(maxsize=256)
 def weight_bytes(anatomy: ModelAnatomy, *, compensates: bool = False, header_bytes: int = 0) -> Price:
     """Weight files: tensors, and `header_bytes` for what stands before them."""
     weights = _site_weights(anatomy, compensates)
@@ -162,6 +164,7 @@ def weight_bytes(anatomy: ModelAnatomy, *, compensates: bool = False, header_byt
     return LinearPrice(LimitKind.DISK_BYTES, weights.dense, weights.bytes, fixed)
 
 
+@lru_cache(maxsize=256)
 def memory_bytes(anatomy: ModelAnatomy, workload: Workload, *, compensates: bool = False) -> Price:
     """Weights, KV cache and activations for `workload`, as `Achieved.memory_bytes`."""
     weights = _site_weights(anatomy, compensates)
@@ -176,6 +179,7 @@ def memory_bytes(anatomy: ModelAnatomy, workload: Workload, *, compensates: bool
     return LinearPrice(LimitKind.MEMORY_BYTES, weights.dense, sites, fixed)
 
 
+@lru_cache(maxsize=256)
 def flops(anatomy: ModelAnatomy, workload: Workload, *, compensates: bool = False) -> Price:
     """Floating-point operations of decoder and output head, a multiply-add counted as two.
 
