@@ -72,7 +72,7 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SearchResult":
-        """Results of before counted options from 1, and called a choice "configuration"."""
+        """A worker of revision 0004 that ends after the database was upgraded has levels, "configuration", from 1."""
         targets = []
         for target in data["targets"]:
             rest = {**target}

@@ -119,15 +119,11 @@ class Jobs(Protocol):
 
         A search is a function of what it reads, so one that is run again ends the same: if one of equal settings and
         result is done already, that one is returned. `validation`, if there is any, is kept in the stored result under
-        "validation". It tells no searches apart, and neither does a space that the stored one does not say: where the
-        new one says more or has another validation, the stored one is replaced, under a new id since a finished search
-        never changes; what only the stored one says is kept.
+        "validation". It tells no searches apart, and neither does a space that one of them does not say: a search with
+        another validation than the stored one replaces it, under a new id since a finished search never changes.
 
         Raises NotFoundError for an unknown model, InputError for settings, a result or a validation that is not JSON.
         """
-
-    def get_search(self, search_id: str) -> SearchRecord:
-        """The search as it is now. Raises NotFoundError."""
 
     def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
         """Searches of one model or of all, in one status or any, oldest first."""
@@ -152,11 +148,10 @@ class Jobs(Protocol):
         *,
         result: dict[str, Any] | None = None,
         error: str | None = None,
-        space: Space | None = None,
     ) -> bool:
         """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's.
 
-        `space` is what it searched, where it was queued without. Raises InputError for a result that is not JSON.
+        Raises InputError for a result that is not JSON.
         """
 
 
@@ -205,9 +200,8 @@ class Catalogue(Protocol):
     def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
         """Register a predictor, which becomes its model's latest, also if an equal one was there before.
 
-        Equal but for `created_at` and, where the stored one says none, `space`: then it says it from now on. Raises
-        NotFoundError if its model or weights are not stored, ConflictError if the id is taken by another one,
-        InputError for a config that is not JSON.
+        Equal but for `created_at`. Raises NotFoundError if its model or weights are not stored, ConflictError if the id
+        is taken by another one, InputError for a config that is not JSON.
         """
 
     def get_predictor(self, predictor_id: str) -> PredictorRecord:

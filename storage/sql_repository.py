@@ -137,16 +137,11 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
         with self._writing() as session:
             require_model(session, predictor.model_id)
             require_artifact(session, predictor.weights_sha256)
-            stored = self._add(session, PredictorRow, predictor, predictor_record, free=("space",))
-            kept = dataclasses.replace(
-                stored,
-                created_at=max(stored.created_at, predictor.created_at),
-                space=stored.space or predictor.space,
-            )
-            if kept != stored:
-                row = session.get_one(PredictorRow, predictor.id)
-                row.created_at, row.space = kept.created_at, kept.space
-            return kept
+            stored = self._add(session, PredictorRow, predictor, predictor_record)
+            if stored.created_at < predictor.created_at:
+                session.get_one(PredictorRow, predictor.id).created_at = predictor.created_at
+                return predictor
+            return stored
 
     def get_predictor(self, predictor_id: str) -> PredictorRecord:
         with self._reading() as session:

@@ -13,7 +13,7 @@ from storage.contract import Jobs
 from storage.documents import json_document
 from storage.records import SearchRecord, SearchStatus
 from storage.rows import search_record
-from storage.sql_store import SqlStore, require, require_model
+from storage.sql_store import SqlStore, require_model
 from storage.tables import SearchRow, UtcDateTime
 
 _VALIDATION = "validation"
@@ -50,10 +50,9 @@ class SearchStore(SqlStore, Jobs):
                     continue
                 if None not in (row.space, searched) and row.space != searched:
                     continue
-                known = _validation_of(row.result)
-                if (says or known, searched or row.space) == (known, row.space):
+                if not says or row.result == outcome | says:
                     return search_record(row)
-                says, searched = says or known, searched or row.space
+                searched = searched or row.space
                 session.delete(row)
                 session.flush()
                 break
@@ -65,11 +64,6 @@ class SearchStore(SqlStore, Jobs):
                 result=outcome | says,
                 space=searched,
             )
-
-    def get_search(self, search_id: str) -> SearchRecord:
-        with self._reading() as session:
-            row = session.scalars(select(SearchRow).where(SearchRow.id == search_id)).one_or_none()
-            return search_record(require(row, "search", search_id, "List the searches with `lop queue`"))
 
     def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
         with self._reading() as session:
@@ -119,14 +113,10 @@ class SearchStore(SqlStore, Jobs):
         *,
         result: dict[str, Any] | None = None,
         error: str | None = None,
-        space: Space | None = None,
     ) -> bool:
         outcome = None if result is None else json_document(result, "the result of a search")
         status = SearchStatus.DONE if error is None else SearchStatus.FAILED
-        values = {"status": status, "result": outcome, "error": error}
-        if space is not None:
-            values["space"] = _document_of(space)
-        return self._change(self._owned(search_id, worker).values(values))
+        return self._change(self._owned(search_id, worker).values(status=status, result=outcome, error=error))
 
     def _owned(self, search_id: str, worker: str) -> Update:
         return update(SearchRow).where(
@@ -154,10 +144,6 @@ def _searches(model_id: str | None, status: SearchStatus | None) -> Select[Searc
 
 def _unvalidated(result: dict[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (result or {}).items() if key != _VALIDATION}
-
-
-def _validation_of(result: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (result or {}).items() if key == _VALIDATION}
 
 
 def _document_of(space: Space | None) -> dict[str, Any] | None:

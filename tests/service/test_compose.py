@@ -23,6 +23,7 @@ from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server
 from tests.service.made_up import register_model
+from tests.storage.examples import search_of
 
 __all__ = ["postgres_server"]
 
@@ -156,10 +157,10 @@ def test_the_commands_work_together(environment: dict[str, str], tmp_path: Path)
                 assert client.get("/readyz").json() == {"status": "ready"}
                 assert client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).status_code == 201
             # The search lacks what a queued search needs: that the worker says so shows that it claimed it.
-            while repository.get_search(search.id).status in {SearchStatus.QUEUED, SearchStatus.RUNNING}:
+            while search_of(repository, search.id).status in {SearchStatus.QUEUED, SearchStatus.RUNNING}:
                 assert worker.poll() is None, (tmp_path / "worker.log").read_text()
                 time.sleep(0.05)
-            failed_search = repository.get_search(search.id)
+            failed_search = search_of(repository, search.id)
             assert (failed_search.status, bool(failed_search.error)) == (SearchStatus.FAILED, True)
             for process in (server, worker):
                 process.send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server, postgres_url
 from tests.service.made_up import add_calibration, add_search, add_statistics, register_model, scan_samples
+from tests.storage.examples import search_of
 
 __all__ = ["postgres_server", "postgres_url"]
 
@@ -79,7 +80,7 @@ def test_odd_names_are_the_senders_problem(client: TestClient, text: str) -> Non
 def test_the_worker(repository: Repository) -> None:
     search = repository.add_search("tiny", {"seed": 1})
     assert run_worker(repository, lambda s: s.settings, options=WorkerOptions(once=True)) == 1
-    done = repository.get_search(search.id)
+    done = search_of(repository, search.id)
     assert (done.status, done.result) == (SearchStatus.DONE, {"seed": 1})
 
 

@@ -12,13 +12,14 @@ from service.worker import Worker, WorkerOptions, run_worker, worker_name
 from storage.contract import Repository
 from storage.records import SearchRecord, SearchStatus
 from tests.service.conftest import AwayRepository
+from tests.storage.examples import search_of
 
 ONCE = WorkerOptions(poll_seconds=0.02, heartbeat_seconds=0.02, stale_seconds=0.2, once=True)
 FOR_EVER = WorkerOptions(poll_seconds=0.02, heartbeat_seconds=0.02, stale_seconds=0.2)
 
 
 def status_of(repository: Repository, search: SearchRecord) -> SearchStatus:
-    return repository.get_search(search.id).status
+    return search_of(repository, search.id).status
 
 
 def wait_until(condition: Any) -> None:
@@ -38,7 +39,7 @@ def test_once_runs_what_is_queued_oldest_first(repository: Repository) -> None:
     assert run_worker(repository, handler, options=ONCE) == 3
     assert ran == [0, 1, 2]
     for number, search in enumerate(searches):
-        done = repository.get_search(search.id)
+        done = search_of(repository, search.id)
         assert (done.status, done.result, done.error) == (SearchStatus.DONE, {"square": number**2}, None)
     assert run_worker(repository, handler, options=ONCE) == 0
 
@@ -61,7 +62,7 @@ def test_a_failed_search_says_why_and_the_next_one_runs(
         return {}
 
     assert run_worker(repository, handler, options=ONCE) == 2
-    failed = repository.get_search(bad.id)
+    failed = search_of(repository, bad.id)
     assert (failed.status, failed.error, failed.result) == (SearchStatus.FAILED, message, None)
     assert status_of(repository, good) == SearchStatus.DONE
 
@@ -77,15 +78,15 @@ def test_heartbeats_keep_a_long_search(repository: Repository) -> None:
     stale_after = timedelta(seconds=ONCE.stale_seconds)
 
     def handler(claimed: SearchRecord) -> dict[str, Any]:
-        first = repository.get_search(claimed.id).heartbeat_at
+        first = search_of(repository, claimed.id).heartbeat_at
         assert first is not None
         # Longer than it takes to go stale: without heartbeats the claim below would succeed.
-        wait_until(lambda: (repository.get_search(claimed.id).heartbeat_at or first) > first + 2 * stale_after)
+        wait_until(lambda: (search_of(repository, claimed.id).heartbeat_at or first) > first + 2 * stale_after)
         assert repository.claim_search("thief", stale_after=stale_after) is None
         return {"done": True}
 
     assert run_worker(repository, handler, options=ONCE, name="owner") == 1
-    done = repository.get_search(search.id)
+    done = search_of(repository, search.id)
     assert (done.status, done.worker) == (SearchStatus.DONE, "owner")
 
 
@@ -98,7 +99,7 @@ def test_a_lost_worker_is_replaced(repository: Repository) -> None:
     wait_until(lambda: status_of(repository, search) == SearchStatus.DONE)
     worker.stop()
     thread.join()
-    assert repository.get_search(search.id).result == {"by": "the second"}
+    assert search_of(repository, search.id).result == {"by": "the second"}
     assert not repository.finish_search(search.id, "lost", result={"by": "the first"})
 
 
@@ -111,7 +112,7 @@ def test_a_result_after_the_claim_was_lost_is_dropped(repository: Repository, ca
 
     options = WorkerOptions(poll_seconds=0.02, heartbeat_seconds=30, stale_seconds=60, once=True)
     assert run_worker(repository, handler, options=options) == 0
-    taken = repository.get_search(search.id)
+    taken = search_of(repository, search.id)
     assert (taken.status, taken.worker, taken.result) == (SearchStatus.RUNNING, "thief", None)
     assert "taken over" in caplog.text
 
@@ -154,7 +155,7 @@ def test_a_signal_interrupts_a_search_which_the_next_worker_takes_over(repositor
     assert status_of(repository, search) == SearchStatus.RUNNING
     time.sleep(FOR_EVER.stale_seconds)
     assert run_worker(repository, lambda _: {"resumed": True}, options=ONCE) == 1
-    assert repository.get_search(search.id).result == {"resumed": True}
+    assert search_of(repository, search.id).result == {"resumed": True}
 
 
 def test_a_database_that_is_away_is_waited_for(repository: Repository) -> None:

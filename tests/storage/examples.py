@@ -15,7 +15,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.plan_parts import PlanModel, Provenance
 from pruning.planning.scope import Scope
-from storage.contract import Repository
+from storage.contract import Jobs, Repository
 from storage.documents import canonical_protocol
 from storage.records import (
     CalibrationRecord,
@@ -24,6 +24,7 @@ from storage.records import (
     PredictorRecord,
     RankingOrigin,
     Sample,
+    SearchRecord,
     StatisticsRecord,
 )
 from tests.pruning.made_up_devices import made_up_profile
@@ -76,13 +77,14 @@ def calibration(calibration_id: str = "c", created_at: datetime = MORNING) -> Ca
 def sample(
     number: int, *, model_id: str = "m", calibration_id: str = "c", source: str = "mcts", has_agreement: bool = True
 ) -> Sample:
-    """Sample `number`, with metrics that follow from it; before revision 0004 they had no agreement."""
+    """Sample `number`, up to 4,000: what is in it follows from that. Before revision 0004 they had no agreement."""
     agreement = 1 - number / 2**20 if has_agreement else None
+    widths = (8 * number, 64) if number <= 8 else (number % 64 + 1, 63 - number // 64)
     return Sample(
         model_id=model_id,
         ranking_sha256=RANKING_SHA256,
         calibration_id=calibration_id,
-        architecture=ANATOMY.architecture((8 * number, 64)),
+        architecture=ANATOMY.architecture(widths),
         metrics=Metrics(number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement),
         seconds=0.1,
         source=source,
@@ -140,6 +142,12 @@ def search_document() -> dict[str, Any]:
     """What `lop search --queue` leaves for a worker."""
     settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7)
     return {"data": "/data/calibration.json", "conversations": 32, "search": settings.to_dict()}
+
+
+def search_of(repository: Jobs, search_id: str) -> SearchRecord:
+    """The search as it is now."""
+    (found,) = (search for search in repository.list_searches() if search.id == search_id)
+    return found
 
 
 def store_basics(repository: Repository) -> None:

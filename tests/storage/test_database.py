@@ -59,7 +59,6 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "find_plan": lambda r: r.find_plan("request"),
     "add_search": lambda r: r.add_search("m", {}),
     "record_search": lambda r: r.record_search("m", {}, {}),
-    "get_search": lambda r: r.get_search("s"),
     "list_searches": lambda r: r.list_searches(),
     "list_search_ids": lambda r: r.list_search_ids("m", SearchStatus.DONE),
     "claim_search": lambda r: r.claim_search("w", stale_after=timedelta(0)),

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, insert, inspect, select, text
+from alembic.util import CommandError
+from sqlalchemy import CheckConstraint, Executable, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
+from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from pruning.errors import SchemaRevisionError, StorageError, StorageUnavailableError
+from pruning.planning.plan import PruningPlan
+from pruning.planning.plan_downgrade import downgrade
 from storage import migration
 from storage.database import create_database_engine, upgrade
 from storage.records import PlanRecord, SearchStatus
-from storage.sql_repository import open_repository
-from storage.tables import Base, SearchRow
+from storage.sql_repository import SqlRepository, open_repository
+from storage.tables import Base, PlanRow, SearchRow
 from storage.url import parse_url
 from tests.storage.examples import (
+    ANATOMY,
     MORNING,
     PROTOCOL,
     SPACE,
@@ -156,23 +162,47 @@ def test_samples_of_before_keep_their_rows_and_keys(tmp_path: Path) -> None:
     assert hashlib.sha256(b'{"ffn_widths":[8,64]}').hexdigest() in before[0]
 
 
-def upgrade_to(url: str, revision: str) -> None:
+def migrate_to(url: str, revision: str, *, down: bool = False) -> None:
+    """As Alembic's own commands do it; nothing is changed where they fail."""
+    if url.startswith("sqlite:"):
+        Path(url.removeprefix("sqlite:///")).touch()
     config = Config()
     config.set_main_option("script_location", str(migration.SCRIPT_LOCATION))
     engine = create_database_engine(parse_url(url), foreign_keys=False)
-    with engine.execution_options(write=True).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
-
-
-def downgrade_to(url: str, revision: str) -> None:
-    engine = create_database_engine(parse_url(url), foreign_keys=False)
     try:
         with engine.execution_options(write=True).begin() as connection:
-            migration.undo_migrations(connection, revision)
+            config.attributes["connection"] = connection
+            (command.downgrade if down else command.upgrade)(config, revision)
     finally:
         engine.dispose()
+
+
+def run_sql(url: str, *statements: Executable) -> list[Any]:
+    """All rows of the last of `statements`."""
+    engine = create_database_engine(parse_url(url))
+    with engine.execution_options(write=True).begin() as connection:
+        *_, last = [connection.execute(statement) for statement in statements]
+        rows = list(last) if last.returns_rows else []
+    engine.dispose()
+    return rows
+
+
+OWNER_OF_SEARCHES = (
+    text("INSERT INTO artifacts VALUES ('s', 't', '')"),
+    text("INSERT INTO models VALUES ('m', '{}', 'w', 's', '/m', '2025-03-01 08:00:00+00:00')"),
+)
+"""A model as revisions up to 0004 store it."""
+
+
+def found(**choice: list[int]) -> dict[str, Any]:
+    """The result of a search as it is stored, but for what it calls the choice."""
+    target = {"label": "sparsity 0.3 (ffn)", "sparsity": 0.3, "budget": 4300, **choice, "widths": [32, 48]}
+    metrics = {"kl": 0.25, "nll": 1.5, "accuracy": 0.5, "num_tokens": 64, "num_answers": 4, "agreement": 0.75}
+    target |= {"metrics": metrics, "evaluations": 2, "curve": [0.5, 0.25]}
+    return {"search": {"targets": [target], "scan_evaluations": 15}, "calibration_id": "c", "predictor": "p"}
+
+
+OF_0004, OF_0005 = found(configuration=[4, 6]), found(choice=[3, 5])
 
 
 def schema(url: str) -> dict[str, Any]:
@@ -198,37 +228,87 @@ def schema(url: str) -> dict[str, Any]:
 
 
 def test_0005_can_be_undone_to_the_last_detail(empty_url: str) -> None:
-    if empty_url.startswith("sqlite:"):
-        Path(empty_url.removeprefix("sqlite:///")).touch()
-    upgrade_to(empty_url, "0004")
+    migrate_to(empty_url, "0004")
     before = schema(empty_url)
     upgrade(empty_url)
     assert schema(empty_url) != before
+    of_schema_1 = downgrade(plan(), ANATOMY).model_dump(mode="json")
     with open_repository(empty_url) as repository:
         store_basics(repository)
         repository.add_samples([sample(1), sample(2)])
         repository.add_predictor(predictor())
-        done = repository.record_search("m", search_document(), {"best_kl": 0.02}, space=SPACE)
-    downgrade_to(empty_url, "0004")
+        own_space = SearchSettings.from_dict(search_document()["search"]).space(ANATOMY)
+        searches = [
+            repository.record_search("m", search_document(), OF_0005, space=own_space),
+            repository.record_search("m", {"seed": 1}, {"best_kl": 0.02}),
+        ]
+        stored = repository.add_plan(PlanRecord("request", plan()))
+    run_sql(empty_url, update(PlanRow).values(document=of_schema_1))
+    migrate_to(empty_url, "0004", down=True)
     assert schema(empty_url) == before
+    assert run_sql(empty_url, select(SearchRow.result).order_by(SearchRow.number)) == [(OF_0004,), ({"best_kl": 0.02},)]
+    assert run_sql(empty_url, select(PlanRow.document)) == [(of_schema_1,)]
     upgrade(empty_url)
     with open_repository(empty_url) as repository:
         assert repository.list_samples("m") == [sample(1), sample(2)]
         assert repository.list_models() == [model(has_origin=False)]
         assert repository.list_predictors() == [predictor(has_space=False)]
-        assert repository.list_searches() == [dataclasses.replace(done, space=None)]
+        assert repository.list_searches() == [dataclasses.replace(search, space=None) for search in searches]
+        assert repository.find_plan("request") == PlanRecord("request", PruningPlan.from_document(of_schema_1))
+        assert stored.plan.plan_id == of_schema_1["plan_id"]
+        assert repository.record_search("m", search_document(), OF_0005, space=own_space).id == searches[0].id
 
 
-def test_0005_is_not_undone_where_samples_would_be_lost(disposable_url: str) -> None:
+def add_samples_of_other_things(repository: SqlRepository) -> None:
+    skip = dataclasses.replace(sample(3), architecture=ANATOMY.architecture((0, 64)))
+    repository.add_samples([sample(1), *samples_of_other_things(), skip])
+
+
+def add_predictor_of_today(repository: SqlRepository) -> None:
+    repository.add_predictor(dataclasses.replace(predictor(), config={"format_version": 3}))
+
+
+def add_searches(repository: SqlRepository) -> None:
+    repository.add_search("m", search_document(), space=SPACE)
+    repository.record_search("m", {}, {}, space=SPACE)
+
+
+@pytest.mark.parametrize(
+    ("store", "lost"),
+    [
+        (add_samples_of_other_things, "3 samples of other architectures or protocols"),
+        (lambda repository: repository.add_plan(PlanRecord("request", plan())), "1 plans of schema 2"),
+        (add_predictor_of_today, "1 predictors of format 3"),
+        (add_searches, "2 searches of other spaces"),
+    ],
+)
+def test_0005_is_not_undone_where_something_would_be_lost(
+    disposable_url: str, store: Callable[[SqlRepository], object], lost: str
+) -> None:
     with open_repository(disposable_url) as repository:
         store_basics(repository)
-        repository.add_samples([sample(1), *samples_of_other_things()])
+        repository.record_search("m", {"seed": 1}, OF_0005)
+        store(repository)
     before = schema(disposable_url)
-    with pytest.raises(SchemaRevisionError, match=r"must hold what is stored.*: 2 are of other architectures"):
-        downgrade_to(disposable_url, "0004")
+    with pytest.raises(CommandError, match=rf"revision 0004 cannot hold {lost}\. Keep this version"):
+        migrate_to(disposable_url, "0004", down=True)
     assert schema(disposable_url) == before
-    with open_repository(disposable_url) as repository:
-        assert repository.count_samples("m") == 3
+    assert (OF_0005,) in run_sql(disposable_url, select(SearchRow.result))
+
+
+def test_results_of_searches_of_before_count_options_from_0(empty_url: str) -> None:
+    migrate_to(empty_url, "0004")
+    results: list[Any] = [OF_0004, {"search": {"targets": []}}, {"search": [1]}, {"best_kl": 0.02}, None]
+    values = {"model_id": "m", "settings": {}, "status": "done", "created_at": MORNING}
+    run_sql(
+        empty_url,
+        *OWNER_OF_SEARCHES,
+        *(insert(SearchRow).values(id=f"s{n}", number=n, result=x, **values) for n, x in enumerate(results, start=1)),
+    )
+    upgrade(empty_url)
+    left = run_sql(empty_url, select(SearchRow.result).order_by(SearchRow.number))
+    assert left == [(OF_0005,), *((result,) for result in results[1:])]
+    assert SearchResult.from_dict(OF_0005["search"]).to_dict() == OF_0005["search"]
 
 
 def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: Path) -> None:
@@ -253,32 +333,27 @@ def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: P
 
 
 def test_waiting_searches_of_any_form_upgrade_on_any_database(empty_url: str) -> None:
-    if empty_url.startswith("sqlite:"):
-        Path(empty_url.removeprefix("sqlite:///")).touch()
-    engine = create_database_engine(parse_url(empty_url))
-    config = Config()
-    config.set_main_option("script_location", str(migration.SCRIPT_LOCATION))
     rows: list[tuple[str, Any]] = [
         ("queued", {"search": {"seed": 7, "refit_every": 8, "move_share": 0.5}, "data": "d"}),
         ("queued", {"search": 3}),
         ("running", [1]),
         ("failed", {"search": {"refit_every": 8}}),
     ]
-    with engine.execution_options(write=True).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text("INSERT INTO artifacts VALUES ('s', 't', '')"))
-        connection.execute(text("INSERT INTO models VALUES ('m', '{}', 'w', 's', '/m', '2025-03-01 08:00:00+00:00')"))
-        for number, (status, document) in enumerate(rows, start=1):
-            values = {"id": f"s{number}", "settings": document, "status": status, "created_at": MORNING}
-            connection.execute(insert(SearchRow).values(number=number, model_id="m", **values))
-    engine.dispose()
+    migrate_to(empty_url, "0001")
+    run_sql(
+        empty_url,
+        *OWNER_OF_SEARCHES,
+        *(
+            insert(SearchRow).values(
+                id=f"s{n}", number=n, model_id="m", settings=document, status=status, created_at=MORNING
+            )
+            for n, (status, document) in enumerate(rows, start=1)
+        ),
+    )
     upgrade(empty_url)
-    engine = create_database_engine(parse_url(empty_url))
-    with engine.connect() as connection:
-        left = connection.execute(select(SearchRow.settings).order_by(SearchRow.number)).scalars().all()
-    engine.dispose()
-    assert left == [{"search": {"seed": 7}, "data": "d"}, {"search": 3}, [1], {"search": {"refit_every": 8}}]
+    left = run_sql(empty_url, select(SearchRow.settings).order_by(SearchRow.number))
+    expected = [{"search": {"seed": 7}, "data": "d"}, {"search": 3}, [1], {"search": {"refit_every": 8}}]
+    assert left == [(document,) for document in expected]
 
 
 def test_every_released_revision_has_its_asset_and_it_is_small() -> None:

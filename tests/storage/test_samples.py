@@ -153,4 +153,4 @@ def test_threads_with_overlapping_samples_lose_and_double_none(filled: SqlReposi
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(write, orders)) == 200
     stored = filled.list_samples("m")
-    assert sorted(stored, key=lambda s: ANATOMY.ffn_widths(s.architecture)) == [sample(number) for number in numbers]
+    assert sorted(stored, key=lambda s: s.metrics.kl) == [sample(number) for number in numbers]

@@ -12,7 +12,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.space import Space
 from storage.records import SearchStatus
 from storage.sql_repository import SqlRepository
-from tests.storage.examples import ANATOMY, SPACE, model
+from tests.storage.examples import ANATOMY, SPACE, model, search_of
 
 HOUR = timedelta(hours=1)
 AT_ONCE = timedelta(0)
@@ -25,7 +25,7 @@ def test_new_search_is_queued(filled: SqlRepository) -> None:
     assert (search.model_id, search.status) == ("m", SearchStatus.QUEUED)
     assert (search.worker, search.heartbeat_at, search.result, search.error) == (None, None, None, None)
     assert before <= search.created_at <= datetime.now(UTC)
-    assert filled.get_search(search.id) == search
+    assert search_of(filled, search.id) == search
 
 
 def test_search_needs_its_model_and_json_settings(filled: SqlRepository) -> None:
@@ -37,8 +37,6 @@ def test_search_needs_its_model_and_json_settings(filled: SqlRepository) -> None
 
 
 def test_unknown_search(filled: SqlRepository) -> None:
-    with pytest.raises(NotFoundError, match="'missing'"):
-        filled.get_search("missing")
     assert not filled.heartbeat("missing", "w")
     assert not filled.finish_search("missing", "w")
 
@@ -58,7 +56,7 @@ def test_searches_are_claimed_oldest_first_and_once(filled: SqlRepository) -> No
     ]
     assert claimed[0] is not None
     assert claimed[0].heartbeat_at is not None
-    assert filled.get_search(queued[0].id) == claimed[0]
+    assert search_of(filled, queued[0].id) == claimed[0]
 
 
 def test_list_by_status(filled: SqlRepository) -> None:
@@ -79,7 +77,7 @@ def test_search_of_a_lost_worker_is_taken_over(filled: SqlRepository) -> None:
     assert (taken.id, taken.worker) == (search.id, "next")
     assert not filled.heartbeat(search.id, "lost")
     assert not filled.finish_search(search.id, "lost", result={"from": "the lost one"})
-    assert filled.get_search(search.id) == taken
+    assert search_of(filled, search.id) == taken
     assert filled.heartbeat(search.id, "next")
 
 
@@ -89,7 +87,7 @@ def test_heartbeat_moves_forward_and_keeps_the_search(filled: SqlRepository) -> 
     assert claimed is not None
     assert claimed.heartbeat_at is not None
     assert filled.heartbeat(search.id, "w")
-    beaten = filled.get_search(search.id).heartbeat_at
+    beaten = search_of(filled, search.id).heartbeat_at
     assert beaten is not None
     assert beaten > claimed.heartbeat_at
     assert filled.claim_search("thief", stale_after=HOUR) is None
@@ -119,12 +117,12 @@ def test_finished_search_keeps_its_outcome(filled: SqlRepository, outcome: dict,
     filled.claim_search("w", stale_after=HOUR)
     assert not filled.finish_search(search.id, "other", **outcome)
     assert filled.finish_search(search.id, "w", **outcome)
-    finished = filled.get_search(search.id)
+    finished = search_of(filled, search.id)
     assert (finished.status, finished.result, finished.error) == (status, outcome.get("result"), outcome.get("error"))
     assert not filled.finish_search(search.id, "w", error="again")
     assert not filled.heartbeat(search.id, "w")
     assert filled.claim_search("w", stale_after=AT_ONCE) is None
-    assert filled.get_search(search.id) == finished
+    assert search_of(filled, search.id) == finished
 
 
 def test_recorded_search_is_done_and_no_worker_takes_it(filled: SqlRepository) -> None:
@@ -137,7 +135,7 @@ def test_recorded_search_is_done_and_no_worker_takes_it(filled: SqlRepository) -
     assert filled.claim_search("w", stale_after=AT_ONCE) is None
     assert not filled.heartbeat(search.id, "w")
     assert not filled.finish_search(search.id, "w", result={})
-    assert filled.get_search(search.id) == search
+    assert search_of(filled, search.id) == search
 
 
 def test_a_search_that_ends_the_same_again_is_recorded_once(filled: SqlRepository) -> None:
@@ -154,8 +152,7 @@ def test_a_validation_replaces_the_equal_search_and_stays(filled: SqlRepository)
     validated = filled.record_search("m", settings, result, validation={"id": "v", "metrics": [0.6]})
     assert validated.result == {"kl": 0.5, "validation": {"id": "v", "metrics": [0.6]}}
     assert filled.list_searches() == [other, validated]
-    with pytest.raises(NotFoundError):
-        filled.get_search(plain.id)
+    assert validated.id != plain.id
     # Run again, with that validation or without one.
     assert filled.record_search("m", settings, result) == validated
     assert filled.record_search("m", settings, result, validation={"id": "v", "metrics": [0.6]}) == validated
@@ -169,27 +166,23 @@ def test_a_search_says_its_space(filled: SqlRepository) -> None:
     queued = filled.add_search("m", {"seed": 1}, space=SPACE)
     assert queued.space == SPACE.document()
     assert Space.from_document(queued.space or {}).document() == SPACE.document()
-    assert filled.get_search(queued.id) == queued
+    assert search_of(filled, queued.id) == queued
     own, other = (filled.claim_search("w", stale_after=HOUR) for _ in range(2))
     assert own is not None
     assert other is not None
     assert (own.space, other.space) == (None, queued.space)
-    # What was queued without may say it at the end; what is not said at the end stays.
-    assert filled.finish_search(own.id, "w", result={}, space=SPACE)
     assert filled.finish_search(queued.id, "w", result={})
-    assert [search.space for search in filled.list_searches()] == [SPACE.document()] * 2
+    assert search_of(filled, queued.id).space == queued.space
 
 
-def test_a_space_replaces_the_equal_search_that_says_none(filled: SqlRepository) -> None:
-    validation = {"id": "v", "metrics": [0.6]}
-    old = filled.record_search("m", {}, {"kl": 0.5}, validation=validation)
+def test_equal_searches_in_a_space_that_only_one_says_are_one(filled: SqlRepository) -> None:
+    old = filled.record_search("m", {}, {"kl": 0.5})
     assert old.space is None
-    new = filled.record_search("m", {}, {"kl": 0.5}, space=SPACE)
-    assert (new.space, new.result) == (SPACE.document(), {"kl": 0.5, "validation": validation})
-    assert new.id != old.id
-    assert filled.list_searches() == [new]
-    for space in (None, SPACE):
-        assert filled.record_search("m", {}, {"kl": 0.5}, space=space) == new
+    assert filled.record_search("m", {}, {"kl": 0.5}, space=SPACE) == old
+    validated = filled.record_search("m", {}, {"kl": 0.5}, space=SPACE, validation={"id": "v"})
+    assert (validated.space, validated.result) == (SPACE.document(), {"kl": 0.5, "validation": {"id": "v"}})
+    assert filled.record_search("m", {}, {"kl": 0.5}) == validated
+    assert filled.list_searches() == [validated]
     other = ffn_space(ANATOMY, [np.array([32, 64])] * 2)
     assert filled.record_search("m", {}, {"kl": 0.5}, space=other).space == other.document()
     assert len(filled.list_searches()) == 2
@@ -247,7 +240,7 @@ def test_searches_of_one_model(filled: SqlRepository) -> None:
 def test_queued_search_cannot_be_finished(filled: SqlRepository) -> None:
     search = filled.add_search("m", {})
     assert not filled.finish_search(search.id, "w", result={})
-    assert filled.get_search(search.id) == search
+    assert search_of(filled, search.id) == search
 
 
 def test_result_must_be_json_and_stale_after_positive(filled: SqlRepository) -> None:
@@ -257,7 +250,7 @@ def test_result_must_be_json_and_stale_after_positive(filled: SqlRepository) -> 
         filled.finish_search(search.id, "w", result={"kl": float("inf")})
     with pytest.raises(InputError, match="stale_after must not be negative"):
         filled.claim_search("w", stale_after=-HOUR)
-    assert filled.get_search(search.id).status is SearchStatus.RUNNING
+    assert search_of(filled, search.id).status is SearchStatus.RUNNING
 
 
 def test_threads_claim_every_search_once(filled: SqlRepository) -> None:
