@@ -35,6 +35,7 @@ class MemoisedEvaluator:
         model_id, ranking_sha256, calibration_id: what the samples are of.
         evaluate: measures what is missing.
         source: stored with each new sample.
+        protocol: what the engine does after cutting and before scoring, as in `storage.records.Sample`.
 
     What a call returns depends only on what is stored in the end: if another process stored a configuration first, its
     metrics are the ones returned. So a search that is run again reads the same numbers.
@@ -48,15 +49,17 @@ class MemoisedEvaluator:
         calibration_id: str,
         evaluate: EvaluateInOrder,
         source: str,
+        *,
+        protocol: str = "",
     ) -> None:
         self._repository = repository
         self._key = (model_id, ranking_sha256, calibration_id)
         self._evaluate = evaluate
-        self._source = source
+        self._source, self._protocol = source, protocol
 
     def __call__(self, architectures: Sequence[Architecture], /) -> list[Metrics]:
         """Metrics of `architectures` [n], in order. Raises InputError if a measured metric is not finite."""
-        known = self._repository.find_samples(*self._key, architectures)
+        known = self._find(architectures)
         missing = [a for a in dict.fromkeys(architectures) if a not in known]
         if missing:
             known |= self._measure(missing)
@@ -66,12 +69,15 @@ class MemoisedEvaluator:
         stored: dict[Architecture, Metrics] = {}
         for architecture, measured in zip(missing, self._evaluate(missing), strict=True):
             check_finite(architecture, measured.metrics)
-            sample = Sample(*self._key, architecture, measured.metrics, measured.seconds, self._source)
+            sample = Sample(*self._key, architecture, measured.metrics, measured.seconds, self._source, self._protocol)
             if self._repository.add_samples([sample]):
                 stored[architecture] = measured.metrics
             else:  # another process was first
-                stored |= self._repository.find_samples(*self._key, [architecture])
+                stored |= self._find([architecture])
         return stored
+
+    def _find(self, architectures: Sequence[Architecture]) -> dict[Architecture, Metrics]:
+        return self._repository.find_samples(*self._key, architectures, protocol=self._protocol)
 
 
 def check_finite(architecture: Architecture, metrics: Metrics) -> None:

@@ -5,6 +5,7 @@ Letters: N samples, L decoder layers.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from storage.records import Sample
 from values.encoding import Encoding, log_kl, pruned_layers
+
+_logger = logging.getLogger("values.dataset")
 
 MIN_SAMPLES = 64
 MIN_SEARCHED_SAMPLES = 20
@@ -78,10 +81,12 @@ class TrainingData:
 
 
 def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Sample]:
-    """The distinct samples, ordered by widths.
+    """The distinct samples of FFN widths alone, ordered by widths; a warning says how many others are left out.
+
+    Values know no skipped sub-layer, KV group or precision, which a database may have samples of nevertheless.
 
     Raises:
-        InputError: too few of them, measured under different conditions, or not of this model.
+        InputError: too few of them, or measured under different conditions.
     """
     for what in ("model_id", "ranking_sha256", "calibration_id", "protocol"):
         found = sorted({getattr(sample, what) for sample in samples})
@@ -93,14 +98,12 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
             )
     dense = [layer.ffn_width for layer in anatomy.layers]
     distinct: dict[tuple[int, ...], Sample] = {}
+    left_out: list[Sample] = []
     for sample in samples:
         widths = anatomy.ffn_widths_alone(sample.architecture)
         if widths is None or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=True)):
-            raise InputError(
-                "a sample's FFN widths must lie between 1 and the model's own, and be all that it changes",
-                values=f"{sample.architecture.document()} for a model of {dense}",
-                remedy="Choose samples of this model",
-            )
+            left_out.append(sample)
+            continue
         if not -1e-3 <= sample.metrics.kl < float("inf"):
             raise InputError(
                 "a sample's KL must be a finite number that is not negative",
@@ -108,6 +111,13 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
                 remedy="Remove the sample and evaluate it again",
             )
         distinct.setdefault(widths, sample)
+    if left_out:
+        _logger.warning(
+            "%d of %d samples are left out of the training: they change more than FFN widths, such as %s",
+            len(left_out),
+            len(samples),
+            left_out[0].architecture.document(),
+        )
     searched = sum(1 for widths in distinct if sum(w < d for w, d in zip(widths, dense, strict=True)) >= 2)
     if len(distinct) < MIN_SAMPLES or searched < MIN_SEARCHED_SAMPLES:
         raise InputError(

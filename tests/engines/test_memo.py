@@ -11,6 +11,7 @@ from engines.memo import EvaluateInOrder, Measured, MemoisedEvaluator
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from storage.documents import canonical_protocol
 from storage.records import Sample
 from storage.sql_repository import SqlRepository
 from tests.mcts.landscapes import evaluate_by, make_anatomy, metrics_of
@@ -63,6 +64,19 @@ def test_only_what_is_missing_is_measured(repository: SqlRepository) -> None:
     stored = repository.list_samples(MODEL)
     assert [s.architecture for s in stored] == [known, *missing]
     assert [s.source for s in stored] == ["other", "mcts", "mcts", "mcts"]
+
+
+def test_what_is_measured_after_another_protocol_is_another_sample(repository: SqlRepository) -> None:
+    (known,) = cut((4, 4))
+    repository.add_samples([sample(repository, known, 99.0)])
+    protocol = canonical_protocol([{"step": "bias"}])
+    ranking = repository.get_model(MODEL).ranking_sha256
+    recorder = Recorder()
+    evaluate = MemoisedEvaluator(repository, MODEL, ranking, CALIBRATION, recorder, "mcts", protocol=protocol)
+    assert [m.kl for m in (*evaluate([known]), *evaluate([known]))] == [8.0, 8.0]
+    assert recorder.calls == [[known]]
+    assert [s.metrics.kl for s in repository.list_samples(MODEL)] == [99.0]
+    assert [(s.metrics.kl, s.protocol) for s in repository.list_samples(MODEL, protocol=protocol)] == [(8.0, protocol)]
 
 
 def test_a_sample_has_the_seconds_that_its_engine_says(repository: SqlRepository) -> None:

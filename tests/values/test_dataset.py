@@ -47,12 +47,14 @@ def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sampl
         (Site(0, Sublayer.ATTENTION), Option(1)),
     ],
 )
-def test_what_changes_more_than_widths_of_this_model_is_refused(
-    anatomy: ModelAnatomy, samples: list[Sample], site: Site, option: Option
+def test_what_changes_more_than_widths_of_this_model_is_left_out(
+    anatomy: ModelAnatomy, samples: list[Sample], site: Site, option: Option, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = dataclasses.replace(samples[0], architecture=Architecture.of({site: option}))
-    with pytest.raises(InputError, match="widths must lie between"):
-        check_samples(anatomy, [*samples, foreign])
+    assert check_samples(anatomy, [foreign, *samples]) == check_samples(anatomy, samples)
+    (message,) = caplog.messages
+    assert message.startswith(f"1 of {len(samples) + 1} samples are left out of the training: they change more than")
+    assert str(foreign.architecture.document()) in message
 
 
 @pytest.mark.parametrize("kl", [float("nan"), float("inf"), -0.1])
