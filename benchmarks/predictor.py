@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from statistics import geometric_mean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -38,7 +38,8 @@ from benchmarks.subject import MODEL_ID, REFERENCE, Subject
 from lop.console.pictures import draw_comparison
 from lop.workflows.measuring import record_calibration
 from lop.workflows.registration import register_model
-from lop.workflows.training import load_predictor, train_model
+from lop.workflows.training import train_model
+from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
@@ -54,9 +55,6 @@ from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 from storage.sql_repository import open_repository
 from values.encoding import log_kl
-
-if TYPE_CHECKING:
-    from policy_model.predictor import Predictor
 
 METHODS = (Method.LOP, Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
 BASELINES = (Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
@@ -94,7 +92,7 @@ def main(
             training = time.perf_counter()
             record = train_model(repository, MODEL_ID, TrainingSettings())
             summary["training_seconds"] = time.perf_counter() - training
-            predictor = load_predictor(repository, record)
+            predictor = Predictor.stored(repository, record)
             if Part.QUALITY in wanted:
                 quality = _quality(repository, subject, [sample for _, sample in trained], held_out)
                 rows += quality
@@ -235,7 +233,7 @@ def _summary_of_quality(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _knowledge(
-    predictor: "Predictor", subject: Subject, trained: Sequence[Sample], held_out: Sequence[Sample]
+    predictor: Predictor, subject: Subject, trained: Sequence[Sample], held_out: Sequence[Sample]
 ) -> dict[str, Any]:
     """How well it judges configurations that it never saw, those of a search and its own plans.
 
@@ -283,7 +281,7 @@ def _before_rounds(
     repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
 ) -> dict[str, Any]:
     """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
-    predictor = load_predictor(repository, record)
+    predictor = Predictor.stored(repository, record)
     space = ffn_widths(subject.anatomy, round_to=8)
     ratios = []
     for sparsity in HELD_OUT_TARGETS:

@@ -26,6 +26,8 @@ from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 from pruning.reasons import reason_of
+from storage.contract import Artifacts
+from storage.records import PredictorRecord
 from values.basis import Basis
 from values.calibration import Calibration, kl_of
 from values.encoding import Encoding
@@ -285,6 +287,18 @@ class Predictor:
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))
+
+    @classmethod
+    def stored(cls, repository: Artifacts, record: PredictorRecord) -> "Predictor":
+        """The one that `record` names; raises CheckpointError as `from_bytes`, or if it is of another space."""
+        found = cls.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config)
+        if record.space is not None and record.space != found.encoding.space.document():
+            raise CheckpointError(
+                "a predictor is stored with the space that it chooses from",
+                values=f"predictor {record.id} of model {record.model_id} is stored with another one",
+                remedy="Train it again with `lop train`",
+            )
+        return found
 
     @classmethod
     def from_bytes(cls, weights: bytes, config: dict[str, Any]) -> "Predictor":

@@ -97,13 +97,20 @@ def train_predictor(
     interrupted training of the same arguments goes on from there.
 
     Raises:
-        InputError: too few samples, samples of other models, or a layer too narrow for the grid.
+        InputError: too few samples, most of them of other widths than the grid's, or a layer too narrow for the grid.
         CheckpointError: the folder holds another training, or cannot be used.
     """
     samples = check_samples(anatomy, samples)
     space = ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
     encoding = encode(anatomy, space, samples, statistics)
     data = training_data(encoding, samples)
+    if 2 * (on_grid := int(data.on_grid.sum())) < data.num_samples:
+        raise InputError(
+            "a predictor is trained on the widths that were searched",
+            values=f"{on_grid} of {data.num_samples} samples have widths of {settings.num_levels} levels of "
+            f"{settings.round_to}",
+            remedy="Give --num-levels and --round-to as in the search",
+        )
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),

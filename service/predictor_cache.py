@@ -64,4 +64,4 @@ class PredictorCache:
     def _load(self, record: PredictorRecord) -> "Predictor":
         from policy_model.predictor import Predictor
 
-        return Predictor.from_bytes(self._repository.get_artifact(record.weights_sha256).content, record.config)
+        return Predictor.stored(self._repository, record)

@@ -93,7 +93,7 @@ def search(
     """
     from lop.console.pictures import check_picture, draw_search
     from lop.workflows.registration import read_conversations
-    from lop.workflows.searching import record_result, search_model, search_request, search_space
+    from lop.workflows.searching import record_result, search_model, search_request
     from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
@@ -135,7 +135,7 @@ def search(
         check_disjoint(loaded, held_out)
         if queue:
             queued = repository.add_search(
-                model, search_request(data, conversations, settings), space=search_space(anatomy, settings)
+                model, search_request(data, conversations, settings), space=settings.space(anatomy)
             )
             if json:
                 print_json({"search": queued.id, "status": queued.status})

@@ -79,7 +79,8 @@ def train(
 
     Killed in the middle of rounds, run it again: samples are stored as they are measured, rounds begin anew on them.
     """
-    from lop.workflows.training import load_predictor, train_model, training_samples
+    from lop.workflows.training import train_model, training_samples
+    from policy_model.predictor import Predictor
     from policy_model.progress import progress_bar
     from policy_model.training import TrainingSettings
     from pruning.data.conversations import calibration_id, load_conversations
@@ -105,7 +106,7 @@ def train(
                     repository, model, settings, calibration_id=calibration, progress=progress, resume_folder=resume
                 )
         if out is not None:
-            load_predictor(repository, record).save(out)
+            Predictor.stored(repository, record).save(out)
     info = record.config["info"]
     if json:
         document = {"predictor": record.id, "model": model, "samples": info["num_samples"], "metrics": info["metrics"]}

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines.memo import EvaluateInOrder, MemoisedEvaluator
-from lop.workflows.training import load_predictor, train_model, training_samples
+from lop.workflows.training import train_model, training_samples
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from policy_model.predictor import Predictor
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from storage.contract import Repository
@@ -27,7 +28,6 @@ from storage.records import PredictorRecord, Sample
 from values.encoding import KL_FLOOR_NATS
 
 if TYPE_CHECKING:
-    from policy_model.predictor import Predictor
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
 
@@ -150,7 +150,7 @@ def train_in_rounds(
 
     record, reports = train(), []
     for number in range(first_round, num_rounds + 1):
-        predictor = load_predictor(repository, record)
+        predictor = Predictor.stored(repository, record)
         samples = training_samples(repository, model_id, calibration_id)
         budgets = uncertain_budgets(predictor, samples, rounds, seed=[settings.seed, number])
         search = SearchSettings(
@@ -165,7 +165,7 @@ def train_in_rounds(
             repository, model_id, calibration_id, evaluate, search, on_search, guide=predictor, known=samples
         )
         record = train()
-        trained = load_predictor(repository, record)
+        trained = Predictor.stored(repository, record)
         after = _measured_plans(repository, model_id, calibration_id, evaluate, trained, budgets)
         total = predictor.encoding.most_parameters
         # Measured now: what is measured is learnt from, and nothing of this may have been.
@@ -196,7 +196,7 @@ def train_in_rounds(
 
 
 def uncertain_budgets(
-    predictor: "Predictor", samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int]
+    predictor: Predictor, samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int]
 ) -> tuple[int, ...]:
     """FFN parameters of the round's targets, ascending: in each part of the searched range, the one whose plan has the
     largest error to expect. Fewer where parts are narrower than a step of one layer's level, or to be avoided.
@@ -246,7 +246,7 @@ def _measured_plans(
     model_id: str,
     calibration_id: str,
     evaluate: EvaluateInOrder,
-    predictor: "Predictor",
+    predictor: Predictor,
     budgets: Sequence[int],
 ) -> list[Metrics]:
     """Calibration metrics of what the predictor proposes for each of `budgets`."""

@@ -11,11 +11,9 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
-from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
-from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.space import Space
 from storage.contract import Repository
 from storage.records import SearchRecord
@@ -90,7 +88,7 @@ def record_result(
         model_id,
         {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
         _outcome(result, calibration_id(conversations)),
-        space=search_space(repository.get_model(model_id).anatomy, settings),
+        space=settings.space(repository.get_model(model_id).anatomy),
         validation=validation,
     )
 
@@ -98,11 +96,6 @@ def record_result(
 def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:
     """The result document of a finished search, as `service.finished_searches` reads it."""
     return {"search": result.to_dict(), "calibration_id": calibration}
-
-
-def search_space(anatomy: ModelAnatomy, settings: SearchSettings) -> Space:
-    """What a search of these settings chooses from."""
-    return ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
 
 
 def search_request(data: str | Path, conversations: int | None, settings: SearchSettings) -> dict[str, Any]:
@@ -119,7 +112,8 @@ def run_queued(
 ) -> dict[str, Any]:
     """Run a search that was queued, and train the model's predictor on what is known then.
 
-    Raises InputError if its settings or its space are none that this version knows, and what `search_model` raises.
+    Raises InputError if its settings are none that this version knows or its space is not what they say, and what
+    `search_model` raises.
     """
     from lop.workflows.training import train_model
     from policy_model.training import TrainingSettings
@@ -131,7 +125,14 @@ def run_queued(
     except (KeyError, TypeError) as error:
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
     if search.space is not None:
-        Space.from_document(search.space)
+        stored, own = Space.from_document(search.space), settings.space(repository.get_model(search.model_id).anatomy)
+        if stored.document() != own.document():
+            raise InputError(
+                "a queued search is stored with the space that this version makes of its settings",
+                values=f"{stored.num_decisions} decisions of {', '.join(map(str, sorted({*stored.counts.tolist()})))} "
+                f"options for num_levels={settings.num_levels}, round_to={settings.round_to}",
+                remedy="Queue it again, or run it on a `lop worker` of the version that queued it",
+            )
     conversations = load_conversations(data, limit)
     result = search_model(
         repository,

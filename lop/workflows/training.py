@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.plan_parts import content_id
-from storage.contract import Artifacts, Registry, Repository
+from storage.contract import Registry, Repository
 from storage.records import PredictorRecord, Sample
 
 if TYPE_CHECKING:
-    from policy_model.predictor import Predictor
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
 
 
 def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
-    """The samples to learn from: of one calibration set (by default the one with most), under today's ranking.
+    """The samples to learn from: of one calibration set (by default that with most of FFN widths), under today's ranking.
 
     Raises:
         NotFoundError: the model is not registered.
@@ -33,7 +31,8 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
             values=f"model {model_id!r} has none",
             remedy="Run `lop search` first",
         )
-    largest = Counter(sample.calibration_id for sample in samples).most_common(1)[0][0]
+    of_widths = [s for s in samples if model.anatomy.ffn_widths_alone(s.architecture) is not None]
+    largest = Counter(sample.calibration_id for sample in of_widths or samples).most_common(1)[0][0]
     return [sample for sample in samples if sample.calibration_id == largest]
 
 
@@ -51,21 +50,13 @@ def train_model(
     With a `resume_folder`, a training that was interrupted goes on from what it left there.
 
     Raises:
-        NotFoundError, InputError: no such model, or too few samples.
+        NotFoundError: no such model.
+        InputError: no samples, and as `policy_model.training.train_predictor`.
     """
     from policy_model.training import train_predictor
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
-    space = ffn_levels(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    on_grid = sum(space.choice_of(sample.architecture) is not None for sample in samples)
-    if 2 * on_grid < len(samples):
-        raise InputError(
-            "a predictor is trained on the widths that were searched",
-            values=f"{on_grid} of {len(samples)} samples have widths of {settings.num_levels} levels of "
-            f"{settings.round_to}",
-            remedy="Give --num-levels and --round-to as in the search",
-        )
     predictor = train_predictor(
         model.anatomy,
         samples,
@@ -83,16 +74,9 @@ def train_model(
             weights_sha256=sha256,
             config=config,
             created_at=datetime.now(UTC),
-            space=ffn_levels(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to).document(),
+            space=predictor.encoding.space.document(),
         )
     )
-
-
-def load_predictor(repository: Artifacts, record: PredictorRecord) -> "Predictor":
-    """The predictor that `record` names. Raises CheckpointError if this version cannot read it."""
-    from policy_model.predictor import Predictor
-
-    return Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config)
 
 
 def _activations(repository: Registry, model_id: str) -> ModelStatistics | None:

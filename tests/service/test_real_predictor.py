@@ -198,6 +198,21 @@ def test_a_server_with_a_predictor_needs_no_torch(predictor: Predictor, settings
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_predictor_of_another_space_than_it_is_stored_with_gives_way(
+    predictor: Predictor, repository: Repository, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, config = predictor.to_bytes()
+    sha256 = repository.put_artifact(weights, "application/octet-stream")
+    space = predictor.encoding.space.document()
+    for day, (name, said, method) in enumerate([("own", space, "lop"), ("other", {"graph": []}, "uniform")], start=1):
+        repository.add_predictor(PredictorRecord(name, "tiny", sha256, config, NOW + timedelta(days=day), said))
+        with TestClient(create_app(settings)) as client:
+            plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).json()
+        assert plan["method"] == method
+    assert "lop: this version cannot read predictor other" in plan["provenance"]["note"]
+    assert "a predictor is stored with the space that it chooses from" in caplog.text
+
+
 def test_a_predictor_that_cannot_be_read_gives_way_and_says_so(
     predictor: Predictor, repository: Repository, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

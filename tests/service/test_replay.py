@@ -8,11 +8,15 @@ its method minimises: that is how one solver may replace several.
 import lzma
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mcts.result import SearchResult
+from mcts.settings import SearchSettings
+from pruning.allocators.methods import Method
 from pruning.errors import LopError
 from pruning.planning.plan_downgrade import downgrade
 from service.planner import Planner
@@ -31,14 +35,18 @@ MOST_SHOWN = 12
 Answer = dict[str, Any]
 
 
+def upgraded(folder: Path) -> str:
+    """A copy of the database, at our revision."""
+    path = folder / "replay.db"
+    path.write_bytes(lzma.decompress(DATABASE.read_bytes()))
+    upgrade(f"sqlite:///{path}")
+    return f"sqlite:///{path}"
+
+
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], Answer]]:
     """What this version answers: {"plan"} or {"error"}, as the stored answers have it."""
-    path = tmp_path_factory.mktemp("replay") / "replay.db"
-    path.write_bytes(lzma.decompress(DATABASE.read_bytes()))
-    url = f"sqlite:///{path}"
-    upgrade(url)
-    with open_repository(url) as repository:
+    with open_repository(upgraded(tmp_path_factory.mktemp("replay"))) as repository:
         planner = Planner(repository, PredictorCache(repository, capacity=4))
 
         def ask(request: dict[str, Any]) -> Answer:
@@ -165,6 +173,28 @@ def test_plans_for_several_limits_keep_them_and_are_never_worse(ask: Callable[[d
             found.append((old, new, texts))
     if found:
         pytest.fail(report(found), pytrace=False)
+
+
+def test_a_search_of_before_that_is_run_again_is_the_stored_one(tmp_path: Path) -> None:
+    with open_repository(upgraded(tmp_path)) as repository:
+        anatomy = repository.get_model("reference").anatomy
+        searches = repository.list_searches()
+        planner = Planner(repository, PredictorCache(repository, capacity=4))
+        asked = PlanRequest(model="reference", sparsity=0.1, method=Method.MCTS)
+        plan = planner.plan(asked)
+        assert len(searches) == 3
+        for search in searches:
+            outcome = dict(search.result or {})
+            validation = outcome.pop("validation", None)
+            again = outcome | {"search": SearchResult.from_dict(outcome["search"]).to_dict()}
+            space = SearchSettings.from_dict(search.settings["search"]).space(anatomy)
+            assert repository.record_search("reference", search.settings, again, space=space) == search
+            assert repository.list_searches() == searches
+            assert planner.plan(asked) == plan
+        validated = repository.record_search(
+            "reference", search.settings, again, space=space, validation={**(validation or {}), "id": "v"}
+        )
+        assert repository.list_searches() == [*searches[:-1], validated]
 
 
 def test_stored_requests_are_of_every_kind() -> None:

@@ -22,7 +22,7 @@ from lop.workflows.rounds import (
     uncertain_budgets,
 )
 from lop.workflows.searching import search_model
-from lop.workflows.training import load_predictor, train_model, training_samples
+from lop.workflows.training import train_model, training_samples
 from mcts.settings import SearchSettings
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings
@@ -91,7 +91,7 @@ def test_a_round_adds_samples_where_it_said_and_reports_what_it_gained(searched:
 def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """KL of the plans of both predictors; in between, after the training, which learnt nothing there."""
     repository, calibration = searched
-    first = load_predictor(repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration))
+    first = Predictor.stored(repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration))
     events: list[str | int] = []
 
     def train_noted(*args: Any, **kwargs: Any) -> PredictorRecord:
@@ -108,7 +108,7 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
         repository, "tiny", calibration, made_up, SETTINGS, 1, RoundSettings(num_targets=3, num_evaluations=6)
     )
     assert events == ["trained", 3, "trained", 3, 2, 2]
-    last = load_predictor(repository, record)
+    last = Predictor.stored(repository, record)
     encoding = first.encoding
     measured = {widths_of(s.architecture): s.metrics.kl for s in training_samples(repository, "tiny", calibration)}
 
@@ -149,7 +149,7 @@ class StubPredictor:
 
 def test_budgets_are_those_of_the_largest_error_to_expect(searched: tuple[Repository, str]) -> None:
     repository, calibration = searched
-    encoding = load_predictor(
+    encoding = Predictor.stored(
         repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
     ).encoding
     samples, total = training_samples(repository, "tiny", calibration), encoding.most_parameters
@@ -168,7 +168,7 @@ def test_budgets_are_those_of_the_largest_error_to_expect(searched: tuple[Reposi
 def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, str]) -> None:
     """Of a search of a single target; and where nearly nothing was removed."""
     repository, calibration = searched
-    encoding = load_predictor(
+    encoding = Predictor.stored(
         repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
     ).encoding
     predictor = cast("Predictor", StubPredictor(encoding, 0.5))
@@ -190,7 +190,7 @@ def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, st
 def test_targets_are_spread_and_keep_away_from_what_is_to_be_avoided(searched: tuple[Repository, str]) -> None:
     repository, calibration = searched
     record = train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
-    predictor = load_predictor(repository, record)
+    predictor = Predictor.stored(repository, record)
     samples = training_samples(repository, "tiny", calibration)
     total = predictor.encoding.most_parameters
     budgets = uncertain_budgets(predictor, samples, RoundSettings(num_targets=4, num_evaluations=2), seed=[0, 1])

@@ -60,22 +60,24 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     assert "--num-levels" in caught.value.stderr
 
 
-def test_a_search_of_a_space_of_a_later_version_is_named_in_one_line(database: str, data: Path) -> None:
+def test_a_search_of_a_space_of_another_version_is_named_in_one_line(database: str, data: Path) -> None:
     lop(database, "search", "-m", "tiny", "-d", data, "-s", 0.3, "--num-levels", 6, "--queue")
     with open_repository(database) as repository:
         (queued,) = repository.list_searches()
         anatomy = repository.get_model("tiny").anatomy
         assert queued.space == ffn_levels(anatomy, num_levels=6).document()
+        other = repository.add_search("tiny", queued.settings, space=ffn_levels(anatomy, num_levels=5))
         with repository._engine.begin() as connection:
-            connection.execute(update(SearchRow).values(space={"graph": []}))
-    (row,) = json.loads(lop(database, "queue", "--json"))
+            connection.execute(update(SearchRow).where(SearchRow.id == queued.id).values(space={"graph": []}))
+    row, _ = json.loads(lop(database, "queue", "--json"))
     assert (row["id"], row["status"]) == (queued.id, "queued")
     assert "a space is a list of decisions" in row["error"]
     lop(database, "worker", "--once")
-    (row,) = json.loads(lop(database, "queue", "--json"))
-    assert row["status"] == "failed"
+    row, of_other = json.loads(lop(database, "queue", "--json"))
+    assert (row["status"], of_other["id"], of_other["status"]) == ("failed", other.id, "failed")
     assert "a space is a list of decisions" in row["error"]
-    assert "\n" not in row["error"]
+    assert "the space that this version makes of its settings (got 4 decisions of 5 options" in of_other["error"]
+    assert "\n" not in row["error"] + of_other["error"]
 
 
 def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> None:
