@@ -21,7 +21,7 @@ def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     for name in ("LOP_DATABASE_URL", "LOP_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("service.logs.configure_logging", lambda level: None)
+    monkeypatch.setattr("service.logs.configure_logging", lambda _level: None)
 
 
 @pytest.fixture(scope="session")
