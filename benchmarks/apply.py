@@ -206,8 +206,7 @@ def uneven_plan(anatomy: ModelAnatomy, ranking: Ranking) -> PruningPlan:
     target = PlanTarget(sparsity=SPARSITY, scope=Scope.DECODER, round_to=64)
     plan = make_plan(
         anatomy,
-        widths,
-        kv_groups=groups,
+        anatomy.architecture(widths, groups),
         model_id="random-llava",
         target=target,
         method="benchmark",

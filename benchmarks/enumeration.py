@@ -12,11 +12,15 @@ import numpy as np
 
 from benchmarks.subject import Subject
 from mcts.search import SharedKnowledge, TargetSearch
-from mcts.sensitivity import scan_configurations, scan_sensitivity
+from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.measuring.evaluation import ConfigurationEvaluator
-from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.levels import LevelGrid
+from pruning.measuring.metrics import Metrics
+from pruning.planning.limits import Limits
+from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Choice, Decision, Options, Space
 
 LEVELS = 5
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -27,32 +31,40 @@ SEEDS = (0, 1, 2)
 
 
 class TiedLayers:
-    """An Evaluate of 6 widths: each is that of two neighbouring layers."""
+    """A Score that measures each choice once."""
 
-    def __init__(self, evaluate: ConfigurationEvaluator) -> None:
-        self._evaluate = evaluate
-        self.measured: dict[Widths, Metrics] = {}
+    def __init__(self, space: Space, evaluate: ConfigurationEvaluator) -> None:
+        self._space, self._evaluate = space, evaluate
+        self.measured: dict[Choice, Metrics] = {}
 
-    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
-        for w in widths:
-            if w not in self.measured:
-                self.measured[w] = self._evaluate.evaluate([x for x in w for _ in range(2)])
-        return [self.measured[w] for w in widths]
+    def __call__(self, choices: Sequence[Choice], /) -> list[Metrics]:
+        for choice in choices:
+            if choice not in self.measured:
+                widths = [width for width in self._space.units_of(choice) for _ in range(2)]
+                self.measured[choice] = self._evaluate.evaluate(widths)
+        return [self.measured[choice] for choice in choices]
+
+
+def tied_layers(anatomy: ModelAnatomy) -> Space:
+    """Every two neighbouring layers keep the same width, one of `LEVELS`."""
+    dense = {Site(layer.index, Sublayer.FFN): layer.ffn_width for layer in anatomy.layers}
+    widest = anatomy.layers[0].ffn_width
+    row = Options(np.array([round(widest * k / LEVELS) for k in range(1, LEVELS + 1)], dtype=np.int64))
+    sites = list(dense)
+    pairs = zip(sites[::2], sites[1::2], strict=True)
+    return Space(tuple(Decision(pair, (row, row)) for pair in pairs), dense)
 
 
 def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     """Search, then enumerate: for how many targets and seeds was the optimum found, and in how many evaluations?"""
-    layers = subject.anatomy.layers
-    decisions = len(layers) // 2
-    row = tuple(round(layers[0].ffn_width * k / LEVELS) for k in range(1, LEVELS + 1))
-    price = sum(layer.ffn_parameters_per_channel for layer in layers[:2])
-    grid = LevelGrid(widths=(row,) * decisions, costs=(tuple(w * price for w in row),) * decisions, round_to=1)
+    space, price = tied_layers(subject.anatomy), ffn_parameters(subject.anatomy)
     budgets = [subject.budget(s, 1) for s in SPARSITIES]
-    runs = [_search(subject, grid, budgets, seed) for seed in SEEDS]
-    everything = list(itertools.product(range(1, LEVELS + 1), repeat=decisions))
-    enumerated = TiedLayers(subject.evaluator("enumeration"))
-    kl = np.array([m.kl for m in enumerated([tuple(grid.widths_of(c)) for c in everything])])
-    costs = np.array([grid.cost(c) for c in everything])
+    targets = [Limits(space, (price.limit(space, budget),)) for budget in budgets]
+    runs = [_search(subject, targets, seed) for seed in SEEDS]
+    everything = list(itertools.product(range(LEVELS), repeat=space.num_decisions))
+    enumerated = TiedLayers(space, subject.evaluator("enumeration"))
+    kl = np.array([m.kl for m in enumerated(everything)])
+    costs = np.array([price.cost(space.architecture(choice)) for choice in everything])
     optima = [float(kl[costs <= budget].min()) for budget in budgets]
     most = max(evaluations for _, evaluations in runs)
     return {
@@ -62,19 +74,20 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
         "kl_found": [found for found, _ in runs],
         "kl_optimal": optima,
         "evaluations": most,
-        "scan_evaluations": len(scan_configurations(grid)),
+        "scan_evaluations": len(scan_choices(space)),
         "configurations": len(everything),
         "share": most / len(everything),
     }
 
 
-def _search(subject: Subject, grid: LevelGrid, budgets: list[int], seed: int) -> tuple[list[float], int]:
-    """The least KL found at every budget, and how many configurations were scored for all of them together."""
-    evaluate = TiedLayers(subject.evaluator("enumeration"))
-    shared = SharedKnowledge(scan_sensitivity(grid, evaluate), [])
+def _search(subject: Subject, targets: Sequence[Limits], seed: int) -> tuple[list[float], int]:
+    """The least KL found at every target, and how many configurations were scored for all of them together."""
+    space, budgets = targets[0].space, [limits.limits[0].most for limits in targets]
+    score = TiedLayers(space, subject.evaluator("enumeration"))
+    shared = SharedKnowledge(scan_sensitivity(space, score), [])
     settings = SearchSettings(budgets=tuple(budgets), num_evaluations=EVALUATIONS, seed=seed, round_to=1)
     found = []
-    for index, budget in enumerate(budgets):
+    for index, (limits, budget) in enumerate(zip(targets, budgets, strict=True)):
         target = SearchTarget(f"budget {budget}", budget, None)
-        found.append(TargetSearch(grid, target, evaluate, settings, shared, index=index).run().metrics.kl)
-    return found, len(evaluate.measured)
+        found.append(TargetSearch(limits, target, score, settings, shared, index=index).run().metrics.kl)
+    return found, len(score.measured)

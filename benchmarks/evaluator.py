@@ -29,7 +29,7 @@ from lop.workflows.compute import load_for_compute
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
-from pruning.allocators.random_search import ConfigurationSampler
+from pruning.allocators.random_search import ChoiceSampler
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor
@@ -41,10 +41,12 @@ from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import channel_scores
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
+from pruning.planning.limits import Limits
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.target import ffn_parameter_budget
+from pruning.planning.space import Choice
+from pruning.planning.target import limits_for_sparsity
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5
@@ -110,10 +112,9 @@ def main(
         return
     batches, ranking, anatomy = _load(reference, conversations)
     searched = _configurations_of_a_search(reference, batches, ranking, anatomy, evaluations)
-    grid = LevelGrid.build(anatomy)
-    sampler = ConfigurationSampler(grid, _budget(anatomy))
-    rng = np.random.default_rng(0)
-    drawn = [tuple(grid.widths_of(sampler.draw(rng))) for _ in range(evaluations)]
+    limits, rng = _limits(anatomy), np.random.default_rng(0)
+    sampler = ChoiceSampler(limits)
+    drawn = [limits.space.units_of(sampler.draw(rng)) for _ in range(evaluations)]
     rows: list[dict[str, Any]] = []
     for name, configurations in (("search", searched), ("random", drawn)):
         rows += _compare(name, reference / "model", batches, ranking, configurations, naive)
@@ -234,12 +235,17 @@ def _configurations_of_a_search(
 ) -> list[Widths]:
     """What a search at SPARSITY asks for, in its order; the scan before it is not counted."""
     evaluate = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
-    grid = LevelGrid.build(anatomy)
+    limits = _limits(anatomy)
+    space = limits.space
     settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
-    (target,) = settings.resolve_targets(anatomy, grid)
-    search = TargetSearch(grid, target, evaluate, settings, SharedKnowledge(scan_sensitivity(grid, evaluate), []))
+    (target,) = settings.resolve_targets(anatomy)
+
+    def score(choices: Sequence[Choice]) -> list[Metrics]:
+        return evaluate([space.units_of(choice) for choice in choices])
+
+    search = TargetSearch(limits, target, score, settings, SharedKnowledge(scan_sensitivity(space, score), []))
     search.run()
-    return [tuple(grid.widths_of(configuration)) for configuration in search.scored]
+    return [space.units_of(choice) for choice in search.scored]
 
 
 def _measure_memory(reference: Path, conversations: int, bound: int, ranking: Ranking) -> dict[str, Any]:
@@ -251,11 +257,11 @@ def _measure_memory(reference: Path, conversations: int, bound: int, ranking: Ra
     anatomy = anatomy_of(model)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     evaluate = ConfigurationEvaluator(model, batches, ranking, cache_bytes=bound)
-    grid = LevelGrid.build(anatomy)
-    sampler, rng = ConfigurationSampler(grid, _budget(anatomy)), np.random.default_rng(0)
+    limits, rng = _limits(anatomy), np.random.default_rng(0)
+    sampler = ChoiceSampler(limits)
     for evaluations in range(1, MOST_EVALUATIONS + 1):
         before_it = evaluate.cached_bytes
-        evaluate.evaluate(grid.widths_of(sampler.draw(rng)))
+        evaluate.evaluate(limits.space.units_of(sampler.draw(rng)))
         if evaluate.cached_bytes == before_it and evaluations >= LEAST_EVALUATIONS:
             break
     peak = _status_bytes("VmHWM") - before
@@ -294,8 +300,8 @@ def _batches(reference: Path, conversations: int) -> list[Batch]:
     return make_batches(loaded, load_processor(reference / "model"))
 
 
-def _budget(anatomy: ModelAnatomy) -> int:
-    return ffn_parameter_budget(anatomy, SPARSITY, Scope.FFN, round_to=8)
+def _limits(anatomy: ModelAnatomy) -> Limits:
+    return limits_for_sparsity(anatomy, ffn_levels(anatomy), SPARSITY, Scope.FFN)
 
 
 if __name__ == "__main__":

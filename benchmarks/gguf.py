@@ -26,7 +26,7 @@ from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.conversations import load_conversations
 from pruning.measuring.importance import ranking_of
-from pruning.planning.limits import WidthSteps
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget
 from pruning.planning.scope import Scope
@@ -104,16 +104,15 @@ def pruned_reference(out: Path, *, cuts_groups: bool) -> Path:
     anatomy = read_anatomy(source)
     conversations = load_conversations(REFERENCE / "data" / "calibration.json")[:CALIBRATION_CONVERSATIONS]
     statistics = measure_activations(source, conversations)
-    steps = WidthSteps.build(anatomy, round_to=8)
-    limits = limits_for_sparsity(anatomy, steps, SPARSITY, Scope.FFN, compensates=True)
+    space = ffn_widths(anatomy, round_to=8)
+    limits = limits_for_sparsity(anatomy, space, SPARSITY, Scope.FFN, compensates=True)
     allocation = allocate_flap(anatomy, statistics, limits)
     assert allocation.ranking is not None
     ranking = replace(allocation.ranking, kv_groups=ranking_of(statistics, anatomy).kv_groups)
     groups = [layer.num_kv_groups - (cuts_groups and layer.index % 2) for layer in anatomy.layers]
     plan = make_plan(
         anatomy,
-        allocation.widths,
-        kv_groups=groups,
+        anatomy.architecture(anatomy.ffn_widths(allocation.architecture), groups),
         model_id="reference",
         target=PlanTarget(sparsity=SPARSITY, scope=Scope.FFN, round_to=8),
         ranking=PlanRanking(sha256=ranking.sha256, compensates=True),

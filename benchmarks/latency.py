@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import write_results
+from pruning.allocators.allocation import architecture_near
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import anatomy_of
@@ -25,12 +26,12 @@ from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
 from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
-from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.target import achieved_sparsity
+from pruning.planning.target import achieved_sparsity, ffn_parameter_limits
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel
@@ -176,12 +177,13 @@ def _row(
 def plans(anatomy: ModelAnatomy) -> list[list[int]]:
     """`PLANS` lists of widths [L], each layer another one, of sparsities from 0 to `LARGEST_SPARSITY`."""
     rng = np.random.default_rng(0)
-    steps = WidthSteps.build(anatomy, round_to=ROUND_TO)
+    space = ffn_widths(anatomy, round_to=ROUND_TO)
     dense = np.array([x.ffn_width for x in anatomy.layers])
     found = []
     for sparsity in np.linspace(0.0, LARGEST_SPARSITY, PLANS):
-        limits = parameter_limits(anatomy, steps, int(anatomy.ffn_parameters * (1 - sparsity)))
-        found.append(limits.repair(list(dense * _shares(rng.uniform(0.2, 1.0, len(dense)), 1 - sparsity))))
+        limits = ffn_parameter_limits(anatomy, space, int(anatomy.ffn_parameters * (1 - sparsity)))
+        wished = dense * _shares(rng.uniform(0.2, 1.0, len(dense)), 1 - sparsity)
+        found.append(list(anatomy.ffn_widths(architecture_near(limits, wished.tolist()))))
     return found
 
 

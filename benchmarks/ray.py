@@ -25,12 +25,12 @@ from lop.workflows.engines import Engine, EngineOptions, EvaluatorRecipe
 from lop.workflows.registration import read_conversations, register_model
 from lop.workflows.searching import search_model
 from mcts.settings import SearchSettings
-from pruning.allocators.random_search import ConfigurationSampler
+from pruning.allocators.random_search import ChoiceSampler
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.scope import Scope
-from pruning.planning.target import ffn_parameter_budget
+from pruning.planning.target import limits_for_sparsity
 from storage.sql_repository import open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -167,10 +167,9 @@ def _recipe(reference: Path, num_conversations: int) -> EvaluatorRecipe:
 
 
 def _configurations(anatomy: ModelAnatomy, count: int) -> Sequence[Widths]:
-    grid = LevelGrid.build(anatomy)
-    sampler = ConfigurationSampler(grid, ffn_parameter_budget(anatomy, SPARSITY, Scope.FFN, round_to=grid.round_to))
-    rng = np.random.default_rng(0)
-    return [tuple(grid.widths_of(sampler.draw(rng))) for _ in range(count)]
+    space, rng = ffn_levels(anatomy), np.random.default_rng(0)
+    sampler = ChoiceSampler(limits_for_sparsity(anatomy, space, SPARSITY, Scope.FFN))
+    return [space.units_of(sampler.draw(rng)) for _ in range(count)]
 
 
 if __name__ == "__main__":

@@ -28,18 +28,22 @@ from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.subject import REFERENCE, Subject
 from lop.console.pictures import draw_comparison, draw_search
 from mcts.result import SearchResult, TargetResult
-from mcts.sensitivity import scan_configurations
+from mcts.sensitivity import scan_choices
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
-from pruning.allocators.additive_dp import additive_dp, fill_up
+from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.allocation import Allocation
 from pruning.allocators.evolution import evolve
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
+from pruning.arrays import FloatArray
 from pruning.measuring.metrics import Widths
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.levels import LevelGrid
-from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
+from pruning.planning.limits import Limits
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.ranking import Ranking
+from pruning.planning.space import Choice, Space
+from pruning.planning.target import ffn_parameter_limits
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SEEDS = (0, 1, 2)
@@ -88,13 +92,13 @@ def main(
     subject = Subject(reference, conversations, fresh=fresh)
     check = check_against_enumeration(subject)
     _say(f"enumeration: {check['optima_found']} of {check['targets']} optima found")
-    grid = LevelGrid.build(subject.anatomy, num_levels=NUM_LEVELS, round_to=ROUND_TO)
-    budgets = {s: _grid_budget(grid, subject, s) for s in SPARSITIES}
-    found = _without_search(subject, grid, budgets)
+    space = ffn_levels(subject.anatomy, num_levels=NUM_LEVELS, round_to=ROUND_TO)
+    budgets = {s: _whole_steps(space, subject, s) for s in SPARSITIES}
+    found = _without_search(subject, space, budgets)
     curves: dict[str, dict[str, Sequence[float]]] = {}
     first: dict[str, int] = {}
-    for run in _runs(len(scan_configurations(grid))):
-        result, seconds = _search(subject, grid, run, list(budgets.values()))
+    for run in _runs(len(scan_choices(space))):
+        result, seconds = _search(subject, space, run, list(budgets.values()))
         found += _rows_of(run, result, seconds)
         if run.seed == SEEDS[0]:
             first[run.name] = run.first
@@ -125,10 +129,10 @@ def _runs(scan: int) -> list[Run]:
     return runs
 
 
-def _search(subject: Subject, grid: LevelGrid, run: Run, budgets: Sequence[int]) -> tuple[SearchResult, list[float]]:
+def _search(subject: Subject, space: Space, run: Run, budgets: Sequence[int]) -> tuple[SearchResult, list[float]]:
     """The result and each target's seconds, those of the scan divided among the targets that share it."""
     if run.from_dp:
-        return _evolve_from_dp(subject, grid, run, budgets)
+        return _evolve_from_dp(subject, space, run, budgets)
     results, seconds = [], []
     for group in [[budget] for budget in budgets] if run.one_by_one else [list(budgets)]:
         settings = SearchSettings(
@@ -147,49 +151,57 @@ def _search(subject: Subject, grid: LevelGrid, run: Run, budgets: Sequence[int])
 
 
 def _evolve_from_dp(
-    subject: Subject, grid: LevelGrid, run: Run, budgets: Sequence[int]
+    subject: Subject, space: Space, run: Run, budgets: Sequence[int]
 ) -> tuple[SearchResult, list[float]]:
     """Evolution whose first parent is the optimum of the additive program."""
-    sensitivity, scan_seconds = subject.scan(grid)
+    sensitivity, scan_seconds = subject.scan(space)
     targets, seconds = [], []
     for index, budget in enumerate(budgets):
         started = time.perf_counter()
-        start = fill_up(grid, additive_dp(grid, sensitivity, budget)[0], budget, sensitivity)
+        limits = ffn_parameter_limits(subject.anatomy, space, budget)
         rng = np.random.default_rng([run.seed, index])
-        evaluate = subject.evaluator("calibration")
-        scored = evolve(grid, budget, evaluate, run.evaluations, rng, start=start)
-        targets.append(TargetResult.of(SearchTarget(f"budget {budget}", budget, None), grid, scored))
+        start = _additive_optimum(limits, sensitivity)
+        scored = evolve(limits, subject.score(space), run.evaluations, rng, start=start)
+        targets.append(TargetResult.of(SearchTarget(f"budget {budget}", budget, None), space, scored))
         seconds.append(time.perf_counter() - started + scan_seconds / len(budgets))
-    return SearchResult(tuple(targets), len(scan_configurations(grid))), seconds
+    return SearchResult(tuple(targets), len(scan_choices(space))), seconds
 
 
-def _grid_budget(grid: LevelGrid, subject: Subject, sparsity: float) -> int:
-    """The most that configurations of the grid can keep: with it, every method keeps the same number of parameters."""
-    unit = grid.largest_step
+def _additive_optimum(limits: Limits, sensitivity: FloatArray) -> Choice:
+    """The levels of least summed sensitivity [L, K], filled up."""
+    spare = int(limits.spare[0])
+    best = cost_to_go(limits.table, sensitivity, spare).best_choice(spare)
+    return tuple(limits.fit(best, -sensitivity).tolist())
+
+
+def _whole_steps(space: Space, subject: Subject, sparsity: float) -> int:
+    """The most that levels of equal layers can keep: with it, every method keeps the same number of parameters."""
+    unit = max(int(np.diff(costs).max()) for costs in space.tables(ffn_parameters(subject.anatomy).of))
     return subject.budget(sparsity, ROUND_TO) // unit * unit
 
 
-def _without_search(subject: Subject, grid: LevelGrid, budgets: dict[float, int]) -> list[Found]:
+def _without_search(subject: Subject, space: Space, budgets: dict[float, int]) -> list[Found]:
     """The methods that allocate from statistics or a scan. Measuring those once is part of every target's seconds."""
     found: list[Found] = []
     statistics = {kind: subject.statistics(kind) for kind in StatisticsKind}
-    sensitivity, scan_seconds = subject.scan(grid)
-    steps = WidthSteps.build(subject.anatomy, round_to=ROUND_TO)
+    sensitivity, scan_seconds = subject.scan(space)
+    anatomy, fine = subject.anatomy, ffn_widths(subject.anatomy, round_to=ROUND_TO)
     for sparsity, budget in budgets.items():
-        uniform = uniform_widths(parameter_limits(subject.anatomy, steps, budget))
-        found.append(Found("uniform", sparsity, None, tuple(uniform), 0, 0.0))
+        uniform = uniform_choice(ffn_parameter_limits(anatomy, fine, budget))
+        found.append(Found("uniform", sparsity, None, fine.units_of(uniform), 0, 0.0))
         before = time.perf_counter()
-        levels = fill_up(grid, additive_dp(grid, sensitivity, budget)[0], budget, sensitivity)
+        levels = _additive_optimum(ffn_parameter_limits(anatomy, space, budget), sensitivity)
         seconds = scan_seconds + time.perf_counter() - before
-        widths = tuple(grid.widths_of(levels))
-        found.append(Found("additive-dp", sparsity, None, widths, len(scan_configurations(grid)), seconds))
+        found.append(Found("additive-dp", sparsity, None, space.units_of(levels), len(scan_choices(space)), seconds))
         for name, allocator in STATISTICAL_ALLOCATORS.items():
             measured, measuring_seconds = statistics[allocator.kind]
             before = time.perf_counter()
-            limits = parameter_limits(subject.anatomy, steps, budget, compensates=allocator.compensates)
-            allocation: Allocation = allocator.allocate(subject.anatomy, measured, limits)
+            price = ffn_parameters(anatomy, compensates=allocator.compensates)
+            limits = Limits(fine, (price.limit(fine, budget),))
+            allocation: Allocation = allocator.allocate(anatomy, measured, limits)
             seconds = measuring_seconds + time.perf_counter() - before
-            found.append(Found(name, sparsity, None, tuple(allocation.widths), 0, seconds, allocation.ranking))
+            widths = anatomy.ffn_widths(allocation.architecture)
+            found.append(Found(name, sparsity, None, widths, 0, seconds, allocation.ranking))
     return found
 
 

@@ -13,6 +13,7 @@ from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.anatomy_reader import anatomy_of
@@ -23,11 +24,11 @@ from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
-from pruning.planning.added_biases import bias_parameters
-from pruning.planning.levels import LevelGrid
 from pruning.planning.plan import content_id
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.space import Space
 from pruning.planning.target import ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord
 from storage.sql_repository import SqlRepository, open_repository
@@ -81,10 +82,15 @@ class Subject:
             self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
         return self._statistics[kind]
 
-    def scan(self, grid: LevelGrid) -> tuple[FloatArray, float]:
+    def scan(self, space: Space) -> tuple[FloatArray, float]:
         """The one-layer scan [L, K], and its seconds."""
         started = time.perf_counter()
-        return scan_sensitivity(grid, self.evaluator("calibration")), time.perf_counter() - started
+        return scan_sensitivity(space, self.score(space)), time.perf_counter() - started
+
+    def score(self, space: Space) -> Score:
+        """Metrics of choices of `space` on the calibration conversations."""
+        evaluate = self.evaluator("calibration")
+        return lambda choices: evaluate([space.units_of(choice) for choice in choices])
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""
@@ -111,12 +117,8 @@ class Subject:
 
     def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
         """FFN parameters that are kept, biases that compensation adds included."""
-        layers = self.anatomy.layers
-        kept = sum(w * layer.ffn_parameters_per_channel for w, layer in zip(widths, layers, strict=True))
-        if ranking is not None and ranking.compensates:
-            added = bias_parameters(self.anatomy)
-            kept += sum(b for b, w, layer in zip(added, widths, layers, strict=True) if w < layer.ffn_width)
-        return kept
+        compensates = ranking is not None and ranking.compensates
+        return ffn_parameters(self.anatomy, compensates=compensates).cost(self.anatomy.architecture(widths))
 
     def search(self, name: str, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
         """One search with a database of its own, so that none profits from another; and the seconds of each target.

@@ -46,11 +46,13 @@ from pruning.errors import InputError
 from pruning.planning.activations import activation_bytes
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.cost import kv_cache_bytes
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencySource
-from pruning.planning.limits import LimitKind, WidthSteps
+from pruning.planning.limits import LimitKind
 from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope, scope_parameters
+from pruning.planning.space import Space
 from pruning.planning.target import limits_for_sparsity
 from service.devices import list_devices
 from service.methods.names import Method
@@ -130,17 +132,17 @@ class RequestMaker:
             "tp_size": tp_size,
             "method": draw.choice([None, None, None, *Method]),
         }
-        steps = WidthSteps.build(self._anatomy, round_to=fields["round_to"], tp_size=tp_size)
+        space = ffn_widths(self._anatomy, round_to=fields["round_to"], tp_size=tp_size)
         kind = draw.random()
         if kind < 0.15:
             scope = draw.choice(list(Scope))
-            most = self._greatest_sparsity(steps, scope)
+            most = self._greatest_sparsity(space, scope)
             return PlanRequest(**fields, scope=scope, sparsity=draw.uniform(0, most))
         workload = self._workload(device)
-        limits = self._limits(steps, workload, device)
+        limits = self._limits(space, workload, device)
         if device is not None and limits["memory_bytes"][0] > device.memory_bytes:
             device = fields["device"] = None
-            limits = self._limits(steps, workload, None)
+            limits = self._limits(space, workload, None)
         names = draw.sample([name for name in LIMITS if name in limits], draw.choice([1, 1, 2, 3, len(limits)]))
         if device is not None and kind < 0.25:
             return PlanRequest(**fields, budget=Budget(**workload.model_dump()))
@@ -169,19 +171,19 @@ class RequestMaker:
         layer = self._anatomy.layers[0]
         return layer.num_heads % tp_size == 0 and layer.num_kv_groups % tp_size == 0
 
-    def _greatest_sparsity(self, steps: WidthSteps, scope: Scope) -> float:
-        (limit,) = limits_for_sparsity(self._anatomy, steps, 0.0, scope).limits
+    def _greatest_sparsity(self, space: Space, scope: Scope) -> float:
+        (limit,) = limits_for_sparsity(self._anatomy, space, 0.0, scope).limits
         # Less what rounding could take.
         return max((self._anatomy.ffn_parameters - limit.least) / scope_parameters(self._anatomy, scope) - 1e-6, 0.0)
 
-    def _limits(self, steps: WidthSteps, workload: Workload, device: Device | None) -> dict[str, tuple[int, int]]:
+    def _limits(self, space: Space, workload: Workload, device: Device | None) -> dict[str, tuple[int, int]]:
         """What the narrowest and the widest model cost under each limit, as the tables count: (least, most)."""
         latency = None if device is None else latency_model(device, self._anatomy, workload)
         unlimited: dict[str, Any] = dict.fromkeys(("memory_bytes", "flops", "disk_bytes"), INT64_MAX)
         if latency is not None:
             unlimited["latency_ms"] = 1e12
         budget = Budget(**unlimited, **workload.model_dump())
-        limits = limits_for_budget(self._anatomy, steps, budget, latency=latency).limits
+        limits = limits_for_budget(self._anatomy, space, budget, latency=latency).limits
         return {limit.kind.value: (limit.least, limit.dense) for limit in limits}
 
     def _between(self, name: str, least: int, most: int) -> float | int:

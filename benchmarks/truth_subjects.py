@@ -22,7 +22,7 @@ from pruning.data.conversations import calibration_id, load_conversations
 from pruning.devices.device import Device, profiled_device
 from pruning.devices.timing.profiling import ProfileSettings
 from pruning.measuring.evaluation import ConfigurationEvaluator
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord
@@ -63,10 +63,9 @@ def register_reference(
     ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
     batches = make_batches(few, load_processor(folder))
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
-    scan_sensitivity(
-        LevelGrid.build(model.anatomy),
-        MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, evaluator, SENSITIVITY_SOURCE),
-    )
+    memo = MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, evaluator, SENSITIVITY_SOURCE)
+    space = ffn_levels(model.anatomy)
+    scan_sensitivity(space, lambda choices: memo([space.units_of(choice) for choice in choices]))
     return TruthSubject(model.id, folder, share, is_whole=True)
 
 

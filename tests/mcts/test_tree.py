@@ -85,7 +85,7 @@ def test_tree_holds_exactly_what_uses_the_limit_up_but_for_a_step(limits: Limits
 
 
 @settings(max_examples=60, deadline=None)
-@given(ragged_limits(max_decisions=4, max_options=4))
+@given(ragged_limits(max_decisions=4, max_options=4, ladder=True, least_step=1))
 def test_tree_leads_to_every_tight_choice_and_to_none_that_exceeds_a_limit(limits: Limits) -> None:
     leaves = leaves_of(limits)
     assert all((limits.slack(choice) >= 0).all() for choice in leaves)
