@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,17 +18,17 @@ from benchmarks.built_files import file_bytes
 from benchmarks.built_latency import BuiltLatency, built_latency
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.checkpoints.loading import resized_class
 from pruning.cutting.pruned_config import write_config
 from pruning.devices.device import Device
 from pruning.planning.added_biases import pruned_tensors
-from pruning.planning.plan import PruningPlan, Workload
+from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope, scope_parameters
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def build_on_meta(source: Path, plan: PruningPlan, anatomy: ModelAnatomy, folder
     `folder` takes config.json.
     """
     config = write_config(source, plan, folder, anatomy)
-    cut = [x.index for x, dense in zip(plan.layers, anatomy.layers, strict=True) if x.ffn_width < dense.ffn_width]
-    compensated = cut if plan.ranking.compensates else []
-    with _default_dtype(TORCH_DTYPES[anatomy.dtype]), torch.device("meta"):
+    widths = plan.ffn_widths(anatomy)
+    cut = [x.index for x, width in zip(anatomy.layers, widths, strict=True) if width < x.ffn_width]
+    compensated = cut if plan.compensates else []
+    with _default_dtype(torch_dtype(anatomy.dtype)), torch.device("meta"):
         model: PreTrainedModel = resized_class(config, compensated=compensated)(config)
     return model
 
@@ -71,14 +72,14 @@ def count_costs(
     """
     workload, view = plan.achieved.workload, decoder_view(model)
     named = dict(model.named_parameters())
-    planned = pruned_tensors(anatomy, plan.architecture(anatomy), compensates=plan.ranking.compensates)
+    planned = pruned_tensors(anatomy, plan.architecture(anatomy), compensates=plan.compensates)
     if sorted(tuple(x.shape) for x in named.values()) != sorted(t.shape for t in planned):
         raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
     parameters = sum(x.numel() for x in named.values())
     in_layers = sum(x.numel() for layer in view.layers for x in layer.parameters())
     widths = tuple(view.out_projection(index).in_features for index in range(len(view.layers)))
     removed = anatomy.total_parameters - parameters
-    compensates = plan.ranking.compensates
+    compensates = plan.compensates
     latency = built_latency(model, device, workload, anatomy.dtype, compensated=compensates) if device else None
     return BuiltCosts(
         widths=widths,

@@ -15,7 +15,7 @@ from torch import nn
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.devices.device import Device
 from pruning.devices.profile import LayerTable, OutsideTable
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,6 +15,7 @@ import typer
 
 from benchmarks.stored_samples import Collection, label_rounds, write_samples
 from benchmarks.subject import MODEL_ID, REFERENCE, WORK_DIR, Subject
+from engines.local import LocalEngine
 from lop.workflows.rounds import RoundReport, RoundSettings, train_in_rounds
 from mcts.progress import SearchProgressBar
 from mcts.settings import SearchSettings
@@ -39,7 +40,7 @@ HELD_OUT_FILE = "held_out.csv"
 def main() -> None:
     """Search, and write the samples."""
     subject = Subject(REFERENCE, None, fresh=False)
-    evaluate = subject.evaluator("calibration")
+    evaluate = LocalEngine(lambda: subject.evaluator("calibration"))
     rounds = RoundSettings(avoid=HELD_OUT_TARGETS)
     with (
         subject.repository(WORK_DIR / "trained.db") as trained,

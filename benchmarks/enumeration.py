@@ -14,13 +14,11 @@ from benchmarks.subject import Subject
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
-from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Site, Sublayer
 from pruning.measuring.evaluation import ConfigurationEvaluator
-from pruning.measuring.metrics import Metrics
-from pruning.planning.limits import Limits
-from pruning.planning.prices import ffn_parameters
-from pruning.planning.space import Choice, Decision, Options, Space
+from pruning.measuring.metrics import Metrics, Widths
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice, Space
 
 LEVELS = 5
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -31,41 +29,33 @@ SEEDS = (0, 1, 2)
 
 
 class TiedLayers:
-    """A Score that measures each choice once."""
+    """An Evaluate of 6 widths: each is that of two neighbouring layers."""
 
-    def __init__(self, space: Space, evaluate: ConfigurationEvaluator) -> None:
-        self._space, self._evaluate = space, evaluate
-        self.measured: dict[Choice, Metrics] = {}
+    def __init__(self, evaluate: ConfigurationEvaluator) -> None:
+        self._evaluate = evaluate
+        self.measured: dict[Widths, Metrics] = {}
 
-    def __call__(self, choices: Sequence[Choice], /) -> list[Metrics]:
-        for choice in choices:
-            if choice not in self.measured:
-                widths = [width for width in self._space.units_of(choice) for _ in range(2)]
-                self.measured[choice] = self._evaluate.evaluate(widths)
-        return [self.measured[choice] for choice in choices]
-
-
-def tied_layers(anatomy: ModelAnatomy) -> Space:
-    """Every two neighbouring layers keep the same width, one of `LEVELS`."""
-    dense = {Site(layer.index, Sublayer.FFN): layer.ffn_width for layer in anatomy.layers}
-    widest = anatomy.layers[0].ffn_width
-    row = Options(np.array([round(widest * k / LEVELS) for k in range(1, LEVELS + 1)], dtype=np.int64))
-    sites = list(dense)
-    pairs = zip(sites[::2], sites[1::2], strict=True)
-    return Space(tuple(Decision(pair, (row, row)) for pair in pairs), dense)
+    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
+        for w in widths:
+            if w not in self.measured:
+                self.measured[w] = self._evaluate.evaluate([x for x in w for _ in range(2)])
+        return [self.measured[w] for w in widths]
 
 
 def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     """Search, then enumerate: for how many targets and seeds was the optimum found, and in how many evaluations?"""
-    space, price = tied_layers(subject.anatomy), ffn_parameters(subject.anatomy)
-    budgets = [subject.budget(s, 1) for s in SPARSITIES]
-    targets = [Limits(space, (price.limit(space, budget),)) for budget in budgets]
-    runs = [_search(subject, targets, seed) for seed in SEEDS]
-    everything = list(itertools.product(range(LEVELS), repeat=space.num_decisions))
-    enumerated = TiedLayers(space, subject.evaluator("enumeration"))
-    kl = np.array([m.kl for m in enumerated(everything)])
-    costs = np.array([price.cost(space.architecture(choice)) for choice in everything])
-    optima = [float(kl[costs <= budget].min()) for budget in budgets]
+    layers = subject.anatomy.layers
+    decisions = len(layers) // 2
+    row = tuple(round(layers[0].ffn_width * k / LEVELS) for k in range(1, LEVELS + 1))
+    price = sum(layer.ffn_parameters_per_channel for layer in layers[:2])
+    space = ffn_space_of([row] * decisions)
+    limits = [_limits(space, price, subject.budget(s, 1)) for s in SPARSITIES]
+    runs = [_search(subject, limits, seed) for seed in SEEDS]
+    everything = list(itertools.product(range(LEVELS), repeat=decisions))
+    enumerated = TiedLayers(subject.evaluator("enumeration"))
+    kl = np.array([m.kl for m in enumerated([space.units_of(c) for c in everything])])
+    spent = limits[0].table.spent(np.array(everything))
+    optima = [float(kl[(spent <= x.spare).all(axis=1)].min()) for x in limits]
     most = max(evaluations for _, evaluations in runs)
     return {
         "seeds": list(SEEDS),
@@ -80,14 +70,24 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _search(subject: Subject, targets: Sequence[Limits], seed: int) -> tuple[list[float], int]:
-    """The least KL found at every target, and how many configurations were scored for all of them together."""
-    space, budgets = targets[0].space, [limits.limits[0].most for limits in targets]
-    score = TiedLayers(space, subject.evaluator("enumeration"))
+def _limits(space: Space, price: int, budget: int) -> Limits:
+    """At most `budget` FFN parameters, where a channel of a pair of layers has `price`."""
+    return Limits(space, (Limit(LimitKind.FFN_PARAMETERS, budget, 0, tuple(row * price for row in space.units)),))
+
+
+def _search(subject: Subject, limits: list[Limits], seed: int) -> tuple[list[float], int]:
+    """The least KL found at every budget, and how many configurations were scored for all of them together."""
+    evaluate = TiedLayers(subject.evaluator("enumeration"))
+    space = limits[0].space
+
+    def score(choices: Sequence[Choice]) -> list[Metrics]:
+        return evaluate([space.units_of(choice) for choice in choices])
+
     shared = SharedKnowledge(scan_sensitivity(space, score), [])
-    settings = SearchSettings(budgets=tuple(budgets), num_evaluations=EVALUATIONS, seed=seed, round_to=1)
+    budgets = tuple(x.limits[0].most for x in limits)
+    settings = SearchSettings(budgets=budgets, num_evaluations=EVALUATIONS, seed=seed, round_to=1)
     found = []
-    for index, (limits, budget) in enumerate(zip(targets, budgets, strict=True)):
+    for index, budget in enumerate(budgets):
         target = SearchTarget(f"budget {budget}", budget, None)
-        found.append(TargetSearch(limits, target, score, settings, shared, index=index).run().metrics.kl)
-    return found, len(score.measured)
+        found.append(TargetSearch(limits[index], target, score, settings, shared, index=index).run().metrics.kl)
+    return found, len(evaluate.measured)

@@ -42,11 +42,10 @@ from pruning.measuring.importance import channel_scores
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.ffn_spaces import ffn_levels
-from pruning.planning.limits import Limits
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.space import Choice
-from pruning.planning.target import limits_for_sparsity
+from pruning.planning.target import ffn_parameter_budget, ffn_parameter_limits
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SPARSITY = 0.5
@@ -112,9 +111,10 @@ def main(
         return
     batches, ranking, anatomy = _load(reference, conversations)
     searched = _configurations_of_a_search(reference, batches, ranking, anatomy, evaluations)
-    limits, rng = _limits(anatomy), np.random.default_rng(0)
-    sampler = ChoiceSampler(limits)
-    drawn = [limits.space.units_of(sampler.draw(rng)) for _ in range(evaluations)]
+    space = ffn_levels(anatomy)
+    sampler = ChoiceSampler(ffn_parameter_limits(anatomy, space, _budget(anatomy)))
+    rng = np.random.default_rng(0)
+    drawn = [space.units_of(sampler.draw(rng)) for _ in range(evaluations)]
     rows: list[dict[str, Any]] = []
     for name, configurations in (("search", searched), ("random", drawn)):
         rows += _compare(name, reference / "model", batches, ranking, configurations, naive)
@@ -235,14 +235,14 @@ def _configurations_of_a_search(
 ) -> list[Widths]:
     """What a search at SPARSITY asks for, in its order; the scan before it is not counted."""
     evaluate = ConfigurationEvaluator(load_model(reference / "model"), batches, ranking)
-    limits = _limits(anatomy)
-    space = limits.space
-    settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
-    (target,) = settings.resolve_targets(anatomy)
+    space = ffn_levels(anatomy)
 
     def score(choices: Sequence[Choice]) -> list[Metrics]:
-        return evaluate([space.units_of(choice) for choice in choices])
+        return evaluate([space.architecture(choice) for choice in choices])
 
+    settings = SearchSettings(sparsities=(SPARSITY,), num_evaluations=evaluations)
+    (target,) = settings.resolve_targets(anatomy)
+    limits = ffn_parameter_limits(anatomy, space, target.budget)
     search = TargetSearch(limits, target, score, settings, SharedKnowledge(scan_sensitivity(space, score), []))
     search.run()
     return [space.units_of(choice) for choice in search.scored]
@@ -257,11 +257,12 @@ def _measure_memory(reference: Path, conversations: int, bound: int, ranking: Ra
     anatomy = anatomy_of(model)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     evaluate = ConfigurationEvaluator(model, batches, ranking, cache_bytes=bound)
-    limits, rng = _limits(anatomy), np.random.default_rng(0)
-    sampler = ChoiceSampler(limits)
+    space = ffn_levels(anatomy)
+    sampler = ChoiceSampler(ffn_parameter_limits(anatomy, space, _budget(anatomy)))
+    rng = np.random.default_rng(0)
     for evaluations in range(1, MOST_EVALUATIONS + 1):
         before_it = evaluate.cached_bytes
-        evaluate.evaluate(limits.space.units_of(sampler.draw(rng)))
+        evaluate.evaluate(space.units_of(sampler.draw(rng)))
         if evaluate.cached_bytes == before_it and evaluations >= LEAST_EVALUATIONS:
             break
     peak = _status_bytes("VmHWM") - before
@@ -300,8 +301,8 @@ def _batches(reference: Path, conversations: int) -> list[Batch]:
     return make_batches(loaded, load_processor(reference / "model"))
 
 
-def _limits(anatomy: ModelAnatomy) -> Limits:
-    return limits_for_sparsity(anatomy, ffn_levels(anatomy), SPARSITY, Scope.FFN)
+def _budget(anatomy: ModelAnatomy) -> int:
+    return ffn_parameter_budget(anatomy, SPARSITY, Scope.FFN, round_to=8)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def pruned_reference(out: Path, *, cuts_groups: bool) -> Path:
         anatomy.architecture(anatomy.ffn_widths(allocation.architecture), groups),
         model_id="reference",
         target=PlanTarget(sparsity=SPARSITY, scope=Scope.FFN, round_to=8),
-        ranking=PlanRanking(sha256=ranking.sha256, compensates=True),
+        ranking=PlanRanking(sha256=ranking.sha256),
+        compensates=True,
         method="flap",
     )
     return prune_checkpoint(source, plan, ranking, out)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.subject import MODEL_ID, Subject
+from pruning.allocators.methods import Method
 from pruning.measuring.metrics import Metrics
-from pruning.planning.limits import WidthSteps, parameter_limits
-from service.methods.names import Method
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.target import ffn_parameter_limits
 from service.planner import Planner
 from service.schemas import PlanRequest
 
@@ -29,12 +30,12 @@ OTHER_METHODS = (Method.UNIFORM, Method.ADDITIVE_DP)
 
 def coverage_of_plans(predictor: "Predictor", subject: Subject) -> dict[str, Any]:
     """Shares of the predictor's own plans whose measured calibration KL and accuracy lie in their intervals."""
-    steps = WidthSteps.build(subject.anatomy, round_to=ROUND_TO)
+    space = ffn_widths(subject.anatomy, round_to=ROUND_TO)
     inside, accurate = [], []
     for sparsity in _sparsities(JUDGED_SEED, NUM_JUDGED_PLANS):
-        limits = parameter_limits(subject.anatomy, steps, subject.budget(sparsity, ROUND_TO))
-        prediction = predictor.plan_widths(subject.anatomy, limits)
-        measured = subject.evaluate("calibration", prediction.widths)
+        limits = ffn_parameter_limits(subject.anatomy, space, subject.budget(sparsity, ROUND_TO))
+        prediction = predictor.plan(subject.anatomy, limits)
+        measured = subject.evaluate("calibration", subject.anatomy.ffn_widths(prediction.architecture))
         inside.append(_holds(prediction.interval, measured.kl))
         assert prediction.accuracy_interval is not None  # the reference gives answers exactly
         accurate.append(_holds(prediction.accuracy_interval, measured.accuracy))
@@ -57,7 +58,7 @@ def coverage_of_other_methods(
     for sparsity in (*targets, *_sparsities(OTHERS_SEED, NUM_OTHER_BUDGETS)):
         for method in OTHER_METHODS:
             plan = planner.plan(PlanRequest(model=MODEL_ID, sparsity=sparsity, method=method, round_to=ROUND_TO))
-            widths = tuple(plan.ffn_widths)
+            widths = plan.ffn_widths(subject.anatomy)
             if widths not in known:
                 predicted = plan.predicted
                 assert predicted is not None, plan.provenance.note

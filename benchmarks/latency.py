@@ -28,10 +28,10 @@ from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
-from pruning.planning.plan import Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.target import achieved_sparsity, ffn_parameter_limits
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, PreTrainedModel
@@ -161,7 +161,7 @@ def _row(
     prefill_ms, decode_ms = median(measured.prefill_ms), median(measured.decode_ms)
     return {
         "plan": number,
-        "sparsity": achieved_sparsity(anatomy, widths)[Scope.FFN],
+        "sparsity": achieved_sparsity(anatomy, anatomy.architecture(widths))[Scope.FFN],
         "widths": widths,
         "prompt_tokens": model.workload.prompt_tokens,
         "output_tokens": model.workload.output_tokens,

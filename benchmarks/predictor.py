@@ -40,11 +40,13 @@ from lop.workflows.measuring import record_calibration
 from lop.workflows.registration import register_model
 from lop.workflows.training import load_predictor, train_model
 from policy_model.training import TrainingSettings
+from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
-from service.methods.names import Method
+from pruning.planning.target import ffn_parameter_limits
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -98,7 +100,7 @@ def main(
                 rows += quality
                 summary |= _summary_of_quality(quality)
                 summary |= _knowledge(predictor, subject, [sample for _, sample in trained], held_out)
-                known = {sample.widths for _, sample in trained}
+                known = {subject.widths(sample) for _, sample in trained}
                 targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
                 summary |= coverage_of_other_methods(_planner(repository), subject, targets, known)
                 summary |= _before_rounds(repository, subject, before, held_out)
@@ -167,11 +169,13 @@ def _quality(
         for method in METHODS:
             plan = planner.plan(PlanRequest(model=MODEL_ID, sparsity=sparsity, method=method))
             ranking = _ranking(repository, plan) if plan.ranking.sha256 != subject.ranking.sha256 else None
-            rows.append(_measured(subject, method.value, sparsity, tuple(plan.ffn_widths), in_training, ranking))
+            rows.append(
+                _measured(subject, method.value, sparsity, plan.ffn_widths(subject.anatomy), in_training, ranking)
+            )
             if plan.predicted is not None:
                 rows[-1]["predicted"] = plan.predicted.model_dump(mode="json")
         best = _best_found(subject, trained if in_training else held_out, sparsity)
-        rows.append(_measured(subject, SEARCHED, sparsity, best.widths, in_training, None))
+        rows.append(_measured(subject, SEARCHED, sparsity, subject.widths(best), in_training, None))
     return rows
 
 
@@ -179,7 +183,7 @@ def _best_found(subject: Subject, samples: Sequence[Sample], sparsity: float) ->
     """Of least calibration KL among those that meet the target."""
     budget = subject.budget(sparsity, 8)
     return min(
-        (sample for sample in samples if subject.kept_parameters(sample.widths, None) <= budget),
+        (sample for sample in samples if subject.kept_parameters(subject.widths(sample), None) <= budget),
         key=lambda sample: sample.metrics.kl,
     )
 
@@ -238,12 +242,12 @@ def _knowledge(
     Held-out samples lie at a few sparsities, whose order alone makes a high rank correlation: it is also told target by
     target.
     """
-    known = {sample.widths for sample in trained}
-    unseen = [sample for sample in held_out if sample.source == SEARCHED and sample.widths not in known]
+    known = {sample.architecture for sample in trained}
+    unseen = [sample for sample in held_out if sample.source == SEARCHED and sample.architecture not in known]
     truth_kl = np.array([sample.metrics.kl for sample in unseen])
-    fractions = predictor.encoding.kept_fractions([sample.widths for sample in unseen])
+    fractions = predictor.encoding.kept_fractions([subject.widths(sample) for sample in unseen])
     mean = predictor.values(fractions)
-    judged = [predictor.judge(sample.widths) for sample in unseen]
+    judged = [predictor.judge(sample.architecture) for sample in unseen]
     inside = [x.interval[0] <= kl <= x.interval[1] for x, kl in zip(judged, truth_kl, strict=True)]
     accurate = [
         low <= sample.metrics.accuracy <= high
@@ -266,7 +270,7 @@ def _within_targets(
     samples: Sequence[Sample], subject: Subject, predicted: "np.ndarray[Any, Any]", measured: "np.ndarray[Any, Any]"
 ) -> dict[str, float]:
     """Rank correlation among the samples of each sparsity, by the sparsity."""
-    kept = np.array([subject.kept_parameters(sample.widths, None) for sample in samples])
+    kept = np.array([subject.kept_parameters(subject.widths(sample), None) for sample in samples])
     total = subject.anatomy.ffn_parameters
     return {
         f"{1.0 - value / total:.3f}": _spearman(predicted[kept == value], measured[kept == value])
@@ -279,15 +283,13 @@ def _before_rounds(
     repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
 ) -> dict[str, Any]:
     """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
-    from pruning.planning.limits import WidthSteps, parameter_limits
-
     predictor = load_predictor(repository, record)
-    steps = WidthSteps.build(subject.anatomy, round_to=8)
+    space = ffn_widths(subject.anatomy, round_to=8)
     ratios = []
     for sparsity in HELD_OUT_TARGETS:
-        limits = parameter_limits(subject.anatomy, steps, subject.budget(sparsity, 8))
-        widths = predictor.plan_widths(subject.anatomy, limits).widths
-        best = _best_found(subject, held_out, sparsity).widths
+        limits = ffn_parameter_limits(subject.anatomy, space, subject.budget(sparsity, 8))
+        widths = subject.anatomy.ffn_widths(predictor.plan(subject.anatomy, limits).architecture)
+        best = subject.anatomy.ffn_widths(_best_found(subject, held_out, sparsity).architecture)
         ratios.append(subject.evaluate("validation", widths).kl / subject.evaluate("validation", best).kl)
     return {"kl_ratio_new_targets_before_rounds": geometric_mean(ratios)}
 

@@ -27,10 +27,11 @@ from lop.workflows.searching import search_model
 from mcts.settings import SearchSettings
 from pruning.allocators.random_search import ChoiceSampler
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.ffn_spaces import ffn_levels
+from pruning.anatomy.architecture import Architecture
+from pruning.measuring.metrics import Metrics
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_levels
 from pruning.planning.scope import Scope
-from pruning.planning.target import limits_for_sparsity
+from pruning.planning.target import ffn_parameter_budget, ffn_parameter_limits
 from storage.sql_repository import open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -39,7 +40,7 @@ MAX_ACTORS = 2
 SEARCH_CONVERSATIONS = 4
 SEARCH = SearchSettings(sparsities=(SPARSITY,), num_evaluations=40)
 
-Sample = tuple[Widths, Metrics, str]
+Sample = tuple[Architecture, Metrics, str]
 
 
 def main(
@@ -68,7 +69,7 @@ def main(
 
     def measure(name: str, parallel: int, engine: EvaluateInOrder, started: float) -> None:
         begin = time.perf_counter()
-        measured.append(list(engine(configurations)))
+        measured.append([x.metrics for x in engine(configurations)])
         book(name, parallel, evaluations, time.perf_counter() - begin, begin - started)
 
     for threads in dict.fromkeys((default_threads, 1)):
@@ -109,7 +110,7 @@ def main(
 
 
 def _without_ray(
-    recipe: EvaluatorRecipe, configurations: Sequence[Widths], num_processes: int
+    recipe: EvaluatorRecipe, configurations: Sequence[Architecture], num_processes: int
 ) -> tuple[list[Metrics], float, float]:
     """Metrics by processes that each take every `num_processes`-th configuration; seconds of work, and of starting."""
     context = multiprocessing.get_context("spawn")
@@ -132,7 +133,9 @@ def _without_ray(
     return metrics, seconds, begin - started
 
 
-def _share(recipe: EvaluatorRecipe, configurations: Sequence[Widths], index: int, ready: Any, results: Any) -> None:
+def _share(
+    recipe: EvaluatorRecipe, configurations: Sequence[Architecture], index: int, ready: Any, results: Any
+) -> None:
     """One process: wait for the others once the model is loaded, then evaluate."""
     torch.set_num_threads(1)
     try:
@@ -142,7 +145,7 @@ def _share(recipe: EvaluatorRecipe, configurations: Sequence[Widths], index: int
         ready.abort()
         raise
     ready.wait()
-    results.put((index, list(engine(configurations))))
+    results.put((index, [x.metrics for x in engine(configurations)]))
 
 
 def _search(reference: Path, options: EngineOptions) -> tuple[list[Sample], float]:
@@ -153,7 +156,7 @@ def _search(reference: Path, options: EngineOptions) -> tuple[list[Sample], floa
         started = time.perf_counter()
         search_model(repository, "reference", loaded, SEARCH, name="calibration", engine=options, record=False)
         seconds = time.perf_counter() - started
-        return [(s.widths, s.metrics, s.source) for s in repository.list_samples("reference")], seconds
+        return [(s.architecture, s.metrics, s.source) for s in repository.list_samples("reference")], seconds
 
 
 def _recipe(reference: Path, num_conversations: int) -> EvaluatorRecipe:
@@ -166,10 +169,12 @@ def _recipe(reference: Path, num_conversations: int) -> EvaluatorRecipe:
         return EvaluatorRecipe.of(record, repository.get_artifact(record.ranking_sha256).content, loaded)
 
 
-def _configurations(anatomy: ModelAnatomy, count: int) -> Sequence[Widths]:
-    space, rng = ffn_levels(anatomy), np.random.default_rng(0)
-    sampler = ChoiceSampler(limits_for_sparsity(anatomy, space, SPARSITY, Scope.FFN))
-    return [space.units_of(sampler.draw(rng)) for _ in range(count)]
+def _configurations(anatomy: ModelAnatomy, count: int) -> Sequence[Architecture]:
+    space = ffn_levels(anatomy)
+    budget = ffn_parameter_budget(anatomy, SPARSITY, Scope.FFN, round_to=DEFAULT_ROUND_TO)
+    sampler = ChoiceSampler(ffn_parameter_limits(anatomy, space, budget))
+    rng = np.random.default_rng(0)
+    return [space.architecture(sampler.draw(rng)) for _ in range(count)]
 
 
 if __name__ == "__main__":

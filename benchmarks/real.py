@@ -35,8 +35,8 @@ from benchmarks.real_figures import METHODS, SEARCHES, comparison_figures, rows_
 from benchmarks.real_picture import draw_real
 from benchmarks.real_steps import Steps, alone_in, say
 from mcts.settings import SearchMethod
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from service.methods.names import Method
 
 WORK = Path(__file__).parent / ".work" / "real"
 SEARCHED = (0.1, 0.2, 0.3, 0.4, 0.5)

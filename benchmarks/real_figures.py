@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from service.methods.names import Method
+from pruning.allocators.methods import Method
 
 METHODS = (
     Method.MCTS,

@@ -35,14 +35,14 @@ from pruning.allocators.allocation import Allocation
 from pruning.allocators.evolution import evolve
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.allocators.uniform import uniform_choice
-from pruning.arrays import FloatArray
+from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Widths
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
 from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.ranking import Ranking
-from pruning.planning.space import Choice, Space
+from pruning.planning.space import Space
 from pruning.planning.target import ffn_parameter_limits
 
 SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -93,7 +93,7 @@ def main(
     check = check_against_enumeration(subject)
     _say(f"enumeration: {check['optima_found']} of {check['targets']} optima found")
     space = ffn_levels(subject.anatomy, num_levels=NUM_LEVELS, round_to=ROUND_TO)
-    budgets = {s: _whole_steps(space, subject, s) for s in SPARSITIES}
+    budgets = {s: _level_budget(space, subject, s) for s in SPARSITIES}
     found = _without_search(subject, space, budgets)
     curves: dict[str, dict[str, Sequence[float]]] = {}
     first: dict[str, int] = {}
@@ -159,24 +159,23 @@ def _evolve_from_dp(
     for index, budget in enumerate(budgets):
         started = time.perf_counter()
         limits = ffn_parameter_limits(subject.anatomy, space, budget)
+        start = tuple(_additive_optimum(limits, sensitivity).tolist())
         rng = np.random.default_rng([run.seed, index])
-        start = _additive_optimum(limits, sensitivity)
         scored = evolve(limits, subject.score(space), run.evaluations, rng, start=start)
         targets.append(TargetResult.of(SearchTarget(f"budget {budget}", budget, None), space, scored))
         seconds.append(time.perf_counter() - started + scan_seconds / len(budgets))
     return SearchResult(tuple(targets), len(scan_choices(space))), seconds
 
 
-def _additive_optimum(limits: Limits, sensitivity: FloatArray) -> Choice:
-    """The levels of least summed sensitivity [L, K], filled up."""
+def _additive_optimum(limits: Limits, loss: FloatArray) -> IntArray:
+    """[N] the choice of least summed `loss` [N, K], filled up."""
     spare = int(limits.spare[0])
-    best = cost_to_go(limits.table, sensitivity, spare).best_choice(spare)
-    return tuple(limits.fit(best, -sensitivity).tolist())
+    return limits.fit(cost_to_go(limits.table, loss, spare).best_choice(spare), -loss)
 
 
-def _whole_steps(space: Space, subject: Subject, sparsity: float) -> int:
-    """The most that levels of equal layers can keep: with it, every method keeps the same number of parameters."""
-    unit = max(int(np.diff(costs).max()) for costs in space.tables(ffn_parameters(subject.anatomy).of))
+def _level_budget(space: Space, subject: Subject, sparsity: float) -> int:
+    """The most that choices of the space can keep: with it, every method keeps the same number of parameters."""
+    unit = max(int(np.diff(row).max()) for row in space.tables(ffn_parameters(subject.anatomy).of))
     return subject.budget(sparsity, ROUND_TO) // unit * unit
 
 
@@ -185,22 +184,23 @@ def _without_search(subject: Subject, space: Space, budgets: dict[float, int]) -
     found: list[Found] = []
     statistics = {kind: subject.statistics(kind) for kind in StatisticsKind}
     sensitivity, scan_seconds = subject.scan(space)
-    anatomy, fine = subject.anatomy, ffn_widths(subject.anatomy, round_to=ROUND_TO)
+    fine = ffn_widths(subject.anatomy, round_to=ROUND_TO)
     for sparsity, budget in budgets.items():
-        uniform = uniform_choice(ffn_parameter_limits(anatomy, fine, budget))
+        uniform = uniform_choice(ffn_parameter_limits(subject.anatomy, fine, budget))
         found.append(Found("uniform", sparsity, None, fine.units_of(uniform), 0, 0.0))
         before = time.perf_counter()
-        levels = _additive_optimum(ffn_parameter_limits(anatomy, space, budget), sensitivity)
+        levels = _additive_optimum(ffn_parameter_limits(subject.anatomy, space, budget), sensitivity)
         seconds = scan_seconds + time.perf_counter() - before
-        found.append(Found("additive-dp", sparsity, None, space.units_of(levels), len(scan_choices(space)), seconds))
+        widths = space.units_of(levels)
+        found.append(Found("additive-dp", sparsity, None, widths, len(scan_choices(space)), seconds))
         for name, allocator in STATISTICAL_ALLOCATORS.items():
             measured, measuring_seconds = statistics[allocator.kind]
             before = time.perf_counter()
-            price = ffn_parameters(anatomy, compensates=allocator.compensates)
+            price = ffn_parameters(subject.anatomy, compensates=allocator.compensates)
             limits = Limits(fine, (price.limit(fine, budget),))
-            allocation: Allocation = allocator.allocate(anatomy, measured, limits)
+            allocation: Allocation = allocator.allocate(subject.anatomy, measured, limits)
             seconds = measuring_seconds + time.perf_counter() - before
-            widths = anatomy.ffn_widths(allocation.architecture)
+            widths = subject.anatomy.ffn_widths(allocation.architecture)
             found.append(Found(name, sparsity, None, widths, 0, seconds, allocation.ranking))
     return found
 

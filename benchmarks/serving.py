@@ -40,11 +40,10 @@ from pruning.data.batches import AnswerSpan, Batch
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics
-from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.levels import LevelGrid
-from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_levels, ffn_widths
 from pruning.planning.ranking import Ranking
+from pruning.planning.target import ffn_parameter_limits
+from pruning.planning.workload import Workload
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
 
@@ -228,20 +227,19 @@ def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
     sha256 = repository.put_artifact(ranking.to_bytes(), BINARY)
     repository.add_model(ModelRecord(LARGE, anatomy, "0" * 64, sha256, "nowhere", now))
     calibration = repository.add_calibration(CalibrationRecord("1" * 64, "made up", 1, 1, now))
-    grid = LevelGrid.build(anatomy, round_to=ROUND_TO)
+    levels = ffn_levels(anatomy, round_to=ROUND_TO)
     rng = np.random.default_rng(0)
-    rows = {tuple(row[-1] for row in grid.widths)}
-    for layer, row in enumerate(grid.widths):
-        rows |= {tuple(row[k] if i == layer else r[-1] for i, r in enumerate(grid.widths)) for k in range(7)}
+    rows = {levels.units_of(levels.top)}
+    for layer in range(NUM_LAYERS):
+        rows |= {levels.units_of((*levels.top[:layer], k, *levels.top[layer + 1 :])) for k in range(7)}
     while len(rows) < NUM_MADE_UP_SAMPLES:
         depth = rng.uniform(0.1, 0.8)
-        levels = np.clip(rng.normal(7 * (1 - depth), 1.5, NUM_LAYERS).round(), 0, 7).astype(int)
-        rows.add(tuple(row[k] for row, k in zip(grid.widths, levels, strict=True)))
+        rows.add(levels.units_of(np.clip(rng.normal(7 * (1 - depth), 1.5, NUM_LAYERS).round(), 0, 7).astype(np.int64)))
     samples = []
     for widths in sorted(rows):
         kl = _made_up_kl(anatomy, widths)
         metrics = Metrics(kl, 1.0 + kl, math.exp(-kl), 100, 50)
-        samples.append(Sample(LARGE, sha256, calibration.id, widths, metrics, 0.1, "made up"))
+        samples.append(Sample(LARGE, sha256, calibration.id, anatomy.architecture(widths), metrics, 0.1, "made up"))
     repository.add_samples(samples)
     train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=2))
 
@@ -272,7 +270,7 @@ def measure_large_allocation() -> dict[str, float]:
     batches = [
         Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, (span,)) for row in torch.split(tokens, 1)
     ]
-    limits = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=ROUND_TO), anatomy.ffn_parameters // 2)
+    limits = ffn_parameter_limits(anatomy, ffn_widths(anatomy, round_to=ROUND_TO), anatomy.ffn_parameters // 2)
     started = time.perf_counter()
     allocate_flap(anatomy, flap_statistics(model, batches), limits)
     flap = time.perf_counter() - started

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.atomic_file import replace_file
 from pruning.errors import DatasetError
 from pruning.measuring.metrics import Metrics
@@ -59,7 +60,15 @@ def write_samples(
         m = sample.metrics
         numbers = [repr(m.kl), repr(m.nll), repr(m.accuracy), m.num_tokens, m.num_answers, f"{sample.seconds:.4f}"]
         agreement = "" if m.agreement is None else repr(m.agreement)
-        writer.writerow([number, sample.source, *numbers, " ".join(map(str, sample.widths)), agreement])
+        writer.writerow(
+            [
+                number,
+                sample.source,
+                *numbers,
+                " ".join(map(str, subject.anatomy.ffn_widths(sample.architecture))),
+                agreement,
+            ]
+        )
     path.parent.mkdir(exist_ok=True)
     description_path(path).unlink(missing_ok=True)
     replace_file(path, text.getvalue().encode())
@@ -97,7 +106,10 @@ def read_samples(path: Path, subject: "Subject") -> list[tuple[int, Sample]]:
     from benchmarks.subject import MODEL_ID
 
     key = (MODEL_ID, subject.ranking.sha256, subject.calibration_id)
-    return [(int(row["round"]), _sample(key, row)) for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
+    return [
+        (int(row["round"]), _sample(key, row, subject.anatomy))
+        for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))
+    ]
 
 
 def label_rounds(samples: Sequence[Sample], ends: Sequence[int]) -> list[tuple[int, Sample]]:
@@ -120,7 +132,7 @@ def _identity(path: Path, subject: "Subject") -> dict[str, Any]:
     }
 
 
-def _sample(key: tuple[str, str, str], row: dict[str, str]) -> Sample:
+def _sample(key: tuple[str, str, str], row: dict[str, str], anatomy: ModelAnatomy) -> Sample:
     metrics = Metrics(
         kl=float(row["kl"]),
         nll=float(row["nll"]),
@@ -129,5 +141,5 @@ def _sample(key: tuple[str, str, str], row: dict[str, str]) -> Sample:
         num_answers=int(row["num_answers"]),
         agreement=float(row["agreement"]) if row.get("agreement") else None,
     )
-    widths = tuple(int(w) for w in row["widths"].split())
-    return Sample(*key, widths, metrics, float(row["seconds"]), row["source"])
+    architecture = anatomy.architecture([int(w) for w in row["widths"].split()])
+    return Sample(*key, architecture, metrics, float(row["seconds"]), row["source"])

@@ -4,10 +4,12 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engines.local import LocalEngine
 from lop.workflows.measuring import RECIPES
 from mcts.result import SearchResult
 from mcts.sensitivity import scan_sensitivity
@@ -24,13 +26,13 @@ from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
-from pruning.planning.plan import content_id
-from pruning.planning.prices import ffn_parameters
+from pruning.planning.added_biases import bias_parameters
+from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.space import Space
+from pruning.planning.space import Choice, Space
 from pruning.planning.target import ffn_parameter_budget
-from storage.records import BINARY, CalibrationRecord, ModelRecord
+from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import SqlRepository, open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -83,14 +85,18 @@ class Subject:
         return self._statistics[kind]
 
     def scan(self, space: Space) -> tuple[FloatArray, float]:
-        """The one-layer scan [L, K], and its seconds."""
+        """The one-decision scan [N, K], and its seconds."""
         started = time.perf_counter()
         return scan_sensitivity(space, self.score(space)), time.perf_counter() - started
 
     def score(self, space: Space) -> Score:
-        """Metrics of choices of `space` on the calibration conversations."""
+        """Scores choices of `space` on the calibration conversations."""
         evaluate = self.evaluator("calibration")
-        return lambda choices: evaluate([space.units_of(choice) for choice in choices])
+
+        def score(choices: Sequence[Choice]) -> list[Metrics]:
+            return evaluate([space.architecture(choice) for choice in choices])
+
+        return score
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""
@@ -115,10 +121,18 @@ class Subject:
         """The conversations of a split."""
         return make_batches(self._conversations[split], self._processor)
 
+    def widths(self, sample: Sample) -> Widths:
+        """FFN widths [L] that were scored."""
+        return self.anatomy.ffn_widths(sample.architecture)
+
     def kept_parameters(self, widths: Widths, ranking: Ranking | None) -> int:
         """FFN parameters that are kept, biases that compensation adds included."""
-        compensates = ranking is not None and ranking.compensates
-        return ffn_parameters(self.anatomy, compensates=compensates).cost(self.anatomy.architecture(widths))
+        layers = self.anatomy.layers
+        kept = sum(w * layer.ffn_parameters_per_channel for w, layer in zip(widths, layers, strict=True))
+        if ranking is not None and ranking.compensates:
+            added = bias_parameters(self.anatomy)
+            kept += sum(b for b, w, layer in zip(added, widths, layers, strict=True) if w < layer.ffn_width)
+        return kept
 
     def search(self, name: str, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
         """One search with a database of its own, so that none profits from another; and the seconds of each target.
@@ -147,7 +161,8 @@ class Subject:
         calibration = self.calibration_id
         with TemporaryDirectory() as folder:
             repository = self.repository(Path(folder) / "search.db")
-            result = run_search(repository, MODEL_ID, calibration, self.evaluator("calibration"), settings, progress)
+            engine = LocalEngine(lambda: self.evaluator("calibration"))
+            result = run_search(repository, MODEL_ID, calibration, engine, settings, progress)
         seconds = self._seconds_per_target(result, marks)
         document = {"result": result.to_dict(), "seconds": seconds}
         replace_file(kept, json.dumps(document).encode())

@@ -36,6 +36,7 @@ from benchmarks.subject import REFERENCE
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console.console import bar
 from lop.workflows.profiling import TimedModel
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -49,13 +50,14 @@ from pruning.planning.cost import kv_cache_bytes
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencySource
 from pruning.planning.limits import LimitKind
-from pruning.planning.plan import INT64_MAX, Achieved, Budget, PruningPlan, Workload
+from pruning.planning.plan import Achieved, PruningPlan
+from pruning.planning.plan_parts import INT64_MAX
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope, scope_parameters
 from pruning.planning.space import Space
 from pruning.planning.target import limits_for_sparsity
+from pruning.planning.workload import Budget, Workload
 from service.devices import list_devices
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -332,7 +334,7 @@ def check_plan(
     differing = [name for name in costs if name != "latency_ms" and costs[name] != getattr(said, name)]
     differing += ["latency_ms"] * _latency_differs(built.latency, said)
     differing += ["parameters"] * (built.parameters != said.parameters)
-    differing += ["widths"] * (list(built.widths) != plan.ffn_widths)
+    differing += ["widths"] * (built.widths != plan.ffn_widths(anatomy))
     differing += ["kv_cache_bytes"] * (built.kv_cache_bytes != said.kv_cache_bytes)
     shares = [(costs[name] or 0) / most for name, most in asked.items()]
     whole = list(built.widths) == dense

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.built_files import write_hollow_files
+from engines.local import LocalEngine
 from engines.memo import MemoisedEvaluator
 from lop.workflows.compute import load_for_compute
 from lop.workflows.devices import DatabaseDevices
@@ -63,9 +64,11 @@ def register_reference(
     ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
     batches = make_batches(few, load_processor(folder))
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
-    memo = MemoisedEvaluator(repository, model.id, model.ranking_sha256, scanned.id, evaluator, SENSITIVITY_SOURCE)
     space = ffn_levels(model.anatomy)
-    scan_sensitivity(space, lambda choices: memo([space.units_of(choice) for choice in choices]))
+    memo = MemoisedEvaluator(
+        repository, model.id, model.ranking_sha256, scanned.id, LocalEngine(lambda: evaluator), SENSITIVITY_SOURCE
+    )
+    scan_sensitivity(space, lambda choices: memo([space.architecture(choice) for choice in choices]))
     return TruthSubject(model.id, folder, share, is_whole=True)
 
 

@@ -1,24 +1,30 @@
 """Scoring configurations through the database: what was measured once is never measured again."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics, Widths
-from storage.contract import Repository
+from pruning.measuring.metrics import Metrics
+from storage.contract import Samples
 from storage.records import Sample
 
 
-class EvaluateInOrder(Protocol):
-    """Measures a model pruned to each of `widths` [n][L]; gives n Metrics in the same order.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Metrics, and the seconds that measuring them took where it was done."""
 
-    All at once as an Evaluate does, or each as soon as it and those before it are known: then no more than what is
-    being measured is lost if the process is killed.
-    """
+    metrics: Metrics
+    seconds: float
 
-    def __call__(self, widths: Sequence[Widths], /) -> Iterable[Metrics]: ...
+
+EvaluateInOrder = Callable[[Sequence[Architecture]], Iterable[Measured]]
+"""An engine: measures a model cut to each of n architectures; gives n Measured in the same order.
+
+Each as soon as it and those before it are known: then no more than what is being measured is lost if the process is
+killed.
+"""
 
 
 class MemoisedEvaluator:
@@ -29,7 +35,6 @@ class MemoisedEvaluator:
         model_id, ranking_sha256, calibration_id: what the samples are of.
         evaluate: measures what is missing.
         source: stored with each new sample.
-        clock: seconds, monotonic; a sample's are those since the one before it.
 
     What a call returns depends only on what is stored in the end: if another process stored a configuration first, its
     metrics are the ones returned. So a search that is run again reads the same numbers.
@@ -37,49 +42,45 @@ class MemoisedEvaluator:
 
     def __init__(
         self,
-        repository: Repository,
+        repository: Samples,
         model_id: str,
         ranking_sha256: str,
         calibration_id: str,
         evaluate: EvaluateInOrder,
         source: str,
-        *,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._repository = repository
         self._key = (model_id, ranking_sha256, calibration_id)
         self._evaluate = evaluate
         self._source = source
-        self._clock = clock
 
-    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
-        """Metrics of `widths` [n][L], in order. Raises InputError if a measured metric is not finite."""
-        known = self._repository.find_samples(*self._key, widths)
-        missing = [w for w in dict.fromkeys(widths) if w not in known]
+    def __call__(self, architectures: Sequence[Architecture], /) -> list[Metrics]:
+        """Metrics of `architectures` [n], in order. Raises InputError if a measured metric is not finite."""
+        known = self._repository.find_samples(*self._key, architectures)
+        missing = [a for a in dict.fromkeys(architectures) if a not in known]
         if missing:
             known |= self._measure(missing)
-        return [known[w] for w in widths]
+        return [known[a] for a in architectures]
 
-    def _measure(self, missing: list[Widths]) -> dict[Widths, Metrics]:
-        stored: dict[Widths, Metrics] = {}
-        before = self._clock()
-        for widths, metrics in zip(missing, self._evaluate(missing), strict=True):
-            check_finite(widths, metrics)
-            now = self._clock()
-            sample = Sample(*self._key, widths, metrics, now - before, self._source)
-            is_new = self._repository.add_samples([sample]) == 1
-            stored[widths] = metrics if is_new else self._repository.find_samples(*self._key, [widths])[widths]
-            before = now
+    def _measure(self, missing: list[Architecture]) -> dict[Architecture, Metrics]:
+        stored: dict[Architecture, Metrics] = {}
+        for architecture, measured in zip(missing, self._evaluate(missing), strict=True):
+            check_finite(architecture, measured.metrics)
+            sample = Sample(*self._key, architecture, measured.metrics, measured.seconds, self._source)
+            if self._repository.add_samples([sample]):
+                stored[architecture] = measured.metrics
+            else:  # another process was first
+                stored |= self._repository.find_samples(*self._key, [architecture])
         return stored
 
 
-def check_finite(widths: Widths, metrics: Metrics) -> None:
+def check_finite(architecture: Architecture, metrics: Metrics) -> None:
     """Raises InputError unless KL, NLL, accuracy and, where it was measured, agreement are finite numbers."""
     for name in ("kl", "nll", "accuracy", "agreement"):
         value = getattr(metrics, name)
         if value is not None and not math.isfinite(value):
             raise InputError(
                 f"an evaluation must give a finite {name}",
-                values=f"{name}={value} at FFN widths {list(widths)}",
+                values=f"{name}={value} at {architecture.document()}",
                 remedy="Check the model's weights for NaN, or evaluate in float32",
             )

@@ -78,6 +78,7 @@ def main() -> None:
     # The commands say what matters themselves; a user can still ask for more.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # notes on lost nodes go to stdout, amid a command's JSON
     # OpenMP threads that spin while they wait slow everything down tenfold where another process has one of the cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     accept_any_text()

@@ -20,11 +20,19 @@ from pruning.errors import (
     LopError,
     NotFoundError,
 )
-from pruning.planning.plan import Budget, PruningPlan
+from pruning.planning.plan import PruningPlan
+from pruning.planning.plan_v1 import PlanV1
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Budget
 from pruning.reasons import reason_of
+from service.plan_forms import PlanForm
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+# Servers of before there was a second schema do not look at it, and answer with schema 1, which is understood.
+_SCHEMA_2 = {"Accept": f"{PlanForm.SCHEMA_2}, {PlanForm.SCHEMA_1};q=0.5"}
+_SCHEMA_1 = {"Accept": PlanForm.SCHEMA_1.value}
 
 
 class ServerError(LopError):
@@ -68,7 +76,7 @@ class Client:
         Args:
             model: id of a registered model.
             sparsity: fraction of `scope` to remove.
-            budget: instead of a sparsity, what the model may cost: `pruning.planning.plan.Budget`, or its fields.
+            budget: instead of a sparsity, what the model may cost: `pruning.planning.workload.Budget`, or its fields.
                 Neither of the two: the device's memory.
             scope: what the sparsity counts.
             device: id of a device. It prices latency; with a budget its memory is a limit too.
@@ -91,11 +99,17 @@ class Client:
             "method": method,
         }
         body = {"model": model, **{k: v for k, v in asked.items() if v is not None}}
-        return self._plan(self._request("POST", "/v1/plans", json=body))
+        return self._plan(self._request("POST", "/v1/plans", json=body, headers=_SCHEMA_2))
 
     def get_plan(self, plan_id: str) -> PruningPlan:
         """A plan that was made before; raises NotFoundError if there is none with this id."""
-        return self._plan(self._request("GET", f"/v1/plans/{quote(plan_id, safe='')}"))
+        return self._plan(self._request("GET", _path_of(plan_id), headers=_SCHEMA_2))
+
+    def get_plan_v1(self, plan_id: str) -> PlanV1:
+        """The same plan as a document of schema 1; raises NotFoundError, InputError if schema 1 cannot say it."""
+        plan = PlanV1.from_json(self._request("GET", _path_of(plan_id), headers=_SCHEMA_1).content)
+        ranking = plan.ranking.model_copy(update={"url": self._absolute(plan.ranking.url)})
+        return plan.model_copy(update={"ranking": ranking})
 
     def ranking(self, plan: PruningPlan) -> bytes:
         """The ranking file that `plan` names, checked against its sha256."""
@@ -145,10 +159,13 @@ class Client:
 
     def _plan(self, response: httpx.Response) -> PruningPlan:
         plan = PruningPlan.from_json(response.content)
-        url = plan.ranking.url
-        if url is not None and url.startswith("/"):
-            url = str(self._http.base_url).rstrip("/") + self._below_base(url)
-        return plan.model_copy(update={"ranking": plan.ranking.model_copy(update={"url": url})})
+        ranking = plan.ranking.model_copy(update={"url": self._absolute(plan.ranking.url)})
+        return plan.model_copy(update={"ranking": ranking})
+
+    def _absolute(self, url: str | None) -> str | None:
+        if url is None or not url.startswith("/"):
+            return url
+        return str(self._http.base_url).rstrip("/") + self._below_base(url)
 
     def _below_base(self, path: str) -> str:
         """`path` as it follows the client's own URL. A server that knows of the prefix that a proxy puts before its
@@ -158,6 +175,10 @@ class Client:
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
         return _send(self._http, verb, path, **kwargs)
+
+
+def _path_of(plan_id: str) -> str:
+    return f"/v1/plans/{quote(plan_id, safe='')}"
 
 
 def _without_none(fields: Mapping[str, Any] | None) -> dict[str, Any] | None:

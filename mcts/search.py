@@ -65,10 +65,9 @@ def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]
     largest_step = max(int(np.diff(row).max()) for row in space.tables(price.of))
     scored = []
     for sample in samples:
-        architecture = anatomy.architecture(sample.widths)
-        choice = space.choice_of(architecture)
+        choice = space.choice_of(sample.architecture)
         if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) > 1:
-            target = -1 - price.cost(architecture) // largest_step  # below 0: none of this search's
+            target = -1 - price.cost(sample.architecture) // largest_step  # below 0: none of this search's
             scored.append(ScoredChoice(target, choice, float(np.log(max(sample.metrics.kl, 1e-12)))))
     return scored
 

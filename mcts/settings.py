@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
@@ -20,9 +21,9 @@ DEFAULT_PARALLEL_LEAVES = 4
 class SearchMethod(StrEnum):
     """What chooses the configurations that are scored. Each is the `source` of the samples that it stores."""
 
-    MCTS = "mcts"
-    EVOLUTION = "evolution"
-    RANDOM = "random"
+    MCTS = Method.MCTS.value
+    EVOLUTION = Method.EVOLUTION.value
+    RANDOM = Method.RANDOM.value
 
 
 @dataclass(frozen=True, slots=True)

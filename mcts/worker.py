@@ -43,7 +43,7 @@ def run_search(
 
     Args:
         repository: holds the model and the calibration set; takes the samples.
-        evaluate: measures FFN widths [n][L] on the calibration set.
+        evaluate: the engine that measures on the calibration set.
         progress: told about every evaluation.
         guide: leads the tree search, e.g. a trained predictor.
         known: samples that the tree search's surrogate learns from before it begins; the result depends on them.
@@ -60,7 +60,7 @@ def run_search(
 
     def memoised(source: str) -> Score:
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
-        return lambda choices: memo([space.units_of(choice) for choice in choices])
+        return lambda choices: memo([space.architecture(choice) for choice in choices])
 
     scan_evaluations = len(scan_choices(space)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations

@@ -24,7 +24,7 @@ class Elites:
 
     @classmethod
     def of(cls, values: Values) -> "Elites":
-        """Those anchors of `values` that lie on the grid; their places tell their levels."""
+        """The anchors of `values` that lie on the grid of levels."""
         places = values.basis.places(values.basis.knots.T).T  # [L, K]
         apart = np.abs(values.places[:, :, None] - places)  # [N, L, K]
         levels = apart.argmin(axis=2)
@@ -35,7 +35,10 @@ class Elites:
         return cls(levels[order], log_kl[order])
 
     def within(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
-        """At most `NUM_ELITES` levels [E, L] of least log KL that keep to `slack` [J]."""
+        """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
+
+        A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J].
+        """
         found: list[IntArray] = []
         for start in range(0, len(self.levels), BLOCK):
             block = self.levels[start : start + BLOCK]

@@ -29,8 +29,8 @@ from pruning.reasons import reason_of
 from values.basis import Basis
 from values.calibration import Calibration, kl_of
 from values.encoding import Encoding
-from values.left_out import GROUP_RETENTION
-from values.past_errors import PastErrors
+from values.held_out import GROUP_RETENTION
+from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.values import Kernel, Values
 
@@ -107,7 +107,7 @@ class Predictor:
         values: what judges complete configurations.
         encoding: of the model.
         calibration: of the values.
-        past_errors: of the values.
+        residual_scale: of the values.
         info: where it comes from.
     """
 
@@ -118,11 +118,11 @@ class Predictor:
         values: Values,
         encoding: Encoding,
         calibration: Calibration,
-        past_errors: PastErrors,
+        residual_scale: ResidualScale,
         info: PredictorInfo,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
-        self._past_errors = past_errors
+        self._residual_scale = residual_scale
         self._policy, self._config = dict(policy), config
         self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
         self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
@@ -201,12 +201,11 @@ class Predictor:
     def uncertainty(self, choice: Choice) -> float:
         """The error to expect of the log KL of a choice [L]: a standard deviation, roughly.
 
-        What the values expect, which is much where nothing was measured near by, times how far off they were for what
-        they expected at about this retention.
+        The posterior standard deviation, which is large where nothing was measured near by, times the residual scale.
         """
         fractions = self.encoding.kept_fractions([self.encoding.space.units_of(choice)])
         retention = float(fractions[0] @ self.encoding.parameter_shares)
-        return float(self.values.judge(fractions)[1][0]) * self._past_errors.at(retention)
+        return float(self.values.judge(fractions)[1][0]) * self._residual_scale.at(retention)
 
     def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
         """Probabilities [K] of the next decision's options after `prefix` [l], if the decisions from there on may cost
@@ -269,7 +268,7 @@ class Predictor:
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
-            "past_errors": self._past_errors.to_dict(),
+            "past_errors": self._residual_scale.to_dict(),
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))
@@ -294,10 +293,10 @@ class Predictor:
             sizes = PolicyConfig(**config["policy"])
             info = PredictorInfo(**config["info"])
             info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
-            past_errors = PastErrors.from_dict(config.get("past_errors", {"points": ()}))
+            residual_scale = ResidualScale.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
             _check_shapes(policy, sizes)
-            found = cls(policy, sizes, values, encoding, calibration, past_errors, info)
+            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info)
             found.propose((encoding.most_parameters - encoding.least_parameters) // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(

@@ -42,7 +42,7 @@ from values.calibration import Calibration
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
-from values.past_errors import PastErrors
+from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.value_training import ValueFit, fit_values
 from values.values import Values
@@ -107,7 +107,7 @@ def train_predictor(
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),
-        samples_sha256=samples_sha256(samples),
+        samples_sha256=samples_sha256(anatomy, samples),
         calibration_id=samples[0].calibration_id,
         ranking_sha256=samples[0].ranking_sha256,
         seed=settings.seed,
@@ -130,7 +130,7 @@ def train_predictor(
         fit.values,
         encoding,
         calibration,
-        past_errors(data, fit),
+        residual_scale(data, fit),
         replace(info, metrics=metrics),
     )
 
@@ -174,11 +174,11 @@ def _judged(data: TrainingData, fit: ValueFit) -> tuple[IntArray, JudgedSamples]
     return index, judged
 
 
-def past_errors(data: TrainingData, fit: ValueFit) -> PastErrors:
-    """Of the anchors that prune two layers or more, each without its target."""
+def residual_scale(data: TrainingData, fit: ValueFit) -> ResidualScale:
+    """From the anchors that prune two layers or more, each predicted without its target."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     retention = data.retention[fit.anchors[searched]]
-    return PastErrors.measure(retention, fit.grouped.at(searched).scores, fit.weights[searched])
+    return ResidualScale.measure(retention, fit.grouped.at(searched).scores, fit.weights[searched])
 
 
 class _Run:

@@ -9,6 +9,7 @@
     |  |- CheckpointError              a checkpoint folder that cannot be read or written
     |  |- DatasetError                 a calibration file or one of its images
     |  |- PlanError                    a plan that is not one
+    |  |  '- PlanSchemaError              a plan that says more than the schema that was asked for can
     |  '- NotFoundError                an id that nothing is registered under
     |- ConflictError                 an id that is registered with other content
     |- MissingExtraError (ImportError) an optional dependency is not installed
@@ -83,6 +84,10 @@ class DatasetError(InputError):
 
 class PlanError(InputError):
     """A document that is not a valid pruning plan."""
+
+
+class PlanSchemaError(PlanError):
+    """A plan that says more than the schema that was asked for can."""
 
 
 class NotFoundError(InputError):

@@ -4,10 +4,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
+from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources
 from service.schemas import NAME_PATTERN
-from storage.contract import Repository
+from storage.contract import Artifacts, Catalogue, Plans, Registry, Repository
 
 
 def _resources(request: Request) -> Resources:
@@ -22,8 +23,17 @@ def _planner(resources: Annotated[Resources, Depends(_resources)]) -> Planner:
     return resources.planner
 
 
+def _wanted(request: Request) -> tuple[PlanForm, ...]:
+    return wanted_forms(request.headers.getlist("accept"))
+
+
 RepositoryDep = Annotated[Repository, Depends(_repository)]
+ArtifactsDep = Annotated[Artifacts, Depends(_repository)]
+CatalogueDep = Annotated[Catalogue, Depends(_repository)]
+RegistryDep = Annotated[Registry, Depends(_repository)]
+PlansDep = Annotated[Plans, Depends(_repository)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
+WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 
 ModelId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["llava-reference"])]
 PlanId = Annotated[str, Path(min_length=1, max_length=200, pattern=NAME_PATTERN, examples=["0123456789abcdef01234567"])]

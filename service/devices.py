@@ -7,7 +7,7 @@ from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device, profiled_device
 from pruning.errors import NotFoundError
 from service.lru_cache import LruCache
-from storage.contract import Repository
+from storage.contract import Catalogue
 
 # A profile of the largest size takes a few megabytes when it is read.
 _MAX_CACHED_PROFILES = 8
@@ -26,7 +26,7 @@ class KnownDevice:
 class DeviceFinder:
     """Finds devices by id; a measured one is read again only after another profile was registered. Thread-safe."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Catalogue) -> None:
         self._repository = repository
         self._measured: LruCache[tuple[str, int], KnownDevice] = LruCache(_MAX_CACHED_PROFILES)
 
@@ -45,17 +45,17 @@ class DeviceFinder:
         return KnownDevice(profiled_device(profile), hashlib.sha256(profile.model_dump_json().encode()).hexdigest())
 
 
-def find_device(repository: Repository, device_id: str) -> Device:
+def find_device(repository: Catalogue, device_id: str) -> Device:
     """The device of this id, for who asks once; raises NotFoundError as `DeviceFinder.find`."""
     return DeviceFinder(repository).find(device_id).device
 
 
-def list_devices(repository: Repository) -> list[Device]:
+def list_devices(repository: Catalogue) -> list[Device]:
     """The catalogue, then what was registered, oldest first."""
     return [*DEVICES.values(), *(profiled_device(record.profile) for record in repository.list_devices())]
 
 
-def _unknown(repository: Repository, device_id: str) -> NotFoundError:
+def _unknown(repository: Catalogue, device_id: str) -> NotFoundError:
     """Names some ids: the latest that were registered, then the catalogue's."""
     known = [*reversed(repository.list_device_ids()), *DEVICES]
     named, unnamed = known[:_MAX_NAMED_DEVICES], len(known[_MAX_NAMED_DEVICES:])

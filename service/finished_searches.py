@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
-from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Space
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
-from service.methods.names import Method
-from storage.contract import Repository
+from storage.contract import Findings
 from storage.records import ModelRecord, SearchRecord, SearchStatus
 
 _logger = logging.getLogger("service.searches")
@@ -49,7 +50,7 @@ class FoundConfiguration:
         widths: FFN widths [L].
         budget: FFN parameters that the target allowed.
         parameters: FFN parameters that they keep.
-        level_step: FFN parameters of the largest step between two levels of the search's grid.
+        level_step: FFN parameters of the largest step between two widths of the search's space.
         metrics: as measured on the calibration set, without any rounding to other widths.
         evaluations: configurations that were scored for this target.
         seed: of the search; None if its settings do not say.
@@ -76,7 +77,7 @@ class FoundConfiguration:
 class SearchFinder:
     """What a model's finished searches found. Those never change, so an answer holds while there are no others."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Findings) -> None:
         self._repository = repository
         self._found: LruCache[tuple[str, tuple[str, ...]], list[FoundConfiguration]] = LruCache(_MAX_CACHED)
 
@@ -106,19 +107,15 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     validated, "validation" with the name of the "data", the "id" of the set, the "metrics" target by target and, since
     exact match is told only where the dense model has any, "dense" with the metrics of that.
 
-    Raises InputError if the documents are of another form, or of another model.
+    Raises InputError if the documents are of another form, or of another model, or the space is none of FFN widths.
     """
     from mcts.result import SearchResult
 
     document = search.result or {}
+    level_step = _largest_step(searched_space(search, anatomy), anatomy)
     try:
         settings = search.settings["search"]
         method, seed = Method(settings.get("method", Method.MCTS)), settings.get("seed")
-        space = ffn_levels(
-            anatomy,
-            num_levels=settings.get("num_levels", DEFAULT_NUM_LEVELS),
-            round_to=settings.get("round_to", DEFAULT_ROUND_TO),
-        )
         result = SearchResult.from_dict(document["search"])
         validations = _validations(document.get("validation"), len(result.targets))
         return [
@@ -129,7 +126,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 widths=target.widths,
                 budget=target.budget,
                 parameters=_parameters(anatomy, target.widths),
-                level_step=max(int(np.diff(row).max()) for row in space.tables(ffn_parameters(anatomy).of)),
+                level_step=level_step,
                 metrics=target.metrics,
                 evaluations=target.evaluations,
                 seed=seed,
@@ -140,6 +137,35 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("a finished search holds its settings and its result", values=repr(error)) from error
+
+
+def searched_space(search: SearchRecord, anatomy: ModelAnatomy) -> Space:
+    """What the search chose from: as it is stored, or in searches of before as their settings say.
+
+    Raises InputError for a space that this version cannot read, or settings that say none.
+    """
+    if search.space is not None:
+        return Space.from_document(search.space)
+    settings = search.settings.get("search")
+    if not isinstance(settings, dict):
+        raise InputError("the settings of a search say its levels", values=repr(search.settings))
+    levels, round_to = settings.get("num_levels", DEFAULT_NUM_LEVELS), settings.get("round_to", DEFAULT_ROUND_TO)
+    if not isinstance(levels, int) or not isinstance(round_to, int):
+        raise InputError("levels and their rounding are whole numbers", values=f"{levels!r}, {round_to!r}")
+    return ffn_levels(anatomy, num_levels=levels, round_to=round_to)
+
+
+def _largest_step(space: Space, anatomy: ModelAnatomy) -> int:
+    """FFN parameters; raises InputError for a space of anything but FFN widths."""
+    sites = [site for decision in space.decisions for site in decision.sites]
+    if any(site.sublayer is not Sublayer.FFN or site.layer >= anatomy.num_layers for site in sites):
+        raise InputError("a search whose plans are made of FFN widths has a space of those", values=repr(sites[:3]))
+    steps = (
+        int(np.diff(options.units).max(initial=0)) * anatomy.layers[site.layer].ffn_parameters_per_channel
+        for decision in space.decisions
+        for site, options in zip(decision.sites, decision.options, strict=True)
+    )
+    return max(steps, default=0)
 
 
 def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Validation | None]:

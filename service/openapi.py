@@ -5,11 +5,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pruning.planning.plan import PruningPlan
 from service.problems import MEDIA_TYPE
 from service.schemas import Problem
 
 _DESCRIPTIONS = {
     404: "Nothing is registered under an id that the request names.",
+    406: "The request accepts no form that the plan has: `remedy` says what to ask for.",
     409: "The stored data contradicts the request.",
     413: "The request body is too large.",
     415: "The request body is not declared as JSON, or is compressed.",
@@ -18,7 +20,7 @@ _DESCRIPTIONS = {
     503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
 }
 
-PLAN_EXAMPLE: dict[str, Any] = {
+PLAN_V1_EXAMPLE: dict[str, Any] = {
     "schema_version": 1,
     "plan_id": "0123456789abcdef01234567",
     "method": "uniform",
@@ -79,6 +81,15 @@ PLAN_EXAMPLE: dict[str, Any] = {
     },
 }
 
+PLAN_EXAMPLE: dict[str, Any] = PLAN_V1_EXAMPLE | {
+    "schema_version": 2,
+    "target": PLAN_V1_EXAMPLE["target"] | {"space": ["ffn"], "recovery": None},
+    "layers": [{"index": 0, "ffn": {"units": 128}}, {"index": 1, "ffn": {"units": 128}}],
+    "recovery": [],
+    "achieved": {"removed": {"ffn": 0.5, "decoder": 0.3, "model": 0.2}, "zeroed": {}}
+    | {name: value for name, value in PLAN_V1_EXAMPLE["achieved"].items() if name != "sparsity"},
+}
+
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of an endpoint that can answer these error statuses."""
@@ -87,7 +98,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Let the document of `app` hold the Problem schema, which no endpoint returns as its model."""
+    """Let the document of `app` hold the Problem schema, and those of plan schema 2, which no endpoint
+    returns as its model."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -96,6 +108,9 @@ def install_openapi(app: FastAPI) -> None:
             )
             components = schema.setdefault("components", {}).setdefault("schemas", {})
             components["Problem"] = Problem.model_json_schema()
+            plan = PruningPlan.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+            for name, part in (*plan.pop("$defs").items(), (PruningPlan.__name__, plan)):
+                components.setdefault(name, part)
             app.openapi_schema = schema
         return app.openapi_schema
 

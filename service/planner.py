@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
@@ -14,12 +15,13 @@ from pruning.planning.demand import Demand
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
-from pruning.planning.plan import Budget, PlanRanking, PlanTarget, PruningPlan, Workload, content_id
+from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.plan_parts import content_id
+from pruning.planning.workload import Budget, Workload
 from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
 from service.methods.additive import AdditiveMethod
 from service.methods.family import Answer, MethodFamily, Question, Unavailable
-from service.methods.names import BEST_FIRST, Method
 from service.methods.predicted import PredictorMethod
 from service.methods.searched import SearchedMethods
 from service.methods.statistical import StatisticalMethods
@@ -35,6 +37,9 @@ _logger = logging.getLogger("service.planner")
 # An anatomy of 32 layers takes some hundred kilobytes.
 _MAX_CACHED_MODELS = 32
 
+_SPACE = (Axis.FFN,)
+"""What methods change today."""
+
 
 class Planner:
     """Answers plan requests from what is stored. Thread-safe; blocks, so call it off the event loop."""
@@ -44,20 +49,12 @@ class Planner:
         self._models: LruCache[str, ModelRecord] = LruCache(_MAX_CACHED_MODELS)
         self._devices = DeviceFinder(repository)
         self._predictor_method = PredictorMethod(repository, predictors)
-        statistical, searched = StatisticalMethods(repository), SearchedMethods(repository)
-        self._families: dict[Method, MethodFamily] = {
-            Method.LOP: self._predictor_method,
-            Method.ADDITIVE_DP: AdditiveMethod(repository),
-            Method.UNIFORM: UniformMethod(),
-            Method.WANDA_SP: statistical,
-            Method.FLAP: statistical,
-            Method.LLM_PRUNER: statistical,
-            Method.OWL: statistical,
-            Method.ECOFLAP: statistical,
-            Method.SHORTGPT: statistical,
-            Method.MCTS: searched,
-            Method.EVOLUTION: searched,
-            Method.RANDOM: searched,
+        self._families: dict[Family, MethodFamily] = {
+            Family.PREDICTOR: self._predictor_method,
+            Family.SCAN: AdditiveMethod(repository),
+            Family.NOTHING: UniformMethod(),
+            Family.STATISTICS: StatisticalMethods(repository),
+            Family.SEARCH: SearchedMethods(repository),
         }
 
     def plan(self, request: PlanRequest) -> PruningPlan:
@@ -75,7 +72,7 @@ class Planner:
         step = math.lcm(request.round_to, request.tp_size)
         notes = [f"FFN widths are multiples of {step}"]
         for method in BEST_FIRST if request.method is None else (request.method,):
-            candidate = self._families[method].find(method, question)
+            candidate = self._families[method.family].find(method, question)
             if isinstance(candidate, Unavailable):
                 if request.method is not None:
                     raise candidate.error
@@ -105,10 +102,13 @@ class Planner:
             return self._repository.add_plan(PlanRecord(key, plan)).plan
         raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
 
+    def model(self, model_id: str) -> ModelRecord:
+        """A registered model; raises NotFoundError. It never changes, and reading it means parsing every shape."""
+        return self._models.get(model_id, lambda: self._repository.get_model(model_id))
+
     def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, KnownDevice | None]:
         """What is asked for, after checks that it can be met and that everything it names is there."""
-        # A model that is registered never changes; reading it means parsing every tensor's shape.
-        model = self._models.get(request.model, lambda: self._repository.get_model(request.model))
+        model = self.model(request.model)
         known = None if request.device is None else self._devices.find(request.device)
         device = None if known is None else known.device
         target = _target(request, device)
@@ -132,7 +132,7 @@ class Planner:
         if answer.ranking is None:
             return PlanRanking(sha256=model.ranking_sha256, url=model_ranking_url(model.id))
         sha256 = self._repository.put_artifact(answer.ranking.to_bytes(), BINARY)
-        return PlanRanking(sha256=sha256, url=ranking_url(sha256), compensates=answer.ranking.compensates)
+        return PlanRanking(sha256=sha256, url=ranking_url(sha256))
 
     def preload(self) -> None:
         """Make the predictors ready that are likely to be asked for: time that no request should pay."""
@@ -154,6 +154,7 @@ def _target(request: PlanRequest, device: Device | None) -> PlanTarget:
         device=request.device,
         round_to=request.round_to,
         tp_size=request.tp_size,
+        space=_SPACE,
     )
 
 
@@ -169,9 +170,8 @@ def _make_plan(
     """The plan document, after a check of its exact costs: it keeps to the target whatever the method did."""
     demand, architecture = question.demand, answer.architecture
     workload = Workload() if target.budget is None else target.budget.workload
-    achieved = achieved_costs(
-        demand.anatomy, architecture, workload, compensates=ranking.compensates, latency=demand.latency
-    )
+    compensates = answer.ranking is not None and answer.ranking.compensates
+    achieved = achieved_costs(demand.anatomy, architecture, workload, compensates=compensates, latency=demand.latency)
     exceeded = exceeded_limits(target, achieved)
     if exceeded or demand.space.choice_of(architecture) is None:
         raise LopError(
@@ -190,6 +190,7 @@ def _make_plan(
         target=target,
         ranking=ranking,
         method=method.value,
+        compensates=compensates,
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
         achieved=achieved,
@@ -212,13 +213,21 @@ def _request_key(
         | {
             "model": question.model.id,
             "ranking": question.model.ranking_sha256,
-            "target": target.model_dump(mode="json"),
+            "target": _key_of_target(target),
             "device": None if known is None else _content_of(known),
             "method": method,
             "source": source,
             "notes": notes,
         }
     )
+
+
+def _key_of_target(target: PlanTarget) -> dict[str, Any]:
+    """`target` as JSON, as plans of schema 1 said it: requests from then are still the same requests."""
+    document = target.model_dump(mode="json")
+    space, recovery = document.pop("space"), document.pop("recovery")
+    newer = {"space": None if space == list(_SPACE) else space, "recovery": recovery}
+    return document | {name: value for name, value in newer.items() if value is not None}
 
 
 def _content_of(known: KnownDevice) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.planning.limits import Limits
 from service.lru_cache import LruCache
-from storage.contract import Repository
+from storage.contract import Artifacts
 from storage.records import PredictorRecord
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class PredictorCache:
     (`service.server`), so as many run at once as there are cores: more would only take turns.
     """
 
-    def __init__(self, repository: Repository, *, capacity: int) -> None:
+    def __init__(self, repository: Artifacts, *, capacity: int) -> None:
         self._repository = repository
         self.capacity = capacity
         self._loaded: LruCache[str, Predictor] = LruCache(capacity)

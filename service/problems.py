@@ -24,6 +24,7 @@ from pruning.errors import (
     StorageError,
     StorageUnavailableError,
 )
+from service.plan_forms import NotAcceptableError
 from service.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,6 +42,7 @@ _KINDS: tuple[tuple[type[LopError], HTTPStatus, str, str], ...] = (
         "The stored data was made for another model",
     ),
     (CheckpointError, HTTPStatus.SERVICE_UNAVAILABLE, "unusable-predictor", "This version cannot read the predictor"),
+    (NotAcceptableError, HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "The plan has no form that the request accepts"),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-input", "The request breaks a rule"),
     (ConflictError, HTTPStatus.CONFLICT, "conflict", "The id is taken by something else"),
     (SchemaRevisionError, HTTPStatus.SERVICE_UNAVAILABLE, "schema-revision", "The database is at another revision"),
@@ -109,7 +111,9 @@ def install_problem_handlers(app: FastAPI) -> None:
         if problem.status >= 500:
             _logger.error("%s %s: %s", request.method, request.url.path, error)
         # A database that restarts is back within seconds.
-        headers = {"Retry-After": "5"} if isinstance(error, StorageError) else None
+        headers = {"Retry-After": "5"} if isinstance(error, StorageError) else {}
+        if isinstance(error, NotAcceptableError):
+            headers = {"Vary": "Accept"}
         return problem_response(problem, headers)
 
     @app.exception_handler(RequestValidationError)

@@ -8,7 +8,7 @@ from fastapi import Request, Response, status
 from pruning.errors import CheckpointError, NotFoundError
 from pruning.planning.ranking import Ranking
 from service.conditional import matches, strong_etag
-from storage.contract import Repository
+from storage.contract import Artifacts
 from storage.records import Artifact
 
 RANKING_OK = {
@@ -31,7 +31,7 @@ def ranking_url(sha256: str) -> str:
     return f"/v1/rankings/{sha256}"
 
 
-def find_ranking(repository: Repository, sha256: str) -> Artifact:
+def find_ranking(repository: Artifacts, sha256: str) -> Artifact:
     """The ranking file with this sha256; raises NotFoundError if there is none.
 
     Predictors and statistics are artifacts too, and nothing marks a ranking but its content: so that is parsed.

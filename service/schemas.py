@@ -5,12 +5,12 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pruning.allocators.methods import Method, describe_methods
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.plan import Budget
 from pruning.planning.scope import Scope
-from service.methods.names import Method
+from pruning.planning.workload import Budget
 from storage.records import ModelRecord, PredictorRecord
 
 ITEM = TypeVar("ITEM")
@@ -77,14 +77,7 @@ class PlanRequest(BaseModel):
         description="Devices that tensor parallelism divides each layer among: it divides every width. Costs are of "
         "the whole model.",
     )
-    method: Method | None = Field(
-        default=None,
-        description="By default the best that the stored data allows of `lop`, `mcts` (if a search is finished within "
-        "one level step of the target), `additive-dp` and `uniform`. "
-        "`wanda-sp`, `flap`, `llm-pruner`, `owl`, `ecoflap` and `shortgpt` need statistics of the model "
-        "(`lop model measure`); `mcts`, `evolution` and `random` a finished search near the target "
-        "(`lop search --method`).",
-    )
+    method: Method | None = Field(default=None, description=describe_methods())
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> "PlanRequest":

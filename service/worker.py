@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from pruning.errors import InputError, LopError, StorageUnavailableError
-from storage.contract import Repository
+from storage.contract import Jobs
 from storage.records import SearchRecord
 
 Handler = Callable[[SearchRecord], dict[str, Any]]
@@ -75,7 +75,7 @@ class Worker:
     """
 
     def __init__(
-        self, repository: Repository, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
+        self, repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
     ) -> None:
         self.name = name or worker_name()
         self._repository = repository
@@ -200,7 +200,7 @@ class Worker:
 
 
 def run_worker(
-    repository: Repository, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
+    repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
 ) -> int:
     """Run one worker until it is told to stop; returns how many searches it finished. Raises as `Worker.run`."""
     return Worker(repository, handler, options=options, name=name).run()

@@ -1,11 +1,31 @@
-"""The repository contract that every store keeps; `tests/storage` runs one suite over all of them."""
+"""The repository contract that every store keeps, in parts; `tests/storage` runs one suite over all of them.
 
-from abc import ABC, abstractmethod
+Who uses a store names the part that it needs. What holds of every method of every part:
+
+Threads and processes: a method is one transaction and may be called from any thread; several processes may share one
+database. Values handed out are immutable copies.
+
+Read consistency: a method sees everything that was committed before it was called, by whichever process, and nothing
+that is not committed. What it returns is of one moment, and of no earlier one: nothing is cached but the anatomies of
+models, which never change. Two calls are two moments. Where that is not so, the method says it.
+
+Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts, device profiles.
+Writing the same value again changes nothing; writing another one under a taken key raises ConflictError, except where
+the method says otherwise. What does change: a search, along SearchStatus, until it is done or failed; a model's `path`,
+which follows its checkpoint; a predictor's `created_at`, which is its latest training.
+
+Raises: every method StorageUnavailableError if the database does not answer, and SchemaRevisionError if its schema is
+not at our revision; every method that writes InputError for a value that no database can hold. A method's own "Raises"
+comes on top.
+"""
+
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
+from pruning.anatomy.architecture import Architecture
 from pruning.measuring.metrics import Metrics
+from pruning.planning.space import Space
 from storage.records import (
     Artifact,
     CalibrationRecord,
@@ -20,196 +40,235 @@ from storage.records import (
 )
 
 
-class Repository(ABC):
-    """Everything that outlives a process.
+class Artifacts(Protocol):
+    """Bytes, addressed by their sha256: rankings, statistics, weights of predictors."""
 
-    Threads and processes: every method is one transaction and may be called from any thread; several processes may
-    share one database. Values handed out are immutable copies.
-
-    Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts, device
-    profiles. Writing the same value again is a no-op; writing another value under a taken key raises ConflictError
-    (samples: the first one stays, since two workers may measure the same configuration at once; devices: the last one
-    answers, since machines are measured again). Searches change along SearchStatus, until they are done or failed; a
-    model's `path` follows its checkpoint, and a predictor's `created_at` its latest training.
-
-    Errors: NotFoundError for an unknown id in a `get_`, ConflictError as above, SchemaRevisionError and
-    StorageUnavailableError from any method.
-    """
-
-    # -- artifacts -----------------------------------------------------------------------------------------------
-    @abstractmethod
     def put_artifact(self, content: bytes, media_type: str) -> str:
-        """Store bytes and return their sha256."""
+        """Store bytes and return their sha256.
 
-    @abstractmethod
-    def get_artifact(self, sha256: str) -> Artifact: ...
-
-    # -- models --------------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_model(self, model: ModelRecord) -> ModelRecord:
-        """Register a model whose ranking artifact is stored.
-
-        Equal but for `created_at` and `path`: the stored one is returned, at its new path: checkpoints move.
+        Raises ConflictError if they are stored as another media type.
         """
 
-    @abstractmethod
-    def get_model(self, model_id: str) -> ModelRecord: ...
+    def get_artifact(self, sha256: str) -> Artifact:
+        """The bytes of this sha256. Raises NotFoundError."""
 
-    @abstractmethod
-    def list_models(self) -> list[ModelRecord]:
-        """All models, oldest first."""
 
-    # -- calibration sets ----------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
-        """Register a set; equal but for `name` and `created_at`, the stored one is returned."""
+class Samples(Protocol):
+    """Everything that was scored: the memo of every search, and what predictors learn from."""
 
-    @abstractmethod
-    def get_calibration(self, calibration_id: str) -> CalibrationRecord: ...
-
-    # -- statistics ----------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_statistics(self, record: StatisticsRecord) -> StatisticsRecord:
-        """Register statistics whose model, calibration set and artifact are stored; there is one a (model, kind, set).
-
-        Equal but for `created_at`, the stored one is returned.
-        """
-
-    @abstractmethod
-    def list_statistics(self, model_id: str) -> list[StatisticsRecord]:
-        """All statistics of a model, oldest first."""
-
-    @abstractmethod
-    def latest_statistics(self, model_id: str, kind: str) -> StatisticsRecord | None:
-        """The statistics of that kind with the latest `created_at`, None if there are none."""
-
-    # -- samples -------------------------------------------------------------------------------------------------
-    @abstractmethod
     def add_samples(self, samples: Sequence[Sample]) -> int:
-        """Store samples, skipping those already there; return how many were new."""
+        """Store samples, skipping those already there; return how many were new. All or none are stored.
 
-    @abstractmethod
-    def find_samples(
-        self, model_id: str, ranking_sha256: str, calibration_id: str, widths: Sequence[tuple[int, ...]]
-    ) -> dict[tuple[int, ...], Metrics]:
-        """The metrics already measured, for those of `widths` that were: the memo of the search."""
+        No conflict: of two that are of the same, the first one stays, since two workers may score one configuration at
+        once; who got fewer than it gave reads the others with `find_samples`.
 
-    @abstractmethod
-    def list_samples(
-        self, model_id: str, *, ranking_sha256: str | None = None, calibration_id: str | None = None
-    ) -> list[Sample]:
-        """All samples of a model, in the order they were stored."""
-
-    @abstractmethod
-    def count_samples(self, model_id: str) -> int: ...
-
-    # -- predictors ----------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
-        """Register a predictor, which becomes its model's latest, also if an equal one was there before."""
-
-    @abstractmethod
-    def get_predictor(self, predictor_id: str) -> PredictorRecord: ...
-
-    @abstractmethod
-    def latest_predictor(self, model_id: str) -> PredictorRecord | None: ...
-
-    @abstractmethod
-    def latest_predictor_id(self, model_id: str) -> str | None:
-        """The id of `latest_predictor` alone: to see whether there is a new one, without reading all of it."""
-
-    @abstractmethod
-    def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]: ...
-
-    # -- devices -------------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_device(self, record: DeviceRecord) -> DeviceRecord:
-        """Register what was measured of a device: from now on the answer of `get_device`; older profiles are kept.
-
-        If the profile equals the one that answers now, that record is returned. ConflictError if the id is one of the
-        catalogue's.
+        Raises:
+            NotFoundError: their model, ranking or calibration set is not stored.
+            InputError: a metric that is not a finite number, an architecture that is none of the model's, or a protocol
+                that is not spelt as `canonical_protocol` spells it.
         """
 
-    @abstractmethod
-    def get_device(self, device_id: str) -> DeviceRecord:
-        """The profile registered last under this id."""
+    def find_samples(
+        self,
+        model_id: str,
+        ranking_sha256: str,
+        calibration_id: str,
+        architectures: Sequence[Architecture],
+        *,
+        protocol: str = "",
+    ) -> dict[Architecture, Metrics]:
+        """The metrics of those of `architectures` that were scored after `protocol`, in the order they were asked for.
 
-    @abstractmethod
-    def latest_device_number(self, device_id: str) -> int:
-        """Tells the profile that `get_device` returns from every other one of this database, for a fraction of the time
-        that reading it takes."""
+        Empty for what is not registered. Many are looked up in several statements, each of its own moment: a sample
+        that is stored meanwhile may be in it or not. Raises InputError as `add_samples`.
+        """
 
-    @abstractmethod
-    def list_devices(self) -> list[DeviceRecord]:
-        """The last profile of each id, in the order in which the ids were first registered."""
+    def list_samples(
+        self,
+        model_id: str,
+        *,
+        ranking_sha256: str | None = None,
+        calibration_id: str | None = None,
+        protocol: str = "",
+    ) -> list[Sample]:
+        """The samples of a model that were scored after `protocol`, in the order they were stored."""
 
-    @abstractmethod
-    def list_device_ids(self) -> tuple[str, ...]:
-        """The ids alone, in the same order: a profile may take megabytes."""
+    def count_samples(self, model_id: str) -> int:
+        """Samples of a model over all rankings, calibration sets and protocols."""
 
-    # -- plans ---------------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_plan(self, record: PlanRecord) -> PlanRecord:
-        """Store a plan; if its `request_key` is taken, even by a racing request, return the stored one instead."""
 
-    @abstractmethod
-    def get_plan(self, plan_id: str) -> PlanRecord: ...
+class Jobs(Protocol):
+    """Searches: rows that workers claim, and what finished ones found."""
 
-    @abstractmethod
-    def find_plan(self, request_key: str) -> PlanRecord | None: ...
+    def add_search(self, model_id: str, settings: dict[str, Any], *, space: Space | None = None) -> SearchRecord:
+        """Queue a search in `space`.
 
-    # -- searches ------------------------------------------------------------------------------------------------
-    @abstractmethod
-    def add_search(self, model_id: str, settings: dict[str, Any]) -> SearchRecord:
-        """Queue a search."""
+        Raises NotFoundError for an unknown model, InputError for settings that are not JSON.
+        """
 
-    @abstractmethod
     def record_search(
         self,
         model_id: str,
         settings: dict[str, Any],
         result: dict[str, Any],
         *,
+        space: Space | None = None,
         validation: dict[str, Any] | None = None,
     ) -> SearchRecord:
         """Store a search that ran outside the queue: done from the start, no worker ever claims it.
 
         A search is a function of what it reads, so one that is run again ends the same: if one of equal settings and
         result is done already, that one is returned. `validation`, if there is any, is kept in the stored result under
-        "validation" and tells no searches apart: an equal one with another validation, or none, is replaced by a new
-        one, under a new id since a finished search never changes; without `validation`, the one that is there stays.
+        "validation". It tells no searches apart, and neither does a space that the stored one does not say: where the
+        new one says more or has another validation, the stored one is replaced, under a new id since a finished search
+        never changes; what only the stored one says is kept.
+
+        Raises NotFoundError for an unknown model, InputError for settings, a result or a validation that is not JSON.
         """
 
-    @abstractmethod
-    def get_search(self, search_id: str) -> SearchRecord: ...
+    def get_search(self, search_id: str) -> SearchRecord:
+        """The search as it is now. Raises NotFoundError."""
 
-    @abstractmethod
     def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
         """Searches of one model or of all, in one status or any, oldest first."""
 
-    @abstractmethod
     def list_search_ids(self, model_id: str, status: SearchStatus) -> tuple[str, ...]:
         """The ids alone, oldest first: equal ids of finished searches mean that nothing about them changed."""
 
-    @abstractmethod
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
         """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
 
         One conditional UPDATE: of several workers that claim at once, exactly one gets a given search. None if there
-        is nothing to do.
+        is nothing to do. Raises InputError if `stale_after` is negative.
         """
 
-    @abstractmethod
     def heartbeat(self, search_id: str, worker: str) -> bool:
         """Say that the search is still worked on; False if it is no longer this worker's."""
 
-    @abstractmethod
     def finish_search(
-        self, search_id: str, worker: str, *, result: dict[str, Any] | None = None, error: str | None = None
+        self,
+        search_id: str,
+        worker: str,
+        *,
+        result: dict[str, Any] | None = None,
+        error: str | None = None,
+        space: Space | None = None,
     ) -> bool:
-        """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's."""
+        """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's.
 
-    # -- health --------------------------------------------------------------------------------------------------
-    @abstractmethod
+        `space` is what it searched, where it was queued without. Raises InputError for a result that is not JSON.
+        """
+
+
+class Catalogue(Protocol):
+    """What is registered: models, what they are measured on, what was measured of them, predictors and devices."""
+
+    def add_model(self, model: ModelRecord) -> ModelRecord:
+        """Register a model whose ranking artifact is stored.
+
+        Equal but for `created_at`, `path` and `ranking_origin`: the stored one is returned, at its new path, since
+        checkpoints move, and with the origin of its ranking if that was not known before.
+
+        Raises NotFoundError if the ranking is not stored, ConflictError if the id is taken by another model.
+        """
+
+    def get_model(self, model_id: str) -> ModelRecord:
+        """Raises NotFoundError."""
+
+    def list_models(self) -> list[ModelRecord]:
+        """All models, oldest first."""
+
+    def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
+        """Register a set; equal but for `name` and `created_at`, the stored one is returned.
+
+        The id is a digest of the content, so an equal set under another name is the stored one. Raises ConflictError
+        if the id is taken by a set of another size.
+        """
+
+    def get_calibration(self, calibration_id: str) -> CalibrationRecord:
+        """Raises NotFoundError."""
+
+    def add_statistics(self, record: StatisticsRecord) -> StatisticsRecord:
+        """Register statistics; there is one a (model, kind, calibration set). Equal but for `created_at`, the stored
+        one is returned.
+
+        Raises NotFoundError if their model, calibration set or artifact is not stored, ConflictError for other bytes
+        under the same key.
+        """
+
+    def list_statistics(self, model_id: str) -> list[StatisticsRecord]:
+        """All statistics of a model, oldest first."""
+
+    def latest_statistics(self, model_id: str, kind: str) -> StatisticsRecord | None:
+        """The statistics of that kind with the latest `created_at`, None if there are none."""
+
+    def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
+        """Register a predictor, which becomes its model's latest, also if an equal one was there before.
+
+        Equal but for `created_at` and, where the stored one says none, `space`: then it says it from now on. Raises
+        NotFoundError if its model or weights are not stored, ConflictError if the id is taken by another one,
+        InputError for a config that is not JSON.
+        """
+
+    def get_predictor(self, predictor_id: str) -> PredictorRecord:
+        """Raises NotFoundError."""
+
+    def latest_predictor(self, model_id: str) -> PredictorRecord | None:
+        """The predictor of a model with the latest `created_at`, None if it has none."""
+
+    def latest_predictor_id(self, model_id: str) -> str | None:
+        """The id of `latest_predictor` alone: to see whether there is a new one, without reading all of it."""
+
+    def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
+        """Predictors of one model or of all, oldest first."""
+
+    def add_device(self, record: DeviceRecord) -> DeviceRecord:
+        """Register what was measured of a device: from now on the answer of `get_device`; older profiles are kept.
+
+        No conflict: machines are measured again, and the last one answers. If the profile equals that one, its record
+        is returned. Raises ConflictError if the id is one of the catalogue that comes with this package.
+        """
+
+    def get_device(self, device_id: str) -> DeviceRecord:
+        """The profile registered last under this id. Raises NotFoundError."""
+
+    def latest_device_number(self, device_id: str) -> int:
+        """Tells the profile that `get_device` returns from every other one of this database, for a fraction of the time
+        that reading it takes. Raises NotFoundError."""
+
+    def list_devices(self) -> list[DeviceRecord]:
+        """The last profile of each id, in the order in which the ids were first registered."""
+
+    def list_device_ids(self) -> tuple[str, ...]:
+        """The ids alone, in the same order: a profile may take megabytes."""
+
+
+class Plans(Protocol):
+    """Plans that were handed out."""
+
+    def add_plan(self, record: PlanRecord) -> PlanRecord:
+        """Store a plan; if its `request_key` is taken, even by a racing request, return the stored one instead.
+
+        Raises NotFoundError for an unknown model, ConflictError if the plan's id is taken by other content.
+        """
+
+    def get_plan(self, plan_id: str) -> PlanRecord:
+        """The plan, with the first request that it answered. Raises NotFoundError."""
+
+    def find_plan(self, request_key: str) -> PlanRecord | None:
+        """The plan that answered an equal request, None if there was none."""
+
+
+class Registry(Catalogue, Artifacts, Protocol):
+    """What is registered, and the files that its records name."""
+
+
+class Findings(Samples, Jobs, Protocol):
+    """What was scored, and the searches that asked for it."""
+
+
+class Repository(Artifacts, Samples, Jobs, Catalogue, Plans, Protocol):
+    """Everything that outlives a process."""
+
     def check(self) -> None:
-        """Raise StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
+        """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""

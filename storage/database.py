@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from pruning.errors import InputError, LopError, SchemaRevisionError, StorageUnavailableError
+from pruning.errors import InputError, LopError, SchemaRevisionError, StorageError, StorageUnavailableError
 from pruning.reasons import reason_of
 from storage import migration
 from storage.fork_safety import drop_connections_of_parent
@@ -162,7 +162,13 @@ def _migrate_in_transaction(connection: Connection, url: URL, *, only_empty: boo
     migration.run_migrations(connection)
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-        assert not broken, f"a migration left rows that refer to nothing: {broken[:3]}"
+        if broken:  # which they did before: migrations keep what rows refer to
+            table, row, referred, _ = broken[0]
+            raise StorageError(
+                "every row of a database must refer to rows that are there",
+                values=f"{len(broken)} do not, first row {row} of {table}, of {referred}, in {masked(url)}",
+                remedy="Nothing was changed. Restore a copy from before rows were deleted by hand, or delete those too",
+            )
 
 
 def share_between_processes(url: URL) -> None:

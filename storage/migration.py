@@ -1,11 +1,16 @@
 """Running Alembic from code: from an installed package, in any working directory, on a connection that is given."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, inspect, text
 
-REVISIONS: Final[tuple[str, ...]] = ("0001", "0002", "0003", "0004")
+from pruning.errors import SchemaRevisionError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+REVISIONS: Final[tuple[str, ...]] = ("0001", "0002", "0003", "0004", "0005")
 """Every schema revision, oldest first; the last one is what this code reads and writes.
 
 Spelled out so that checking a database at every start does not import Alembic; a test compares it with the scripts.
@@ -27,8 +32,31 @@ def read_revision(connection: Connection) -> str | None:
 def run_migrations(connection: Connection) -> None:
     """Bring the database to the newest revision, inside the transaction that `connection` is in."""
     from alembic import command
+
+    command.upgrade(_config(connection), "head")
+
+
+def undo_migrations(connection: Connection, revision: str) -> None:
+    """Bring the database back to an older `revision`, inside the transaction that `connection` is in.
+
+    Raises SchemaRevisionError, and nothing is changed, where something would be lost.
+    """
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.downgrade(_config(connection), revision)
+    except CommandError as error:
+        raise SchemaRevisionError(
+            "an older schema must hold what is stored",
+            values=str(error),
+            remedy="Keep this version, or restore the backup from before the upgrade",
+        ) from error
+
+
+def _config(connection: Connection) -> "Config":
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPT_LOCATION).replace("%", "%%"))
-    command.upgrade(config, "head")
+    return config

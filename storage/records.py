@@ -6,14 +6,29 @@ from enum import StrEnum
 from typing import Any, Final
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.devices.profile import DeviceProfile
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 
+WEIGHTS: Final = "weights"
+"""The kind of a ranking that was made from the model's weights alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankingOrigin:
+    """What a ranking was made by: a kind of statistics measured on a calibration set, or by `WEIGHTS` alone."""
+
+    kind: str
+    calibration_id: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A registered model. `weights_sha256` tells two fine-tunes of one architecture apart."""
+    """A registered model. `weights_sha256` tells two fine-tunes of one architecture apart.
+
+    `ranking_origin` is what its ranking was made by; None where that is not known, as in models of before it was noted.
+    """
 
     id: str
     anatomy: ModelAnatomy
@@ -21,6 +36,7 @@ class ModelRecord:
     ranking_sha256: str
     path: str
     created_at: datetime
+    ranking_origin: RankingOrigin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +52,23 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One scored configuration: (model, ranking, calibration set, widths) -> raw metrics. Never overwritten, unique.
+    """One scored model: (model, ranking, calibration set, architecture, protocol) -> raw metrics. Never overwritten.
 
-    `widths` [L] are FFN widths; `source` names who asked for it ("sensitivity", "mcts", ...).
+    Attributes:
+        seconds: that the evaluation took, where it ran.
+        source: who asked for it ("sensitivity", "mcts", ...).
+        protocol: what was done after cutting and before scoring, as `storage.documents.canonical_protocol` spells it;
+            empty: nothing.
     """
 
     model_id: str
     ranking_sha256: str
     calibration_id: str
-    widths: tuple[int, ...]
+    architecture: Architecture
     metrics: Metrics
     seconds: float
     source: str
+    protocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +99,11 @@ class SearchStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SearchRecord:
-    """One search request and how far it is. `settings` and `result` are JSON documents."""
+    """One search request and how far it is. `settings` and `result` are JSON documents.
+
+    `space` is what it searches, as `pruning.planning.space.Space.from_document` reads it; None in searches of before
+    it was stored.
+    """
 
     id: str
     model_id: str
@@ -89,17 +114,22 @@ class SearchRecord:
     result: dict[str, Any] | None
     error: str | None
     created_at: datetime
+    space: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PredictorRecord:
-    """A trained predictor: its weights are the artifact `weights_sha256` (safetensors), `config` its JSON side."""
+    """A trained predictor: its weights are the artifact `weights_sha256` (safetensors), `config` its JSON side.
+
+    `space` is what it chooses from, as in `SearchRecord`.
+    """
 
     id: str
     model_id: str
     weights_sha256: str
     config: dict[str, Any]
     created_at: datetime
+    space: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

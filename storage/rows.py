@@ -9,12 +9,13 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import STORED, DeviceProfile
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
-from storage.documents import configuration_widths
+from storage.documents import configuration_architecture
 from storage.records import (
     CalibrationRecord,
     DeviceRecord,
     ModelRecord,
     PredictorRecord,
+    RankingOrigin,
     Sample,
     SearchRecord,
     SearchStatus,
@@ -36,6 +37,7 @@ def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord | St
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     if isinstance(record, ModelRecord):
         values["anatomy"] = record.anatomy.to_dict()
+        values["ranking_origin"] = None if record.ranking_origin is None else dataclasses.asdict(record.ranking_origin)
     return values
 
 
@@ -47,6 +49,7 @@ def model_record(row: ModelRow) -> ModelRecord:
         ranking_sha256=row.ranking_sha256,
         path=row.path,
         created_at=row.created_at,
+        ranking_origin=None if row.ranking_origin is None else RankingOrigin(**row.ranking_origin),
     )
 
 
@@ -77,6 +80,7 @@ def predictor_record(row: PredictorRow) -> PredictorRecord:
         weights_sha256=row.weights_sha256,
         config=row.config,
         created_at=row.created_at,
+        space=row.space,
     )
 
 
@@ -86,18 +90,19 @@ def device_record(row: DeviceRow) -> DeviceRecord:
 
 
 def plan_of(document: Mapping[str, Any]) -> PruningPlan:
-    return PruningPlan.model_validate(document)
+    return PruningPlan.from_document(document)
 
 
-def sample_of(row: SampleRow) -> Sample:
+def sample_of(row: SampleRow, anatomy: ModelAnatomy) -> Sample:
     return Sample(
         model_id=row.model_id,
         ranking_sha256=row.ranking_sha256,
         calibration_id=row.calibration_id,
-        widths=configuration_widths(row.configuration),
+        architecture=configuration_architecture(anatomy, row.configuration),
         metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement),
         seconds=row.seconds,
         source=row.source,
+        protocol=row.protocol,
     )
 
 
@@ -112,4 +117,5 @@ def search_record(row: SearchRow) -> SearchRecord:
         result=row.result,
         error=row.error,
         created_at=row.created_at,
+        space=row.space,
     )

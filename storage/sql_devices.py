@@ -12,13 +12,9 @@ _NEWEST_NUMBER = select(func.max(DeviceRow.number)).where(DeviceRow.id == bindpa
 
 
 class DeviceStore(SqlStore):
-    """The device methods of `storage.contract.Repository`."""
+    """The devices of `storage.contract.Catalogue` in SQL."""
 
     def add_device(self, record: DeviceRecord) -> DeviceRecord:
-        """Register a profile; the stored record is returned if its id's newest profile is equal.
-
-        Raises ConflictError if the catalogue has a device of this id.
-        """
         check_not_in_catalogue(record.id)
         with self._writing() as session:
             newest = session.scalar(_newest(record.id))
@@ -29,18 +25,15 @@ class DeviceStore(SqlStore):
         return record
 
     def get_device(self, device_id: str) -> DeviceRecord:
-        """The newest profile of this id; raises NotFoundError."""
         with self._reading() as session:
             row = session.scalar(_newest(device_id))
             return device_record(require(row, "device", device_id, "Measure it with `lop device profile`"))
 
     def latest_device_number(self, device_id: str) -> int:
-        """The number of the newest profile of this id; raises NotFoundError."""
         number = self._read_one(_NEWEST_NUMBER, device_id=device_id)
         return require(number, "device", device_id, "Measure it with `lop device profile`")
 
     def list_devices(self) -> list[DeviceRecord]:
-        """The newest profile of each id, in the order in which the ids were first registered."""
         newest = (
             select(func.max(DeviceRow.number).label("number"), func.min(DeviceRow.number).label("first"))
             .group_by(DeviceRow.id)
@@ -51,7 +44,6 @@ class DeviceStore(SqlStore):
             return [device_record(row) for row in session.scalars(query)]
 
     def list_device_ids(self) -> tuple[str, ...]:
-        """The ids, in the order in which they were first registered; no profile is read."""
         query = select(DeviceRow.id).group_by(DeviceRow.id).order_by(func.min(DeviceRow.number))
         with self._reading() as session:
             return tuple(session.scalars(query))

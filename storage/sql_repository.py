@@ -79,12 +79,10 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
         self.close()
 
     def check(self) -> None:
-        """Raise StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
         check_revision(self._engine)
 
     # -- artifacts -----------------------------------------------------------------------------------------------
     def put_artifact(self, content: bytes, media_type: str) -> str:
-        """Store bytes and return their sha256; raises ConflictError if they are stored as another media type."""
         sha256 = hashlib.sha256(content).hexdigest()
         stored_type = select(ArtifactRow.media_type).where(ArtifactRow.sha256 == sha256)
         with self._writing() as session:
@@ -95,90 +93,76 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
         return sha256
 
     def get_artifact(self, sha256: str) -> Artifact:
-        """The bytes with this sha256; raises NotFoundError."""
         with self._reading() as session:
             row = require(session.get(ArtifactRow, sha256), "artifact", sha256, "Store it with put_artifact")
             return Artifact(sha256=row.sha256, media_type=row.media_type, content=row.content)
 
     # -- models --------------------------------------------------------------------------------------------------
     def add_model(self, model: ModelRecord) -> ModelRecord:
-        """Register a model whose ranking artifact is stored (else NotFoundError).
-
-        Equal but for `created_at`: the stored one is returned. Otherwise, if the id is taken, ConflictError.
-        """
         with self._writing() as session:
             require_artifact(session, model.ranking_sha256)
-            stored = self._add(session, ModelRow, model, model_record, free=("path",))
-            if stored.path == model.path:
-                return stored
-            row = session.get_one(ModelRow, model.id)
-            row.path = model.path
-            return dataclasses.replace(stored, path=model.path)
+            stored = self._add(session, ModelRow, model, model_record, free=("path", "ranking_origin"))
+            kept = dataclasses.replace(
+                stored, path=model.path, ranking_origin=stored.ranking_origin or model.ranking_origin
+            )
+            if kept != stored:
+                row, values = session.get_one(ModelRow, model.id), column_values(kept)
+                row.path, row.ranking_origin = values["path"], values["ranking_origin"]
+            return kept
 
     def get_model(self, model_id: str) -> ModelRecord:
-        """Raises NotFoundError."""
         with self._reading() as session:
             row = session.get(ModelRow, model_id)
             return model_record(require(row, "model", model_id, "List the models with `lop model list`"))
 
     def list_models(self) -> list[ModelRecord]:
-        """All models, oldest first."""
         with self._reading() as session:
             rows = session.scalars(select(ModelRow).order_by(ModelRow.created_at, ModelRow.id))
             return [model_record(row) for row in rows]
 
     # -- calibration sets ----------------------------------------------------------------------------------------
     def add_calibration(self, calibration: CalibrationRecord) -> CalibrationRecord:
-        """The id is a digest of the content, so an equal set under another name is the stored one, which is returned.
-
-        Raises ConflictError if the id is taken by a set of another size.
-        """
         with self._writing() as session:
             return self._add(session, CalibrationRow, calibration, calibration_record, free=("name",))
 
     def get_calibration(self, calibration_id: str) -> CalibrationRecord:
-        """Raises NotFoundError."""
         with self._reading() as session:
             row = session.get(CalibrationRow, calibration_id)
             return calibration_record(require(row, "calibration set", calibration_id, "Store it with add_calibration"))
 
     # -- predictors ----------------------------------------------------------------------------------------------
     def add_predictor(self, predictor: PredictorRecord) -> PredictorRecord:
-        """Store a predictor whose model and weights artifact are stored (else NotFoundError).
-
-        Equal but for `created_at`: it becomes the latest again. Otherwise, if the id is taken, ConflictError.
-        """
         config = json_document(predictor.config, "the config of a predictor")
         predictor = dataclasses.replace(predictor, config=config)
         with self._writing() as session:
             require_model(session, predictor.model_id)
             require_artifact(session, predictor.weights_sha256)
-            stored = self._add(session, PredictorRow, predictor, predictor_record)
-            if stored.created_at >= predictor.created_at:
-                return stored
-            row = session.get_one(PredictorRow, predictor.id)
-            row.created_at = predictor.created_at
-            return dataclasses.replace(stored, created_at=predictor.created_at)
+            stored = self._add(session, PredictorRow, predictor, predictor_record, free=("space",))
+            kept = dataclasses.replace(
+                stored,
+                created_at=max(stored.created_at, predictor.created_at),
+                space=stored.space or predictor.space,
+            )
+            if kept != stored:
+                row = session.get_one(PredictorRow, predictor.id)
+                row.created_at, row.space = kept.created_at, kept.space
+            return kept
 
     def get_predictor(self, predictor_id: str) -> PredictorRecord:
-        """Raises NotFoundError."""
         with self._reading() as session:
             row = session.get(PredictorRow, predictor_id)
             return predictor_record(require(row, "predictor", predictor_id, "Train one with `lop train`"))
 
     def latest_predictor(self, model_id: str) -> PredictorRecord | None:
-        """The predictor of a model with the latest `created_at`, None if it has none."""
         query = select(PredictorRow).where(PredictorRow.model_id == model_id).limit(1)
         with self._reading() as session:
             row = session.scalar(query.order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc()))
             return None if row is None else predictor_record(row)
 
     def latest_predictor_id(self, model_id: str) -> str | None:
-        """As `latest_predictor`, its id alone."""
         return self._read_one(_LATEST_PREDICTOR_ID, model_id=model_id)
 
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
-        """Predictors of one model or of all, oldest first."""
         query = select(PredictorRow).order_by(PredictorRow.created_at, PredictorRow.id)
         if model_id is not None:
             query = query.where(PredictorRow.model_id == model_id)
@@ -187,10 +171,6 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
 
     # -- plans ---------------------------------------------------------------------------------------------------
     def add_plan(self, record: PlanRecord) -> PlanRecord:
-        """Store a plan; if its `request_key` is taken, even by a racing request, return the stored one instead.
-
-        Raises NotFoundError for an unknown model, ConflictError if the plan's id is taken by other content.
-        """
         plan = record.plan
         row = {
             "id": plan.plan_id,
@@ -216,7 +196,6 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
             return PlanRecord(record.request_key, plan_of(document))
 
     def get_plan(self, plan_id: str) -> PlanRecord:
-        """The plan, with the first request that it answered; raises NotFoundError."""
         query = (
             select(PlanRow, PlanRequestRow.request_key)
             .join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
@@ -230,7 +209,6 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
             return PlanRecord(request_key=request_key, plan=plan_of(row.document))
 
     def find_plan(self, request_key: str) -> PlanRecord | None:
-        """The plan that answered an equal request, None if there was none."""
         document = self._read_one(_ANSWERED_PLAN, request_key=request_key)
         return None if document is None else PlanRecord(request_key, plan_of(document))
 

@@ -8,6 +8,8 @@ from sqlalchemy import ColumnElement, CursorResult, Select, Update, and_, func, 
 from sqlalchemy.orm import Session
 
 from pruning.errors import InputError
+from pruning.planning.space import Space
+from storage.contract import Jobs
 from storage.documents import json_document
 from storage.records import SearchRecord, SearchStatus
 from storage.rows import search_record
@@ -17,15 +19,16 @@ from storage.tables import SearchRow, UtcDateTime
 _VALIDATION = "validation"
 
 
-class SearchStore(SqlStore):
-    """The search methods of `storage.contract.Repository`."""
+class SearchStore(SqlStore, Jobs):
+    """`storage.contract.Jobs` in SQL."""
 
-    def add_search(self, model_id: str, settings: dict[str, Any]) -> SearchRecord:
-        """Queue a search. Raises NotFoundError for an unknown model, InputError for settings that are not JSON."""
+    def add_search(self, model_id: str, settings: dict[str, Any], *, space: Space | None = None) -> SearchRecord:
         document = json_document(settings, "the settings of a search")
         with self._writing() as session:
             require_model(session, model_id)
-            return _insert(session, model_id=model_id, settings=document, status=SearchStatus.QUEUED)
+            return _insert(
+                session, model_id=model_id, settings=document, status=SearchStatus.QUEUED, space=_document_of(space)
+            )
 
     def record_search(
         self,
@@ -33,51 +36,51 @@ class SearchStore(SqlStore):
         settings: dict[str, Any],
         result: dict[str, Any],
         *,
+        space: Space | None = None,
         validation: dict[str, Any] | None = None,
     ) -> SearchRecord:
-        """Store a search that is done already, unless an equal one is: that one is returned, or replaced if it lacks
-        `validation`.
-
-        Raises NotFoundError for an unknown model, InputError for settings, a result or a validation that is not JSON.
-        """
         document = json_document(settings, "the settings of a search")
         outcome = json_document(result, "the result of a search")
-        if validation is not None:
-            outcome |= {_VALIDATION: json_document(validation, "the validation of a search")}
+        says = {} if validation is None else {_VALIDATION: json_document(validation, "the validation of a search")}
+        searched = _document_of(space)
         with self._writing() as session:
             require_model(session, model_id, lock=True)  # equal searches that end at once are recorded in turn
             for row in session.scalars(_searches(model_id, SearchStatus.DONE)):
-                if row.settings != document or _unvalidated(row.result) != _unvalidated(outcome):
+                if row.settings != document or _unvalidated(row.result) != outcome:
                     continue
-                if validation is None or row.result == outcome:
+                if None not in (row.space, searched) and row.space != searched:
+                    continue
+                known = _validation_of(row.result)
+                if (says or known, searched or row.space) == (known, row.space):
                     return search_record(row)
+                says, searched = says or known, searched or row.space
                 session.delete(row)
                 session.flush()
                 break
-            return _insert(session, model_id=model_id, settings=document, status=SearchStatus.DONE, result=outcome)
+            return _insert(
+                session,
+                model_id=model_id,
+                settings=document,
+                status=SearchStatus.DONE,
+                result=outcome | says,
+                space=searched,
+            )
 
     def get_search(self, search_id: str) -> SearchRecord:
-        """The search as it is now; raises NotFoundError."""
         with self._reading() as session:
             row = session.scalars(select(SearchRow).where(SearchRow.id == search_id)).one_or_none()
             return search_record(require(row, "search", search_id, "List the searches with `lop queue`"))
 
     def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
-        """Searches of one model or of all, in one status or any, oldest first."""
         with self._reading() as session:
             return [search_record(row) for row in session.scalars(_searches(model_id, status))]
 
     def list_search_ids(self, model_id: str, status: SearchStatus) -> tuple[str, ...]:
-        """The ids of a model's searches in this status, oldest first."""
         query = select(SearchRow.id).where(SearchRow.model_id == model_id, SearchRow.status == status)
         with self._reading() as session:
             return tuple(session.scalars(query.order_by(SearchRow.number)))
 
     def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
-        """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
-
-        Of several workers that claim at once, exactly one gets a given search. None if there is nothing to do.
-        """
         if stale_after < timedelta(0):
             raise InputError("stale_after must not be negative", values=repr(stale_after))
         now = self._now()
@@ -107,16 +110,23 @@ class SearchStore(SqlStore):
             return None if row is None else search_record(row)
 
     def heartbeat(self, search_id: str, worker: str) -> bool:
-        """Say that the search is still worked on; False if it is no longer this worker's."""
         return self._change(self._owned(search_id, worker).values(heartbeat_at=self._now()))
 
     def finish_search(
-        self, search_id: str, worker: str, *, result: dict[str, Any] | None = None, error: str | None = None
+        self,
+        search_id: str,
+        worker: str,
+        *,
+        result: dict[str, Any] | None = None,
+        error: str | None = None,
+        space: Space | None = None,
     ) -> bool:
-        """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's."""
         outcome = None if result is None else json_document(result, "the result of a search")
         status = SearchStatus.DONE if error is None else SearchStatus.FAILED
-        return self._change(self._owned(search_id, worker).values(status=status, result=outcome, error=error))
+        values = {"status": status, "result": outcome, "error": error}
+        if space is not None:
+            values["space"] = _document_of(space)
+        return self._change(self._owned(search_id, worker).values(values))
 
     def _owned(self, search_id: str, worker: str) -> Update:
         return update(SearchRow).where(
@@ -144,6 +154,14 @@ def _searches(model_id: str | None, status: SearchStatus | None) -> Select[Searc
 
 def _unvalidated(result: dict[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (result or {}).items() if key != _VALIDATION}
+
+
+def _validation_of(result: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (result or {}).items() if key == _VALIDATION}
+
+
+def _document_of(space: Space | None) -> dict[str, Any] | None:
+    return None if space is None else space.document()
 
 
 def _insert(session: Session, **values: Any) -> SearchRecord:

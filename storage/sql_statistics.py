@@ -9,13 +9,9 @@ from storage.tables import StatisticsRow
 
 
 class StatisticsStore(SqlStore):
-    """The statistics methods of `storage.contract.Repository`."""
+    """The statistics of `storage.contract.Catalogue` in SQL."""
 
     def add_statistics(self, record: StatisticsRecord) -> StatisticsRecord:
-        """Register statistics whose model, calibration set and artifact are stored (else NotFoundError).
-
-        Equal but for `created_at`: the stored one is returned. Other bytes under the same key: ConflictError.
-        """
         key = (record.model_id, record.kind, record.calibration_id)
         with self._writing() as session:
             require_model(session, record.model_id)
@@ -28,14 +24,12 @@ class StatisticsStore(SqlStore):
         return stored
 
     def list_statistics(self, model_id: str) -> list[StatisticsRecord]:
-        """All statistics of a model, oldest first."""
         query = select(StatisticsRow).where(StatisticsRow.model_id == model_id)
         order = (StatisticsRow.created_at, StatisticsRow.kind, StatisticsRow.calibration_id)
         with self._reading() as session:
             return [statistics_record(row) for row in session.scalars(query.order_by(*order))]
 
     def latest_statistics(self, model_id: str, kind: str) -> StatisticsRecord | None:
-        """The statistics of that kind with the latest `created_at`, None if there are none."""
         query = select(StatisticsRow).where(StatisticsRow.model_id == model_id, StatisticsRow.kind == kind).limit(1)
         order = (StatisticsRow.created_at.desc(), StatisticsRow.calibration_id.desc())
         with self._reading() as session:

@@ -8,6 +8,7 @@ from sqlalchemy import CursorResult, Engine, Insert, Select, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import ConflictError, NotFoundError
 from storage.database import database_errors
 from storage.tables import ArtifactRow, Base, CalibrationRow, ModelRow
@@ -17,11 +18,12 @@ Value = TypeVar("Value")
 
 
 class SqlStore:
-    """Transactions over one engine, for any thread; see `storage.contract.Repository` for what they promise."""
+    """Transactions over one engine, for any thread; see `storage/contract.py` for what they promise."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._write_engine = engine.execution_options(write=True)
+        self._anatomies: dict[str, ModelAnatomy] = {}
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
@@ -45,6 +47,21 @@ class SqlStore:
         """
         with database_errors(self._engine), self._engine.connect() as connection:
             return connection.scalar(query, values)
+
+    def _anatomy(self, session: Session, model_id: str) -> ModelAnatomy:
+        """As `_find_anatomy`, of a model that is registered."""
+        anatomy = self._find_anatomy(session, model_id)
+        assert anatomy is not None
+        return anatomy
+
+    def _find_anatomy(self, session: Session, model_id: str) -> ModelAnatomy | None:
+        """What samples of the model are read by; None if it is not registered. Read once, since it never changes."""
+        if model_id not in self._anatomies:
+            document = session.scalar(select(ModelRow.anatomy).where(ModelRow.id == model_id))
+            if document is None:
+                return None
+            self._anatomies[model_id] = ModelAnatomy.from_dict(document)
+        return self._anatomies[model_id]
 
     @property
     def _is_postgresql(self) -> bool:

@@ -93,6 +93,7 @@ class ModelRow(Base):
     ranking_sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"))
     path: Mapped[str]
     created_at: Mapped[datetime]
+    ranking_origin: Mapped[dict[str, Any] | None]
 
 
 class CalibrationRow(Base):
@@ -116,7 +117,7 @@ class StatisticsRow(Base):
 
 
 class SampleRow(Base):
-    """`configuration_key` is the sha256 of the canonical JSON of `configuration` (storage/documents.py).
+    """`configuration_key` is made of `configuration` and `protocol` (storage/documents.py), so it tells both apart.
 
     `agreement` is null in samples from before it was measured.
     """
@@ -142,6 +143,7 @@ class SampleRow(Base):
     num_answers: Mapped[int]
     seconds: Mapped[float]
     source: Mapped[str]
+    protocol: Mapped[str] = mapped_column(server_default="")
 
 
 class PredictorRow(Base):
@@ -153,6 +155,7 @@ class PredictorRow(Base):
     weights_sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"))
     config: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+    space: Mapped[dict[str, Any] | None]
 
 
 class PlanRow(Base):
@@ -205,3 +208,4 @@ class SearchRow(Base):
     result: Mapped[dict[str, Any] | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime]
+    space: Mapped[dict[str, Any] | None]

@@ -83,7 +83,7 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
     Raises:
         InputError: too few of them, measured under different conditions, or not of this model.
     """
-    for what in ("model_id", "ranking_sha256", "calibration_id"):
+    for what in ("model_id", "ranking_sha256", "calibration_id", "protocol"):
         found = sorted({getattr(sample, what) for sample in samples})
         if len(found) > 1:
             raise InputError(
@@ -92,22 +92,22 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
                 remedy=f"Choose the samples of one {what}",
             )
     dense = [layer.ffn_width for layer in anatomy.layers]
+    distinct: dict[tuple[int, ...], Sample] = {}
     for sample in samples:
-        if len(sample.widths) != len(dense) or any(not 1 <= w <= d for w, d in zip(sample.widths, dense, strict=False)):
+        widths = anatomy.ffn_widths_alone(sample.architecture)
+        if widths is None or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=True)):
             raise InputError(
-                "a sample's widths must lie between 1 and the model's own",
-                values=f"{list(sample.widths)} for a model of {dense}",
+                "a sample's FFN widths must lie between 1 and the model's own, and be all that it changes",
+                values=f"{sample.architecture.document()} for a model of {dense}",
                 remedy="Choose samples of this model",
             )
         if not -1e-3 <= sample.metrics.kl < float("inf"):
             raise InputError(
                 "a sample's KL must be a finite number that is not negative",
-                values=f"kl={sample.metrics.kl} at {list(sample.widths)}",
+                values=f"kl={sample.metrics.kl} at {list(widths)}",
                 remedy="Remove the sample and evaluate it again",
             )
-    distinct: dict[tuple[int, ...], Sample] = {}
-    for sample in samples:
-        distinct.setdefault(sample.widths, sample)
+        distinct.setdefault(widths, sample)
     searched = sum(1 for widths in distinct if sum(w < d for w, d in zip(widths, dense, strict=True)) >= 2)
     if len(distinct) < MIN_SAMPLES or searched < MIN_SEARCHED_SAMPLES:
         raise InputError(
@@ -119,10 +119,16 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
     return [distinct[widths] for widths in sorted(distinct)]
 
 
-def samples_sha256(samples: Sequence[Sample]) -> str:
+def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
     """Content hash over widths and metrics, whatever the order; that of samples without agreement stays as it was."""
     rows = sorted(
-        (list(s.widths), m.kl, m.nll, m.accuracy, *(() if m.agreement is None else (m.agreement,)))
+        (
+            list(anatomy.ffn_widths(s.architecture)),
+            m.kl,
+            m.nll,
+            m.accuracy,
+            *(() if m.agreement is None else (m.agreement,)),
+        )
         for s in samples
         for m in [s.metrics]
     )
@@ -131,11 +137,12 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
 
 def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
     """Arrays of `samples`, kept in their order."""
-    fractions = encoding.kept_fractions([sample.widths for sample in samples])
+    kept = encoding.widths_of(samples)
+    fractions = encoding.kept_fractions(kept)
     values = np.array([log_kl(sample.metrics.kl) for sample in samples])
     retention = fractions @ encoding.parameter_shares
     # [N, L, K]: the option whose width it is; a width that is no option is none of them.
-    found = np.array([sample.widths for sample in samples])[:, :, None] == encoding.widths
+    found = np.array(kept)[:, :, None] == encoding.widths
     levels = np.where(found.any(axis=2).all(axis=1, keepdims=True), found.argmax(axis=2), -1)
     return TrainingData(
         fractions=fractions,
@@ -144,7 +151,7 @@ def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData
         agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
         retention=retention,
         gap=values - frontier(retention, values, retention),
-        searched=np.array([len(pruned_layers(encoding.space, sample.widths)) >= 2 for sample in samples]),
+        searched=np.array([len(pruned_layers(encoding.space, widths)) >= 2 for widths in kept]),
         levels=levels.astype(np.int64),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.ffn_spaces import ffn_space_of
@@ -67,6 +68,11 @@ class Encoding:
     def most_parameters(self) -> int:
         """FFN parameters of the dense model."""
         return int(self.parameters[:, -1].sum())
+
+    def widths_of(self, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
+        """FFN widths [N][L] of samples."""
+        dense = self.dense_widths.tolist()
+        return [sample.architecture.units(Sublayer.FFN, dense) for sample in samples]
 
     def kept_fractions(self, widths: Sequence[Sequence[int]] | IntArray) -> FloatArray:
         """Fraction of its channels that each layer keeps, [..., L] in (0, 1], from integer widths [..., L]."""
@@ -164,9 +170,10 @@ def _sensitivity_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[l
     dense = [row[-1] for row in rows]
     points: list[dict[int, float]] = [{} for _ in dense]
     for sample in samples:
-        pruned = pruned_layers(space, sample.widths)
+        kept = sample.architecture.units(Sublayer.FFN, dense)
+        pruned = pruned_layers(space, kept)
         if len(pruned) == 1:
-            width = sample.widths[pruned[0]]
+            width = kept[pruned[0]]
             points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
     if any(points):
         layer_factor, level_factor = _factors(rows, points)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray, IntArray
-from values.left_out import LeftOut, inner_groups
+from values.held_out import HeldOutResiduals, inner_groups
 from values.quantiles import Quantiles
 
 GROUPED_SHARE = 1.0 / 3.0
@@ -33,12 +33,12 @@ LEAST_SCORES = 40
 class JudgedSamples:
     """Samples [R] with their measured `log_kl`, `alone` judged without themselves, `grouped` without their group.
 
-    `groups` [R] as `left_out.retention_groups`; `weights` [R] in (0, 1], the nearer to the frontier the more.
+    `groups` [R] as `held_out.retention_groups`; `weights` [R] in (0, 1], the nearer to the frontier the more.
     """
 
     log_kl: FloatArray
-    alone: LeftOut
-    grouped: LeftOut
+    alone: HeldOutResiduals
+    grouped: HeldOutResiduals
     groups: IntArray
     weights: FloatArray
 

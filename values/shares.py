@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from pruning.arrays import FloatArray
-from pruning.devices.timing.isotonic import non_decreasing
 from values.judged_samples import JudgedSamples
 from values.quantiles import MAX_CURVE_POINTS, Quantiles
 
@@ -24,9 +24,10 @@ class ShareCurve:
 
     @classmethod
     def fit(cls, log_kl: FloatArray, share: FloatArray, weights: FloatArray) -> "ShareCurve":
-        """Isotonic least squares (pool adjacent violators) of samples [N]."""
+        """Isotonic least squares of samples [N]."""
         order = np.argsort(log_kl, kind="stable")
-        x, fitted = log_kl[order], -non_decreasing(-share[order], weights[order])
+        x = log_kl[order]
+        fitted = isotonic_regression(share[order], weights=weights[order], increasing=False).x
         kept = np.unique(np.linspace(0, len(x) - 1, min(MAX_CURVE_POINTS, len(x))).astype(np.int64))
         points = tuple((float(a), float(b)) for a, b in zip(x[kept], fitted[kept], strict=True))
         curve = cls(points, 0.0)

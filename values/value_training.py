@@ -13,7 +13,7 @@ from pruning.arrays import FloatArray, IntArray
 from values.basis import Basis, Float32Array
 from values.dataset import TrainingData, frontier
 from values.encoding import Encoding
-from values.left_out import LeftOut, retention_groups
+from values.held_out import HeldOutResiduals, retention_groups
 from values.values import Kernel, Values, distances, weights_of
 
 MAX_ANCHORS = 2048
@@ -38,16 +38,16 @@ class ValueFit:
     Attributes:
         values: after all anchors.
         anchors: [N] which samples they are.
-        alone: every anchor by the fit without it.
-        grouped: every anchor by the fit without all of its group.
+        alone: residuals of leave-one-out cross-validation.
+        grouped: residuals of leave-one-group-out cross-validation.
         groups: [N] of the anchors, as `retention_groups`; those of none (-1) are alone in `grouped` too.
         weights: [N] of the anchors in (0, 1]: near the frontier counts most.
     """
 
     values: Values
     anchors: IntArray
-    alone: LeftOut
-    grouped: LeftOut
+    alone: HeldOutResiduals
+    grouped: HeldOutResiduals
     groups: IntArray
     weights: FloatArray
 
@@ -100,8 +100,8 @@ def fit_values(encoding: Encoding, data: TrainingData) -> ValueFit:
     groups = retention_groups(data.retention[anchors], data.searched[anchors])
     # What belongs to no group gets one of its own.
     blocks = np.where(groups < 0, len(anchors) + np.arange(len(anchors)), groups)
-    alone = values.left_out(fractions, solution.errors, log_kl, np.arange(len(anchors)))
-    grouped = values.left_out(fractions, solution.errors_without(blocks), log_kl, blocks)
+    alone = values.held_out(fractions, solution.errors, log_kl, np.arange(len(anchors)))
+    grouped = values.held_out(fractions, solution.errors_without(blocks), log_kl, blocks)
     return ValueFit(values, anchors, alone, grouped, groups, weights[anchors])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from pruning.arrays import FloatArray, IntArray
 from values.basis import Basis, Float32Array, Regression
-from values.left_out import LeftOut
+from values.held_out import HeldOutResiduals
 
 NUM_NEIGHBOURS = 8
 """Anchors that the posterior deviation is conditioned on. The nearest few screen the others off (Vecchia 1988); leaving
@@ -112,18 +112,19 @@ class Values:
         mean = self._mean(fractions, own, np.concatenate(processes))
         return mean, self.deviation(fractions, mean, np.concatenate(variances))
 
-    def left_out(self, fractions: FloatArray, errors: FloatArray, log_kl: FloatArray, groups: IntArray) -> LeftOut:
-        """`errors` [N] that the anchors, each without those of its group [N], were measured above their prediction,
-        with the standard deviations [N] that `judge` would then have given.
+    def held_out(
+        self, fractions: FloatArray, errors: FloatArray, log_kl: FloatArray, groups: IntArray
+    ) -> HeldOutResiduals:
+        """The anchors' residuals `errors` [N], each of a fit without its group [N], with predicted deviations [N].
 
-        `fractions` [N, L] are the anchors'.
+        `fractions` [N, L] and measured `log_kl` [N] are the anchors'.
         """
         parts = []
         for index in np.array_split(np.arange(len(self.places)), self._num_chunks(len(self.places))):
             apart = distances(self.places[index], self.places)
             apart[groups[index, None] == groups] = np.inf
             parts.append(self.conditional_variance(apart))
-        return LeftOut(errors, self.deviation(fractions, log_kl - errors, np.concatenate(parts)))
+        return HeldOutResiduals(errors, self.deviation(fractions, log_kl - errors, np.concatenate(parts)))
 
     def deviation(self, fractions: FloatArray, mean: FloatArray, variance: FloatArray) -> FloatArray:
         """[B] of log KL, for `mean` [B] and the process's `variance` [B] at `fractions` [B, L].

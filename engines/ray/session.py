@@ -7,17 +7,15 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 from engines.ray.cluster_address import ClusterAddress
 from engines.ray.last_words import LastWords
-from engines.ray.quiet_stdout import StdoutWithoutRay
 from pruning.errors import InputError, LopError, MissingExtraError
 
 try:
@@ -69,8 +67,6 @@ class RaySession:
             self._begin_watch(None)
             return
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        self._stdout = StdoutWithoutRay(sys.stdout)
-        sys.stdout = cast("TextIO", self._stdout)
         if threading.current_thread() is threading.main_thread():
             self._terminate = signal.getsignal(signal.SIGTERM)
         self._connected = True
@@ -112,8 +108,6 @@ class RaySession:
             self._last_words.withdraw()
         if self._terminate is not None:
             signal.signal(signal.SIGTERM, self._terminate)
-        if cast("Any", sys.stdout) is self._stdout:
-            sys.stdout = self._stdout.stream
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

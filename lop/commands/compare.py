@@ -8,10 +8,10 @@ import typer
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
 from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
+from pruning.allocators.methods import Method
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope, check_sparsity
-from service.methods.names import Method
 
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 

@@ -29,7 +29,8 @@ def demo(
         settings = replace(settings, evaluations=evaluations)
     result, plans = run_demo(reference, out, settings)
     picture = out / "demo.png"
-    dense_width = max(layer.ffn_width for layer in read_anatomy(reference / "model").layers)
-    draw_demo(result, {name: plans[name].ffn_widths for name in ("uniform", "lop")}, dense_width, picture)
+    anatomy = read_anatomy(reference / "model")
+    widths = {name: plans[name].ffn_widths(anatomy) for name in ("uniform", "lop")}
+    draw_demo(result, widths, max(layer.ffn_width for layer in anatomy.layers), picture)
     stderr().print(f"won back {result.recovered:.0%} of what uniform pruning loses; picture: {picture}", markup=False)
     print_line(result.to_json())

@@ -8,11 +8,11 @@ import typer
 from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
+from pruning.allocators.methods import Method, describe_methods
 from pruning.errors import InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.plan import PruningPlan
+from pruning.planning.plan import Kept, PruningPlan
 from pruning.planning.scope import Scope
-from service.methods.names import Method
 
 
 def plan(
@@ -49,17 +49,18 @@ def plan(
     tp_size: Annotated[
         int, typer.Option(help="Devices that tensor parallelism divides each layer among: it divides every width.")
     ] = 1,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="How widths are chosen. Default: the best that the stored data allows of lop, mcts (a search finished "
-            "within one level step of the target), additive-dp and uniform. wanda-sp, flap, llm-pruner, owl, ecoflap "
-            "and shortgpt need `lop model measure`; mcts, evolution and random a finished `lop search --method` near "
-            "the target."
-        ),
-    ] = None,
+    method: Annotated[Method | None, typer.Option(help=describe_methods())] = None,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
     database: OptionalDatabase = None,
+    schema: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            help="Of the plan's document. 2 has room for all that a plan can say; 1 is for programs of before there "
+            "was a 2, and refused where it cannot say what is meant. Both are applied alike.",
+        ),
+    ] = 2,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,
     json: Json = False,
 ) -> None:
@@ -102,9 +103,9 @@ def plan(
         "method": method,
     }
     if url is not None:
-        found, ranking = plan_from_server(url, with_ranking=out is not None, **request)
+        found, ranking = plan_from_server(url, schema=schema, with_ranking=out is not None, **request)
     else:
-        found, ranking = plan_from_database(database, **request)
+        found, ranking = plan_from_database(database, schema=schema, **request)
     if out is not None:
         from lop.workflows.planning import write_plan
 
@@ -113,25 +114,24 @@ def plan(
     if json:
         print_json(found.model_dump(mode="json"))
     elif out is None or typer.get_text_stream("stdout").isatty():
-        show(found)
+        show(PruningPlan.from_document(found.model_dump(mode="json")))
 
 
 def show(plan: PruningPlan) -> None:
     """The plan as a table, and what is limited against what is reached."""
     achieved = plan.achieved
     print_table(
-        f"plan {plan.plan_id} for {plan.model.id}, method {plan.method}",
-        ["layer", "FFN width", "KV groups", "heads"],
-        [[x.index, x.ffn_width, x.num_kv_groups, x.num_heads] for x in plan.layers],
+        f"plan {plan.plan_id} for {plan.model.id}, method {plan.method}: layers that are not listed stay dense",
+        ["layer", "FFN width", "KV groups"],
+        [[x.index, _kept(x.ffn), _kept(x.attention)] for x in plan.layers],
     )
-    sparsities = ", ".join(f"{scope} {value:.4f}" for scope, value in achieved.sparsity.items())
+    sparsities = ", ".join(f"{scope} {value:.4f}" for scope, value in achieved.removed.items())
     print_line(f"achieved sparsity: {sparsities}")
     print_line(f"parameters {achieved.parameters:,}")
     for line in cost_lines(plan):
         print_line(line)
     if plan.predicted is not None:
-        # Searched methods say in the note what theirs was measured on.
-        where = "" if plan.predicted.interval is None else " (calibration data)"
+        where = f" ({plan.predicted.of} data)"
         print_line(
             f"predicted KL to dense: {plan.predicted.quality:.4f}{_range(plan.predicted.interval, '.4f')}{where}"
         )
@@ -143,6 +143,14 @@ def show(plan: PruningPlan) -> None:
                 print_line(f"predicted {what}: {share:.1%}{_range(interval, '.1%')}{where}")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")
+
+
+def _kept(kept: Kept | None) -> str:
+    if kept is None:
+        return "dense"
+    bits = "" if kept.bits is None else f", {kept.bits} bits"
+    density = "" if kept.density is None else f", density {kept.density:g}"
+    return f"{kept.units}{bits}{density}" if kept.units else "skipped"
 
 
 def _range(bounds: tuple[float, float] | None, form: str) -> str:

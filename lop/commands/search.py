@@ -93,7 +93,7 @@ def search(
     """
     from lop.console.pictures import check_picture, draw_search
     from lop.workflows.registration import read_conversations
-    from lop.workflows.searching import record_result, search_model, search_request
+    from lop.workflows.searching import record_result, search_model, search_request, search_space
     from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
@@ -134,7 +134,9 @@ def search(
         held_out = _read_validation(validation)
         check_disjoint(loaded, held_out)
         if queue:
-            queued = repository.add_search(model, search_request(data, conversations, settings))
+            queued = repository.add_search(
+                model, search_request(data, conversations, settings), space=search_space(anatomy, settings)
+            )
             if json:
                 print_json({"search": queued.id, "status": queued.status})
             else:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from pruning.errors import InputError
-from pruning.planning.plan import INT64_MAX
+from pruning.planning.plan_parts import INT64_MAX
 
 _BYTES = {
     "B": 1,

@@ -6,16 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.allocators.methods import Method
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from service.methods.names import Method
 from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest
 from storage.contract import Repository
+from storage.records import ModelRecord
 
 if TYPE_CHECKING:
     from pruning.data.batches import Batch
@@ -99,11 +100,11 @@ def compare_methods(
     compared: dict[str, ComparedPlan] = {}
 
     def scored(sparsity: float, plan: PruningPlan, metrics: Metrics) -> None:
-        check_finite(tuple(plan.ffn_widths), metrics)
+        check_finite(plan.architecture(model.anatomy), metrics)
         compared[plan.plan_id] = ComparedPlan(
             method=plan.method,
             sparsity=sparsity,
-            achieved_sparsity=plan.achieved.sparsity[scope],
+            achieved_sparsity=plan.achieved.removed[scope],
             parameters=plan.achieved.parameters,
             kl=metrics.kl,
             nll=metrics.nll,
@@ -120,7 +121,7 @@ def compare_methods(
     for sha256 in dict.fromkeys(plan.ranking.sha256 for _, plan in plans):
         ranking = Ranking.from_bytes(repository.get_artifact(sha256).content)
         own = [(sparsity, plan) for sparsity, plan in plans if plan.ranking.sha256 == sha256]
-        of_dense = _score(folder, batches, ranking, own, scored, with_dense=dense is None)
+        of_dense = _score(model, batches, ranking, own, scored, with_dense=dense is None)
         dense = dense or of_dense
         gc.collect()  # the model of this ranking goes before the next one is loaded
     data = calibration_id(conversations)
@@ -134,7 +135,7 @@ def compare_methods(
 
 
 def _score(
-    folder: Path,
+    model: ModelRecord,
     batches: "Sequence[Batch]",
     ranking: Ranking,
     plans: Sequence[tuple[float, PruningPlan]],
@@ -149,9 +150,9 @@ def _score(
     from lop.workflows.compute import load_for_compute
     from pruning.measuring.evaluation import ConfigurationEvaluator
 
-    evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
+    evaluator = ConfigurationEvaluator(load_for_compute(Path(model.path)), batches, ranking)
     for sparsity, plan in plans:
-        on_scored(sparsity, plan, evaluator.evaluate(plan.ffn_widths))
+        on_scored(sparsity, plan, evaluator.evaluate(plan.ffn_widths(model.anatomy)))
     return evaluator.evaluate(evaluator.dense_widths) if with_dense else None
 
 

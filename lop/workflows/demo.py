@@ -117,7 +117,7 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
         uniform_agreement=measured["uniform"]["agreement"],
         lop_agreement=measured["lop"]["agreement"],
         target_sparsity=settings.target,
-        achieved_sparsity=plans["lop"].achieved.sparsity[plans["lop"].target.scope],
+        achieved_sparsity=plans["lop"].achieved.removed[plans["lop"].target.scope],
         plan_latency_ms=round(latency_ms, 2),
         samples=samples,
         seconds=round(time.perf_counter() - started, 1),

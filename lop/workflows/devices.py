@@ -11,7 +11,7 @@ from pruning.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
     from pruning.devices.profile import DeviceProfile
-    from storage.contract import Repository
+    from storage.contract import Catalogue
 
 
 class Devices(Protocol):
@@ -34,7 +34,7 @@ class Devices(Protocol):
 class DatabaseDevices:
     """Devices of a database."""
 
-    repository: "Repository"
+    repository: "Catalogue"
 
     def all(self) -> list[dict[str, Any]]:
         from service.devices import list_devices

@@ -11,7 +11,7 @@ from pruning.checkpoints.finite_weights import check_finite_weights
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import CheckpointError, InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_checkpoint, measure_statistics
-from storage.contract import Repository
+from storage.contract import Catalogue, Registry
 from storage.records import BINARY, CalibrationRecord, StatisticsRecord
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class StatisticsMeasurer:
     Raises NotFoundError if there is no such model.
     """
 
-    def __init__(self, repository: Repository, model_id: str) -> None:
+    def __init__(self, repository: Registry, model_id: str) -> None:
         self._repository = repository
         self._record = repository.get_model(model_id)
         self._is_checked = False
@@ -150,7 +150,7 @@ def kinds_of(names: Sequence[str]) -> list[StatisticsKind]:
 
 
 def find_statistics(
-    repository: Repository, model_id: str, kind: StatisticsKind, calibration: str
+    repository: Catalogue, model_id: str, kind: StatisticsKind, calibration: str
 ) -> StatisticsRecord | None:
     """The stored record of exactly these statistics, if there is one; `calibration` is the set's id."""
     records = repository.list_statistics(model_id)
@@ -158,7 +158,7 @@ def find_statistics(
 
 
 def store_statistics(
-    repository: Repository, model_id: str, statistics: ModelStatistics, calibration: CalibrationRecord
+    repository: Registry, model_id: str, statistics: ModelStatistics, calibration: CalibrationRecord
 ) -> StatisticsRecord:
     """Store statistics of a registered model and their record.
 
@@ -175,7 +175,7 @@ def store_statistics(
     )
 
 
-def record_calibration(repository: Repository, conversations: Sequence[Conversation], name: str) -> CalibrationRecord:
+def record_calibration(repository: Catalogue, conversations: Sequence[Conversation], name: str) -> CalibrationRecord:
     """The stored record of a calibration set."""
     return repository.add_calibration(
         CalibrationRecord(

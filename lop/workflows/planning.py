@@ -8,18 +8,25 @@ from lop.client import Client
 from pruning.atomic_file import check_name, replace_file
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.plan import PruningPlan
+from pruning.planning.plan_downgrade import downgrade
+from pruning.planning.plan_v1 import PlanV1
 from pruning.planning.scope import check_sparsity
 
+AnyPlan = PruningPlan | PlanV1
+"""A plan as it is written: of schema 2, or of schema 1."""
 
-def plan_from_server(url: str, *, with_ranking: bool, **request: Any) -> tuple[PruningPlan, bytes | None]:
-    """The server's plan, and its ranking file if wanted; raises what `Client.plan` raises."""
+
+def plan_from_server(url: str, *, schema: int, with_ranking: bool, **request: Any) -> tuple[AnyPlan, bytes | None]:
+    """The server's plan, and its ranking file if wanted; raises what `Client.plan` and `Client.get_plan_v1` raise."""
     with Client(url) as client:
         plan = client.plan(**request)
-        return plan, client.ranking(plan) if with_ranking else None
+        ranking = client.ranking(plan) if with_ranking else None
+        return client.get_plan_v1(plan.plan_id) if schema == 1 else plan, ranking
 
 
-def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPlan, bytes]:
-    """The plan that a server over `database` would give, and its ranking file."""
+def plan_from_database(database: str | None, *, schema: int, **request: Any) -> tuple[AnyPlan, bytes]:
+    """The plan that a server over `database` would give, and its ranking file; raises PlanSchemaError if schema 1 is
+    asked for and cannot say it."""
     from pydantic import ValidationError
 
     from service.planner import Planner
@@ -44,11 +51,12 @@ def plan_from_database(database: str | None, **request: Any) -> tuple[PruningPla
         ) from error
     with open_repository(settings.database_url) as repository:
         planner = Planner(repository, PredictorCache(repository, capacity=1))
-        plan = planner.plan(asked)
-        return plan, repository.get_artifact(plan.ranking.sha256).content
+        plan, anatomy = planner.plan(asked), planner.model(asked.model).anatomy
+        written = downgrade(plan, anatomy) if schema == 1 else plan.without_dense(anatomy)
+        return written, repository.get_artifact(plan.ranking.sha256).content
 
 
-def write_plan(plan: PruningPlan, ranking: bytes | None, out: Path) -> None:
+def write_plan(plan: AnyPlan, ranking: bytes | None, out: Path) -> None:
     """Write the plan and, beside it, its ranking; each file is whole or absent."""
     check_name(out)
     try:

@@ -14,7 +14,7 @@ from pruning.errors import DatasetError
 
 if TYPE_CHECKING:
     from pruning.devices.timing.profiling import ProfileSettings
-    from storage.contract import Repository
+    from storage.contract import Catalogue
 
 _IMAGE_PX = 336
 """Side of the picture that vision towers are timed with; the processor scales it to what they take."""
@@ -35,7 +35,7 @@ class TimedModel:
         return cls(folder, read_anatomy(folder))
 
     @classmethod
-    def registered(cls, repository: "Repository", model_id: str) -> "TimedModel":
+    def registered(cls, repository: "Catalogue", model_id: str) -> "TimedModel":
         """Raises NotFoundError if there is no such model."""
         record = repository.get_model(model_id)
         return cls(Path(record.path), record.anatomy)

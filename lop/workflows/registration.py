@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 from pruning.data.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, InputError, NotFoundError
-from storage.contract import Repository
-from storage.records import BINARY, ModelRecord
+from storage.contract import Registry
+from storage.records import BINARY, WEIGHTS, ModelRecord, RankingOrigin
 
 if TYPE_CHECKING:
     from pruning.anatomy.anatomy import ModelAnatomy
@@ -34,7 +35,7 @@ def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list
 
 
 def register_model(
-    repository: Repository,
+    repository: Registry,
     model_id: str,
     folder: str | Path,
     conversations: Sequence[Conversation],
@@ -59,12 +60,14 @@ def register_model(
     from pruning.measuring.importance import ranking_of
     from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 
+    used = calibration_id(conversations)
+    origin = RankingOrigin(StatisticsKind.ACTIVATIONS.value, used)
     candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
-    stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, calibration_id(conversations))
+    stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, used)
     if stored is not None:
         statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
-        return candidate.register(repository, ranking_of(statistics, candidate.anatomy))
-    candidate.check_not_ranked_otherwise(repository)
+        return candidate.register(repository, ranking_of(statistics, candidate.anatomy), origin)
+    candidate.check_not_ranked_otherwise(repository, origin)
     statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
 
     def store() -> None:
@@ -72,14 +75,14 @@ def register_model(
 
     if candidate.taken is not None:
         store()  # first: what was measured is of use even if the ranking turns out to be another one
-    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy))
+    record = candidate.register(repository, ranking_of(statistics, candidate.anatomy), origin)
     if candidate.taken is None:
         store()
     return record
 
 
 def register_by_weights(
-    repository: Repository,
+    repository: Registry,
     model_id: str,
     folder: str | Path,
     *,
@@ -96,7 +99,11 @@ def register_by_weights(
     from pruning.measuring.weight_importance import rank_by_weights
 
     candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
-    return candidate.register(repository, rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank))
+    origin = RankingOrigin(WEIGHTS)
+    if candidate.taken is not None and candidate.taken.ranking_origin is not None:
+        candidate.check_not_ranked_otherwise(repository, origin)
+    ranking = rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank)
+    return candidate.register(repository, ranking, origin)
 
 
 def check_new_id(model_id: str) -> None:
@@ -128,7 +135,7 @@ class _Candidate:
     taken: ModelRecord | None
 
     @classmethod
-    def read(cls, repository: Repository, model_id: str, folder: Path, on_bytes: Progress | None) -> Self:
+    def read(cls, repository: Registry, model_id: str, folder: Path, on_bytes: Progress | None) -> Self:
         """Raises InputError for an id that is none, ConflictError if it stands for another checkpoint."""
         from pruning.checkpoints.anatomy_reader import read_anatomy
         from pruning.checkpoints.headers import weights_sha256
@@ -157,35 +164,44 @@ class _Candidate:
             )
         return cls(model_id, folder, anatomy, digest, taken)
 
-    def check_not_ranked_otherwise(self, repository: Repository) -> None:
-        """Raises ConflictError if the id is taken, and ranked by the weights alone or on conversations with statistics.
+    def check_not_ranked_otherwise(self, repository: Registry, origin: RankingOrigin) -> None:
+        """Raises ConflictError if the id is taken by a model that was ranked by anything but `origin`.
 
-        A model of which neither is known (it was registered before there were statistics) may be measured anew.
+        A model of which that is not known (it was registered before there were statistics) may be measured anew.
         """
+        if self.taken is None:
+            return
+        found = self.taken.ranking_origin or self._find_origin(repository)
+        if found is None or found == origin:
+            return
+        how = "by its weights alone"
+        if found.calibration_id is not None:
+            how = "on other conversations"
+            with suppress(NotFoundError):  # the registration was stopped before they were noted
+                how += f", {repository.get_calibration(found.calibration_id).name}"
+        raise ConflictError(
+            "a registered model keeps its ranking",
+            values=f"{self.model_id!r} was ranked {how}",
+            remedy=f"Measure statistics with `lop model measure {self.model_id} --data FILE`, or choose another id",
+        )
+
+    def _find_origin(self, repository: Registry) -> RankingOrigin | None:
+        """What gives the model's ranking again: for models that were registered before their origin was noted."""
         from pruning.measuring.importance import ranking_of
         from pruning.measuring.statistics import ModelStatistics, StatisticsKind
         from pruning.measuring.weight_importance import rank_by_weights
         from pruning.planning.ranking import Ranking
 
-        if self.taken is None:
-            return
+        assert self.taken is not None
         known = Ranking.from_bytes(repository.get_artifact(self.taken.ranking_sha256).content)
-        origin = None
-        for record in repository.list_statistics(self.model_id):
+        for record in reversed(repository.list_statistics(self.model_id)):
             if record.kind == StatisticsKind.ACTIVATIONS:
                 statistics = ModelStatistics.from_bytes(repository.get_artifact(record.sha256).content)
                 if known.agrees_with(ranking_of(statistics, self.anatomy)):
-                    origin = f"on other conversations, {repository.get_calibration(record.calibration_id).name}"
-        if origin is None and known.agrees_with(rank_by_weights(self.folder, self.anatomy)):
-            origin = "by its weights alone"
-        if origin is not None:
-            raise ConflictError(
-                "a registered model keeps its ranking",
-                values=f"{self.model_id!r} was ranked {origin}",
-                remedy=f"Measure statistics with `lop model measure {self.model_id} --data FILE`, or choose another id",
-            )
+                    return RankingOrigin(record.kind, record.calibration_id)
+        return RankingOrigin(WEIGHTS) if known.agrees_with(rank_by_weights(self.folder, self.anatomy)) else None
 
-    def register(self, repository: Repository, ranking: "Ranking") -> ModelRecord:
+    def register(self, repository: Registry, ranking: "Ranking", origin: RankingOrigin) -> ModelRecord:
         """Store the model with its ranking; raises ConflictError if it is registered with another one."""
         from pruning.planning.ranking import Ranking
 
@@ -202,5 +218,6 @@ class _Candidate:
                 ranking_sha256=ranking_sha256 or repository.put_artifact(ranking.to_bytes(), BINARY),
                 path=str(self.folder),
                 created_at=datetime.now(UTC),
+                ranking_origin=origin,
             )
         )

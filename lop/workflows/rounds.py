@@ -206,7 +206,7 @@ def uncertain_budgets(
     """
     encoding = predictor.encoding
     total, lowest = encoding.most_parameters, encoding.least_parameters
-    fractions = encoding.kept_fractions([sample.widths for sample in samples])
+    fractions = encoding.kept_fractions(encoding.widths_of(samples))
     searched = fractions @ encoding.parameters[:, -1]
     deep = searched[(fractions < 1.0).sum(axis=1) > 1]
     low = max(float(deep.min()), lowest)
@@ -255,7 +255,7 @@ def _measured_plans(
     score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
     encoding = predictor.encoding
     plans = [predictor.propose(budget - encoding.least_parameters) for budget in budgets]
-    return score([encoding.space.units_of(plan) for plan in plans])
+    return score([encoding.space.architecture(plan) for plan in plans])
 
 
 def _kl(plans: Sequence[Metrics]) -> tuple[float, ...]:

@@ -11,8 +11,12 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
+from pruning.planning.ffn_spaces import ffn_levels
+from pruning.planning.space import Space
 from storage.contract import Repository
 from storage.records import SearchRecord
 
@@ -53,8 +57,7 @@ def search_model(
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
-        dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
-        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([dense])
+        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([DENSE])
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
@@ -87,6 +90,7 @@ def record_result(
         model_id,
         {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
         _outcome(result, calibration_id(conversations)),
+        space=search_space(repository.get_model(model_id).anatomy, settings),
         validation=validation,
     )
 
@@ -94,6 +98,11 @@ def record_result(
 def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:
     """The result document of a finished search, as `service.finished_searches` reads it."""
     return {"search": result.to_dict(), "calibration_id": calibration}
+
+
+def search_space(anatomy: ModelAnatomy, settings: SearchSettings) -> Space:
+    """What a search of these settings chooses from."""
+    return ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
 
 
 def search_request(data: str | Path, conversations: int | None, settings: SearchSettings) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def run_queued(
 ) -> dict[str, Any]:
     """Run a search that was queued, and train the model's predictor on what is known then.
 
-    Raises InputError if its settings are malformed, and what `search_model` raises.
+    Raises InputError if its settings or its space are none that this version knows, and what `search_model` raises.
     """
     from lop.workflows.training import train_model
     from policy_model.training import TrainingSettings
@@ -121,6 +130,8 @@ def run_queued(
         settings = SearchSettings.from_dict(document["search"])
     except (KeyError, TypeError) as error:
         raise InputError("a queued search names data, conversations and search settings", values=repr(error)) from error
+    if search.space is not None:
+        Space.from_document(search.space)
     conversations = load_conversations(data, limit)
     result = search_model(
         repository,

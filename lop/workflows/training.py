@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.ffn_spaces import ffn_levels
-from pruning.planning.plan import content_id
-from storage.contract import Repository
+from pruning.planning.plan_parts import content_id
+from storage.contract import Artifacts, Registry, Repository
 from storage.records import PredictorRecord, Sample
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def train_model(
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
     space = ffn_levels(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
-    on_grid = sum(space.choice_of(model.anatomy.architecture(sample.widths)) is not None for sample in samples)
+    on_grid = sum(space.choice_of(sample.architecture) is not None for sample in samples)
     if 2 * on_grid < len(samples):
         raise InputError(
             "a predictor is trained on the widths that were searched",
@@ -83,18 +83,19 @@ def train_model(
             weights_sha256=sha256,
             config=config,
             created_at=datetime.now(UTC),
+            space=ffn_levels(model.anatomy, num_levels=settings.num_levels, round_to=settings.round_to).document(),
         )
     )
 
 
-def load_predictor(repository: Repository, record: PredictorRecord) -> "Predictor":
+def load_predictor(repository: Artifacts, record: PredictorRecord) -> "Predictor":
     """The predictor that `record` names. Raises CheckpointError if this version cannot read it."""
     from policy_model.predictor import Predictor
 
     return Predictor.from_bytes(repository.get_artifact(record.weights_sha256).content, record.config)
 
 
-def _activations(repository: Repository, model_id: str) -> ModelStatistics | None:
+def _activations(repository: Registry, model_id: str) -> ModelStatistics | None:
     """What `lop model add` measured, which tells layers apart; None for models of an earlier version."""
     record = repository.latest_statistics(model_id, StatisticsKind.ACTIVATIONS)
     if record is None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.workflows.measuring import record_calibration
 from mcts.result import SearchResult
+from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from storage.contract import Repository
+from storage.contract import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def check_disjoint(calibration: Sequence[Conversation], validation: Sequence[Con
 
 
 def validate(
-    repository: Repository,
+    repository: Registry,
     model_id: str,
     validation: Sequence[Conversation],
     result: SearchResult,
@@ -60,7 +61,7 @@ def validate(
     model = repository.get_model(model_id)
     ranking = repository.get_artifact(model.ranking_sha256).content
     calibration = record_calibration(repository, validation, name)
-    dense = tuple(layer.ffn_width for layer in model.anatomy.layers)
+    found = [model.anatomy.architecture(target.widths) for target in result.targets]
     with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
-        *metrics, of_dense = evaluate([*(target.widths for target in result.targets), dense])
+        *metrics, of_dense = (measured.metrics for measured in evaluate([*found, DENSE]))
     return Validated(name, calibration.id, tuple(metrics), of_dense)

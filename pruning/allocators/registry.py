@@ -7,6 +7,7 @@ from pruning.allocators.allocation import Allocation
 from pruning.allocators.ecoflap import allocate_ecoflap
 from pruning.allocators.flap import allocate_flap
 from pruning.allocators.llm_pruner import allocate_llm_pruner
+from pruning.allocators.methods import Method
 from pruning.allocators.owl import allocate_owl
 from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.wanda_sp import allocate_wanda_sp
@@ -30,26 +31,32 @@ class StatisticalAllocator:
     """A method that needs no search: one kind of statistics, measured once, serves every target.
 
     Attributes:
-        name: the method, in requests and plans.
+        method: its declaration.
         kind: the statistics that it decides from.
-        allocate: the method.
-        compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
+        allocate: what computes it.
     """
 
-    name: str
+    method: Method
     kind: StatisticsKind
     allocate: Allocate
-    compensates: bool = False
+
+    @property
+    def compensates(self) -> bool:
+        return self.method.compensates
 
 
-_ALL = (
-    StatisticalAllocator("wanda-sp", StatisticsKind.ACTIVATIONS, allocate_wanda_sp),
-    StatisticalAllocator("flap", StatisticsKind.ACTIVATIONS, allocate_flap, compensates=True),
-    StatisticalAllocator("llm-pruner", StatisticsKind.GRADIENTS, allocate_llm_pruner),
-    StatisticalAllocator("owl", StatisticsKind.ACTIVATIONS, allocate_owl),
-    StatisticalAllocator("ecoflap", StatisticsKind.ZEROTH_ORDER, allocate_ecoflap),
-    StatisticalAllocator("shortgpt", StatisticsKind.ACTIVATIONS, allocate_shortgpt),
-)
+_ALLOCATE: dict[Method, Allocate] = {
+    Method.WANDA_SP: allocate_wanda_sp,
+    Method.FLAP: allocate_flap,
+    Method.LLM_PRUNER: allocate_llm_pruner,
+    Method.OWL: allocate_owl,
+    Method.ECOFLAP: allocate_ecoflap,
+    Method.SHORTGPT: allocate_shortgpt,
+}
 
-STATISTICAL_ALLOCATORS: dict[str, StatisticalAllocator] = {allocator.name: allocator for allocator in _ALL}
+STATISTICAL_ALLOCATORS: dict[str, StatisticalAllocator] = {
+    method.value: StatisticalAllocator(method, method.statistics, _ALLOCATE[method])
+    for method in Method
+    if method.statistics is not None
+}
 """By name."""

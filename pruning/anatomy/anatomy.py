@@ -64,6 +64,13 @@ class ModelAnatomy:
         """[L] FFN channels that `architecture` keeps."""
         return architecture.units(Sublayer.FFN, self.dense_units(Sublayer.FFN))
 
+    def ffn_widths_alone(self, architecture: Architecture) -> tuple[int, ...] | None:
+        """As `ffn_widths`; None if `architecture` says anything else, or of other layers than this model's."""
+        if any(site.layer >= self.num_layers for site, _ in architecture.items):
+            return None
+        widths = self.ffn_widths(architecture)
+        return widths if self.architecture(widths) == architecture else None
+
     def kv_groups(self, architecture: Architecture) -> tuple[int, ...]:
         """[L] KV groups that `architecture` keeps."""
         return architecture.units(Sublayer.ATTENTION, self.dense_units(Sublayer.ATTENTION))

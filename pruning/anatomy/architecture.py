@@ -96,3 +96,7 @@ class Architecture:
         """sha256 of the canonical document: 64 hex digits."""
         canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+DENSE = Architecture()
+"""The model as it is."""

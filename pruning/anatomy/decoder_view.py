@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pruning.anatomy.families import Family, family_of
+from pruning.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,10 +35,15 @@ class DecoderView:
     softcap: float | None = None
 
     def projection(self, layer: int, name: str) -> nn.Linear:
-        """The linear layer `name`, as the family's row calls it, of a decoder layer."""
-        module = self.layers[layer].get_submodule(name)
-        assert isinstance(module, nn.Linear)
-        return module
+        """The linear layer `name`, as the family's row calls it, of a decoder layer.
+
+        Raises UnsupportedModelError if something else is in its place; so does all that follows.
+        """
+        return _linear(self.layers[layer].get_submodule(name), f"{name} of layer {layer}")
+
+    def linear_head(self) -> nn.Linear:
+        """The head, as a layer whose weight is the vocabulary's [V, D]."""
+        return _linear(self.head, "the output head")
 
     def out_projection(self, layer: int) -> nn.Linear:
         """The linear layer whose input columns are the FFN channels."""
@@ -85,3 +91,14 @@ def decoder_view(model: "PreTrainedModel") -> DecoderView:
         family,
         getattr(text, "final_logit_softcapping", None),
     )
+
+
+def _linear(module: nn.Module, where: str) -> nn.Linear:
+    """`module`, unless a library put something else in its place: an adapter, a quantised layer."""
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedModelError(
+            "projections and output head must be torch's linear layers",
+            values=f"{where} is a {type(module).__name__}",
+            remedy="Merge adapters into the weights, and load the model unquantised",
+        )
+    return module

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
+from pruning.anatomy.dtypes import FLOAT_DTYPES, dtype_name
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import document_with_global_access
 from pruning.anatomy.model_class import check_architecture
 from pruning.anatomy.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 from pruning.checkpoints.expected_tensors import check_tensors
 from pruning.checkpoints.headers import StoredTensor, check_folder, stored_tensors
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.reasons import reason_of
@@ -36,10 +38,6 @@ _STRUCTURAL_KEYS = (
     "rms_norm_eps",
 )
 
-_INTEGER_DTYPES = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
-
-_TORCH_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
 
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The folder's config, remote code refused; raises CheckpointError if it cannot be read."""
@@ -51,7 +49,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
             config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
             return config
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             "config.json must describe a model that transformers knows",
             values=f"{folder}: {reason_of(error)}",
@@ -89,10 +87,7 @@ def read_anatomy(folder: str | Path, stored: Mapping[str, StoredTensor] | None =
 
 def anatomy_of(model: "PreTrainedModel") -> ModelAnatomy:
     """Anatomy of a model in memory. Its tensor names are the modules'; the fingerprint equals the checkpoint's."""
-    tensors = [
-        (name, tuple(tensor.shape), _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "F32"))
-        for name, tensor in model.named_parameters()
-    ]
+    tensors = [(name, tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in model.named_parameters()]
     check_architecture(model.config)
     return _build(model.config, tensors)
 
@@ -101,7 +96,7 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
     text = config.get_text_config(decoder=True)
     family = family_of(text)
     # Some files hold integer buffers, which a model in memory does not count as parameters.
-    parameters = [t for t in tensors if t[2] not in _INTEGER_DTYPES]
+    parameters = [t for t in tensors if t[2] in FLOAT_DTYPES]
     by_layer: dict[int, list[TensorHeader]] = defaultdict(list)
     for tensor in parameters:
         if place := decoder_tensor(tensor[0]):

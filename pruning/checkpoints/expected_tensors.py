@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.dtypes import FLOAT_DTYPES
 from pruning.anatomy.model_class import model_class
 from pruning.anatomy.tensor_roles import (
     EMBEDDINGS,
@@ -17,14 +18,13 @@ from pruning.anatomy.tensor_roles import (
     outer_tensor,
     short_names,
 )
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.wrapped_names import check_unwrapped
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.reasons import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -> None:
@@ -68,7 +68,7 @@ def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
             model: PreTrainedModel = model_class(config)(config)
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             "transformers must be able to build the model of config.json",
             values=reason_of(error) + _where_said(config, error),
@@ -173,9 +173,9 @@ def _check_tensor(found: TensorHeader, shape: tuple[int, ...]) -> None:
             values=f"{name} {list(found_shape)}, should be {list(shape)}",
             remedy="Check intermediate_size, the numbers of heads, head_dim and vocab_size in config.json",
         )
-    if dtype not in _FLOATS:
+    if dtype not in FLOAT_DTYPES:
         raise UnsupportedModelError(
-            f"the language model's weights must be floating-point numbers ({', '.join(_FLOATS)})",
+            f"the language model's weights must be floating-point numbers ({', '.join(FLOAT_DTYPES)})",
             values=f"{name} {dtype}",
             remedy="Prune the unquantised checkpoint, and quantise what comes out",
         )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.errors import CheckpointError
 from pruning.reasons import reason_of
 
@@ -46,7 +47,7 @@ def special_tokens_alone(folder: Path) -> "GenerationConfig | None":
         token_ids(name, value)
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception:  # noqa: BLE001 (a setting of some version's: none has a say here)
+    except LOADING_ERRORS:  # a setting of some version's: none has a say here
         return GenerationConfig(**tokens)
     return None
 

@@ -14,6 +14,7 @@ from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.generation_file import special_tokens_alone
 from pruning.checkpoints.headers import read_headers
 from pruning.checkpoints.loading_arguments import accepted_arguments
+from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import is_tied_wrongly
 from pruning.checkpoints.processor import Embeddings, note_embeddings, tokenizer_of
 from pruning.checkpoints.resizing import resize_model
@@ -116,7 +117,7 @@ def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> 
             ignore_mismatched_sizes=True,  # told below, by name: transformers' own error says to look into its log
             **kwargs,
         )
-    except Exception as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError("the checkpoint must load", values=f"{path}: {reason_of(error)}") from error
     problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in _REMEDIES}
     for kind, names in problems.items():
@@ -207,7 +208,7 @@ def load_processor(path: str | Path) -> "Processor":
         processor: Processor = load_tokenizer(path) if text is config else load_image_text_processor(path, config)
     except LopError:
         raise
-    except Exception as error:
+    except Exception as error:  # tokenizers raises Exception itself, and processors are anybody's code
         if (missing := missing_package(error, of=str(path))) is not None:
             raise missing from error
         raise CheckpointError(

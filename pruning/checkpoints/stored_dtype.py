@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pruning.anatomy.dtypes import FLOAT_DTYPES, torch_dtype
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.headers import stored_tensors
@@ -18,9 +19,6 @@ from pruning.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""By their names in safetensors headers."""
 
 
 def stored_dtype(folder: str | Path) -> torch.dtype:
@@ -30,11 +28,11 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
     """
     counted: Counter[str] = Counter()
     for name, tensor in stored_tensors(Path(folder)).items():
-        if tensor.dtype in TORCH_DTYPES and decoder_tensor(name):
+        if tensor.dtype in FLOAT_DTYPES and decoder_tensor(name):
             counted[tensor.dtype] += tensor.num_bytes
     if not counted:
         raise CheckpointError("a checkpoint's decoder layers hold floating-point tensors", values=str(folder))
-    return TORCH_DTYPES[counted.most_common(1)[0][0]]
+    return torch_dtype(counted.most_common(1)[0][0])
 
 
 def disagreement(folder: str | Path) -> str | None:

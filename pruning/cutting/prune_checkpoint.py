@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning.anatomy.architecture import Architecture
-from pruning.anatomy.decoder_layer import architecture_of
+from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import anatomy_of, layer_shapes, read_anatomy
 from pruning.checkpoints.file_errors import writing
@@ -130,17 +129,18 @@ def save_pruned(
     view = decoder_view(model)
     recorded = recorded_architecture(model.config)
     dense = anatomy_of(model).layers if recorded is None else layer_shapes(model.config)
-    groups = [layer.num_kv_groups for layer in plan.layers]
     widths = [view.ffn_width(layer) for layer in range(len(view.layers))]
     found = recorded or Architecture()
-    if widths != plan.ffn_widths or found != architecture_of(dense, widths, groups):
+    planned = plan.architecture_of(dense)
+    planned_widths = list(planned.units(Sublayer.FFN, [layer.ffn_width for layer in dense]))
+    if found != planned or widths != planned_widths:
         raise CheckpointError(
             "the model must have the plan's sizes",
-            values=f"model {widths} {found.document()}, plan {plan.ffn_widths} channels, {groups} KV groups",
+            values=f"model {widths} {found.document()}, plan {planned_widths} {planned.document()}",
             remedy="Call apply_plan(model, plan) first",
         )
-    cut = [layer.index for layer in dense if plan.layers[layer.index].ffn_width < layer.ffn_width]
-    if plan.ranking.compensates and any(view.out_projection(x).bias is None for x in cut):
+    cut = [layer.index for layer, width in zip(dense, widths, strict=True) if width < layer.ffn_width]
+    if plan.compensates and any(view.out_projection(x).bias is None for x in cut):
         raise CheckpointError(
             "the model must have the biases that its plan adds",
             values=f"plan {plan.plan_id} compensates for what it removes",

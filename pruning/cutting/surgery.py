@@ -15,13 +15,15 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.checkpoints.resizing import replace_parameters, set_counts, weights_of
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.forward.compensation import compensated_bias
-from pruning.planning.plan import PruningPlan
+from pruning.planning.plan import BIAS, PruningPlan
 from pruning.planning.ranking import Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+_UPGRADE = "Upgrade lop-service, or fetch the plan again with `lop plan`"
 
 
 @torch.no_grad()
@@ -96,25 +98,25 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             remedy="Fetch the ranking from the plan's ranking.url",
         )
     ranking.check(anatomy)
-    if ranking.compensates != plan.ranking.compensates:
+    if any(step != BIAS for step in plan.recovery):
+        raise PlanError(
+            "this version recovers by biases only",
+            values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
+            remedy=_UPGRADE,
+        )
+    if any(step != BIAS for step in plan.recovery):
+        raise PlanError(
+            "this version recovers by biases only",
+            values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
+            remedy=_UPGRADE,
+        )
+    if ranking.compensates != plan.compensates:
         raise PlanError(
             "a plan compensates if, and only if, its ranking holds channel means",
-            values=f"plan {plan.ranking.compensates}, ranking {ranking.compensates}",
+            values=f"plan {plan.compensates}, ranking {ranking.compensates}",
             remedy="Fetch the plan again with `lop plan`",
         )
     ranking.check_architecture(plan.architecture(anatomy), anatomy)
-    for layer, dense in zip(plan.layers, anatomy.layers, strict=True):
-        if (
-            layer.skip
-            or layer.weight_bits is not None
-            or layer.num_heads != layer.num_kv_groups * dense.heads_per_group
-        ):
-            raise PlanError(
-                "this version removes FFN channels, and KV groups with all their query heads",
-                values=f"layer {layer.index}: {layer.model_dump(exclude={'index', 'ffn_width'})}, "
-                f"{dense.heads_per_group} query heads a group",
-                remedy="Upgrade lop-service, or fetch the plan again with `lop plan`",
-            )
 
 
 def _record(model: "PreTrainedModel", architecture: Architecture, anatomy: ModelAnatomy) -> None:

@@ -5,7 +5,7 @@ from pruning.devices.device import Device
 from pruning.devices.measured import Coverage, MeasuredLatency, find_tables
 from pruning.devices.roofline import RooflineLatency
 from pruning.planning.latency_model import LatencyModel
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 
 def latency_model(device: Device, anatomy: ModelAnatomy, workload: Workload) -> LatencyModel:

@@ -10,7 +10,7 @@ from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
 from pruning.devices.profile import TIMED_DTYPES, LayerShape, LayerTable, OutsideShape, OutsideTable
 from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
 from pruning.planning.activations import vision_patches
 from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 COMPUTE_FRACTION = 0.6
 """Of a data sheet's peak, in prefill. An assumption: Pope et al. (2022, arXiv 2211.05102) report up to 76% for large

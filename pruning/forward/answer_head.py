@@ -54,8 +54,7 @@ class AnswerHead:
     """The output head of a model, a block of the vocabulary at a time."""
 
     def __init__(self, view: DecoderView) -> None:
-        assert isinstance(view.head, nn.Linear)
-        self._head, self._softcap = view.head, view.softcap
+        self._head, self._softcap = view.linear_head(), view.softcap
 
     def probability_bytes(self, num_tokens: int) -> int:
         """What the dense model's probabilities at so many tokens take, in float32."""

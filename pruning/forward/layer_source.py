@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.anatomy.families import family_of
 from pruning.anatomy.model_class import model_class
 from pruning.anatomy.tensor_roles import DECODER_TENSOR, decoder_tensor, is_computed
@@ -23,7 +24,7 @@ from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.blocks import whole_blocks
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
 from pruning.checkpoints.loading import load_as, posing_as
-from pruning.checkpoints.stored_dtype import TORCH_DTYPES, stored_dtype
+from pruning.checkpoints.stored_dtype import stored_dtype
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.forward.compute_dtype import compute_dtype, converted_calls, widen, widen_output, widened
 
@@ -165,7 +166,7 @@ class CheckpointLayers:
             self._memory[inside] = target
         flat, done = target.view(-1), 0
         for block in whole_blocks(stored):
-            values = torch.from_numpy(block).view(TORCH_DTYPES[stored.dtype])
+            values = torch.from_numpy(block).view(torch_dtype(stored.dtype))
             flat[done : done + len(values)] = values
             done += len(values)
         return target

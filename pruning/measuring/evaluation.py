@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from pruning.anatomy.architecture import Architecture
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.data.batches import Batch
@@ -84,7 +85,8 @@ class ConfigurationEvaluator:
         *,
         cache_bytes: int | None = None,
     ) -> None:
-        ranking.check(anatomy_of(model))
+        self._anatomy = anatomy_of(model)
+        ranking.check(self._anatomy)
         self._view = decoder_view(model.eval())
         self._is_wide = is_computed_wide(model)
         widen([*self._view.final_norm.parameters()])
@@ -99,9 +101,12 @@ class ConfigurationEvaluator:
         self._choose_rows(model, batches, recorded)
         self._keep_answers(cache_bytes)
 
-    def __call__(self, configurations: Sequence[tuple[int, ...]]) -> list[Metrics]:
-        """Metrics of each configuration, given as FFN widths [n][L]; the model is dense again afterwards."""
-        return [self.evaluate(widths) for widths in configurations]
+    def __call__(self, architectures: Sequence[Architecture]) -> list[Metrics]:
+        """Metrics of each of `architectures` [n]; the model is dense again afterwards.
+
+        Raises InputError for one that changes more than FFN widths, or skips an FFN.
+        """
+        return [self.evaluate(self._widths_of(architecture)) for architecture in architectures]
 
     def evaluate(self, widths: Sequence[int]) -> Metrics:
         """Metrics of one configuration [L]; raises InputError for a width outside 1..dense."""
@@ -130,6 +135,16 @@ class ConfigurationEvaluator:
             num_answers=num_answers,
             agreement=sum(row.agreeing for row in measured) / tokens,
         )
+
+    def _widths_of(self, architecture: Architecture) -> tuple[int, ...]:
+        widths = self._anatomy.ffn_widths_alone(architecture)
+        if widths is None or 0 in widths:
+            raise InputError(
+                "what is evaluated changes FFN widths only, and keeps a channel in every layer",
+                values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",
+                remedy="Search in a space of FFN widths",
+            )
+        return widths
 
     @property
     def dense_widths(self) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
 """What one evaluation of a configuration measures, and who measures it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 
 Widths = tuple[int, ...]
 """FFN widths [L]."""
@@ -47,7 +50,13 @@ def exact_match_tells(dense: Metrics | None) -> bool:
     return dense is None or dense.accuracy > 0
 
 
-class Evaluate(Protocol):
-    """Measures a model pruned to each of `widths` [n][L]; returns n Metrics in the same order."""
+Evaluate = Callable[[Sequence[Architecture]], list[Metrics]]
+"""Measures a model cut to each of n architectures; returns n Metrics in the same order."""
 
-    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]: ...
+EvaluateWidths = Callable[[Sequence[Widths]], list[Metrics]]
+"""The same for those who think in FFN widths."""
+
+
+def by_widths(evaluate: Evaluate, anatomy: ModelAnatomy) -> EvaluateWidths:
+    """`evaluate` of the architectures that keep these widths."""
+    return lambda widths: evaluate([anatomy.architecture(w) for w in widths])

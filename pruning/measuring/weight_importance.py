@@ -39,7 +39,7 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
-from pruning.anatomy.dtypes import DTYPE_BYTES
+from pruning.anatomy.dtypes import DTYPE_BYTES, FLOAT_DTYPES, decode
 from pruning.anatomy.families import FAMILIES, Role
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.arrays import FloatArray
@@ -48,8 +48,6 @@ from pruning.checkpoints.finite_weights import check_finite_weights
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
 from pruning.errors import CheckpointError
 from pruning.planning.ranking import Ranking
-
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 BLOCK_VALUES = 2**20
 """Weights that are read at once, unless one row or one head has more; as float64 they take 8 MiB."""
@@ -160,13 +158,11 @@ def _head_maps(out: _Rows, values: _Rows, layer: DecoderLayer) -> FloatArray:
 
 
 def _float64(content: Bytes, tensor: StoredTensor) -> FloatArray:
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        return (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             "weights must be floating-point numbers to be ranked", values=f"{tensor.name} is {tensor.dtype}"
         )
-    return content.view(_DTYPES[tensor.dtype]).astype(np.float64)
+    return decode(content, tensor.dtype).astype(np.float64)
 
 
 def _finite(scores: FloatArray, folder: Path, layer: DecoderLayer) -> FloatArray:

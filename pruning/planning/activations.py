@@ -22,7 +22,7 @@ import re
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.dtypes import DTYPE_BYTES
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 _POSITIONS = re.compile(r"vision.*position_embedding\.weight$")
 _VISION_LAYER = re.compile(r"vision.*layers\.\d+\..*weight$")

@@ -25,8 +25,8 @@ from pruning.planning.added_biases import added_biases, pruned_tensors
 from pruning.planning.cost import weight_file_bytes
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, Limits
-from pruning.planning.plan import Budget
 from pruning.planning.space import Space
+from pruning.planning.workload import Budget
 
 
 def limits_for_budget(

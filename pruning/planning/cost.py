@@ -10,8 +10,9 @@ from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
 from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.latency_model import LatencyModel
-from pruning.planning.plan import Achieved, Workload
+from pruning.planning.plan import Achieved
 from pruning.planning.target import achieved_sparsity
+from pruning.planning.workload import Workload
 
 
 def weight_file_bytes(tensors: Sequence[TensorSpec]) -> int:
@@ -44,7 +45,7 @@ def achieved_costs(
     """
     workload = workload or Workload()
     achieved = Achieved(
-        sparsity=achieved_sparsity(anatomy, architecture, compensates=compensates),
+        removed=achieved_sparsity(anatomy, architecture, compensates=compensates),
         parameters=prices.parameters(anatomy, compensates=compensates).cost(architecture),
         disk_bytes=weight_file_bytes(pruned_tensors(anatomy, architecture, compensates=compensates)),
         memory_bytes=prices.memory_bytes(anatomy, workload, compensates=compensates).cost(architecture),

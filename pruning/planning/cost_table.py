@@ -89,6 +89,27 @@ class CostTable:
         spent: IntArray = self.excess.reshape(len(self.excess), -1).take(places, axis=1).sum(axis=2).T
         return spent
 
+    def above(self, choice: IntArray) -> BoolArray:
+        """[N, K] which options are above those of `choice` [N]: dearer ones, and later ones that cost the same.
+
+        Dearer is what costs no less under any limit and more under one; what is later keeps more.
+        """
+        more = self.excess - self.excess[:, np.arange(len(choice)), choice][:, :, None]
+        later = np.arange(self.excess.shape[2]) > choice[:, None]
+        above: BoolArray = self.exists & (more >= 0).all(axis=0) & ((more > 0).any(axis=0) | later)
+        return above
+
+    @cached_property
+    def by_cost(self) -> tuple[IntArray, IntArray]:
+        """Decision and option of all options, decision by decision, the cheapest first; of equals, the earlier one.
+
+        Under several limits, what is cheaper counts in shares of what each limit's dearest options cost together.
+        """
+        n, k = np.nonzero(self.exists)
+        shares = self.excess[:, n, k] / np.maximum(self.most_from[0], 1)[:, None]
+        order = np.lexsort((shares.sum(axis=0), n))
+        return n[order], k[order]
+
     def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:
         """Slack [B, J] left of `slack` [B, J] after `options` [B] of decision `n`."""
         left: IntArray = slack - self.columns[n][options]

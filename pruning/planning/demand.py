@@ -7,10 +7,10 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
-from pruning.planning.plan import Budget
 from pruning.planning.scope import Scope
 from pruning.planning.space import Space
 from pruning.planning.target import limits_for_sparsity
+from pruning.planning.workload import Budget
 
 
 @dataclass(frozen=True)

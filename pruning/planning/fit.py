@@ -2,9 +2,9 @@
 most.
 
 Both by what a move is worth for what it costs: of the limit that is exceeded most while something has to go, and of the
-slack that is left under every limit while there is some. A move is to the next option of one decision on its frontier:
-options that are worth more than every cheaper one. So options need no order, and a long way is gone in steps that are
-weighed one by one. What the frontier leaves over, other options use up.
+slack that is left under every limit while there is some. A move is to one decision's next option down or up in cost
+that no cheaper one is worth more than; what those leave over, the other options use up. So options need no order, and a
+long way is gone in steps that are weighed one by one.
 """
 
 import numpy as np
@@ -18,84 +18,75 @@ _NO_COST = 1e-12
 
 def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no dearer option of any single decision fits.
+    added: no option above that of any single decision fits.
 
-    `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken.
+    `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
+    ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
-    size = (table.excess / np.maximum(spare, 1)[:, None, None]).sum(axis=0)  # [N, K] of all limits together
-    size[~table.exists] = np.inf
-    frontier = _frontier(size, worth)
-    _shrink(table, spare, chosen, worth, size, frontier)
-    _fill(table, spare, chosen, worth, size, frontier)
-    _fill(table, spare, chosen, worth, size, table.exists)
+    efficient = _efficient(table, worth)
+    _shrink(table, spare, chosen, worth, efficient)
+    _fill(table, spare, chosen, worth, efficient)
+    _fill(table, spare, chosen, worth, table.exists)
     return chosen
 
 
-def _frontier(size: FloatArray, worth: FloatArray) -> BoolArray:
-    """[N, K] no option of the decision is smaller and worth more."""
-    order = np.argsort(size, axis=1, kind="stable")
-    ordered = np.take_along_axis(np.where(np.isinf(size), -np.inf, worth), order, axis=1)
-    best = np.maximum.accumulate(ordered, axis=1)
-    frontier = np.empty(size.shape, dtype=np.bool_)
-    np.put_along_axis(frontier, order, ordered >= best, axis=1)
-    return frontier & ~np.isinf(size)
+def _efficient(table: CostTable, worth: FloatArray) -> BoolArray:
+    """[N, K] no option of the decision is cheaper and worth more."""
+    n, k = table.by_cost
+    ordered = worth[n, k]
+    first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))
+    efficient = np.zeros(worth.shape, dtype=np.bool_)
+    for row in np.split(np.arange(len(n)), first[1:]):
+        efficient[n[row], k[row]] = ordered[row] >= np.maximum.accumulate(ordered[row])
+    return efficient
 
 
-def _shrink(
-    table: CostTable,
-    spare: IntArray,
-    chosen: IntArray,
-    worth: FloatArray,
-    size: FloatArray,
-    frontier: BoolArray,
-) -> None:
-    """Go to smaller options until nothing is exceeded: those that lose least for what they free.
+def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, efficient: BoolArray) -> None:
+    """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed.
 
-    Every move is to an option that is cheaper or as cheap under every limit, where there is one, and smaller: so it
-    ends, at the floors at the latest.
+    To `efficient` ones, while there are any.
     """
-    decisions = np.arange(table.num_decisions)
+    now = table.excess[:, np.arange(table.num_decisions), chosen]
+    slack = spare - now.sum(axis=1)
+    if (slack >= 0).all():
+        return
     span = np.maximum(table.most_from[0], 1)
-    slack = spare - table.excess[:, decisions, chosen].sum(axis=1)
+    n, k = table.by_cost
+    costs = table.excess[:, n, k]
     while (slack < 0).any():
         worst = int(np.argmin(slack / span))
-        freed = table.excess[:, decisions, chosen][:, :, None] - table.excess
-        cheaper = (freed[worst] > 0) & (freed >= 0).all(axis=0)
-        able = cheaper & frontier if (cheaper & frontier).any() else cheaper
-        nearest = np.where(able, size, -np.inf).argmax(axis=1)
-        lost = worth[decisions, chosen] - worth[decisions, nearest]
-        ratio = lost / np.maximum(freed[worst, decisions, nearest], 1)
-        n = int(np.argmin(np.where(able.any(axis=1), ratio, np.inf)))
-        slack += freed[:, n, nearest[n]]
-        chosen[n] = nearest[n]
+        freed = now[:, n] - costs
+        # Never what frees less than nothing of another limit: two moves could undo each other for ever. While a limit
+        # is exceeded there is always a move: to a decision's floor.
+        cheaper = (freed >= 0).all(axis=0) & (freed[worst] > 0)
+        preferred = cheaper & efficient[n, k]
+        able = np.flatnonzero(preferred if preferred.any() else cheaper)
+        able = able[np.append(n[able][1:] != n[able][:-1], True)]  # the dearest of each decision
+        lost = worth[n[able], chosen[n[able]]] - worth[n[able], k[able]]
+        best = able[np.argmin(lost / freed[worst, able])]
+        slack += freed[:, best]
+        chosen[n[best]] = k[best]
+        now[:, n[best]] = costs[:, best]
 
 
-def _fill(
-    table: CostTable,
-    spare: IntArray,
-    chosen: IntArray,
-    worth: FloatArray,
-    size: FloatArray,
-    among: BoolArray,
-) -> None:
-    """Go to dearer options `among` all while any fits: those that are worth most for what they take of the slack."""
-    decisions = np.arange(table.num_decisions)
-    now = table.excess[:, decisions, chosen]
+def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, among: BoolArray) -> None:
+    """Go to options above, `among` these, while any fits: those that are worth most for what they take of the slack."""
+    now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
-    # Slack only shrinks: what does not fit now never will.
-    more = table.excess - now[:, :, None]
-    n, k = np.nonzero(among & (more <= slack[:, None, None]).all(axis=0))
-    order = np.lexsort((size[n, k], n))
-    n, k = n[order], k[order]
+    n, k = table.by_cost
+    # What does not fit now never will, and what is not above an option is above none that are above it.
+    able = (table.above(chosen) & among)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
+    n, k = n[able], k[able]
     costs = table.excess[:, n, k]
     while True:
         taken = costs - now[:, n]
-        able = (taken >= 0).all(axis=0) & (taken > 0).any(axis=0) & (taken <= slack[:, None]).all(axis=0)
-        if not able.any():
-            return
+        above = (taken >= 0).all(axis=0) & ((taken > 0).any(axis=0) | (k > chosen[n]))
+        able = above & (taken <= slack[:, None]).all(axis=0)
         n, k, costs, taken = n[able], k[able], costs[:, able], taken[:, able]
-        first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the smallest of each decision
+        if not len(n):
+            return
+        first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the cheapest of each decision
         gained = worth[n[first], k[first]] - worth[n[first], chosen[n[first]]]
         share = (taken[:, first] / (slack[:, None] + 1)).max(axis=0) + _NO_COST
         best = first[np.argmax(gained / share)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 MAX_NANOSECONDS = 2**53
 """Of one part of one request: 104 days. Sums over any model's layers stay within 64 bits."""

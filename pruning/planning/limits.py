@@ -124,18 +124,15 @@ class Limits:
         return feasible
 
     def is_tight(self, choice: Sequence[int] | IntArray) -> bool:
-        """Every limit is met, and no dearer option of any single decision would fit."""
+        """Every limit is met, and no option above that of any single decision would fit; see `CostTable.above`."""
         indices = np.asarray(choice, dtype=np.int64)
         slack = self.slack(indices)
-        if (slack < 0).any():
-            return False
         now = self.table.excess[:, np.arange(len(indices)), indices]
-        more = self.table.excess - now[:, :, None]  # [J, N, K]
-        dearer = (more >= 0).all(axis=0) & (more > 0).any(axis=0)
-        return not bool((dearer & (more <= slack[:, None, None]).all(axis=0)).any())
+        fits = (self.table.excess - now[:, :, None] <= slack[:, None, None]).all(axis=0)
+        return not bool((slack < 0).any() or (self.table.above(indices) & fits).any())
 
     def fit(self, choice: Sequence[int] | IntArray, worth: FloatArray) -> IntArray:
-        """[N] a choice near `choice` [N] that meets every limit, and that no dearer option would; see `fit.fit`.
+        """[N] a choice near `choice` [N] that meets every limit and is tight; see `fit.fit`.
 
         `worth` [N, K] is what each option is worth, in any unit.
         """

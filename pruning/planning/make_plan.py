@@ -5,18 +5,9 @@ from datetime import UTC, datetime
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.planning.cost import achieved_costs
-from pruning.planning.plan import (
-    Achieved,
-    PlanLayer,
-    PlanModel,
-    PlanRanking,
-    PlanTarget,
-    Predicted,
-    Provenance,
-    PruningPlan,
-    Workload,
-    content_id,
-)
+from pruning.planning.plan import BIAS, Achieved, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
+from pruning.planning.plan_parts import PlanModel, Provenance, content_id
+from pruning.planning.workload import Workload
 
 
 def make_plan(
@@ -27,34 +18,32 @@ def make_plan(
     target: PlanTarget,
     ranking: PlanRanking,
     method: str,
+    compensates: bool = False,
     predicted: Predicted | None = None,
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
     achieved: Achieved | None = None,
     weights_sha256: str | None = None,
 ) -> PruningPlan:
-    """A plan that keeps `architecture`. Its id is a hash of everything but `created_at`.
+    """A plan that keeps `architecture`. Its id is a hash of the document but for `created_at`.
 
+    `compensates`: layers that are cut get a bias for what they lose, from the means in the ranking file.
     `achieved` is what that costs, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
-        achieved = achieved_costs(anatomy, architecture, workload, compensates=ranking.compensates)
-    layers = tuple(
-        PlanLayer(index=x.index, ffn_width=width, num_kv_groups=groups, num_heads=groups * x.heads_per_group)
-        for width, groups, x in zip(
-            anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture), anatomy.layers, strict=True
-        )
-    )
+        achieved = achieved_costs(anatomy, architecture, workload, compensates=compensates)
+    layers = tuple(PlanLayer.model_validate(layer) for layer in architecture.document())
     draft = PruningPlan(
         plan_id="",
         method=method,
         created_at=created_at or datetime.now(UTC),
         model=PlanModel(id=model_id, fingerprint=anatomy.fingerprint, weights_sha256=weights_sha256),
         target=target,
-        layers=layers,
+        layers=tuple(layers),
         ranking=ranking,
+        recovery=(BIAS,) if compensates else (),
         achieved=achieved,
         predicted=predicted,
         provenance=provenance or Provenance(),
@@ -67,8 +56,8 @@ def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:
     """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan."""
     exceeded = []
     # 1e-9 is the slack of `pruning.planning.target.parameters_to_keep`.
-    if target.sparsity is not None and achieved.sparsity[target.scope] < target.sparsity - 1e-9:
-        exceeded.append(f"sparsity {achieved.sparsity[target.scope]} of {target.sparsity}")
+    if target.sparsity is not None and achieved.removed[target.scope] < target.sparsity - 1e-9:
+        exceeded.append(f"sparsity {achieved.removed[target.scope]} of {target.sparsity}")
     budget = target.budget
     if budget is not None:
         for name in ("memory_bytes", "latency_ms", "flops", "disk_bytes"):

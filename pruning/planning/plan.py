@@ -1,133 +1,145 @@
 """The pruning plan: the public contract between the server, the client and every tool that applies it.
 
-A plan says how many channels, KV groups and bits each layer keeps; the ranking it names says which ones.
-Schema version 1 holds every axis; FFN widths and KV groups can be applied today, the others equal the dense model.
+Schema 2. A plan says of each sub-layer that is not as in the dense model how many units it keeps, in how many bits and
+how densely; the ranking that it names says which units. What is dense is absent, so a plan is read together with the
+model that it is for: `PruningPlan.architecture`. Plans of schema 1 are read too (`pruning.planning.plan_v1`).
 """
 
-import hashlib
 import json
-import operator
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.errors import FingerprintMismatchError, PlanError
+from pruning.planning.plan_parts import (
+    FETCH_AGAIN,
+    INT64_MAX,
+    SHA256,
+    Part,
+    PlanModel,
+    Provenance,
+    broken_field,
+    is_none,
+)
+from pruning.planning.plan_v1 import PlanV1
 from pruning.planning.scope import Scope
-
-SCHEMA_VERSION: Literal[1] = 1
-
-_SHA256 = r"^[0-9a-f]{64}$"
+from pruning.planning.workload import Budget, Workload
 
 
-def _is_none(value: object) -> bool:
-    """What decides that a field is left out where it says nothing: plans from before there was one stay as they are."""
-    return value is None
+def _says_nothing(value: object) -> bool:
+    return not value
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Axis(StrEnum):
+    """What of a decoder layer a plan may change: the units of one kind of sub-layer, or how all of its weights are
+    stored. A sub-layer may lose all its units where `SKIP` is allowed, and one at least stays where it is not."""
+
+    FFN = "ffn"
+    ATTENTION = "attention"
+    SKIP = "skip"
+    BITS = "bits"
+    DENSITY = "density"
 
 
-class PlanModel(_Part):
-    """The model that a plan was made for.
+class RecoveryStep(Part):
+    """What is done after cutting, before the model is used.
 
-    `weights_sha256` is of the weight files that were ranked (`pruning.checkpoints.headers.weights_sha256`): models of
-    one shape share their fingerprint. None in plans from before it was recorded.
+    `bias`: every down projection that is cut gets a bias for what it loses, from the channel means in the ranking file.
+    `settings` are a step's own, as canonical JSON: keys in order, absent where there are none.
     """
 
-    id: str
-    fingerprint: str = Field(pattern=_SHA256)
-    weights_sha256: str | None = Field(default=None, pattern=_SHA256, exclude_if=_is_none)
+    kind: Literal["bias", "reconstruction", "distillation"]
+    settings: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=_says_nothing)
+
+    @field_validator("settings")
+    @classmethod
+    def _canonical(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        canonical: dict[str, JsonValue] = json.loads(json.dumps(settings, sort_keys=True))
+        return canonical
 
 
-INT64_MAX = 2**63 - 1
-_Count = Annotated[int, Field(strict=True, gt=0, le=INT64_MAX)]
-# Beyond what models of today are served with, and small enough that a layer's nanoseconds fit 64 bits on any device.
-_Batch = Annotated[int, Field(strict=True, ge=1, le=1024)]
-_Prompt = Annotated[int, Field(strict=True, ge=1, le=2**20)]
-_Output = Annotated[int, Field(strict=True, ge=0, le=2**20)]
+BIAS = RecoveryStep(kind="bias")
 
 
-class Workload(_Part):
-    """What a model is asked to do: `batch` prompts at once, `output_tokens` generated for each."""
-
-    batch: _Batch = 1
-    prompt_tokens: _Prompt = 1024
-    output_tokens: _Output = 128
-
-
-class Budget(_Part):
-    """Hard limits of a hardware budget and the workload they hold for (None: not limited).
-
-    `latency_ms` is of the whole workload, on the device that the request names; see `Achieved` for the others.
-    """
-
-    memory_bytes: _Count | None = None
-    latency_ms: Annotated[float, Field(strict=True, gt=0, le=INT64_MAX / 1e6)] | None = None
-    flops: _Count | None = None
-    disk_bytes: _Count | None = None
-    batch: _Batch = 1
-    prompt_tokens: _Prompt = 1024
-    output_tokens: _Output = 128
-
-    @property
-    def workload(self) -> Workload:
-        return Workload(batch=self.batch, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
-
-    @property
-    def limits_nothing(self) -> bool:
-        return all(x is None for x in (self.memory_bytes, self.latency_ms, self.flops, self.disk_bytes))
-
-
-class PlanTarget(_Part):
+class PlanTarget(Part):
     """What was asked for: a sparsity of a scope, or a budget, whose memory is at most that of the device.
 
-    `round_to` and `tp_size` are what divides the widths; None in plans from before they were recorded.
+    Attributes:
+        round_to, tp_size: what divides the widths; None in plans from before they were recorded.
+        space: the axes that were allowed to change; None in plans from before it was recorded.
+        recovery: the steps after which the quality was to be best; None: none in particular.
     """
 
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     scope: Scope = Scope.FFN
     budget: Budget | None = None
     device: str | None = None
-    round_to: int | None = Field(default=None, ge=1, exclude_if=_is_none)
-    tp_size: int | None = Field(default=None, ge=1, exclude_if=_is_none)
+    round_to: int | None = Field(default=None, ge=1, exclude_if=is_none)
+    tp_size: int | None = Field(default=None, ge=1, exclude_if=is_none)
+    space: tuple[Axis, ...] | None = Field(default=None, exclude_if=is_none)
+    recovery: tuple[RecoveryStep, ...] | None = None
 
 
-class PlanLayer(_Part):
-    """What one decoder layer keeps.
+class Kept(Part):
+    """What one sub-layer keeps.
 
-    `skip` lists sub-layers removed whole ("ffn", "attention"); `weight_bits` is None while weights keep their dtype.
+    Attributes:
+        units: FFN channels, or KV groups with all their query heads. 0: the sub-layer is skipped, its norm too.
+        bits: of each weight; absent while weights keep their dtype.
+        density: share of the weights that are not zero; absent while none are zeroed.
     """
 
-    index: int = Field(ge=0)
-    ffn_width: int = Field(ge=0)
-    num_kv_groups: int = Field(ge=0)
-    num_heads: int = Field(ge=0)
-    weight_bits: int | None = Field(default=None, ge=1, le=16)
-    skip: tuple[Literal["ffn", "attention"], ...] = ()
+    units: Annotated[int, Field(strict=True, ge=0, le=INT64_MAX)]
+    bits: Annotated[int, Field(strict=True, ge=1, le=16)] | None = Field(default=None, exclude_if=is_none)
+    density: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = Field(default=None, exclude_if=is_none)
+
+    @model_validator(mode="after")
+    def _nothing_of_what_is_skipped(self) -> "Kept":
+        if self.units == 0 and not self.is_whole:
+            raise ValueError("a sub-layer that is skipped has neither bits nor a density")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what stays is stored as in the dense model."""
+        return self.bits is None and self.density is None
 
 
-class PlanRanking(_Part):
-    """The ranking file that says which channels are kept: its sha256, and where the server offers it.
+class PlanLayer(Part):
+    """What one decoder layer keeps; a sub-layer that is absent is as in the dense model."""
 
-    `compensates` says that the file holds channel means: every down projection that is cut gets a bias for what it
-    loses, and the plan's costs count it. It is written only where it is true, as in plans from before there was one.
-    """
+    index: Annotated[int, Field(strict=True, ge=0)]
+    ffn: Kept | None = Field(default=None, exclude_if=is_none)
+    attention: Kept | None = Field(default=None, exclude_if=is_none)
 
-    sha256: str = Field(pattern=_SHA256)
+    @model_validator(mode="after")
+    def _says_something(self) -> "PlanLayer":
+        if self.ffn is None and self.attention is None:
+            raise ValueError("a layer that is dense is left out, and another one says what its FFN or attention keeps")
+        return self
+
+
+class PlanRanking(Part):
+    """The ranking file that says which units are kept: its sha256, and where the server offers it."""
+
+    sha256: str = Field(pattern=SHA256)
     url: str | None = None
-    compensates: bool = Field(default=False, exclude_if=operator.not_)
 
 
-class Achieved(_Part):
+class Achieved(Part):
     """Exact costs of the pruned model.
 
     Attributes:
-        sparsity: fraction removed, per scope.
+        removed: fraction of the parameters that is cut out, per scope.
+        zeroed: fraction of the parameters that stays in the files as zeros, per scope; empty if there are none. Cutting
+            saves memory and time everywhere, zeros only where a runtime knows how: the two are never added up.
         parameters: parameters of the whole model.
         disk_bytes: size of the weight files that `lop apply` (`prune_checkpoint`) writes, to the byte.
         memory_bytes: weights, KV cache and activations for `workload`. Plans without `activation_bytes` are from
@@ -141,27 +153,29 @@ class Achieved(_Part):
         latency_source: whether times come from measurements on the device or from its data sheet (a roofline).
     """
 
-    sparsity: dict[Scope, float]
+    removed: dict[Scope, float]
+    zeroed: dict[Scope, float] = Field(default_factory=dict)
     parameters: int
     disk_bytes: int
     memory_bytes: int
     kv_cache_bytes: int
-    activation_bytes: int | None = Field(default=None, exclude_if=_is_none)
+    activation_bytes: int | None = Field(default=None, exclude_if=is_none)
     flops: int
     latency_ms: float | None = None
-    prefill_ms: float | None = Field(default=None, exclude_if=_is_none)
-    decode_ms_per_token: float | None = Field(default=None, exclude_if=_is_none)
-    latency_source: Literal["measured", "roofline"] | None = Field(default=None, exclude_if=_is_none)
+    prefill_ms: float | None = Field(default=None, exclude_if=is_none)
+    decode_ms_per_token: float | None = Field(default=None, exclude_if=is_none)
+    latency_source: Literal["measured", "roofline"] | None = Field(default=None, exclude_if=is_none)
     workload: Workload = Workload()
 
 
-class Predicted(_Part):
+class Predicted(Part):
     """The quality to expect, where a method can say: KL to the dense model on answers, in nats.
 
-    On calibration answers, unless the provenance's note names validation data. Intervals are meant to hold for nine
-    plans in ten; how many they hold for, of `lop` and of other methods, is in docs/predictor.md.
+    Intervals are meant to hold for nine plans in ten; how many they hold for, of `lop` and of other methods, is in
+    docs/predictor.md.
 
     Attributes:
+        of: which answers: those that were searched on, or some that nothing was chosen on.
         accuracy: share of answers that are exact; None where the dense model itself gives none exactly.
         agreement: share of answer tokens at which the pruned model's first choice is the dense model's; None in plans
             from before it was measured.
@@ -170,56 +184,81 @@ class Predicted(_Part):
     quality: float
     interval: tuple[float, float] | None = None
     metric: Literal["kl"] = "kl"
-    accuracy: float | None = Field(default=None, exclude_if=_is_none)
-    accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
-    agreement: float | None = Field(default=None, exclude_if=_is_none)
-    agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=_is_none)
+    of: Literal["unseen", "calibration"]
+    accuracy: float | None = Field(default=None, exclude_if=is_none)
+    accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=is_none)
+    agreement: float | None = Field(default=None, exclude_if=is_none)
+    agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=is_none)
 
 
-class Provenance(_Part):
-    """Where the plan comes from, enough to make it again."""
+class PruningPlan(Part):
+    """A configuration made concrete. Immutable; `to_json` and `from_json` round-trip exactly.
 
-    predictor: str | None = None
-    samples: int = Field(default=0, ge=0)
-    calibration: str | None = None
-    seed: int | None = None
-    note: str | None = None
+    Canonical form: `layers` holds, in order, the layers that are not dense, and of each only the sub-layers that are
+    not. Plans of schema 1 do not say what is dense: read without their model, they state every sub-layer.
+    """
 
-
-class PruningPlan(_Part):
-    """A configuration made concrete. Immutable; `to_json` and `from_json` round-trip exactly."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     plan_id: str
     method: str
     created_at: datetime
     model: PlanModel
     target: PlanTarget
-    layers: tuple[PlanLayer, ...] = Field(min_length=1)
+    layers: tuple[PlanLayer, ...]
     ranking: PlanRanking
+    recovery: tuple[RecoveryStep, ...] = ()
     achieved: Achieved
     predicted: Predicted | None = None
     provenance: Provenance = Provenance()
 
-    @model_validator(mode="after")
-    def _layers_in_order(self) -> "PruningPlan":
-        indices = [layer.index for layer in self.layers]
-        if indices != list(range(len(indices))):
-            raise ValueError(f"layers must be numbered 0..{len(indices) - 1} in order, found {indices}")
-        return self
+    @field_validator("layers")
+    @classmethod
+    def _layers_in_order(cls, layers: tuple[PlanLayer, ...]) -> tuple[PlanLayer, ...]:
+        indices = [layer.index for layer in layers]
+        if indices != sorted(set(indices)):
+            raise ValueError(f"layers are in order, each once, found {indices}")
+        return layers
 
     @property
-    def ffn_widths(self) -> list[int]:
-        """FFN widths [L]."""
-        return [layer.ffn_width for layer in self.layers]
+    def compensates(self) -> bool:
+        """Whether every down projection that is cut gets a bias for what it loses."""
+        return BIAS in self.recovery
 
     def architecture(self, anatomy: ModelAnatomy) -> Architecture:
-        """How many channels and KV groups every layer keeps; raises PlanError if the model has fewer or more layers."""
-        if len(self.layers) != anatomy.num_layers:
-            raise PlanError(
-                "a plan says what every layer keeps", values=f"{len(self.layers)} layers, model {anatomy.num_layers}"
-            )
-        return anatomy.architecture(self.ffn_widths, [layer.num_kv_groups for layer in self.layers])
+        """What every site of the model that the plan was made for keeps.
+
+        Raises:
+            FingerprintMismatchError: `anatomy` is of another model.
+            PlanError: the plan names a layer that the model does not have.
+        """
+        self.check_fingerprint(anatomy.fingerprint)
+        return self.architecture_of(anatomy.layers)
+
+    def architecture_of(self, dense: Sequence[DecoderLayer]) -> Architecture:
+        """The same, given the dense model's decoder layers [L] alone: whose they are is not checked."""
+        options = {}
+        for layer in self.layers:
+            if layer.index >= len(dense):
+                raise PlanError(f"this model's layers are numbered 0..{len(dense) - 1}", values=f"layer {layer.index}")
+            for sublayer, kept in ((Sublayer.FFN, layer.ffn), (Sublayer.ATTENTION, layer.attention)):
+                if kept is None:
+                    continue
+                option = Option(kept.units, kept.bits, kept.density)
+                if option != Option(dense[layer.index].units(sublayer)):
+                    options[Site(layer.index, sublayer)] = option
+        return Architecture.of(options)
+
+    def ffn_widths(self, anatomy: ModelAnatomy) -> tuple[int, ...]:
+        """FFN widths [L] of the model that the plan was made for; raises as `architecture`."""
+        return anatomy.ffn_widths(self.architecture(anatomy))
+
+    def without_dense(self, anatomy: ModelAnatomy) -> "PruningPlan":
+        """The plan in its canonical form: what was read from schema 1 also states what is as in the dense model.
+
+        Raises as `architecture`.
+        """
+        layers = tuple(PlanLayer.model_validate(layer) for layer in self.architecture(anatomy).document())
+        return self.model_copy(update={"layers": layers})
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Raises FingerprintMismatchError unless the plan was made for the model with this fingerprint."""
@@ -231,22 +270,33 @@ class PruningPlan(_Part):
             )
 
     def to_json(self) -> str:
-        """The plan as an indented JSON document."""
+        """The plan as an indented JSON document of schema 2."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "PruningPlan":
-        """Parse a plan document; raises PlanError that names the first broken field."""
+        """Parse a plan document of schema 1 or 2; raises PlanError that names the first broken field."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"not a valid pruning plan: document: {error}", remedy=FETCH_AGAIN) from error
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: object) -> "PruningPlan":
+        """The plan of a parsed document of schema 1, which keeps its id, or 2; raises PlanError as `from_json` does."""
+        found = document.get("schema_version") if isinstance(document, Mapping) else document
+        version = found if type(found) is int and isinstance(document, Mapping) else None
+        if version is None or version not in (1, 2):
             raise PlanError(
-                f"not a valid pruning plan of schema version {SCHEMA_VERSION}: {where}: {first['msg']}",
-                values=repr(first.get("input"))[:80],
-                remedy="Fetch the plan again with `lop plan`",
-            ) from error
+                "not a valid pruning plan: schema_version: this version reads plans of schema version 1 and 2",
+                values=repr(found)[:80],
+                remedy="Fetch the plan again with `lop plan`, or upgrade lop-service if the plan is from a newer one",
+            )
+        try:
+            return cls.model_validate(PlanV1.model_validate(document).upgraded() if version == 1 else document)
+        except ValidationError as error:
+            raise broken_field(error, version) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":
@@ -256,9 +306,3 @@ class PruningPlan(_Part):
         except OSError as error:
             raise PlanError("the plan file must be readable", values=f"{path}: {error.strerror}") from error
         return cls.from_json(text)
-
-
-def content_id(document: dict[str, Any]) -> str:
-    """A stable id of a JSON document: the first 24 hex digits of the sha256 of its canonical form."""
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:24]

@@ -22,8 +22,8 @@ from pruning.planning.added_biases import added_biases, bias_parameters
 from pruning.planning.cost_table import NEVER
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, LimitKind
-from pruning.planning.plan import Workload
 from pruning.planning.space import Options, Space
+from pruning.planning.workload import Workload
 
 
 class Price(ABC):
@@ -95,7 +95,7 @@ class LinearPrice(Price):
         self.kind, self.dense, self.sites, self.fixed = kind, dense, sites, fixed
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options)
+        _check_priced(options.bits, options.density)
         cost, dense = self.sites[site], self.dense[site]
         if cost.per_unit * dense + cost.whole + cost.added >= NEVER // max(len(self.sites), 1):
             raise InputError(
@@ -108,7 +108,7 @@ class LinearPrice(Price):
 
     def _one(self, site: Site, option: Option) -> int:
         # In Python's own integers: a plan may say of a workload how much it costs, however much that is.
-        _check_priced(Options.of([option]))
+        _check_priced(option.bits, option.density)
         cost = self.sites[site]
         if option.units == 0:
             return 0
@@ -130,7 +130,7 @@ class LatencyPrice(Price):
         self.fixed = model.fixed_ns()
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options)
+        _check_priced(options.bits, options.density)
         if site.sublayer is Sublayer.ATTENTION:
             return np.zeros(len(options), dtype=np.int64)
         return self._model.layer_ns(site.layer, np.maximum(options.units, 1))
@@ -254,10 +254,10 @@ def _dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
     return {Site(layer.index, sublayer): layer.units(sublayer) for layer in anatomy.layers for sublayer in Sublayer}
 
 
-def _check_priced(options: Options) -> None:
-    if options.bits is not None or options.density is not None:
+def _check_priced(bits: object, density: object) -> None:
+    if bits is not None or density is not None:
         raise InputError(
             "this version prices units alone",
-            values=f"bits {options.bits}, densities {options.density}",
+            values=f"bits {bits}, density {density}",
             remedy="Leave bits and density out, or upgrade lop-service",
         )

@@ -207,23 +207,31 @@ class Space:
             dense: dict[Site, int] = {}
             decisions = []
             for sites in document["decisions"]:
-                names = tuple(Site(int(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
-                options = tuple(
-                    Options(
-                        np.array(x["units"], dtype=np.int64),
-                        tuple(x["bits"]) if "bits" in x else None,
-                        tuple(x["density"]) if "density" in x else None,
-                    )
-                    for x in sites
-                )
+                names = tuple(Site(_count(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
+                options = tuple(_options(x) for x in sites)
                 if not options or any(len(x) != len(options[0]) or not len(x) for x in options):
                     raise ValueError("a decision has as many options at each of its sites, at least one")
-                dense |= {site: int(x["dense"]) for site, x in zip(names, sites, strict=True)}
+                if len(set(names)) < len(names) or not dense.keys().isdisjoint(names):
+                    raise ValueError(f"a site is decided once: {names}")
+                dense |= {site: _count(x["dense"]) for site, x in zip(names, sites, strict=True)}
                 decisions.append(Decision(names, options))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 "a space is a list of decisions, each with its sites and their options",
                 values=repr(error),
                 remedy="Search again with this version, or upgrade lop-service",
             ) from error
         return cls(tuple(decisions), dense)
+
+
+def _options(document: Mapping[str, Any]) -> Options:
+    units = document["units"]
+    nothing = [None] * len(units)
+    rows = zip(units, document.get("bits", nothing), document.get("density", nothing), strict=True)
+    return Options.of([Option(_count(u), bits, density) for u, bits, density in rows])
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"not a count: {value!r}")
+    return value

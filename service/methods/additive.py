@@ -1,18 +1,18 @@
 """The additive dynamic program over a stored one-layer sensitivity scan."""
 
 from pruning.allocators.additive import additive_architecture
+from pruning.allocators.methods import Method
 from pruning.errors import InputError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from service.sensitivity_scan import ScanFinder, SensitivityScan
-from storage.contract import Repository
+from storage.contract import Findings
 
 
 class AdditiveMethod:
     """The MethodFamily of `additive-dp`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Findings) -> None:
         self._scans = ScanFinder(repository)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:

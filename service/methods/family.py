@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
 from pruning.planning.demand import Demand
 from pruning.planning.limits import Limits
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from pruning.planning.ranking import Ranking
-from service.methods.names import Method
 from service.schemas import PlanRequest
 from storage.records import ModelRecord
 

@@ -4,15 +4,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pruning.allocators.methods import Method
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_widths
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from pruning.planning.target import ffn_parameter_limits
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
 from service.predictor_cache import PredictorCache
-from storage.contract import Repository
+from storage.contract import Catalogue
 from storage.records import PredictorRecord
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _logger = logging.getLogger("service.methods")
 class PredictorMethod:
     """The MethodFamily of `lop`."""
 
-    def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
+    def __init__(self, repository: Catalogue, predictors: PredictorCache) -> None:
         self._repository = repository
         self._predictors = predictors
         self._records: LruCache[str, PredictorRecord] = LruCache(predictors.capacity)
@@ -115,6 +116,7 @@ def predicted(prediction: "Prediction") -> Predicted:
     """`prediction` as a plan says it."""
     return Predicted(
         quality=prediction.kl,
+        of="calibration",
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,

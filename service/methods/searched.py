@@ -3,20 +3,22 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Literal
 
 from pruning.allocators.allocation import parameter_budget
+from pruning.allocators.methods import Method
 from pruning.allocators.uniform import evenness
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.limits import Limits
-from pruning.planning.plan import Predicted, Provenance
+from pruning.planning.plan import Predicted
+from pruning.planning.plan_parts import Provenance
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
-from storage.contract import Repository
+from storage.contract import Findings
 
 REACH = Fraction(1, 16)
 """A configuration answers requests for up to this much more of the model's FFN parameters than it keeps."""
@@ -28,7 +30,7 @@ FILLED_UP = "searched for another target and filled up to this one"
 class SearchedMethods:
     """The MethodFamily of `mcts`, `evolution` and `random`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Findings) -> None:
         self._searches = SearchFinder(repository)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
@@ -128,22 +130,23 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     elif widths != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
     metrics, dense = found.metrics, found.dense
+    of: Literal["unseen", "calibration"] = "calibration"
     if found.validation is not None:
-        metrics, dense = found.validation.metrics, found.validation.dense
+        metrics, dense, of = found.validation.metrics, found.validation.dense, "unseen"
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(
         space.architecture(choice),
-        predicted=_predicted(metrics, dense) if measured else None,
+        predicted=_predicted(metrics, dense, of=of) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),
     )
 
 
-def _predicted(metrics: Metrics, dense: Metrics | None) -> Predicted:
+def _predicted(metrics: Metrics, dense: Metrics | None, *, of: Literal["unseen", "calibration"]) -> Predicted:
     """What was measured, without an exact match that the dense model does not have either."""
     accuracy = metrics.accuracy if exact_match_tells(dense) else None
-    return Predicted(quality=metrics.kl, accuracy=accuracy, agreement=metrics.agreement)
+    return Predicted(quality=metrics.kl, of=of, accuracy=accuracy, agreement=metrics.agreement)
 
 
 def _meaning_of_quality(found: FoundConfiguration) -> str:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
-from pruning.planning.plan import Provenance
+from pruning.planning.plan_parts import Provenance
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
-from service.methods.names import Method
-from storage.contract import Repository
+from storage.contract import Registry
 from storage.records import StatisticsRecord
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MAX_CACHED = 4
 class StatisticalMethods:
     """The MethodFamily of everything in `pruning.allocators.registry`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Registry) -> None:
         self._repository = repository
         self._statistics: LruCache[str, ModelStatistics] = LruCache(_MAX_CACHED)
 
@@ -50,7 +50,7 @@ class StatisticalMethods:
         allocation = allocator.allocate(anatomy, statistics, limits)
         notes = []
         if allocation.ranking is not None:
-            notes.append(f"{allocator.name} ranks the channels of a layer in its own way")
+            notes.append(f"{allocator.method} ranks the channels of a layer in its own way")
             if allocation.ranking.compensates:
                 notes.append("down projections that are cut get a bias for what they lose")
         return Answer(

@@ -1,8 +1,8 @@
 """The same retention in every layer: needs no data, so it answers every feasible target."""
 
+from pruning.allocators.methods import Method
 from pruning.allocators.uniform import uniform_choice
 from service.methods.family import Answer, Candidate, Question
-from service.methods.names import Method
 
 
 class UniformMethod:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response, status
 from pruning.devices.device import profiled_device
 from pruning.devices.profile import DeviceProfile
 from service import devices
-from service.dependencies import DEFAULT_LIMIT, DeviceId, Limit, Offset, RepositoryDep
+from service.dependencies import DEFAULT_LIMIT, CatalogueDep, DeviceId, Limit, Offset
 from service.openapi import problems
 from service.pagination import page_of
 from service.request_limits import JsonBodyRoute
@@ -31,7 +31,7 @@ _LOCATION = {"Location": {"description": "Path of the device.", "schema": {"type
     },
 )
 def register_device(
-    profile: DeviceProfile, repository: RepositoryDep, request: Request, response: Response
+    profile: DeviceProfile, repository: CatalogueDep, request: Request, response: Response
 ) -> DeviceDetails:
     """A profile that `lop device profile` measured. From now on requests that name its `id` are priced by it; a later
     profile of the same id takes its place. The ids of the catalogue are taken.
@@ -43,7 +43,7 @@ def register_device(
 
 @reading.get("", summary="List the devices", responses=problems(422, 503))
 def list_devices(
-    repository: RepositoryDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
+    repository: CatalogueDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
 ) -> Page[DeviceResponse]:
     """Hardware that a plan request can name: the catalogue first, then what was registered, oldest first."""
     path = seen_from_outside(request, "/v1/devices")
@@ -52,6 +52,6 @@ def list_devices(
 
 
 @reading.get("/{device_id}", summary="Read a device", responses=problems(404, 422, 503))
-def read_device(device_id: DeviceId, repository: RepositoryDep) -> DeviceDetails:
+def read_device(device_id: DeviceId, repository: CatalogueDep) -> DeviceDetails:
     """One device: its figures, and its profile if it was measured."""
     return DeviceDetails.of(devices.find_device(repository, device_id))

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.dependencies import DEFAULT_LIMIT, Limit, ModelId, Offset, RepositoryDep
+from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, ModelId, Offset, RegistryDep
 from service.openapi import problems
 from service.pagination import page_of
 from service.rankings import RANKING_OK, model_ranking_url, ranking_response
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", summary="List the models", responses=problems(422, 503))
 def list_models(
-    repository: RepositoryDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
+    repository: CatalogueDep, request: Request, limit: Limit = DEFAULT_LIMIT, offset: Offset = 0
 ) -> Page[ModelResponse]:
     """Registered models, oldest first."""
     path = seen_from_outside(request, "/v1/models")
@@ -30,7 +30,7 @@ def list_models(
     response_class=Response,
     responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
 )
-def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request) -> Response:
+def read_ranking(model_id: ModelId, repository: RegistryDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along. Its sha256 is the one that plans name."""
     sha256 = repository.get_model(model_id).ranking_sha256
     return ranking_response(
@@ -42,7 +42,7 @@ def read_ranking(model_id: ModelId, repository: RepositoryDep, request: Request)
 
 
 @router.get("/{model_id:path}", summary="Read a model", responses=problems(404, 422, 503))
-def read_model(model_id: ModelId, repository: RepositoryDep, request: Request) -> ModelResponse:
+def read_model(model_id: ModelId, repository: CatalogueDep, request: Request) -> ModelResponse:
     """One registered model. Models never change: a new fine-tune is a new id."""
     return _response(repository.get_model(model_id), request)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from service.dependencies import DEFAULT_LIMIT, Limit, Offset, PredictorId, RepositoryDep
+from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, Offset, PredictorId
 from service.openapi import problems
 from service.pagination import page_of
 from service.root_path import seen_from_outside
@@ -20,7 +20,7 @@ _ModelFilter = Annotated[
 
 @router.get("", summary="List the predictors", responses=problems(422, 503))
 def list_predictors(
-    repository: RepositoryDep,
+    repository: CatalogueDep,
     request: Request,
     model: _ModelFilter = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -38,6 +38,6 @@ def list_predictors(
 
 
 @router.get("/{predictor_id}", summary="Read a predictor", responses=problems(404, 422, 503))
-def read_predictor(predictor_id: PredictorId, repository: RepositoryDep) -> PredictorResponse:
+def read_predictor(predictor_id: PredictorId, repository: CatalogueDep) -> PredictorResponse:
     """One trained predictor. Predictors never change: training again makes a new one."""
     return PredictorResponse.of(repository.get_predictor(predictor_id))

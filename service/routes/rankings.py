@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.dependencies import RankingSha256, RepositoryDep
+from service.dependencies import ArtifactsDep, RankingSha256
 from service.openapi import problems
 from service.rankings import RANKING_OK, find_ranking, ranking_response
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
     response_class=Response,
     responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
 )
-def read_ranking(sha256: RankingSha256, repository: RepositoryDep, request: Request) -> Response:
+def read_ranking(sha256: RankingSha256, repository: ArtifactsDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along: `ranking.url` of plans whose method ranks channels itself.
     A file is named by its content, so it never changes.
     """

@@ -1,7 +1,7 @@
 """The files of the replay: a database, what was asked of it, and what was answered.
 
-They are read by `tests/service/test_replay.py` and written by `tests.assets.make_replay`. This module imports nothing
-of ours, so that it reads them in whatever tree it stands.
+They are read by `tests/service/test_replay.py` and were written by what is in `replay/make_replay.py.txt`. This module
+imports nothing of ours, so that it reads them in whatever tree it stands.
 """
 
 import json

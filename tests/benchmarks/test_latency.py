@@ -14,7 +14,7 @@ from pruning.anatomy.decoder_view import decoder_view
 from pruning.devices.timing import machine
 from pruning.devices.timing.profiling import ProfileSettings
 from pruning.planning.latency_model import Latency, LatencySource
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 
 if TYPE_CHECKING:

@@ -31,16 +31,17 @@ from benchmarks.stored_samples import (
     write_samples,
 )
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import DatasetError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import Predicted
-from service.methods.names import Method
 from service.planner import Planner
 from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import Sample
+from tests.mcts.landscapes import make_anatomy
 
 
 def rows(lop: float, others: float, searched: float) -> list[dict[str, Any]]:
@@ -88,8 +89,10 @@ def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatc
     def plan(request: PlanRequest) -> SimpleNamespace:
         assert request.sparsity is not None
         width = round(100 * request.sparsity) + (request.method == Method.UNIFORM)
-        predicted = Predicted(quality=0.5, interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55))
-        return SimpleNamespace(ffn_widths=[width], predicted=predicted)
+        predicted = Predicted(
+            quality=0.5, of="calibration", interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55)
+        )
+        return SimpleNamespace(sizes=lambda _: SimpleNamespace(ffn_widths=(width,)), predicted=predicted)
 
     kl = {10: 0.4, 11: 0.39, 20: 0.61, 21: 0.5, 30: 0.5, 40: 0.5, 41: 0.2}
 
@@ -99,7 +102,7 @@ def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatc
 
     found = intervals.coverage_of_other_methods(
         cast("Planner", SimpleNamespace(plan=plan)),
-        cast("Subject", SimpleNamespace(evaluate=evaluate)),
+        cast("Subject", SimpleNamespace(evaluate=evaluate, anatomy=None)),
         targets=(0.1, 0.1, 0.2, 0.3, 0.4),
         known={(31,)},
     )
@@ -126,19 +129,23 @@ def test_what_was_not_measured_is_not_said_to_hold() -> None:
     }
 
 
+ANATOMY = dataclasses.replace(make_anatomy([64, 64]), fingerprint="f" * 64)
+
+
 def sample(widths: tuple[int, ...], kl: float) -> Sample:
     metrics = Metrics(kl=kl, nll=1.25, accuracy=0.5, num_tokens=10, num_answers=4)
-    return Sample(MODEL_ID, "r" * 64, "c" * 64, widths, metrics, 0.5, "mcts")
+    return Sample(MODEL_ID, "r" * 64, "c" * 64, ANATOMY.architecture(widths), metrics, 0.5, "mcts")
 
 
 SUBJECT = cast(
     "Subject",
     SimpleNamespace(
         ranking=SimpleNamespace(sha256="r" * 64),
-        anatomy=SimpleNamespace(fingerprint="f" * 64),
+        anatomy=ANATOMY,
         calibration_id="c" * 64,
         budget=lambda sparsity, _: int((1 - sparsity) * 100),
         kept_parameters=lambda widths, _: sum(widths),
+        widths=lambda sample: ANATOMY.ffn_widths(sample.architecture),
     ),
 )
 
@@ -216,5 +223,5 @@ def test_rounds_keep_their_labels_when_a_collection_is_resumed(tmp_path: Path) -
 
 def test_the_best_that_a_search_found_meets_the_target() -> None:
     found = [sample((30, 30), 0.1), sample((20, 30), 0.3), sample((10, 30), 0.2)]
-    assert _best_found(SUBJECT, found, 0.5).widths == (10, 30)
-    assert _best_found(SUBJECT, found, 0.4).widths == (30, 30)
+    assert _best_found(SUBJECT, found, 0.5) == found[2]
+    assert _best_found(SUBJECT, found, 0.4) == found[0]

@@ -18,10 +18,10 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import make_batches
 from pruning.data.conversations import load_conversations
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
-from pruning.planning.limits import WidthSteps, parameter_limits
-from pruning.planning.plan import Workload
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.scope import Scope
-from pruning.planning.target import limits_for_sparsity
+from pruning.planning.target import ffn_parameter_limits, limits_for_sparsity
+from pruning.planning.workload import Workload
 from service.app import create_app
 from service.settings import Settings
 from storage.records import DeviceRecord
@@ -96,8 +96,8 @@ def test_requests_of_another_rounding_can_be_met() -> None:
     anatomy = read_anatomy(REFERENCE / "model")
     for rounded in ROUNDED.values():
         if rounded.model != serving.LARGE:
-            steps = WidthSteps.build(anatomy, round_to=rounded.round_to, tp_size=rounded.tp_size)
-            limits_for_sparsity(anatomy, steps, rounded.largest, Scope.FFN)
+            space = ffn_widths(anatomy, round_to=rounded.round_to, tp_size=rounded.tp_size)
+            limits_for_sparsity(anatomy, space, rounded.largest, Scope.FFN)
 
 
 def test_flap_is_timed_with_all_that_it_needs(tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_flap_is_timed_with_all_that_it_needs(tmp_path: Path) -> None:
         for ours, theirs in zip(found.per_layer(name), whole.per_layer(name), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
     anatomy = anatomy_of(model)
-    limits = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=8), anatomy.ffn_parameters // 2)
-    assert allocate_flap(anatomy, found, limits).widths == allocate_flap(anatomy, whole, limits).widths
+    limits = ffn_parameter_limits(anatomy, ffn_widths(anatomy, round_to=8), anatomy.ffn_parameters // 2)
+    assert allocate_flap(anatomy, found, limits).architecture == allocate_flap(anatomy, whole, limits).architecture

@@ -14,14 +14,15 @@ from benchmarks.truth import LIMITS, RequestMaker, check_plan, measure_truth
 from benchmarks.truth_subjects import TruthSubject, register_large
 from lop.workflows.profiling import TimedModel
 from lop.workflows.registration import register_model
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
 from pruning.devices.catalogue import DEVICES
 from pruning.planning.cost import kv_cache_bytes
-from pruning.planning.plan import Budget, PruningPlan
+from pruning.planning.plan import Kept, PlanLayer
+from pruning.planning.workload import Budget
 from service.devices import find_device
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -151,7 +152,9 @@ def test_a_measured_device_is_priced_by_its_tables(url: str, source: Path, tmp_p
     assert any(x.budget is not None and 10 <= x.budget.prompt_tokens <= 20 for x in requests)
     checked = check_plan(inside, plan, anatomy, source, tmp_path, devices={"bench": device})
     assert (checked.exceeded, checked.differing, checked.is_measured) == ((), (), True)
-    layers = sum(1.5 * (1 + 2 * (w - 8) / (16 - 8) / 2 if w <= 16 else 2 + (w - 16) / 32) for w in plan.ffn_widths)
+    layers = sum(
+        1.5 * (1 + 2 * (w - 8) / (16 - 8) / 2 if w <= 16 else 2 + (w - 16) / 32) for w in plan.ffn_widths(anatomy)
+    )
     assert plan.achieved.prefill_ms == pytest.approx(6.0 + 40.0 + layers)
     other = plan.achieved.model_copy(update={"latency_source": "roofline"})
     liar = plan.model_copy(update={"achieved": other})
@@ -176,8 +179,9 @@ def test_a_model_with_other_tensors_than_the_plans_is_refused(url: str, source: 
         anatomy = repository.get_model("tiny").anatomy
         plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.5))
     model = build_on_meta(source, plan, anatomy, tmp_path)
-    layer = plan.layers[0].model_copy(update={"ffn_width": plan.layers[0].ffn_width - 8})
-    other: PruningPlan = plan.model_copy(update={"layers": (layer, *plan.layers[1:])})
+    narrower = Kept(units=plan.ffn_widths(anatomy)[0] - 8)
+    layer = PlanLayer(index=0, ffn=narrower)
+    other = plan.model_copy(update={"layers": (layer, *(x for x in plan.layers if x.index > 0))})
     with pytest.raises(ValueError, match="hold other tensors"):
         count_costs(model, other, anatomy, None)
 

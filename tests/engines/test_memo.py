@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from engines.memo import EvaluateInOrder, MemoisedEvaluator
+from engines.local import LocalEngine
+from engines.memo import EvaluateInOrder, Measured, MemoisedEvaluator
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import Metrics
 from storage.records import Sample
 from storage.sql_repository import SqlRepository
-from tests.mcts.landscapes import evaluate_by, metrics_of
-from tests.mcts.registered import CALIBRATION, MODEL, open_registered
+from tests.mcts.landscapes import evaluate_by, make_anatomy, metrics_of
+from tests.mcts.registered import CALIBRATION, MODEL, engine_of, open_registered
+
+ANATOMY = make_anatomy([8, 8])
 
 
 @pytest.fixture
@@ -20,90 +24,114 @@ def repository(tmp_path: Path) -> SqlRepository:
     return open_registered(tmp_path / "lop.db", [8, 8])
 
 
-def sample(repository: SqlRepository, widths: Widths, kl: float) -> Sample:
+def cut(*widths: tuple[int, int]) -> list[Architecture]:
+    return [ANATOMY.architecture(w) for w in widths]
+
+
+def sample(repository: SqlRepository, architecture: Architecture, kl: float) -> Sample:
     ranking = repository.get_model(MODEL).ranking_sha256
-    return Sample(MODEL, ranking, CALIBRATION, widths, metrics_of(kl), 0.5, "other")
+    return Sample(MODEL, ranking, CALIBRATION, architecture, metrics_of(kl), 0.5, "other")
 
 
 class Recorder:
-    """An Evaluate that notes its calls; KL is the sum of the widths."""
+    """An engine that notes its calls; KL is the sum of the widths, and so are the seconds."""
 
     def __init__(self) -> None:
-        self.calls: list[list[Widths]] = []
+        self.calls: list[list[Architecture]] = []
 
-    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
-        self.calls.append(list(widths))
-        return [metrics_of(float(sum(w))) for w in widths]
+    def __call__(self, architectures: Sequence[Architecture], /) -> list[Measured]:
+        self.calls.append(list(architectures))
+        sums = [float(sum(ANATOMY.ffn_widths(architecture))) for architecture in architectures]
+        return [Measured(metrics_of(total), total) for total in sums]
 
 
 def memoised(repository: SqlRepository, evaluate: EvaluateInOrder) -> MemoisedEvaluator:
     ranking = repository.get_model(MODEL).ranking_sha256
-    ticks = iter(range(0, 1000, 6))
-    return MemoisedEvaluator(
-        repository, MODEL, ranking, CALIBRATION, evaluate, "mcts", clock=lambda: float(next(ticks))
-    )
+    return MemoisedEvaluator(repository, MODEL, ranking, CALIBRATION, evaluate, "mcts")
 
 
 def test_only_what_is_missing_is_measured(repository: SqlRepository) -> None:
-    repository.add_samples([sample(repository, (4, 4), 99.0)])
+    known, *missing = cut((4, 4), (2, 8), (8, 2), (1, 1))
+    repository.add_samples([sample(repository, known, 99.0)])
     recorder = Recorder()
     evaluate = memoised(repository, recorder)
-    metrics = evaluate([(4, 4), (2, 8), (8, 2), (1, 1), (2, 8)])
+    metrics = evaluate([known, *missing, missing[0]])
     assert [m.kl for m in metrics] == [99.0, 10.0, 10.0, 2.0, 10.0]
-    assert recorder.calls == [[(2, 8), (8, 2), (1, 1)]]
-    assert evaluate([(1, 1)])[0].kl == 2.0
+    assert recorder.calls == [missing]
+    assert evaluate(missing[2:])[0].kl == 2.0
     assert len(recorder.calls) == 1
     stored = repository.list_samples(MODEL)
-    assert [(s.widths, s.source) for s in stored] == [
-        ((4, 4), "other"),
-        ((2, 8), "mcts"),
-        ((8, 2), "mcts"),
-        ((1, 1), "mcts"),
-    ]
-    assert [s.seconds for s in stored[1:]] == [6.0, 6.0, 6.0]  # the clock ticks 6 s a reading
+    assert [s.architecture for s in stored] == [known, *missing]
+    assert [s.source for s in stored] == ["other", "mcts", "mcts", "mcts"]
+
+
+def test_a_sample_has_the_seconds_that_its_engine_says(repository: SqlRepository) -> None:
+    # An engine that answers a batch at once: the time until an answer came would be all of it for the first.
+    memoised(repository, Recorder())(cut((4, 4), (2, 8), (1, 1)))
+    assert [s.seconds for s in repository.list_samples(MODEL)] == [8.0, 10.0, 2.0]
+
+
+def test_an_engine_of_this_process_times_each_evaluation() -> None:
+    ticks = iter([0.0, 3.0, 100.0, 104.0])
+    engine = engine_of(evaluate_by(lambda w: float(sum(w))), ANATOMY, clock=lambda: next(ticks))
+    first, second = engine(cut((4, 4), (2, 8)))
+    assert (first, second) == (Measured(metrics_of(8.0), 3.0), Measured(metrics_of(10.0), 4.0))
+
+
+def test_a_model_is_loaded_when_the_first_one_is_missing(repository: SqlRepository) -> None:
+    (known,) = cut((4, 4))
+    repository.add_samples([sample(repository, known, 99.0)])
+
+    def build() -> None:
+        raise AssertionError
+
+    assert memoised(repository, LocalEngine(build))([known])[0].kl == 99.0  # type: ignore[arg-type]
 
 
 def test_a_result_is_stored_before_the_next_is_measured(repository: SqlRepository) -> None:
-    def evaluate(widths: Sequence[Widths], /) -> Iterator[Metrics]:
-        for position, configuration in enumerate(widths):
+    wanted = cut((4, 4), (2, 8), (8, 2))
+
+    def evaluate(architectures: Sequence[Architecture], /) -> Iterator[Measured]:
+        for position, _ in enumerate(architectures):
             assert repository.count_samples(MODEL) == position
             if position == 2:
                 raise KeyboardInterrupt
-            yield metrics_of(float(sum(configuration)))
+            yield Measured(metrics_of(0.5), 0.1)
 
     with pytest.raises(KeyboardInterrupt):
-        memoised(repository, evaluate)([(4, 4), (2, 8), (8, 2)])
-    assert [s.widths for s in repository.list_samples(MODEL)] == [(4, 4), (2, 8)]
+        memoised(repository, evaluate)(wanted)
+    assert [s.architecture for s in repository.list_samples(MODEL)] == wanted[:2]
 
 
 def test_the_first_stored_sample_wins(repository: SqlRepository) -> None:
     class Raced(Recorder):
-        def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
-            repository.add_samples([sample(repository, w, 7.0) for w in widths])
-            return super().__call__(widths)
+        def __call__(self, architectures: Sequence[Architecture], /) -> list[Measured]:
+            repository.add_samples([sample(repository, a, 7.0) for a in architectures])
+            return super().__call__(architectures)
 
     evaluate = memoised(repository, Raced())
-    assert evaluate([(4, 4)])[0].kl == 7.0
+    assert evaluate(cut((4, 4)))[0].kl == 7.0
     assert repository.count_samples(MODEL) == 1
 
 
 def test_agreement_must_be_finite_where_it_was_measured(repository: SqlRepository) -> None:
-    def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
-        shares: dict[Widths, float | None] = {(4, 4): None, (2, 8): 0.75, (8, 2): float("nan")}
-        return [replace(metrics_of(0.5), agreement=shares[w]) for w in widths]
+    plain, half, broken = cut((4, 4), (2, 8), (8, 2))
+    shares: dict[Architecture, float | None] = {plain: None, half: 0.75, broken: float("nan")}
 
-    measured = memoised(repository, evaluate)
-    assert [m.agreement for m in measured([(4, 4), (2, 8)])] == [None, 0.75]
-    with pytest.raises(InputError, match=r"finite agreement.*at FFN widths \[8, 2\]"):
-        measured([(8, 2)])
+    def evaluate(architectures: Sequence[Architecture], /) -> list[Metrics]:
+        return [replace(metrics_of(0.5), agreement=shares[a]) for a in architectures]
+
+    measured = memoised(repository, LocalEngine(lambda: evaluate))
+    assert [m.agreement for m in measured([plain, half])] == [None, 0.75]
+    with pytest.raises(InputError, match=r"finite agreement.*'index': 1, 'ffn': \{'units': 2\}"):
+        measured([broken])
     # What was measured before there was agreement stays as it was, and is not measured again.
-    assert [m.agreement for m in memoised(repository, Recorder())([(4, 4), (2, 8)])] == [None, 0.75]
+    assert [m.agreement for m in memoised(repository, Recorder())([plain, half])] == [None, 0.75]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_metrics_must_be_finite(repository: SqlRepository, broken: float) -> None:
-    ranking = repository.get_model(MODEL).ranking_sha256
-    evaluate = MemoisedEvaluator(repository, MODEL, ranking, CALIBRATION, evaluate_by(lambda _: broken), "mcts")
-    with pytest.raises(InputError, match=r"finite kl.*at FFN widths \[4, 4\]"):
-        evaluate([(4, 4)])
+    evaluate = memoised(repository, engine_of(evaluate_by(lambda _: broken), ANATOMY))
+    with pytest.raises(InputError, match=r"finite kl.*'units': 4"):
+        evaluate(cut((4, 4)))
     assert repository.count_samples(MODEL) == 0

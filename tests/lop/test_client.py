@@ -13,6 +13,7 @@ from lop.applying import load_ranking, ranking_path
 from lop.client import fetch_ranking
 from lop.workflows.planning import write_plan
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.batches import make_batches
@@ -26,9 +27,10 @@ from pruning.errors import (
     NotFoundError,
 )
 from pruning.measuring.generation import generate_answers
-from pruning.planning.plan import Budget, PlanRanking
+from pruning.planning.plan import PlanRanking
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Budget
 from service.app import create_app
 from service.settings import Settings
 from tests.lop.app_transport import AppTransport
@@ -43,7 +45,7 @@ def client(database: str) -> Iterator[lop.Client]:
 def test_a_plan_is_fetched_applied_saved_and_loaded(client: lop.Client, checkpoint: Path, tmp_path: Path) -> None:
     plan = client.plan(model="tiny", sparsity=0.4)
     assert plan.method == "uniform"
-    assert 0.4 <= plan.achieved.sparsity[Scope.FFN] < 0.4 + 8 / (4 * 48)
+    assert 0.4 <= plan.achieved.removed[Scope.FFN] < 0.4 + 8 / (4 * 48)
     assert plan.ranking.url == "http://lop.test/v1/models/tiny/ranking"
     model = lop.apply_plan(load_model(checkpoint), plan, client.ranking(plan))
     lop.save_pruned(model, plan, tmp_path / "pruned")
@@ -56,13 +58,13 @@ def test_a_compensated_plan_goes_the_whole_way(
 ) -> None:
     plan = client.plan(model="tiny", sparsity=0.4, method="flap")
     assert plan.method == "flap"
-    assert plan.ranking.compensates
+    assert plan.compensates
     assert plan.ranking.url == f"http://lop.test/v1/rankings/{plan.ranking.sha256}"
     assert client.get_plan(plan.plan_id) == plan
     dense = load_model(checkpoint)
     model = lop.apply_plan(load_model(checkpoint), plan, client.ranking(plan))
     biases = [decoder_view(model).out_projection(i).bias for i in range(4)]
-    cut = [width < 48 for width in plan.ffn_widths]
+    cut = [width < 48 for width in plan.sizes(read_anatomy(checkpoint)).ffn_widths]
     assert any(cut)
     assert [bias is not None and bool((bias != 0).any()) for bias in biases] == cut
     assert sum(p.numel() for p in model.parameters()) == plan.achieved.parameters

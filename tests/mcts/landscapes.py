@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.allocators.evolution import Score
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.metrics import Evaluate, Metrics, Widths
-from pruning.planning.limits import LimitKind, Limits
-from pruning.planning.space import Space
-from tests.pruning.made_up_limits import ladders, limit
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice, Space
 
 FINGERPRINT = "0" * 64
 
@@ -25,24 +24,24 @@ def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) ->
     return ModelAnatomy("llava", "llama", 32, 50, layers, total, "F32", FINGERPRINT)
 
 
-def make_space(num_layers: int, num_levels: int) -> Space:
+def make_space(num_layers: int, num_options: int) -> Space:
     """Equal layers whose option k keeps k + 1 channels."""
-    return ladders(*[range(1, num_levels + 1)] * num_layers)
+    return ffn_space_of([list(range(1, num_options + 1))] * num_layers)
 
 
-def make_limits(space: Space, budget: int, prices: Sequence[int] | None = None) -> Limits:
-    """At most `budget`, where a channel of layer l costs `prices[l]`, by default 1."""
-    rows = [units * price for units, price in zip(space.units, prices or [1] * space.num_decisions, strict=True)]
-    return Limits(space, (limit(LimitKind.FFN_PARAMETERS, budget, 0, *rows),))
+def limits_of(costs: Sequence[Sequence[int]], budget: int) -> Limits:
+    """At most `budget`, where option k of layer l keeps and costs `costs[l][k]`."""
+    rows = tuple(np.array(row, dtype=np.int64) for row in costs)
+    return Limits(ffn_space_of(costs), (Limit(LimitKind.FFN_PARAMETERS, budget, 0, rows),))
 
 
-def equal_limits(num_layers: int, num_levels: int, budget: int) -> Limits:
-    """At most `budget` channels in equal layers."""
-    return make_limits(make_space(num_layers, num_levels), budget)
+def make_limits(num_layers: int, num_options: int, budget: int) -> Limits:
+    """Of `make_space`: a channel costs 1."""
+    return limits_of([list(range(1, num_options + 1))] * num_layers, budget)
 
 
-def score_by(space: Space, evaluate: Evaluate) -> Score:
-    """Scores choices by the widths that they keep."""
+def scoring(space: Space, evaluate: Evaluate) -> Callable[[Sequence[Choice]], Sequence[Metrics]]:
+    """Scores choices by what `evaluate` says of their widths."""
     return lambda choices: evaluate([space.units_of(choice) for choice in choices])
 
 

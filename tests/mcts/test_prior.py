@@ -5,17 +5,16 @@ import pytest
 
 from mcts.prior import TablePrior, mix, normalise
 from pruning.errors import InputError
-from tests.mcts.landscapes import equal_limits
+from tests.mcts.landscapes import make_limits
 
 TABLE = np.array([[0.5, 0.2, 0.0], [0.4, 0.3, 0.0]])
 
 
 def test_softmax_of_cost_to_go() -> None:
-    limits = equal_limits(2, 3, 4)
-    prior = TablePrior(limits.table, TABLE, int(limits.spare[0]), temperature=0.1)
+    prior = TablePrior(make_limits(2, 3, budget=4).table, TABLE, 2, temperature=0.1)
     # (0, 2) = 0.5, (1, 1) = 0.5, (2, 0) = 0.4.
     assert prior((), 2) == pytest.approx([np.exp(-1.0), np.exp(-1.0), 1.0])
-    # One parameter more than the last layer costs at least: option 2 does not fit.
+    # One left for the last layer: option 2 does not fit.
     assert prior((1,), 1) == pytest.approx([np.exp(-1.0), 1.0, 0.0])
 
 

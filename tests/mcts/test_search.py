@@ -11,23 +11,15 @@ from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.allocators.additive_dp import cost_to_go
-from pruning.allocators.uniform import uniform_choice
+from pruning.allocators.uniform import evenness
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.measuring.metrics import Evaluate, Metrics, Widths
-from pruning.planning.limits import Limits
+from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice
 from storage.records import Sample
-from tests.mcts.landscapes import (
-    Landscape,
-    equal_limits,
-    evaluate_by,
-    make_anatomy,
-    make_limits,
-    make_space,
-    score_by,
-)
-from tests.pruning.made_up_limits import ladders
+from tests.mcts.landscapes import Landscape, evaluate_by, make_anatomy, make_limits, make_space, scoring
 from values.surrogate import Kernel, ScoredChoice, Surrogate, fit_surrogate
 
 
@@ -42,7 +34,7 @@ def make_search(
     seed: int = 0,
     parallel_leaves: int = 1,
 ) -> TargetSearch:
-    budget, score = limits.limits[0].most, score_by(limits.space, evaluate)
+    budget, score = limits.limits[0].most, scoring(limits.space, evaluate)
     settings = SearchSettings(
         budgets=(budget,), num_evaluations=num_evaluations, seed=seed, parallel_leaves=parallel_leaves
     )
@@ -57,9 +49,9 @@ def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
     landscape = Landscape([5] * 6, seed)
     everything = np.array(list(itertools.product(range(1, 6), repeat=6)))
     kl = landscape.kl(everything)
-    shared = SharedKnowledge(scan_sensitivity(space, score_by(space, landscape)), [])
+    shared = SharedKnowledge(scan_sensitivity(space, scoring(space, landscape)), [])
     for index, budget in enumerate(targets):
-        limits = make_limits(space, budget)
+        limits = make_limits(6, 5, budget)
         found = make_search(limits, landscape, shared=shared, index=index, num_evaluations=120, seed=seed).run()
         assert found.metrics.kl == pytest.approx(kl[everything.sum(axis=1) <= budget].min(), rel=1e-12)
         assert found.evaluations == 120
@@ -68,74 +60,81 @@ def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_beats_the_allocators_where_layers_interact(seed: int) -> None:
-    limits = equal_limits(14, 8, 14 * 2)  # a quarter of every layer
-    landscape, spare = Landscape([8] * 14, seed), int(limits.spare[0])
-    sensitivity = scan_sensitivity(limits.space, score_by(limits.space, landscape))
-    rivals = [uniform_choice(limits), cost_to_go(limits.table, sensitivity, spare).best_choice(spare)]
+    limits = make_limits(14, 8, 14 * 2)  # a quarter of every layer
+    landscape = Landscape([8] * 14, seed)
+    space, spare = limits.space, int(limits.spare[0])
+    sensitivity = scan_sensitivity(space, scoring(space, landscape))
+    rivals = [
+        limits.fit(space.bottom, evenness(space)),
+        cost_to_go(limits.table, sensitivity, spare).best_choice(spare),
+    ]
     found = make_search(limits, landscape, num_evaluations=100).run()
-    assert found.metrics.kl < 0.95 * landscape.kl(np.array([limits.units_of(x) for x in rivals])).min()
+    assert found.metrics.kl < 0.95 * landscape.kl(np.array(rivals) + 1).min()
 
 
-def test_every_evaluation_is_a_new_feasible_choice() -> None:
-    limits = make_limits(ladders(*[range(8, 65, 8)] * 5), 700, prices=(3, 5, 3, 9, 3))
+def test_every_evaluation_is_a_new_feasible_configuration() -> None:
+    row = tuple(range(8, 65, 8))
+    prices = (3, 5, 3, 9, 3)
+    costs = tuple(np.array([w * p for w in row]) for p in prices)
+    limits = Limits(ffn_space_of([row] * 5), (Limit(LimitKind.FFN_PARAMETERS, 700, 0, costs),))
     landscape = Landscape([64] * 5, seed=0)
     search = make_search(limits, landscape, num_evaluations=80, parallel_leaves=4)
     found = search.run()
     assert len(search.scored) == found.evaluations == len(found.curve) == 80
     for choice in search.scored:
-        assert 0 <= int(limits.slack(choice)[0]) < 9 * 8  # the largest step
+        assert 0 <= limits.slack(choice)[0] < 8 * 9
     assert all(b <= a for a, b in itertools.pairwise(found.curve))
     assert found.curve[-1] == found.metrics.kl == min(m.kl for m in search.scored.values())
     assert found.widths == limits.space.units_of(found.choice)
 
 
 def test_values_in_the_tree_are_those_of_the_samples() -> None:
-    search = make_search(equal_limits(4, 4, 9), Landscape([4] * 4, 0))
+    search = make_search(make_limits(4, 4, 9), Landscape([4] * 4, 0))
     search.run()
     root = search.tree.root
-    for index, option in enumerate(root.actions):
-        below = [1.0 / m.kl for c, m in search.scored.items() if c[0] == option]
+    for index, level in enumerate(root.actions):
+        below = [1.0 / m.kl for c, m in search.scored.items() if c[0] == level]
         assert root.visit_count[index] == len(below)
         assert root.value_sum[index] == pytest.approx(sum(below))
         assert root.value_max[index] == max(below, default=0.0)
 
 
-def test_stops_when_every_choice_was_scored() -> None:
-    # Three layers of 1..3 channels, six to give: 7 choices.
-    found = make_search(equal_limits(3, 3, 6), Landscape([3] * 3, 0)).run()
+def test_stops_when_every_configuration_was_scored() -> None:
+    # Three layers of levels 1..3, six levels to give: 7 configurations.
+    found = make_search(make_limits(3, 3, 6), Landscape([3] * 3, 0)).run()
     assert found.evaluations == 7
 
 
-def test_single_feasible_choice() -> None:
-    found = make_search(equal_limits(3, 4, 3), Landscape([4] * 3, 0)).run()
+def test_single_feasible_configuration() -> None:
+    found = make_search(make_limits(3, 4, 3), Landscape([4] * 3, 0)).run()
     assert (found.choice, found.evaluations) == ((0, 0, 0), 1)
 
 
 def test_dense_costs_nothing() -> None:
-    found = make_search(equal_limits(3, 4, 50), Landscape([4] * 3, 0)).run()
+    found = make_search(make_limits(3, 4, 50), Landscape([4] * 3, 0)).run()
     assert (found.choice, found.metrics.kl, found.evaluations) == ((3, 3, 3), 0.0, 1)
 
 
 def test_kl_of_zero_away_from_dense() -> None:
-    flat = make_search(equal_limits(3, 4, 8), Landscape([4] * 3, 0, scale=0.0)).run()
+    flat = make_search(make_limits(3, 4, 8), Landscape([4] * 3, 0, scale=0.0)).run()
     assert flat.metrics.kl == 0.0
 
 
 def test_one_layer() -> None:
-    found = make_search(equal_limits(1, 4, 3), Landscape([4], 0)).run()
+    found = make_search(make_limits(1, 4, 3), Landscape([4], 0)).run()
     assert (found.choice, found.evaluations) == ((2,), 1)
 
 
-def test_two_options() -> None:
+def test_two_levels() -> None:
     landscape = Landscape([2] * 8, 3)
-    found = make_search(equal_limits(8, 2, 12), landscape, num_evaluations=70).run()
+    found = make_search(make_limits(8, 2, 12), landscape, num_evaluations=70).run()
     everything = np.array(list(itertools.product((1, 2), repeat=8)))
     assert found.evaluations == 70  # of 8 choose 4, all of them
     assert found.metrics.kl == pytest.approx(landscape.kl(everything[everything.sum(axis=1) == 12]).min())
 
 
 def test_scaling_kl_changes_nothing() -> None:
-    limits = equal_limits(6, 4, 12)
+    limits = make_limits(6, 4, 12)
     small, large = Landscape([4] * 6, 0), Landscape([4] * 6, 0, scale=2.0**20)
     assert list(make_search(limits, small).run().curve) == [
         pytest.approx(kl / 2.0**20) for kl in make_search(limits, large).run().curve
@@ -145,14 +144,14 @@ def test_scaling_kl_changes_nothing() -> None:
 
 def test_parallel_leaves_are_all_different() -> None:
     batches: list[int] = []
-    limits = equal_limits(6, 4, 12)
+    limits = make_limits(6, 4, 12)
     landscape = Landscape([4] * 6, 0)
 
     def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
         batches.append(len(set(widths)))
         return landscape(widths)
 
-    shared = SharedKnowledge(scan_sensitivity(limits.space, score_by(limits.space, landscape)), [])
+    shared = SharedKnowledge(scan_sensitivity(limits.space, scoring(limits.space, landscape)), [])
     search = make_search(limits, evaluate, shared=shared, num_evaluations=42, parallel_leaves=8)
     assert search.run().evaluations == 42
     # Two starting choices, then full batches up to the limit.
@@ -167,7 +166,7 @@ def test_what_is_believed_of_a_pending_leaf_does_not_change(monkeypatch: pytest.
         return fit_surrogate(kernel, samples, target=target)
 
     monkeypatch.setattr("mcts.search.fit_surrogate", recording)
-    search = make_search(equal_limits(8, 6, 24), Landscape([6] * 8, 1), num_evaluations=42, parallel_leaves=8)
+    search = make_search(make_limits(8, 6, 24), Landscape([6] * 8, 1), num_evaluations=42, parallel_leaves=8)
     search.run()
     true = {c: float(np.log(m.kl)) for c, m in search.scored.items()}
     pending = [(fit, c) for fit in seen for c in fit if fit[c] != true[c]]
@@ -180,7 +179,7 @@ def test_what_is_believed_of_a_pending_leaf_does_not_change(monkeypatch: pytest.
 
 
 def test_the_proposals_of_a_deep_model_stay_bounded() -> None:
-    search = make_search(equal_limits(80, 8, 320), Landscape([8] * 80, 0), num_evaluations=6)
+    search = make_search(make_limits(80, 8, 320), Landscape([8] * 80, 0), num_evaluations=6)
     assert search.run().evaluations == 6
     moves = search._moves(search._parents())
     assert MAX_MOVES <= len(moves) <= MAX_MOVES + 6
@@ -188,7 +187,7 @@ def test_the_proposals_of_a_deep_model_stay_bounded() -> None:
 
 
 def test_golden_start_of_a_search() -> None:
-    search = make_search(equal_limits(4, 4, 9), Landscape([4] * 4, 0), num_evaluations=10, seed=7)
+    search = make_search(make_limits(4, 4, 9), Landscape([4] * 4, 0), num_evaluations=10, seed=7)
     search.run()
     # The additive optimum, equal retention, then what the surrogate expects most of.
     assert list(search.scored) == [
@@ -225,7 +224,7 @@ class MadeUpGuide:
 def test_a_guide_is_asked_first_and_its_prior_all_the_way_down() -> None:
     proposed = (3, 0, 3, 0, 0, 0)
     guide = MadeUpGuide(proposed, (0, 3, 0, 3, 0, 0))
-    search = make_search(equal_limits(6, 4, 12), Landscape([4] * 6, 0), guide=guide)
+    search = make_search(make_limits(6, 4, 12), Landscape([4] * 6, 0), guide=guide)
     search.run()
     assert next(iter(search.scored)) == proposed
     assert guide.asked
@@ -233,8 +232,7 @@ def test_a_guide_is_asked_first_and_its_prior_all_the_way_down() -> None:
 
 
 def test_a_proposal_that_leaves_budget_over_is_filled_up() -> None:
-    limits = equal_limits(6, 4, 12)
-    search = make_search(limits, Landscape([4] * 6, 0), guide=MadeUpGuide((0,) * 6, (1,) * 6))
+    search = make_search(make_limits(6, 4, 12), Landscape([4] * 6, 0), guide=MadeUpGuide((0,) * 6, (1,) * 6))
     assert sum(search.starting_choices()[0]) == 6
 
 
@@ -244,15 +242,16 @@ def test_a_guide_that_is_broken_is_an_error() -> None:
             return np.full(4, np.nan)
 
     with pytest.raises(InputError, match="a prior must give finite weights"):
-        make_search(equal_limits(3, 4, 8), Landscape([4] * 3, 0), guide=Broken((1, 2, 2), (1, 2, 2))).run()
+        make_search(make_limits(3, 4, 8), Landscape([4] * 3, 0), guide=Broken((1, 2, 2), (1, 2, 2))).run()
 
 
 def test_known_samples_are_grouped_by_what_they_cost() -> None:
+    anatomy, space = make_anatomy([4] * 3), make_space(3, 4)
     found = known_samples(
-        make_anatomy([4] * 3, 1),
-        make_space(3, 4),
+        anatomy,
+        space,
         [
-            Sample("m", "r", "c", widths, Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
+            Sample("m", "r", "c", anatomy.architecture(widths), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")
             for widths, kl in (((4, 4, 3), 0.1), ((2, 2, 4), 0.2), ((4, 2, 2), 0.3), ((1, 1, 4), 0.0))
         ],
     )
@@ -262,7 +261,7 @@ def test_known_samples_are_grouped_by_what_they_cost() -> None:
 
 
 def test_a_scan_that_says_nothing_is_no_problem() -> None:
-    limits = equal_limits(3, 4, 8)
-    constant = scan_sensitivity(limits.space, score_by(limits.space, evaluate_by(lambda _: 0.0)))
+    limits = make_limits(3, 4, 8)
+    constant = scan_sensitivity(limits.space, scoring(limits.space, evaluate_by(lambda _: 0.0)))
     found = make_search(limits, Landscape([4] * 3, 0), shared=SharedKnowledge(constant, [])).run()
     assert found.metrics.kl > 0.0

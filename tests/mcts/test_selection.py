@@ -7,13 +7,9 @@ from mcts.selection import action_values, puct_scores, select_action
 from mcts.tree import Node
 
 
-def make_node() -> Node:
-    return Node((), np.array([10]), [0, 1, 2])
-
-
 def node_by_hand() -> Node:
     """KL seen: 0.1 and 0.2 below the first edge, 0.4 below the second; the third was not visited."""
-    node = make_node()
+    node = Node((), np.array([7]), [0, 1, 2])
     node.prior = np.array([0.5, 0.3, 0.2])
     node.visit_count[:] = [2, 1, 0]
     node.value_sum[:] = [15.0, 2.5, 0.0]
@@ -35,7 +31,7 @@ def test_puct_scores() -> None:
 
 
 def test_unvisited_node_follows_the_prior() -> None:
-    node = make_node()
+    node = Node((), np.array([7]), [0, 1, 2])
     node.prior = np.array([0.2, 0.5, 0.3])
     assert puct_scores(node, best_kl=0.1, c_puct=1.0) == pytest.approx([0.2, 0.5, 0.3])
     assert select_action(node, best_kl=0.1, c_puct=1.0) == 1
@@ -49,7 +45,7 @@ def test_complete_edges_are_never_selected() -> None:
 
 
 def test_ties_go_to_the_last_option() -> None:
-    assert select_action(make_node(), best_kl=0.1, c_puct=1.0) == 2
+    assert select_action(Node((), np.array([7]), [0, 1, 2]), best_kl=0.1, c_puct=1.0) == 2
 
 
 def test_scores_do_not_know_the_scale_of_kl() -> None:

@@ -52,7 +52,7 @@ def test_targets_in_order() -> None:
 
 def test_an_infeasible_target_is_named_with_the_nearest() -> None:
     anatomy = make_anatomy([64, 64])
-    # Of four levels the lowest is 16 of 64: 75% is the most.
+    # The lowest of four levels is 16 of 64: 75% is the most.
     with pytest.raises(InfeasibleTargetError, match=r"sparsity 0.8 \(ffn\)") as caught:
         SearchSettings(sparsities=(0.5, 0.8), num_levels=4).resolve_targets(anatomy)
     assert caught.value.nearest == 0.75

@@ -1,4 +1,4 @@
-"""A small model, its samples, and a predictor trained on them in a second or two."""
+"""A predictor trained on the samples of the small model in a second or two."""
 
 import pytest
 import torch
@@ -6,26 +6,13 @@ import torch
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings, train_predictor
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.planning.levels import LevelGrid
 from storage.records import Sample
-from tests.values.landscape import anatomy_of, samples_of
+from tests.values.conftest import anatomy, samples, space
+
+__all__ = ["anatomy", "predictor", "samples", "settings", "space"]
+"""Fixtures, those of the values among them."""
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def anatomy() -> ModelAnatomy:
-    return anatomy_of([64] * 6)
-
-
-@pytest.fixture(scope="session")
-def grid(anatomy: ModelAnatomy) -> LevelGrid:
-    return LevelGrid.build(anatomy, num_levels=4, round_to=8)
-
-
-@pytest.fixture(scope="session")
-def samples(anatomy: ModelAnatomy, grid: LevelGrid) -> list[Sample]:
-    return samples_of(anatomy, grid)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
-"""Masks against `LevelGrid.feasible_levels`, features by hand, and several limits at once."""
+"""Masks against their rule in plain Python, features by hand, levels within limits, and several limits at once."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,97 +8,172 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_model.costs import LevelCosts, num_step_features
-from pruning.planning.levels import LevelGrid
-from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, parameter_limits
+from policy_model.costs import DecisionCosts, costs_within, num_step_features
+from pruning.arrays import IntArray
+from pruning.planning.cost_table import CostTable
+from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Space
+from pruning.planning.target import ffn_parameter_limits
 from tests.values.landscape import anatomy_of
 
 ANATOMY = anatomy_of([30, 30, 60])
-GRID = LevelGrid.build(ANATOMY, num_levels=3, round_to=10)
+LEVELS = ffn_levels(ANATOMY, num_levels=3, round_to=10)
 """12 parameters a channel: excess 120 and 240 in the first two layers, 240 and 480 in the third."""
 
 
-def slack_of(*values: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def slack_of(*values: int) -> IntArray:
     return np.array([list(values)], dtype=np.int64)
+
+
+def parameters_of(rows: list[tuple[int, int]]) -> tuple[Space, list[list[int]]]:
+    """Four levels of layers of (width, parameters a channel), and their parameters [L][4]."""
+    anatomy = anatomy_of([w for w, _ in rows], [c for _, c in rows])
+    levels = ffn_levels(anatomy, num_levels=4, round_to=8)
+    return levels, [[int(w) * price for w in row] for row, (_, price) in zip(levels.units, rows, strict=True)]
+
+
+def costs_of(parameters: list[list[int]]) -> DecisionCosts:
+    table = np.array(parameters, dtype=np.int64)[None]
+    return DecisionCosts(table - table[:, :, :1])
+
+
+COSTS = costs_of([[120, 240, 360], [120, 240, 360], [240, 480, 720]])
+
+
+def feasible_options(parameters: list[list[int]], layer: int, remaining: int) -> list[int]:
+    """Options that fit with the layers after them at their lowest, and that leave less than the largest step of what
+    those can use up; where none does, the highest that fits."""
+    low, high = (sum(row[k] for row in parameters[layer + 1 :]) for k in (0, -1))
+    largest_step = max(b - a for row in parameters for a, b in itertools.pairwise(row))
+    fitting = [k for k, cost in enumerate(parameters[layer]) if cost + low <= remaining]
+    return [k for k in fitting if remaining - parameters[layer][k] - high < largest_step] or fitting[-1:]
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(st.data())
-def test_mask_is_that_of_the_grid(data: st.DataObject) -> None:
-    """Along any feasible walk, for layers of different width and price."""
+def test_the_mask_leaves_what_fits_and_can_be_used_up(data: st.DataObject) -> None:
+    """Along any feasible walk, for layers of different width and price; of the policy, a table and a request alike."""
     layers = data.draw(st.lists(st.tuples(st.sampled_from([32, 48, 96]), st.integers(1, 9)), min_size=1, max_size=5))
-    anatomy = anatomy_of([w for w, _ in layers], [c for _, c in layers])
-    grid = LevelGrid.build(anatomy, num_levels=4, round_to=8)
-    costs = LevelCosts.of_grid(grid)
-    remaining = data.draw(st.integers(grid.min_cost_from[0], grid.max_cost_from[0] + 50))
-    for layer in range(grid.num_layers):
-        expected = grid.feasible_levels(layer, remaining)
-        slack = slack_of(remaining - grid.min_cost_from[layer])
-        mask = costs.feasible(layer, slack)[0]
-        assert [k + 1 for k in range(4) if mask[k]] == expected
-        level = data.draw(st.sampled_from(expected)) - 1
-        remaining -= grid.costs[layer][level]
-        assert costs.after(layer, slack, np.array([level]))[0, 0] == remaining - grid.min_cost_from[layer + 1]
+    levels, parameters = parameters_of(layers)
+    costs = costs_of(parameters)
+    least, most = (sum(row[k] for row in parameters) for k in (0, -1))
+    remaining = data.draw(st.integers(least, most + 50))
+    rows = [np.array(row, dtype=np.int64) for row in parameters]
+    table, floors = CostTable.of_rows([rows])
+    limits = Limits(levels, (Limit(LimitKind.FFN_PARAMETERS, remaining, 0, tuple(rows)),))
+    assert floors.sum() == least
+    for layer in range(len(layers)):
+        expected = feasible_options(parameters, layer, remaining)
+        later = sum(row[0] for row in parameters[layer + 1 :])
+        slack = slack_of(remaining - parameters[layer][0] - later)
+        for mask in (
+            costs.feasible(layer, slack)[0],
+            table.feasible(layer, slack)[0],
+            limits.feasible(layer, slack[0]),
+        ):
+            assert np.flatnonzero(mask).tolist() == expected
+        option = data.draw(st.sampled_from(expected))
+        remaining -= parameters[layer][option]
+        assert costs.after(layer, slack, np.array([option]))[0, 0] == remaining - later
     assert remaining >= 0
 
 
 def test_step_features_by_hand() -> None:
-    costs = LevelCosts.of_grid(GRID)
-    asked = costs.asked_features(slack_of(480))
+    asked = COSTS.asked_features(slack_of(480))
     assert asked.tolist() == [[[0.5, math.log(0.5)]]]  # of 240 + 240 + 480
-    features = costs.step_features(1, slack_of(360), asked)
+    features = COSTS.step_features(1, slack_of(360), asked)
     assert features.shape == (1, num_step_features(3))
     # Left of all, of layers 1 and 2, this layer's excess over what is left, its share times 3, its levels.
     np.testing.assert_allclose(features[0], [0.5, math.log(0.5), 360 / 960, 0.5, 240 / 360, 0.75, 0.5, 1.0])
 
 
 def test_features_speak_of_the_tightest_limit() -> None:
-    excess = np.stack([LevelCosts.of_grid(GRID).excess[0], 10 * LevelCosts.of_grid(GRID).excess[0]])
-    both = LevelCosts(excess)
+    excess = np.stack([COSTS.excess[0], 10 * COSTS.excess[0]])
+    both = DecisionCosts(excess)
     slack = slack_of(480, 2400)  # half of the first, a quarter of the second
     features = both.step_features(0, slack, both.asked_features(slack))
     assert features[0, 0] == 0.25
-    alone = LevelCosts(excess[1:])
+    alone = DecisionCosts(excess[1:])
     quarter = slack_of(2400)
     np.testing.assert_array_equal(features, alone.step_features(0, quarter, alone.asked_features(quarter)))
 
 
 def test_a_limit_that_is_a_multiple_of_another_looks_the_same() -> None:
     """Bytes, operations and parameters are one question to the policy."""
-    small, large = LevelCosts.of_grid(GRID), LevelCosts(7 * LevelCosts.of_grid(GRID).excess)
-    levels = np.array([[0, 1, 2]])
-    features, masks = small.trajectory(levels, slack_of(600))
-    same_features, same_masks = large.trajectory(levels, slack_of(4200))
+    large = DecisionCosts(7 * COSTS.excess)
+    choices = np.array([[0, 1, 2]])
+    features, masks = COSTS.trajectory(choices, slack_of(600))
+    same_features, same_masks = large.trajectory(choices, slack_of(4200))
     np.testing.assert_allclose(features, same_features)
     assert np.array_equal(masks, same_masks)
 
 
 def test_every_limit_is_kept_along_a_trajectory() -> None:
-    first = LevelCosts.of_grid(GRID).excess[0]
     second = np.array([[0, 0, 500], [0, 10, 20], [0, 400, 500]])
-    costs = LevelCosts(np.stack([first, second]))
+    costs = DecisionCosts(np.stack([COSTS.excess[0], second]))
     rng = np.random.default_rng(0)
     for _ in range(50):
         slack = slack_of(int(rng.integers(0, 961)), int(rng.integers(0, 1021)))
-        start, levels = slack, []
+        start, choice = slack, []
         for layer in range(3):
             mask = costs.feasible(layer, slack)[0]
-            levels.append(int(rng.choice(np.flatnonzero(mask))))
-            slack = costs.after(layer, slack, np.array(levels[-1:]))
+            choice.append(int(rng.choice(np.flatnonzero(mask))))
+            slack = costs.after(layer, slack, np.array(choice[-1:]))
         assert (slack >= 0).all()
-        assert (start - costs.spent(np.array([levels])) == slack).all()
+        assert (start - costs.spent(np.array([choice])) == slack).all()
 
 
 def test_levels_are_brought_down_to_allowed_widths() -> None:
-    limits = parameter_limits(ANATOMY, WidthSteps.build(ANATOMY, round_to=8), 1000)
-    costs, widths, slack = LevelCosts.of_limits(GRID, limits)
+    limits = ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=8), 1000)
+    costs, widths, slack = costs_within(LEVELS, limits)
     assert widths.tolist() == [[8, 16, 30], [8, 16, 30], [16, 40, 60]]
     assert costs.excess[0, 2].tolist() == [0, 24 * 12, 44 * 12]
     assert slack.tolist() == [1000 - 32 * 12]
 
 
+def test_levels_that_are_brought_down_to_one_width_cost_the_same() -> None:
+    """Multiples of 24 and the dense width: layers of 30 have two, for three levels."""
+    limits = ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=24), 1200)
+    costs, widths, slack = costs_within(LEVELS, limits)
+    # The narrowest allowed width is above the first level: that is brought up, and nothing below it is left.
+    assert widths.tolist() == [[24, 24, 30], [24, 24, 30], [24, 24, 60]]
+    assert costs.excess.tolist() == [[[0, 0, 72], [0, 0, 72], [0, 0, 432]]]
+    assert slack.tolist() == [1200 - 72 * 12]
+    # Of options that cost the same both may be chosen, and the features stay finite.
+    features, masks = costs.trajectory(np.array([[1, 2, 0]]), slack[None])
+    assert masks[0].tolist() == [[True, True, True], [True, True, True], [True, True, False]]
+    assert np.isfinite(features).all()
+    # As does a decision whose options all cost the same.
+    flat, _, _ = costs_within(LEVELS, ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=30), 1100))
+    assert flat.excess.tolist() == [[[0, 0, 0], [0, 0, 0], [0, 0, 360]]]
+    assert np.isfinite(flat.trajectory(np.array([[0, 1, 2]]), slack_of(20))[0]).all()
+
+
+def test_the_slack_counts_from_the_lowest_levels_under_every_limit() -> None:
+    """Latency has a fixed part and stairs of 20 channels."""
+    fine = ffn_widths(ANATOMY, round_to=10)
+    stairs = tuple(100 * -(-row // 20) for row in fine.units)
+    limits = Limits(fine, (ffn_parameters(ANATOMY).limit(fine, 1000), Limit(LimitKind.LATENCY_MS, 1000, 300, stairs)))
+    costs, widths, slack = costs_within(LEVELS, limits)
+    assert widths.tolist() == [[10, 20, 30], [10, 20, 30], [20, 40, 60]]
+    assert costs.excess[0].tolist() == COSTS.excess[0].tolist()
+    assert costs.excess[1].tolist() == [[0, 0, 100], [0, 0, 100], [0, 100, 200]]
+    assert slack.tolist() == [1000 - 480, 1000 - 300 - 300]
+
+
 @pytest.mark.parametrize("most", [100, 383])
 def test_what_is_below_the_lowest_level_has_negative_slack(most: int) -> None:
-    steps = WidthSteps.build(ANATOMY, round_to=2)
-    limits = Limits(steps, (Limit(LimitKind.FLOPS, most, 0, tuple(12 * row for row in steps.widths)),))
-    assert (LevelCosts.of_limits(GRID, limits)[2] < 0).all()
+    fine = ffn_widths(ANATOMY, round_to=2)
+    limits = Limits(fine, (Limit(LimitKind.FLOPS, most, 0, tuple(12 * row for row in fine.units)),))
+    assert (costs_within(LEVELS, limits)[2] < 0).all()
+
+
+def test_one_limit_that_the_lowest_levels_exceed_is_told_from_one_that_they_meet() -> None:
+    fine = ffn_widths(ANATOMY, round_to=2)
+    rows = tuple(12 * row for row in fine.units)
+    limits = Limits(
+        fine, tuple(Limit(kind, most, 0, rows) for kind, most in ((LimitKind.FLOPS, 600), (LimitKind.DISK_BYTES, 479)))
+    )
+    assert costs_within(LEVELS, limits)[2].tolist() == [120, -1]

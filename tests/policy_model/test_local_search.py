@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from policy_model.costs import LevelCosts
+from policy_model.costs import parameter_costs
 from policy_model.experts import find_expert, made_up_costs, pricings, random_slacks, starting_points
 from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve, level_values
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from tests.values.landscape import anatomy_of, samples_of
 from values.dataset import TrainingData, training_data
 from values.encoding import Encoding, encode
@@ -17,20 +17,20 @@ from values.value_training import fit_values
 from values.values import distances
 
 UNEVEN = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
-GRID = LevelGrid.build(UNEVEN, num_levels=4, round_to=8)
-SAMPLES = samples_of(UNEVEN, GRID)
-COSTS = LevelCosts.of_grid(GRID)
+SPACE = ffn_levels(UNEVEN, num_levels=4, round_to=8)
+SAMPLES = samples_of(UNEVEN, SPACE)
+COSTS = parameter_costs(encode(UNEVEN, SPACE, SAMPLES))
 SLACK = np.array([600], dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
 def encoding() -> Encoding:
-    return encode(UNEVEN, GRID, SAMPLES)
+    return encode(UNEVEN, SPACE, SAMPLES)
 
 
 @pytest.fixture(scope="module")
 def data(encoding: Encoding) -> TrainingData:
-    return training_data(GRID, encoding, SAMPLES)
+    return training_data(encoding, SAMPLES)
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from policy_model.costs import LevelCosts, num_step_features
+from policy_model.costs import DecisionCosts, num_step_features, parameter_costs
 from policy_model.decoder import PolicyDecoder, gumbel_noise
 from policy_model.policy import Policy, policy_loss
 from policy_model.policy_config import PolicyConfig
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.planning.levels import LevelGrid
+from pruning.planning.space import Space
 from storage.records import Sample
 from values.encoding import Encoding, encode
 
 
 @pytest.fixture
-def encoding(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> Encoding:
-    return encode(anatomy, grid, samples)
+def encoding(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> Encoding:
+    return encode(anatomy, space, samples)
 
 
 @pytest.fixture
@@ -39,15 +39,15 @@ def decoder_of(policy: Policy, encoding: Encoding) -> PolicyDecoder:
     return PolicyDecoder(weights, policy.config.num_heads, encoding.features)
 
 
-def tensors(costs: LevelCosts, levels: torch.Tensor, slack: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(costs: DecisionCosts, levels: torch.Tensor, slack: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     found, feasible = costs.trajectory(levels.numpy(), np.array(slack, dtype=np.int64)[:, None])
     return torch.from_numpy(found).float(), torch.from_numpy(feasible)
 
 
 def test_infeasible_levels_have_probability_exactly_zero(
-    policy: Policy, features: torch.Tensor, grid: LevelGrid
+    policy: Policy, encoding: Encoding, features: torch.Tensor
 ) -> None:
-    costs, levels = LevelCosts.of_grid(grid), torch.tensor([[3, 0, 3, 0, 3, 0], [0, 1, 0, 1, 0, 1]])
+    costs, levels = parameter_costs(encoding), torch.tensor([[3, 0, 3, 0, 3, 0], [0, 1, 0, 1, 0, 1]])
     steps, feasible = tensors(costs, levels, costs.spent(levels.numpy())[:, 0].tolist())
     assert not feasible.all()
     p = policy(features, steps, levels, feasible).exp()
@@ -55,9 +55,9 @@ def test_infeasible_levels_have_probability_exactly_zero(
     torch.testing.assert_close(p.sum(dim=-1), torch.ones(2, 6))
 
 
-def test_infeasible_levels_get_no_gradient(policy: Policy, features: torch.Tensor, grid: LevelGrid) -> None:
+def test_infeasible_levels_get_no_gradient(policy: Policy, encoding: Encoding, features: torch.Tensor) -> None:
     levels = torch.tensor([[0, 0, 0, 0, 0, 0]])
-    steps, feasible = tensors(LevelCosts.of_grid(grid), levels, [0])
+    steps, feasible = tensors(parameter_costs(encoding), levels, [0])
     feasible[..., 2] = False
     policy_loss(policy(features, steps, levels, feasible), levels, torch.ones(1)).backward()  # type: ignore[no-untyped-call]
     gradient = policy.head.bias.grad
@@ -66,11 +66,9 @@ def test_infeasible_levels_get_no_gradient(policy: Policy, features: torch.Tenso
     assert torch.isfinite(gradient).all()
 
 
-def test_decoding_in_numpy_is_the_network_in_torch(
-    policy: Policy, encoding: Encoding, features: torch.Tensor, grid: LevelGrid
-) -> None:
+def test_decoding_in_numpy_is_the_network_in_torch(policy: Policy, encoding: Encoding, features: torch.Tensor) -> None:
     """Teacher-forced on what was decoded, the network gives every level of every decision the same probability."""
-    costs, slack = LevelCosts.of_grid(grid), [500, 1200, 2000, 3000]
+    costs, slack = parameter_costs(encoding), [500, 1200, 2000, 3000]
     decoder, noise = decoder_of(policy, encoding), gumbel_noise(6, 4, 4, seed=1)
     levels = decoder.decode(costs, np.array(slack)[:, None], noise)
     forced = torch.from_numpy(levels)

@@ -14,11 +14,11 @@ from policy_model.predictor import Predictor
 from policy_model.progress import TrainingProgress, progress_bar
 from policy_model.schedule import scheduled
 from policy_model.training import TrainingSettings, train_predictor
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError
 from storage.records import Sample
-from tests.policy_model.test_predictor import limits_of
+from tests.policy_model.test_predictor import limits_of, planned_widths
 from tests.values.landscape import true_kl
 
 
@@ -31,16 +31,17 @@ def test_plans_between_the_searched_budgets_beat_uniform(predictor: Predictor, a
     ratios = []
     for sparsity in (0.35, 0.4, 0.5, 0.55, 0.65):
         budget = int((1.0 - sparsity) * anatomy.ffn_parameters)
-        planned = true_kl(anatomy, predictor.plan_widths(anatomy, limits_of(anatomy, budget)).widths)
-        ratios.append(planned / true_kl(anatomy, uniform_widths(limits_of(anatomy, budget))))
+        limits = limits_of(anatomy, budget)
+        planned = true_kl(anatomy, planned_widths(predictor, anatomy, limits))
+        ratios.append(planned / true_kl(anatomy, limits.units_of(uniform_choice(limits))))
     assert max(ratios) < 0.9
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.7
 
 
 def test_predictions_are_near_the_truth(predictor: Predictor, anatomy: ModelAnatomy) -> None:
     for sparsity in (0.35, 0.5, 0.55):
-        prediction = predictor.plan_widths(anatomy, limits_of(anatomy, int((1.0 - sparsity) * anatomy.ffn_parameters)))
-        assert prediction.kl == pytest.approx(true_kl(anatomy, prediction.widths), rel=0.25)
+        prediction = predictor.plan(anatomy, limits_of(anatomy, int((1.0 - sparsity) * anatomy.ffn_parameters)))
+        assert prediction.kl == pytest.approx(true_kl(anatomy, anatomy.ffn_widths(prediction.architecture)), rel=0.25)
 
 
 def test_the_policy_has_learnt_the_experts(predictor: Predictor) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.data.batches import Batch
 from pruning.planning.make_plan import make_plan
@@ -37,8 +38,7 @@ def plan_for(
 ) -> PruningPlan:
     return make_plan(
         anatomy,
-        widths,
-        kv_groups=kv_groups,
+        anatomy.architecture(widths, kv_groups),
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",
@@ -47,22 +47,24 @@ def plan_for(
 
 
 @torch.no_grad()
-def silence(model: PreTrainedModel, plan: PruningPlan, ranking: Ranking) -> None:
-    """Zero, in a dense model, the columns that read what `plan` removes; nothing is cut.
+def silence(model: PreTrainedModel, architecture: Architecture, ranking: Ranking) -> None:
+    """Zero, in a dense model, the columns that read what `architecture` removes; nothing is cut.
 
     The columns are worked out here by hand, not by the code that cuts.
     """
     view = decoder_view(model)
     text = model.config.get_text_config(decoder=True)
     heads = text.num_attention_heads
-    for layer, keeps in enumerate(plan.layers):
-        removed = ranking.ffn[layer][keeps.ffn_width :]
-        view.out_projection(layer).weight[:, torch.from_numpy(removed)] = 0
-        assert ranking.kv_groups is not None
+    assert ranking.kv_groups is not None
+    for (layer, sublayer), option in architecture.items:
+        if sublayer is Sublayer.FFN:
+            removed = ranking.ffn[layer][option.units :]
+            view.out_projection(layer).weight[:, torch.from_numpy(removed)] = 0
+            continue
         num_groups = len(ranking.kv_groups[layer])
         out = view.attention_out(layer)
         by_group = out.weight.view(out.out_features, num_groups, heads // num_groups, -1)
-        for group in ranking.kv_groups[layer][keeps.num_kv_groups :]:
+        for group in ranking.kv_groups[layer][option.units :]:
             by_group[:, group] = 0
 
 

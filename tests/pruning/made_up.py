@@ -2,10 +2,13 @@
 
 import numpy as np
 
+from pruning.allocators.allocation import Allocation
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.limits import Limits, WidthSteps, parameter_limits
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.limits import Limits
+from pruning.planning.prices import ffn_parameters
 
 
 def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 1000) -> ModelAnatomy:
@@ -36,8 +39,13 @@ def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 10
 
 def at_most(anatomy: ModelAnatomy, budget: int, *, round_to: int = 8, compensates: bool = False) -> Limits:
     """The limit of `budget` FFN parameters."""
-    steps = WidthSteps.build(anatomy, round_to=round_to)
-    return parameter_limits(anatomy, steps, budget, compensates=compensates)
+    space = ffn_widths(anatomy, round_to=round_to)
+    return Limits(space, (ffn_parameters(anatomy, compensates=compensates).limit(space, budget),))
+
+
+def widths_of(anatomy: ModelAnatomy, allocation: Allocation) -> list[int]:
+    """FFN widths [L]."""
+    return list(anatomy.ffn_widths(allocation.architecture))
 
 
 def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int = 0) -> ModelStatistics:

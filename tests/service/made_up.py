@@ -13,7 +13,9 @@ from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.levels import LevelGrid
+from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
+from pruning.planning.space import Space
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample, SearchRecord, StatisticsRecord
 
@@ -91,7 +93,8 @@ def register_model(repository: Repository, model_id: str = "tiny", anatomy: Mode
 def sample(model: ModelRecord, calibration_id: str, widths: tuple[int, ...], kl: float) -> Sample:
     """A scored configuration."""
     metrics = Metrics(kl=kl, nll=1.0 + kl, accuracy=0.8, num_tokens=1000, num_answers=100)
-    return Sample(model.id, model.ranking_sha256, calibration_id, widths, metrics, 0.05, "sensitivity")
+    architecture = model.anatomy.architecture(widths)
+    return Sample(model.id, model.ranking_sha256, calibration_id, architecture, metrics, 0.05, "sensitivity")
 
 
 def scan_samples(
@@ -173,6 +176,7 @@ def add_search(
     queued: bool = False,
     agreement: float | None = None,
     validated_dense: Metrics | None = None,
+    space: Space | None = None,
 ) -> SearchRecord:
     """A finished search of one target that found `widths`, by default all that its budget allows.
 
@@ -199,4 +203,9 @@ def add_search(
         if validated_dense is not None:
             validation["dense"] = asdict(validated_dense)
     document = {"data": "x", "conversations": 8, "search": search}
-    return repository.record_search(model_id, document, result, validation=validation)
+    return repository.record_search(model_id, document, result, space=space, validation=validation)
+
+
+def widths_of(plan: PruningPlan, anatomy: ModelAnatomy | None = None) -> list[int]:
+    """FFN widths [L] of a plan for `anatomy`, by default the made-up model of these tests."""
+    return list(plan.ffn_widths(anatomy or made_up_anatomy()))

@@ -8,11 +8,12 @@ from fastapi.testclient import TestClient
 from pruning.devices.latency import latency_model
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.cost import price
-from pruning.planning.plan import PruningPlan, Workload
+from pruning.planning.plan import PruningPlan
+from pruning.planning.workload import Workload
 from service.devices import find_device
 from storage.contract import Repository
 from tests.pruning.made_up_devices import made_up_profile
-from tests.service.made_up import add_calibration, made_up_anatomy, register_model, scan_samples
+from tests.service.made_up import add_calibration, made_up_anatomy, register_model, scan_samples, widths_of
 
 ANATOMY = made_up_anatomy((32, 32, 32, 32), fingerprint="e" * 64)
 WEIGHTS = (0.3, 0.2, 5.0, 0.25)
@@ -62,5 +63,5 @@ def test_the_plan_is_the_best_of_all(client: TestClient, repository: Repository,
         for widths in itertools.product((8, 16, 24, 32), repeat=4)
         if all(a <= b for a, b in zip(costs(widths), (memory, latency), strict=True))
     ]
-    assert lost(tuple(plan.ffn_widths)) == pytest.approx(min(map(lost, fitting)))
-    assert plan.ffn_widths[2] == 32
+    assert lost(tuple(widths_of(plan, ANATOMY))) == pytest.approx(min(map(lost, fitting)))
+    assert widths_of(plan, ANATOMY)[2] == 32

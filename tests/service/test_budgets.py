@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import BEST_FIRST, Method
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
@@ -15,8 +16,8 @@ from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.cost import price
 from pruning.planning.limits import WidthSteps
 from pruning.planning.make_plan import exceeded_limits
-from pruning.planning.plan import PruningPlan, Workload
-from service.methods.names import BEST_FIRST, Method
+from pruning.planning.plan import PruningPlan
+from pruning.planning.workload import Workload
 from storage.contract import Repository
 from tests.service.made_up import (
     WIDTHS,
@@ -26,6 +27,7 @@ from tests.service.made_up import (
     made_up_anatomy,
     register_model,
     scan_samples,
+    widths_of,
 )
 
 ANATOMY = made_up_anatomy()
@@ -75,7 +77,7 @@ def test_a_budget_of_half_the_channels_is_answered_with_them(client: TestClient,
     half = costs((32, 32, 64, 32))[field]
     # A header's digits are counted at their longest: a step of 8 channels costs 1536 bytes.
     plan = ask(client, {field: half + 300 * (field == "disk_bytes")}, device=SLOW if field == "latency_ms" else None)
-    assert plan.ffn_widths == [32, 32, 64, 32]
+    assert widths_of(plan) == [32, 32, 64, 32]
     assert plan.target.budget is not None
     assert plan.target.sparsity is None
     assert plan.achieved.workload == Workload(**WORKLOAD)
@@ -88,7 +90,7 @@ def test_several_limits_hold_at_once(client: TestClient) -> None:
     for tightest in FIELDS:
         plan = ask(client, {**wide, tightest: narrow[tightest] + 300 * (tightest == "disk_bytes")}, device=SLOW)
         assert exceeded_limits(plan.target, plan.achieved) == []
-        assert plan.ffn_widths == [24, 24, 48, 24]
+        assert widths_of(plan) == [24, 24, 48, 24]
 
 
 def test_latency_says_where_it_comes_from(client: TestClient) -> None:
@@ -147,7 +149,7 @@ class TestDevices:
     def test_other_devices_make_other_plans(self, client: TestClient) -> None:
         plans = [ask(client, {"memory_bytes": costs(WIDTHS)["memory_bytes"]}, device=d) for d in ("l4", SLOW)]
         assert plans[0].plan_id != plans[1].plan_id
-        assert plans[0].ffn_widths == plans[1].ffn_widths == list(WIDTHS)
+        assert widths_of(plans[0]) == widths_of(plans[1]) == list(WIDTHS)
 
 
 @pytest.mark.usefixtures("known")
@@ -159,10 +161,10 @@ class TestEveryMethod:
         plan = ask(client, {field: target[field]}, device=SLOW, method=method.value)
         assert plan.method == method
         assert exceeded_limits(plan.target, plan.achieved) == []
-        compensates = plan.ranking.compensates
-        for layer, width in enumerate(plan.ffn_widths):
+        compensates = plan.compensates
+        for layer, width in enumerate(widths_of(plan)):
             if width < WIDTHS[layer]:
-                wider = [w + 8 * (i == layer) for i, w in enumerate(plan.ffn_widths)]
+                wider = [w + 8 * (i == layer) for i, w in enumerate(widths_of(plan))]
                 workload = Workload(**WORKLOAD)
                 model = latency_model(DEVICES[SLOW], ANATOMY, workload)
                 more = getattr(price(ANATOMY, wider, workload, compensates=compensates, latency=model), field)
@@ -170,15 +172,15 @@ class TestEveryMethod:
 
     def test_the_additive_program_is_solved_in_the_units_of_the_limit(self, client: TestClient) -> None:
         half = ask(client, sparsity=0.5, method="additive-dp")
-        same = ask(client, {"memory_bytes": costs(half.ffn_widths)["memory_bytes"]}, method="additive-dp")
-        assert same.ffn_widths == half.ffn_widths
+        same = ask(client, {"memory_bytes": costs(widths_of(half))["memory_bytes"]}, method="additive-dp")
+        assert widths_of(same) == widths_of(half)
         # Layer 3 is dear, and stays whole.
-        assert half.ffn_widths[3] == 64
+        assert widths_of(half)[3] == 64
 
     def test_a_searched_configuration_answers_what_it_nearly_uses_up(self, client: TestClient) -> None:
         near = costs((40, 32, 64, 32))
         plan = ask(client, {"flops": near["flops"]}, method="evolution")
-        assert plan.ffn_widths in ([40, 32, 64, 32], [32, 40, 64, 32], [32, 32, 72, 32], [32, 32, 64, 40])
+        assert widths_of(plan) in ([40, 32, 64, 32], [32, 40, 64, 32], [32, 32, 72, 32], [32, 32, 64, 40])
         assert plan.predicted is not None
         assert plan.predicted.quality == 0.1
         assert "filled up to this one" in str(plan.provenance.note)
@@ -195,7 +197,7 @@ class TestEveryMethod:
         assert (problem["binding"], problem["nearest_values"]) == ("memory_bytes", {"memory_bytes": lowest})
         assert f"Leave `method` out, or ask for at least memory_bytes={lowest}" in problem["remedy"]
         again = ask(client, {"memory_bytes": lowest}, method="additive-dp")
-        assert again.ffn_widths == [16, 16, 32, 16]
+        assert widths_of(again) == [16, 16, 32, 16]
 
 
 class TestInfeasible:
@@ -209,7 +211,7 @@ class TestInfeasible:
         assert problem["nearest"] == nearest["latency_ms"]
         assert (nearest["memory_bytes"], nearest["flops"]) == (least["memory_bytes"], dense["flops"])
         assert nearest["disk_bytes"] == least["disk_bytes"]
-        assert ask(client, nearest, device=SLOW).ffn_widths == [8, 8, 8, 8]
+        assert widths_of(ask(client, nearest, device=SLOW)) == [8, 8, 8, 8]
 
     @pytest.mark.usefixtures("known")
     def test_files_of_exactly_the_narrowest_widths_by_every_method_that_can(self, client: TestClient) -> None:
@@ -220,7 +222,7 @@ class TestInfeasible:
             answer = client.post("/v1/plans", json=body)
             if answer.status_code == 201:
                 plan = PruningPlan.from_json(answer.content)
-                assert (plan.ffn_widths, plan.achieved.disk_bytes) == ([8, 8, 8, 8], least)
+                assert (widths_of(plan), plan.achieved.disk_bytes) == ([8, 8, 8, 8], least)
                 answered.add(method)
         assert {Method.UNIFORM, Method.WANDA_SP, Method.LLM_PRUNER} <= answered
 
@@ -237,7 +239,7 @@ class TestTensorParallelism:
         plan = ask(client, {"flops": costs((40, 41, 70, 40))["flops"]}, round_to=round_to, tp_size=tp_size)
         assert (plan.target.round_to, plan.target.tp_size) == (round_to, tp_size)
         steps = WidthSteps.build(ANATOMY, round_to=round_to, tp_size=tp_size)
-        for width, dense, row in zip(plan.ffn_widths, WIDTHS, steps.widths, strict=True):
+        for width, dense, row in zip(widths_of(plan), WIDTHS, steps.widths, strict=True):
             assert width % tp_size == 0
             assert width % round_to == 0 or width == dense
             assert width in row

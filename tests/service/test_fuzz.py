@@ -9,14 +9,14 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pruning.allocators.methods import Method
 from pruning.allocators.uniform import uniform_widths
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
-from service.methods.names import Method
 from storage.contract import Repository
-from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples
+from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples, widths_of
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
@@ -105,7 +105,7 @@ def test_any_budget(client: TestClient, known: None, body: dict[str, object]) ->
         for name in LIMITS:
             if budget.get(name) is not None:
                 assert getattr(plan.achieved, name) <= budget[name]
-        assert {w % (plan.target.tp_size or 1) for w in plan.ffn_widths} == {0}
+        assert {w % (plan.target.tp_size or 1) for w in widths_of(plan)} == {0}
         assert plan.target.tp_size == body.get("tp_size", 1)
     else:
         problem = answer.json()

@@ -3,14 +3,14 @@ import itertools
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import Method
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.levels import LevelGrid
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
 from storage.contract import Repository
-from tests.service.made_up import add_calibration, made_up_anatomy, scan_samples
+from tests.service.made_up import add_calibration, made_up_anatomy, scan_samples, widths_of
 
 # Layer 3 is dear, layer 0 is nearly free.
 WEIGHTS = (0.01, 0.25, 0.4, 3.0)
@@ -45,18 +45,18 @@ def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scan
         return sum(a * (1 - w / d) for a, w, d in zip(WEIGHTS, widths, dense, strict=True))
 
     fitting = [w for w in itertools.product(*grid.widths) if sum(w) <= 160]
-    assert plan.ffn_widths == list(min(fitting, key=lambda w: cost(list(w))))
-    assert plan.ffn_widths[3] == 64
-    assert cost(plan.ffn_widths) < cost([32, 32, 64, 32])
+    assert widths_of(plan) == list(min(fitting, key=lambda w: cost(list(w))))
+    assert widths_of(plan)[3] == 64
+    assert cost(widths_of(plan)) < cost([32, 32, 64, 32])
 
 
 def test_the_scan_serves_other_roundings_by_repair(repository: Repository, scanned: str) -> None:
     for round_to in (1, 8, 16, 24):
         plan = planner_over(repository).plan(PlanRequest(model="tiny", sparsity=0.4, round_to=round_to))
         assert plan.method == "additive-dp"
-        assert all(w % round_to == 0 or w == d for w, d in zip(plan.ffn_widths, (64, 64, 128, 64), strict=True))
-        assert plan.achieved.sparsity["ffn"] >= 0.4  # type: ignore[index]
-        assert plan.ffn_widths[3] == 64
+        assert all(w % round_to == 0 or w == d for w, d in zip(widths_of(plan), (64, 64, 128, 64), strict=True))
+        assert plan.achieved.removed["ffn"] >= 0.4  # type: ignore[index]
+        assert widths_of(plan)[3] == 64
 
 
 def test_below_the_lowest_level_the_next_method_answers_and_says_why(repository: Repository, scanned: str) -> None:
@@ -74,7 +74,7 @@ def test_the_method_asked_for_names_the_sparsity_that_it_can_reach(repository: R
         planner.plan(PlanRequest(model="tiny", sparsity=0.85, method=Method.ADDITIVE_DP))
     assert caught.value.nearest == 0.75
     plan = planner.plan(PlanRequest(model="tiny", sparsity=caught.value.nearest, method=Method.ADDITIVE_DP))
-    assert plan.ffn_widths == [16, 16, 32, 16]
+    assert widths_of(plan) == [16, 16, 32, 16]
 
 
 def test_the_best_method_asked_for_by_name_is_the_same_plan(repository: Repository) -> None:
@@ -84,7 +84,7 @@ def test_the_best_method_asked_for_by_name_is_the_same_plan(repository: Reposito
     named = planner.plan(PlanRequest(model="tiny", sparsity=0.5, method=Method.UNIFORM))
     # The fallback says why it is one; who asks for it by name needs no excuse.
     assert named.provenance.note == "FFN widths are multiples of 8"
-    assert named.ffn_widths == before.ffn_widths
+    assert widths_of(named) == widths_of(before)
     repository.add_samples(scan_samples(repository.get_model("tiny"), calibration, WEIGHTS))
     after = planner.plan(PlanRequest(model="tiny", sparsity=0.5))
     assert after.method == "additive-dp"

@@ -9,7 +9,7 @@ from pruning.planning.plan import PruningPlan
 from service.app import create_app
 from service.settings import Settings
 from storage.contract import Repository
-from tests.service.made_up import WIDTHS, made_up_anatomy, register_model
+from tests.service.made_up import WIDTHS, made_up_anatomy, register_model, widths_of
 
 # 320 FFN channels of 48 parameters; decoder layers hold 800 parameters besides, embeddings and head 3,200.
 FFN = 320 * 48
@@ -26,9 +26,9 @@ def test_half_of_the_ffn_is_half_of_every_layer(client: TestClient) -> None:
     answer = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5})
     assert answer.status_code == 201
     plan = PruningPlan.from_json(answer.content)
-    assert plan.ffn_widths == [32, 32, 64, 32]
+    assert widths_of(plan) == [32, 32, 64, 32]
     assert plan.method == "uniform"
-    assert plan.achieved.sparsity == {"ffn": 0.5, "decoder": FFN / 2 / DECODER, "model": FFN / 2 / MODEL}
+    assert plan.achieved.removed == {"ffn": 0.5, "decoder": FFN / 2 / DECODER, "model": FFN / 2 / MODEL}
     assert plan.achieved.parameters == MODEL - FFN // 2
     assert (plan.target.sparsity, plan.target.scope, plan.target.device) == (0.5, "ffn", None)
     assert (plan.target.budget, plan.target.round_to, plan.target.tp_size) == (None, 8, 1)
@@ -61,7 +61,7 @@ def test_both_zeros_and_the_whole_number_are_one_request(client: TestClient) -> 
     ]
     assert [a.status_code for a in answers] == [201, 201, 415]
     assert answers[0].content == answers[1].content
-    assert PruningPlan.from_json(answers[0].content).ffn_widths == list(WIDTHS)
+    assert widths_of(PruningPlan.from_json(answers[0].content)) == list(WIDTHS)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_a_plan_never_exceeds_its_target(client: TestClient, scope: str, total: 
             assert (answer.status_code, answer.json()["nearest"]) == (422, 0.0)
             continue
         plan = PruningPlan.from_json(answer.content)
-        removed = round(plan.achieved.sparsity[plan.target.scope] * total)
+        removed = round(plan.achieved.removed[plan.target.scope] * total)
         assert removed >= sparsity * total - 1e-6
-        assert all(w % round_to == 0 or w == dense for w, dense in zip(plan.ffn_widths, WIDTHS, strict=True))
+        assert all(w % round_to == 0 or w == dense for w, dense in zip(widths_of(plan), WIDTHS, strict=True))
         # Nothing is given away: one more step of a layer that is not dense would break the budget.
-        steps = [min(round_to, d - w) * 48 for w, d in zip(plan.ffn_widths, WIDTHS, strict=True) if w < d]
+        steps = [min(round_to, d - w) * 48 for w, d in zip(widths_of(plan), WIDTHS, strict=True) if w < d]
         assert not steps or removed - sparsity * total < min(steps)
 
 
@@ -119,7 +119,7 @@ def test_an_infeasible_target_names_the_nearest_one_which_then_works(client: Tes
     assert "0.9" in problem["remedy"]
     again = client.post("/v1/plans", json={"model": "tiny", "sparsity": problem["nearest"]})
     assert again.status_code == 201
-    assert PruningPlan.from_json(again.content).ffn_widths == [8, 8, 8, 8]
+    assert widths_of(PruningPlan.from_json(again.content)) == [8, 8, 8, 8]
 
 
 def test_a_device_is_recorded_and_a_plan_that_it_cannot_hold_says_so(

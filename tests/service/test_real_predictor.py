@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor, PredictorInfo
-from policy_model.training import calibrate, past_errors
+from policy_model.training import calibrate, residual_scale
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.levels import LevelGrid
 from pruning.planning.limits import WidthSteps
@@ -28,7 +28,16 @@ from service.methods.predicted import BELOW_GRID
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import ModelRecord, PredictorRecord
-from tests.service.made_up import NOW, WIDTHS, add_calibration, add_search, add_statistics, sample, scan_samples
+from tests.service.made_up import (
+    NOW,
+    WIDTHS,
+    add_calibration,
+    add_search,
+    add_statistics,
+    sample,
+    scan_samples,
+    widths_of,
+)
 from values.dataset import training_data
 from values.encoding import encode
 from values.value_training import fit_values
@@ -50,7 +59,7 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
         torch.manual_seed(seed)
         policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
-    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), past_errors(data, fit), info)
+    return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), residual_scale(data, fit), info)
 
 
 def store(repository: Repository, predictor: Predictor, name: str, *, day: int = 0) -> None:
@@ -76,11 +85,11 @@ def test_the_stored_predictor_plans_as_the_one_in_memory(
         assert answer.status_code == 201
         plan = PruningPlan.from_json(answer.content)
         assert plan.method == "lop"
-        assert plan.achieved.sparsity[plan.target.scope] >= sparsity - 1e-9
-        assert all(w % round_to == 0 or w == d for w, d in zip(plan.ffn_widths, WIDTHS, strict=True))
+        assert plan.achieved.removed[plan.target.scope] >= sparsity - 1e-9
+        assert all(w % round_to == 0 or w == d for w, d in zip(widths_of(plan), WIDTHS, strict=True))
         steps = WidthSteps.build(anatomy, round_to=round_to)
         expected = predictor.plan_widths(anatomy, limits_for_sparsity(anatomy, steps, sparsity, Scope.FFN))
-        assert plan.ffn_widths == list(expected.widths)
+        assert widths_of(plan) == list(expected.widths)
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
         assert plan.predicted.accuracy == expected.accuracy
@@ -98,7 +107,7 @@ def test_other_methods_say_what_the_predictor_expects_of_their_plans(
         answer = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.4, "method": method})
         assert answer.status_code == 201, answer.text
         plan = PruningPlan.from_json(answer.content)
-        expected = predictor.judge(plan.ffn_widths)
+        expected = predictor.judge(widths_of(plan))
         assert plan.method == method
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)

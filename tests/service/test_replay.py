@@ -1,6 +1,6 @@
 """Plans stay the same: every stored request is asked again, and held against what an earlier version answered.
 
-The files in `tests/assets/replay` were made by the code before issue 12; `tests.assets.make_replay` says what is in
+The files in `tests/assets/replay` were made by the code before issue 12; `make_replay.py.txt` beside them says what is in
 them. Where a request has several limits, another choice is allowed that keeps them all and is never worse by what its
 method minimises: that is how one solver may replace several.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pruning.errors import LopError
+from pruning.planning.plan_downgrade import downgrade
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -42,7 +43,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str
 
         def ask(request: dict[str, Any]) -> Answer:
             try:
-                return {"plan": planner.plan(_parsed(request)).model_dump(mode="json")}
+                plan = planner.plan(_parsed(request))
+                anatomy = repository.get_model(plan.model.id).anatomy
+                return {"plan": downgrade(plan, anatomy).model_dump(mode="json")}
             except LopError as error:
                 fields = ("rule", "values", "nearest", "binding", "nearest_values")
                 said = {name: getattr(error, name, None) for name in fields}

@@ -1,19 +1,20 @@
 """Methods that finished searches answer, over HTTP and in the rule that picks one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.allocators.methods import Method
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
+from pruning.planning.space import Space
 from service.finished_searches import FoundConfiguration, Validation
-from service.methods.names import Method
 from service.methods.searched import best_configuration
 from storage.contract import Repository
 from storage.sql_samples import SampleStore
-from tests.service.made_up import WIDTHS, add_calibration, add_search, register_model, sample, scan_samples
+from tests.service.made_up import WIDTHS, add_calibration, add_search, register_model, sample, scan_samples, widths_of
 
 # "tiny" has 320 channels of 48 parameters; a sixteenth of its FFN parameters are 20 channels.
 HALF = (8, 40, 64, 48)
@@ -43,7 +44,7 @@ def test_the_searched_widths_with_what_was_measured(client: TestClient, reposito
     search = add_search(repository, HALF, 0.02, queued=queued, calibration_id=calibration)
     plan = ask(client)
     assert plan.method == "evolution"
-    assert plan.ffn_widths == list(HALF)
+    assert widths_of(plan) == list(HALF)
     assert plan.predicted is not None
     assert (plan.predicted.quality, plan.predicted.interval) == (0.02, None)
     assert (plan.provenance.calibration, plan.provenance.seed, plan.provenance.samples) == (calibration, 7, 40)
@@ -70,7 +71,7 @@ def predicted(client: TestClient, **more: Any) -> dict[str, Any]:
 
 def test_what_was_measured_of_agreement_is_predicted(client: TestClient, repository: Repository) -> None:
     add_search(repository, HALF, 0.02, calibration_id=add_calibration(repository), agreement=0.875)
-    assert predicted(client) == {"accuracy": 0.8, "agreement": 0.875}
+    assert predicted(client) == {"of": "calibration", "accuracy": 0.8, "agreement": 0.875}
 
 
 def test_exact_match_is_predicted_where_the_dense_model_has_any(client: TestClient, repository: Repository) -> None:
@@ -79,9 +80,9 @@ def test_exact_match_is_predicted_where_the_dense_model_has_any(client: TestClie
     dense_sample(repository, long, 0.0)
     dense_sample(repository, short, 0.9)
     add_search(repository, HALF, 0.02, calibration_id=long, agreement=0.875)
-    assert predicted(client) == {"agreement": 0.875}
+    assert predicted(client) == {"of": "calibration", "agreement": 0.875}
     add_search(repository, HALF, 0.02, calibration_id=short, agreement=0.75, num_answers=101)
-    assert predicted(client, round_to=4) == {"accuracy": 0.8, "agreement": 0.75}
+    assert predicted(client, round_to=4) == {"of": "calibration", "accuracy": 0.8, "agreement": 0.75}
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(None, {"accuracy": 0.7}), (0.5, {"accuracy": 0.7}), (0.0, {})])
@@ -95,7 +96,7 @@ def test_validation_says_of_its_own_data_whether_answers_are_exact(
     add_search(
         repository, HALF, 0.02, calibration_id=calibration, validated_kl=0.05, validated_dense=dense, agreement=0.5
     )
-    assert predicted(client) == expected | {"agreement": 0.5}
+    assert predicted(client) == expected | {"of": "unseen", "agreement": 0.5}
 
 
 def test_a_validated_search_predicts_what_the_validation_set_says(client: TestClient, repository: Repository) -> None:
@@ -105,7 +106,7 @@ def test_a_validated_search_predicts_what_the_validation_set_says(client: TestCl
     plan = ask(client)
     assert plan.predicted is not None
     assert plan.predicted.quality == 0.05
-    assert (plan.ffn_widths, plan.provenance.calibration) == (before.ffn_widths, "c" * 64)
+    assert (widths_of(plan), plan.provenance.calibration) == (widths_of(before), "c" * 64)
     assert plan.provenance.note == (
         f"FFN widths are multiples of 8; evolution: search {search.id}, sparsity 0.5 (ffn), 40 evaluations; "
         "the predicted KL was measured on validation data, other.json (set vvvvvvvvvvvv), which the search never saw"
@@ -120,7 +121,7 @@ def test_a_search_of_an_earlier_version_says_nothing_of_its_calibration_set(
 ) -> None:
     add_search(repository, HALF, 0.02, method=None, queued=True)
     plan = ask(client, method="mcts")
-    assert (plan.ffn_widths, plan.provenance.calibration) == (list(HALF), None)
+    assert (widths_of(plan), plan.provenance.calibration) == (list(HALF), None)
 
 
 def test_samples_are_not_read_for_a_searched_method(
@@ -128,7 +129,7 @@ def test_samples_are_not_read_for_a_searched_method(
 ) -> None:
     add_search(repository, HALF, 0.02, calibration_id="c" * 64)
     monkeypatch.delattr(SampleStore, "list_samples")
-    assert ask(client).ffn_widths == list(HALF)
+    assert widths_of(ask(client)) == list(HALF)
 
 
 # The largest step of "tiny" is 16 channels with 8 levels, 8 with 16; 32 with 4, more than a sixteenth.
@@ -140,7 +141,7 @@ def test_a_request_without_a_method_is_answered_within_one_level_step(
     repository.add_samples(scan_samples(repository.get_model("tiny"), calibration, (0.01, 0.25, 0.4, 3.0)))
     search = add_search(repository, HALF, 0.02, method="mcts", num_levels=num_levels, round_to=round_to)
     exact = ask(client, method=None)
-    assert (exact.method, exact.ffn_widths) == ("mcts", list(HALF))
+    assert (exact.method, widths_of(exact)) == ("mcts", list(HALF))
     assert exact.provenance.note == (
         f"FFN widths are multiples of 8; lop: no predictor is trained for this model; mcts: search {search.id}, "
         "sparsity 0.5 (ffn), 40 evaluations; the predicted KL is the calibration KL of the best of 40, and so "
@@ -166,7 +167,7 @@ def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository:
     add_search(repository, HALF, 0.02)
     plan = ask(client, 0.45)
     # 176 channels may stay, 16 more: two steps, each to the layer that is narrowest then.
-    assert plan.ffn_widths == [24, 40, 64, 48]
+    assert widths_of(plan) == [24, 40, 64, 48]
     assert plan.predicted is not None
     assert plan.predicted.quality == 0.02
     assert "; searched for another target and filled up to this one; the predicted KL is" in str(plan.provenance.note)
@@ -177,7 +178,7 @@ def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository:
 def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClient, repository: Repository) -> None:
     add_search(repository, HALF, 0.02, budget=168 * 48)
     plan = ask(client, 1 - 168 / 320)
-    assert plan.ffn_widths == [16, 40, 64, 48]
+    assert widths_of(plan) == [16, 40, 64, 48]
     assert "; channels were added to what was measured, up to the target; the predicted" in str(plan.provenance.note)
     assert "another target" not in str(plan.provenance.note)
 
@@ -185,7 +186,7 @@ def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClien
 def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, repository: Repository) -> None:
     add_search(repository, HALF, 0.02)
     plan = ask(client, round_to=24)
-    assert all(w % 24 == 0 or w == dense for w, dense in zip(plan.ffn_widths, (64, 64, 128, 64), strict=True))
+    assert all(w % 24 == 0 or w == dense for w, dense in zip(widths_of(plan), (64, 64, 128, 64), strict=True))
     assert plan.predicted is None
     assert "rounding to multiples of 24 took channels" in str(plan.provenance.note)
     assert "predicted KL" not in str(plan.provenance.note)
@@ -193,7 +194,7 @@ def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, r
 
 def test_a_search_without_a_method_is_a_tree_search(client: TestClient, repository: Repository) -> None:
     add_search(repository, HALF, 0.02, method=None)
-    assert ask(client, method="mcts").ffn_widths == list(HALF)
+    assert widths_of(ask(client, method="mcts")) == list(HALF)
     assert "searched by it for nothing" in refusal(client, 0.5)["values"]
 
 
@@ -218,7 +219,7 @@ def test_a_new_search_makes_a_new_plan(client: TestClient, repository: Repositor
     add_search(repository, (16, 32, 64, 48), 0.03)
     assert ask(client) == before
     add_search(repository, (32, 32, 32, 64), 0.01)
-    assert ask(client).ffn_widths == [32, 32, 32, 64]
+    assert widths_of(ask(client)) == [32, 32, 32, 64]
 
 
 def test_searches_of_other_models_and_unfinished_ones_do_not_count(client: TestClient, repository: Repository) -> None:
@@ -246,8 +247,31 @@ def test_documents_of_another_form_are_left_out(
 ) -> None:
     broken = repository.record_search("tiny", document, result)
     add_search(repository, HALF, 0.02)
-    assert ask(client).ffn_widths == list(HALF)
+    assert widths_of(ask(client)) == list(HALF)
     assert broken.id in caplog.text
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"graph": []},
+        {"decisions": [[{"layer": 0, "sublayer": "experts", "dense": 8, "units": [1, 8]}]]},
+        {"decisions": [[{"layer": 0, "sublayer": "attention", "dense": 4, "units": [0, 4]}]]},
+        {"decisions": [[{"layer": 9, "sublayer": "ffn", "dense": 64, "units": [8, 64]}]]},
+    ],
+)
+def test_a_search_of_a_space_that_is_not_known_is_left_out(
+    client: TestClient, repository: Repository, caplog: pytest.LogCaptureFixture, space: dict[str, Any]
+) -> None:
+    class Unknown:
+        def document(self) -> dict[str, Any]:
+            return space
+
+    unknown = add_search(repository, HALF, 0.01, space=cast("Space", Unknown()))
+    assert "nothing" in refusal(client, 0.5)["values"]
+    assert f"search {unknown.id} of model tiny cannot be used: a s" in " ".join(caplog.messages)
+    add_search(repository, HALF, 0.02)
+    assert ask(client).ffn_widths == list(HALF)
 
 
 @pytest.mark.parametrize("widths", [(8, 40, 64), (8, 40, 64, 72), (0, 40, 64, 56)])
@@ -256,7 +280,7 @@ def test_widths_that_the_model_does_not_have_are_left_out(
 ) -> None:
     add_search(repository, widths, 0.001)
     add_search(repository, HALF, 0.02)
-    assert ask(client).ffn_widths == list(HALF)
+    assert widths_of(ask(client)) == list(HALF)
 
 
 def found(

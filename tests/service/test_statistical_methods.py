@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from mcts.settings import SearchMethod
+from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.limits import WidthSteps, parameter_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
-from service.methods.names import BEST_FIRST, Method
 from storage.contract import Repository
 from storage.records import BINARY, StatisticsRecord
-from tests.service.made_up import NOW, add_calibration, add_statistics, made_up_anatomy, made_up_statistics
+from tests.service.made_up import NOW, add_calibration, add_statistics, made_up_anatomy, made_up_statistics, widths_of
 
 OWN_RANKING = {"wanda-sp", "flap", "llm-pruner"}
 SEARCHED = {"mcts", "evolution", "random"}
@@ -38,6 +39,8 @@ def ask(client: TestClient, method: str, sparsity: float = 0.5, **more: Any) -> 
 
 def test_the_methods_are_the_chain_the_allocators_and_the_searches() -> None:
     assert set(Method) == set(BEST_FIRST) | set(STATISTICAL_ALLOCATORS) | SEARCHED
+    assert {method.family for method in map(Method, SEARCHED)} == {Family.SEARCH}
+    assert set(SearchMethod) == SEARCHED
 
 
 @pytest.mark.parametrize("method", STATISTICAL_ALLOCATORS)
@@ -47,16 +50,16 @@ def test_the_plan_is_the_allocators_within_its_target(
 ) -> None:
     plan = ask(client, method, sparsity, scope=scope, round_to=round_to)
     assert plan.method == method
-    assert plan.achieved.sparsity[plan.target.scope] >= sparsity - 1e-9
+    assert plan.achieved.removed[plan.target.scope] >= sparsity - 1e-9
     anatomy = made_up_anatomy()
-    removed = round(plan.achieved.sparsity[plan.target.scope] * total_of(scope))
+    removed = round(plan.achieved.removed[plan.target.scope] * total_of(scope))
     budget = anatomy.ffn_parameters - int(np.ceil(sparsity * total_of(scope) - 1e-6))
     allocator = STATISTICAL_ALLOCATORS[method]
     statistics = made_up_statistics(anatomy, allocator.kind)
     steps = WidthSteps.build(anatomy, round_to=round_to)
     limits = parameter_limits(anatomy, steps, budget, compensates=allocator.compensates)
     expected = allocator.allocate(anatomy, statistics, limits)
-    assert plan.ffn_widths == expected.widths
+    assert widths_of(plan) == expected.widths
     # A bias of D parameters is dearer than no bias, and no step is left over: 3 D a channel.
     assert removed - sparsity * total_of(scope) < (round_to * 3 + 1) * anatomy.hidden_size
     assert plan.provenance.calibration == "c" * 64
@@ -76,7 +79,7 @@ def test_the_ranking_that_the_plan_names_is_the_one_to_download(
 ) -> None:
     plan = ask(client, method)
     model = measured.get_model("tiny")
-    assert plan.ranking.compensates == (method == "flap")
+    assert plan.compensates == (method == "flap")
     if method not in OWN_RANKING:
         assert (plan.ranking.sha256, plan.ranking.url) == (model.ranking_sha256, "/v1/models/tiny/ranking")
         assert plan.provenance.note == "FFN widths are multiples of 8"
@@ -87,7 +90,7 @@ def test_the_ranking_that_the_plan_names_is_the_one_to_download(
     ranking = Ranking.from_bytes(answer.content)
     ranking.check(model.anatomy)
     assert ranking.sha256 == plan.ranking.sha256 != model.ranking_sha256
-    assert (ranking.ffn_means is not None) == plan.ranking.compensates
+    assert (ranking.ffn_means is not None) == plan.compensates
     note = f"FFN widths are multiples of 8; {method} ranks the channels of a layer in its own way"
     if method == "flap":
         note += "; down projections that are cut get a bias for what they lose"
@@ -96,7 +99,7 @@ def test_the_ranking_that_the_plan_names_is_the_one_to_download(
 
 def test_the_bias_is_in_the_costs(client: TestClient, measured: Repository) -> None:
     plan, anatomy = ask(client, "flap"), made_up_anatomy()
-    cut = [(w, x) for w, x in zip(plan.ffn_widths, anatomy.layers, strict=True) if w < x.ffn_width]
+    cut = [(w, x) for w, x in zip(widths_of(plan), anatomy.layers, strict=True) if w < x.ffn_width]
     removed = sum((x.ffn_width - w) * 48 for w, x in cut) - len(cut) * anatomy.hidden_size
     assert cut
     assert plan.achieved.parameters == anatomy.total_parameters - removed
@@ -134,7 +137,7 @@ def test_newer_statistics_make_a_new_plan_and_the_old_one_stays(client: TestClie
     )
     after = ask(client, "owl")
     assert (before.provenance.calibration, after.provenance.calibration) == ("c" * 64, "d" * 64)
-    assert client.get(f"/v1/plans/{before.plan_id}").content == before.model_dump_json().encode()
+    assert PruningPlan.from_json(client.get(f"/v1/plans/{before.plan_id}").content) == before
 
 
 def test_a_target_out_of_reach_names_one_that_works(client: TestClient, measured: Repository) -> None:
@@ -143,7 +146,7 @@ def test_a_target_out_of_reach_names_one_that_works(client: TestClient, measured
     problem = answer.json()
     assert (answer.status_code, problem["type"]) == (422, "urn:lop:infeasible-target")
     assert problem["nearest"] == pytest.approx(0.9 - 4 * 16 / 15360, abs=1e-6)
-    assert ask(client, "flap", problem["nearest"]).ffn_widths == [8, 8, 8, 8]
+    assert widths_of(ask(client, "flap", problem["nearest"])) == [8, 8, 8, 8]
 
 
 def test_damaged_statistics_are_the_servers_fault(client: TestClient, repository: Repository) -> None:

@@ -172,7 +172,7 @@ def test_a_database_that_is_away_is_waited_for(repository: Repository) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(repository, name)
 
-    worker = Worker(Flaky(), lambda _: {}, options=FOR_EVER)  # type: ignore[arg-type]
+    worker = Worker(Flaky(), lambda _: {}, options=FOR_EVER)
     thread = threading.Thread(target=worker.run)
     thread.start()
     wait_until(lambda: status_of(repository, search) == SearchStatus.DONE)

@@ -1,26 +1,31 @@
 """Small records to store: one model of two layers, and whatever refers to it."""
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+import numpy as np
 
 from mcts.settings import SearchSettings
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.metrics import Metrics
-from pruning.planning.plan import (
-    Achieved,
-    PlanLayer,
-    PlanModel,
-    PlanRanking,
-    PlanTarget,
-    Predicted,
-    Provenance,
-    PruningPlan,
-)
+from pruning.planning.ffn_spaces import ffn_space
+from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
+from pruning.planning.plan_parts import PlanModel, Provenance
 from pruning.planning.scope import Scope
 from storage.contract import Repository
-from storage.records import CalibrationRecord, DeviceRecord, ModelRecord, PredictorRecord, Sample, StatisticsRecord
+from storage.documents import canonical_protocol
+from storage.records import (
+    CalibrationRecord,
+    DeviceRecord,
+    ModelRecord,
+    PredictorRecord,
+    RankingOrigin,
+    Sample,
+    StatisticsRecord,
+)
 from tests.pruning.made_up_devices import made_up_profile
 
 RANKING = b"ranking bytes \x00\xff"
@@ -53,8 +58,15 @@ ANATOMY = ModelAnatomy(
 )
 
 
-def model(model_id: str = "m", created_at: datetime = MORNING) -> ModelRecord:
-    return ModelRecord(model_id, ANATOMY, "a" * 64, RANKING_SHA256, "/models/m", created_at)
+SPACE = ffn_space(ANATOMY, [np.array([8, 32, 64]), np.array([16, 64])])
+ORIGIN = RankingOrigin("activations", "c")
+PROTOCOL = canonical_protocol([{"step": "bias"}])
+
+
+def model(model_id: str = "m", created_at: datetime = MORNING, *, has_origin: bool = True) -> ModelRecord:
+    """Before revision 0005 it was not noted what a ranking was made by."""
+    origin = ORIGIN if has_origin else None
+    return ModelRecord(model_id, ANATOMY, "a" * 64, RANKING_SHA256, "/models/m", created_at, origin)
 
 
 def calibration(calibration_id: str = "c", created_at: datetime = MORNING) -> CalibrationRecord:
@@ -70,11 +82,17 @@ def sample(
         model_id=model_id,
         ranking_sha256=RANKING_SHA256,
         calibration_id=calibration_id,
-        widths=(8 * number, 64),
+        architecture=ANATOMY.architecture((8 * number, 64)),
         metrics=Metrics(number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement),
         seconds=0.1,
         source=source,
     )
+
+
+def samples_of_other_things() -> list[Sample]:
+    """Of more than FFN widths, and of more than a cut: there are some since revision 0005."""
+    grouped = replace(sample(6), architecture=ANATOMY.architecture((8, 64), (1, 2)))
+    return [grouped, replace(sample(1), protocol=PROTOCOL)]
 
 
 def statistics(
@@ -83,8 +101,12 @@ def statistics(
     return StatisticsRecord(model_id, kind, calibration_id, WEIGHTS_SHA256, created_at)
 
 
-def predictor(predictor_id: str = "p", created_at: datetime = MORNING, model_id: str = "m") -> PredictorRecord:
-    return PredictorRecord(predictor_id, model_id, WEIGHTS_SHA256, {"num_layers": 2, "rate": 1e-7}, created_at)
+def predictor(
+    predictor_id: str = "p", created_at: datetime = MORNING, model_id: str = "m", *, has_space: bool = True
+) -> PredictorRecord:
+    """Before revision 0005 predictors said no space."""
+    space = SPACE.document() if has_space else None
+    return PredictorRecord(predictor_id, model_id, WEIGHTS_SHA256, {"num_layers": 2, "rate": 1e-7}, created_at, space)
 
 
 def device() -> DeviceRecord:
@@ -99,17 +121,17 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
         created_at=created_at,
         model=PlanModel(id="m", fingerprint="f" * 64),
         target=PlanTarget(sparsity=0.1, scope=Scope.DECODER),
-        layers=tuple(PlanLayer(index=i, ffn_width=32 + 8 * i, num_kv_groups=2, num_heads=4) for i in range(2)),
+        layers=tuple(PlanLayer(index=i, ffn=Kept(units=32 + 8 * i), attention=Kept(units=2)) for i in range(2)),
         ranking=PlanRanking(sha256=RANKING_SHA256, url="/v1/artifacts/x"),
         achieved=Achieved(
-            sparsity={Scope.FFN: 1 / 3, Scope.DECODER: 0.1, Scope.MODEL: 1e-7},
+            removed={Scope.FFN: 1 / 3, Scope.DECODER: 0.1, Scope.MODEL: 1e-7},
             parameters=9000,
             disk_bytes=36_100,
             memory_bytes=40_000,
             kv_cache_bytes=4_000,
             flops=10**15,
         ),
-        predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5)),
+        predicted=Predicted(quality=0.1 + 0.2, interval=(0.25, 0.5), of="calibration"),
         provenance=Provenance(predictor="p", samples=300, calibration="c", seed=0, note="größer"),
     )
 

@@ -11,7 +11,17 @@ from pathlib import Path
 from storage.migration import REVISIONS
 from storage.records import PlanRecord
 from storage.sql_repository import open_repository
-from tests.storage.examples import device, plan, predictor, sample, search_document, statistics, store_basics
+from tests.storage.examples import (
+    SPACE,
+    device,
+    plan,
+    predictor,
+    sample,
+    samples_of_other_things,
+    search_document,
+    statistics,
+    store_basics,
+)
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -23,12 +33,13 @@ def make_asset(path: Path) -> None:
         with open_repository(f"sqlite:///{work}", create=True) as repository:
             store_basics(repository)
             repository.add_samples([sample(number) for number in range(1, 6)])
+            repository.add_samples(samples_of_other_things())
             repository.add_statistics(statistics())
             repository.add_predictor(predictor())
             repository.add_device(device())
             repository.add_plan(PlanRecord("request", plan()))
-            repository.add_search("m", search_document())
-            repository.record_search("m", search_document(), {"best_kl": 0.02}, validation={"id": "c"})
+            repository.add_search("m", search_document(), space=SPACE)
+            repository.record_search("m", search_document(), {"best_kl": 0.02}, space=SPACE, validation={"id": "c"})
         connection = sqlite3.connect(work)
         # Pages of 1 KiB instead of 4 for a small file; their size can only be changed outside of WAL.
         for pragma in ("journal_mode = DELETE", "page_size = 1024"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import ConflictError, InputError, NotFoundError
-from storage.records import Artifact
+from storage.records import WEIGHTS, Artifact, RankingOrigin
 from storage.sql_repository import SqlRepository
 from tests.storage.examples import MORNING, RANKING, RANKING_SHA256, SAFETENSORS, calibration, model
 
@@ -50,6 +50,19 @@ def test_model_needs_its_ranking(repository: SqlRepository) -> None:
     with pytest.raises(NotFoundError, match=RANKING_SHA256):
         repository.add_model(model())
     assert repository.list_models() == []
+
+
+def test_the_origin_of_a_ranking_is_noted_once_it_is_known(filled: SqlRepository) -> None:
+    stored = filled.get_model("m")
+    assert stored.ranking_origin == RankingOrigin("activations", "c")
+    other = dataclasses.replace(stored, ranking_origin=RankingOrigin(WEIGHTS))
+    assert filled.add_model(other) == stored  # two origins may give one ranking: the first stays
+    unknown = dataclasses.replace(model("other"), ranking_origin=None)
+    assert filled.add_model(unknown) == unknown
+    known = dataclasses.replace(unknown, ranking_origin=RankingOrigin(WEIGHTS))
+    assert filled.add_model(known) == known
+    assert filled.add_model(unknown) == known
+    assert filled.get_model("other") == known
 
 
 def test_equal_model_returns_the_stored_one(filled: SqlRepository) -> None:

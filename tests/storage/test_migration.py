@@ -1,5 +1,7 @@
 """Migrations: they build exactly the tables, in order, from any released revision, all or nothing."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -17,7 +19,7 @@ from sqlalchemy import CheckConstraint, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from mcts.settings import SearchSettings
-from pruning.errors import SchemaRevisionError, StorageUnavailableError
+from pruning.errors import SchemaRevisionError, StorageError, StorageUnavailableError
 from storage import migration
 from storage.database import create_database_engine, upgrade
 from storage.records import PlanRecord, SearchStatus
@@ -26,17 +28,25 @@ from storage.tables import Base, SearchRow
 from storage.url import parse_url
 from tests.storage.examples import (
     MORNING,
+    PROTOCOL,
+    SPACE,
     calibration,
     device,
     model,
     plan,
     predictor,
     sample,
+    samples_of_other_things,
     search_document,
     statistics,
     store_basics,
 )
 from tests.storage.make_asset import ASSETS, make_asset
+
+SAMPLES_OF_0004 = (
+    "SELECT number, model_id, ranking_sha256, calibration_id, configuration_key, configuration, kl, nll, accuracy, "
+    "agreement, num_tokens, num_answers, seconds, source FROM samples ORDER BY number"
+)
 
 NEXT_REVISION = """
 import sqlalchemy as sa
@@ -100,14 +110,17 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
     url = f"sqlite:///{shutil.copyfile(asset, tmp_path / 'old.db')}"
     upgrade(url)
     with open_repository(url) as repository:
-        assert repository.list_models() == [model()]
+        says = asset.stem >= "revision_0005"
+        assert repository.list_models() == [model(has_origin=says)]
         assert repository.get_calibration("c") == calibration()
         has_agreement = asset.stem >= "revision_0004"
         samples = [sample(number, has_agreement=has_agreement) for number in range(1, 6)]
-        assert repository.list_samples("m") == samples
-        found = repository.find_samples("m", samples[0].ranking_sha256, "c", [s.widths for s in samples])
+        grouped, repaired = samples_of_other_things()
+        assert repository.list_samples("m") == [*samples, *([grouped] if says else [])]
+        assert repository.list_samples("m", protocol=PROTOCOL) == ([repaired] if says else [])
+        found = repository.find_samples("m", samples[0].ranking_sha256, "c", [s.architecture for s in samples])
         assert list(found.values()) == [s.metrics for s in samples]
-        assert repository.list_predictors() == [predictor()]
+        assert repository.list_predictors() == [predictor(has_space=says)]
         assert repository.find_plan("request") == PlanRecord("request", plan())
         (queued,) = repository.list_searches(status=SearchStatus.QUEUED)
         (done,) = repository.list_searches(status=SearchStatus.DONE)
@@ -120,8 +133,102 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
             assert repository.list_statistics("m") == []
             assert done.result == {"search": {"targets": [], "scan_evaluations": 15}, "predictor": "p"}
         assert repository.add_statistics(statistics("gradients")) == statistics("gradients")
-        assert repository.add_samples([sample(5), sample(6)]) == 1
-        assert repository.list_samples("m") == [*samples, sample(6)]  # what was measured before stays as it was
+        assert {search.space is not None for search in (queued, done)} == {says}
+        assert says is False or queued.space == done.space == SPACE.document()
+        assert repository.add_samples([sample(5), sample(6)]) == 1  # what was measured before stays as it was
+        assert repository.add_samples([grouped, repaired]) == (0 if says else 2)
+        assert repository.list_samples("m")[:5] == samples
+
+
+def test_samples_of_before_keep_their_rows_and_keys(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    shutil.copyfile(ASSETS / "revision_0004.sqlite3", path)
+
+    def rows() -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute(SAMPLES_OF_0004).fetchall()
+
+    before = rows()
+    upgrade(f"sqlite:///{path}")
+    assert rows() == before
+    with open_repository(f"sqlite:///{path}") as repository:
+        assert repository.add_samples([sample(number) for number in range(1, 6)]) == 0
+    assert hashlib.sha256(b'{"ffn_widths":[8,64]}').hexdigest() in before[0]
+
+
+def upgrade_to(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migration.SCRIPT_LOCATION))
+    engine = create_database_engine(parse_url(url), foreign_keys=False)
+    with engine.execution_options(write=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+def downgrade_to(url: str, revision: str) -> None:
+    engine = create_database_engine(parse_url(url), foreign_keys=False)
+    try:
+        with engine.execution_options(write=True).begin() as connection:
+            migration.undo_migrations(connection, revision)
+    finally:
+        engine.dispose()
+
+
+def schema(url: str) -> dict[str, Any]:
+    """All that there is to say of it."""
+    engine = create_database_engine(parse_url(url))
+    with engine.connect() as connection:
+        inspector = inspect(connection)
+        found: dict[str, Any] = {
+            table: (
+                [{**column, "type": str(column["type"])} for column in inspector.get_columns(table)],
+                inspector.get_pk_constraint(table),
+                sorted(inspector.get_unique_constraints(table), key=str),
+                sorted(inspector.get_check_constraints(table), key=str),
+                sorted(inspector.get_foreign_keys(table), key=str),
+                sorted(inspector.get_indexes(table), key=str),
+            )
+            for table in inspector.get_table_names()
+        }
+        if connection.dialect.name == "sqlite":
+            found["sql"] = connection.execute(text("SELECT sql FROM sqlite_master ORDER BY name")).scalars().all()
+    engine.dispose()
+    return found
+
+
+def test_0005_can_be_undone_to_the_last_detail(empty_url: str) -> None:
+    if empty_url.startswith("sqlite:"):
+        Path(empty_url.removeprefix("sqlite:///")).touch()
+    upgrade_to(empty_url, "0004")
+    before = schema(empty_url)
+    upgrade(empty_url)
+    assert schema(empty_url) != before
+    with open_repository(empty_url) as repository:
+        store_basics(repository)
+        repository.add_samples([sample(1), sample(2)])
+        repository.add_predictor(predictor())
+        done = repository.record_search("m", search_document(), {"best_kl": 0.02}, space=SPACE)
+    downgrade_to(empty_url, "0004")
+    assert schema(empty_url) == before
+    upgrade(empty_url)
+    with open_repository(empty_url) as repository:
+        assert repository.list_samples("m") == [sample(1), sample(2)]
+        assert repository.list_models() == [model(has_origin=False)]
+        assert repository.list_predictors() == [predictor(has_space=False)]
+        assert repository.list_searches() == [dataclasses.replace(done, space=None)]
+
+
+def test_0005_is_not_undone_where_samples_would_be_lost(disposable_url: str) -> None:
+    with open_repository(disposable_url) as repository:
+        store_basics(repository)
+        repository.add_samples([sample(1), *samples_of_other_things()])
+    before = schema(disposable_url)
+    with pytest.raises(SchemaRevisionError, match=r"must hold what is stored.*: 2 are of other architectures"):
+        downgrade_to(disposable_url, "0004")
+    assert schema(disposable_url) == before
+    with open_repository(disposable_url) as repository:
+        assert repository.count_samples("m") == 3
 
 
 def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: Path) -> None:
@@ -201,6 +308,18 @@ def test_older_database_is_refused_then_upgraded_with_its_rows(
             connection.execute(text("DELETE FROM models"))  # what refers to it still does
 
 
+def test_rows_that_refer_to_nothing_are_told_of_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = shutil.copyfile(ASSETS / "revision_0003.sqlite3", tmp_path / "old.db")
+    with closing(sqlite3.connect(path)) as connection, connection:  # which enforces no foreign keys
+        connection.execute("DELETE FROM models")
+    with pytest.raises(
+        StorageError, match=r"refer to rows that are there \(got \d+ do not, first row \d+ of \w+, of models"
+    ):
+        upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0003",)]
+
+
 def test_failed_migration_changes_nothing(disposable_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
         write_next_revision(tmp_path, patch, 'op.execute("INSERT INTO no_such_table VALUES (1)")')
@@ -234,4 +353,4 @@ def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
 def test_asset_can_be_made_again(tmp_path: Path) -> None:
     make_asset(tmp_path / "again.sqlite3")
     with open_repository(f"sqlite:///{tmp_path / 'again.sqlite3'}") as repository:
-        assert repository.count_samples("m") == 5
+        assert repository.count_samples("m") == 7

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from pruning.errors import ConflictError, NotFoundError
-from pruning.planning.plan import PlanModel
+from pruning.planning.plan_parts import PlanModel
 from storage.records import PlanRecord
 from storage.sql_repository import SqlRepository
 from tests.storage.examples import MORNING, plan

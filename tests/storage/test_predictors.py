@@ -30,6 +30,14 @@ def test_a_predictor_trained_again_is_the_latest_again(filled: SqlRepository) ->
     assert filled.add_predictor(first) == again
 
 
+def test_a_predictor_says_its_space_once_it_is_known(filled: SqlRepository) -> None:
+    silent = predictor(has_space=False)
+    assert filled.add_predictor(silent) == silent
+    assert filled.add_predictor(predictor()) == predictor()
+    assert filled.add_predictor(silent) == predictor()
+    assert filled.list_predictors() == [predictor()]
+
+
 def test_config_is_compared_as_json(filled: SqlRepository) -> None:
     with_tuple = dataclasses.replace(predictor(), config={"shape": (1, 2)})
     assert filled.add_predictor(with_tuple).config == {"shape": [1, 2]}

@@ -1,4 +1,4 @@
-"""Samples: unique per (model, ranking, calibration set, widths), the first one stays."""
+"""Samples: unique per (model, ranking, calibration set, architecture, protocol), the first one stays."""
 
 import dataclasses
 import math
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError, NotFoundError
 from pruning.measuring.metrics import Metrics
 from storage.sql_repository import SqlRepository
 from storage.sql_samples import LOOKUP_CHUNK
-from tests.storage.examples import RANKING_SHA256, WEIGHTS_SHA256, calibration, model, sample
+from tests.storage.examples import ANATOMY, PROTOCOL, RANKING_SHA256, WEIGHTS_SHA256, calibration, model, sample
 
 
 def test_samples_round_trip_in_the_order_they_were_stored(filled: SqlRepository) -> None:
@@ -56,17 +57,17 @@ def test_model_ranking_and_calibration_set_tell_samples_apart(filled: SqlReposit
 def test_find_samples_returns_those_measured_for_exactly_this_setting(filled: SqlRepository) -> None:
     filled.add_calibration(calibration("d"))
     filled.add_samples([sample(1), sample(2), sample(4, calibration_id="d")])
-    asked = [sample(number).widths for number in (2, 3, 4, 1)]
+    asked = [sample(number).architecture for number in (2, 3, 4, 1)]
     found = filled.find_samples("m", RANKING_SHA256, "c", asked)
-    assert list(found.items()) == [(sample(2).widths, sample(2).metrics), (sample(1).widths, sample(1).metrics)]
+    assert list(found.items()) == [(s.architecture, s.metrics) for s in (sample(2), sample(1))]
     assert filled.find_samples("m", WEIGHTS_SHA256, "c", asked) == {}
 
 
 def test_more_samples_than_one_statement_takes(filled: SqlRepository) -> None:
     samples = [sample(number) for number in range(1, 2 * LOOKUP_CHUNK + 2)]
     assert filled.add_samples(samples) == len(samples)
-    found = filled.find_samples("m", RANKING_SHA256, "c", [s.widths for s in samples])
-    assert found == {s.widths: s.metrics for s in samples}
+    found = filled.find_samples("m", RANKING_SHA256, "c", [s.architecture for s in samples])
+    assert found == {s.architecture: s.metrics for s in samples}
 
 
 def test_floats_come_back_to_the_last_bit(filled: SqlRepository) -> None:
@@ -79,8 +80,47 @@ def test_agreement_is_stored_where_it_was_measured(filled: SqlRepository) -> Non
     samples = [sample(1), sample(2, has_agreement=False), sample(3)]
     assert filled.add_samples(samples) == 3
     assert filled.list_samples("m") == samples
-    found = filled.find_samples("m", RANKING_SHA256, "c", [s.widths for s in samples])
+    found = filled.find_samples("m", RANKING_SHA256, "c", [s.architecture for s in samples])
     assert [metrics.agreement for metrics in found.values()] == [1 - 1 / 2**20, None, 1 - 3 / 2**20]
+
+
+def test_protocols_tell_samples_apart(filled: SqlRepository) -> None:
+    plain, repaired = sample(1), dataclasses.replace(sample(1), protocol=PROTOCOL, metrics=sample(2).metrics)
+    assert filled.add_samples([plain, repaired, repaired]) == 2
+    assert filled.list_samples("m") == [plain]
+    assert filled.list_samples("m", protocol=PROTOCOL) == [repaired]
+    assert filled.count_samples("m") == 2
+    key = ("m", RANKING_SHA256, "c", [plain.architecture])
+    assert filled.find_samples(*key) == {plain.architecture: plain.metrics}
+    assert filled.find_samples(*key, protocol=PROTOCOL) == {plain.architecture: repaired.metrics}
+    assert filled.find_samples(*key, protocol='[{"step":"reconstruction"}]') == {}
+    for act in (
+        lambda: filled.add_samples([dataclasses.replace(plain, protocol="bias")]),
+        lambda: filled.find_samples(*key, protocol="bias"),
+    ):
+        with pytest.raises(InputError, match="one spelling"):
+            act()
+
+
+def test_any_architecture_is_a_sample(filled: SqlRepository) -> None:
+    architectures = [
+        ANATOMY.architecture((8, 64), (1, 2)),
+        ANATOMY.architecture((8, 64)),
+        Architecture.of({Site(0, Sublayer.FFN): Option(8, bits=4, density=0.5)}),
+    ]
+    samples = [dataclasses.replace(sample(n), architecture=a) for n, a in enumerate(architectures, start=1)]
+    assert filled.add_samples(samples) == 3
+    assert filled.list_samples("m") == samples
+    found = filled.find_samples("m", RANKING_SHA256, "c", architectures[::-1])
+    assert list(found.items()) == [(s.architecture, s.metrics) for s in reversed(samples)]
+    foreign = Architecture.of({Site(2, Sublayer.FFN): Option(8)})
+    for act in (
+        lambda: filled.add_samples([sample(4), dataclasses.replace(sample(5), architecture=foreign)]),
+        lambda: filled.find_samples("m", RANKING_SHA256, "c", [foreign]),
+    ):
+        with pytest.raises(InputError, match="an architecture names sites of its model"):
+            act()
+    assert filled.count_samples("m") == 3
 
 
 @pytest.mark.parametrize("field", ["kl", "nll", "accuracy", "agreement"])
@@ -88,7 +128,7 @@ def test_agreement_is_stored_where_it_was_measured(filled: SqlRepository) -> Non
 def test_metrics_must_be_finite(filled: SqlRepository, value: float, field: str) -> None:
     changed: dict[str, Any] = {field: value}
     broken = dataclasses.replace(sample(2), metrics=dataclasses.replace(sample(2).metrics, **changed))
-    with pytest.raises(InputError, match=r"finite.*widths=\(16, 64\)"):
+    with pytest.raises(InputError, match=r"finite.*'units': 16"):
         filled.add_samples([sample(1), broken])
     assert filled.count_samples("m") == 0
 
@@ -113,4 +153,4 @@ def test_threads_with_overlapping_samples_lose_and_double_none(filled: SqlReposi
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(write, orders)) == 200
     stored = filled.list_samples("m")
-    assert sorted(stored, key=lambda s: s.widths) == [sample(number) for number in numbers]
+    assert sorted(stored, key=lambda s: ANATOMY.ffn_widths(s.architecture)) == [sample(number) for number in numbers]

@@ -4,12 +4,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from pruning.errors import InputError, NotFoundError
+from pruning.planning.ffn_spaces import ffn_space
+from pruning.planning.space import Space
 from storage.records import SearchStatus
 from storage.sql_repository import SqlRepository
-from tests.storage.examples import model
+from tests.storage.examples import ANATOMY, SPACE, model
 
 HOUR = timedelta(hours=1)
 AT_ONCE = timedelta(0)
@@ -159,6 +162,37 @@ def test_a_validation_replaces_the_equal_search_and_stays(filled: SqlRepository)
     latest = filled.record_search("m", settings, result, validation={"id": "w", "metrics": [0.7]})
     assert filled.list_search_ids("m", SearchStatus.DONE) == (other.id, latest.id)
     assert result == {"kl": 0.5}
+
+
+def test_a_search_says_its_space(filled: SqlRepository) -> None:
+    assert filled.add_search("m", {}).space is None
+    queued = filled.add_search("m", {"seed": 1}, space=SPACE)
+    assert queued.space == SPACE.document()
+    assert Space.from_document(queued.space or {}).document() == SPACE.document()
+    assert filled.get_search(queued.id) == queued
+    own, other = (filled.claim_search("w", stale_after=HOUR) for _ in range(2))
+    assert own is not None
+    assert other is not None
+    assert (own.space, other.space) == (None, queued.space)
+    # What was queued without may say it at the end; what is not said at the end stays.
+    assert filled.finish_search(own.id, "w", result={}, space=SPACE)
+    assert filled.finish_search(queued.id, "w", result={})
+    assert [search.space for search in filled.list_searches()] == [SPACE.document()] * 2
+
+
+def test_a_space_replaces_the_equal_search_that_says_none(filled: SqlRepository) -> None:
+    validation = {"id": "v", "metrics": [0.6]}
+    old = filled.record_search("m", {}, {"kl": 0.5}, validation=validation)
+    assert old.space is None
+    new = filled.record_search("m", {}, {"kl": 0.5}, space=SPACE)
+    assert (new.space, new.result) == (SPACE.document(), {"kl": 0.5, "validation": validation})
+    assert new.id != old.id
+    assert filled.list_searches() == [new]
+    for space in (None, SPACE):
+        assert filled.record_search("m", {}, {"kl": 0.5}, space=space) == new
+    other = ffn_space(ANATOMY, [np.array([32, 64])] * 2)
+    assert filled.record_search("m", {}, {"kl": 0.5}, space=other).space == other.document()
+    assert len(filled.list_searches()) == 2
 
 
 def test_a_validation_replaces_no_search_of_the_queue(filled: SqlRepository) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import Configuration, LevelGrid
+from pruning.planning.prices import ffn_parameters
+from pruning.planning.space import Choice, Space
 from storage.records import Sample
 
 
@@ -51,7 +52,7 @@ def true_kl(anatomy: ModelAnatomy, widths: Sequence[int]) -> float:
 def sample(anatomy: ModelAnatomy, widths: Sequence[int], kl: float | None = None) -> Sample:
     value = true_kl(anatomy, widths) if kl is None else kl
     metrics = Metrics(kl=value, nll=1.0 + value, accuracy=0.5, num_tokens=100, num_answers=50)
-    return Sample("m", "r" * 64, "c" * 64, tuple(widths), metrics, 0.1, "test")
+    return Sample("m", "r" * 64, "c" * 64, anatomy.architecture(widths), metrics, 0.1, "test")
 
 
 def with_shares(samples: Sequence[Sample], *, accuracy: float) -> list[Sample]:
@@ -64,36 +65,42 @@ def with_shares(samples: Sequence[Sample], *, accuracy: float) -> list[Sample]:
 
 
 def samples_of(
-    anatomy: ModelAnatomy, grid: LevelGrid, *, targets: Sequence[float] = (0.3, 0.45, 0.6), evaluations: int = 30
+    anatomy: ModelAnatomy, space: Space, *, targets: Sequence[float] = (0.3, 0.45, 0.6), evaluations: int = 30
 ) -> list[Sample]:
-    """One-layer scans, and for each target sparsity the configurations that a small random search looks at."""
-    dense = tuple(row[-1] for row in grid.widths)
+    """One-layer scans, and for each target sparsity the choices that a small random search looks at."""
+    costs = [row.tolist() for row in space.tables(ffn_parameters(anatomy).of)]
+    dense = space.units_of(space.top)
     seen: dict[tuple[int, ...], float] = {}
-    for layer, row in enumerate(grid.widths):
-        for width in row[:-1]:
-            widths: tuple[int, ...] = (*dense[:layer], width, *dense[layer + 1 :])
+    for layer, row in enumerate(space.units):
+        for width in row[:-1].tolist():
+            widths = (*dense[:layer], width, *dense[layer + 1 :])
             seen[widths] = true_kl(anatomy, widths)
     rng = random.Random(0)
     for target in targets:
         budget = int((1.0 - target) * anatomy.ffn_parameters)
-        found: dict[Configuration, float] = {}
-        for _ in range(20 * evaluations):  # a small grid may not hold so many
+        found: dict[Choice, float] = {}
+        for _ in range(20 * evaluations):  # a small space may not hold so many
             if len(found) == evaluations:
                 break
-            start = min(found, key=lambda c: found[c]) if found else (grid.num_levels,) * grid.num_layers
-            levels: list[int] = list(start)
+            choice = list(min(found, key=lambda c: found[c]) if found else space.top)
             for _ in range(2):
-                levels[rng.randrange(len(levels))] = rng.randint(1, grid.num_levels)
-            while grid.cost(tuple(levels)) > budget:
-                layer = rng.randrange(len(levels))
-                levels[layer] = max(1, levels[layer] - 1)
-            for layer in rng.sample(range(len(levels)), len(levels)):
-                while levels[layer] < grid.num_levels:
-                    step = grid.costs[layer][levels[layer]] - grid.costs[layer][levels[layer] - 1]
-                    if grid.cost(tuple(levels)) + step > budget:
+                option = rng.randrange(int(space.counts[0]))
+                choice[rng.randrange(len(choice))] = option
+            while _cost(costs, choice) > budget:
+                layer = rng.randrange(len(choice))
+                choice[layer] = max(0, choice[layer] - 1)
+            for layer in rng.sample(range(len(choice)), len(choice)):
+                row_costs = costs[layer]
+                while choice[layer] + 1 < len(row_costs):
+                    step = row_costs[choice[layer] + 1] - row_costs[choice[layer]]
+                    if _cost(costs, choice) + step > budget:
                         break
-                    levels[layer] += 1
-            found[tuple(levels)] = true_kl(anatomy, grid.widths_of(tuple(levels)))
-        for configuration, kl in found.items():
-            seen[tuple(grid.widths_of(configuration))] = kl
+                    choice[layer] += 1
+            found[tuple(choice)] = true_kl(anatomy, space.units_of(choice))
+        for chosen, kl in found.items():
+            seen[space.units_of(chosen)] = kl
     return [sample(anatomy, widths, kl) for widths, kl in seen.items()]
+
+
+def _cost(costs: Sequence[Sequence[int]], choice: Sequence[int]) -> int:
+    return sum(row[k] for row, k in zip(costs, choice, strict=True))

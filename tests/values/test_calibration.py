@@ -8,8 +8,8 @@ import pytest
 
 from values.calibration import Calibration, kl_of
 from values.encoding import log_kl
+from values.held_out import HeldOutResiduals, inner_groups, retention_groups
 from values.judged_samples import JudgedSamples
-from values.left_out import LeftOut, inner_groups, retention_groups
 from values.quantiles import Quantiles
 from values.shares import ShareCurve, ShareIntervals
 
@@ -130,8 +130,8 @@ def judged(world: dict[str, np.ndarray]) -> JudgedSamples:
     size = len(world["truth"])
     return JudgedSamples(
         world["truth"],
-        LeftOut(world["own"], np.full(size, 0.05)),
-        LeftOut(world["own"] + world["shared"], np.full(size, 0.1)),
+        HeldOutResiduals(world["own"], np.full(size, 0.05)),
+        HeldOutResiduals(world["own"] + world["shared"], np.full(size, 0.1)),
         world["groups"],
         np.ones(size),
     )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.levels import LevelGrid
+from pruning.planning.space import Space
 from storage.records import Sample
 from tests.values.landscape import sample, with_shares
 from values.dataset import check_samples, frontier, samples_sha256, training_data
@@ -28,7 +29,7 @@ def test_scans_alone_are_too_few(anatomy: ModelAnatomy) -> None:
         check_samples(anatomy, scans)
 
 
-@pytest.mark.parametrize("field", ["model_id", "ranking_sha256", "calibration_id"])
+@pytest.mark.parametrize("field", ["model_id", "ranking_sha256", "calibration_id", "protocol"])
 def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sample], field: str) -> None:
     changed: dict[str, Any] = {field: "other"}
     other = dataclasses.replace(samples[0], **changed)
@@ -36,10 +37,22 @@ def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sampl
         check_samples(anatomy, [*samples, other])
 
 
-@pytest.mark.parametrize("widths", [(64,) * 5, (0, 64, 64, 64, 64, 64), (65, 64, 64, 64, 64, 64)])
-def test_foreign_widths_are_refused(anatomy: ModelAnatomy, samples: list[Sample], widths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("site", "option"),
+    [
+        (Site(6, Sublayer.FFN), Option(8)),
+        (Site(0, Sublayer.FFN), Option(0)),
+        (Site(0, Sublayer.FFN), Option(65)),
+        (Site(0, Sublayer.FFN), Option(8, bits=4)),
+        (Site(0, Sublayer.ATTENTION), Option(1)),
+    ],
+)
+def test_what_changes_more_than_widths_of_this_model_is_refused(
+    anatomy: ModelAnatomy, samples: list[Sample], site: Site, option: Option
+) -> None:
+    foreign = dataclasses.replace(samples[0], architecture=Architecture.of({site: option}))
     with pytest.raises(InputError, match="widths must lie between"):
-        check_samples(anatomy, [*samples, dataclasses.replace(samples[0], widths=widths)])
+        check_samples(anatomy, [*samples, foreign])
 
 
 @pytest.mark.parametrize("kl", [float("nan"), float("inf"), -0.1])
@@ -51,9 +64,9 @@ def test_impossible_kl_is_refused(anatomy: ModelAnatomy, samples: list[Sample], 
 def test_order_and_repetition_do_not_matter(anatomy: ModelAnatomy, samples: list[Sample]) -> None:
     once = check_samples(anatomy, samples)
     again = check_samples(anatomy, [*reversed(samples), *samples[:5]])
-    assert [s.widths for s in once] == [s.widths for s in again]
-    assert samples_sha256(once) == samples_sha256(list(reversed(again)))
-    assert samples_sha256(once) != samples_sha256(once[1:])
+    assert [s.architecture for s in once] == [s.architecture for s in again]
+    assert samples_sha256(anatomy, once) == samples_sha256(anatomy, list(reversed(again)))
+    assert samples_sha256(anatomy, once) != samples_sha256(anatomy, once[1:])
 
 
 def test_frontier_by_hand() -> None:
@@ -64,9 +77,9 @@ def test_frontier_by_hand() -> None:
     np.testing.assert_allclose(frontier(retention, values, at), expected)
 
 
-def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+def test_arrays_of_samples(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> None:
     chosen = [sample(anatomy, [64] * 6, 0.0), sample(anatomy, [16, 64, 64, 64, 64, 32]), sample(anatomy, [20] * 6)]
-    data = training_data(grid, encode(anatomy, grid, samples), chosen)
+    data = training_data(encode(anatomy, space, samples), chosen)
     assert data.levels.tolist() == [[3] * 6, [0, 3, 3, 3, 3, 1], [-1] * 6]
     assert data.on_grid.tolist() == [True, True, False]
     assert data.searched.tolist() == [False, True, True]
@@ -77,27 +90,27 @@ def test_arrays_of_samples(anatomy: ModelAnatomy, grid: LevelGrid, samples: list
     assert data.imitation_weights(0.1)[2] == 0.0
 
 
-def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> None:
+def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> None:
     chosen = [*with_shares(samples[:1], accuracy=1.0), samples[1]]
-    data = training_data(grid, encode(anatomy, grid, samples), chosen)
+    data = training_data(encode(anatomy, space, samples), chosen)
     assert data.agreement[0] == chosen[0].metrics.agreement
     assert np.isnan(data.agreement[1])
-    assert samples_sha256(chosen) != samples_sha256(
-        [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
+    assert samples_sha256(anatomy, chosen) != samples_sha256(
+        anatomy, [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
     )
 
 
 def test_the_content_of_samples_without_agreement_is_what_it_always_was(anatomy: ModelAnatomy) -> None:
     rows = [sample(anatomy, [64] * 6, 0.25), sample(anatomy, [8] * 6, 0.5)]
     written = "[[[8, 8, 8, 8, 8, 8], 0.5, 1.5, 0.5], [[64, 64, 64, 64, 64, 64], 0.25, 1.25, 0.5]]"
-    assert samples_sha256(rows) == hashlib.sha256(written.encode()).hexdigest()
+    assert samples_sha256(anatomy, rows) == hashlib.sha256(written.encode()).hexdigest()
 
 
 def test_exact_match_tells_something_where_the_dense_model_has_any(
-    anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]
+    anatomy: ModelAnatomy, space: Space, samples: list[Sample]
 ) -> None:
     def tells(*chosen: Sample) -> bool:
-        return training_data(grid, encode(anatomy, grid, samples), list(chosen)).exact_match_tells
+        return training_data(encode(anatomy, space, samples), list(chosen)).exact_match_tells
 
     (dense,) = with_shares([sample(anatomy, [64] * 6, 0.0)], accuracy=0.0)
     assert tells(sample(anatomy, [64] * 6, 0.0), *with_shares(samples[:3], accuracy=0.0))

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
+from pruning.planning.space import Space
 from tests.values.landscape import anatomy_of, sample
 from values.encoding import KL_FLOOR_NATS, Encoding, encode, log_kl
 
 
-def small() -> tuple[LevelGrid, Encoding]:
+def small() -> tuple[Space, Encoding]:
     """Three layers of two levels below dense; the first scanned at one level, the second at both, the third never."""
     anatomy = anatomy_of([30, 30, 60])
-    grid = LevelGrid.build(anatomy, num_levels=3, round_to=10)
+    space = ffn_levels(anatomy, num_levels=3, round_to=10)
     scans = [sample(anatomy, [10, 30, 60], 0.5), sample(anatomy, [30, 10, 60], 0.2), sample(anatomy, [30, 20, 60], 0.1)]
-    return grid, encode(anatomy, grid, scans)
+    return space, encode(anatomy, space, scans)
 
 
 def test_log_kl_is_finite_at_zero_and_below() -> None:
@@ -43,8 +44,8 @@ def test_shape_features() -> None:
 
 def test_no_scan_at_all_still_gives_a_falling_curve() -> None:
     anatomy = anatomy_of([64, 64])
-    grid = LevelGrid.build(anatomy, num_levels=4, round_to=8)
-    encoding = encode(anatomy, grid, [sample(anatomy, [32, 32], 0.08)])
+    space = ffn_levels(anatomy, num_levels=4, round_to=8)
+    encoding = encode(anatomy, space, [sample(anatomy, [32, 32], 0.08)])
     scale = log_kl(0.08) - math.log(2)
     expected = [scale + 2 * math.log(p) for p in (0.75, 0.5, 0.25)]
     np.testing.assert_allclose(encoding.log_sensitivity, [expected] * 2)
@@ -58,20 +59,44 @@ def test_fractions_and_shares() -> None:
 
 def test_statistics_tell_layers_apart_and_are_zero_where_there_are_none() -> None:
     anatomy = anatomy_of([64, 64, 64])
-    grid = LevelGrid.build(anatomy, num_levels=4, round_to=8)
-    assert not encode(anatomy, grid, []).features[:, 3:5].any()
+    space = ffn_levels(anatomy, num_levels=4, round_to=8)
+    assert not encode(anatomy, space, []).features[:, 3:5].any()
     arrays = {"block_influence": np.array([0.1, 0.01, 0.001])}
     for layer, scale in enumerate((1.0, 10.0, 100.0)):
         arrays |= {f"layers.{layer}.ffn_variance": np.full(64, scale), f"layers.{layer}.down_norm": np.ones(64)}
     statistics = ModelStatistics(StatisticsKind.ACTIVATIONS, anatomy.fingerprint, arrays)
-    features = encode(anatomy, grid, [], statistics).features[:, 3:5]
+    features = encode(anatomy, space, [], statistics).features[:, 3:5]
     np.testing.assert_allclose(features[:, 0], -features[:, 1], atol=1e-9)  # both in even steps of a logarithm
     np.testing.assert_allclose(features[:, 1], [-math.sqrt(1.5), 0.0, math.sqrt(1.5)], rtol=1e-2, atol=1e-9)
 
 
 def test_json_round_trip_is_exact() -> None:
-    grid, encoding = small()
+    space, encoding = small()
     copy = Encoding.from_dict(json.loads(json.dumps(encoding.to_dict())))
-    assert copy.grid == grid
+    assert copy.space.document() == encoding.space.document() == space.document()
+    assert np.array_equal(copy.parameters, encoding.parameters)
     assert np.array_equal(copy.features, encoding.features)
     assert np.array_equal(copy.log_sensitivity, encoding.log_sensitivity)
+
+
+def test_parameters_are_those_of_each_option() -> None:
+    _, encoding = small()
+    assert encoding.parameters.tolist() == [[120, 240, 360], [120, 240, 360], [240, 480, 720]]
+    assert (encoding.least_parameters, encoding.most_parameters) == (480, 1440)
+
+
+def test_the_grid_of_earlier_predictors_is_read_as_a_space() -> None:
+    """They had widths and costs, and the rounding of the widths."""
+    _, encoding = small()
+    document = encoding.to_dict()
+    del document["space"], document["parameters"]
+    document["grid"] = {
+        "widths": [[10, 20, 30], [10, 20, 30], [20, 40, 60]],
+        "costs": [[120, 240, 360], [120, 240, 360], [240, 480, 720]],
+        "round_to": 10,
+    }
+    read = Encoding.from_dict(json.loads(json.dumps(document)))
+    assert read.to_dict() == encoding.to_dict()
+    del document["grid"]
+    with pytest.raises(KeyError):
+        Encoding.from_dict(document)

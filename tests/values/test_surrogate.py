@@ -59,7 +59,7 @@ def test_learns_what_pairs_of_layers_do_together() -> None:
 
 
 def test_is_sure_of_the_best_it_saw_and_unsure_elsewhere() -> None:
-    seen = samples_of(truth_of(EVERYTHING))[-9:]  # decision 0 at option 2 only
+    seen = samples_of(truth_of(EVERYTHING))[-9:]  # layer 0 at its last level only
     surrogate = fit_surrogate(Kernel(np.zeros((3, 3)), 0.0), seen, target=0)
     predicted = surrogate.predict(np.array([[2, 2, 0], [0, 2, 0]]))
     assert predicted.mean[0] == pytest.approx(0.0, abs=0.05)
@@ -75,7 +75,7 @@ def test_a_smooth_truth_makes_it_surer() -> None:
     assert rough.predict(EVERYTHING).sd.mean() > 3 * smooth.predict(EVERYTHING).sd.mean()
 
 
-def test_a_rough_view_doubts_options_that_were_not_seen() -> None:
+def test_a_rough_view_doubts_levels_that_were_not_seen() -> None:
     seen = [s for s in samples_of(truth_of(EVERYTHING)) if s.choice[0] != 1]
     smooth, rough = (
         fit_surrogate(Kernel(np.zeros((3, 3)), roughness), seen, target=0).predict(np.array([[1, 2, 0], [2, 2, 0]]))
@@ -102,12 +102,12 @@ def test_another_target_informs_whatever_its_level() -> None:
 
 
 def test_far_samples_give_way_to_near_ones() -> None:
-    choices = np.array(list(itertools.product(range(8), repeat=3)))[: MAX_SAMPLES + 100]
+    levels = np.array(list(itertools.product(range(8), repeat=3)))[: MAX_SAMPLES + 100]
     kernel = Kernel(np.zeros((3, 8)), 0.0)
-    values = np.linspace(0.0, 3.0, len(choices))
-    samples = [ScoredChoice(0, tuple(c), float(v)) for c, v in zip(choices.tolist(), values, strict=True)]
-    best = fit_surrogate(kernel, samples[:MAX_SAMPLES], target=0).means(choices)
-    assert fit_surrogate(kernel, samples, target=0).means(choices) == pytest.approx(best)
+    values = np.linspace(0.0, 3.0, len(levels))
+    samples = [ScoredChoice(0, tuple(c), float(v)) for c, v in zip(levels.tolist(), values, strict=True)]
+    best = fit_surrogate(kernel, samples[:MAX_SAMPLES], target=0).means(levels)
+    assert fit_surrogate(kernel, samples, target=0).means(levels) == pytest.approx(best)
 
 
 def test_expected_improvement_by_hand() -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
+from pruning.planning.space import Space
 from storage.records import Sample
 from tests.values.landscape import anatomy_of, sample, samples_of, true_kl
 from values.basis import Basis, Regression
@@ -15,13 +16,13 @@ from values.values import Values, distances, weights_of
 
 
 @pytest.fixture(scope="module")
-def encoding(anatomy: ModelAnatomy, grid: LevelGrid, samples: list[Sample]) -> Encoding:
-    return encode(anatomy, grid, samples)
+def encoding(anatomy: ModelAnatomy, space: Space, samples: list[Sample]) -> Encoding:
+    return encode(anatomy, space, samples)
 
 
 @pytest.fixture(scope="module")
-def data(grid: LevelGrid, encoding: Encoding, samples: list[Sample]) -> TrainingData:
-    return training_data(grid, encoding, samples)
+def data(space: Space, encoding: Encoding, samples: list[Sample]) -> TrainingData:
+    return training_data(encoding, samples)
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +159,10 @@ def test_the_values_beat_adding_up(fit: ValueFit, anatomy: ModelAnatomy) -> None
     assert np.abs(fit.values(x) - truth).mean() < 0.5 * np.abs(additive - truth).mean()
 
 
-def test_too_many_samples_keep_the_frontier_of_every_retention(grid: LevelGrid, encoding: Encoding) -> None:
+def test_too_many_samples_keep_the_frontier_of_every_retention(space: Space, encoding: Encoding) -> None:
     anatomy = anatomy_of([64] * 6)
-    many = samples_of(anatomy, grid, targets=(0.3, 0.5), evaluations=60)
-    data = training_data(grid, encoding, many)
+    many = samples_of(anatomy, space, targets=(0.3, 0.5), evaluations=60)
+    data = training_data(encoding, many)
     kept = choose_anchors(data, 40)
     assert len(kept) == len(set(kept.tolist())) == 40
     searched = kept[data.searched[kept]]
@@ -181,10 +182,10 @@ def test_chunks_change_nothing(fit: ValueFit, monkeypatch: pytest.MonkeyPatch) -
 
 def test_two_levels_are_enough() -> None:
     anatomy = anatomy_of([64] * 6)
-    grid = LevelGrid.build(anatomy, num_levels=2, round_to=8)
+    space = ffn_levels(anatomy, num_levels=2, round_to=8)
     rows = np.random.default_rng(0).choice([32, 64], (80, 6))
     samples = [sample(anatomy, row) for row in {tuple(int(w) for w in row) for row in rows}]
-    encoding = encode(anatomy, grid, samples)
-    fit = fit_values(encoding, training_data(grid, encoding, samples))
+    encoding = encode(anatomy, space, samples)
+    fit = fit_values(encoding, training_data(encoding, samples))
     assert isinstance(fit.values, Values)
     assert np.isfinite(fit.values(np.full((1, 6), 0.5))).all()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.dtypes import FLOAT_DTYPES
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, decoder_tensor, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of, layer_shapes
@@ -17,7 +18,7 @@ from pruning.checkpoints.output_head import needed_tensors
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
 from pruning.cutting.gguf.tensor_types import stored_type
-from pruning.cutting.gguf.tensors import READABLE_DTYPES, GgufTensor, Stored
+from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import CheckpointError, UnsupportedModelError
 
@@ -212,9 +213,9 @@ def check_shape(stored: Stored, name: str, shape: tuple[int, ...]) -> None:
             "a tensor must have the shape that the config says",
             values=f"{name} {list(found)}, should be {list(shape)}",
         )
-    if dtype not in READABLE_DTYPES:
+    if dtype not in FLOAT_DTYPES:
         raise CheckpointError(
-            "weights must be of a plain dtype", values=f"{name} {dtype}, known {', '.join(READABLE_DTYPES)}"
+            "weights must be of a plain dtype", values=f"{name} {dtype}, known {', '.join(FLOAT_DTYPES)}"
         )
 
 

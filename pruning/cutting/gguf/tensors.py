@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-from pruning.anatomy.dtypes import DTYPE_BYTES
-from pruning.checkpoints.blocks import Bytes, open_weights, read_bytes
+from pruning.anatomy.dtypes import DTYPE_BYTES, decode
+from pruning.checkpoints.blocks import open_weights, read_bytes
 from pruning.checkpoints.headers import StoredTensor
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.tensor_types import Float32Array, stored_bytes
@@ -15,9 +15,6 @@ from pruning.errors import CheckpointError
 
 BLOCK_BYTES = 16 * 2**20
 """Values in memory at once, as float32: rows are read in blocks of about so many bytes."""
-
-READABLE_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-"""safetensors dtypes of weights, as numpy reads their bytes."""
 
 Stored = Mapping[str, StoredTensor]
 """Every tensor of a checkpoint folder by its name."""
@@ -72,16 +69,8 @@ def _source_blocks(source: StoredTensor, rotary_dim: int) -> Iterator[Float32Arr
         for start in range(0, source.shape[0], step):
             count = min(step, source.shape[0] - start)
             data = read_bytes(file, source.offset + start * row_bytes, count * row_bytes)
-            rows = _as_float32(data, source.dtype).reshape(count, *source.shape[1:])
+            rows = decode(data, source.dtype).astype(np.float32).reshape(count, *source.shape[1:])
             yield rotary_rows(rows, rotary_dim) if rotary_dim else rows
-
-
-def _as_float32(data: Bytes, dtype: str) -> Float32Array:
-    """The numbers in `data`; numpy has no bf16, which is the upper half of an f32."""
-    numbers = data.view(READABLE_DTYPES[dtype])
-    if dtype == "BF16":
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers.astype(np.float32)
 
 
 def rotary_rows(rows: Float32Array, head_dim: int) -> Float32Array:

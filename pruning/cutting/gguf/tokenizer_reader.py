@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    except Exception as error:  # which tokenizers raises itself
         raise CheckpointError(
             "the folder must hold the model's tokenizer (tokenizer.json or tokenizer.model)",
             values=f"{folder}: {reason_of(error)}",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from pruning.anatomy.dtypes import DTYPE_BYTES
+from pruning.anatomy.dtypes import DTYPE_BYTES, torch_dtype
 from pruning.anatomy.tensor_roles import TensorHeader
 from pruning.checkpoints.blocks import Bytes, open_weights, read_bytes
 from pruning.checkpoints.headers import StoredTensor
@@ -43,7 +43,7 @@ class CompensatedBias:
                 bias = None if self.bias is None else self._own(first, count)
                 found = compensated_bias_rows(weight, bias, self.ranking, self.layer, self.width)
                 check_finite_bias(found, self.layer)
-                content: Bytes = found.to(_torch_dtype(self.header[2])).view(torch.uint8).numpy()
+                content: Bytes = found.to(torch_dtype(self.header[2])).view(torch.uint8).numpy()
                 yield content
 
     def _own(self, first: int, count: int) -> "torch.Tensor":
@@ -70,10 +70,4 @@ def _values(file: FileIO, tensor: StoredTensor, first: int, count: int) -> "torc
 
     size = DTYPE_BYTES[tensor.dtype]
     content = read_bytes(file, tensor.offset + first * size, count * size)
-    return torch.from_numpy(content).view(_torch_dtype(tensor.dtype))
-
-
-def _torch_dtype(name: str) -> "torch.dtype":
-    import torch
-
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    return torch.from_numpy(content).view(torch_dtype(tensor.dtype))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from pruning.arrays import FloatArray
-from pruning.devices.timing.isotonic import non_decreasing
 from pruning.devices.timing.ladder import LadderPlan
 from pruning.devices.timing.stopwatch import PassTimes
 
@@ -35,8 +35,8 @@ class LadderTimes:
         along the lengths too.
         """
         raw = np.array([_medians(one, plan) for one in passes])  # [P, W]
-        along_widths = np.array([non_decreasing(row) for row in raw])
-        fit: FloatArray = np.array([non_decreasing(column) for column in along_widths.T]).T
+        along_widths = np.array([isotonic_regression(row).x for row in raw])
+        fit: FloatArray = np.array([isotonic_regression(column).x for column in along_widths.T]).T
         widths = sorted(set(plan.widths[1:]))
         times = [dict(zip(widths, row, strict=True)) for row in fit]
         outside = [
@@ -45,7 +45,7 @@ class LadderTimes:
         ]
         return cls(
             rungs_ms=tuple(tuple(map(float, row)) for row in fit),
-            outside_ms=tuple(map(float, non_decreasing([max(x, SHORTEST_MS) for x in outside]))),
+            outside_ms=tuple(map(float, isotonic_regression([max(x, SHORTEST_MS) for x in outside]).x)),
             smoothing=float(np.max(np.abs(fit - raw) / raw)),
         )
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.devices.profile import Dtype
 
 if TYPE_CHECKING:
@@ -78,13 +79,6 @@ def measure_bandwidth(device: "torch.device") -> float:
     size = math.isqrt(_MATRIX_BYTES // 4)
     matrix, vector = torch.ones(size, size, device=device), torch.ones(size, device=device)
     return 4.0 * size * size / _median_seconds(lambda: matrix @ vector, device)
-
-
-def torch_dtype(dtype: Dtype) -> "torch.dtype":
-    """torch's name of a safetensors dtype."""
-    import torch
-
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
 
 
 def _median_seconds(work: "Callable[[], torch.Tensor]", device: "torch.device") -> float:

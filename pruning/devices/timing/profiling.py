@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.devices.profile import (
     DeviceProfile,
     LayerShape,
@@ -30,14 +31,13 @@ from pruning.devices.timing.machine import (
     describe_machine,
     measure_bandwidth,
     measure_flops_per_s,
-    torch_dtype,
 )
 from pruning.devices.timing.requests import RequestTimes, random_prompt, time_images, time_request
 from pruning.devices.timing.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
 from pruning.planning.activations import activation_bytes
 from pruning.planning.cost import kv_cache_bytes
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -3,39 +3,41 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.memo import EvaluateInOrder
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import CheckpointError, InputError
-from pruning.measuring.metrics import Metrics, Widths
-from tests.mcts.landscapes import Landscape
+from pruning.measuring.metrics import Evaluate, Metrics
+from tests.mcts.landscapes import Landscape, make_anatomy
 
-DENSE = (32, 32, 64, 32, 32)
+WIDTHS = (32, 32, 64, 32, 32)
+ANATOMY = make_anatomy(WIDTHS)
 
 
 @dataclass(frozen=True)
 class LandscapeRecipe:
-    """A Landscape that takes `seconds` a configuration, kills its process at `deadly` widths, and raises at others."""
+    """A Landscape that takes `seconds` a configuration, kills its process at a `deadly` one, and raises at others."""
 
     seconds: float = 0.0
-    deadly: Widths = ()
-    refused: Widths = ()
-    broken: Widths = ()
+    deadly: Architecture | None = None
+    refused: Architecture | None = None
+    broken: Architecture | None = None
 
-    def __call__(self) -> EvaluateInOrder:
-        landscape = Landscape(DENSE, seed=1)
+    def __call__(self) -> Evaluate:
+        landscape = Landscape(WIDTHS, seed=1)
 
-        def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
+        def evaluate(architectures: Sequence[Architecture], /) -> list[Metrics]:
             time.sleep(self.seconds)
-            if self.deadly in widths:
+            if self.deadly in architectures:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.refused in widths:
-                raise InputError("these widths are refused", values=str(list(self.refused)), remedy="Ask for others")
-            if self.broken in widths:
+            if self.refused in architectures:
+                found = str(architectures[0].document())
+                raise InputError("these widths are refused", values=found, remedy="Ask for others")
+            if self.broken in architectures:
                 raise ZeroDivisionError("a bug")
-            return landscape(widths)
+            return landscape([ANATOMY.ffn_widths(architecture) for architecture in architectures])
 
         return evaluate
 
@@ -46,7 +48,7 @@ class MissingFolderRecipe:
 
     folder: str
 
-    def __call__(self) -> EvaluateInOrder:
+    def __call__(self) -> Evaluate:
         raise CheckpointError("the checkpoint's folder must be readable", values=self.folder, remedy="Mount it")
 
 
@@ -54,7 +56,7 @@ class MissingFolderRecipe:
 class DyingRecipe:
     """Kills the process that builds it."""
 
-    def __call__(self) -> EvaluateInOrder:
+    def __call__(self) -> Evaluate:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -65,12 +67,12 @@ class ThirdTimeRecipe:
 
     folder: str
 
-    def __call__(self) -> EvaluateInOrder:
+    def __call__(self) -> Evaluate:
         attempt = len(list(Path(self.folder).iterdir())) + 1
         (Path(self.folder) / str(attempt)).touch()
         if attempt % 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Landscape(DENSE, seed=1)
+        return LandscapeRecipe()()
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class EnvironmentRecipe:
 
     names: tuple[str, str]
 
-    def __call__(self) -> Callable[[Sequence[Widths]], list[Metrics]]:
-        def evaluate(widths: Sequence[Widths], /) -> list[Metrics]:
+    def __call__(self) -> Evaluate:
+        def evaluate(architectures: Sequence[Architecture], /) -> list[Metrics]:
             first, second = (float(os.environ[name]) for name in self.names)
-            return [Metrics(first, second, 0.0, 1, 1) for _ in widths]
+            return [Metrics(first, second, 0.0, 1, 1) for _ in architectures]
 
         return evaluate

@@ -7,32 +7,32 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from engines.local import LocalEngine
 from engines.ray.engine import RayEngine
-from engines.ray.quiet_stdout import StdoutWithoutRay
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
+from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.errors import CheckpointError, InputError, LopError
-from pruning.measuring.metrics import Widths
+from pruning.measuring.metrics import Metrics
 from tests.engines.ray.ray_recipes import (
-    DENSE,
+    ANATOMY,
+    WIDTHS,
     DyingRecipe,
     EnvironmentRecipe,
     LandscapeRecipe,
     MissingFolderRecipe,
     ThirdTimeRecipe,
 )
-from tests.mcts.landscapes import Landscape
 from tests.mcts.registered import CALIBRATION, MODEL, open_registered
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -55,9 +55,20 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def configurations() -> list[Widths]:
+def configurations() -> list[Architecture]:
     rng = np.random.default_rng(0)
-    return [tuple(int(w) for w in rng.integers(1, np.asarray(DENSE) + 1)) for _ in range(40)]
+    return [ANATOMY.architecture(rng.integers(1, np.asarray(WIDTHS) + 1).tolist()) for _ in range(40)]
+
+
+def scored(engine: RayEngine, architectures: Sequence[Architecture]) -> list[Metrics]:
+    """What it measures, each in a time that it says."""
+    measured = list(engine(architectures))
+    assert all(x.seconds > 0 for x in measured)
+    return [x.metrics for x in measured]
+
+
+def expected_of(architectures: Sequence[Architecture]) -> list[Metrics]:
+    return LandscapeRecipe()()(architectures)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -80,11 +91,13 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_results_come_in_order_and_actors_end_with_the_block(cluster: Cluster, configurations: list[Widths]) -> None:
+def test_results_come_in_order_and_actors_end_with_the_block(
+    cluster: Cluster, configurations: list[Architecture]
+) -> None:
     with RayEngine(LandscapeRecipe()) as engine:
-        assert list(engine([])) == []
+        assert scored(engine, []) == []
         assert engine.processes == {}
-        assert list(engine(configurations)) == Landscape(DENSE, seed=1)(configurations)
+        assert scored(engine, configurations) == expected_of(configurations)
         warm_up(engine, 2)  # one a CPU
         actors = engine.processes
     wait_until(lambda: not any(is_running(pid) for pid in actors))
@@ -93,40 +106,43 @@ def test_results_come_in_order_and_actors_end_with_the_block(cluster: Cluster, c
 
 def test_a_search_ends_the_same_with_the_same_samples(cluster: Cluster, tmp_path: Path) -> None:
     settings = SearchSettings(sparsities=(0.5, 0.7), num_evaluations=24, num_levels=8, round_to=4, seed=5)
-    local, remote = (open_registered(tmp_path / name, DENSE) for name in ("local.db", "remote.db"))
-    expected = run_search(local, MODEL, CALIBRATION, Landscape(DENSE, seed=1), settings)
+    local, remote = (open_registered(tmp_path / name, WIDTHS) for name in ("local.db", "remote.db"))
+    expected = run_search(local, MODEL, CALIBRATION, LocalEngine(LandscapeRecipe()), settings)
     with RayEngine(LandscapeRecipe(), num_actors=2) as engine:
         assert run_search(remote, MODEL, CALIBRATION, engine, settings) == expected
-    stored = [
-        [(s.widths, s.metrics, s.source) for s in repository.list_samples(MODEL)] for repository in (local, remote)
-    ]
-    assert stored[0] == stored[1]
+    one, other = (
+        [(s.architecture, s.metrics, s.source) for s in repository.list_samples(MODEL)]
+        for repository in (local, remote)
+    )
+    assert one == other
 
 
-def test_a_killed_actor_is_replaced(cluster: Cluster, configurations: list[Widths]) -> None:
-    expected = Landscape(DENSE, seed=1)(configurations)
+def test_a_killed_actor_is_replaced(cluster: Cluster, configurations: list[Architecture]) -> None:
+    expected = expected_of(configurations)
     with RayEngine(LandscapeRecipe(seconds=0.02)) as engine:
         warm_up(engine, 2)
         victim, other = engine.processes
         results = engine(configurations)
-        first = [next(results) for _ in range(5)]
+        first = [next(results).metrics for _ in range(5)]
         os.kill(victim, signal.SIGKILL)
-        assert first + list(results) == expected
+        assert first + [x.metrics for x in results] == expected
         warm_up(engine, 2)
         assert other in engine.processes
         assert victim not in engine.processes
 
 
-def test_a_configuration_that_kills_every_actor_is_given_up(cluster: Cluster, configurations: list[Widths]) -> None:
+def test_a_configuration_that_kills_every_actor_is_given_up(
+    cluster: Cluster, configurations: list[Architecture]
+) -> None:
     deadly = configurations[7]
     with RayEngine(LandscapeRecipe(deadly=deadly)) as engine:
-        with pytest.raises(LopError, match="3 actors died at FFN widths") as caught:
+        with pytest.raises(LopError, match="3 actors died at") as caught:
             list(engine(configurations))
-        assert str(list(deadly)) in str(caught.value)
-        assert list(engine(configurations[:7])) == Landscape(DENSE, seed=1)(configurations[:7])
+        assert str(deadly.document()) in str(caught.value)
+        assert scored(engine, configurations[:7]) == expected_of(configurations[:7])
 
 
-def test_an_actor_that_never_starts_is_given_up(cluster: Cluster, configurations: list[Widths]) -> None:
+def test_an_actor_that_never_starts_is_given_up(cluster: Cluster, configurations: list[Architecture]) -> None:
     with (
         RayEngine(DyingRecipe(), num_actors=1) as engine,
         pytest.raises(LopError, match=r"must start on some node.*3 died before they could evaluate"),
@@ -135,30 +151,30 @@ def test_an_actor_that_never_starts_is_given_up(cluster: Cluster, configurations
 
 
 def test_starts_that_failed_are_forgotten_once_one_succeeds(
-    cluster: Cluster, configurations: list[Widths], tmp_path: Path
+    cluster: Cluster, configurations: list[Architecture], tmp_path: Path
 ) -> None:
-    expected = Landscape(DENSE, seed=1)(configurations)
+    expected = expected_of(configurations)
     with RayEngine(ThirdTimeRecipe(str(tmp_path)), num_actors=1) as engine:
-        assert list(engine(configurations)) == expected
+        assert scored(engine, configurations) == expected
         (victim,) = engine.processes
         results = engine(configurations)
-        first = next(results)
+        first = next(results).metrics
         os.kill(victim, signal.SIGKILL)
-        assert [first, *results] == expected
+        assert [first, *(x.metrics for x in results)] == expected
     assert len(list(tmp_path.iterdir())) == 6  # four failed, of which three in a row would have been too many
 
 
-def test_what_an_evaluation_raises_reaches_the_caller(cluster: Cluster, configurations: list[Widths]) -> None:
+def test_what_an_evaluation_raises_reaches_the_caller(cluster: Cluster, configurations: list[Architecture]) -> None:
     with RayEngine(LandscapeRecipe(refused=configurations[3], broken=configurations[9]), num_actors=2) as engine:
         with pytest.raises(InputError) as caught:
             list(engine(configurations[:6]))
         assert type(caught.value) is InputError
-        assert str(caught.value) == f"these widths are refused (got {list(configurations[3])}). Ask for others"
+        assert str(caught.value) == f"these widths are refused (got {configurations[3].document()}). Ask for others"
         assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
         with pytest.raises(LopError, match=r"an evaluation failed \(got ZeroDivisionError: a bug, on node \S+ \("):
             list(engine(configurations[6:12]))
         # What was left behind by the failures does no harm.
-        assert list(engine(configurations[12:])) == Landscape(DENSE, seed=1)(configurations[12:])
+        assert scored(engine, configurations[12:]) == expected_of(configurations[12:])
 
 
 def test_a_node_without_the_files_is_named(cluster: Cluster) -> None:
@@ -174,8 +190,8 @@ def test_a_node_without_the_files_is_named(cluster: Cluster) -> None:
 def test_actors_compute_on_one_thread_in_the_given_environment(cluster: Cluster) -> None:
     recipe = EnvironmentRecipe(("OMP_NUM_THREADS", "LOP_TEST_NUMBER"))
     with RayEngine(recipe, num_actors=1, environment={"LOP_TEST_NUMBER": "7"}) as engine:
-        (metrics,) = engine([DENSE])
-    assert (metrics.kl, metrics.nll) == (1.0, 7.0)
+        (measured,) = engine([DENSE])
+    assert (measured.metrics.kl, measured.metrics.nll) == (1.0, 7.0)
 
 
 def test_more_actors_than_devices(cluster: Cluster) -> None:
@@ -216,25 +232,25 @@ def test_as_many_actors_as_memory_holds(cluster: Cluster) -> None:
     node = next(node["Resources"]["memory"] for node in ray.nodes() if node["Alive"])
     for share in (0.3, 0.6, 1.2):  # of 0.8 that may be used: both CPUs, one of them, and one for want of a better
         with RayEngine(LandscapeRecipe(), memory_bytes=int(share * node), on_open=found.append) as engine:
-            assert list(engine([DENSE])) == Landscape(DENSE, seed=1)([DENSE])
+            assert scored(engine, [DENSE]) == expected_of([DENSE])
     with RayEngine(LandscapeRecipe(), memory_bytes=int(0.6 * node), num_actors=2, on_open=found.append) as engine:
         warm_up(engine, 2)  # what was asked for
     assert found == [2, 1, 1, 2]
 
 
 def test_a_head_that_falls_silent(
-    cluster: Cluster, configurations: list[Widths], monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, configurations: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engines.ray.session.SILENCE_SECONDS", 0.5)
     monkeypatch.setattr("engines.ray.session._CHECK_SECONDS", 0.1)
-    expected = Landscape(DENSE, seed=1)(configurations)
+    expected = expected_of(configurations)
     with RayEngine(LandscapeRecipe(seconds=0.1), num_actors=1) as engine:
         results = engine(configurations)
-        first = [next(results) for _ in range(8)]  # it does answer
+        first = [next(results).metrics for _ in range(8)]  # it does answer
         with monkeypatch.context() as patch:
             patch.setattr("socket.create_connection", refuse)
             with pytest.raises(LopError, match=r"it went away \(got \S+: refused\)\. What was stored is intact"):
-                first.extend(results)
+                first.extend(x.metrics for x in results)
         assert first == expected[: len(first)]
         assert 8 < len(first) < 40  # a short silence is borne
 
@@ -243,27 +259,27 @@ def refuse(*_arguments: object, **_options: object) -> None:
     raise ConnectionRefusedError("refused")
 
 
-def test_a_lost_node_loses_nothing(cluster: Cluster, configurations: list[Widths]) -> None:
+def test_a_lost_node_loses_nothing(cluster: Cluster, configurations: list[Architecture]) -> None:
     node = cluster.add_node(num_cpus=1, **SMALL_STORE)
     with RayEngine(LandscapeRecipe(seconds=0.05)) as engine:
         warm_up(engine, 3)
         results = engine(configurations)
-        first = [next(results) for _ in range(5)]
-        with contextlib.redirect_stdout(io.StringIO()):  # where Ray's notes go, since this process joined by itself
+        first = [next(results).metrics for _ in range(5)]
+        with contextlib.redirect_stdout(io.StringIO()):  # where Ray's notes go, unless the process is `lop`
             cluster.remove_node(node, allow_graceful=False)
-            rest = list(results)
-            again = [list(engine(configurations))]
+            rest = [x.metrics for x in results]
+            again = [scored(engine, configurations)]
             # The work may be done before the loss is noticed: it is when an actor is next asked.
             while len(engine.processes) > 2 and len(again) < 50:
-                again.append(list(engine(configurations)))
-        expected = Landscape(DENSE, seed=1)(configurations)
+                again.append(scored(engine, configurations))
+        expected = expected_of(configurations)
         assert first + rest == expected
         assert all(metrics == expected for metrics in again)
         assert len(engine.processes) == 2
 
 
 def test_a_lost_node_with_idle_actors_is_no_configurations_fault(
-    cluster: Cluster, configurations: list[Widths]
+    cluster: Cluster, configurations: list[Architecture]
 ) -> None:
     node = cluster.add_node(num_cpus=3, **SMALL_STORE)
     with RayEngine(LandscapeRecipe(), num_actors=3) as engine:
@@ -271,9 +287,9 @@ def test_a_lost_node_with_idle_actors_is_no_configurations_fault(
             warm_up(engine, 3)
         with contextlib.redirect_stdout(io.StringIO()):
             cluster.remove_node(node, allow_graceful=False)
-            assert list(engine(configurations[:1])) == Landscape(DENSE, seed=1)(configurations[:1])
+            assert scored(engine, configurations[:1]) == expected_of(configurations[:1])
             warm_up(engine, 2)
-            assert list(engine(configurations)) == Landscape(DENSE, seed=1)(configurations)
+            assert scored(engine, configurations) == expected_of(configurations)
 
 
 @pytest.mark.parametrize("address", ["head", "http://head:8265", "head:0"])
@@ -303,17 +319,3 @@ def test_without_the_extra_the_command_that_installs_it_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert 'pip install "lop-service[ray]"' in done.stdout
-
-
-def test_standard_output_without_what_rays_threads_print(capsys: pytest.CaptureFixture[str]) -> None:
-    stream = cast("TextIO", StdoutWithoutRay(sys.stdout))
-
-    def say(name: str) -> None:
-        thread = threading.Thread(target=print, args=(f"from {name}",), kwargs={"file": stream}, name=name)
-        thread.start()
-        thread.join()
-
-    say("ray_listen_error_messages")
-    say("worker")
-    print("from main", file=stream, flush=True)
-    assert capsys.readouterr().out == "from worker\nfrom main\n"

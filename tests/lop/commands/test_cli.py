@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lop.cli import main
+from pruning.allocators.methods import Method
 from pruning.data.conversations import calibration_id, load_conversations
-from service.methods.names import Method
 from storage.contract import Repository
 from storage.sql_repository import open_repository
 
@@ -80,7 +80,7 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     search = ("search", "-m", "mine", "-d", data, "-s", 0.3, "-s", 0.5, "-n", 6, "--num-levels", 6, "--json")
     found = json.loads(ok(*search))
     assert [target["evaluations"] for target in found["targets"]] == [6, 6]
-    assert found["samples"] == len({tuple(s.widths) for s in open_repository(url).list_samples("mine")})
+    assert found["samples"] == len({s.architecture for s in open_repository(url).list_samples("mine")})
     assert json.loads(ok(*search)) == found  # replayed: nothing new
     (listed,) = json.loads(ok("model", "list", "--json"))
     assert (listed["id"], listed["samples"], listed["predictor"]) == ("mine", found["samples"], None)
@@ -142,7 +142,7 @@ def test_a_budget_with_a_device(run: Run, repository: Repository, tmp_path: Path
     }
     assert memory - 1024 < plan["achieved"]["memory_bytes"] <= memory
     assert plan["achieved"]["disk_bytes"] <= disk
-    assert all(layer["ffn_width"] % 4 == 0 for layer in plan["layers"])
+    assert all(layer["ffn"]["units"] % 4 == 0 for layer in plan["layers"])
     # What is limited beside what is reached.
     _, out, _ = run(*command)
     assert f"in memory {plan['achieved']['memory_bytes']:,} bytes, at most {memory:,} allowed" in out
@@ -201,12 +201,12 @@ def test_a_finished_search_answers_by_its_method(run: Run, repository: Repositor
     code, out, err = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts", "--json")
     assert code == 0, err
     plan = json.loads(out)
-    widths = [layer["ffn_width"] for layer in plan["layers"]]
-    assert all(now >= then for now, then in zip(widths, target["widths"], strict=True))
+    cut = {layer["index"]: layer["ffn"]["units"] for layer in plan["layers"]}
+    assert all(cut.get(index, 48) >= then for index, then in enumerate(target["widths"]))
     assert plan["predicted"]["quality"] == target["metrics"]["kl"]
     assert plan["provenance"]["calibration"] == calibration_id(load_conversations(data))
     _, out, _ = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts")
-    assert f"predicted KL to dense: {target['metrics']['kl']:.4f}\n" in out
+    assert f"predicted KL to dense: {target['metrics']['kl']:.4f} (calibration data)\n" in out
     assert plan["provenance"]["samples"] == 4
 
 

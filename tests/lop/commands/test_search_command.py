@@ -172,7 +172,7 @@ def test_parallel_leaves_decide_what_is_searched(run: Run, database: str, tmp_pa
     for url, leaves in ((database, ()), (f"sqlite:///{other}", ("--parallel-leaves", 1))):
         code, _, err = run(url, *SEARCH, *leaves)
         assert code == 0, err
-        found.append([sample.widths for sample in open_repository(url).list_samples("tiny")])
+        found.append([sample.architecture for sample in open_repository(url).list_samples("tiny")])
     assert found[0] != found[1]
 
 
@@ -214,7 +214,7 @@ def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
 ) -> None:
     code, expected, _ = run(database, *SEARCH, "--json")
     assert code == 0
-    whole = [(s.widths, s.metrics) for s in open_repository(database).list_samples("tiny")]
+    whole = [(s.architecture, s.metrics) for s in open_repository(database).list_samples("tiny")]
     with sqlite_or_postgres(backend, tmp_path) as store:
         with open_repository(store.url, create=True) as repository:
             register_model(repository, "tiny", checkpoint, load_conversations(data))
@@ -231,10 +231,10 @@ def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
         assert error.startswith("error: the ")
         store.start()
         with open_repository(store.url) as repository:
-            left = [(s.widths, s.metrics) for s in repository.list_samples("tiny")]
+            left = [(s.architecture, s.metrics) for s in repository.list_samples("tiny")]
         assert left == whole[: len(left)]
         assert max(lost_at, 21) <= len(left) < len(whole)
         code, out, err = run(store.url, *SEARCH, "--json")
         assert (code, out) == (0, expected), err
         with open_repository(store.url) as repository:
-            assert [(s.widths, s.metrics) for s in repository.list_samples("tiny")] == whole
+            assert [(s.architecture, s.metrics) for s in repository.list_samples("tiny")] == whole

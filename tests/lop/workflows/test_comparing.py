@@ -18,6 +18,7 @@ from lop.workflows.registration import read_conversations, register_model
 from lop.workflows.searching import search_model
 from lop.workflows.validating import check_disjoint, validate
 from mcts.settings import SearchMethod, SearchSettings
+from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.surgery import apply_plan
 from pruning.data.batches import make_batches
@@ -26,7 +27,6 @@ from pruning.errors import InputError
 from pruning.measuring.evaluation import evaluate_model
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.ranking import Ranking
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest

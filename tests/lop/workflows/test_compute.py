@@ -12,6 +12,7 @@ from lop.workflows.compute import load_for_compute
 from lop.workflows.registration import register_model
 from lop.workflows.searching import search_model
 from mcts.settings import SearchSettings
+from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import Conversation, load_conversations
@@ -19,7 +20,6 @@ from pruning.forward.layer_source import CheckpointLayers
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.metrics import Metrics
-from service.methods.names import Method
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -161,7 +161,7 @@ def test_a_half_twin_of_the_reference_gets_the_plans_of_its_float32_copy(
         search_model(repository, name, talks, settings, name="calibration")
         planner = Planner(repository, PredictorCache(repository, capacity=1))
         asked = [PlanRequest(model=name, sparsity=0.5, method=method) for method in METHODS]
-        plans.append([planner.plan(request).ffn_widths for request in asked])
-        samples.append([(x.widths, x.metrics) for x in repository.list_samples(name)])
+        plans.append([planner.plan(request).layers for request in asked])
+        samples.append([(x.architecture, x.metrics) for x in repository.list_samples(name)])
     assert plans[0] == plans[1]
     assert samples[0] == samples[1]

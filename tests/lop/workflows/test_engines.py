@@ -16,6 +16,7 @@ from lop.workflows.engines import (
     check_engine,
     evaluator_memory_bytes,
 )
+from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import load_conversations
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError, MissingExtraError
 from storage.contract import Repository
@@ -30,11 +31,11 @@ def recipe(repository: Repository, data: Path) -> EvaluatorRecipe:
 
 
 def test_local_results_come_one_by_one(recipe: EvaluatorRecipe) -> None:
-    engine, widths = LocalEngine(recipe), [(48,) * 4, (8, 48, 48, 16), (48,) * 4]
-    results = engine(widths)
+    engine, narrow = LocalEngine(recipe), recipe.model.anatomy.architecture((8, 48, 48, 16))
+    results = engine([DENSE, narrow, DENSE])
     first = next(results)
-    assert (first.kl, first.num_answers) == (0.0, 80)
-    assert [first, *results] == recipe()(widths)
+    assert (first.metrics.kl, first.metrics.num_answers) == (0.0, 80)
+    assert [x.metrics for x in (first, *results)] == recipe()([DENSE, narrow, DENSE])
 
 
 def test_images_are_found_from_any_folder(

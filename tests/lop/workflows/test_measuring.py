@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from lop.workflows import measuring
 from lop.workflows.measuring import StatisticsMeasurer, store_statistics
@@ -23,8 +24,9 @@ from pruning.planning.ranking import Ranking
 from service.app import create_app
 from service.settings import Settings
 from storage.contract import Repository
-from storage.records import BINARY
-from storage.sql_repository import open_repository
+from storage.records import BINARY, RankingOrigin
+from storage.sql_repository import SqlRepository, open_repository
+from storage.tables import ModelRow
 from tests.tiny_models import save_tiny_checkpoint
 
 
@@ -80,11 +82,34 @@ def test_statistics_on_other_data_do_not_make_another_ranking(
         register_model(repository, "tiny", checkpoint, other)
 
 
+def test_it_is_noted_what_a_ranking_was_made_by(
+    repository: Repository, checkpoint: Path, conversations: list[Conversation]
+) -> None:
+    used = calibration_id(conversations)
+    assert repository.get_model("tiny").ranking_origin == RankingOrigin("activations", used)
+    bare = register_by_weights(repository, "bare", checkpoint)
+    assert bare.ranking_origin == RankingOrigin("weights")
+    assert register_by_weights(repository, "bare", checkpoint) == bare
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
 def test_an_id_that_is_ranked_otherwise_is_refused_before_anything_is_measured(
-    repository: Repository, checkpoint: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+    repository: SqlRepository,
+    checkpoint: Path,
+    conversations: list[Conversation],
+    monkeypatch: pytest.MonkeyPatch,
+    is_noted: bool,
 ) -> None:
     register_by_weights(repository, "bare", checkpoint)
     monkeypatch.setattr(measuring, "measure_checkpoint", no_model)
+    if is_noted:  # nothing is ranked again to find out
+        for module, name in (("importance", "ranking_of"), ("weight_importance", "rank_by_weights")):
+            monkeypatch.setattr(f"pruning.measuring.{module}.{name}", no_model)
+        with pytest.raises(ConflictError, match="'tiny' was ranked on other conversations, calibration"):
+            register_by_weights(repository, "tiny", checkpoint)
+    else:
+        with repository._engine.begin() as connection:
+            connection.execute(update(ModelRow).values(ranking_origin=None))
     remedy = "lop model measure bare --data FILE.*another id"
     with pytest.raises(ConflictError, match=rf"'bare' was ranked by its weights alone.*{remedy}"):
         register_model(repository, "bare", checkpoint, conversations)
@@ -98,9 +123,8 @@ def test_statistics_are_kept_where_it_turns_out_late_that_the_ranking_is_another
     known = repository.get_model("tiny")
     ranking = Ranking.from_bytes(repository.get_artifact(known.ranking_sha256).content)
     upside_down = replace(ranking, ffn=tuple(order[::-1].copy() for order in ranking.ffn))
-    repository.add_model(
-        replace(known, id="odd", ranking_sha256=repository.put_artifact(upside_down.to_bytes(), BINARY))
-    )
+    sha256 = repository.put_artifact(upside_down.to_bytes(), BINARY)
+    repository.add_model(replace(known, id="odd", ranking_origin=None, ranking_sha256=sha256))
     with pytest.raises(ConflictError, match="another ranking_sha256"):
         register_model(repository, "odd", checkpoint, conversations)
     (kept,) = repository.list_statistics("odd")
@@ -152,7 +176,7 @@ def test_a_model_is_registered_by_its_weights_alone(
     ranking = Ranking.from_bytes(repository.get_artifact(record.ranking_sha256).content)
     assert ranking.sha256 == rank_by_weights(checkpoint, record.anatomy).sha256
     assert register_by_weights(repository, "bare", checkpoint) == record
-    with pytest.raises(ConflictError, match="another ranking_sha256"):
+    with pytest.raises(ConflictError, match="'tiny' was ranked on other conversations"):
         register_by_weights(repository, "tiny", checkpoint)
     other = save_tiny_checkpoint(checkpoint.parent / "seed1", seed=1)
     with pytest.raises(ConflictError, match="one checkpoint for ever"):
@@ -172,11 +196,18 @@ def test_activations_of_a_registered_model_are_measured_without_loading_it(
     assert repository.get_artifact(record.sha256).content == expected.to_bytes()
 
 
+@pytest.mark.parametrize("is_noted", [True, False])
 def test_a_registration_that_stopped_before_its_statistics_is_completed(
-    old_database: str, checkpoint: Path, conversations: list[Conversation]
+    old_database: str, checkpoint: Path, conversations: list[Conversation], is_noted: bool
 ) -> None:
     with open_repository(old_database) as repository:
         model = repository.get_model("tiny")
+        if not is_noted:  # by a version that did not
+            with repository._engine.begin() as connection:
+                connection.execute(update(ModelRow).values(ranking_origin=None))
+        else:
+            with pytest.raises(ConflictError, match=r"'tiny' was ranked on other conversations\)"):
+                register_model(repository, "tiny", checkpoint, conversations[:20])
         assert register_model(repository, "tiny", checkpoint, conversations, name="conversations.json") == model
         assert [x.kind for x in repository.list_statistics("tiny")] == ["activations"]
         assert repository.get_calibration(calibration_id(conversations)).name == "conversations.json"

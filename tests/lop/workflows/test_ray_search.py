@@ -53,7 +53,7 @@ def command(database: Path, data: Path, *options: str) -> list[str]:
 
 def samples(database: Path) -> list[tuple[object, ...]]:
     with open_repository(f"sqlite:///{database}") as repository:
-        return [(row.widths, row.metrics, row.source) for row in repository.list_samples("tiny")]
+        return [(row.architecture, row.metrics, row.source) for row in repository.list_samples("tiny")]
 
 
 def run_until(process: "subprocess.Popen[str]", database: Path, count: int, number: signal.Signals) -> None:
@@ -145,6 +145,27 @@ def test_a_cluster_that_goes_away_is_one_line(registered: Path, data: Path, fold
     subprocess.run([*words, "--parallel-leaves", "1"], env=ENVIRONMENT, capture_output=True, check=True)
     assert 30 <= len(left) < len(samples(database))
     assert samples(database)[: len(left)] == left
+
+
+@pytest.mark.parametrize(("stated", "shown"), [(None, ""), ("elsewhere", "(raylet) a node was lost\n")])
+def test_the_notes_of_ray_stay_out_of_standard_output(stated: str | None, shown: str) -> None:
+    code = (
+        "import sys\nfrom lop.cli import main\nsys.argv = ['lop', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "from ray._private.worker import print_to_stdstream\n"
+        "print_to_stdstream({'lines': ['a node was lost'], 'pid': 'raylet', 'is_err': False}, ignore_prefix=False)\n"
+    )
+    asked = {} if stated is None else {"RAY_DEDUP_LOGS_SKIP_REGEX": stated}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**ENVIRONMENT, "RAY_COLOR_PREFIX": "0", **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    version, rest = done.stdout.split("\n", 1)
+    assert version.startswith("lop-service ")
+    assert rest == shown
 
 
 def test_interrupted_nothing_is_left_and_nothing_else_is_said(registered: Path, data: Path, folder: Path) -> None:

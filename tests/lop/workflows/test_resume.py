@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pruning.anatomy.architecture import Architecture
 from storage.sql_repository import open_repository
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -22,9 +23,9 @@ def command(database: Path, data: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def samples(database: Path) -> dict[tuple[int, ...], float]:
+def samples(database: Path) -> dict[Architecture, float]:
     rows = open_repository(f"sqlite:///{database}").list_samples("tiny")
-    found = {row.widths: row.metrics.kl for row in rows}
+    found = {row.architecture: row.metrics.kl for row in rows}
     assert len(found) == len(rows)
     return found
 

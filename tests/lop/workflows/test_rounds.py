@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from engines.memo import Measured
 from lop.cli import main
 from lop.workflows.rounds import (
     SOURCE,
@@ -24,6 +25,7 @@ from lop.workflows.training import load_predictor, train_model, training_samples
 from mcts.settings import SearchSettings
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings
+from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, Widths
@@ -37,13 +39,18 @@ SETTINGS = TrainingSettings(
 CONVERSATIONS = 6
 
 
-def made_up(widths: Sequence[Widths], /) -> list[Metrics]:
+def widths_of(architecture: Architecture) -> Widths:
+    return architecture.units(Sublayer.FFN, (48,) * 4)
+
+
+def made_up(architectures: Sequence[Architecture], /) -> list[Measured]:
     """A landscape whose layers differ, and whose neighbours add to each other."""
     found = []
-    for row in widths:
-        p = [1.0 - w / 48 for w in row]
+    for architecture in architectures:
+        p = [1.0 - w / 48 for w in widths_of(architecture)]
         kl = sum((i + 1) * x * x for i, x in enumerate(p)) / 10 + 0.5 * p[0] * p[-1]
-        found.append(Metrics(kl, 1.0 + kl, max(0.0, 1.0 - kl), 100, 50, agreement=1.0 / (1.0 + kl)))
+        metrics = Metrics(kl, 1.0 + kl, max(0.0, 1.0 - kl), 100, 50, agreement=1.0 / (1.0 + kl))
+        found.append(Measured(metrics, 0.1))
     return found
 
 
@@ -102,7 +109,7 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
     assert events == ["trained", 3, "trained", 3, 2, 2]
     last = load_predictor(repository, record)
     grid = first.encoding.grid
-    measured = {s.widths: s.metrics.kl for s in training_samples(repository, "tiny", calibration)}
+    measured = {widths_of(s.architecture): s.metrics.kl for s in training_samples(repository, "tiny", calibration)}
 
     def plan_of(predictor: Predictor, sparsity: float) -> Widths:
         # Reports round sparsities to four digits: half of the last one more is the budget or a little over it.
@@ -114,7 +121,7 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
     ):
         assert list(before) == [measured[plan_of(first, s)] for s in sparsities]
         assert list(after) == [measured[plan_of(last, s)] for s in sparsities]
-    shares = {s.widths: s.metrics.agreement for s in training_samples(repository, "tiny", calibration)}
+    shares = {widths_of(s.architecture): s.metrics.agreement for s in training_samples(repository, "tiny", calibration)}
     assert report.plan_agreement_before == tuple(shares[plan_of(first, s)] for s in report.sparsities)
     assert report.plan_agreement_after == tuple(shares[plan_of(last, s)] for s in report.sparsities)
     assert report.agreement_after == pytest.approx(sum(x or 0.0 for x in report.plan_agreement_after) / 3)
@@ -166,14 +173,15 @@ def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, st
     step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
     samples = training_samples(repository, "tiny", calibration)
 
-    deep = [s for s in samples if sum(w < 48 for w in s.widths) > 1]
+    deep = [s for s in samples if sum(w < 48 for w in widths_of(s.architecture)) > 1]
     one_target = deep[:1] * 3
     budgets = uncertain_budgets(predictor, one_target, RoundSettings(num_targets=8), seed=[0])
     assert len(budgets) == 1
     few = uncertain_budgets(predictor, deep, RoundSettings(num_targets=500), seed=[0])
     assert 3 < len(few) < 500
     assert all(b - a >= step for a, b in itertools.pairwise(few))
-    dense = dataclasses.replace(deep[0], widths=(47, 47, *(row[-1] for row in grid.widths[2:])))
+    cut = repository.get_model("tiny").anatomy.architecture((47, 47, *(row[-1] for row in grid.widths[2:])))
+    dense = dataclasses.replace(deep[0], architecture=cut)
     assert len(uncertain_budgets(predictor, [dense], RoundSettings(num_targets=8), seed=[0])) == 1
 
 

@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from lop.workflows.demo import DemoSettings, run_demo
 from lop.workflows.demo_picture import demo_shares, draw_demo
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_pruned
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.scope import Scope
 from storage.sql_repository import open_repository
+from storage.tables import SearchRow
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
@@ -56,6 +60,24 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     assert "--num-levels" in caught.value.stderr
 
 
+def test_a_search_of_a_space_of_a_later_version_is_named_in_one_line(database: str, data: Path) -> None:
+    lop(database, "search", "-m", "tiny", "-d", data, "-s", 0.3, "--num-levels", 6, "--queue")
+    with open_repository(database) as repository:
+        (queued,) = repository.list_searches()
+        anatomy = repository.get_model("tiny").anatomy
+        assert queued.space == ffn_levels(anatomy, num_levels=6).document()
+        with repository._engine.begin() as connection:
+            connection.execute(update(SearchRow).values(space={"graph": []}))
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert (row["id"], row["status"]) == (queued.id, "queued")
+    assert "a space is a list of decisions" in row["error"]
+    lop(database, "worker", "--once")
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert row["status"] == "failed"
+    assert "a space is a list of decisions" in row["error"]
+    assert "\n" not in row["error"]
+
+
 def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> None:
     reference = tmp_path / "reference"
     save_tiny_checkpoint(reference / "model", ffn_width=64)
@@ -65,16 +87,18 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
     settings = DemoSettings(evaluations=25, calibration=4)
     result, plans = run_demo(reference, tmp_path / "out", settings)
     assert result.samples == open_repository(f"sqlite:///{tmp_path / 'out' / 'lop.db'}").count_samples("reference")
-    assert result.achieved_sparsity == plans["lop"].achieved.sparsity[Scope.FFN]
+    assert result.achieved_sparsity == plans["lop"].achieved.removed[Scope.FFN]
     assert 0.5 <= result.achieved_sparsity < 0.5 + 8 / (4 * 64)
     assert plans["lop"].method == "lop"
     assert json.loads(result.to_json()).keys() == {
         "dense_accuracy", "uniform_accuracy", "lop_accuracy", "uniform_agreement", "lop_agreement", "target_sparsity",
         "achieved_sparsity", "plan_latency_ms", "samples", "seconds",
     }  # fmt: skip
-    for name, plan in plans.items():
+    anatomy = read_anatomy(reference / "model")
+    widths = {name: list(plan.ffn_widths(anatomy)) for name, plan in plans.items()}
+    for name in plans:
         view = decoder_view(load_pruned(tmp_path / "out" / f"{name}-checkpoint"))
-        assert [view.out_projection(i).in_features for i in range(4)] == plan.ffn_widths
+        assert [view.out_projection(i).in_features for i in range(4)] == widths[name]
     assert 0.0 < result.uniform_agreement <= 1.0
     assert 0.0 < result.lop_agreement <= 1.0
     assert set(demo_shares(result)) == {"agreement with dense"}
@@ -83,8 +107,8 @@ def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path) -> N
     agreeing = replace(result, uniform_agreement=0.5, lop_agreement=0.75)
     assert (agreeing.dense_accuracy, agreeing.recovered) == (0.0, 0.5)
     assert exact.recovered == pytest.approx(3 / 7)
-    draw_demo(exact, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "exact.png")
-    draw_demo(result, {name: plan.ffn_widths for name, plan in plans.items()}, 64, tmp_path / "demo.png")
+    draw_demo(exact, widths, 64, tmp_path / "exact.png")
+    draw_demo(result, widths, 64, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="left out"):
         run_demo(reference, tmp_path / "out", DemoSettings(target=0.3, searched=(0.3,)))

@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.allocators.allocation import widths_near
+from pruning.allocators.allocation import architecture_near
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.errors import InfeasibleBudgetError
-from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.prices import LinearPrice, SiteCost
 from tests.pruning.made_up import at_most, made_up_anatomy
+
+
+def widths_near(limits: Limits, wished: Sequence[float]) -> list[int]:
+    return list(architecture_near(limits, wished).units(Sublayer.FFN, limits.space.dense_units.tolist()))
 
 
 def test_rounding_gives_the_rest_to_the_layers_furthest_below_their_wish() -> None:
@@ -37,9 +44,13 @@ def test_an_infinite_wish_gives_last() -> None:
 
 def with_biases(anatomy: ModelAnatomy, biases: Sequence[int], budget: int) -> Limits:
     """At most `budget` parameters, of which a layer that is cut costs `biases` [L] more."""
-    steps = WidthSteps.build(anatomy, round_to=8)
-    costs = linear_costs(anatomy, steps, [x.ffn_parameters_per_channel for x in anatomy.layers], biases)
-    return Limits(steps, (Limit(LimitKind.FFN_PARAMETERS, budget, 0, costs),))
+    sites = {
+        Site(x.index, Sublayer.FFN): SiteCost(x.ffn_parameters_per_channel, added=bias)
+        for x, bias in zip(anatomy.layers, biases, strict=True)
+    }
+    space = ffn_widths(anatomy, round_to=8)
+    price = LinearPrice(LimitKind.FFN_PARAMETERS, space.dense, sites, 0)
+    return Limits(space, (price.limit(space, budget),))
 
 
 def test_a_cut_layer_pays_for_its_bias_and_a_dense_one_does_not() -> None:
@@ -55,12 +66,14 @@ def test_a_cut_layer_pays_for_its_bias_and_a_dense_one_does_not() -> None:
     assert caught.value.nearest == 26
 
 
-def test_where_the_last_channels_are_cheaper_than_the_bias_dense_counts_as_much_as_cut() -> None:
+def test_where_the_last_channels_are_cheaper_than_the_bias_the_layer_is_dense() -> None:
     anatomy = made_up_anatomy([10], per_channel=1)
-    # 8 and a bias of 5 are 13, more than all 10 channels: dense may not be cheaper than narrower.
-    limits = with_biases(anatomy, [5], 13)
-    assert [int(x) for x in limits.limits[0].costs[0]] == [13, 13]
-    assert widths_near(limits, [0.0]) == [10]
+    # 8 and a bias of 5 are 13, more than all 10 channels.
+    for budget in (10, 12, 13):
+        assert widths_near(with_biases(anatomy, [5], budget), [8.0]) == [10 if budget < 13 else 8]
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        with_biases(anatomy, [5], 9)
+    assert caught.value.nearest == 10
 
 
 @settings(max_examples=200, deadline=None)

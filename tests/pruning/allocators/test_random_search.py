@@ -4,40 +4,48 @@ import itertools
 from collections import Counter
 
 import numpy as np
-import pytest
 
-from pruning.allocators.random_search import ConfigurationSampler, search_randomly
-from pruning.errors import InfeasibleTargetError
-from tests.pruning.allocators.test_evolution import UNEVEN, FarFrom, even_grid
+from pruning.allocators.random_search import ChoiceSampler, search_randomly
+from pruning.planning.limits import LimitKind
+from tests.pruning.allocators.test_evolution import UNEVEN, FarFrom, even_limits
+from tests.pruning.made_up_limits import limit, limits_of, meets
 
 
-def test_every_feasible_configuration_is_equally_likely() -> None:
-    # Six levels over three layers of levels 1..3: 7 configurations.
-    sampler, rng = ConfigurationSampler(even_grid(3, 3), 6), np.random.default_rng(0)
+def test_every_feasible_choice_is_equally_likely() -> None:
+    # Three levels up over three layers of levels 0..2: 7 choices.
+    sampler, rng = ChoiceSampler(even_limits(3, 3, 3)), np.random.default_rng(0)
     drawn = Counter(sampler.draw(rng) for _ in range(7000))
-    assert set(drawn) == {c for c in itertools.product((1, 2, 3), repeat=3) if sum(c) == 6}
+    assert set(drawn) == {c for c in itertools.product((0, 1, 2), repeat=3) if sum(c) == 3}
     assert all(abs(count - 1000) < 4 * np.sqrt(1000) for count in drawn.values())
 
 
 def test_uneven_costs_use_the_budget_up() -> None:
-    sampler, rng = ConfigurationSampler(UNEVEN, 300), np.random.default_rng(0)
+    sampler, rng = ChoiceSampler(UNEVEN), np.random.default_rng(0)
     for _ in range(100):
-        assert 0 <= 300 - UNEVEN.cost(sampler.draw(rng)) < UNEVEN.largest_step
+        assert 0 <= UNEVEN.slack(sampler.draw(rng))[0] < 72  # the largest step: 8 channels of 9
+
+
+def test_several_limits_are_met() -> None:
+    several = limits_of(
+        limit(LimitKind.MEMORY_BYTES, 14, 0, (1, 2, 3, 4), (2, 4, 6), (1, 3, 5, 7), (1, 2)),
+        limit(LimitKind.LATENCY_MS, 20, 0, (4, 4, 8, 8), (1, 5, 6), (2, 3, 4, 5), (3, 9)),
+    )
+    sampler, rng = ChoiceSampler(several), np.random.default_rng(0)
+    drawn = Counter(sampler.draw(rng) for _ in range(4000))
+    assert len(drawn) > 20
+    assert all(meets(several, choice) for choice in drawn)
+    expected = 4000 / len(drawn)
+    assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in drawn.values())
 
 
 def test_all_different_and_as_many_as_asked_for() -> None:
-    evaluate = FarFrom((2, 2, 2, 2, 2, 2))
-    scored = search_randomly(even_grid(6, 4), 12, evaluate, 20, np.random.default_rng(0))
+    score = FarFrom((1, 1, 1, 1, 1, 1))
+    scored = search_randomly(even_limits(6, 4, 6), score, 20, np.random.default_rng(0))
     assert len(scored) == 20
-    assert evaluate.calls == [8, 8, 4]
+    assert score.calls == [8, 8, 4]
 
 
 def test_stops_where_there_is_nothing_new() -> None:
-    scored = search_randomly(even_grid(3, 3), 6, FarFrom((2, 2, 2)), 100, np.random.default_rng(0))
+    scored = search_randomly(even_limits(3, 3, 3), FarFrom((1, 1, 1)), 100, np.random.default_rng(0))
     assert len(scored) == 7
     assert min(m.kl for m in scored.values()) == 0.0
-
-
-def test_a_budget_below_everything_is_refused() -> None:
-    with pytest.raises(InfeasibleTargetError):
-        ConfigurationSampler(even_grid(3, 3), 2)

@@ -12,8 +12,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import FingerprintMismatchError, InfeasibleTargetError, InputError
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.added_biases import bias_parameters
-from pruning.planning.cost import price
-from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics
+from pruning.planning.cost import achieved_costs
+from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics, widths_of
 
 NAMES = sorted(STATISTICAL_ALLOCATORS)
 
@@ -37,7 +37,7 @@ def least_parameters(anatomy: ModelAnatomy, name: str) -> int:
 
 def test_the_names() -> None:
     assert NAMES == ["ecoflap", "flap", "llm-pruner", "owl", "shortgpt", "wanda-sp"]
-    assert all(allocator.name == name for name, allocator in STATISTICAL_ALLOCATORS.items())
+    assert all(allocator.method == name for name, allocator in STATISTICAL_ALLOCATORS.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,14 +59,17 @@ def test_at_most_the_budget_and_less_than_a_step_below_it(
     compensates = allocation.ranking is not None and allocation.ranking.compensates
 
     def kept(widths: list[int]) -> int:
-        return price(anatomy, widths, compensates=compensates).parameters - anatomy.total_parameters
+        return (
+            achieved_costs(anatomy, anatomy.architecture(widths), compensates=compensates).parameters
+            - anatomy.total_parameters
+        )
 
     removed = budget - anatomy.ffn_parameters
-    assert kept(allocation.widths) <= removed
-    for index, (width, layer) in enumerate(zip(allocation.widths, anatomy.layers, strict=True)):
+    assert kept(widths_of(anatomy, allocation)) <= removed
+    for index, (width, layer) in enumerate(zip(widths_of(anatomy, allocation), anatomy.layers, strict=True)):
         assert min(8, layer.ffn_width) <= width <= layer.ffn_width
         assert width == layer.ffn_width or width % 8 == 0
-        wider = [w + min(8, layer.ffn_width - w) * (i == index) for i, w in enumerate(allocation.widths)]
+        wider = [w + min(8, layer.ffn_width - w) * (i == index) for i, w in enumerate(widths_of(anatomy, allocation))]
         assert width == layer.ffn_width or kept(wider) > removed
 
 
@@ -76,9 +79,10 @@ def test_the_whole_model_stays_whole(name: str) -> None:
     allocator = STATISTICAL_ALLOCATORS[name]
     statistics = made_up_statistics(anatomy, allocator.kind)
     for budget in (anatomy.ffn_parameters, 10 * anatomy.ffn_parameters):
-        assert allocator.allocate(
-            anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates)
-        ).widths == [60, 30, 44]
+        assert widths_of(
+            anatomy,
+            allocator.allocate(anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates)),
+        ) == [60, 30, 44]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,9 +91,9 @@ def test_what_cannot_be_met_is_refused_with_what_can(name: str) -> None:
     allocator = STATISTICAL_ALLOCATORS[name]
     statistics = made_up_statistics(anatomy, allocator.kind)
     least = least_parameters(anatomy, name)
-    assert allocator.allocate(
-        anatomy, statistics, at_most(anatomy, least, compensates=allocator.compensates)
-    ).widths == [8, 8]
+    assert widths_of(
+        anatomy, allocator.allocate(anatomy, statistics, at_most(anatomy, least, compensates=allocator.compensates))
+    ) == [8, 8]
     for budget in (least - 1, 0, -100):
         with pytest.raises(InfeasibleTargetError) as caught:
             allocator.allocate(anatomy, statistics, at_most(anatomy, budget, compensates=allocator.compensates))

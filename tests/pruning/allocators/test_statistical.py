@@ -18,7 +18,7 @@ from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.wanda_sp import allocate_wanda_sp
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics
+from tests.pruning.made_up import at_most, made_up_anatomy, made_up_statistics, widths_of
 
 
 def statistics_with(
@@ -45,7 +45,7 @@ class TestWandaSp:
             ffn_second_moment=[[100.0, 9.0, 1.0, 0.25], [1.0, 2.0, 3.0, 4.0]],  # scores 10 6 3 2, and 1 1.4 1.7 2
         )
         allocation = allocate_wanda_sp(anatomy, statistics, at_most(anatomy, 4, round_to=1))
-        assert allocation.widths == [2, 2]
+        assert widths_of(anatomy, allocation) == [2, 2]
         assert allocation.ranking is not None
         assert [order.tolist() for order in allocation.ranking.ffn] == [[0, 1, 2, 3], [3, 2, 1, 0]]
 
@@ -79,11 +79,11 @@ class TestFlap:
         )
         # z: -.99 -.53 .23 1.30 and 1.31 -.78 .26 -.78. Four of eight are above -.53: two in each layer.
         allocation = allocate_flap(anatomy, statistics, at_most(anatomy, 4 * 30 + 20, round_to=1, compensates=True))
-        assert allocation.widths == [2, 2]
+        assert widths_of(anatomy, allocation) == [2, 2]
         # One parameter less, and the last of the four does not fit: .23, in layer 0.
-        assert allocate_flap(
-            anatomy, statistics, at_most(anatomy, 4 * 30 + 19, round_to=1, compensates=True)
-        ).widths == [1, 2]
+        assert widths_of(
+            anatomy, allocate_flap(anatomy, statistics, at_most(anatomy, 4 * 30 + 19, round_to=1, compensates=True))
+        ) == [1, 2]
         assert allocation.ranking is not None
         assert allocation.ranking.ffn_means is not None
         assert [order.tolist() for order in allocation.ranking.ffn] == [[3, 2, 1, 0], [0, 2, 1, 3]]
@@ -118,9 +118,9 @@ class TestLlmPruner:
         allocation = allocate_llm_pruner(
             anatomy, made_up_statistics(anatomy, StatisticsKind.GRADIENTS), at_most(anatomy, budget)
         )
-        assert min(allocation.widths) >= 24  # a fifth of 128, rounded down to a step
-        assert allocation.widths[0] == 128
-        assert budget - sum(allocation.widths) * 30 < 8 * 30
+        assert min(widths_of(anatomy, allocation)) >= 24  # a fifth of 128, rounded down to a step
+        assert widths_of(anatomy, allocation)[0] == 128
+        assert budget - sum(widths_of(anatomy, allocation)) * 30 < 8 * 30
 
     def test_one_ratio_in_the_middle_and_nothing_outside(self) -> None:
         anatomy = made_up_anatomy([64, 64, 32, 64, 64, 64, 64, 64], per_channel=1)
@@ -130,7 +130,7 @@ class TestLlmPruner:
         allocation = allocate_llm_pruner(
             anatomy, statistics, at_most(anatomy, anatomy.ffn_parameters - 112, round_to=8)
         )
-        assert allocation.widths == [64, 32, 16, 32, 32, 64, 64, 64]
+        assert widths_of(anatomy, allocation) == [64, 32, 16, 32, 32, 64, 64, 64]
         assert allocation.ranking is not None
         assert allocation.ranking.ffn[2].tolist() == list(range(31, -1, -1))
 
@@ -147,8 +147,8 @@ class TestOwl:
     def test_widths(self) -> None:
         anatomy = made_up_anatomy([100, 100], per_channel=1)
         statistics = statistics_with(anatomy, StatisticsKind.ACTIVATIONS, outlier_ratio=[0.05, 0.01])
-        assert allocate_owl(anatomy, statistics, at_most(anatomy, 100, round_to=1)).widths == [58, 42]
-        assert allocate_owl(anatomy, statistics, at_most(anatomy, 192, round_to=1)).widths == [
+        assert widths_of(anatomy, allocate_owl(anatomy, statistics, at_most(anatomy, 100, round_to=1))) == [58, 42]
+        assert widths_of(anatomy, allocate_owl(anatomy, statistics, at_most(anatomy, 192, round_to=1))) == [
             100,
             92,
         ]  # 1.04 is all there is
@@ -187,7 +187,11 @@ class TestEcoflap:
     def test_widths(self) -> None:
         anatomy = made_up_anatomy([100, 100, 100], per_channel=10)
         statistics = statistics_with(anatomy, StatisticsKind.ZEROTH_ORDER, ffn_zeroth_order=[2, 1, 0])
-        assert allocate_ecoflap(anatomy, statistics, at_most(anatomy, 1500, round_to=1)).widths == [60, 50, 40]
+        assert widths_of(anatomy, allocate_ecoflap(anatomy, statistics, at_most(anatomy, 1500, round_to=1))) == [
+            60,
+            50,
+            40,
+        ]
 
 
 class TestShortGpt:
@@ -204,5 +208,6 @@ class TestShortGpt:
             224: [8, 8, 8, 8],
         }.items():
             assert (
-                allocate_shortgpt(anatomy, statistics, at_most(anatomy, 256 - removed, round_to=8)).widths == expected
+                widths_of(anatomy, allocate_shortgpt(anatomy, statistics, at_most(anatomy, 256 - removed, round_to=8)))
+                == expected
             )

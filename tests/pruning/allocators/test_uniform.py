@@ -4,18 +4,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.allocators.uniform import uniform_configuration, uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.errors import InfeasibleTargetError
-from pruning.planning.levels import LevelGrid
+from pruning.planning.limits import LimitKind, Limits
 from tests.pruning.made_up import at_most
+from tests.pruning.made_up_limits import ladders, limit
 
 
 def make_anatomy(*layers: tuple[int, int]) -> ModelAnatomy:
     """Layers given as (ffn_width, ffn_parameters_per_channel)."""
     decoder = tuple(DecoderLayer(i, w, 4, 2, 8, p, w * p + 10) for i, (w, p) in enumerate(layers))
     return ModelAnatomy("llava", "llama", 32, 50, decoder, sum(x.parameters for x in decoder), "F32", "0" * 64)
+
+
+def uniform_widths(limits: Limits) -> list[int]:
+    return limits.units_of(uniform_choice(limits))
 
 
 def test_equal_layers() -> None:
@@ -57,12 +62,15 @@ def test_infeasible() -> None:
         uniform_widths(at_most(make_anatomy((64, 3), (64, 3)), 47))
 
 
-def test_configuration_on_the_grid() -> None:
-    row = (10, 20, 30, 40)
-    grid = LevelGrid(widths=(row,) * 3, costs=(row,) * 3, round_to=10)
-    assert uniform_configuration(grid, 60) == (2, 2, 2)
-    assert uniform_configuration(grid, 75) == (3, 2, 2)
-    assert uniform_configuration(grid, 30) == (1, 1, 1)
-    assert uniform_configuration(grid, 500) == (4, 4, 4)
+def test_levels_of_equal_layers() -> None:
+    rows = ((10, 20, 30, 40),) * 3
+
+    def levels(budget: int) -> list[int]:
+        return uniform_choice(Limits(ladders(*rows), (limit(LimitKind.FFN_PARAMETERS, budget, 0, *rows),))).tolist()
+
+    assert levels(60) == [1, 1, 1]
+    assert levels(75) == [2, 1, 1]
+    assert levels(30) == [0, 0, 0]
+    assert levels(500) == [3, 3, 3]
     with pytest.raises(InfeasibleTargetError):
-        uniform_configuration(grid, 29)
+        levels(29)

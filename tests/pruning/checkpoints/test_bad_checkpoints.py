@@ -161,17 +161,32 @@ class TestApplying:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        "change", [{"skip": ["ffn"]}, {"weight_bits": 4}, {"ffn_width": 0}, {"ffn_width": 49}, {"num_kv_groups": 1}]
+        ("change", "named"),
+        [
+            ({"ffn": {"units": 0}}, "layer 1: 0 channels"),
+            ({"ffn": {"units": 8, "bits": 4}}, "layer 1, ffn"),
+            ({"ffn": {"units": 8, "density": 0.5}}, "layer 1, ffn"),
+            ({"attention": {"units": 2, "bits": 8}}, "layer 1, attention"),
+            ({"ffn": {"units": 49}}, "each layer keeps"),
+            ({"attention": {"units": 0}}, "layer 1: .* 0 KV groups"),
+            ({"index": 4}, "layers are numbered 0..3"),
+        ],
     )
     def test_a_plan_that_cannot_be_applied(
-        self, checkpoint: Path, anatomy: ModelAnatomy, ranking: Ranking, change: dict[str, object], tmp_path: Path
+        self,
+        checkpoint: Path,
+        anatomy: ModelAnatomy,
+        ranking: Ranking,
+        change: dict[str, object],
+        named: str,
+        tmp_path: Path,
     ) -> None:
         document = plan_for(anatomy, ranking, WIDTHS).model_dump(mode="json")
-        document["layers"][1].update(change)
-        plan = PruningPlan.model_validate_json(json.dumps(document))
-        with pytest.raises(PlanError, match="layer"):
+        document["layers"] = [document["layers"][0], document["layers"][1] | change]
+        plan = PruningPlan.from_json(json.dumps(document))
+        with pytest.raises(PlanError, match=named):
             apply_plan(load_model(checkpoint), plan, ranking)
-        with pytest.raises(PlanError, match="layer"):
+        with pytest.raises(PlanError, match=named):
             prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 

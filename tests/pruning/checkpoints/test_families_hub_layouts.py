@@ -62,7 +62,7 @@ def check_cut(dense: Path, folder: Path) -> Path:
     assert anatomy.total_parameters == sum(p.numel() for p in model.parameters())
     ranking = random_ranking(anatomy)
     plan = plan_for(anatomy, ranking, WIDTHS, kept_groups(anatomy))
-    silence(twin, plan, ranking)
+    silence(twin, plan.architecture(anatomy), ranking)
     expected = logits(twin)
     out = prune_checkpoint(dense, plan, ranking, folder / "files")
     from_memory = save_pruned(apply_plan(model, plan, ranking), plan, folder / "memory")

@@ -14,7 +14,7 @@ from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.errors import CheckpointError, InputError, UnsupportedModelError
-from pruning.planning.plan import PlanRanking
+from pruning.planning.plan import BIAS
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, kept_groups, next_token_logits, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
@@ -75,7 +75,7 @@ def test_biases_that_compensate_come_along(checkpoint: Path, tmp_path: Path) -> 
     scores, means = ([rng.random(x.ffn_width) for x in anatomy.layers] for _ in range(2))
     ranking = Ranking.from_scores(anatomy, scores, means=means)
     plan = plan_for(anatomy, ranking, WIDTHS)
-    plan = plan.model_copy(update={"ranking": PlanRanking(sha256=ranking.sha256, compensates=True)})
+    plan = plan.model_copy(update={"recovery": (BIAS,)})
     model = trained(prune_checkpoint(checkpoint, plan, ranking, tmp_path / "pruned"))
     model.save_pretrained(tmp_path / "healed")
     again = lop.load_pruned(tmp_path / "healed")

@@ -23,9 +23,10 @@ from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
-from pruning.planning.cost import price
-from pruning.planning.plan import PruningPlan, Workload
+from pruning.planning.cost import achieved_costs
+from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
+from pruning.planning.workload import Workload
 from tests.pruning.cut_models import (
     WIDTHS,
     inputs_of,
@@ -98,7 +99,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
     dense, twin = load_model(cut.dense), load_model(cut.dense)
-    silence(twin, cut.plan, cut.ranking)
+    silence(twin, cut.plan.architecture(cut.anatomy), cut.ranking)
     for inputs in inputs_of(family).values():
         expected = logits_of(twin, inputs)
         torch.testing.assert_close(logits_of(cut.model, inputs), expected, rtol=1e-4, atol=1e-5)
@@ -108,8 +109,9 @@ def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Works
 @pytest.mark.parametrize("family", BUILDERS)
 def test_what_is_cut_has_the_plans_shapes(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
-    view, kv_groups = decoder_view(cut.model), [layer.num_kv_groups for layer in cut.plan.layers]
-    for layer, width, groups in zip(cut.anatomy.layers, cut.plan.ffn_widths, kv_groups, strict=True):
+    view, architecture = decoder_view(cut.model), cut.plan.architecture(cut.anatomy)
+    widths, kv_groups = cut.anatomy.ffn_widths(architecture), cut.anatomy.kv_groups(architecture)
+    for layer, width, groups in zip(cut.anatomy.layers, widths, kv_groups, strict=True):
         ffn = [tuple(view.projection(layer.index, name).weight.shape) for name in view.family.ffn_in]
         rows = sum(extent for extent, _ in ffn)
         assert rows == width * (1 if family.endswith("phi") else 2)
@@ -129,8 +131,7 @@ def test_costs_are_those_of_the_cut_model(family: str, workshop: Workshop) -> No
     assert cut.plan.achieved.parameters == sum(p.numel() for p in cut.model.parameters())
     assert cut.plan.achieved.disk_bytes == weight_bytes(cut.from_files)
     workload = Workload(batch=2, prompt_tokens=9, output_tokens=3)
-    kv_groups = [layer.num_kv_groups for layer in cut.plan.layers]
-    said = price(cut.anatomy, cut.plan.ffn_widths, workload, kv_groups=kv_groups).kv_cache_bytes
+    said = achieved_costs(cut.anatomy, cut.plan.architecture(cut.anatomy), workload).kv_cache_bytes
     kv_cache = StaticCache(config=cut.model.config, max_cache_len=12)
     with torch.inference_mode():
         cut.model(**text_inputs(9, rows=2), past_key_values=kv_cache, use_cache=True)
@@ -149,8 +150,10 @@ def test_a_new_process_reloads_it_bit_for_bit_and_generates(family: str, way: st
     report = workshop.reloaded()[f"{family}={folder}"]
     assert "error" not in report, report["error"]
     assert report["class"] == type(cut.model).__name__
-    groups, heads = zip(*[(layer.num_kv_groups, layer.num_heads) for layer in cut.plan.layers], strict=True)
-    assert report["recorded"] == [cut.plan.ffn_widths, list(groups), list(heads)]
+    architecture = cut.plan.architecture(cut.anatomy)
+    widths, groups = cut.anatomy.ffn_widths(architecture), cut.anatomy.kv_groups(architecture)
+    heads = [n * x.heads_per_group for n, x in zip(groups, cut.anatomy.layers, strict=True)]
+    assert report["recorded"] == [list(widths), list(groups), heads]
     assert report["seen"] == seen(cut.model, family)
     assert max(report["cache_error"].values()) < 1e-4, report["cache_error"]
 

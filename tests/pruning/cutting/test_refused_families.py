@@ -18,6 +18,7 @@ from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan, cut_model
 from pruning.errors import CheckpointError, InputError, PlanError, UnsupportedModelError
 from pruning.planning.plan import PruningPlan
+from pruning.planning.plan_downgrade import downgrade
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
@@ -118,19 +119,19 @@ class TestPlans:
             {"num_heads": 2},  # and still two groups
             {"num_kv_groups": 3, "num_heads": 6},
             {"num_kv_groups": 0, "num_heads": 0},
+            {"num_kv_groups": 0, "num_heads": 0, "skip": ["attention"]},
             {"num_kv_groups": 2, "num_heads": 3},
         ],
     )
     def test_heads_out_of_step_with_groups(
         self, checkpoint: Path, anatomy: ModelAnatomy, ranking: Ranking, change: dict[str, int], tmp_path: Path
     ) -> None:
-        document = plan_for(anatomy, ranking, WIDTHS).model_dump(mode="json")
+        document = downgrade(plan_for(anatomy, ranking, WIDTHS), anatomy).model_dump(mode="json")
         document["layers"][2].update(change)
-        plan = PruningPlan.model_validate_json(json.dumps(document))
-        model = load_model(checkpoint)
+        text, model = json.dumps(document), load_model(checkpoint)
         for apply in (
-            lambda: apply_plan(model, plan, ranking),
-            lambda: prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out"),
+            lambda: apply_plan(model, PruningPlan.from_json(text), ranking),
+            lambda: prune_checkpoint(checkpoint, PruningPlan.from_json(text), ranking, tmp_path / "out"),
         ):
             with pytest.raises(PlanError, match=r"KV groups"):
                 apply()

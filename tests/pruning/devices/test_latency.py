@@ -13,7 +13,7 @@ from pruning.devices.latency import latency_model
 from pruning.devices.roofline import BANDWIDTH_FRACTION, COMPUTE_FRACTION
 from pruning.errors import InputError
 from pruning.planning.latency_model import Latency, LatencyModel, LatencySource, decode_steps, mean_cache_tokens
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_devices import made_up_profile
 

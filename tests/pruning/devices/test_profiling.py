@@ -21,7 +21,7 @@ from pruning.devices.timing.requests import DECODE_STEPS, random_prompt, time_im
 from pruning.devices.timing.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
 from pruning.planning.latency_model import LatencySource
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import BUILDERS, tiny_model, tiny_processor

@@ -26,7 +26,7 @@ from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
 from pruning.planning.cost import price
 from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.plan import BIAS, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, next_token_logits, weight_bytes
 from tests.pruning.made_up import at_most, made_up_anatomy
@@ -46,7 +46,8 @@ def plan_for(anatomy: ModelAnatomy, ranking: Ranking, widths: list[int]) -> Prun
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",
-        ranking=PlanRanking(sha256=ranking.sha256, compensates=ranking.compensates),
+        ranking=PlanRanking(sha256=ranking.sha256),
+        compensates=ranking.compensates,
     )
 
 
@@ -185,7 +186,7 @@ def test_costs_count_the_biases_of_layers_that_are_cut() -> None:
     assert bias_parameters(anatomy) == [10, 10, 10]
     plain, biased = price(anatomy, [32, 64, 8]), price(anatomy, [32, 64, 8], compensates=True)
     assert biased.parameters == plain.parameters + 20
-    assert {s: biased.sparsity[s] for s in plain.sparsity} == {
+    assert {s: biased.removed[s] for s in plain.removed} == {
         "ffn": (88 * 30 - 20) / (192 * 30),
         "decoder": (88 * 30 - 20) / (192 * 30 + 3000),
         "model": (88 * 30 - 20) / (192 * 30 + 8000),
@@ -198,9 +199,9 @@ def test_costs_count_the_biases_of_layers_that_are_cut() -> None:
 class TestTheDocuments:
     def test_a_plan_that_compensates_says_so(self, anatomy: ModelAnatomy) -> None:
         plan = plan_for(anatomy, compensating_ranking(anatomy), WIDTHS)
-        assert json.loads(plan.to_json())["ranking"]["compensates"] is True
+        assert json.loads(plan.to_json())["recovery"] == [{"kind": "bias"}]
         assert PruningPlan.from_json(plan.to_json()) == plan
-        assert price(anatomy, plan.ffn_widths, compensates=plan.ranking.compensates) == plan.achieved
+        assert price(anatomy, WIDTHS, compensates=plan.compensates) == plan.achieved
 
     def test_a_ranking_without_means_has_the_bytes_it_always_had(self, anatomy: ModelAnatomy) -> None:
         orders = [np.arange(48, dtype=np.int32)[::-1].copy()] * 4
@@ -245,9 +246,7 @@ class TestTheDocuments:
         if not with_means:
             ranking = Ranking(ranking.ffn, anatomy.fingerprint)
         plan = plan_for(anatomy, ranking, WIDTHS)
-        lying = plan.model_copy(
-            update={"ranking": PlanRanking(sha256=ranking.sha256, compensates=not ranking.compensates)}
-        )
+        lying = plan.model_copy(update={"recovery": () if plan.compensates else (BIAS,)})
         with pytest.raises(PlanError, match="compensates if, and only if"):
             apply_plan(load_model(checkpoint), lying, ranking)
         with pytest.raises(PlanError, match="compensates if, and only if"):

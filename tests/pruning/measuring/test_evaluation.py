@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.surgery import cut_model
@@ -54,7 +55,7 @@ def test_the_evaluator_leaves_the_function_of_the_model_unchanged(
     model = load_model(checkpoint)
     evaluator = ConfigurationEvaluator(model, batches, random_ranking(read_anatomy(checkpoint)))
     evaluator.evaluate([8, 8, 8, 8])
-    assert evaluator([evaluator.dense_widths])[0].kl == 0.0
+    assert evaluator([DENSE])[0].kl == 0.0
     assert evaluate_model(model, batches, load_model(checkpoint)).kl == pytest.approx(0.0, abs=1e-9)
 
 
@@ -64,6 +65,25 @@ def test_impossible_widths_are_refused(checkpoint: Path, conversations: list[Con
     for widths in ([0, 8, 8, 8], [49, 8, 8, 8], [8, 8, 8]):
         with pytest.raises(InputError, match="width between 1 and dense"):
             evaluator.evaluate(widths)
+
+
+@pytest.mark.parametrize(
+    ("site", "option"),
+    [
+        (Site(0, Sublayer.FFN), Option(0)),
+        (Site(0, Sublayer.FFN), Option(8, bits=4)),
+        (Site(0, Sublayer.FFN), Option(48, density=0.5)),
+        (Site(1, Sublayer.ATTENTION), Option(1)),
+        (Site(4, Sublayer.FFN), Option(8)),
+    ],
+)
+def test_architectures_that_it_cannot_evaluate_are_refused(
+    checkpoint: Path, conversations: list[Conversation], site: Site, option: Option
+) -> None:
+    batches = make_batches(conversations[:1], load_processor(checkpoint))
+    evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, random_ranking(read_anatomy(checkpoint)))
+    with pytest.raises(InputError, match=rf"changes FFN widths only.*'index': {site.layer}.*of 4 layers"):
+        evaluator([Architecture.of({site: option})])
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 40_000, 2**20])
@@ -76,7 +96,7 @@ def test_what_was_evaluated_before_does_not_change_a_number(
     evaluator = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=cache_bytes)
     kept_answers = evaluator.cached_bytes
     assert kept_answers <= cache_bytes // 2
-    together = evaluator(configurations)
+    together = evaluator([read_anatomy(checkpoint).architecture(widths) for widths in configurations])
     alone = [
         ConfigurationEvaluator(load_model(checkpoint), batches, ranking, cache_bytes=0).evaluate(widths)
         for widths in configurations

@@ -135,7 +135,8 @@ def test_two_threads_give_the_bits_of_one(
     batches = batches_for(family, conversations, batch_size=2)
     assert len(batches) == 3
     ranking = random_ranking(read_anatomy(folder))
-    configurations = [tuple(WIDTHS), (16, 8, 8, 8), (48, 8, 48, 40), tuple(WIDTHS)]
+    cut = read_anatomy(folder).architecture
+    configurations = [cut(widths) for widths in (WIDTHS, (16, 8, 8, 8), (48, 8, 48, 40), WIDTHS)]
     two = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
     torch.set_num_threads(1)
     one = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)

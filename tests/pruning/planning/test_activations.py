@@ -17,7 +17,7 @@ from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.planning.activations import activation_bytes, vision_values
 from pruning.planning.cost import kv_cache_bytes
-from pruning.planning.plan import Workload
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.tiny_models import tiny_model
 

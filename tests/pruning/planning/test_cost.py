@@ -12,10 +12,16 @@ from pruning.anatomy.architecture import Sublayer
 from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
-from pruning.planning.cost import flops, kv_cache_bytes, price
+from pruning.planning import prices
+from pruning.planning.cost import achieved_costs, flops, kv_cache_bytes
 from pruning.planning.plan import Workload
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
+
+
+def flops(anatomy: ModelAnatomy, widths: list[int], workload: Workload) -> int:
+    return prices.flops(anatomy, workload).cost(anatomy.architecture(widths))
 
 
 def test_kv_cache_of_two_layers() -> None:
@@ -32,7 +38,7 @@ def test_a_window_bounds_what_its_layer_caches() -> None:
     # 2 x 2 groups x 8 per head, 4 bytes: 6 positions in one layer, all 15 in the other.
     workload = Workload(batch=3, prompt_tokens=10, output_tokens=5)
     assert kv_cache_bytes(anatomy, workload) == 32 * 4 * 3 * (6 + 15)
-    assert kv_cache_bytes(anatomy, workload, [1, 1]) == 16 * 4 * 3 * (6 + 15)
+    assert kv_cache_bytes(anatomy, workload, anatomy.architecture([64, 64], [1, 1])) == 16 * 4 * 3 * (6 + 15)
     short = Workload(batch=1, prompt_tokens=5, output_tokens=0)
     assert kv_cache_bytes(anatomy, short) == 32 * 4 * (5 + 5)
 
@@ -56,15 +62,18 @@ def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) 
     workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
     latency = latency_model(DEVICES["l4"], anatomy, workload)
     widths, dense = [8] * anatomy.num_layers, anatomy.dense_units(Sublayer.ATTENTION)
-    assert price(anatomy, widths, workload, kv_groups=dense, latency=latency).latency_ms is not None
-    cut = price(anatomy, widths, workload, kv_groups=[1, *dense[1:]], latency=latency)
+    assert (
+        achieved_costs(anatomy, anatomy.architecture(widths, dense), workload, latency=latency).latency_ms is not None
+    )
+    cut = achieved_costs(anatomy, anatomy.architecture(widths, [1, *dense[1:]]), workload, latency=latency)
     assert (cut.latency_ms, cut.prefill_ms, cut.decode_ms_per_token, cut.latency_source) == (None,) * 4
 
 
-def test_price_counts_parameters_and_sparsity_per_scope() -> None:
-    achieved = price(made_up_anatomy([64, 64], per_channel=30, other=1000), [32, 64])
+def test_parameters_and_sparsity_per_scope() -> None:
+    anatomy = made_up_anatomy([64, 64], per_channel=30, other=1000)
+    achieved = achieved_costs(anatomy, anatomy.architecture([32, 64]))
     assert achieved.parameters == 5840 + 5000 - 960
-    assert achieved.sparsity == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
+    assert achieved.removed == {Scope.FFN: 960 / 3840, Scope.DECODER: 960 / 5840, Scope.MODEL: 960 / 10840}
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])

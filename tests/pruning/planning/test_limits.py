@@ -1,142 +1,30 @@
-"""Limits as integer tables: hand-worked repairs, and that nothing is ever exceeded or given away."""
+"""Limits as integer tables, against their definitions tried choice by choice."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruning.allocators.uniform import uniform_widths
-from pruning.errors import InfeasibleBudgetError, InputError
-from pruning.planning.limits import Limit, LimitKind, Limits, WidthSteps, linear_costs, parameter_limits
-from tests.pruning.made_up import at_most, made_up_anatomy
+from pruning.allocators.uniform import uniform_choice
+from pruning.errors import InfeasibleBudgetError
+from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.space import Choice
+from tests.pruning import made_up_limits
+from tests.pruning.made_up_limits import (
+    cost_of,
+    draw_choice,
+    every_choice,
+    ladders,
+    limit,
+    limits_of,
+    meets,
+    ragged_limits,
+)
 
-
-def limits_of(*limits: Limit, widths: tuple[tuple[int, ...], ...]) -> Limits:
-    return Limits(WidthSteps(tuple(np.array(row, dtype=np.int64) for row in widths)), limits)
-
-
-def limit(kind: LimitKind, most: int, fixed: int, *rows: tuple[int, ...]) -> Limit:
-    return Limit(kind, most, fixed, tuple(np.array(row, dtype=np.int64) for row in rows))
-
-
-THREE = (8, 16, 24)
-
-
-class TestWidthSteps:
-    def test_multiples_and_the_dense_width(self) -> None:
-        steps = WidthSteps.build(made_up_anatomy([32, 30, 6]), round_to=8)
-        assert [row.tolist() for row in steps.widths] == [[8, 16, 24, 32], [8, 16, 24, 30], [6]]
-        assert (steps.narrowest, steps.widest) == ([8, 8, 6], [32, 30, 6])
-
-    def test_tensor_parallelism_divides_every_width(self) -> None:
-        steps = WidthSteps.build(made_up_anatomy([48, 30]), round_to=6, tp_size=4)
-        assert [row.tolist() for row in steps.widths] == [[12, 24, 36, 48], [12, 24]]
-
-    @pytest.mark.parametrize(("round_to", "tp_size"), [(0, 1), (-8, 1), (8, 0)])
-    def test_steps_are_positive(self, round_to: int, tp_size: int) -> None:
-        with pytest.raises(InputError, match="at least 1"):
-            WidthSteps.build(made_up_anatomy([32]), round_to=round_to, tp_size=tp_size)
-
-    def test_a_layer_without_any_width(self) -> None:
-        with pytest.raises(InputError, match="tp_size=4, layer 1 has 6 channels"):
-            WidthSteps.build(made_up_anatomy([32, 6]), round_to=8, tp_size=4)
-
-    @pytest.mark.parametrize("tp_size", [1, 2, 4])
-    def test_heads_that_can_be_shared(self, tp_size: int) -> None:
-        # 4 heads in 2 KV groups: among 4 devices, each group is on two.
-        assert WidthSteps.build(made_up_anatomy([32]), round_to=8, tp_size=tp_size).widest == [32]
-
-    @pytest.mark.parametrize("tp_size", [3, 8, 16])
-    def test_heads_that_cannot(self, tp_size: int) -> None:
-        with pytest.raises(InputError, match=r"4 heads in 2 KV groups.*Ask for a tp_size of 1, 2, 4"):
-            WidthSteps.build(made_up_anatomy([480]), round_to=8, tp_size=tp_size)
-
-    def test_groups_that_neither_divide_nor_are_divided(self) -> None:
-        anatomy = made_up_anatomy([48])
-        anatomy = replace(anatomy, layers=(replace(anatomy.layers[0], num_heads=12, num_kv_groups=3),))
-        with pytest.raises(InputError, match="Ask for a tp_size of 1, 3, 6, 12"):
-            WidthSteps.build(anatomy, round_to=4, tp_size=4)
-
-    def test_the_widest_that_is_not_above(self) -> None:
-        steps = WidthSteps.build(made_up_anatomy([32, 30]), round_to=8)
-        assert steps.of(steps.at_most([23.9, 29])) == [16, 24]
-        assert steps.of(steps.at_most([0, 1000])) == [8, 30]
-
-    def test_without_what_is_narrower(self) -> None:
-        steps = WidthSteps.build(made_up_anatomy([32, 30]), round_to=8).not_below([16, 17])
-        assert [row.tolist() for row in steps.widths] == [[16, 24, 32], [24, 30]]
-        assert WidthSteps.build(made_up_anatomy([32]), round_to=8).not_below([99]).narrowest == [32]
-
-
-class TestRepair:
-    def test_takes_from_the_layer_worth_least_and_gives_to_the_one_worth_most(self) -> None:
-        anatomy = made_up_anatomy([64, 64, 64])
-        assert at_most(anatomy, 88 * 30).repair([32, 32, 32], [1, 3, 2]) == [24, 32, 32]
-        assert at_most(anatomy, 107 * 30).repair([32, 32, 32], [1, 3, 2]) == [32, 40, 32]
-
-    def test_worth_of_the_present_widths(self) -> None:
-        anatomy = made_up_anatomy([64, 64])
-        # Each layer is worth less the wider it is, layer 0 twice as much: 24 + 8, 32 + 8, then 32 + 16.
-        worth = at_most(anatomy, 48 * 30).repair([0, 0], lambda widths: np.array([2.0, 1.0]) / widths)
-        assert worth == [32, 16]
-
-    def test_worth_counts_against_what_it_costs(self) -> None:
-        # A step in layer 1 takes three times as much of the limit: it is worth it only if it is worth more than thrice.
-        both = limits_of(limit(LimitKind.FLOPS, 50, 0, (10, 20, 30), (10, 40, 70)), widths=(THREE, THREE))
-        assert both.repair([8, 8], [1.0, 2.9]) == [24, 8]
-        assert both.repair([8, 8], [1.0, 3.1]) == [8, 16]
-        assert both.repair([24, 24], [1.0, 2.9]) == [24, 8]
-
-    def test_worth_of_every_width_tells_down_from_up(self) -> None:
-        anatomy = made_up_anatomy([24, 24])
-        # From 16, the last channels of layer 0 are worth 5 and the next ones 1; of layer 1, 2 and 3.
-        worth = np.array([[0.0, 5.0, 6.0], [0.0, 2.0, 5.0]])
-        assert at_most(anatomy, 24 * 30).repair([16, 16], worth) == [16, 8]
-        assert at_most(anatomy, 40 * 30).repair([16, 16], worth) == [16, 24]
-        # Dense layers lose their last step: 1 against 3.
-        assert at_most(anatomy, 40 * 30).repair([24, 24], worth) == [16, 24]
-
-    def test_filling_leaves_what_it_is_given_as_it_is(self) -> None:
-        limits = at_most(made_up_anatomy([24, 24]), 40 * 30)
-        given = np.array([0, 1])
-        assert limits.fill(given, [1.0, 2.0]).tolist() == [1, 2]
-        assert given.tolist() == [0, 1]
-
-    def test_a_flat_stretch_is_free(self) -> None:
-        # Tiles: 16 channels take as long as 8 in layer 0, nothing else fits.
-        flat = limits_of(limit(LimitKind.LATENCY_MS, 45, 5, (20, 20, 40), (20, 30, 40)), widths=(THREE, THREE))
-        assert flat.repair([8, 8]) == [16, 8]
-        # On the way down, a flat stretch frees nothing: layer 1 gives, however valuable.
-        assert flat.repair([16, 16], [0.1, 9.0]) == [16, 8]
-
-    def test_stretches_that_are_flat_everywhere_are_crossed(self) -> None:
-        flat = limits_of(limit(LimitKind.LATENCY_MS, 35, 0, (10, 30, 30), (10, 30, 30)), widths=(THREE, THREE))
-        assert flat.repair([24, 24], [2.0, 1.0]) == [8, 8]
-        wide = replace(flat, limits=(replace(flat.limits[0], most=40),))
-        assert wide.repair([24, 24], [2.0, 1.0]) == [24, 8]
-
-    def test_several_limits_hold_at_once(self) -> None:
-        memory = limit(LimitKind.MEMORY_BYTES, 160, 100, (10, 20, 30), (10, 20, 30))
-        latency = limit(LimitKind.LATENCY_MS, 7, 1, (1, 2, 3), (3, 4, 5))
-        both = limits_of(memory, latency, widths=(THREE, THREE))
-        # Memory allows both at 24, latency 6 of (1 2 3) + (3 4 5).
-        assert both.repair([24, 24], [1.0, 2.0]) == [8, 24]
-        assert both.repair([24, 24], [2.0, 1.0]) == [24, 8]
-        assert both.binding is latency
-        assert not both.allows_everything
-        assert both.slack(np.array([0, 2])).tolist() == [20, 0]
-
-    def test_infinite_worth_gives_last(self) -> None:
-        anatomy = made_up_anatomy([64, 64, 64])
-        assert at_most(anatomy, 80 * 30).repair([64, 64, 64], [1.0, np.inf, 1.0]) == [8, 64, 8]
-        assert at_most(anatomy, 60 * 30).repair([64, 64, 64], [1.0, np.inf, 1.0]) == [8, 40, 8]
-
-    def test_limits_near_the_end_of_64_bits(self) -> None:
-        huge = limits_of(limit(LimitKind.FLOPS, 2**63 - 1, 0, (2**60, 2**61, 2**61 + 1)), widths=(THREE,))
-        assert huge.repair([8]) == [24]
-        assert huge.allows_everything
+QUICK = settings(max_examples=150, deadline=None)
 
 
 class TestInfeasible:
@@ -145,7 +33,7 @@ class TestInfeasible:
         latency = limit(LimitKind.LATENCY_MS, 2_000_000, 0, (1_000_001, 2_000_000, 3_000_000), (3_000_000,) * 3)
         disk = limit(LimitKind.DISK_BYTES, 1000, 0, (10, 20, 30), (10, 20, 30))
         with pytest.raises(InfeasibleBudgetError) as caught:
-            limits_of(memory, latency, disk, widths=(THREE, THREE)).check()
+            limits_of(memory, latency, disk)
         error = caught.value
         assert error.binding == "latency_ms"
         # Rounded up to a microsecond, so that asking for it is enough; a limit that holds is as asked.
@@ -153,76 +41,160 @@ class TestInfeasible:
         assert error.nearest == 4.001
         assert "memory_bytes=110" in error.remedy
         assert "disk" not in error.remedy
+        limits_of(replace(memory, most=110), replace(latency, most=4_001_000), disk)
 
-    def test_nothing_is_repaired_below_the_narrowest(self) -> None:
-        with pytest.raises(InfeasibleBudgetError, match="ffn_parameters = 480"):
-            at_most(made_up_anatomy([64, 64]), 15 * 30).repair([8, 8])
-
-    def test_costs_that_fall_are_a_bug(self) -> None:
-        with pytest.raises(ValueError, match="grow"):
-            limit(LimitKind.LATENCY_MS, 1, 0, (3, 2, 1))
-
-    def test_costs_beyond_64_bits_are_refused(self) -> None:
-        anatomy = made_up_anatomy([64, 64])
-        with pytest.raises(InputError, match=r"2\*\*62"):
-            linear_costs(anatomy, WidthSteps.build(anatomy, round_to=8), [2**55, 2**55])
-
-
-def test_equal_retention_under_several_limits() -> None:
-    widths = (tuple(range(8, 72, 8)), tuple(range(8, 136, 8)))
-    memory = limit(LimitKind.MEMORY_BYTES, 10_000, 0, *widths)
-    latency = limit(LimitKind.LATENCY_MS, 100, 4, *widths)
-    # Half of both are 32 + 64 = 96.
-    assert uniform_widths(limits_of(memory, latency, widths=widths)) == [32, 64]
-
-
-@st.composite
-def made_up_limits(draw: st.DrawFn) -> Limits:
-    """One to three limits over layers of any width and price, with flat stretches."""
-    dense = draw(st.lists(st.integers(1, 60), min_size=1, max_size=6))
-    steps = WidthSteps.build(made_up_anatomy(dense), round_to=draw(st.sampled_from([1, 4, 8])))
-    limits = []
-    kinds = draw(st.lists(st.sampled_from(list(LimitKind)), min_size=1, max_size=3, unique=True))
-    for kind in kinds:
-        rows = []
-        for row in steps.widths:
-            grow = draw(st.lists(st.integers(0, 9), min_size=len(row), max_size=len(row)))
-            rows.append(np.cumsum(np.array(grow, dtype=np.int64)))
-        fixed = draw(st.integers(0, 50))
-        least, most = (fixed + sum(int(row[i]) for row in rows) for i in (0, -1))
-        limits.append(Limit(kind, draw(st.integers(max(least - 2, 0), most + 2)), fixed, tuple(rows)))
-    return Limits(steps, tuple(limits))
-
-
-@settings(max_examples=300, deadline=None)
-@given(made_up_limits(), st.data())
-def test_never_exceeded_and_no_layer_can_grow(limits: Limits, data: st.DataObject) -> None:
-    num_layers = limits.steps.num_layers
-    start = data.draw(st.lists(st.integers(0, 70), min_size=num_layers, max_size=num_layers))
-    worth = data.draw(
-        st.none() | st.lists(st.floats(-5, 5) | st.just(np.inf), min_size=num_layers, max_size=num_layers)
-    )
-    if any(x.least > x.most for x in limits.limits):
+    @QUICK
+    @given(ragged_limits(), st.data())
+    def test_nearest_values_are_exact(self, limits: Limits, data: st.DataObject) -> None:
+        less = [data.draw(st.integers(-2, 3)) for _ in limits.limits]
+        asked = tuple(replace(x, most=x.least - short) for x, short in zip(limits.limits, less, strict=True))
+        if max(less) <= 0:
+            Limits(limits.space, asked)
+            return
         with pytest.raises(InfeasibleBudgetError) as caught:
-            limits.repair(start, worth)
-        assert caught.value.binding in {x.kind.value for x in limits.limits if x.least > x.most}
-        with pytest.raises(InfeasibleBudgetError):
-            uniform_widths(limits)
-        return
-    for widths in (limits.repair(start, worth), uniform_widths(limits)):
-        indices = [row.tolist().index(w) for row, w in zip(limits.steps.widths, widths, strict=True)]
+            Limits(limits.space, asked)
+        broken = {x.kind.value for x in asked if x.least > x.most}
+        assert caught.value.binding in broken
+        nearest = tuple(replace(x, most=max(x.least, x.most)) for x in asked)
+        for x in nearest:
+            assert caught.value.nearest_values[x.kind.value] == x.kind.in_its_unit(x.most)
+        Limits(limits.space, nearest)
+        for i, x in enumerate(nearest):
+            with pytest.raises(InfeasibleBudgetError):
+                Limits(limits.space, (*nearest[:i], replace(x, most=x.least - 1), *nearest[i + 1 :]))
 
-        def cost(x: Limit, indices: list[int]) -> int:
-            return x.fixed + sum(int(row[i]) for row, i in zip(x.costs, indices, strict=True))
+    def test_costs_without_a_common_floor_are_a_bug(self) -> None:
+        memory = limit(LimitKind.MEMORY_BYTES, 9, 0, (1, 2, 3), (1, 2, 3))
+        latency = limit(LimitKind.LATENCY_MS, 9, 0, (1, 2, 3), (2, 1, 3))
+        with pytest.raises(ValueError, match="cheapest under every limit"):
+            _ = limits_of(memory, latency).table
+        # Under one limit there is one, wherever it is.
+        assert limits_of(latency).table.floor.tolist() == [0, 1]
 
-        assert all(cost(x, indices) <= x.most for x in limits.limits)
-        for layer, index in enumerate(indices):
-            if index + 1 < len(limits.steps.widths[layer]):
-                wider = [i + (at == layer) for at, i in enumerate(indices)]
-                assert any(cost(x, wider) > x.most for x in limits.limits)
+
+class TestByHand:
+    def test_slack_and_what_binds(self) -> None:
+        memory = limit(LimitKind.MEMORY_BYTES, 160, 100, (10, 20, 30), (10, 20, 30))
+        latency = limit(LimitKind.LATENCY_MS, 7, 1, (1, 2, 3), (3, 4, 5))
+        both = limits_of(memory, latency)
+        assert both.binding is latency
+        assert not both.allows_everything
+        assert both.slack(np.array([0, 2])).tolist() == [20, 0]
+        assert both.slack((2, 2)).tolist() == [0, -2]
+        # Everything is the dearest choice: (30 + 30) + 100, and 3 + 5 + 1.
+        assert limits_of(memory, replace(latency, most=9)).allows_everything
+
+    def test_no_more_is_left_over_than_could_be_used(self) -> None:
+        wide = limits_of(limit(LimitKind.FLOPS, 10**30, 5, (10, 20), (10, 40)))
+        assert wide.spare.tolist() == [40]
+        assert wide.slack(wide.space.top).tolist() == [0]
+
+    def test_limits_near_the_end_of_64_bits(self) -> None:
+        huge = limits_of(limit(LimitKind.FLOPS, 2**63 - 1, 0, (2**60, 2**61, 2**61 + 1)))
+        assert huge.allows_everything
+        assert huge.feasible(0, huge.spare).tolist() == [False, True, True]
+        assert huge.is_tight((2,))
+        assert not huge.is_tight((1,))
+
+    def test_what_keeps_more_and_costs_the_same_is_not_given_away(self) -> None:
+        tiles = limits_of(limit(LimitKind.LATENCY_MS, 40, 0, (20, 20, 40), (20, 30, 40)))
+        assert tiles.is_tight((1, 0))
+        assert not tiles.is_tight((0, 0))
+
+    def test_costs_that_fall(self) -> None:
+        # A bias is dearer than the last channels: dense costs less than one step below it.
+        biased = limits_of(limit(LimitKind.FFN_PARAMETERS, 12, 0, (5, 9, 13, 10)))
+        assert [biased.is_tight((k,)) for k in range(4)] == [False, False, False, True]
+        assert not replace(biased, limits=(replace(biased.limits[0], most=13),)).is_tight((3,))
+        # What is left over of 12 is less than the largest step, of 4, from 10 and from 9; 13 does not fit.
+        assert biased.feasible(0, biased.spare).tolist() == [False, True, False, True]
+
+    def test_equal_retention_under_several_limits(self) -> None:
+        widths = (range(8, 72, 8), range(8, 136, 8))
+        memory = limit(LimitKind.MEMORY_BYTES, 10_000, 0, *widths)
+        latency = limit(LimitKind.LATENCY_MS, 100, 4, *widths)
+        both = Limits(ladders(*widths), (memory, latency))
+        # Half of both are 32 + 64 = 96.
+        assert both.units_of(uniform_choice(both)) == [32, 64]
 
 
-def test_parameter_limits_count_biases_of_cut_layers() -> None:
-    anatomy = made_up_anatomy([16, 16], per_channel=30)  # D = 10
-    costs = parameter_limits(anatomy, WidthSteps.build(anatomy, round_to=8), 1000, compensates=True).limits[0].costs
-    assert [row.tolist() for row in costs] == [[250, 480], [250, 480]]
+@QUICK
+@given(ragged_limits(), st.data())
+def test_slack_and_tightness_are_as_defined(limits: Limits, data: st.DataObject) -> None:
+    for choice in [draw_choice(data, limits.space) for _ in range(5)]:
+        slack = limits.slack(choice)
+        assert slack.tolist() == [min(x.most, x.dense) - cost_of(x, choice) for x in limits.limits]
+        assert bool((slack >= 0).all()) is meets(limits, choice)
+        assert limits.is_tight(choice) is made_up_limits.is_tight(limits, choice)
+
+
+def largest_step(limit: Limit) -> int:
+    """The most that the next dearer option of a decision can cost."""
+    ordered = [sorted({int(x) for x in row}) for row in limit.costs]
+    return max((b - a for row in ordered for a, b in itertools.pairwise(row)), default=0)
+
+
+def allowed(limits: Limits, prefix: Choice) -> list[int]:
+    """The options of the next decision that are feasible behind `prefix`: the definition."""
+    n, rows = len(prefix), [x.costs for x in limits.limits]
+
+    def left(j: int, k: int, others: str) -> int:
+        """What is left of limit `j` if all decisions behind this one are their cheapest, or dearest."""
+        costs = [int(row[c]) for row, c in zip(rows[j], (*prefix, k), strict=False)]
+        rest = sum(int(getattr(row, others)()) for row in rows[j][n + 1 :])
+        x = limits.limits[j]
+        return min(x.most, x.dense) - x.fixed - sum(costs) - rest
+
+    every = range(len(rows))
+    fitting = [k for k in range(len(rows[0][n])) if all(left(j, k, "min") >= 0 for j in every)]
+    using = [k for k in fitting if any(left(j, k, "max") < largest_step(limits.limits[j]) for j in every)]
+    return using or fitting[-1:]
+
+
+def reached(limits: Limits, prefix: Choice = ()) -> set[Choice]:
+    """All choices that `Limits.feasible` leads to."""
+    n = len(prefix)
+    if n == limits.space.num_decisions:
+        return {prefix}
+    slack = limits.slack([*prefix, *limits.table.floor[n:].tolist()])
+    options = np.flatnonzero(limits.feasible(n, slack)).tolist()
+    assert options == allowed(limits, prefix)
+    return set().union(*(reached(limits, (*prefix, k)) for k in options))
+
+
+@QUICK
+@given(ragged_limits(max_decisions=4, max_options=4))
+def test_feasible_options_are_as_defined_and_lead_to_choices_within_the_limits(limits: Limits) -> None:
+    found = reached(limits)
+    assert found
+    assert all(meets(limits, choice) for choice in found)
+
+
+@QUICK
+@given(ragged_limits(max_limits=1, max_decisions=4, max_options=4))
+def test_under_one_limit_they_lead_to_what_uses_it_up_but_for_a_step(limits: Limits) -> None:
+    (only,) = limits.limits
+    assume(largest_step(only) > 0)
+    most = min(only.most, only.dense)
+    expected = {x for x in every_choice(limits) if 0 <= most - cost_of(only, x) < largest_step(only)}
+    assert reached(limits) == expected
+
+
+@QUICK
+@given(ragged_limits(max_decisions=4, max_options=4, ladder=True))
+def test_they_lead_to_every_tight_choice_of_a_ladder(limits: Limits) -> None:
+    tight = {x for x in every_choice(limits) if made_up_limits.is_tight(limits, x)}
+    assert tight
+    assert tight <= reached(limits)
+
+
+def test_all_at_once_as_one_by_one() -> None:
+    limits = limits_of(
+        limit(LimitKind.MEMORY_BYTES, 60, 0, (10, 20, 30), (10, 20), (10, 20, 30, 40)),
+        limit(LimitKind.LATENCY_MS, 12, 0, (1, 5, 5), (2, 3), (0, 4, 8, 9)),
+    )
+    slack = np.array([[30, 9], [0, 0], [20, 3]])
+    together = limits.table.feasible(1, slack)
+    assert together.tolist() == [limits.feasible(1, row).tolist() for row in slack]
+    after = limits.table.after(1, slack, np.array([1, 0, 1]))
+    assert after.tolist() == [[20, 8], [0, 0], [10, 2]]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruning.allocators.uniform import evenness, uniform_choice
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.limits import WidthSteps
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.scope import Scope
 from pruning.planning.target import achieved_sparsity, ffn_parameter_budget, limits_for_sparsity
 from tests.pruning.made_up import made_up_anatomy
@@ -49,18 +50,19 @@ def test_an_infeasible_sparsity_names_the_nearest_one_and_that_one_works() -> No
     scope=st.sampled_from(list(Scope)),
     data=st.data(),
 )
-def test_repaired_widths_meet_the_target_and_waste_less_than_a_step(
+def test_fitted_widths_meet_the_target_and_waste_less_than_a_step(
     widths: list[int], sparsity: float, round_to: int, scope: Scope, data: st.DataObject
 ) -> None:
     anatomy = made_up_anatomy(widths)
     try:
-        limits = limits_for_sparsity(anatomy, WidthSteps.build(anatomy, round_to=round_to), sparsity, scope)
+        limits = limits_for_sparsity(anatomy, ffn_widths(anatomy, round_to=round_to), sparsity, scope)
     except InfeasibleTargetError:
         return
     rough = [data.draw(st.integers(1, w)) for w in widths]
-    repaired = limits.repair(rough)
+    space = limits.space
+    repaired = space.units_of(limits.fit(space.at_most(rough), evenness(space)))
     assert all(w % round_to == 0 or w == dense for w, dense in zip(repaired, widths, strict=True))
-    assert achieved_sparsity(anatomy, repaired)[scope] >= sparsity - 1e-9
+    assert achieved_sparsity(anatomy, anatomy.architecture(repaired))[scope] >= sparsity - 1e-9
     left = limits.limits[0].most - sum(repaired) * 30
     assert left >= 0
     for width, dense in zip(repaired, widths, strict=True):
@@ -70,17 +72,17 @@ def test_repaired_widths_meet_the_target_and_waste_less_than_a_step(
 
 def test_a_target_counts_the_biases_that_are_added() -> None:
     anatomy = made_up_anatomy([64, 64], per_channel=30)  # D = 10
-    steps = WidthSteps.build(anatomy, round_to=8)
-    limits = limits_for_sparsity(anatomy, steps, 0.5, Scope.FFN, compensates=True)
+    space = ffn_widths(anatomy, round_to=8)
+    limits = limits_for_sparsity(anatomy, space, 0.5, Scope.FFN, compensates=True)
     # 1920 parameters may stay: 64 channels, less a channel's worth of biases, in steps of 8.
-    assert sum(limits.repair([32, 32])) == 56
+    assert sum(space.units_of(uniform_choice(limits))) == 56
     with pytest.raises(InfeasibleTargetError) as caught:
-        limits_for_sparsity(anatomy, steps, 0.875, Scope.FFN, compensates=True)
+        limits_for_sparsity(anatomy, space, 0.875, Scope.FFN, compensates=True)
     assert caught.value.nearest == pytest.approx(1 - (16 * 30 + 20) / 3840, abs=1e-6)
 
 
 def test_tensor_parallelism_is_in_the_nearest_target() -> None:
     anatomy = made_up_anatomy([64, 64])
     with pytest.raises(InfeasibleTargetError, match="at least 16 channels") as caught:
-        limits_for_sparsity(anatomy, WidthSteps.build(anatomy, round_to=16, tp_size=4), 0.8, Scope.FFN)
+        limits_for_sparsity(anatomy, ffn_widths(anatomy, round_to=16, tp_size=4), 0.8, Scope.FFN)
     assert caught.value.nearest == 0.75

@@ -64,7 +64,8 @@ def cut(folder: Path, out: Path, *, compensates: bool = False) -> PreTrainedMode
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",
-        ranking=PlanRanking(sha256=ranking.sha256, compensates=compensates),
+        ranking=PlanRanking(sha256=ranking.sha256),
+        compensates=compensates,
     )
     prune_checkpoint(folder, plan, ranking, out)
     return load_pruned(out, dtype=torch.float32)

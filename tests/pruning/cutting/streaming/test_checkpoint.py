@@ -26,7 +26,7 @@ from pruning.cutting.streaming.outputs import output_tensors
 from pruning.errors import CheckpointError
 from pruning.forward import compensation
 from pruning.forward.compensation import compensated_bias
-from pruning.planning.plan import PlanRanking, PruningPlan
+from pruning.planning.plan import BIAS, PruningPlan
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
@@ -42,9 +42,10 @@ def cut_by_hand(folder: Path, plan: PruningPlan, ranking: Ranking) -> dict[str, 
     """What is kept of a LLaVA with a tiny Llama (4 heads of 8 in 2 groups), by the names of its projections."""
     tensors = tensors_of(folder)
     assert ranking.kv_groups is not None
-    for layer, sizes in enumerate(plan.layers):
-        channels = torch.from_numpy(np.sort(ranking.ffn[layer][: sizes.ffn_width])).long()
-        groups = sorted(ranking.kv_groups[layer][: sizes.num_kv_groups].tolist())
+    sizes = plan.sizes(read_anatomy(folder))
+    for layer, (width, num_groups) in enumerate(zip(sizes.ffn_widths, sizes.kv_groups, strict=True)):
+        channels = torch.from_numpy(np.sort(ranking.ffn[layer][:width])).long()
+        groups = sorted(ranking.kv_groups[layer][:num_groups].tolist())
         keys = torch.tensor([row for g in groups for row in range(8 * g, 8 * g + 8)])
         queries = torch.tensor([row for g in groups for row in range(16 * g, 16 * g + 16)])
         rows = {"mlp.gate_proj": channels, "mlp.up_proj": channels, "self_attn.q_proj": queries}
@@ -137,9 +138,7 @@ def test_compensated_biases_are_those_of_whole_weights(family: str, dtype: torch
     out = "fc2" if family == "llava-phi" else "down_proj"
     for layer in (0, 1, 3):  # layer 2 keeps all of its channels
         name = f"{TEXT}.{layer}.mlp.{out}"
-        expected = compensated_bias(
-            dense[f"{name}.weight"], dense.get(f"{name}.bias"), ranking, layer, plan.layers[layer].ffn_width
-        )
+        expected = compensated_bias(dense[f"{name}.weight"], dense.get(f"{name}.bias"), ranking, layer, WIDTHS[layer])
         assert expected.abs().max() > 0
         assert torch.equal(found[f"{name}.bias"], expected)
     untouched = dense.get(f"{TEXT}.2.mlp.{out}.bias")
@@ -155,7 +154,7 @@ def compensating(anatomy: ModelAnatomy) -> Ranking:
 
 def compensating_plan(anatomy: ModelAnatomy, ranking: Ranking) -> PruningPlan:
     plan = plan_for(anatomy, ranking, WIDTHS)
-    return plan.model_copy(update={"ranking": PlanRanking(sha256=ranking.sha256, compensates=True)})
+    return plan.model_copy(update={"recovery": (BIAS,)})
 
 
 def test_long_biases_are_summed_in_the_same_blocks(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,26 +33,26 @@ def long(anatomy: ModelAnatomy, samples: list[Sample], quick: TrainingSettings) 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.4, 0.5, 0.6])
 def test_agreement_is_predicted_near_the_truth(short: Predictor, anatomy: ModelAnatomy, sparsity: float) -> None:
-    plan = short.plan_widths(anatomy, limits_of(anatomy, int((1 - sparsity) * anatomy.ffn_parameters)))
-    truth = math.exp(-2.0 * true_kl(anatomy, plan.widths))
+    plan = short.plan(anatomy, limits_of(anatomy, int((1 - sparsity) * anatomy.ffn_parameters)))
+    truth = math.exp(-2.0 * true_kl(anatomy, anatomy.ffn_widths(plan.architecture)))
     assert plan.agreement == pytest.approx(truth, abs=0.02)
     assert plan.agreement is not None
     assert plan.agreement_interval is not None
     low, high = plan.agreement_interval
     assert 0.0 <= low <= plan.agreement <= high <= 1.0
     assert plan.accuracy == pytest.approx(0.9 * truth**3, abs=0.05)
-    judged = short.judge(plan.widths)
+    judged = short.judge(plan.architecture)
     assert judged.agreement == plan.agreement
     assert judged.agreement_interval != plan.agreement_interval
 
 
 def test_the_dense_model_agrees_with_itself(short: Predictor, anatomy: ModelAnatomy) -> None:
-    dense = short.plan_widths(anatomy, limits_of(anatomy, anatomy.ffn_parameters))
+    dense = short.plan(anatomy, limits_of(anatomy, anatomy.ffn_parameters))
     assert (dense.agreement, dense.agreement_interval) == (1.0, (1.0, 1.0))
 
 
 def test_of_long_answers_agreement_alone_is_predicted(long: Predictor, anatomy: ModelAnatomy) -> None:
-    plan = long.plan_widths(anatomy, limits_of(anatomy, 2500))
+    plan = long.plan(anatomy, limits_of(anatomy, 2500))
     assert (plan.accuracy, plan.accuracy_interval) == (None, None)
     assert plan.agreement is not None
     assert set(long.metrics) == {"value_error_log_kl", "agreement_error", "policy_error_nats", "num_experts"}
@@ -60,8 +60,8 @@ def test_of_long_answers_agreement_alone_is_predicted(long: Predictor, anatomy: 
 
 def test_without_agreement_in_the_samples_nothing_is_said_of_it(predictor: Predictor, anatomy: ModelAnatomy) -> None:
     for prediction in (
-        predictor.plan_widths(anatomy, limits_of(anatomy, 2500)),
-        predictor.plan_widths(anatomy, limits_of(anatomy, anatomy.ffn_parameters)),
+        predictor.plan(anatomy, limits_of(anatomy, 2500)),
+        predictor.plan(anatomy, limits_of(anatomy, anatomy.ffn_parameters)),
     ):
         assert (prediction.agreement, prediction.agreement_interval) == (None, None)
         assert prediction.accuracy is not None
@@ -77,5 +77,5 @@ def test_it_is_stored_and_read_back(short: Predictor, long: Predictor, anatomy: 
         weights, config = made.to_bytes()
         read = Predictor.from_bytes(weights, json.loads(json.dumps(config)))
         limits = limits_of(anatomy, 2500)
-        assert read.plan_widths(anatomy, limits) == made.plan_widths(anatomy, limits)
+        assert read.plan(anatomy, limits) == made.plan(anatomy, limits)
     assert short.metrics["agreement_error"] < 0.05

@@ -1,0 +1,83 @@
+"""The methods that choose the widths of a plan: each is declared here, and nowhere else.
+
+The names that a request may give, who answers for which, and what a user reads of them follow from the declarations.
+What computes with statistics is in `pruning.allocators.registry`.
+"""
+
+from enum import Enum, StrEnum
+
+from pruning.measuring.statistics import StatisticsKind
+
+
+class Family(Enum):
+    """The data that a method decides from. The value says how a user comes by them."""
+
+    PREDICTOR = "needs a predictor (`lop train`)"
+    SCAN = "needs a one-layer sensitivity scan (`lop search` begins with one)"
+    NOTHING = "needs no data"
+    STATISTICS = "needs statistics of the model (`lop model measure`)"
+    SEARCH = "needs a finished search near the target (`lop search --method`)"
+
+
+class Method(StrEnum):
+    """How the widths of a plan are chosen: the value is the name in requests and plans.
+
+    Attributes:
+        family: what it decides from.
+        about: one line for who has not heard of it.
+        statistics: the kind that it decides from, of the family STATISTICS.
+        compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
+    """
+
+    _value_: str
+    family: Family
+    about: str
+    statistics: StatisticsKind | None
+    compensates: bool
+
+    def __new__(
+        cls,
+        name: str,
+        family: Family = Family.NOTHING,  # defaults: `Method("lop")`, a look-up, has the same signature for mypy
+        about: str = "",
+        statistics: StatisticsKind | None = None,
+        compensates: bool = False,
+    ) -> "Method":
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.family, member.about, member.statistics, member.compensates = family, about, statistics, compensates
+        return member
+
+    LOP = "lop", Family.PREDICTOR, "the predictor that was trained on searches of this model"
+    ADDITIVE_DP = "additive-dp", Family.SCAN, "the least sum of one-layer sensitivities, by dynamic programming"
+    UNIFORM = "uniform", Family.NOTHING, "the same retention in every layer"
+
+    WANDA_SP = "wanda-sp", Family.STATISTICS, "weights x activations, in the whole model", StatisticsKind.ACTIVATIONS
+    FLAP = "flap", Family.STATISTICS, "fluctuation, with biases for what goes", StatisticsKind.ACTIVATIONS, True
+    LLM_PRUNER = "llm-pruner", Family.STATISTICS, "weights x gradients, in the whole model", StatisticsKind.GRADIENTS
+    OWL = "owl", Family.STATISTICS, "layers with more outliers keep more", StatisticsKind.ACTIVATIONS
+    ECOFLAP = "ecoflap", Family.STATISTICS, "losses under perturbed weights", StatisticsKind.ZEROTH_ORDER
+    SHORTGPT = "shortgpt", Family.STATISTICS, "layers that change their input less go", StatisticsKind.ACTIVATIONS
+
+    MCTS = "mcts", Family.SEARCH, "the tree search's best configuration"
+    EVOLUTION = "evolution", Family.SEARCH, "the best of an evolutionary search"
+    RANDOM = "random", Family.SEARCH, "the best of a random search"
+
+
+BEST_FIRST = (Method.LOP, Method.MCTS, Method.ADDITIVE_DP, Method.UNIFORM)
+"""Tried in this order for a request that names no method; the last one answers every feasible target. A tree search
+answers it only within one level step of what it searched: what it measured beats what the additive program sums up.
+"""
+
+
+def describe_methods() -> str:
+    """What a user reads who is to choose one, in Markdown."""
+    *first, last = (f"`{method}`" for method in BEST_FIRST)
+    families = []
+    for family in Family:
+        members = "; ".join(f"`{method}`: {method.about}" for method in Method if method.family is family)
+        families.append(f"{members} ({family.value}).")
+    return (
+        f"How widths are chosen. By default the first of {', '.join(first)} and {last} that the stored data allow, "
+        f"`{Method.MCTS}` only if a search is finished within one level step of the target. {' '.join(families)}"
+    )

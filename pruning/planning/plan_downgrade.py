@@ -1,0 +1,72 @@
+"""A plan as a document of schema 1, for clients that know no other: exactly when schema 1 can say what is meant."""
+
+from typing import Literal
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.errors import PlanSchemaError
+from pruning.planning.plan import BIAS, PruningPlan
+from pruning.planning.plan_v1 import AchievedV1, LayerV1, PlanV1, PredictedV1, RankingV1, TargetV1
+
+
+def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
+    """`plan` in schema 1, under the same id; a plan that was read from schema 1 is again what it was.
+
+    `anatomy` is of the model that the plan was made for: schema 1 lists what is dense, too. What schema 1 has no place
+    for and the plan can be used without is left out: the axes of `target.space`, and what `predicted.of` says, which
+    `provenance.note` says in words.
+
+    Raises:
+        PlanSchemaError: the plan asks for bits, densities, or a recovery other than biases.
+        FingerprintMismatchError, PlanError: `anatomy` is of another model, or the plan names a layer that it lacks.
+    """
+    if beyond := _beyond_schema_1(plan):
+        raise PlanSchemaError(
+            "plan schema 1 holds FFN widths, KV groups, skipped sub-layers and biases only",
+            values=f"plan {plan.plan_id}: {beyond}",
+            remedy="Ask for schema 2",
+        )
+    architecture = plan.architecture(anatomy)
+    kept = zip(anatomy.layers, anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture), strict=True)
+    layers = []
+    for dense, width, groups in kept:
+        skip: list[Literal["ffn", "attention"]] = []
+        if width == 0:
+            skip.append("ffn")
+        if groups == 0:
+            skip.append("attention")
+        layers.append(
+            LayerV1(
+                index=dense.index,
+                ffn_width=width,
+                num_kv_groups=groups,
+                num_heads=groups * dense.heads_per_group,
+                skip=tuple(skip),
+            )
+        )
+    achieved, predicted = plan.achieved.model_dump(), plan.predicted
+    del achieved["zeroed"]
+    return PlanV1(
+        plan_id=plan.plan_id,
+        method=plan.method,
+        created_at=plan.created_at,
+        model=plan.model,
+        target=TargetV1(**plan.target.model_dump(exclude={"space", "recovery"})),
+        layers=tuple(layers),
+        ranking=RankingV1(sha256=plan.ranking.sha256, url=plan.ranking.url, compensates=plan.compensates),
+        achieved=AchievedV1(sparsity=achieved.pop("removed"), **achieved),
+        predicted=None if predicted is None else PredictedV1(**predicted.model_dump(exclude={"of"})),
+        provenance=plan.provenance,
+    )
+
+
+def _beyond_schema_1(plan: PruningPlan) -> str:
+    """What `plan` says first that schema 1 cannot; empty if there is nothing."""
+    for layer in plan.layers:
+        for name, kept in (("ffn", layer.ffn), ("attention", layer.attention)):
+            if kept is not None and not kept.is_whole:
+                return f"layers.{layer.index}.{name}: {kept.model_dump()}"
+    if any(step != BIAS for step in plan.recovery) or len(plan.recovery) > 1:
+        return f"recovery: {', '.join(step.kind for step in plan.recovery)}"
+    if plan.target.recovery is not None:
+        return "target.recovery"
+    return "achieved.zeroed" if plan.achieved.zeroed else ""

@@ -1,0 +1,236 @@
+"""One price a limit kind: tables add up to exact costs, and both to what is counted tensor by tensor."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_layer import TensorSpec
+from pruning.checkpoints.anatomy_reader import anatomy_of
+from pruning.checkpoints.safetensors_layout import tensor_bytes
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.latency import latency_model
+from pruning.errors import InfeasibleBudgetError, InputError
+from pruning.planning import prices
+from pruning.planning.activations import activation_bytes
+from pruning.planning.added_biases import pruned_tensors, sizes_of
+from pruning.planning.budget import limits_for_budget
+from pruning.planning.cost import achieved_costs
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.make_plan import exceeded_limits
+from pruning.planning.plan import Budget, PlanTarget, Workload
+from pruning.planning.space import Space
+from tests.pruning.made_up import made_up_anatomy
+from tests.pruning.made_up_spaces import dense_sites, every_site, whole_layers
+from tests.tiny_models import tiny_model
+
+# Biases, fused rows, attention beside the FFN, norms of heads, four norms a layer, one KV group, windows.
+FAMILIES = (
+    "llava-llama", "llava-llama-biases", "llava-phi3", "llava-phi", "qwen3-vl", "internvl-qwen2", "paligemma2",
+    "gemma3",
+)  # fmt: skip
+HAVE_BIASES = ("llava-llama-biases", "llava-phi")
+"""Those whose down projections have biases already."""
+
+SPACES = (every_site, whole_layers)
+WORKLOAD = Workload(batch=2, prompt_tokens=9, output_tokens=4)
+NUM_ARCHITECTURES = 10_000
+NUM_BUDGETS = 10_000
+
+
+@functools.cache
+def anatomy_with(family: str) -> ModelAnatomy:
+    return anatomy_of(tiny_model(family))
+
+
+def all_prices(anatomy: ModelAnatomy, *, compensates: bool) -> list[prices.Price]:
+    of_weights = (prices.ffn_parameters, prices.parameters, prices.weight_bytes)
+    of_workload = (prices.memory_bytes, prices.flops)
+    return [
+        *(price(anatomy, compensates=compensates) for price in of_weights),
+        *(price(anatomy, WORKLOAD, compensates=compensates) for price in of_workload),
+    ]
+
+
+def kept_tensors(anatomy: ModelAnatomy, architecture: Architecture, *, compensates: bool) -> tuple[TensorSpec, ...]:
+    return pruned_tensors(anatomy, sizes_of(anatomy, architecture), compensates=compensates)
+
+
+def values_of(tensors: tuple[TensorSpec, ...]) -> int:
+    return sum(int(np.prod(t.shape)) for t in tensors)
+
+
+def counted(family: str, architecture: Architecture, *, compensates: bool) -> dict[LimitKind, int]:
+    """All that is limited, from shapes, positions and heads alone."""
+    anatomy = anatomy_with(family)
+    tensors = kept_tensors(anatomy, architecture, compensates=compensates)
+    removed = values_of(anatomy.tensors) - values_of(tensors)
+    weights = sum(tensor_bytes(t.shape, t.dtype) for t in tensors)
+    parameters, batch = anatomy.decoder_parameters - removed, WORKLOAD.batch
+    positions = WORKLOAD.prompt_tokens + WORKLOAD.output_tokens - 1
+    operations = 2 * anatomy.hidden_size * anatomy.vocab_size * batch * WORKLOAD.output_tokens
+    operations += 2 * parameters * positions * batch
+    cache, ffn, adds_biases = 0, 0, compensates and family not in HAVE_BIASES
+    channels, groups = anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture)
+    for layer, width, kept in zip(anatomy.layers, channels, groups, strict=True):
+        heads = kept * layer.num_heads // layer.num_kv_groups
+        operations += batch * 2 * 2 * heads * layer.head_dim * sum(range(1, positions + 1))
+        seen = min(positions + 1, layer.window or positions + 1)
+        cache += 2 * batch * kept * layer.head_dim * seen * 4
+        bias = anatomy.hidden_size if adds_biases and 0 < width < layer.ffn_width else 0
+        ffn += width * layer.ffn_parameters_per_channel + bias
+    return {
+        LimitKind.FFN_PARAMETERS: ffn,
+        LimitKind.PARAMETERS: anatomy.total_parameters - removed,
+        LimitKind.DISK_BYTES: weights,
+        LimitKind.MEMORY_BYTES: weights + cache + activation_bytes(anatomy, WORKLOAD),
+        LimitKind.FLOPS: operations,
+    }
+
+
+CASES = list(itertools.product(FAMILIES, SPACES, (False, True)))
+
+
+@pytest.mark.parametrize(("family", "space_of", "compensates"), CASES)
+def test_tables_are_exact_costs_are_what_is_counted(
+    family: str, space_of: Callable[[ModelAnatomy], Space], compensates: bool
+) -> None:
+    anatomy = anatomy_with(family)
+    space, rng = space_of(anatomy), np.random.default_rng(CASES.index((family, space_of, compensates)))
+    of_kind = {price.kind: price for price in all_prices(anatomy, compensates=compensates)}
+    limits = {kind: price.limit(space, 0) for kind, price in of_kind.items()}
+    choices = [
+        space.top,
+        space.bottom,
+        *rng.integers(space.counts, size=(NUM_ARCHITECTURES // len(CASES), len(space.counts))),
+    ]
+    for choice in choices:
+        architecture = space.architecture(choice)
+        expected = counted(family, architecture, compensates=compensates)
+        for kind, limit in limits.items():
+            summed = limit.fixed + sum(int(row[k]) for row, k in zip(limit.costs, choice, strict=True))
+            assert summed == of_kind[kind].cost(architecture) == expected[kind], (kind, architecture.document())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_space_does_not_name_is_dense(family: str) -> None:
+    anatomy = anatomy_with(family)
+    widths = ffn_widths(anatomy, round_to=8)
+    for price in all_prices(anatomy, compensates=False):
+        limit = price.limit(widths, 0)
+        assert limit.fixed + sum(int(row[-1]) for row in limit.costs) == price.total == price.cost(Architecture())
+        assert limit.fixed >= price.fixed
+
+
+def test_a_skipped_site_costs_nothing() -> None:
+    anatomy = anatomy_with("llava-llama-biases")
+    nothing = Architecture.of({site: Option(0) for site in dense_sites(anatomy)})
+    for price in all_prices(anatomy, compensates=True):
+        assert price.cost(nothing) == price.fixed
+        assert all(
+            price.of(site, every_site(anatomy).decisions[0].options[0])[0] > 0
+            for site in price.dense
+            if price.kind is LimitKind.PARAMETERS
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_time_is_the_devices_own_with_whole_attention_and_a_bound_without(family: str) -> None:
+    anatomy, rng = anatomy_with(family), np.random.default_rng(0)
+    model = latency_model(DEVICES["raspberry-pi-5-8gb"], anatomy, WORKLOAD)
+    price, space = prices.LatencyPrice(anatomy, model), every_site(anatomy)
+    limit = price.limit(space, 0)
+    for choice in rng.integers(space.counts, size=(50, len(space.counts))):
+        whole = np.where([d.sites[0].sublayer is Sublayer.ATTENTION for d in space.decisions], space.counts - 1, choice)
+        widths = anatomy.ffn_widths(space.architecture(whole))
+        cost = price.cost(space.architecture(whole))
+        assert cost == limit.fixed + sum(int(row[k]) for row, k in zip(limit.costs, whole, strict=True))
+        at_least_one = [max(w, 1) for w in widths]
+        assert cost == round(model.latency(at_least_one).total_ms * 1e6) >= round(model.latency(widths).total_ms * 1e6)
+        # Groups that are cut are not known to save time: they count as if they were there.
+        assert price.cost(space.architecture(choice)) == cost
+
+
+def test_bits_and_densities_have_no_price_yet() -> None:
+    anatomy = anatomy_with("llava-llama")
+    site = Site(0, Sublayer.FFN)
+    for option in (Option(48, bits=4), Option(48, density=0.5)):
+        for price in all_prices(anatomy, compensates=False):
+            with pytest.raises(InputError, match="prices units alone"):
+                price.cost(Architecture.of({site: option}))
+
+
+def test_biases_of_cut_layers_are_paid_for() -> None:
+    anatomy = made_up_anatomy([16, 16], per_channel=30)  # D = 10
+    space = ffn_widths(anatomy, round_to=8)
+    costs = prices.ffn_parameters(anatomy, compensates=True).limit(space, 1000).costs
+    assert [row.tolist() for row in costs] == [[250, 480], [250, 480]]
+
+
+def test_where_the_last_channels_are_cheaper_than_a_bias_dense_costs_less() -> None:
+    anatomy = made_up_anatomy([10], per_channel=3)  # D = 10
+    limit = prices.ffn_parameters(anatomy, compensates=True).limit(ffn_widths(anatomy, round_to=8), 30)
+    assert [row.tolist() for row in limit.costs] == [[34, 30]]
+
+
+def test_costs_beyond_64_bits_are_refused_in_tables_and_said_of_plans() -> None:
+    anatomy = made_up_anatomy([2**20] * 4, per_channel=2**20)
+    workload = Workload(batch=1024, prompt_tokens=2**20, output_tokens=2**20)
+    price = prices.flops(anatomy, workload)
+    with pytest.raises(InputError, match=r"2\*\*62.*smaller batch"):
+        price.limit(ffn_widths(anatomy, round_to=2**17), 2**63 - 1)
+    assert price.cost(Architecture()) > 2**63
+
+
+FIELDS = ("latency_ms", "memory_bytes", "flops", "disk_bytes")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_budget_is_ever_exceeded(family: str) -> None:
+    anatomy, rng = anatomy_with(family), np.random.default_rng(FAMILIES.index(family))
+    # Nothing is said of the time of cut attention, so no plan that cuts it can keep to a latency.
+    spaces = (
+        (every_site(anatomy, step=8), FIELDS[1:]),
+        (whole_layers(anatomy, step=16), FIELDS[1:]),
+        (ffn_widths(anatomy, round_to=4), FIELDS),
+    )
+    latency = latency_model(DEVICES["l4"], anatomy, WORKLOAD)
+    everything = achieved_costs(anatomy, Architecture(), WORKLOAD, latency=latency)
+    for (space, fields), compensates in itertools.product(spaces, (False, True)):
+        limits_for = functools.partial(limits_for_budget, anatomy, space, latency=latency, compensates=compensates)
+        dense = {name: getattr(everything, name) for name in FIELDS}
+        all_limits = limits_for(budget_of(**{name: 2 * dense[name] for name in fields})).limits
+        for turn in range(NUM_BUDGETS // len(FAMILIES) // 6 + 1):
+            names = rng.permutation(fields)[: int(rng.integers(1, 4))].tolist()
+            budget = budget_of(**{name: dense[name] * rng.uniform(0.3, 1) for name in names})
+            try:
+                if turn % 8:  # the tables are the same whatever the budget: no need to make them 10,000 times
+                    limits = Limits(
+                        space,
+                        tuple(replace(x, most=most_of(x.kind, budget)) for x in all_limits if x.kind.value in names),
+                    )
+                else:
+                    limits = limits_for(budget)
+            except InfeasibleBudgetError as error:
+                budget = budget.model_copy(update=error.nearest_values)
+                limits = limits_for(budget)
+            worth = rng.normal(size=(space.num_decisions, int(space.counts.max())))
+            architecture = space.architecture(limits.fit(rng.integers(space.counts), worth))
+            achieved = achieved_costs(anatomy, architecture, WORKLOAD, compensates=compensates, latency=latency)
+            assert exceeded_limits(PlanTarget(budget=budget), achieved) == []
+
+
+def budget_of(**most: float) -> Budget:
+    latency = {name: most.pop(name) for name in ("latency_ms",) if name in most}
+    return Budget(**{name: int(x) for name, x in most.items()}, **latency, **WORKLOAD.model_dump())
+
+
+def most_of(kind: LimitKind, budget: Budget) -> int:
+    most = getattr(budget, kind.value)
+    return int(most * 1e6) if kind is LimitKind.LATENCY_MS else int(most)
