@@ -2,9 +2,9 @@
 most.
 
 Both by what a move is worth for what it costs: of the limit that is exceeded most while something has to go, and of the
-slack that is left under every limit while there is some. A move is to one decision's next option down or up in cost
-that no cheaper one is worth more than; what those leave over, the other options use up. So options need no order, and a
-long way is gone in steps that are weighed one by one.
+slack that is left under every limit while there is some. A move is to the next option of one decision on its frontier:
+options that are worth no less than any cheaper one. So options need no order, and a long way is gone in steps that are
+weighed one by one. What the frontier leaves over, other options use up.
 """
 
 import numpy as np
@@ -18,35 +18,23 @@ _NO_COST = 1e-12
 
 def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no option above that of any single decision fits.
+    added: no option above that of any single decision fits, see `CostTable.above`.
 
     `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
     ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
-    efficient = _efficient(table, worth)
-    _shrink(table, spare, chosen, worth, efficient)
-    _fill(table, spare, chosen, worth, efficient)
-    _fill(table, spare, chosen, worth, table.exists)
+    ranked = np.full(table.exists.shape, -np.inf)
+    ranked[table.exists] = worth[table.by_cost]
+    frontier = (ranked == np.maximum.accumulate(ranked, axis=1))[table.exists]
+    _shrink(table, spare, chosen, worth, frontier)
+    _fill(table, spare, chosen, worth, frontier)
+    _fill(table, spare, chosen, worth, np.ones_like(frontier))
     return chosen
 
 
-def _efficient(table: CostTable, worth: FloatArray) -> BoolArray:
-    """[N, K] no option of the decision is cheaper and worth more."""
-    n, k = table.by_cost
-    ordered = worth[n, k]
-    first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))
-    efficient = np.zeros(worth.shape, dtype=np.bool_)
-    for row in np.split(np.arange(len(n)), first[1:]):
-        efficient[n[row], k[row]] = ordered[row] >= np.maximum.accumulate(ordered[row])
-    return efficient
-
-
-def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, efficient: BoolArray) -> None:
-    """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed.
-
-    To `efficient` ones, while there are any.
-    """
+def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, frontier: BoolArray) -> None:
+    """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
     if (slack >= 0).all():
@@ -60,8 +48,9 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
         # Never what frees less than nothing of another limit: two moves could undo each other for ever. While a limit
         # is exceeded there is always a move: to a decision's floor.
         cheaper = (freed >= 0).all(axis=0) & (freed[worst] > 0)
-        preferred = cheaper & efficient[n, k]
-        able = np.flatnonzero(preferred if preferred.any() else cheaper)
+        able = np.flatnonzero(cheaper & frontier)
+        if not len(able):
+            able = np.flatnonzero(cheaper)
         able = able[np.append(n[able][1:] != n[able][:-1], True)]  # the dearest of each decision
         lost = worth[n[able], chosen[n[able]]] - worth[n[able], k[able]]
         best = able[np.argmin(lost / freed[worst, able])]
@@ -71,12 +60,12 @@ def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArr
 
 
 def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, among: BoolArray) -> None:
-    """Go to options above, `among` these, while any fits: those that are worth most for what they take of the slack."""
+    """Go to options above, `among` all, while any fits: those that are worth most for what they take of the slack."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
     n, k = table.by_cost
     # What does not fit now never will, and what is not above an option is above none that are above it.
-    able = (table.above(chosen) & among)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
+    able = among & table.above(chosen)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
     n, k = n[able], k[able]
     costs = table.excess[:, n, k]
     while True:

@@ -1,26 +1,21 @@
 """Spaces over both halves of every layer of a model: what later axes choose from, and what plans choose from today."""
 
 import itertools
-from dataclasses import fields
 
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Option, Site, Sublayer
-from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.planning.space import Decision, Options, Space
-
-FEWEST = 0 if "site" in {field.name for field in fields(TensorSpec)} else 1
-"""Units of a site. Sub-layers can be skipped once tensors say which one they belong to."""
 
 
 def every_site(anatomy: ModelAnatomy, *, step: int = 1) -> Space:
-    """A decision for every site: each number of KV groups, and of FFN channels in steps of `step`."""
+    """A decision for every site: each number of KV groups, and of FFN channels in steps of `step`; none: it is skipped."""
     dense = dense_sites(anatomy)
     decisions = []
     for site, most in dense.items():
         each = step if site.sublayer is Sublayer.FFN else 1
-        units = {FEWEST, *range(each, most, each), most}
+        units = {0, *range(each, most, each), most}
         decisions.append(Decision((site,), (Options(np.array(sorted(units), dtype=np.int64)),)))
     return Space(tuple(decisions), dense)
 

@@ -12,7 +12,7 @@ from pruning.checkpoints.headers import read_headers
 from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
-from pruning.planning.cost import price
+from pruning.planning.cost import achieved_costs
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking, silence, text_inputs, weight_bytes
 from tests.pruning.hub_checkpoints import (
     EMBEDDINGS,
@@ -134,4 +134,4 @@ def test_buffers_of_old_exports_neither_count_nor_are_written(tmp_path: Path) ->
     before = read_anatomy(dense)
     change_tensors(dense, lambda tensors: {name: x for name, x in tensors.items() if "inv_freq" not in name})
     assert read_anatomy(dense) == before
-    assert price(before, [48] * 4).disk_bytes == weight_bytes(dense)
+    assert achieved_costs(before, before.architecture([48] * 4)).disk_bytes == weight_bytes(dense)

@@ -24,7 +24,7 @@ from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
 from pruning.planning.cost import achieved_costs
-from pruning.planning.plan import PruningPlan
+from pruning.planning.plan import PruningPlan, Workload
 from pruning.planning.ranking import Ranking
 from pruning.planning.workload import Workload
 from tests.pruning.cut_models import (

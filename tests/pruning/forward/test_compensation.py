@@ -24,7 +24,7 @@ from pruning.data.conversations import Conversation
 from pruning.errors import CheckpointError, PlanError
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
 from pruning.planning.added_biases import bias_parameters
-from pruning.planning.cost import price
+from pruning.planning.cost import achieved_costs
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import BIAS, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.ranking import Ranking
@@ -42,7 +42,7 @@ def compensating_ranking(anatomy: ModelAnatomy) -> Ranking:
 def plan_for(anatomy: ModelAnatomy, ranking: Ranking, widths: list[int]) -> PruningPlan:
     return make_plan(
         anatomy,
-        widths,
+        anatomy.architecture(widths),
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",
@@ -81,7 +81,7 @@ def test_a_family_is_compensated_saved_and_reloaded_exactly(family: str, tmp_pat
     biased = [decoder_view(model).out_projection(i).bias is not None for i in range(4)]
     assert biased == [True, True, own_bias, True]  # layer 2 stays dense
 
-    plain = price(anatomy, WIDTHS).parameters
+    plain = achieved_costs(anatomy, anatomy.architecture(WIDTHS)).parameters
     assert plan.achieved.parameters == plain + (0 if own_bias else 3 * 32)
     assert plan.achieved.parameters == sum(p.numel() for p in model.parameters())
 
@@ -184,7 +184,8 @@ def test_a_bias_past_the_range_of_half_precision_is_refused(layer: int, tmp_path
 def test_costs_count_the_biases_of_layers_that_are_cut() -> None:
     anatomy = made_up_anatomy([64, 64, 64], per_channel=30)  # D = 10
     assert bias_parameters(anatomy) == [10, 10, 10]
-    plain, biased = price(anatomy, [32, 64, 8]), price(anatomy, [32, 64, 8], compensates=True)
+    cut, dense = anatomy.architecture([32, 64, 8]), Architecture()
+    plain, biased = achieved_costs(anatomy, cut), achieved_costs(anatomy, cut, compensates=True)
     assert biased.parameters == plain.parameters + 20
     assert {s: biased.removed[s] for s in plain.removed} == {
         "ffn": (88 * 30 - 20) / (192 * 30),
@@ -193,7 +194,7 @@ def test_costs_count_the_biases_of_layers_that_are_cut() -> None:
     }
     positions = plain.workload.prompt_tokens + plain.workload.output_tokens - 1
     assert biased.flops == plain.flops + 2 * 20 * positions
-    assert price(anatomy, [64, 64, 64], compensates=True) == price(anatomy, [64, 64, 64])
+    assert achieved_costs(anatomy, dense, compensates=True) == achieved_costs(anatomy, dense)
 
 
 class TestTheDocuments:
@@ -201,7 +202,8 @@ class TestTheDocuments:
         plan = plan_for(anatomy, compensating_ranking(anatomy), WIDTHS)
         assert json.loads(plan.to_json())["recovery"] == [{"kind": "bias"}]
         assert PruningPlan.from_json(plan.to_json()) == plan
-        assert price(anatomy, WIDTHS, compensates=plan.compensates) == plan.achieved
+        architecture = anatomy.architecture(plan.ffn_widths)
+        assert achieved_costs(anatomy, architecture, compensates=plan.ranking.compensates) == plan.achieved
 
     def test_a_ranking_without_means_has_the_bytes_it_always_had(self, anatomy: ModelAnatomy) -> None:
         orders = [np.arange(48, dtype=np.int32)[::-1].copy()] * 4

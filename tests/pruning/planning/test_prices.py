@@ -18,14 +18,14 @@ from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleBudgetError, InputError
 from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
-from pruning.planning.added_biases import pruned_tensors, sizes_of
+from pruning.planning.added_biases import pruned_tensors
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.cost import achieved_costs
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import Budget, PlanTarget, Workload
-from pruning.planning.space import Space
+from pruning.planning.space import Options, Space
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_spaces import dense_sites, every_site, whole_layers
 from tests.tiny_models import tiny_model
@@ -59,7 +59,7 @@ def all_prices(anatomy: ModelAnatomy, *, compensates: bool) -> list[prices.Price
 
 
 def kept_tensors(anatomy: ModelAnatomy, architecture: Architecture, *, compensates: bool) -> tuple[TensorSpec, ...]:
-    return pruned_tensors(anatomy, sizes_of(anatomy, architecture), compensates=compensates)
+    return pruned_tensors(anatomy, architecture, compensates=compensates)
 
 
 def values_of(tensors: tuple[TensorSpec, ...]) -> int:
@@ -128,16 +128,17 @@ def test_what_a_space_does_not_name_is_dense(family: str) -> None:
         assert limit.fixed >= price.fixed
 
 
-def test_a_skipped_site_costs_nothing() -> None:
+def test_a_skipped_site_costs_nothing_and_its_first_unit_all_that_goes_with_it() -> None:
     anatomy = anatomy_with("llava-llama-biases")
-    nothing = Architecture.of({site: Option(0) for site in dense_sites(anatomy)})
+    sites = dense_sites(anatomy)
+    nothing = Architecture.of({site: Option(0) for site in sites})
     for price in all_prices(anatomy, compensates=True):
         assert price.cost(nothing) == price.fixed
-        assert all(
-            price.of(site, every_site(anatomy).decisions[0].options[0])[0] > 0
-            for site in price.dense
-            if price.kind is LimitKind.PARAMETERS
-        )
+    # Norm and output bias are of D each, and stay while one unit stays.
+    price = prices.parameters(anatomy)
+    for site in sites:
+        skipped, one, two = price.of(site, Options(np.arange(3))).tolist()
+        assert (skipped, one - (two - one)) == (0, 2 * anatomy.hidden_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.uniform import evenness, uniform_choice
@@ -43,6 +43,7 @@ def test_an_infeasible_sparsity_names_the_nearest_one_and_that_one_works() -> No
     assert ffn_parameter_budget(anatomy, nearest, Scope.FFN, round_to=8) >= 16 * 30
 
 
+@settings(deadline=None)
 @given(
     widths=st.lists(st.integers(1, 40).map(lambda n: n * 8), min_size=1, max_size=6),
     sparsity=st.floats(0, 0.99),
