@@ -12,7 +12,7 @@ from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Space
@@ -101,7 +101,7 @@ def scan_samples(
     model: ModelRecord, calibration_id: str, weights: tuple[float, ...], *, num_levels: int = 4
 ) -> list[Sample]:
     """A complete scan in which removing a share r of layer l costs weights[l] * r."""
-    grid = LevelGrid.build(model.anatomy, num_levels=num_levels)
+    space = ffn_levels(model.anatomy, num_levels=num_levels)
     dense = tuple(x.ffn_width for x in model.anatomy.layers)
     return [
         sample(
@@ -110,8 +110,8 @@ def scan_samples(
             (*dense[:index], width, *dense[index + 1 :]),
             weights[index] * (1 - width / dense[index]),
         )
-        for index, row in enumerate(grid.widths)
-        for width in row[:-1]
+        for index, row in enumerate(space.units)
+        for width in row[:-1].tolist()
     ]
 
 

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from pruning.devices.latency import latency_model
 from pruning.devices.profile import DeviceProfile
-from pruning.planning.cost import price
+from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import PruningPlan
 from pruning.planning.workload import Workload
 from service.devices import find_device
@@ -43,7 +43,7 @@ def test_the_plan_is_the_best_of_all(client: TestClient, repository: Repository,
     model = latency_model(find_device(repository, "bench"), ANATOMY, workload)
 
     def costs(widths: tuple[int, ...]) -> tuple[int, float]:
-        achieved = price(ANATOMY, list(widths), workload, latency=model)
+        achieved = achieved_costs(ANATOMY, ANATOMY.architecture(widths), workload, latency=model)
         assert achieved.latency_ms is not None
         return achieved.memory_bytes, achieved.latency_ms
 

@@ -13,8 +13,8 @@ from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.cost import price
-from pruning.planning.limits import WidthSteps
+from pruning.planning.cost import achieved_costs
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.workload import Workload
@@ -40,7 +40,7 @@ def costs(widths: tuple[int, ...] | list[int], *, device: str = SLOW) -> dict[st
     """What the four limits count, for `WORKLOAD`."""
     workload = Workload(**WORKLOAD)
     model = latency_model(DEVICES[device], ANATOMY, workload)
-    achieved = price(ANATOMY, list(widths), workload, latency=model)
+    achieved = achieved_costs(ANATOMY, ANATOMY.architecture(widths), workload, latency=model)
     return {name: getattr(achieved, name) for name in FIELDS}
 
 
@@ -167,7 +167,9 @@ class TestEveryMethod:
                 wider = [w + 8 * (i == layer) for i, w in enumerate(widths_of(plan))]
                 workload = Workload(**WORKLOAD)
                 model = latency_model(DEVICES[SLOW], ANATOMY, workload)
-                more = getattr(price(ANATOMY, wider, workload, compensates=compensates, latency=model), field)
+                architecture = ANATOMY.architecture(wider)
+                found = achieved_costs(ANATOMY, architecture, workload, compensates=compensates, latency=model)
+                more = getattr(found, field)
                 assert more > target[field] - 300 * (field == "disk_bytes")
 
     def test_the_additive_program_is_solved_in_the_units_of_the_limit(self, client: TestClient) -> None:
@@ -238,8 +240,8 @@ class TestTensorParallelism:
     def test_every_width_can_be_shared(self, client: TestClient, round_to: int, tp_size: int) -> None:
         plan = ask(client, {"flops": costs((40, 41, 70, 40))["flops"]}, round_to=round_to, tp_size=tp_size)
         assert (plan.target.round_to, plan.target.tp_size) == (round_to, tp_size)
-        steps = WidthSteps.build(ANATOMY, round_to=round_to, tp_size=tp_size)
-        for width, dense, row in zip(widths_of(plan), WIDTHS, steps.widths, strict=True):
+        space = ffn_widths(ANATOMY, round_to=round_to, tp_size=tp_size)
+        for width, dense, row in zip(widths_of(plan), WIDTHS, space.units, strict=True):
             assert width % tp_size == 0
             assert width % round_to == 0 or width == dense
             assert width in row

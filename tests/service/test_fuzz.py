@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.methods import Method
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
+from pruning.planning.target import ffn_parameter_limits
 from storage.contract import Repository
 from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples, widths_of
 
@@ -72,10 +73,10 @@ def known(repository: Repository) -> None:
     repository.add_samples(scan_samples(model, add_calibration(repository), (0.1, 0.2, 0.3, 0.4)))
     for kind in StatisticsKind:
         add_statistics(repository, model, kind)
-    steps = WidthSteps.build(model.anatomy, round_to=8)
+    space = ffn_widths(model.anatomy, round_to=8)
     for method, channels in itertools.product(("mcts", "evolution", "random"), range(32, 320, 16)):
-        widths = uniform_widths(parameter_limits(model.anatomy, steps, channels * 48))
-        add_search(repository, tuple(widths), 0.1, method=method, label=f"budget {channels}")
+        choice = uniform_choice(ffn_parameter_limits(model.anatomy, space, channels * 48))
+        add_search(repository, space.units_of(choice), 0.1, method=method, label=f"budget {channels}")
 
 
 @settings(QUICK, max_examples=150)

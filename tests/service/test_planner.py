@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 
 from pruning.allocators.methods import Method
 from pruning.errors import InfeasibleTargetError
-from pruning.planning.levels import LevelGrid
+from pruning.planning.ffn_spaces import ffn_levels
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -37,14 +37,14 @@ def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scan
         "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
         "mcts: no search is finished within one level step of this target"
     )
-    # By trying all 256 configurations of the scan's grid.
-    grid = LevelGrid.build(made_up_anatomy(), num_levels=4)
-    dense = [row[-1] for row in grid.widths]
+    # By trying all 256 choices of the scan's levels.
+    rows = [row.tolist() for row in ffn_levels(made_up_anatomy(), num_levels=4).units]
+    dense = [row[-1] for row in rows]
 
     def cost(widths: list[int]) -> float:
         return sum(a * (1 - w / d) for a, w, d in zip(WEIGHTS, widths, dense, strict=True))
 
-    fitting = [w for w in itertools.product(*grid.widths) if sum(w) <= 160]
+    fitting = [w for w in itertools.product(*rows) if sum(w) <= 160]
     assert widths_of(plan) == list(min(fitting, key=lambda w: cost(list(w))))
     assert widths_of(plan)[3] == 64
     assert cost(widths_of(plan)) < cost([32, 32, 64, 32])

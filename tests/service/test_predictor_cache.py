@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.allocators.uniform import uniform_widths
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.limits import Limits
 from service import predictor_cache
@@ -27,7 +28,7 @@ from tests.service.made_up import NOW, add_calibration, register_model, scan_sam
 
 @dataclass
 class MadeUpPrediction:
-    widths: list[int]
+    architecture: Architecture
     kl: float = 0.25
     interval: tuple[float, float] = (0.125, 0.5)
     accuracy: float = 0.75
@@ -51,19 +52,19 @@ class MadeUpPredictor:
 
     info = MadeUpInfo()
 
-    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:  # noqa: ARG002
+    def plan(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         if limits.limits[0].most < 4 * 16 * 48:
             raise InfeasibleTargetError("below the lowest level", remedy="Ask for at most 0.8", nearest=0.8)
-        widths = uniform_widths(limits)
-        move = min(64 - widths[0], widths[2] - limits.steps.narrowest[2])
-        return MadeUpPrediction([widths[0] + move, widths[1], widths[2] - move, widths[3]])
+        widths = list(limits.space.units_of(uniform_choice(limits)))
+        move = min(64 - widths[0], widths[2] - int(limits.space.units[2][0]))
+        return MadeUpPrediction(anatomy.architecture([widths[0] + move, widths[1], widths[2] - move, widths[3]]))
 
 
 class GreedyPredictor(MadeUpPredictor):
     """Ignores its budget."""
 
-    def plan_widths(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:  # noqa: ARG002
-        return MadeUpPrediction([x.ffn_width for x in anatomy.layers])
+    def plan(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:  # noqa: ARG002
+        return MadeUpPrediction(Architecture())
 
 
 @pytest.fixture
@@ -224,15 +225,15 @@ def test_as_many_predictions_run_at_once_as_there_are_cores(
     cache = PredictorCache(repository, capacity=1)
     together, running, most = threading.Barrier(3), threading.Semaphore(3), []
 
-    def judge(self: MadeUpPredictor, widths: list[int]) -> MadeUpPrediction:
+    def judge(self: MadeUpPredictor, architecture: Architecture) -> MadeUpPrediction:
         most.append(running.acquire(blocking=False))
         together.wait(30)  # until three are in here
         running.release()
-        return MadeUpPrediction(widths)
+        return MadeUpPrediction(architecture)
 
     monkeypatch.setattr(MadeUpPredictor, "judge", judge, raising=False)
     with ThreadPoolExecutor(6) as pool:
-        assert len(list(pool.map(lambda _: cache.judge(record, [8]), range(6)))) == 6
+        assert len(list(pool.map(lambda _: cache.judge(record, Architecture()), range(6)))) == 6
     assert most == [True] * 6
     assert loaded == ["first"]
 
@@ -249,14 +250,14 @@ def test_the_event_loop_stays_free_while_a_prediction_runs(
     predicting: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, release = threading.Event(), threading.Event()
-    plan_widths = MadeUpPredictor.plan_widths
+    plan = MadeUpPredictor.plan
 
     def slow(self: MadeUpPredictor, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         entered.set()
         release.wait()
-        return plan_widths(self, anatomy, limits)
+        return plan(self, anatomy, limits)
 
-    monkeypatch.setattr(MadeUpPredictor, "plan_widths", slow)
+    monkeypatch.setattr(MadeUpPredictor, "plan", slow)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(predicting.post, "/v1/plans", json=REQUEST)
         entered.wait()

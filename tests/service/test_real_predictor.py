@@ -17,8 +17,7 @@ from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor, PredictorInfo
 from policy_model.training import calibrate, residual_scale
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.levels import LevelGrid
-from pruning.planning.limits import WidthSteps
+from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
@@ -45,16 +44,16 @@ from values.value_training import fit_values
 
 def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predictor:
     """A policy of random weights over values of a scan and a few random samples."""
-    grid = LevelGrid.build(model.anatomy, num_levels=4)
+    space = ffn_levels(model.anatomy, num_levels=4)
     rng = np.random.default_rng(seed)
-    rows = {tuple(int(rng.choice(row)) for row in grid.widths) for _ in range(12)} - {WIDTHS}
+    rows = {tuple(int(rng.choice(row)) for row in space.units) for _ in range(12)} - {WIDTHS}
     samples = scan_samples(model, calibration, (0.01, 0.25, 0.4, 3.0))
     samples += [sample(model, calibration, row, 0.1 + 0.01 * i) for i, row in enumerate(sorted(rows))]
-    encoding = encode(model.anatomy, grid, samples)
-    data = training_data(grid, encoding, samples)
+    encoding = encode(model.anatomy, space, samples)
+    data = training_data(encoding, samples)
     data = replace(data, searched=np.ones_like(data.searched))
     fit = fit_values(encoding, data)
-    config = PolicyConfig(grid.num_layers, grid.num_levels, encoding.features.shape[1], width=16, num_blocks=1)
+    config = PolicyConfig(space.num_decisions, 4, encoding.features.shape[1], width=16, num_blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
@@ -87,9 +86,9 @@ def test_the_stored_predictor_plans_as_the_one_in_memory(
         assert plan.method == "lop"
         assert plan.achieved.removed[plan.target.scope] >= sparsity - 1e-9
         assert all(w % round_to == 0 or w == d for w, d in zip(widths_of(plan), WIDTHS, strict=True))
-        steps = WidthSteps.build(anatomy, round_to=round_to)
-        expected = predictor.plan_widths(anatomy, limits_for_sparsity(anatomy, steps, sparsity, Scope.FFN))
-        assert widths_of(plan) == list(expected.widths)
+        space = ffn_widths(anatomy, round_to=round_to)
+        expected = predictor.plan(anatomy, limits_for_sparsity(anatomy, space, sparsity, Scope.FFN))
+        assert widths_of(plan) == list(anatomy.ffn_widths(expected.architecture))
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
         assert plan.predicted.accuracy == expected.accuracy
@@ -107,7 +106,8 @@ def test_other_methods_say_what_the_predictor_expects_of_their_plans(
         answer = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.4, "method": method})
         assert answer.status_code == 201, answer.text
         plan = PruningPlan.from_json(answer.content)
-        expected = predictor.judge(widths_of(plan))
+        anatomy = repository.get_model("tiny").anatomy
+        expected = predictor.judge(anatomy.architecture(widths_of(plan)))
         assert plan.method == method
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)

@@ -7,7 +7,7 @@ import pytest
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.planning.ffn_spaces import ffn_levels, ffn_space
-from pruning.planning.plan import content_id
+from pruning.planning.plan_parts import content_id
 from pruning.planning.space import Decision, Options, Space
 from service.sensitivity_scan import ScanFinder, find_scan
 from storage.contract import Repository
@@ -67,7 +67,7 @@ def test_the_finer_scan_wins_and_an_unfinished_one_does_not_count(repository: Re
 def test_any_space_of_the_ffn_widths_of_every_layer_is_a_table(repository: Repository) -> None:
     model = the_model(repository)
     rows = [[8, 56, 64], [8, 40, 64], [96, 120, 128], [24, 32, 64]]
-    dense = model.anatomy.dense_sizes.ffn_widths
+    dense = model.anatomy.dense_units(Sublayer.FFN)
     samples = [
         sample(model, "c", (*dense[:layer], width, *dense[layer + 1 :]), width / 1000)
         for layer, row in enumerate(rows)

@@ -11,8 +11,10 @@ from mcts.settings import SearchMethod
 from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.limits import WidthSteps, parameter_limits
+from pruning.planning.ffn_spaces import ffn_widths
+from pruning.planning.limits import Limits
 from pruning.planning.plan import PruningPlan
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import BINARY, StatisticsRecord
@@ -56,10 +58,10 @@ def test_the_plan_is_the_allocators_within_its_target(
     budget = anatomy.ffn_parameters - int(np.ceil(sparsity * total_of(scope) - 1e-6))
     allocator = STATISTICAL_ALLOCATORS[method]
     statistics = made_up_statistics(anatomy, allocator.kind)
-    steps = WidthSteps.build(anatomy, round_to=round_to)
-    limits = parameter_limits(anatomy, steps, budget, compensates=allocator.compensates)
-    expected = allocator.allocate(anatomy, statistics, limits)
-    assert widths_of(plan) == expected.widths
+    space = ffn_widths(anatomy, round_to=round_to)
+    price = ffn_parameters(anatomy, compensates=allocator.compensates)
+    expected = allocator.allocate(anatomy, statistics, Limits(space, (price.limit(space, budget),)))
+    assert widths_of(plan) == list(anatomy.ffn_widths(expected.architecture))
     # A bias of D parameters is dearer than no bias, and no step is left over: 3 D a channel.
     assert removed - sparsity * total_of(scope) < (round_to * 3 + 1) * anatomy.hidden_size
     assert plan.provenance.calibration == "c" * 64
