@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 
 Widths = tuple[int, ...]
@@ -52,11 +51,3 @@ def exact_match_tells(dense: Metrics | None) -> bool:
 
 Evaluate = Callable[[Sequence[Architecture]], list[Metrics]]
 """Measures a model cut to each of n architectures; returns n Metrics in the same order."""
-
-EvaluateWidths = Callable[[Sequence[Widths]], list[Metrics]]
-"""The same for those who think in FFN widths."""
-
-
-def by_widths(evaluate: Evaluate, anatomy: ModelAnatomy) -> EvaluateWidths:
-    """`evaluate` of the architectures that keep these widths."""
-    return lambda widths: evaluate([anatomy.architecture(w) for w in widths])

@@ -30,6 +30,9 @@ NUM_PRICES = 60
 NUM_OPTIONS = 512
 """Over all decisions: of spaces with more options, those at 1, 2, 4... places from the best are tried."""
 
+FEW_OPTIONS = 32
+"""Of a decision: all of so many are tried."""
+
 NUM_EDGES = 16
 """Of a decision, at most."""
 
@@ -83,7 +86,7 @@ def _around(limits: Limits, indices: IntArray) -> IntArray:
     """[N, C] the options to try around `indices` [N]: all, if those are few."""
     last = limits.space.counts - 1
     most = int(last.max())
-    if len(last) * (most + 1) <= NUM_OPTIONS:
+    if most < FEW_OPTIONS or len(last) * (most + 1) <= NUM_OPTIONS:
         around = np.repeat(np.arange(most + 1)[None], len(last), axis=0)
     else:
         steps = 2 ** np.arange(most.bit_length())

@@ -6,12 +6,15 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space_of
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice, Space
 
 FINGERPRINT = "0" * 64
+
+EvaluateWidths = Callable[[Sequence[Widths]], list[Metrics]]
+"""Measures FFN widths [n][L]."""
 
 
 def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) -> ModelAnatomy:
@@ -40,7 +43,7 @@ def make_limits(num_layers: int, num_options: int, budget: int) -> Limits:
     return limits_of([list(range(1, num_options + 1))] * num_layers, budget)
 
 
-def scoring(space: Space, evaluate: Evaluate) -> Callable[[Sequence[Choice]], Sequence[Metrics]]:
+def scoring(space: Space, evaluate: EvaluateWidths) -> Callable[[Sequence[Choice]], Sequence[Metrics]]:
     """Scores choices by what `evaluate` says of their widths."""
     return lambda choices: evaluate([space.units_of(choice) for choice in choices])
 

@@ -8,10 +8,10 @@ from time import perf_counter
 from engines.local import LocalEngine
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
-from pruning.measuring.metrics import EvaluateWidths, Metrics
+from pruning.measuring.metrics import Metrics
 from storage.records import CalibrationRecord, ModelRecord
 from storage.sql_repository import SqlRepository, open_repository
-from tests.mcts.landscapes import make_anatomy
+from tests.mcts.landscapes import EvaluateWidths, make_anatomy
 
 MODEL = "tiny"
 CALIBRATION = "c" * 64

@@ -14,18 +14,18 @@ from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.uniform import evenness
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.measuring.metrics import Evaluate, Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space_of
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice
 from storage.records import Sample
-from tests.mcts.landscapes import Landscape, evaluate_by, make_anatomy, make_limits, make_space, scoring
+from tests.mcts.landscapes import EvaluateWidths, Landscape, evaluate_by, make_anatomy, make_limits, make_space, scoring
 from values.surrogate import Kernel, ScoredChoice, Surrogate, fit_surrogate
 
 
 def make_search(
     limits: Limits,
-    evaluate: Evaluate,
+    evaluate: EvaluateWidths,
     *,
     shared: SharedKnowledge | None = None,
     index: int = 0,

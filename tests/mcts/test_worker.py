@@ -12,9 +12,9 @@ from mcts.result import SearchResult
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.errors import InfeasibleTargetError, InputError, NotFoundError
-from pruning.measuring.metrics import EvaluateWidths, Metrics, Widths
+from pruning.measuring.metrics import Metrics, Widths
 from storage.sql_repository import SqlRepository
-from tests.mcts.landscapes import Landscape, make_anatomy, metrics_of
+from tests.mcts.landscapes import EvaluateWidths, Landscape, make_anatomy, metrics_of
 from tests.mcts.registered import CALIBRATION, MODEL, engine_of, open_registered
 
 DENSE = [32, 32, 64, 32, 32]

@@ -10,7 +10,7 @@ from pruning.planning.space import Decision, Options, Space
 
 
 def every_site(anatomy: ModelAnatomy, *, step: int = 1) -> Space:
-    """A decision for every site: each number of KV groups, and of FFN channels in steps of `step`; none: it is skipped."""
+    """A decision for every site: each number of KV groups, from 0, and of FFN channels in steps of `step`."""
     dense = dense_sites(anatomy)
     decisions = []
     for site, most in dense.items():

@@ -1,8 +1,8 @@
 """Plans stay the same: every stored request is asked again, and held against what an earlier version answered.
 
-The files in `tests/assets/replay` were made by the code before issue 12; `make_replay.py.txt` beside them says what is in
-them. Where a request has several limits, another choice is allowed that keeps them all and is never worse by what its
-method minimises: that is how one solver may replace several.
+The files in `tests/assets/replay` were made by the code before issue 12; `make_replay.py.txt` beside them says what is
+in them. Where a request has several limits, another choice is allowed that keeps them all and is never worse by what
+its method minimises: that is how one solver may replace several.
 """
 
 import lzma

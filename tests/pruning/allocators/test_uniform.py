@@ -66,7 +66,7 @@ def test_levels_of_equal_layers() -> None:
     rows = ((10, 20, 30, 40),) * 3
 
     def levels(budget: int) -> list[int]:
-        return uniform_choice(Limits(ladders(*rows), (limit(LimitKind.FFN_PARAMETERS, budget, 0, *rows),))).tolist()
+        return list(uniform_choice(Limits(ladders(*rows), (limit(LimitKind.FFN_PARAMETERS, budget, 0, *rows),))))
 
     assert levels(60) == [1, 1, 1]
     assert levels(75) == [2, 1, 1]

@@ -202,8 +202,8 @@ class TestTheDocuments:
         plan = plan_for(anatomy, compensating_ranking(anatomy), WIDTHS)
         assert json.loads(plan.to_json())["recovery"] == [{"kind": "bias"}]
         assert PruningPlan.from_json(plan.to_json()) == plan
-        architecture = anatomy.architecture(plan.ffn_widths)
-        assert achieved_costs(anatomy, architecture, compensates=plan.ranking.compensates) == plan.achieved
+        architecture = anatomy.architecture(WIDTHS)
+        assert achieved_costs(anatomy, architecture, compensates=plan.compensates) == plan.achieved
 
     def test_a_ranking_without_means_has_the_bytes_it_always_had(self, anatomy: ModelAnatomy) -> None:
         orders = [np.arange(48, dtype=np.int32)[::-1].copy()] * 4

@@ -25,7 +25,7 @@ from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencyModel, LatencySource
 from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.make_plan import exceeded_limits
-from pruning.planning.plan import Budget, PlanTarget, Workload
+from pruning.planning.plan import PlanTarget
 from pruning.planning.space import Space
 from pruning.planning.workload import Budget, Workload
 from tests.pruning.made_up import made_up_anatomy

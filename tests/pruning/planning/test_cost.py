@@ -13,8 +13,7 @@ from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
 from pruning.planning import prices
-from pruning.planning.cost import achieved_costs, flops, kv_cache_bytes
-from pruning.planning.plan import Workload
+from pruning.planning.cost import achieved_costs, kv_cache_bytes
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pruning.anatomy.decoder_layer import DecoderSizes
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import (
@@ -90,25 +90,29 @@ def test_every_axis_has_its_place(plan: PruningPlan) -> None:
     assert full.compensates
 
 
-def test_sizes_are_those_of_the_plans_own_model(plan: PruningPlan) -> None:
+def test_an_architecture_is_of_the_plans_own_model(plan: PruningPlan) -> None:
     anatomy = made_up_anatomy([64, 64])
-    assert plan.sizes(anatomy) == DecoderSizes((32, 64), (2, 2))
-    skipping = plan.model_copy(update={"layers": (PlanLayer(index=1, attention=Kept(units=0)),)})
-    assert skipping.sizes(anatomy) == DecoderSizes((64, 64), (2, 0))
+    assert plan.architecture(anatomy) == anatomy.architecture([32, 64])
+    layers = (PlanLayer(index=1, attention=Kept(units=0), ffn=Kept(units=64, bits=4, density=0.5)),)
+    skipping = plan.model_copy(update={"layers": layers})
+    assert skipping.architecture(anatomy) == Architecture.of(
+        {Site(1, Sublayer.ATTENTION): Option(0), Site(1, Sublayer.FFN): Option(64, bits=4, density=0.5)}
+    )
     with pytest.raises(FingerprintMismatchError):
-        plan.sizes(replace(anatomy, fingerprint="f" * 64))
+        plan.architecture(replace(anatomy, fingerprint="f" * 64))
     beyond = plan.model_copy(update={"layers": (PlanLayer(index=2, ffn=Kept(units=8)),)})
     with pytest.raises(PlanError, match=r"numbered 0\.\.1 \(got layer 2\)"):
-        beyond.sizes(anatomy)
-    for more in ({"bits": 4}, {"density": 0.5}):
-        layer = PlanLayer(index=0, ffn=Kept(units=64, **more))
-        with pytest.raises(PlanError, match="layer 0, ffn"):  # its widths are not all that it says
-            plan.model_copy(update={"layers": (layer,)}).sizes(anatomy)
+        beyond.architecture(anatomy)
 
 
 def test_a_dense_plan_lists_no_layers(plan: PruningPlan) -> None:
     dense = make_plan(
-        made_up_anatomy([64, 64]), [64, 64], model_id="tiny", target=plan.target, method="test", ranking=plan.ranking
+        ANATOMY,
+        ANATOMY.architecture([64, 64]),
+        model_id="tiny",
+        target=plan.target,
+        method="test",
+        ranking=plan.ranking,
     )
     assert dense.layers == ()
     assert PruningPlan.from_json(dense.to_json()) == dense

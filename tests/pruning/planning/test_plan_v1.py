@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.errors import FingerprintMismatchError, PlanError, PlanSchemaError
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import (
@@ -26,12 +27,12 @@ from pruning.planning.plan import (
 from pruning.planning.plan_downgrade import downgrade
 from pruning.planning.plan_parts import Provenance, content_id
 from pruning.planning.plan_v1 import PlanV1
-from pruning.planning.target import Scope
+from pruning.planning.scope import Scope
 from pruning.planning.workload import Budget
 from tests.pruning.made_up import made_up_anatomy
 
 ANATOMY = made_up_anatomy([64, 48, 64])
-DENSE_WIDTHS, DENSE_GROUPS = ANATOMY.dense_sizes.ffn_widths, ANATOMY.dense_sizes.kv_groups
+DENSE_WIDTHS, DENSE_GROUPS = (ANATOMY.dense_units(sublayer) for sublayer in (Sublayer.FFN, Sublayer.ATTENTION))
 UNSEEN = "the predicted KL was measured on validation data, val (set abc), which the search never saw"
 ASSET = Path(__file__).parent.parent / "assets" / "plan_0_1_0.json"
 
@@ -69,8 +70,7 @@ def plans(draw: st.DrawFn) -> PruningPlan:
     groups = [draw(st.integers(1, most)) for most in DENSE_GROUPS]
     plan = make_plan(
         ANATOMY,
-        widths,
-        kv_groups=groups,
+        ANATOMY.architecture(widths, groups),
         model_id=draw(st.text(min_size=1, max_size=5)),
         target=draw(_targets),
         ranking=PlanRanking(sha256="1" * 64, url=draw(st.none() | st.text(max_size=5))),
@@ -100,7 +100,7 @@ def test_down_and_up_again_is_the_same_plan_and_up_and_down_again_the_same_bytes
     upgraded = PruningPlan.from_json(old.to_json())
     # Schema 1 does not say what is dense: only together with the model is a plan of it in canonical form.
     assert upgraded.without_dense(ANATOMY) == plan
-    assert upgraded.sizes(ANATOMY) == plan.sizes(ANATOMY)
+    assert upgraded.architecture(ANATOMY) == plan.architecture(ANATOMY)
     assert downgrade(upgraded, ANATOMY).to_json() == old.to_json()
     assert PruningPlan.from_json(upgraded.to_json()) == upgraded
 
@@ -140,7 +140,7 @@ def test_what_schema_1_calls_compensation_is_a_step_of_recovery() -> None:
 def made(anatomy: ModelAnatomy = ANATOMY) -> PruningPlan:
     return make_plan(
         anatomy,
-        [32, 48, 64],
+        anatomy.architecture([32, 48, 64]),
         model_id="tiny",
         target=PlanTarget(sparsity=0.1, space=(Axis.FFN,)),
         ranking=PlanRanking(sha256="1" * 64),

@@ -24,8 +24,9 @@ from pruning.planning.cost import achieved_costs
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.make_plan import exceeded_limits
-from pruning.planning.plan import Budget, PlanTarget, Workload
+from pruning.planning.plan import PlanTarget
 from pruning.planning.space import Options, Space
+from pruning.planning.workload import Budget, Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_spaces import dense_sites, every_site, whole_layers
 from tests.tiny_models import tiny_model
@@ -102,7 +103,7 @@ def test_tables_are_exact_costs_are_what_is_counted(
     family: str, space_of: Callable[[ModelAnatomy], Space], compensates: bool
 ) -> None:
     anatomy = anatomy_with(family)
-    space, rng = space_of(anatomy), np.random.default_rng(CASES.index((family, space_of, compensates)))
+    space, rng = space_of(anatomy), np.random.default_rng([FAMILIES.index(family), SPACES.index(space_of), compensates])
     of_kind = {price.kind: price for price in all_prices(anatomy, compensates=compensates)}
     limits = {kind: price.limit(space, 0) for kind, price in of_kind.items()}
     choices = [

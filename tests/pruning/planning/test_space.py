@@ -91,16 +91,19 @@ def test_tables_add_up_the_sites_of_a_decision() -> None:
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
     """Decisions of one site or of both of a layer, of units with bits and densities or without."""
-    decisions, dense = [], {}
+    decisions: list[Decision] = []
+    dense: dict[Site, int] = {}
     for layer in range(draw(st.integers(1, 4))):
-        together = draw(st.sampled_from([[(FFN,)], [(ATTENTION,)], [(ATTENTION,), (FFN,)], [(ATTENTION, FFN)]]))
+        ways: list[list[tuple[Sublayer, ...]]] = [[(FFN,)], [(ATTENTION,)], [(ATTENTION,), (FFN,)], [(ATTENTION, FFN)]]
+        together = draw(st.sampled_from(ways))
         for sublayers in together:
             count = draw(st.integers(1, 4))
             option = st.builds(
                 Option, st.integers(0, 64), st.none() | st.integers(2, 16), st.none() | st.sampled_from([0.25, 0.5])
             )
             lists = st.lists(st.tuples(*[option] * len(sublayers)), min_size=count, max_size=count, unique=True)
-            rows = list(zip(*draw(lists), strict=True))
+            drawn: list[tuple[Option, ...]] = draw(lists)
+            rows = list(zip(*drawn, strict=True))
             sites = [Site(layer, sublayer) for sublayer in sublayers]
             decisions.append(decision(*((site, list(row)) for site, row in zip(sites, rows, strict=True))))
             dense |= {site: draw(st.sampled_from([63, 64])) for site in sites}
@@ -139,6 +142,25 @@ def test_the_document_worked_out_by_hand() -> None:
 GOOD = {"layer": 0, "sublayer": "ffn", "dense": 64, "units": [8, 64]}
 
 
+BAD: tuple[dict[str, Any], ...] = (
+    {"units": []},
+    {"units": None},
+    {"units": [[8], [64]]},
+    {"units": [8, 1.5]},
+    {"units": [8, -1]},
+    {"units": [8, True]},
+    {"units": [8, 2**70]},
+    {"units": "88"},
+    {"sublayer": "head"},
+    {"layer": "first"},
+    {"layer": float("inf")},
+    {"layer": -1},
+    {"dense": None},
+    {"bits": [4]},
+    {"density": 0.5},
+)
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -150,26 +172,7 @@ GOOD = {"layer": 0, "sublayer": "ffn", "dense": 64, "units": [8, 64]}
         {"decisions": [[GOOD], [GOOD]]},  # a site that is decided twice
         {"decisions": [[GOOD, GOOD]]},
         {"decisions": [[GOOD, {**GOOD, "sublayer": "attention", "units": [1]}]]},
-        *(
-            {"decisions": [[{**GOOD, **bad}]]}
-            for bad in (
-                {"units": []},
-                {"units": None},
-                {"units": [[8], [64]]},
-                {"units": [8, 1.5]},
-                {"units": [8, -1]},
-                {"units": [8, True]},
-                {"units": [8, 2**70]},
-                {"units": "88"},
-                {"sublayer": "head"},
-                {"layer": "first"},
-                {"layer": float("inf")},
-                {"layer": -1},
-                {"dense": None},
-                {"bits": [4]},
-                {"density": 0.5},
-            )
-        ),
+        *({"decisions": [[{**GOOD, **bad}]]} for bad in BAD),
         {"decisions": [[{name: value for name, value in GOOD.items() if name != "dense"}]]},
     ],
 )

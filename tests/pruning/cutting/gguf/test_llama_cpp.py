@@ -59,8 +59,7 @@ def cut(folder: Path, out: Path, *, compensates: bool = False) -> PreTrainedMode
         ranking = replace(ranking, ffn_means=means)
     plan = make_plan(
         anatomy,
-        WIDTHS,
-        kv_groups=kept_groups(anatomy),
+        anatomy.architecture(WIDTHS, kept_groups(anatomy)),
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",

@@ -42,8 +42,10 @@ def cut_by_hand(folder: Path, plan: PruningPlan, ranking: Ranking) -> dict[str, 
     """What is kept of a LLaVA with a tiny Llama (4 heads of 8 in 2 groups), by the names of its projections."""
     tensors = tensors_of(folder)
     assert ranking.kv_groups is not None
-    sizes = plan.sizes(read_anatomy(folder))
-    for layer, (width, num_groups) in enumerate(zip(sizes.ffn_widths, sizes.kv_groups, strict=True)):
+    anatomy = read_anatomy(folder)
+    architecture = plan.architecture(anatomy)
+    sizes = zip(anatomy.ffn_widths(architecture), anatomy.kv_groups(architecture), strict=True)
+    for layer, (width, num_groups) in enumerate(sizes):
         channels = torch.from_numpy(np.sort(ranking.ffn[layer][:width])).long()
         groups = sorted(ranking.kv_groups[layer][:num_groups].tolist())
         keys = torch.tensor([row for g in groups for row in range(8 * g, 8 * g + 8)])
