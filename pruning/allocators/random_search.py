@@ -1,11 +1,12 @@
 """The best of many random choices: what every search has to beat."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from pruning.allocators.evolution import Score
-from pruning.arrays import IntArray
+from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
@@ -56,30 +57,38 @@ class ChoiceSampler:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._ways: list[dict[bytes, float]] = [{} for _ in limits.space.decisions]
+        self._steps: list[dict[bytes, _Step]] = [{} for _ in limits.space.decisions]
 
     def draw(self, rng: np.random.Generator) -> Choice:
         """One choice [N]."""
         choice: list[int] = []
         slack = self._limits.spare
         for n in range(self._limits.space.num_decisions):
-            options = np.flatnonzero(self._limits.feasible(n, slack))
-            ways = np.array([self._count(n + 1, self._after(n, slack, k)) for k in options.tolist()])
-            k = int(options[int(rng.choice(len(options), p=ways / ways.sum()))])
-            choice.append(k)
-            slack = self._after(n, slack, k)
+            step = self._step(n, slack)
+            index = int(rng.choice(len(step.options), p=step.shares))
+            choice.append(step.options[index])
+            slack = step.left[index]
         return tuple(choice)
 
-    def _after(self, n: int, slack: IntArray, k: int) -> IntArray:
-        left: IntArray = slack - self._limits.table.columns[n][k]
-        return left
-
-    def _count(self, n: int, slack: IntArray) -> float:
-        """Choices of decisions `n`.. within `slack`; a float, since there are many."""
-        if n == self._limits.space.num_decisions:
-            return 1.0
-        known, key = self._ways[n], slack.tobytes()
+    def _step(self, n: int, slack: IntArray) -> "_Step":
+        """What there is to draw for decision `n`, when decisions `n`.. may spend `slack` [J]."""
+        known, key = self._steps[n], slack.tobytes()
         if key not in known:
             options = np.flatnonzero(self._limits.feasible(n, slack))
-            known[key] = sum(self._count(n + 1, self._after(n, slack, k)) for k in options.tolist())
+            left = slack - self._limits.table.columns[n][options]
+            last = n + 1 == self._limits.space.num_decisions
+            ways = np.array([1.0 if last else self._step(n + 1, row).ways for row in left])
+            total = sum(ways.tolist())
+            known[key] = _Step(options.tolist(), left, ways / ways.sum(), total)
         return known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The feasible options of a decision, what each leaves over [A, J], and its share of the `ways` to go on: choices
+    of this decision and those after it. A float, since there are many."""
+
+    options: list[int]
+    left: IntArray
+    shares: FloatArray
+    ways: float

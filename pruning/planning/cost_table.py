@@ -79,6 +79,12 @@ class CostTable:
         return steps
 
     @cached_property
+    def used_up_below(self) -> IntArray:
+        """[N + 1, J] slack of decisions n.. that can be used up but for a step: what is below this."""
+        below: IntArray = self.most_from + self.largest_step
+        return below
+
+    @cached_property
     def columns(self) -> list[IntArray]:
         """[K, J] of each decision."""
         return [np.ascontiguousarray(self.excess[:, n].T) for n in range(self.num_decisions)]
@@ -123,8 +129,10 @@ class CostTable:
         a plan gives no capacity away.
         """
         left = slack[:, None] - self.columns[n]  # [B, K, J]
-        fitting: BoolArray = np.all(left >= 0, axis=2)
-        using: BoolArray = fitting & np.any(left < self.most_from[n + 1] + self.largest_step, axis=2)
+        fits, uses = left >= 0, left < self.used_up_below[n + 1]
+        one = len(self.excess) == 1  # then there is nothing to reduce, which takes longest of all this
+        fitting: BoolArray = fits[:, :, 0] if one else fits.all(axis=2)
+        using: BoolArray = fitting & (uses[:, :, 0] if one else uses.any(axis=2))
         if not using.any(axis=1).all():
             highest = fitting & (fitting.cumsum(axis=1) == fitting.sum(axis=1, keepdims=True))
             using = np.where(using.any(axis=1, keepdims=True), using, highest)
