@@ -13,7 +13,6 @@ from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from service.methods.searched import FILLED_UP
 from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import ModelRecord
@@ -92,7 +91,7 @@ def compare_methods(
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import make_batches
 
-    plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
+    plans, filled_up, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
     model = repository.get_model(model_id)
     check_weights(model)
     folder = Path(model.path)
@@ -110,7 +109,7 @@ def compare_methods(
             nll=metrics.nll,
             accuracy=metrics.accuracy,
             plan_id=plan.plan_id,
-            filled_up=FILLED_UP in (plan.provenance.note or ""),
+            filled_up=plan.plan_id in filled_up,
             agreement=metrics.agreement,
         )
         if on_plan is not None:
@@ -163,19 +162,25 @@ def _request_plans(
     methods: Sequence[Method] | None,
     scope: Scope,
     round_to: int,
-) -> tuple[list[tuple[float, PruningPlan]], list[str]]:
-    """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
+) -> tuple[list[tuple[float, PruningPlan]], set[str], list[str]]:
+    """The plans with the sparsity asked for, method by method; the ids of those that are filled up; and what is
+    missing: a line a method and reason.
+    """
     from service.planner import Planner
     from service.predictor_cache import PredictorCache
 
     planner = Planner(repository, PredictorCache(repository, capacity=1))
     plans: list[tuple[float, PruningPlan]] = []
+    filled_up: set[str] = set()
     missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
     for method in dict.fromkeys(methods or tuple(Method)):
         for sparsity in dict.fromkeys(sparsities):
             request = PlanRequest(model=model_id, sparsity=sparsity, scope=scope, round_to=round_to, method=method)
             try:
-                plans.append((sparsity, planner.plan(request)))
+                plan = planner.plan(request)
+                plans.append((sparsity, plan))
+                if planner.is_filled_up(request):
+                    filled_up.add(plan.plan_id)
             except InfeasibleTargetError as error:
                 missing.setdefault((method, error.rule), []).append((sparsity, error))
             except InputError as error:
@@ -185,7 +190,7 @@ def _request_plans(
     reasons = [_reason(method, refused) for (method, _), refused in missing.items()]
     if not plans:
         raise InputError("a comparison needs a method that can answer", values="; ".join(reasons))
-    return plans, reasons
+    return plans, filled_up, reasons
 
 
 def _reason(method: Method, refused: Sequence[tuple[float, InputError]]) -> str:

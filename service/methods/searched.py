@@ -23,9 +23,6 @@ from storage.contract import Findings
 REACH = Fraction(1, 16)
 """A configuration answers requests for up to this much more of the model's FFN parameters than it keeps."""
 
-FILLED_UP = "searched for another target and filled up to this one"
-"""In the note of a plan that is no point of the search itself, but a neighbour that got more channels."""
-
 
 class SearchedMethods:
     """The MethodFamily of `mcts`, `evolution` and `random`."""
@@ -123,8 +120,9 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(now >= then for now, then in zip(widths, found.widths, strict=True))
     same_target = request.sparsity is not None and found.budget == limits.limits[0].most
-    if widths != found.widths and not same_target:
-        notes.append(FILLED_UP)
+    filled_up = widths != found.widths and not same_target
+    if filled_up:
+        notes.append("searched for another target and filled up to this one")
     if not measured:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
     elif widths != found.widths and same_target:
@@ -140,6 +138,7 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         predicted=_predicted(metrics, dense, of=of) if measured else None,
         provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
         notes=tuple(notes),
+        filled_up=filled_up,
     )
 
 
