@@ -112,8 +112,10 @@ class CostTable:
         Under several limits, what is cheaper counts in shares of what each limit's dearest options cost together.
         """
         n, k = np.nonzero(self.exists)
-        shares = self.excess[:, n, k] / np.maximum(self.most_from[0], 1)[:, None]
-        order = np.lexsort((shares.sum(axis=0), n))
+        shares = (self.excess / np.maximum(self.most_from[0], 1)[:, None, None]).sum(axis=0)
+        if (np.diff(shares, axis=1) >= 0).all():  # as on ladders: they are in order
+            return n, k
+        order = np.lexsort((shares[n, k], n))
         return n[order], k[order]
 
     def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:

@@ -29,7 +29,8 @@ def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) 
     frontier = (ranked == np.maximum.accumulate(ranked, axis=1))[table.exists]
     _shrink(table, spare, chosen, worth, frontier)
     _fill(table, spare, chosen, worth, frontier)
-    _fill(table, spare, chosen, worth, np.ones_like(frontier))
+    if not frontier.all():
+        _fill(table, spare, chosen, worth, np.ones_like(frontier))
     return chosen
 
 
@@ -63,22 +64,43 @@ def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray
     """Go to options above, `among` all, while any fits: those that are worth most for what they take of the slack."""
     now = table.excess[:, np.arange(table.num_decisions), chosen]
     slack = spare - now.sum(axis=1)
+    fits = (table.excess - now[:, :, None] <= slack[:, None, None]).all(axis=0)
     n, k = table.by_cost
-    # What does not fit now never will, and what is not above an option is above none that are above it.
-    able = among & table.above(chosen)[n, k] & (table.excess[:, n, k] - now[:, n] <= slack[:, None]).all(axis=0)
-    n, k = n[able], k[able]
-    costs = table.excess[:, n, k]
-    while True:
-        taken = costs - now[:, n]
-        above = (taken >= 0).all(axis=0) & ((taken > 0).any(axis=0) | (k > chosen[n]))
-        able = above & (taken <= slack[:, None]).all(axis=0)
-        n, k, costs, taken = n[able], k[able], costs[:, able], taken[:, able]
-        if not len(n):
+    able = among & (table.above(chosen) & fits)[n, k]
+    while able.any():
+        n, k = n[able], k[able]
+        costs = table.excess[:, n, k]
+        _fill_while_next_fit(n, k, costs, slack, chosen, now, worth)
+        # What does not fit now never will, and what is not above an option is above none that are above it.
+        able = _fits_above(costs - now[:, n], k > chosen[n], slack)
+
+
+def _fill_while_next_fit(
+    n: IntArray, k: IntArray, costs: IntArray, slack: IntArray, chosen: IntArray, now: IntArray, worth: FloatArray
+) -> None:
+    """Go on among options `k` of decisions `n` that cost `costs` [J, M], decision by decision and the cheapest first,
+    until the next option of a decision does not fit; `slack`, `chosen` and `now`, its costs, go along.
+    """
+    first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the cheapest of each decision
+    end = np.append(first[1:], len(n))
+    while len(first):
+        decisions, options = n[first], k[first]
+        present = chosen[decisions]
+        taken = costs[:, first] - now[:, decisions]
+        if not _fits_above(taken, options > present, slack).all():
             return
-        first = np.flatnonzero(np.append(True, n[1:] != n[:-1]))  # the cheapest of each decision
-        gained = worth[n[first], k[first]] - worth[n[first], chosen[n[first]]]
-        share = (taken[:, first] / (slack[:, None] + 1)).max(axis=0) + _NO_COST
-        best = first[np.argmax(gained / share)]
+        gained = worth[decisions, options] - worth[decisions, present]
+        share = (taken / (slack[:, None] + 1)).max(axis=0) + _NO_COST
+        best = int(np.argmax(gained / share))
         slack -= taken[:, best]
-        chosen[n[best]] = k[best]
-        now[:, n[best]] = costs[:, best]
+        chosen[decisions[best]] = options[best]
+        now[:, decisions[best]] = costs[:, first[best]]
+        first[best] += 1
+        if first[best] == end[best]:
+            first, end = np.delete(first, best), np.delete(end, best)
+
+
+def _fits_above(taken: IntArray, later: BoolArray, slack: IntArray) -> BoolArray:
+    """[M] whether options that take `taken` [J, M] more are above what is chosen, see `CostTable.above`, and fit."""
+    fits: BoolArray = ((taken >= 0) & (taken <= slack[:, None])).all(axis=0) & (taken.any(axis=0) | later)
+    return fits

@@ -136,6 +136,7 @@ class LatencyPrice(Price):
         return self._model.layer_ns(site.layer, np.maximum(options.units, 1))
 
 
+@lru_cache(maxsize=64)
 def ffn_parameters(anatomy: ModelAnatomy, *, compensates: bool = False) -> Price:
     """Parameters in scope `ffn`, and the biases that compensation adds: what every sparsity comes to."""
     weights = _site_weights(anatomy, compensates)

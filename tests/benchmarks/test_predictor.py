@@ -92,7 +92,7 @@ def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatc
         predicted = Predicted(
             quality=0.5, of="calibration", interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55)
         )
-        return SimpleNamespace(sizes=lambda _: SimpleNamespace(ffn_widths=(width,)), predicted=predicted)
+        return SimpleNamespace(ffn_widths=lambda _: (width,), predicted=predicted)
 
     kl = {10: 0.4, 11: 0.39, 20: 0.61, 21: 0.5, 30: 0.5, 40: 0.5, 41: 0.2}
 

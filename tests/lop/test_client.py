@@ -64,7 +64,7 @@ def test_a_compensated_plan_goes_the_whole_way(
     dense = load_model(checkpoint)
     model = lop.apply_plan(load_model(checkpoint), plan, client.ranking(plan))
     biases = [decoder_view(model).out_projection(i).bias for i in range(4)]
-    cut = [width < 48 for width in plan.sizes(read_anatomy(checkpoint)).ffn_widths]
+    cut = [width < 48 for width in plan.ffn_widths(read_anatomy(checkpoint))]
     assert any(cut)
     assert [bias is not None and bool((bias != 0).any()) for bias in biases] == cut
     assert sum(p.numel() for p in model.parameters()) == plan.achieved.parameters

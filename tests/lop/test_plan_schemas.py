@@ -66,7 +66,7 @@ def test_a_client_of_now_and_a_server_of_before(transport: AppTransport, checkpo
     with lop.Client("http://lop.test", transport=transport) as client:
         newer = client.get_plan(plan.plan_id)
     anatomy = read_anatomy(checkpoint)
-    assert plan.sizes(anatomy) == newer.sizes(anatomy)
+    assert plan.architecture(anatomy) == newer.architecture(anatomy)
     assert (plan.plan_id, plan.compensates) == (newer.plan_id, newer.compensates)
     cut = [lop.apply_plan(load_model(checkpoint), x, ranking) for x in (plan, newer)]
     shapes: list[Any] = [[tuple(p.shape) for p in model.parameters()] for model in cut]

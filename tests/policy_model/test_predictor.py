@@ -53,9 +53,8 @@ def untrained(anatomy: ModelAnatomy, space: Space) -> Predictor:
     data = training_data(encoding, samples)
     data = dataclasses.replace(data, searched=np.ones(len(samples), dtype=np.bool_))
     fit = fit_values(encoding, data)
-    config = PolicyConfig(
-        len(encoding.widths), encoding.widths.shape[1], encoding.features.shape[1], width=16, num_blocks=1
-    )
+    L, K = encoding.widths.shape
+    config = PolicyConfig(L, K, encoding.features.shape[1], width=16, num_blocks=1)
     torch.manual_seed(0)
     policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(anatomy.fingerprint, 0, "", "c", "r", seed=0)

@@ -101,7 +101,6 @@ def scan_samples(
     model: ModelRecord, calibration_id: str, weights: tuple[float, ...], *, num_levels: int = 4
 ) -> list[Sample]:
     """A complete scan in which removing a share r of layer l costs weights[l] * r."""
-    space = ffn_levels(model.anatomy, num_levels=num_levels)
     dense = tuple(x.ffn_width for x in model.anatomy.layers)
     return [
         sample(
@@ -110,7 +109,7 @@ def scan_samples(
             (*dense[:index], width, *dense[index + 1 :]),
             weights[index] * (1 - width / dense[index]),
         )
-        for index, row in enumerate(space.units)
+        for index, row in enumerate(ffn_levels(model.anatomy, num_levels=num_levels).units)
         for width in row[:-1].tolist()
     ]
 

@@ -4,11 +4,10 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,9 +16,12 @@ from pruning.planning.plan_v1 import PlanV1
 from service.plan_forms import NotAcceptableError, PlanForm, wanted_forms
 from tests.service.made_up import made_up_anatomy
 
+if TYPE_CHECKING:
+    from httpx2 import Response  # of the test client
+
 V1, V2 = "application/json", "application/vnd.lop.plan.v2+json"
 REQUEST = {"model": "tiny", "sparsity": 0.5}
-Ask = Callable[..., Response]
+Ask: TypeAlias = "Callable[..., Response]"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_both_forms_are_the_same_plan(ask: Ask) -> None:
     plan = PruningPlan.from_json(new.content)
     assert (plan.plan_id, plan.target.space) == (old.json()["plan_id"], ("ffn",))
     assert PlanV1.from_json(old.content).plan_id == plan.plan_id
-    assert PruningPlan.from_json(old.content).sizes(made_up_anatomy()) == plan.sizes(made_up_anatomy())
+    assert PruningPlan.from_json(old.content).architecture(made_up_anatomy()) == plan.architecture(made_up_anatomy())
 
 
 @pytest.mark.parametrize("accept", ["*/*", "nonsense", f"{V2};q=0.1, {V1}"])
@@ -113,7 +115,7 @@ def test_neither_form(ask: Ask) -> None:
     assert V2 in problem["rule"]
 
 
-def problem_of(answer: Response) -> dict[str, Any]:
+def problem_of(answer: "Response") -> dict[str, Any]:
     assert answer.status_code == 406, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["vary"] == "Accept"

@@ -37,8 +37,8 @@ def test_a_scan_makes_the_plan_additive_and_optimal(repository: Repository, scan
         "FFN widths are multiples of 8; lop: no predictor is trained for this model; "
         "mcts: no search is finished within one level step of this target"
     )
-    # By trying all 256 choices of the scan's levels.
-    rows = [row.tolist() for row in ffn_levels(made_up_anatomy(), num_levels=4).units]
+    # By trying all 256 choices of the scan's space.
+    rows: list[list[int]] = [row.tolist() for row in ffn_levels(made_up_anatomy(), num_levels=4).units]
     dense = [row[-1] for row in rows]
 
     def cost(widths: list[int]) -> float:

@@ -55,7 +55,7 @@ class MadeUpPredictor:
     def plan(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         if limits.limits[0].most < 4 * 16 * 48:
             raise InfeasibleTargetError("below the lowest level", remedy="Ask for at most 0.8", nearest=0.8)
-        widths = list(limits.space.units_of(uniform_choice(limits)))
+        widths = limits.space.units_of(uniform_choice(limits))
         move = min(64 - widths[0], widths[2] - int(limits.space.units[2][0]))
         return MadeUpPrediction(anatomy.architecture([widths[0] + move, widths[1], widths[2] - move, widths[3]]))
 

@@ -33,6 +33,7 @@ from tests.service.made_up import (
     add_calibration,
     add_search,
     add_statistics,
+    made_up_anatomy,
     sample,
     scan_samples,
     widths_of,
@@ -53,7 +54,8 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
     data = training_data(encoding, samples)
     data = replace(data, searched=np.ones_like(data.searched))
     fit = fit_values(encoding, data)
-    config = PolicyConfig(space.num_decisions, 4, encoding.features.shape[1], width=16, num_blocks=1)
+    num_layers, num_levels = encoding.parameters.shape
+    config = PolicyConfig(num_layers, num_levels, encoding.features.shape[1], width=16, num_blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
@@ -88,7 +90,7 @@ def test_the_stored_predictor_plans_as_the_one_in_memory(
         assert all(w % round_to == 0 or w == d for w, d in zip(widths_of(plan), WIDTHS, strict=True))
         space = ffn_widths(anatomy, round_to=round_to)
         expected = predictor.plan(anatomy, limits_for_sparsity(anatomy, space, sparsity, Scope.FFN))
-        assert widths_of(plan) == list(anatomy.ffn_widths(expected.architecture))
+        assert plan.architecture(anatomy) == expected.architecture
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
         assert plan.predicted.accuracy == expected.accuracy
@@ -106,8 +108,7 @@ def test_other_methods_say_what_the_predictor_expects_of_their_plans(
         answer = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.4, "method": method})
         assert answer.status_code == 201, answer.text
         plan = PruningPlan.from_json(answer.content)
-        anatomy = repository.get_model("tiny").anatomy
-        expected = predictor.judge(anatomy.architecture(widths_of(plan)))
+        expected = predictor.judge(plan.architecture(made_up_anatomy()))
         assert plan.method == method
         assert plan.predicted is not None
         assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)

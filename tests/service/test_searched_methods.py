@@ -297,7 +297,7 @@ def test_a_search_of_a_space_that_is_not_known_is_left_out(
     assert "nothing" in refusal(client, 0.5)["values"]
     assert f"search {unknown.id} of model tiny cannot be used: a s" in " ".join(caplog.messages)
     add_search(repository, HALF, 0.02)
-    assert ask(client).ffn_widths == list(HALF)
+    assert widths_of(ask(client)) == list(HALF)
 
 
 @pytest.mark.parametrize("widths", [(8, 40, 64), (8, 40, 64, 72), (0, 40, 64, 56)])

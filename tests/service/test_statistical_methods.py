@@ -61,7 +61,7 @@ def test_the_plan_is_the_allocators_within_its_target(
     space = ffn_widths(anatomy, round_to=round_to)
     price = ffn_parameters(anatomy, compensates=allocator.compensates)
     expected = allocator.allocate(anatomy, statistics, Limits(space, (price.limit(space, budget),)))
-    assert widths_of(plan) == list(anatomy.ffn_widths(expected.architecture))
+    assert plan.architecture(anatomy) == expected.architecture
     # A bias of D parameters is dearer than no bias, and no step is left over: 3 D a channel.
     assert removed - sparsity * total_of(scope) < (round_to * 3 + 1) * anatomy.hidden_size
     assert plan.provenance.calibration == "c" * 64

@@ -82,7 +82,8 @@ def samples_of(
         for _ in range(20 * evaluations):  # a small space may not hold so many
             if len(found) == evaluations:
                 break
-            choice = list(min(found, key=found.__getitem__)) if found else list(space.top)
+            start: Choice = min(found, key=lambda c: found[c]) if found else space.top
+            choice = list(start)
             for _ in range(2):
                 option = rng.randrange(int(space.counts[0]))
                 choice[rng.randrange(len(choice))] = option

@@ -86,7 +86,7 @@ def test_add_search_plan_apply_evaluate(run: Run, checkpoint: Path, data: Path, 
     assert (listed["id"], listed["samples"], listed["predictor"]) == ("mine", found["samples"], None)
     plan = json.loads(ok("plan", "-m", "mine", "-s", 0.4, "--json", "-o", tmp_path / "plan.json"))
     assert plan["method"] == "additive-dp"
-    assert plan["achieved"]["sparsity"]["ffn"] >= 0.4
+    assert plan["achieved"]["removed"]["ffn"] >= 0.4
     applied = json.loads(ok("apply", "-p", tmp_path / "plan.json", "-m", checkpoint, "-o", tmp_path / "out", "--json"))
     assert applied["weights_bytes"] == plan["achieved"]["disk_bytes"]
     report = json.loads(ok("evaluate", tmp_path / "out", "-d", data, "--dense", checkpoint, "--json"))

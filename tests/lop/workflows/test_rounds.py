@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from engines.memo import Measured
@@ -108,12 +109,13 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
     )
     assert events == ["trained", 3, "trained", 3, 2, 2]
     last = load_predictor(repository, record)
-    grid = first.encoding.grid
+    encoding = first.encoding
     measured = {widths_of(s.architecture): s.metrics.kl for s in training_samples(repository, "tiny", calibration)}
 
     def plan_of(predictor: Predictor, sparsity: float) -> Widths:
         # Reports round sparsities to four digits: half of the last one more is the budget or a little over it.
-        return tuple(grid.widths_of(predictor.propose(int((1.00005 - sparsity) * grid.max_cost_from[0]))))
+        budget = int((1.00005 - sparsity) * encoding.most_parameters)
+        return encoding.space.units_of(predictor.propose(budget - encoding.least_parameters))
 
     for sparsities, before, after in (
         (report.sparsities, report.plan_kl_before, report.plan_kl_after),
@@ -132,16 +134,17 @@ def test_what_a_report_says_was_measured(searched: tuple[Repository, str], monke
 
 
 class StubPredictor:
-    """Proposes the budget itself, and is unsure of one budget."""
+    """Proposes what may be spent itself, and is unsure of one budget."""
 
     def __init__(self, encoding: Encoding, unsure_of: float) -> None:
         self.encoding, self._unsure_of = encoding, unsure_of
 
-    def propose(self, budget: int) -> int:
-        return budget
+    def propose(self, spare: int) -> int:
+        return spare
 
-    def uncertainty(self, budget: int) -> float:
-        return -abs(budget / self.encoding.grid.max_cost_from[0] - self._unsure_of)
+    def uncertainty(self, spare: int) -> float:
+        budget = spare + self.encoding.least_parameters
+        return -abs(budget / self.encoding.most_parameters - self._unsure_of)
 
 
 def test_budgets_are_those_of_the_largest_error_to_expect(searched: tuple[Repository, str]) -> None:
@@ -149,7 +152,7 @@ def test_budgets_are_those_of_the_largest_error_to_expect(searched: tuple[Reposi
     encoding = load_predictor(
         repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
     ).encoding
-    samples, total = training_samples(repository, "tiny", calibration), encoding.grid.max_cost_from[0]
+    samples, total = training_samples(repository, "tiny", calibration), encoding.most_parameters
 
     def chosen(unsure_of: float, seed: int) -> float:
         predictor = cast("Predictor", StubPredictor(encoding, unsure_of))
@@ -169,8 +172,7 @@ def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, st
         repository, train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
     ).encoding
     predictor = cast("Predictor", StubPredictor(encoding, 0.5))
-    grid = encoding.grid
-    step = min(b - a for row in grid.costs for a, b in itertools.pairwise(row))
+    step = np.diff(encoding.parameters, axis=1).min()
     samples = training_samples(repository, "tiny", calibration)
 
     deep = [s for s in samples if sum(w < 48 for w in widths_of(s.architecture)) > 1]
@@ -180,7 +182,7 @@ def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, st
     few = uncertain_budgets(predictor, deep, RoundSettings(num_targets=500), seed=[0])
     assert 3 < len(few) < 500
     assert all(b - a >= step for a, b in itertools.pairwise(few))
-    cut = repository.get_model("tiny").anatomy.architecture((47, 47, *(row[-1] for row in grid.widths[2:])))
+    cut = repository.get_model("tiny").anatomy.architecture((47, 47, *encoding.dense_widths[2:].tolist()))
     dense = dataclasses.replace(deep[0], architecture=cut)
     assert len(uncertain_budgets(predictor, [dense], RoundSettings(num_targets=8), seed=[0])) == 1
 
@@ -190,7 +192,7 @@ def test_targets_are_spread_and_keep_away_from_what_is_to_be_avoided(searched: t
     record = train_model(repository, "tiny", SETTINGS, calibration_id=calibration)
     predictor = load_predictor(repository, record)
     samples = training_samples(repository, "tiny", calibration)
-    total = predictor.encoding.grid.max_cost_from[0]
+    total = predictor.encoding.most_parameters
     budgets = uncertain_budgets(predictor, samples, RoundSettings(num_targets=4, num_evaluations=2), seed=[0, 1])
     assert len(budgets) == 4
     assert list(budgets) == sorted(budgets)
