@@ -29,10 +29,13 @@ from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Choice, Space
 from storage.records import Sample
+from values.encoding import log_kl
 from values.surrogate import ROUGHNESSES, Kernel, ScoredChoice, Surrogate, expected_improvement, fit_surrogate
 
-KL_FLOOR = 1e-9
-"""KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist."""
+RELATIVE_KL_FLOOR = 1e-9
+"""KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist.
+
+Relative, unlike `KL_FLOOR_NATS`: a search does not know the scale of its metric."""
 
 MAX_MOVES = 4096
 """Swap moves that are proposed, those that the additive table likes best: deep models have many more."""
@@ -51,7 +54,7 @@ class SharedKnowledge:
     @property
     def kl_floor(self) -> float:
         """The least KL that is told apart from 0; positive."""
-        return max(KL_FLOOR * float(self.sensitivity.max()), 1e-300)
+        return max(RELATIVE_KL_FLOOR * float(self.sensitivity.max()), 1e-300)
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -68,7 +71,7 @@ def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]
         choice = space.choice_of(sample.architecture)
         if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) > 1:
             target = -1 - price.cost(sample.architecture) // largest_step  # below 0: none of this search's
-            scored.append(ScoredChoice(target, choice, float(np.log(max(sample.metrics.kl, 1e-12)))))
+            scored.append(ScoredChoice(target, choice, log_kl(sample.metrics.kl)))
     return scored
 
 

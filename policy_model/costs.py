@@ -24,16 +24,18 @@ def num_step_features(num_options: int) -> int:
     return NUM_SCALARS + num_options - 1
 
 
-def costs_within(levels: Space, limits: Limits) -> tuple["DecisionCosts", IntArray, IntArray]:
-    """Costs of the `levels` brought down to what `limits` allow; the units [N, K] of those; and the slack [J].
+def costs_within(levels: Space, limits: Limits) -> tuple["DecisionCosts", IntArray, IntArray, IntArray]:
+    """Costs of the `levels` brought down to what `limits` allow; which options [N, K] of theirs that are; the units
+    [N, K] of those; and the slack [J].
 
     The slack is negative where even the first level of every decision is too much.
     """
-    decisions = np.arange(levels.num_decisions)[:, None]
-    options = np.stack([limits.space.at_most(list(row)) for row in zip(*levels.units, strict=True)], axis=1)  # [N, K]
-    units = np.stack([row[k] for row, k in zip(limits.space.units, options, strict=True)])
-    excess = limits.table.excess[:, decisions, options]
-    return DecisionCosts(excess - excess[:, :, :1]), units, limits.spare - excess[:, :, 0].sum(axis=1)
+    allowed = limits.space.units
+    found = [np.searchsorted(row, wanted, side="right") - 1 for row, wanted in zip(allowed, levels.units, strict=True)]
+    options = np.maximum(np.stack(found), 0)  # [N, K]
+    units = np.stack([row[k] for row, k in zip(allowed, options, strict=True)])
+    excess = limits.table.excess[:, np.arange(len(options))[:, None], options]
+    return DecisionCosts(excess - excess[:, :, :1]), options, units, limits.spare - excess[:, :, 0].sum(axis=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,10 @@ from policy_model.local_search import Descent, LevelValues, improve, level_value
 from policy_model.policy_config import PolicyConfig
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
-from pruning.errors import CheckpointError, FingerprintMismatchError
+from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 from pruning.reasons import reason_of
@@ -34,7 +34,10 @@ from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
 from values.values import Kernel, Values
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, FORMAT_VERSION)
+"""Version 2 knew a grid of widths instead of a space."""
+
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
 
@@ -155,16 +158,27 @@ class Predictor:
         space = limits.space
         if limits.allows_everything:
             return self._prediction(space.architecture(space.top), chosen=True)
-        chosen = self._start(limits)
-        choice = uniform_choice(limits) if chosen is None else limits.fit(*chosen)
-        prediction = self._prediction(space.architecture(choice), chosen=True)
-        return replace(prediction, below_grid=chosen is None)
+        choice = self._choice(limits)
+        below_grid = choice is None
+        if choice is None:
+            choice = uniform_choice(limits)
+        return replace(self._prediction(space.architecture(choice), chosen=True), below_grid=below_grid)
 
     def judge(self, architecture: Architecture) -> Prediction:
         """What to expect of FFN widths that were chosen in another way, with the intervals of any configuration.
 
         They are of the model this predictor was trained for, cut along the ranking of its samples.
+
+        Raises:
+            InputError: something else is cut than the FFN widths of the searched space.
         """
+        decided = self.encoding.space.dense
+        if any(site not in decided or option != Option(option.units) for site, option in architecture.items):
+            raise InputError(
+                "a predictor judges nothing but the FFN widths that its samples differ in",
+                values=str(architecture.document()),
+                remedy="Measure it with `lop evaluate`",
+            )
         return self._prediction(architecture, chosen=False)
 
     def _prediction(self, architecture: Architecture, *, chosen: bool) -> Prediction:
@@ -217,27 +231,26 @@ class Predictor:
         spent = int(costs.excess[0, np.arange(len(prefix)), chosen].sum())
         return self._decoder.next_level(costs, np.array([slack + spent], dtype=np.int64), chosen)
 
-    def _start(self, limits: Limits) -> tuple[IntArray, FloatArray] | None:
-        """[N] the chosen levels in the space of `limits`, and what its options are worth [N, K]; None where not even
-        the narrowest levels meet them.
+    def _choice(self, limits: Limits) -> IntArray | None:
+        """[N] in the space of `limits`: the chosen levels, filled up; None if not even the narrowest meet the limits.
 
         The levels meet all limits, so channels are only added, and what a level more gains is all that is asked.
         """
-        costs, widths, slack = costs_within(self.encoding.space, limits)
+        costs, options, widths, slack = costs_within(self.encoding.space, limits)
         if (slack < 0).any():
             return None
         fractions = widths / self.encoding.dense_widths[:, None]
         usual = self._grid_values
         table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
         levels = self._choose(costs, slack, table)
-        start = limits.space.at_most(widths[np.arange(len(levels)), levels])
-        if limits.is_tight(start):
-            return start, np.zeros(limits.table.exists.shape)
+        choice: IntArray = options[np.arange(len(levels)), levels]
+        if limits.is_tight(choice):
+            return choice
         worth = np.zeros(limits.table.exists.shape)
         slopes = worth_of_raising(table, levels) / self.encoding.dense_widths
         for row, units, slope in zip(worth, limits.space.units, slopes, strict=True):
             row[: len(units)] = units * slope
-        return start, worth
+        return limits.fit(choice, worth)
 
     @cached_property
     def _parameter_costs(self) -> DecisionCosts:
@@ -276,9 +289,9 @@ class Predictor:
     @classmethod
     def from_bytes(cls, weights: bytes, config: dict[str, Any]) -> "Predictor":
         """Raises CheckpointError if the bytes are truncated or do not belong to `config`."""
-        if config.get("format_version") != FORMAT_VERSION:
+        if config.get("format_version") not in READABLE_VERSIONS:
             raise CheckpointError(
-                f"a predictor must have format version {FORMAT_VERSION}",
+                f"a predictor must have format version {' or '.join(map(str, READABLE_VERSIONS))}",
                 values=repr(config.get("format_version")),
                 remedy="Train it again with this version",
             )

@@ -102,19 +102,6 @@ class Planner:
             return self._repository.add_plan(PlanRecord(key, plan)).plan
         raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
 
-    def is_filled_up(self, request: PlanRequest) -> bool:
-        """Whether the plan for `request`, which names its method, is a search's for another target, filled up to this.
-
-        Raises as `plan`.
-        """
-        if request.method is None or request.method.family is not Family.SEARCH:
-            return False
-        question, _, _ = self._question(request)
-        candidate = self._families[request.method.family].find(request.method, question)
-        if isinstance(candidate, Unavailable):
-            raise candidate.error
-        return candidate.answer().filled_up
-
     def model(self, model_id: str) -> ModelRecord:
         """A registered model; raises NotFoundError. It never changes, and reading it means parsing every shape."""
         return self._models.get(model_id, lambda: self._repository.get_model(model_id))

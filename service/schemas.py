@@ -90,7 +90,7 @@ class PlanRequest(BaseModel):
         if self.budget is not None and self.device is None:
             if self.budget.latency_ms is not None:
                 raise ValueError("latency_ms is a device's: name one, see GET /v1/devices")
-            if self.budget.limits_nothing:
+            if not self.budget.limits:
                 raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
         return self
 

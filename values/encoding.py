@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.arrays import FloatArray, IntArray
+from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.ffn_spaces import ffn_space_of
 from pruning.planning.prices import ffn_parameters
@@ -29,7 +30,7 @@ class Encoding:
     """What the predictor knows of one model before it is asked for a budget. Immutable, so threads may share it.
 
     Attributes:
-        space: what the policy chooses from: as many FFN widths in every layer, the last one dense.
+        space: what the policy chooses from; see `check_space`.
         parameters: [L, K] FFN parameters of each option.
         features: [L, F] static features: relative depth, width share, parameter share (both times L, so 1 is the
             average layer), block influence and mean channel importance (logarithms, standardised over the model, 0
@@ -90,15 +91,39 @@ class Encoding:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Encoding":
-        """Raises KeyError, TypeError or ValueError for a document of another form.
+        """Raises KeyError, TypeError or ValueError for a document of another form, InputError as `check_space`.
 
         Predictors of before knew a grid of widths and costs.
         """
         grid = data.get("grid")
         space = Space.from_document(data["space"]) if grid is None else ffn_space_of(grid["widths"])
+        check_space(space)
         costs = data["parameters"] if grid is None else grid["costs"]
         parameters = np.array(costs, dtype=np.int64)
         return cls(space, parameters, np.array(data["features"]), np.array(data["log_sensitivity"]))
+
+
+def check_space(space: Space) -> None:
+    """What values and policy can learn: the FFN width of every layer, of as many options each, the last one dense.
+
+    The policy has one head for all layers, and the values know a layer by the fraction of its channels that it keeps.
+
+    Raises:
+        InputError: `space` is another one.
+    """
+    sites = [decision.sites for decision in space.decisions]
+    of_ffn = sites == [(Site(layer, Sublayer.FFN),) for layer in range(len(sites))]
+    units_alone = all(
+        options.bits is None and options.density is None for x in space.decisions for options in x.options
+    )
+    equal = len(set(space.counts.tolist())) == 1 and space.counts[0] >= 2
+    if not (of_ffn and units_alone and equal and space.units_of(space.top) == tuple(space.dense_units.tolist())):
+        names = [f"{site.layer}.{site.sublayer}" for of_decision in sites for site in of_decision]
+        raise InputError(
+            "a predictor is of a space of one FFN decision a layer, with as many widths in each, the last one dense",
+            values=f"sites {', '.join(names)} with {', '.join(map(str, space.counts))} options",
+            remedy="Search FFN widths of one number of levels",
+        )
 
 
 def log_kl(kl_nats: float) -> float:
@@ -116,7 +141,11 @@ def encode(
 
     `statistics` of activations, if they were measured, say how much each layer changes its input and how important its
     channels are.
+
+    Raises:
+        InputError: as `check_space`.
     """
+    check_space(space)
     L = anatomy.num_layers
     parameters = np.stack(space.tables(ffn_parameters(anatomy).of))
     curves, measured = _sensitivity_curves(space, samples)

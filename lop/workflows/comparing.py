@@ -91,7 +91,7 @@ def compare_methods(
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import make_batches
 
-    plans, filled_up, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
+    plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
     model = repository.get_model(model_id)
     check_weights(model)
     folder = Path(model.path)
@@ -109,7 +109,7 @@ def compare_methods(
             nll=metrics.nll,
             accuracy=metrics.accuracy,
             plan_id=plan.plan_id,
-            filled_up=plan.plan_id in filled_up,
+            filled_up=plan.provenance.filled_up,
             agreement=metrics.agreement,
         )
         if on_plan is not None:
@@ -162,25 +162,19 @@ def _request_plans(
     methods: Sequence[Method] | None,
     scope: Scope,
     round_to: int,
-) -> tuple[list[tuple[float, PruningPlan]], set[str], list[str]]:
-    """The plans with the sparsity asked for, method by method; the ids of those that are filled up; and what is
-    missing: a line a method and reason.
-    """
+) -> tuple[list[tuple[float, PruningPlan]], list[str]]:
+    """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
     from service.planner import Planner
     from service.predictor_cache import PredictorCache
 
     planner = Planner(repository, PredictorCache(repository, capacity=1))
     plans: list[tuple[float, PruningPlan]] = []
-    filled_up: set[str] = set()
     missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
     for method in dict.fromkeys(methods or tuple(Method)):
         for sparsity in dict.fromkeys(sparsities):
             request = PlanRequest(model=model_id, sparsity=sparsity, scope=scope, round_to=round_to, method=method)
             try:
-                plan = planner.plan(request)
-                plans.append((sparsity, plan))
-                if planner.is_filled_up(request):
-                    filled_up.add(plan.plan_id)
+                plans.append((sparsity, planner.plan(request)))
             except InfeasibleTargetError as error:
                 missing.setdefault((method, error.rule), []).append((sparsity, error))
             except InputError as error:
@@ -190,7 +184,7 @@ def _request_plans(
     reasons = [_reason(method, refused) for (method, _), refused in missing.items()]
     if not plans:
         raise InputError("a comparison needs a method that can answer", values="; ".join(reasons))
-    return plans, filled_up, reasons
+    return plans, reasons
 
 
 def _reason(method: Method, refused: Sequence[tuple[float, InputError]]) -> str:

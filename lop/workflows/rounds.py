@@ -24,6 +24,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
+from values.encoding import KL_FLOOR_NATS
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor
@@ -37,8 +38,6 @@ DEFAULT_TARGETS = 8
 DEFAULT_EVALUATIONS = 24
 CHOICES_PER_TARGET = 6
 """Budgets that are looked at for each one that is searched."""
-
-KL_FLOOR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,7 @@ def _best_known(result: SearchResult, *plans: Sequence[float]) -> tuple[float, .
 
 
 def _mean_ratio(found: Sequence[float], best: Sequence[float]) -> float:
-    return geometric_mean(max(a, KL_FLOOR) / max(b, KL_FLOOR) for a, b in zip(found, best, strict=True))
+    return geometric_mean(max(a, KL_FLOOR_NATS) / max(b, KL_FLOOR_NATS) for a, b in zip(found, best, strict=True))
 
 
 def _mean_share(shares: Sequence[float | None]) -> float | None:

@@ -52,9 +52,19 @@ class Method(StrEnum):
     ADDITIVE_DP = "additive-dp", Family.SCAN, "the least sum of one-layer sensitivities, by dynamic programming"
     UNIFORM = "uniform", Family.NOTHING, "the same retention in every layer"
 
-    WANDA_SP = "wanda-sp", Family.STATISTICS, "weights x activations, in the whole model", StatisticsKind.ACTIVATIONS
+    WANDA_SP = (
+        "wanda-sp",
+        Family.STATISTICS,
+        "weights x activations, the same retention in every layer",
+        StatisticsKind.ACTIVATIONS,
+    )
     FLAP = "flap", Family.STATISTICS, "fluctuation, with biases for what goes", StatisticsKind.ACTIVATIONS, True
-    LLM_PRUNER = "llm-pruner", Family.STATISTICS, "weights x gradients, in the whole model", StatisticsKind.GRADIENTS
+    LLM_PRUNER = (
+        "llm-pruner",
+        Family.STATISTICS,
+        "weights x gradients, one retention for the middle layers",
+        StatisticsKind.GRADIENTS,
+    )
     OWL = "owl", Family.STATISTICS, "layers with more outliers keep more", StatisticsKind.ACTIVATIONS
     ECOFLAP = "ecoflap", Family.STATISTICS, "losses under perturbed weights", StatisticsKind.ZEROTH_ORDER
     SHORTGPT = "shortgpt", Family.STATISTICS, "layers that change their input less go", StatisticsKind.ACTIVATIONS

@@ -16,14 +16,13 @@ from pruning.checkpoints.resizing import replace_parameters, set_counts, weights
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.forward.compensation import compensated_bias
 from pruning.planning.plan import BIAS, PruningPlan
+from pruning.planning.plan_parts import UPGRADE
 from pruning.planning.ranking import Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-_UPGRADE = "Upgrade lop-service, or fetch the plan again with `lop plan`"
 
 
 @torch.no_grad()
@@ -102,13 +101,7 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
         raise PlanError(
             "this version recovers by biases only",
             values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
-            remedy=_UPGRADE,
-        )
-    if any(step != BIAS for step in plan.recovery):
-        raise PlanError(
-            "this version recovers by biases only",
-            values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
-            remedy=_UPGRADE,
+            remedy=UPGRADE,
         )
     if ranking.compensates != plan.compensates:
         raise PlanError(

@@ -49,7 +49,7 @@ def limits_for_budget(
         InputError: `budget` limits nothing, or latency without a model of it.
         InfeasibleBudgetError: the smallest choice exceeds a limit.
     """
-    if budget.limits_nothing:
+    if not budget.limits:
         raise InputError(
             "a budget limits something",
             values="only a workload",

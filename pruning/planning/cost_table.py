@@ -133,8 +133,8 @@ class CostTable:
         left = slack[:, None] - self.columns[n]  # [B, K, J]
         fits, uses = left >= 0, left < self.used_up_below[n + 1]
         one = len(self.excess) == 1  # then there is nothing to reduce, which takes longest of all this
-        fitting: BoolArray = fits[:, :, 0] if one else fits.all(axis=2)
-        using: BoolArray = fitting & (uses[:, :, 0] if one else uses.any(axis=2))
+        fitting: BoolArray = fits[:, :, 0] if one else np.all(fits, axis=2)
+        using: BoolArray = fitting & (uses[:, :, 0] if one else np.any(uses, axis=2))
         if not using.any(axis=1).all():
             highest = fitting & (fitting.cumsum(axis=1) == fitting.sum(axis=1, keepdims=True))
             using = np.where(using.any(axis=1, keepdims=True), using, highest)

@@ -55,13 +55,11 @@ def make_plan(
 def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:
     """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan."""
     exceeded = []
-    # 1e-9 is the slack of `pruning.planning.target.parameters_to_keep`.
+    # 1e-9 is the slack of `pruning.planning.scope.parameters_to_keep`.
     if target.sparsity is not None and achieved.removed[target.scope] < target.sparsity - 1e-9:
         exceeded.append(f"sparsity {achieved.removed[target.scope]} of {target.sparsity}")
-    budget = target.budget
-    if budget is not None:
-        for name in ("memory_bytes", "latency_ms", "flops", "disk_bytes"):
-            allowed, reached = getattr(budget, name), getattr(achieved, name)
-            if allowed is not None and (reached is None or reached > allowed):
-                exceeded.append(f"{name} {reached} of {allowed}")
+    for name, allowed in ({} if target.budget is None else target.budget.limits).items():
+        reached = getattr(achieved, name)
+        if reached is None or reached > allowed:
+            exceeded.append(f"{name} {reached} of {allowed}")
     return exceeded

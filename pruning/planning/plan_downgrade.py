@@ -5,15 +5,15 @@ from typing import Literal
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import PlanSchemaError
 from pruning.planning.plan import BIAS, PruningPlan
-from pruning.planning.plan_v1 import AchievedV1, LayerV1, PlanV1, PredictedV1, RankingV1, TargetV1
+from pruning.planning.plan_v1 import AchievedV1, LayerV1, PlanV1, PredictedV1, ProvenanceV1, RankingV1, TargetV1
 
 
 def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
     """`plan` in schema 1, under the same id; a plan that was read from schema 1 is again what it was.
 
     `anatomy` is of the model that the plan was made for: schema 1 lists what is dense, too. What schema 1 has no place
-    for and the plan can be used without is left out: the axes of `target.space`, and what `predicted.of` says, which
-    `provenance.note` says in words.
+    for and the plan can be used without is left out: the axes of `target.space`, and what `predicted.of` and
+    `provenance.filled_up` say, which `provenance.note` says in words.
 
     Raises:
         PlanSchemaError: the plan asks for bits, densities, or a recovery other than biases.
@@ -55,7 +55,7 @@ def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
         ranking=RankingV1(sha256=plan.ranking.sha256, url=plan.ranking.url, compensates=plan.compensates),
         achieved=AchievedV1(sparsity=achieved.pop("removed"), **achieved),
         predicted=None if predicted is None else PredictedV1(**predicted.model_dump(exclude={"of"})),
-        provenance=plan.provenance,
+        provenance=ProvenanceV1(**plan.provenance.model_dump(exclude={"filled_up"})),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,7 @@ from pruning.errors import PlanError
 SHA256 = r"^[0-9a-f]{64}$"
 INT64_MAX = 2**63 - 1
 FETCH_AGAIN = "Fetch the plan again with `lop plan`"
+UPGRADE = "Upgrade lop-service, or fetch the plan again with `lop plan`"
 
 
 def is_none(value: object) -> bool:
@@ -37,13 +39,17 @@ class PlanModel(Part):
 
 
 class Provenance(Part):
-    """Where the plan comes from, enough to make it again."""
+    """Where the plan comes from, enough to make it again.
+
+    `filled_up`: it is no point of a search itself, but one that was searched for another target and got more channels.
+    """
 
     predictor: str | None = None
     samples: int = Field(default=0, ge=0)
     calibration: str | None = None
     seed: int | None = None
     note: str | None = None
+    filled_up: bool = Field(default=False, exclude_if=operator.not_)
 
 
 def broken_field(error: ValidationError, version: int) -> PlanError:

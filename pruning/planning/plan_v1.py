@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pruning.planning.plan_parts import SHA256, Part, PlanModel, Provenance, broken_field, is_none
+from pruning.planning.plan_parts import SHA256, Part, PlanModel, broken_field, is_none
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Budget, Workload
 
 _MEASURED_ON_VALIDATION = "the predicted KL was measured on validation data"
 """In the note of a plan of schema 1: the only place where it says that a quality was measured on unseen data."""
+
+_FILLED_UP = "searched for another target and filled up to this one"
+"""Likewise, that its channels are not those of the search."""
 
 
 class TargetV1(Part):
@@ -105,6 +108,16 @@ class PredictedV1(Part):
     agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=is_none)
 
 
+class ProvenanceV1(Part):
+    """Where the plan comes from."""
+
+    predictor: str | None = None
+    samples: int = Field(default=0, ge=0)
+    calibration: str | None = None
+    seed: int | None = None
+    note: str | None = None
+
+
 class PlanV1(Part):
     """A plan of schema 1."""
 
@@ -118,7 +131,7 @@ class PlanV1(Part):
     ranking: RankingV1
     achieved: AchievedV1
     predicted: PredictedV1 | None = None
-    provenance: Provenance = Provenance()
+    provenance: ProvenanceV1 = ProvenanceV1()
 
     @field_validator("layers")
     @classmethod
@@ -157,6 +170,8 @@ class PlanV1(Part):
         if self.predicted is not None:
             unseen = _MEASURED_ON_VALIDATION in (self.provenance.note or "")
             document["predicted"]["of"] = "unseen" if unseen else "calibration"
+        if _FILLED_UP in (self.provenance.note or ""):
+            document["provenance"]["filled_up"] = True
         return document
 
 

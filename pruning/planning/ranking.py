@@ -21,6 +21,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.arrays import IntArray
 from pruning.errors import CheckpointError, FingerprintMismatchError, PlanError
+from pruning.planning.plan_parts import UPGRADE
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,14 @@ class Ranking:
             values = f"layer {site.layer}: {option.units} of {dense}"
             if not 1 <= option.units <= dense:
                 name = "channels" if site.sublayer is Sublayer.FFN else "KV groups"
-                raise PlanError(f"each layer keeps between one and all of its {name}", values=values)
+                rule = f"each layer keeps between one and all of its {name}"
+                rule = rule if option.units else f"this version skips no sub-layers: {rule}"
+                raise PlanError(rule, values=values, remedy=UPGRADE)
             if option.bits is not None or option.density is not None:
                 raise PlanError(
                     "this version cuts whole units, and keeps the bits and the density of weights",
-                    values=f"layer {site.layer}: {site.sublayer} with bits={option.bits}, density={option.density}",
-                    remedy="Upgrade lop-service, or fetch the plan again with `lop plan`",
+                    values=f"layer {site.layer}, {site.sublayer}: bits={option.bits}, density={option.density}",
+                    remedy=UPGRADE,
                 )
             if site.sublayer is Sublayer.ATTENTION and self.kv_groups is None:
                 raise PlanError(

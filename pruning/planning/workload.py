@@ -40,5 +40,7 @@ class Budget(Part):
         return Workload(batch=self.batch, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
 
     @property
-    def limits_nothing(self) -> bool:
-        return all(x is None for x in (self.memory_bytes, self.latency_ms, self.flops, self.disk_bytes))
+    def limits(self) -> dict[str, float]:
+        """What is limited, by name: every field but those of the workload. `Achieved` has fields of the same names."""
+        named = {name: getattr(self, name) for name in type(self).model_fields if name not in Workload.model_fields}
+        return {name: limit for name, limit in named.items() if limit is not None}

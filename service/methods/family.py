@@ -39,7 +39,6 @@ class Answer:
         predicted: the quality to expect, if the method can say.
         provenance: what the method worked from, but for the note.
         notes: what the plan's note says about how it was made.
-        filled_up: no point of a search itself, but what one found for another target, with channels added up to this.
     """
 
     architecture: Architecture
@@ -47,7 +46,6 @@ class Answer:
     predicted: Predicted | None = None
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
-    filled_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,9 +136,10 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     return Answer(
         space.architecture(choice),
         predicted=_predicted(metrics, dense, of=of) if measured else None,
-        provenance=Provenance(samples=found.evaluations, calibration=found.calibration_id, seed=found.seed),
+        provenance=Provenance(
+            samples=found.evaluations, calibration=found.calibration_id, seed=found.seed, filled_up=filled_up
+        ),
         notes=tuple(notes),
-        filled_up=filled_up,
     )
 
 

@@ -127,7 +127,7 @@ def test_every_limit_is_kept_along_a_trajectory() -> None:
 
 def test_levels_are_brought_down_to_allowed_widths() -> None:
     limits = ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=8), 1000)
-    costs, widths, slack = costs_within(LEVELS, limits)
+    costs, _, widths, slack = costs_within(LEVELS, limits)
     assert widths.tolist() == [[8, 16, 30], [8, 16, 30], [16, 40, 60]]
     assert costs.excess[0, 2].tolist() == [0, 24 * 12, 44 * 12]
     assert slack.tolist() == [1000 - 32 * 12]
@@ -136,7 +136,7 @@ def test_levels_are_brought_down_to_allowed_widths() -> None:
 def test_levels_that_are_brought_down_to_one_width_cost_the_same() -> None:
     """Multiples of 24 and the dense width: layers of 30 have two, for three levels."""
     limits = ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=24), 1200)
-    costs, widths, slack = costs_within(LEVELS, limits)
+    costs, _, widths, slack = costs_within(LEVELS, limits)
     # The narrowest allowed width is above the first level: that is brought up, and nothing below it is left.
     assert widths.tolist() == [[24, 24, 30], [24, 24, 30], [24, 24, 60]]
     assert costs.excess.tolist() == [[[0, 0, 72], [0, 0, 72], [0, 0, 432]]]
@@ -146,7 +146,7 @@ def test_levels_that_are_brought_down_to_one_width_cost_the_same() -> None:
     assert masks[0].tolist() == [[True, True, True], [True, True, True], [True, True, False]]
     assert np.isfinite(features).all()
     # As does a decision whose options all cost the same.
-    flat, _, _ = costs_within(LEVELS, ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=30), 1100))
+    flat, *_ = costs_within(LEVELS, ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=30), 1100))
     assert flat.excess.tolist() == [[[0, 0, 0], [0, 0, 0], [0, 0, 360]]]
     assert np.isfinite(flat.trajectory(np.array([[0, 1, 2]]), slack_of(20))[0]).all()
 
@@ -156,7 +156,7 @@ def test_the_slack_counts_from_the_lowest_levels_under_every_limit() -> None:
     fine = ffn_widths(ANATOMY, round_to=10)
     stairs = tuple(100 * -(-row // 20) for row in fine.units)
     limits = Limits(fine, (ffn_parameters(ANATOMY).limit(fine, 1000), Limit(LimitKind.LATENCY_MS, 1000, 300, stairs)))
-    costs, widths, slack = costs_within(LEVELS, limits)
+    costs, _, widths, slack = costs_within(LEVELS, limits)
     assert widths.tolist() == [[10, 20, 30], [10, 20, 30], [20, 40, 60]]
     assert costs.excess[0].tolist() == COSTS.excess[0].tolist()
     assert costs.excess[1].tolist() == [[0, 0, 100], [0, 0, 100], [0, 100, 200]]
@@ -167,7 +167,7 @@ def test_the_slack_counts_from_the_lowest_levels_under_every_limit() -> None:
 def test_what_is_below_the_lowest_level_has_negative_slack(most: int) -> None:
     fine = ffn_widths(ANATOMY, round_to=2)
     limits = Limits(fine, (Limit(LimitKind.FLOPS, most, 0, tuple(12 * row for row in fine.units)),))
-    assert (costs_within(LEVELS, limits)[2] < 0).all()
+    assert (costs_within(LEVELS, limits)[3] < 0).all()
 
 
 def test_one_limit_that_the_lowest_levels_exceed_is_told_from_one_that_they_meet() -> None:
@@ -176,4 +176,4 @@ def test_one_limit_that_the_lowest_levels_exceed_is_told_from_one_that_they_meet
     limits = Limits(
         fine, tuple(Limit(kind, most, 0, rows) for kind, most in ((LimitKind.FLOPS, 600), (LimitKind.DISK_BYTES, 479)))
     )
-    assert costs_within(LEVELS, limits)[2].tolist() == [120, -1]
+    assert costs_within(LEVELS, limits)[3].tolist() == [120, -1]

@@ -19,8 +19,8 @@ from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import CONFIG_FILE, WEIGHTS_FILE, Predictor, PredictorInfo
 from policy_model.training import calibrate, residual_scale
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture
-from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleBudgetError
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.errors import CheckpointError, FingerprintMismatchError, InfeasibleBudgetError, InputError
 from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.prices import ffn_parameters
@@ -112,6 +112,15 @@ def test_other_widths_are_judged_with_the_intervals_of_any_configuration(
     expected = predictor.calibration.interval(float(mean[0]), float(deviation[0]), chosen=False)
     assert judged.interval == expected != own.interval
     assert predictor.judge(Architecture()).interval == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "option", [(Site(2, Sublayer.ATTENTION), Option(1)), (Site(2, Sublayer.FFN), Option(32, bits=4))]
+)
+def test_what_no_sample_differs_in_is_not_judged(predictor: Predictor, option: tuple[Site, Option]) -> None:
+    """KV groups, and bits: the quality of whole ones would be a wrong answer."""
+    with pytest.raises(InputError, match=r"judges nothing but the FFN widths.*'index': 2"):
+        predictor.judge(Architecture.of([(Site(0, Sublayer.FFN), Option(32)), option]))
 
 
 def test_an_impossible_budget_is_an_error(predictor: Predictor, anatomy: ModelAnatomy) -> None:
@@ -256,7 +265,7 @@ def test_missing_files_foreign_weights_and_other_versions_are_refused(
     weights, config = predictor.to_bytes()
     with pytest.raises(CheckpointError, match="belong together"):
         Predictor.from_bytes(untrained(anatomy, space).to_bytes()[0], config)
-    with pytest.raises(CheckpointError, match="format version 2"):
+    with pytest.raises(CheckpointError, match=r"format version 2 or 3 \(got 1\)"):
         Predictor.from_bytes(weights, {**config, "format_version": 1})
     with pytest.raises(CheckpointError, match="belong together"):
         Predictor.from_bytes(weights, {k: v for k, v in config.items() if k != "encoding"})

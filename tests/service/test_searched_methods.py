@@ -7,15 +7,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.methods import Method
-from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.plan import PruningPlan
 from pruning.planning.space import Space
 from service.finished_searches import FoundConfiguration, Validation
 from service.methods.searched import best_configuration
-from service.planner import Planner
-from service.predictor_cache import PredictorCache
-from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.sql_samples import SampleStore
 from tests.service.made_up import WIDTHS, add_calibration, add_search, register_model, sample, scan_samples, widths_of
@@ -175,30 +171,11 @@ def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository:
     assert plan.predicted is not None
     assert plan.predicted.quality == 0.02
     assert "; searched for another target and filled up to this one; the predicted KL is" in str(plan.provenance.note)
+    assert plan.provenance.filled_up
     # Less than a step more than what was searched: nothing to add.
-    assert "filled up" not in str(ask(client, 0.49).provenance.note)
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "method", "expected"),
-    [(0.5, "evolution", False), (0.45, "evolution", True), (0.45, "uniform", False), (0.45, None, False)],
-)
-def test_the_planner_says_what_is_filled_up(
-    repository: Repository, sparsity: float, method: str | None, expected: bool
-) -> None:
-    add_search(repository, HALF, 0.02, method="evolution")
-    planner = Planner(repository, PredictorCache(repository, capacity=1))
-    request = PlanRequest.model_validate({"model": "tiny", "sparsity": sparsity, "method": method})
-    assert planner.is_filled_up(request) is expected
-    planner.plan(request)
-    assert planner.is_filled_up(request) is expected  # of a plan that is stored, too
-
-
-def test_what_has_no_plan_is_not_filled_up(repository: Repository) -> None:
-    add_search(repository, HALF, 0.02, method="evolution")
-    planner = Planner(repository, PredictorCache(repository, capacity=1))
-    with pytest.raises(InputError, match="needs a finished search"):
-        planner.is_filled_up(PlanRequest(model="tiny", sparsity=0.1, method=Method.EVOLUTION))
+    near = ask(client, 0.49)
+    assert "filled up" not in str(near.provenance.note)
+    assert not near.provenance.filled_up
 
 
 def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClient, repository: Repository) -> None:
@@ -207,6 +184,7 @@ def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClien
     assert widths_of(plan) == [16, 40, 64, 48]
     assert "; channels were added to what was measured, up to the target; the predicted" in str(plan.provenance.note)
     assert "another target" not in str(plan.provenance.note)
+    assert not plan.provenance.filled_up
 
 
 def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, repository: Repository) -> None:

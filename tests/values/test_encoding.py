@@ -1,14 +1,18 @@
 """What the predictor knows of a model, worked out by hand."""
 
+import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+from pruning.anatomy.architecture import Option, Site, Sublayer
+from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.ffn_spaces import ffn_levels
-from pruning.planning.space import Space
+from pruning.planning.ffn_spaces import ffn_levels, ffn_space_of
+from pruning.planning.space import Decision, Options, Space
 from tests.values.landscape import anatomy_of, sample
 from values.encoding import KL_FLOOR_NATS, Encoding, encode, log_kl
 
@@ -99,4 +103,34 @@ def test_the_grid_of_earlier_predictors_is_read_as_a_space() -> None:
     assert read.to_dict() == encoding.to_dict()
     del document["grid"]
     with pytest.raises(KeyError):
+        Encoding.from_dict(document)
+
+
+def of_bits() -> Space:
+    site = Site(0, Sublayer.FFN)
+    return Space((Decision((site,), (Options.of([Option(8, bits=4), Option(16)]),)),), {site: 16})
+
+
+def of_attention() -> Space:
+    site = Site(0, Sublayer.ATTENTION)
+    return Space((Decision((site,), (Options(np.array([1, 2])),)),), {site: 2})
+
+
+@pytest.mark.parametrize(
+    ("space", "found"),
+    [
+        (ffn_space_of([[8, 16, 32], [16, 32]]), "sites 0.ffn, 1.ffn with 3, 2 options"),
+        (ffn_space_of([[32], [32]]), "with 1, 1 options"),
+        (of_bits(), "sites 0.ffn with 2 options"),
+        (of_attention(), "sites 0.attention with 2 options"),
+        (dataclasses.replace(ffn_space_of([[8, 16]]), dense={Site(0, Sublayer.FFN): 32}), "sites 0.ffn"),
+    ],
+)
+def test_spaces_that_values_and_policy_cannot_learn_are_refused(space: Space, found: str) -> None:
+    """Ragged ones, of one option, of bits, of attention, and such as end below the dense model."""
+    anatomy = anatomy_of([32] * space.num_decisions)
+    with pytest.raises(InputError, match=rf"one FFN decision a layer.*{re.escape(found)}"):
+        encode(anatomy, space, [])
+    document = {"space": space.document(), "parameters": [], "features": [], "log_sensitivity": []}
+    with pytest.raises(InputError, match=re.escape(found)):
         Encoding.from_dict(document)

@@ -39,7 +39,7 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     plan = json.loads(lop(database, "plan", "-m", "tiny", "-s", 0.45, "--json"))
     assert plan["method"] == "lop"
     assert plan["provenance"]["predictor"] == row["predictor"]
-    assert 0.45 <= plan["achieved"]["sparsity"]["ffn"] < 0.45 + 8 / (4 * 48)
+    assert 0.45 <= plan["achieved"]["removed"]["ffn"] < 0.45 + 8 / (4 * 48)
     low, high = plan["predicted"]["interval"]
     assert low <= plan["predicted"]["quality"] <= high
     uniform = lop(database, "plan", "-m", "tiny", "-s", 0.45, "--method", "uniform")
