@@ -16,7 +16,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from storage.records import Sample
-from values.encoding import Encoding, log_kl, pruned_layers
+from values.encoding import Encoding, pruned_layers
+from values.kl_floor import log_kl
 
 _logger = logging.getLogger("values.dataset")
 

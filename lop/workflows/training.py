@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
-    """The samples to learn from: of one calibration set (by default that with most of FFN widths), under today's ranking.
+    """The samples to learn from: of one calibration set (by default that with most FFN widths), under today's ranking.
 
     Raises:
         NotFoundError: the model is not registered.
