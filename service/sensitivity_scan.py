@@ -84,6 +84,7 @@ def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
     return (
         same is not None
         and same.document() == space.document()
+        and space.of_ladders
         and len(set(space.counts.tolist())) == 1
         and space.units_of(space.top) == anatomy.dense_units(Sublayer.FFN)
     )
