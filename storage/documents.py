@@ -50,18 +50,19 @@ def configuration_document(anatomy: ModelAnatomy, architecture: Architecture) ->
     """How the configuration of a sample is stored: all FFN widths [L] where nothing else changes, as ever since the
     first samples, or else the architecture's own document.
 
-    Raises InputError for an architecture of another model, or one that names a site that is dense.
+    Raises InputError for an architecture that names a layer which the model has not, or a site that is dense.
     """
+    widths = anatomy.ffn_widths_alone(architecture)
+    if widths is not None:
+        return {"ffn_widths": list(widths)}
     for site, option in architecture.items:
-        dense = anatomy.layers[site.layer].units(site.sublayer) if site.layer < anatomy.num_layers else None
-        if dense is None or option.units > dense or option == Option(dense):
+        if site.layer >= anatomy.num_layers or option == Option(anatomy.dense_units(site.sublayer)[site.layer]):
             raise InputError(
                 "an architecture names sites of its model, and only those that are not dense",
-                values=f"layer {site.layer}, {site.sublayer}: {option}, dense {dense}",
+                values=f"layer {site.layer}, {site.sublayer}, {option} in a model of {anatomy.num_layers} layers",
                 remedy="Make it with ModelAnatomy.architecture or Space.architecture",
             )
-    widths = anatomy.ffn_widths_alone(architecture)
-    return {"architecture": architecture.document()} if widths is None else {"ffn_widths": list(widths)}
+    return {"architecture": architecture.document()}
 
 
 def configuration_architecture(anatomy: ModelAnatomy, document: dict[str, Any]) -> Architecture:
