@@ -16,7 +16,7 @@ from pruning.anatomy.architecture import Site, Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Space
 from storage.records import Sample
@@ -96,7 +96,7 @@ class Encoding:
         Predictors of before knew a grid of widths and costs.
         """
         grid = data.get("grid")
-        space = Space.from_document(data["space"]) if grid is None else ffn_space_of(grid["widths"])
+        space = Space.from_document(data["space"]) if grid is None else ffn_space(grid["widths"])
         check_space(space)
         costs = data["parameters"] if grid is None else grid["costs"]
         parameters = np.array(costs, dtype=np.int64)

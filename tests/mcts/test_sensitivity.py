@@ -3,7 +3,7 @@
 import numpy as np
 
 from mcts.sensitivity import scan_choices, scan_sensitivity
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from tests.mcts.landscapes import Landscape, evaluate_by, make_space, scoring
 
 
@@ -12,7 +12,7 @@ def test_scan_choices() -> None:
 
 
 def test_decisions_may_have_different_numbers_of_options() -> None:
-    space = ffn_space_of([[1, 2, 3], [4], [1, 5]])
+    space = ffn_space([[1, 2, 3], [4], [1, 5]])
     assert scan_choices(space) == [(2, 0, 1), (0, 0, 1), (1, 0, 1), (2, 0, 0)]
     table = scan_sensitivity(space, scoring(space, evaluate_by(lambda widths: float(9 - sum(widths) + 3))))
     assert table.tolist() == [[2.0, 1.0, 0.0], [0.0, 0.0, 0.0], [4.0, 0.0, 0.0]]

@@ -4,7 +4,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 
 from pruning.errors import InputError, NotFoundError
@@ -12,7 +11,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.space import Space
 from storage.records import SearchStatus
 from storage.sql_repository import SqlRepository
-from tests.storage.examples import ANATOMY, SPACE, model
+from tests.storage.examples import SPACE, model
 
 HOUR = timedelta(hours=1)
 AT_ONCE = timedelta(0)
@@ -190,7 +189,7 @@ def test_a_space_replaces_the_equal_search_that_says_none(filled: SqlRepository)
     assert filled.list_searches() == [new]
     for space in (None, SPACE):
         assert filled.record_search("m", {}, {"kl": 0.5}, space=space) == new
-    other = ffn_space(ANATOMY, [np.array([32, 64])] * 2)
+    other = ffn_space([[32, 64]] * 2)
     assert filled.record_search("m", {}, {"kl": 0.5}, space=other).space == other.document()
     assert len(filled.list_searches()) == 2
 
