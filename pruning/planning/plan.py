@@ -95,14 +95,9 @@ class Kept(Part):
 
     @model_validator(mode="after")
     def _nothing_of_what_is_skipped(self) -> "Kept":
-        if self.units == 0 and not self.is_whole:
+        if self.units == 0 and (self.bits, self.density) != (None, None):
             raise ValueError("a sub-layer that is skipped has neither bits nor a density")
         return self
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether what stays is stored as in the dense model."""
-        return self.bits is None and self.density is None
 
 
 class PlanLayer(Part):
