@@ -53,7 +53,7 @@ from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 from storage.sql_repository import open_repository
-from values.encoding import log_kl
+from values.kl_floor import log_kl
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor

@@ -14,23 +14,18 @@ from pruning.planning.cost_table import CostTable
 from pruning.planning.space import Choice
 
 
-class Prior(Protocol):
-    """Weights over the options of the next decision.
+class Guide(Protocol):
+    """What an earlier round learnt, to search by: the trained predictor is one.
 
-    Called with the options of decisions 0..n - 1 and what decisions n.. may cost above their cheapest options; returns
-    [K] weights, not negative, of the options of decision n. They need not sum to 1 and may be positive on options that
-    do not fit: the search restricts them to the feasible ones. Must be a function of its arguments alone, or the search
-    cannot be resumed.
+    Must be a function of its weights and its arguments alone, or the search cannot be resumed.
     """
 
-    def __call__(self, prefix: Choice, slack: int, /) -> FloatArray: ...
-
-
-class Guide(Protocol):
-    """What an earlier round learnt, to search by: the trained predictor is one. A function of its weights alone."""
-
     def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
-        """As `Prior`, of FFN parameters."""
+        """Weights [K], not negative, of the next decision's options after `prefix` [n], if the decisions from there on
+        may cost `slack` FFN parameters above their cheapest options.
+
+        They need not sum to 1, and may be positive on options that do not fit.
+        """
 
     def propose(self, spare: int) -> Choice:
         """The choice [N] that it would answer with if all decisions may cost `spare` FFN parameters above their
@@ -52,6 +47,7 @@ class TablePrior:
         self._temperature = temperature
 
     def __call__(self, prefix: Choice, slack: int, /) -> FloatArray:
+        """Weights [K] of the next decision's options, as `Guide.prior`."""
         values = self._cost_to_go.action_values(len(prefix), slack)
         weights: FloatArray = np.exp(-(values - values.min()) / self._temperature)
         return weights

@@ -29,13 +29,8 @@ from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Choice, Space
 from storage.records import Sample
-from values.encoding import log_kl
+from values.kl_floor import RELATIVE_KL_FLOOR, log_kl, relative_floor
 from values.surrogate import ROUGHNESSES, Kernel, ScoredChoice, Surrogate, expected_improvement, fit_surrogate
-
-RELATIVE_KL_FLOOR = 1e-9
-"""KL below this fraction of the largest sensitivity counts as 0: rounding noise, and log KL must exist.
-
-Relative, unlike `KL_FLOOR_NATS`: a search does not know the scale of its metric."""
 
 MAX_MOVES = 4096
 """Swap moves that are proposed, those that the additive table likes best: deep models have many more."""
@@ -54,7 +49,7 @@ class SharedKnowledge:
     @property
     def kl_floor(self) -> float:
         """The least KL that is told apart from 0; positive."""
-        return max(RELATIVE_KL_FLOOR * float(self.sensitivity.max()), 1e-300)
+        return relative_floor(RELATIVE_KL_FLOOR, self.sensitivity)
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -197,7 +192,7 @@ class TargetSearch:
     @property
     def _spare(self) -> int:
         """FFN parameters that all decisions may cost above their cheapest options: a search has one limit."""
-        return int(self.limits.spare[0])
+        return int(self.limits.spare.item())
 
     def refit(self) -> None:
         """Fit the surrogate to everything read, and make its table the prior.
@@ -298,7 +293,7 @@ def _choice_of(path: list[Edge]) -> Choice:
     return tuple(edge.node.actions[edge.index] for edge in path)
 
 
-def _unique(choices: list[Choice], num_layers: int) -> IntArray:
+def _unique(choices: list[Choice], num_decisions: int) -> IntArray:
     """[n, N], each once, in the order of their first appearance."""
     different = list(dict.fromkeys(choices))
-    return np.array(different, dtype=np.int64).reshape(len(different), num_layers)
+    return np.array(different, dtype=np.int64).reshape(len(different), num_decisions)

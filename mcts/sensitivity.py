@@ -11,6 +11,7 @@ import numpy as np
 from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray
 from pruning.planning.space import Choice, Space
+from values.surrogate import check_evenly_spaced
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""
@@ -25,19 +26,16 @@ def scan_choices(space: Space) -> list[Choice]:
 
 
 def scan_sensitivity(space: Space, score: Score, on_evaluations: Callable[[int], None] | None = None) -> FloatArray:
-    """KL to dense [N, K] of each option of each decision, all others at their top; 0 where there is no option.
+    """KL to dense [N, K] of each option of each decision, all others at their top.
 
-    `on_evaluations` is called with the number of evaluations done so far.
+    `on_evaluations` is called with the number of evaluations done so far. Raises InputError as `check_evenly_spaced`.
     """
+    check_evenly_spaced(space)
     choices = scan_choices(space)
     kl: list[float] = []
     for start in range(0, len(choices), SCAN_BATCH):
         kl += [metrics.kl for metrics in score(choices[start : start + SCAN_BATCH])]
         if on_evaluations is not None:
             on_evaluations(len(kl))
-    table = np.zeros((space.num_decisions, int(space.counts.max())))
-    rows = iter(kl[1:])
-    for row, last in zip(table, space.top, strict=True):
-        row[:last] = [next(rows) for _ in range(last)]
-        row[last] = kl[0]
-    return table
+    below = np.array(kl[1:]).reshape(space.num_decisions, -1)
+    return np.pad(below, ((0, 0), (0, 1)), constant_values=kl[0])

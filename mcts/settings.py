@@ -46,7 +46,7 @@ class SearchSettings:
         method: the tree search, or one that it is compared with.
         num_evaluations: configurations scored per target, the sensitivity scan of the tree search not counted.
         seed: of every random choice.
-        num_levels: K, choices per layer.
+        num_levels: widths to choose from, a layer.
         round_to: widths are multiples of it.
         parallel_leaves: configurations chosen before the first of them is scored, and handed to the evaluator at once:
             as many can be measured in parallel.

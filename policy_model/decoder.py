@@ -80,7 +80,7 @@ class PolicyDecoder:
         return len(self._head_bias)
 
     def decode(self, costs: DecisionCosts, slack: IntArray, noise: Float32Array) -> IntArray:
-        """0-based levels [B, L] that keep to `slack` [B, J].
+        """Levels [B, L] that keep to `slack` [B, J].
 
         Each level is the argmax of log-probability plus `noise` [L, B, K]: Gumbel noise makes it a sample, none the
         most likely level.
@@ -95,7 +95,7 @@ class PolicyDecoder:
         return levels
 
     def next_level(self, costs: DecisionCosts, slack: IntArray, levels: IntArray) -> FloatArray:
-        """[K] probabilities of the layer after the 0-based `levels` [l] were chosen of `slack` [J]; l < L."""
+        """[K] probabilities of the layer after `levels` [l] were chosen of `slack` [J]; l < L."""
         state = self._start(costs, slack[None])
         for layer, level in enumerate(levels):
             self._logits(state, layer)

@@ -17,24 +17,23 @@ BLOCK = 256
 
 @dataclass(frozen=True, eq=False)
 class Elites:
-    """0-based `levels` [E, L] of measured configurations and their fitted `log_kl` [E], best first."""
+    """The `levels` [E, L] of measured configurations and their fitted `log_kl` [E], best first."""
 
     levels: IntArray
     log_kl: FloatArray
 
     @classmethod
     def of(cls, values: Values) -> "Elites":
-        """The anchors of `values` that lie on the grid of levels."""
+        """The anchors of `values` that are choices of the space."""
         places = values.basis.places(values.basis.knots.T).T  # [L, K]
         apart = np.abs(values.places[:, :, None] - places)  # [N, L, K]
         levels = apart.argmin(axis=2)
-        on_grid = (apart.min(axis=2) < 1e-5).all(axis=1)
-        levels = levels[on_grid]
+        levels = levels[(apart.min(axis=2) < 1e-5).all(axis=1)]
         log_kl = values(values.basis.knots[np.arange(levels.shape[1]), levels]) if len(levels) else np.empty(0)
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def within(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
+    def best_fitting(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
         """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
 
         A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J].

@@ -14,7 +14,8 @@ import numpy as np
 from policy_model.costs import DecisionCosts
 from pruning.arrays import BoolArray, FloatArray, IntArray
 from values.basis import Float32Array
-from values.encoding import KL_FLOOR_NATS, Encoding
+from values.encoding import Encoding
+from values.kl_floor import KL_FLOOR_NATS
 from values.values import Values
 
 PESSIMISM = 1.0
@@ -45,7 +46,7 @@ class LevelValues:
         self.down_factor: Float32Array = np.exp(scale * (self.apart[layers, self.down] - self.apart))
 
     def fractions_of(self, levels: IntArray) -> FloatArray:
-        """Kept fractions [..., L] of 0-based levels [..., L]."""
+        """Kept fractions [..., L] of levels [..., L]."""
         fractions: FloatArray = self.fractions[np.arange(len(self.fractions)), levels]
         return fractions
 
@@ -65,7 +66,7 @@ class LevelValues:
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """Where a descent stands: 0-based `levels` [L], and their pessimistic log KL `score`."""
+    """Where a descent stands: `levels` [L], and their pessimistic log KL `score`."""
 
     levels: IntArray
     score: float

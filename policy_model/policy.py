@@ -98,7 +98,7 @@ class Policy(nn.Module):
         return cache
 
     def forward(self, features: Tensor, step_features: Tensor, levels: Tensor, feasible: Tensor) -> Tensor:
-        """Log-probabilities [B, L, K] of every decision, teacher-forced with 0-based `levels` [B, L].
+        """Log-probabilities [B, L, K] of every decision, teacher-forced with `levels` [B, L].
 
         `features` [L, F]; `step_features` [B, L, S] and `feasible` bool [B, L, K] as `DecisionCosts.trajectory`.
         """
@@ -119,6 +119,6 @@ class Policy(nn.Module):
 
 
 def policy_loss(log_probabilities: Tensor, levels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over [B] of the negative log-likelihood per decision of 0-based `levels` [B, L]."""
+    """Weighted mean over [B] of the negative log-likelihood per decision of `levels` [B, L]."""
     chosen = log_probabilities.gather(-1, levels[..., None]).squeeze(-1)
     return -(chosen.mean(dim=1) * weights).sum() / weights.sum()

@@ -60,7 +60,7 @@ class Prediction:
             where the dense model itself gives none of them exactly.
         agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
             the predictor's samples are from before it was measured.
-        below_grid: nothing of the searched space meets the limits, so every layer keeps the same fraction.
+        below_space: nothing of the searched space meets the limits, so every layer keeps the same fraction.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
 
@@ -71,7 +71,7 @@ class Prediction:
     accuracy_interval: tuple[float, float] | None = None
     agreement: float | None = None
     agreement_interval: tuple[float, float] | None = None
-    below_grid: bool = False
+    below_space: bool = False
     extrapolated: bool = False
 
 
@@ -159,10 +159,10 @@ class Predictor:
         if limits.allows_everything:
             return self._prediction(space.architecture(space.top), chosen=True)
         choice = self._choice(limits)
-        below_grid = choice is None
+        below_space = choice is None
         if choice is None:
             choice = uniform_choice(limits)
-        return replace(self._prediction(space.architecture(choice), chosen=True), below_grid=below_grid)
+        return replace(self._prediction(space.architecture(choice), chosen=True), below_space=below_space)
 
     def judge(self, architecture: Architecture) -> Prediction:
         """What to expect of FFN widths that were chosen in another way, with the intervals of any configuration.
@@ -210,7 +210,7 @@ class Predictor:
         """The choice [L] for a search: at most `spare` FFN parameters above the narrowest one, which it must be able to
         spend."""
         costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
-        return tuple(self._choose(costs, slack, self._grid_values).tolist())
+        return tuple(self._choose(costs, slack, self._space_values).tolist())
 
     def uncertainty(self, choice: Choice) -> float:
         """The error to expect of the log KL of a choice [L]: a standard deviation, roughly.
@@ -240,7 +240,7 @@ class Predictor:
         if (slack < 0).any():
             return None
         fractions = widths / self.encoding.dense_widths[:, None]
-        usual = self._grid_values
+        usual = self._space_values
         table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
         levels = self._choose(costs, slack, table)
         choice: IntArray = options[np.arange(len(levels)), levels]
@@ -257,13 +257,13 @@ class Predictor:
         return parameter_costs(self.encoding)
 
     @cached_property
-    def _grid_values(self) -> LevelValues:
+    def _space_values(self) -> LevelValues:
         return level_values(self.encoding, self.values)
 
     def _choose(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
-        """0-based levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
+        """Levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
         decoded = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
-        candidates = np.unique(np.concatenate([decoded, self._elites.within(costs, slack)]), axis=0)
+        candidates = np.unique(np.concatenate([decoded, self._elites.best_fitting(costs, slack)]), axis=0)
         scores = table.pessimistic(candidates)
         best = scores.argsort(kind="stable")[:NUM_WALKERS]
         starts = [Descent(candidates[i], float(scores[i])) for i in best]
@@ -281,7 +281,7 @@ class Predictor:
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
-            "past_errors": self._residual_scale.to_dict(),
+            "past_errors": self._residual_scale.to_dict(),  # its name in predictors that are stored
             "info": asdict(self.info),
         }
         return save_tensors(tensors), json.loads(json.dumps(config))

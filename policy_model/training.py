@@ -59,7 +59,7 @@ LEAST_ROUND_GAIN = 0.01
 class TrainingSettings:
     """What a training is a function of, beside the model and the samples.
 
-    The grid (`num_levels`, `round_to`) should be that of the search: only samples on the grid can be imitated.
+    The space (`num_levels`, `round_to`) should be that of the search: only samples of its choices can be imitated.
     """
 
     num_levels: int = DEFAULT_NUM_LEVELS
@@ -97,7 +97,7 @@ def train_predictor(
     interrupted training of the same arguments goes on from there.
 
     Raises:
-        InputError: too few samples, samples of other models, or a layer too narrow for the grid.
+        InputError: too few samples, samples of other models, or a layer too narrow for so many levels.
         CheckpointError: the folder holds another training, or cannot be used.
     """
     samples = check_samples(anatomy, samples)

@@ -1,6 +1,7 @@
 """Ranking files: where the server offers them, and how they are handed out."""
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response, status
@@ -8,16 +9,21 @@ from fastapi import Request, Response, status
 from pruning.errors import CheckpointError, NotFoundError
 from pruning.planning.ranking import Ranking
 from service.conditional import matches, strong_etag
+from service.openapi import problems
 from storage.contract import Artifacts
 from storage.records import Artifact
 
-RANKING_OK = {
-    "description": "The ranking file: per layer the order in which channels are kept.",
-    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    "headers": {
-        "ETag": {"description": "The file's sha256, a strong entity tag.", "schema": {"type": "string"}},
-        "Content-Length": {"description": "The file's size in bytes.", "schema": {"type": "integer"}},
+RANKING_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The ranking file: per layer the order in which channels are kept.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            "ETag": {"description": "The file's sha256, a strong entity tag.", "schema": {"type": "string"}},
+            "Content-Length": {"description": "The file's size in bytes.", "schema": {"type": "integer"}},
+        },
     },
+    304: {"description": "The client's copy is current."},
+    **problems(404, 422, 503),
 }
 
 

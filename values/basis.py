@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray, IntArray
-from values.encoding import KL_FLOOR_NATS, Encoding
+from values.encoding import Encoding
+from values.kl_floor import KL_FLOOR_NATS
 
 Float32Array = NDArray[np.float32]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pruning.arrays import FloatArray
-from values.encoding import KL_FLOOR_NATS
 from values.judged_samples import JudgedSamples
+from values.kl_floor import KL_FLOOR_NATS
 from values.quantiles import COVERAGE, Quantiles
 from values.shares import ShareCurve, ShareIntervals
 

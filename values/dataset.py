@@ -15,7 +15,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from storage.records import Sample
-from values.encoding import Encoding, log_kl, pruned_layers
+from values.encoding import Encoding, pruned_layers
+from values.kl_floor import log_kl
 
 MIN_SAMPLES = 64
 MIN_SEARCHED_SAMPLES = 20

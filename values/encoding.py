@@ -20,9 +20,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Space
 from storage.records import Sample
-
-KL_FLOOR_NATS = 1e-6
-"""Added before every logarithm: below it a KL in float32 is rounding noise, and the dense model's KL is 0."""
+from values.kl_floor import log_kl
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +119,6 @@ def check_space(space: Space) -> None:
             values=f"sites {', '.join(names)} with {', '.join(map(str, space.counts))} options",
             remedy="Search FFN widths of one number of levels",
         )
-
-
-def log_kl(kl_nats: float) -> float:
-    """Natural logarithm of a KL, finite also for 0 and for the slightly negative values of float32 rounding."""
-    return math.log(max(kl_nats, 0.0) + KL_FLOOR_NATS)
 
 
 def encode(

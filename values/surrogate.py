@@ -1,17 +1,17 @@
 """What the search learns while it runs: a Gaussian process over log KL, fitted to the samples seen.
 
-    log(KL(k_1..k_L) / KL*_t) ~ m + a f + GP(0, s^2 k),   k(x, x') = A/2 + B/2 + 2 A^2 + B^2
+    log(KL(x) / KL*_t) ~ m + a f(x) + GP(0, s^2 k),   k(x, x') = A/2 + B/2 + 2 A^2 + B^2
 
-KL*_t is the least KL seen at target t. f is what the additive model says, the log of the summed one-layer
-sensitivities, less that of the best configuration of the target: right at low sparsity, misleading at high, so its
-slope a is learnt. A is the mean over layers of exp(-d^2 / 2), d the difference of the layer's retentions in units of
-0.4; B the same, d the difference of the logarithms of its one-layer sensitivities in units of their spread. A and B
-make the process additive over layers, the squares add what pairs of layers do together: the additive kernels of first
+x is a choice, KL*_t the least KL seen at target t. f is what the additive model says, the log of the summed one-layer
+sensitivities, less that of the best choice of the target: right at low sparsity, misleading at high, so its slope a is
+learnt. A is the mean over layers of exp(-d^2 / 2), d the difference of the layer's retentions in units of 0.4; B the
+same, d the difference of the logarithms of its one-layer sensitivities in units of their spread. A and B make the
+process additive over layers, the squares add what pairs of layers do together: the additive kernels of first
 and second order of Duvenaud et al. (arXiv 1112.4394, section 2). The scale s is the one under which the samples are
 likeliest. Samples are the less certain the further they are above the best of their target, so that the process is
 right where the optimum is, not on average. All constants are in nats of log KL: the scale of the metric drops out.
 
-Letters: L layers, K levels, N samples, n configurations.
+Letters: L layers, each with one decision, K options of each, N samples, n choices.
 """
 
 import math
@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray
-from pruning.planning.space import Choice
+from pruning.errors import InputError
+from pruning.planning.space import Choice, Space
+from values.kl_floor import RELATIVE_SENSITIVITY_FLOOR, relative_floor
 
 MAX_SAMPLES = 400
 """Samples that a fit uses at most, those of largest weight: the cost of a fit is cubic in them."""
@@ -31,9 +33,9 @@ RETENTION_SCALE = 0.4
 """Retentions this far apart in one layer are nearly unrelated."""
 
 ROUGHNESSES = (0.0, 0.5)
-"""Two views of the samples, which a search takes in turn: the part of the effect of a level that tells nothing about
-the next one. The smooth view learns fast, the rough one doubts what it has not seen: where KL jumps from level to
-level, the smooth one alone is sure of too much, and stays where it is."""
+"""Two views of the samples, which a search takes in turn: the part of the effect of an option that tells nothing
+about the next one. The smooth view learns fast, the rough one doubts what it has not seen: where KL jumps from option
+to option, the smooth one alone is sure of too much, and stays where it is."""
 
 LEVEL_VARIANCE = 0.5
 SENSITIVITY_VARIANCE = 0.5
@@ -41,13 +43,13 @@ LEVEL_PAIR_VARIANCE = 2.0
 SENSITIVITY_PAIR_VARIANCE = 1.0
 
 VARIANCE = LEVEL_VARIANCE + SENSITIVITY_VARIANCE + LEVEL_PAIR_VARIANCE + SENSITIVITY_PAIR_VARIANCE
-"""Of any one configuration: A = B = 1 with itself."""
+"""Of any one choice: A = B = 1 with itself."""
 
 SLOPE_MEAN = 0.5
 SLOPE_SD = 0.3
 
 NOISE_SD = 0.05
-"""What the process cannot explain about a configuration as good as the best."""
+"""What the process cannot explain about a choice as good as the best."""
 
 NEARNESS = 0.5
 """A sample this far above the best of its target weighs 1/e."""
@@ -59,9 +61,6 @@ LEAST_WEIGHT = 1e-3
 
 SCALE_RANGE = (0.1, 3.0)
 """Of s: a handful of samples must not make the process certain, nor lost."""
-
-SENSITIVITY_FLOOR = 1e-5
-"""Sensitivities below this fraction of the largest are told apart no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +74,39 @@ class ScoredChoice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """log(KL / KL*) of n configurations: mean [n] and standard deviation [n]. KL* is the target's best so far."""
+    """log(KL / KL*) of n choices: mean [n] and standard deviation [n]. KL* is the target's best so far."""
 
     mean: FloatArray
     sd: FloatArray
 
 
+def check_evenly_spaced(space: Space) -> None:
+    """A search tells options apart by their numbers: option k of K, the same K in every layer, keeps about (k + 1) / K.
+
+    About: widths are rounded, but never by a whole step.
+
+    Raises:
+        InputError: `space` is another one.
+    """
+    K = len(space.units[0])
+    steps = [K * row / dense for row, dense in zip(space.units, space.dense_units, strict=True)]  # [N][K] near 1..K
+    if any(len(row) != K or np.abs(row - np.arange(1, K + 1)).max() >= 1 for row in steps):
+        raise InputError(
+            "a tree search is of a space with as many options in every decision, evenly spaced up to the dense model",
+            values=str([row.tolist() for row in space.units]),
+            remedy="Search FFN widths of one number of levels",
+        )
+
+
 class Kernel:
-    """Covariances between configurations, from the one-layer sensitivities [L, K] and one of ROUGHNESSES."""
+    """Covariances between choices of a space as `check_evenly_spaced` wants it, from the one-layer sensitivities [L, K]
+    and one of ROUGHNESSES."""
 
     def __init__(self, sensitivity: FloatArray, roughness: float) -> None:
         L, K = sensitivity.shape
         retention = np.arange(1, K + 1) / K
         positive = np.maximum(sensitivity, 0.0)
-        self._floor = max(SENSITIVITY_FLOOR * float(positive.max()), 1e-300)
+        self._floor = relative_floor(RELATIVE_SENSITIVITY_FLOOR, positive)
         self._flat = positive.ravel()
         logs = np.log(positive + self._floor)
         spread = float(logs.std(axis=0).mean()) or 1.0
@@ -115,11 +133,11 @@ class Kernel:
         trend: FloatArray = np.log(rows @ self._flat + self._floor)
         return trend
 
-    def one_hot(self, configurations: NDArray[np.int64]) -> FloatArray:
+    def one_hot(self, choices: NDArray[np.int64]) -> FloatArray:
         """[n, L K] from options [n, L]."""
         L, K = self.shape
-        rows = np.zeros((len(configurations), L * K))
-        rows[np.arange(len(configurations))[:, None], np.arange(L) * K + configurations] = 1.0
+        rows = np.zeros((len(choices), L * K))
+        rows[np.arange(len(choices))[:, None], np.arange(L) * K + choices] = 1.0
         return rows
 
 
@@ -128,7 +146,7 @@ class Surrogate:
 
     Args:
         rows: [N, L K] one-hot samples.
-        trend: [N] f of the samples; `centre` is what to take off the trend of other configurations to get theirs.
+        trend: [N] f of the samples; `centre` is what to take off the trend of other choices to get theirs.
         observed: [N] log(KL / KL*_t).
         weights: [N] in (0, 1].
         reference: log KL*_t of the target that it is for: what predictions are relative to.
@@ -158,24 +176,24 @@ class Surrogate:
         likeliest = float(np.sqrt(np.mean(whitened**2))) if len(rows) else 1.0
         self._scale = min(max(likeliest, SCALE_RANGE[0]), SCALE_RANGE[1])
 
-    def predict(self, configurations: NDArray[np.int64]) -> Prediction:
+    def predict(self, choices: NDArray[np.int64]) -> Prediction:
         """Posterior of options [n, L]."""
-        rows, trend = self._features(configurations)
+        rows, trend = self._features(choices)
         covariance = self._between(rows, trend)
         explained = np.square(covariance @ self._root.T).sum(axis=1)
         variance = VARIANCE + SLOPE_SD**2 * trend**2 - explained
         sd = self._scale * np.sqrt(np.maximum(variance, 1e-12))
         return Prediction(self._mean + SLOPE_MEAN * trend + covariance @ self._alpha, sd)
 
-    def means(self, configurations: NDArray[np.int64]) -> FloatArray:
+    def means(self, choices: NDArray[np.int64]) -> FloatArray:
         """Posterior mean [n] of options [n, L]: `predict` without the costly half."""
-        rows, trend = self._features(configurations)
+        rows, trend = self._features(choices)
         means: FloatArray = self._mean + SLOPE_MEAN * trend + self._between(rows, trend) @ self._alpha
         return means
 
-    def _features(self, configurations: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+    def _features(self, choices: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
         """One-hot rows [n, L K] and trend [n]."""
-        rows = self._kernel.one_hot(configurations)
+        rows = self._kernel.one_hot(choices)
         return rows, self._kernel.trend(rows) - self._centre
 
     def _between(self, rows: FloatArray, trend: FloatArray) -> FloatArray:
@@ -184,7 +202,7 @@ class Surrogate:
         return covariance
 
     def table(self, incumbent: Choice) -> FloatArray:
-        """[L, K] what giving one layer another level changes in the mean, the other layers as in `incumbent` [L].
+        """[L, K] what giving one layer another option changes in the mean, the other layers as in `incumbent` [L].
 
         Additive, as a prior over single decisions has to be; pairs of layers are in it as they stand at the incumbent.
         """
@@ -219,7 +237,7 @@ def fit_surrogate(kernel: Kernel, samples: Sequence[ScoredChoice], *, target: in
 
 
 def expected_improvement(prediction: Prediction) -> FloatArray:
-    """[n] nats by which each configuration is expected to beat the best log KL so far (Jones et al. 1998, eq. 15)."""
+    """[n] nats by which each choice is expected to beat the best log KL so far (Jones et al. 1998, eq. 15)."""
     z = -prediction.mean / prediction.sd
     density = np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
     below = 0.5 * np.array([math.erfc(-x / math.sqrt(2.0)) for x in z])
@@ -228,7 +246,7 @@ def expected_improvement(prediction: Prediction) -> FloatArray:
 
 
 def _similarity(values: FloatArray, roughness: float) -> FloatArray:
-    """[K, K] of the differences d of values [K]: exp(-d^2 / 2), less for levels that are not the same."""
+    """[K, K] of the differences d of values [K]: exp(-d^2 / 2), less for options that are not the same."""
     smooth = np.exp(-0.5 * (values[:, None] - values[None]) ** 2)
     similarity: FloatArray = (1.0 - roughness) * smooth + roughness * np.eye(len(values))
     return similarity

@@ -5,15 +5,21 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, open_database
+from lop.commands.options import (
+    DEFAULT_DATABASE,
+    DEFAULT_TARGETS,
+    Database,
+    Json,
+    ModelId,
+    conversations_of,
+    open_database,
+)
 from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from pruning.allocators.methods import Method
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope, check_sparsity
-
-DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def compare(
@@ -39,15 +45,12 @@ def compare(
     """Compare methods: score each one's plan for each target on the same conversations, and draw the curves."""
     from lop.console.pictures import check_picture, draw_comparison
     from lop.workflows.comparing import compare_methods
-    from lop.workflows.registration import read_conversations
 
     sparsities = [check_sparsity(s) for s in sparsity or DEFAULT_TARGETS]
     if plot is not None:
         check_picture(plot)
     with open_database(database) as repository:
-        loaded, warning = read_conversations(data, conversations)
-        if warning:
-            warn(warning)
+        loaded = conversations_of(data, conversations)
         with bar("scoring plans") as on_plan:
             comparison = compare_methods(
                 repository,

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
-from lop.console.console import bar, print_json, print_line, print_table, stages, warn
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, conversations_of, open_database
+from lop.console.console import bar, print_json, print_line, print_table, stages
 
 app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def add(
     --weights-only ranks from the files; then no statistics are stored.
     """
     from lop.workflows.compute import warn_of_adapter
-    from lop.workflows.registration import read_conversations, register_by_weights, register_model
+    from lop.workflows.registration import register_by_weights, register_model
     from pruning.checkpoints.anatomy_reader import read_anatomy
     from pruning.errors import InputError
 
@@ -51,9 +51,7 @@ def add(
             record = register_by_weights(repository, model_id, folder, on_bytes=told[0], on_rank=told[1])
         ranked = "by weights alone"
     else:
-        loaded, warning = read_conversations(data, conversations)
-        if warning:
-            warn(warning)
+        loaded = conversations_of(data, conversations)
         with open_database(database, create=True) as repository, stages() as stage:
             told = stage("reading weights"), stage("measuring activations")
             record = register_model(
@@ -107,15 +105,12 @@ def measure(
     it, for gradients of its FFNs and for all activations of one conversation; zeroth-order for it in float32.
     """
     from lop.workflows.measuring import StatisticsMeasurer, kinds_of
-    from lop.workflows.registration import read_conversations
 
     asked = kinds_of(kind or [])
     rows = []
     with open_database(database) as repository:
         measurer = StatisticsMeasurer(repository, model_id)
-        loaded, warning = read_conversations(data, conversations)
-        if warning:
-            warn(warning)
+        loaded = conversations_of(data, conversations)
         for wanted in asked or measurer.missing():
             with bar(f"measuring {wanted}") as on_batch:
                 record = measurer.measure(

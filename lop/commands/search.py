@@ -5,19 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
 from lop.commands.options import (
     DEFAULT_DATABASE,
-    CacheGib,
+    DEFAULT_TARGETS,
     Database,
-    EngineName,
     Json,
     ModelId,
-    NumActors,
-    RayAddress,
     Seed,
+    conversations_of,
     open_database,
 )
-from lop.console.console import print_json, print_line, print_table, stderr, warn
+from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
@@ -29,10 +28,7 @@ from pruning.planning.scope import Scope
 if TYPE_CHECKING:
     from lop.workflows.validating import Validated
     from mcts.result import SearchResult
-    from pruning.data.conversations import Conversation
     from pruning.measuring.metrics import Metrics
-
-DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def search(
@@ -92,7 +88,6 @@ def search(
     with --validation for a search that is done: nothing is searched again.
     """
     from lop.console.pictures import check_picture, draw_search
-    from lop.workflows.registration import read_conversations
     from lop.workflows.searching import record_result, search_model, search_request, search_space
     from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
@@ -128,10 +123,8 @@ def search(
     with open_database(database) as repository:
         anatomy = repository.get_model(model).anatomy
         settings.resolve_targets(anatomy)
-        loaded, warning = read_conversations(data, conversations)
-        if warning:
-            warn(warning)
-        held_out = _read_validation(validation)
+        loaded = conversations_of(data, conversations)
+        held_out = [] if validation is None else conversations_of(validation)
         check_disjoint(loaded, held_out)
         if queue:
             queued = repository.add_search(
@@ -168,18 +161,6 @@ def search(
             else:
                 _show(model, result, dense, validated)
                 print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
-
-
-def _read_validation(path: Path | None) -> "list[Conversation]":
-    """The conversations to validate on; warned of if they are few."""
-    from lop.workflows.registration import read_conversations
-
-    if path is None:
-        return []
-    conversations, warning = read_conversations(path)
-    if warning:
-        warn(warning)
-    return conversations
 
 
 def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated: "Validated | None") -> None:

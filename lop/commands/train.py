@@ -6,19 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lop.commands.options import (
-    DEFAULT_DATABASE,
-    CacheGib,
-    Database,
-    EngineName,
-    Json,
-    ModelId,
-    NumActors,
-    RayAddress,
-    Seed,
-    open_database,
-)
-from lop.console.console import print_json, print_line, print_table, stderr, warn
+from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, Seed, conversations_of, open_database
+from lop.console.console import print_json, print_line, print_table, stderr
 from lop.workflows.engines import Engine, EngineOptions
 from pruning.errors import InputError
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
@@ -151,15 +141,12 @@ def _in_rounds(
     """Rounds on the engine, with a bar for every training and search, and a line on stderr for every round."""
     from lop.workflows.engines import EvaluatorRecipe, open_engine
     from lop.workflows.measuring import record_calibration
-    from lop.workflows.registration import read_conversations
     from lop.workflows.rounds import RoundSettings, train_in_rounds
     from lop.workflows.rounds_progress import RoundsProgress
     from mcts.settings import DEFAULT_PARALLEL_LEAVES
 
     assert data is not None
-    loaded, warning = read_conversations(data, conversations)
-    if warning:
-        warn(warning)
+    loaded = conversations_of(data, conversations)
     record = repository.get_model(model)
     calibration = record_calibration(repository, loaded, data.name)
     recipe = EvaluatorRecipe.of(record, repository.get_artifact(record.ranking_sha256).content, loaded)

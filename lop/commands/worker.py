@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, CacheGib, Database, EngineName, NumActors, RayAddress, open_database
+from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
+from lop.commands.options import DEFAULT_DATABASE, Database, open_database
 from lop.console.console import stderr
 from lop.workflows.engines import Engine, EngineOptions, check_engine
 

@@ -24,7 +24,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
-from values.encoding import KL_FLOOR_NATS
+from values.kl_floor import KL_FLOOR_NATS
 
 if TYPE_CHECKING:
     from policy_model.predictor import Predictor

@@ -28,8 +28,7 @@ def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
 def _widest_equal(limits: Limits) -> IntArray:
     """[N] the options at the greatest retention that fits: the narrowest, if none does."""
     widest = np.array([row[-1] for row in limits.space.units], dtype=np.float64)
-    rows = {row.tobytes(): row / max(row[-1], 1) for row in limits.space.units}
-    retentions = np.unique(np.concatenate(list(rows.values())))
+    retentions = np.unique(np.concatenate([row / max(row[-1], 1) for row, _ in limits.space.ladders]))
     low, high = 0, len(retentions)
     best = np.zeros(limits.space.num_decisions, dtype=np.int64)
     while low < high:

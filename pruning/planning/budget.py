@@ -9,6 +9,7 @@ has.
 import json
 import math
 from decimal import Decimal
+from functools import lru_cache
 
 import numpy as np
 
@@ -96,6 +97,7 @@ def _disk_limit(anatomy: ModelAnatomy, space: Space, most: int, compensates: boo
     return Limit(limit.kind, most, limit.fixed - spare, rows)
 
 
+@lru_cache(maxsize=64)
 def header_bytes_bound(
     anatomy: ModelAnatomy, *, compensates: bool = False, max_shard_size: int = MAX_SHARD_SIZE
 ) -> int:

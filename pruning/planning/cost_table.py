@@ -95,27 +95,29 @@ class CostTable:
         spent: IntArray = self.excess.reshape(len(self.excess), -1).take(places, axis=1).sum(axis=2).T
         return spent
 
-    def above(self, choice: IntArray) -> BoolArray:
-        """[N, K] which options are above those of `choice` [N]: dearer ones, and later ones that cost the same.
+    def fitting_above(self, choice: IntArray, slack: IntArray) -> BoolArray:
+        """[N, K] which options are above those of `choice` [N], and fit where it leaves `slack` [J] over.
 
-        Dearer is what costs no less under any limit and more under one; what is later keeps more.
+        An option is above another one of its decision if it costs no less under any limit, and more under one or as
+        much and comes later: what is later keeps more.
         """
-        more = self.excess - self.excess[:, np.arange(len(choice)), choice][:, :, None]
+        taken = self.excess - self.excess[:, np.arange(len(choice)), choice][:, :, None]
         later = np.arange(self.excess.shape[2]) > choice[:, None]
-        above: BoolArray = self.exists & (more >= 0).all(axis=0) & ((more > 0).any(axis=0) | later)
-        return above
+        return fits_above(taken, later, slack)
 
     @cached_property
     def by_cost(self) -> tuple[IntArray, IntArray]:
-        """Decision and option of all options, decision by decision, the cheapest first; of equals, the earlier one.
+        """Decision and option of all options, as `cheapest_first`."""
+        return self.cheapest_first(*np.nonzero(self.exists))
+
+    def cheapest_first(self, n: IntArray, k: IntArray) -> tuple[IntArray, IntArray]:
+        """Options `k` of decisions `n`, both ascending, decision by decision and the cheapest first; of equals,
+        the earlier one.
 
         Under several limits, what is cheaper counts in shares of what each limit's dearest options cost together.
         """
-        n, k = np.nonzero(self.exists)
-        shares = (self.excess / np.maximum(self.most_from[0], 1)[:, None, None]).sum(axis=0)
-        if (np.diff(shares, axis=1) >= 0).all():  # as on ladders: they are in order
-            return n, k
-        order = np.lexsort((shares[n, k], n))
+        shares = (self.excess[:, n, k] / np.maximum(self.most_from[0], 1)[:, None]).sum(axis=0)
+        order = np.lexsort((shares, n))
         return n[order], k[order]
 
     def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:
@@ -139,3 +141,11 @@ class CostTable:
             highest = fitting & (fitting.cumsum(axis=1) == fitting.sum(axis=1, keepdims=True))
             using = np.where(using.any(axis=1, keepdims=True), using, highest)
         return using
+
+
+def fits_above(taken: IntArray, later: BoolArray, slack: IntArray) -> BoolArray:
+    """Whether options that take `taken` [J, ...] more, and come later or not, are above what is chosen and fit into
+    `slack` [J]; see `CostTable.fitting_above`."""
+    most = slack.reshape(-1, *[1] * (taken.ndim - 1))
+    fits: BoolArray = ((taken >= 0) & (taken <= most)).all(axis=0) & (taken.any(axis=0) | later)
+    return fits

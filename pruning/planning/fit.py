@@ -7,10 +7,12 @@ options that are worth no less than any cheaper one. So options need no order, a
 weighed one by one. What the frontier leaves over, other options use up.
 """
 
+import heapq
+
 import numpy as np
 
 from pruning.arrays import BoolArray, FloatArray, IntArray
-from pruning.planning.cost_table import CostTable
+from pruning.planning.cost_table import CostTable, fits_above
 
 _NO_COST = 1e-12
 """Share of the slack that what costs nothing counts as."""
@@ -18,61 +20,98 @@ _NO_COST = 1e-12
 
 def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no option above that of any single decision fits, see `CostTable.above`.
+    added: no option above that of any single decision fits, see `CostTable.fitting_above`.
 
     `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
     ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
     """
     chosen = choice.copy()
-    ranked = np.full(table.exists.shape, -np.inf)
-    ranked[table.exists] = worth[table.by_cost]
-    frontier = (ranked == np.maximum.accumulate(ranked, axis=1))[table.exists]
-    _shrink(table, spare, chosen, worth, frontier)
-    _fill(table, spare, chosen, worth, frontier)
-    if not frontier.all():
-        _fill(table, spare, chosen, worth, np.ones_like(frontier))
+    now = table.excess[:, np.arange(table.num_decisions), chosen]
+    slack: IntArray = spare - now.sum(axis=1)
+    if (slack < 0).any():
+        _shrink(table, slack, now, chosen, worth)
+    _fill(table, slack, now, chosen, worth)
     return chosen
 
 
-def _shrink(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, frontier: BoolArray) -> None:
-    """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed."""
-    now = table.excess[:, np.arange(table.num_decisions), chosen]
-    slack = spare - now.sum(axis=1)
-    if (slack >= 0).all():
-        return
-    span = np.maximum(table.most_from[0], 1)
+def _shrink(table: CostTable, slack: IntArray, now: IntArray, chosen: IntArray, worth: FloatArray) -> None:
+    """Go to cheaper options until nothing is exceeded: those that lose least for what they free of what is needed.
+
+    `slack`, `chosen` and `now`, its costs, go along. Under each limit a heap knows the best move, and of each decision
+    that is the dearest option that frees some of this limit, and less than nothing of none: two moves could undo each
+    other for ever. Costs only fall, so an option that is passed over is so for ever, and all that is done is of the
+    order of the options.
+    """
+    decisions = np.arange(table.num_decisions)
     n, k = table.by_cost
+    frontier = _worth_no_less(n, worth[n, k], np.full(len(decisions), -np.inf))
+    frontier[np.searchsorted(n, decisions)] = True  # floors, even where their worth is not a number
+    n, k = n[frontier], k[frontier]
+    first = np.searchsorted(n, decisions)
     costs = table.excess[:, n, k]
+    cheaper = (costs <= now[:, n]).all(axis=0) & (costs < now[:, n])
+    at = np.maximum.reduceat(np.where(cheaper, np.arange(len(n)), -1), first, axis=1).T.tolist()
+    heaps: list[list[tuple[float, int, int, int]]] = [[] for _ in slack]
+    options, prices = k.tolist(), costs.T.tolist()
+
+    def offer(decision: int) -> None:
+        paid, old = now[:, decision].tolist(), int(chosen[decision])
+        for j, heap in enumerate(heaps):
+            place = at[decision][j]
+            while place >= first[decision] and not _frees(prices[place], paid, j):
+                place -= 1
+            at[decision][j] = place
+            if place >= first[decision]:
+                lost = float(worth[decision, old] - worth[decision, options[place]])
+                heapq.heappush(heap, (lost / (paid[j] - prices[place][j]), decision, place, old))
+
+    for decision in decisions.tolist():
+        offer(decision)
+    span = np.maximum(table.most_from[0], 1)
     while (slack < 0).any():
-        worst = int(np.argmin(slack / span))
-        freed = now[:, n] - costs
-        # Never what frees less than nothing of another limit: two moves could undo each other for ever. While a limit
-        # is exceeded there is always a move: to a decision's floor.
-        cheaper = (freed >= 0).all(axis=0) & (freed[worst] > 0)
-        able = np.flatnonzero(cheaper & frontier)
-        if not len(able):
-            able = np.flatnonzero(cheaper)
-        able = able[np.append(n[able][1:] != n[able][:-1], True)]  # the dearest of each decision
-        lost = worth[n[able], chosen[n[able]]] - worth[n[able], k[able]]
-        best = able[np.argmin(lost / freed[worst, able])]
-        slack += freed[:, best]
-        chosen[n[best]] = k[best]
-        now[:, n[best]] = costs[:, best]
+        # There always is a move: to a decision's floor.
+        _, decision, place, old = heapq.heappop(heaps[int(np.argmin(slack / span))])
+        if old != chosen[decision]:
+            continue  # it was offered before this decision's last move
+        slack += now[:, decision] - costs[:, place]
+        chosen[decision] = options[place]
+        now[:, decision] = costs[:, place]
+        offer(decision)
 
 
-def _fill(table: CostTable, spare: IntArray, chosen: IntArray, worth: FloatArray, among: BoolArray) -> None:
-    """Go to options above, `among` all, while any fits: those that are worth most for what they take of the slack."""
-    now = table.excess[:, np.arange(table.num_decisions), chosen]
-    slack = spare - now.sum(axis=1)
-    fits = (table.excess - now[:, :, None] <= slack[:, None, None]).all(axis=0)
-    n, k = table.by_cost
-    able = among & (table.above(chosen) & fits)[n, k]
-    while able.any():
-        n, k = n[able], k[able]
-        costs = table.excess[:, n, k]
-        _fill_while_next_fit(n, k, costs, slack, chosen, now, worth)
+def _frees(price: list[int], paid: list[int], j: int) -> bool:
+    """Whether `price` [J] instead of `paid` [J] frees some of limit `j`, and less than nothing of none."""
+    return price[j] < paid[j] and all(a <= b for a, b in zip(price, paid, strict=True))
+
+
+def _fill(table: CostTable, slack: IntArray, now: IntArray, chosen: IntArray, worth: FloatArray) -> None:
+    """Go to options above while any fits: those that are worth most for what they take of the slack.
+
+    First among those that are worth no less than what is chosen and than any cheaper one, then among all.
+    """
+    n, k = np.nonzero(table.fitting_above(chosen, slack))
+    if not len(n):
+        return
+    n, k = table.cheapest_first(n, k)
+    costs = table.excess[:, n, k]
+    gains = _worth_no_less(n, worth[n, k], worth[np.arange(len(chosen)), chosen])
+    for among in (gains, np.ones_like(gains)):
+        able = among
         # What does not fit now never will, and what is not above an option is above none that are above it.
-        able = _fits_above(costs - now[:, n], k > chosen[n], slack)
+        while (able := able & fits_above(costs - now[:, n], k > chosen[n], slack)).any():
+            _fill_while_next_fit(n[able], k[able], costs[:, able], slack, chosen, now, worth)
+
+
+def _worth_no_less(n: IntArray, worth: FloatArray, least: FloatArray) -> BoolArray:
+    """[M] whether options of decisions `n`, in their order and the cheapest first, are worth no less than any before
+    them of their decision, and than its `least` [N]; `worth` is theirs, [M].
+    """
+    place = np.arange(len(n)) - np.searchsorted(n, n)
+    ranked = np.full((len(least), int(place.max()) + 2), -np.inf)
+    ranked[:, 0] = least
+    ranked[n, place + 1] = worth
+    found: BoolArray = (ranked == np.maximum.accumulate(ranked, axis=1))[n, place + 1]
+    return found
 
 
 def _fill_while_next_fit(
@@ -87,7 +126,7 @@ def _fill_while_next_fit(
         decisions, options = n[first], k[first]
         present = chosen[decisions]
         taken = costs[:, first] - now[:, decisions]
-        if not _fits_above(taken, options > present, slack).all():
+        if not fits_above(taken, options > present, slack).all():
             return
         gained = worth[decisions, options] - worth[decisions, present]
         share = (taken / (slack[:, None] + 1)).max(axis=0) + _NO_COST
@@ -98,9 +137,3 @@ def _fill_while_next_fit(
         first[best] += 1
         if first[best] == end[best]:
             first, end = np.delete(first, best), np.delete(end, best)
-
-
-def _fits_above(taken: IntArray, later: BoolArray, slack: IntArray) -> BoolArray:
-    """[M] whether options that take `taken` [J, M] more are above what is chosen, see `CostTable.above`, and fit."""
-    fits: BoolArray = ((taken >= 0) & (taken <= slack[:, None])).all(axis=0) & (taken.any(axis=0) | later)
-    return fits

@@ -72,8 +72,11 @@ class Limits:
     limits: tuple[Limit, ...]
 
     def __post_init__(self) -> None:
+        if not self.limits:
+            raise ValueError("there must be a limit")
         broken = [limit for limit in self.limits if limit.least > limit.most]
         if not broken:
+            _ = self._table_and_floors
             return
         binding = max(broken, key=lambda limit: limit.least / max(limit.most, 1))
         nearest = {limit.kind.value: limit.kind.in_its_unit(max(limit.least, limit.most)) for limit in self.limits}
@@ -115,7 +118,7 @@ class Limits:
 
     def slack(self, choice: Sequence[int] | IntArray) -> IntArray:
         """[J] what `choice` [N] leaves over; negative where a limit is exceeded."""
-        slack: IntArray = self.spare - self.table.spent(np.asarray(choice, dtype=np.int64)[None])[0]
+        slack: IntArray = self.spare - self.table.spent(self._checked(choice)[None])[0]
         return slack
 
     def feasible(self, n: int, slack: IntArray) -> BoolArray:
@@ -124,19 +127,23 @@ class Limits:
         return feasible
 
     def is_tight(self, choice: Sequence[int] | IntArray) -> bool:
-        """Every limit is met, and no option above that of any single decision would fit; see `CostTable.above`."""
-        indices = np.asarray(choice, dtype=np.int64)
-        slack = self.slack(indices)
-        now = self.table.excess[:, np.arange(len(indices)), indices]
-        fits = (self.table.excess - now[:, :, None] <= slack[:, None, None]).all(axis=0)
-        return not bool((slack < 0).any() or (self.table.above(indices) & fits).any())
+        """Every limit is met, and no option above that of any decision would fit; see `CostTable.fitting_above`."""
+        slack = self.slack(choice)
+        return not bool((slack < 0).any() or self.table.fitting_above(self._checked(choice), slack).any())
 
     def fit(self, choice: Sequence[int] | IntArray, worth: FloatArray) -> IntArray:
         """[N] a choice near `choice` [N] that meets every limit and is tight; see `fit.fit`.
 
         `worth` [N, K] is what each option is worth, in any unit.
         """
-        return fit(self.table, self.spare, np.asarray(choice, dtype=np.int64), worth)
+        return fit(self.table, self.spare, self._checked(choice), worth)
+
+    def _checked(self, choice: Sequence[int] | IntArray) -> IntArray:
+        """[N]; raises IndexError for an option that a decision does not have: its cost means nothing."""
+        indices = np.asarray(choice, dtype=np.int64)
+        if indices.shape != self.space.counts.shape or ((indices < 0) | (indices >= self.space.counts)).any():
+            raise IndexError(f"a choice has an option of each decision: {indices.tolist()}")
+        return indices
 
     def units_of(self, choice: Choice | IntArray) -> list[int]:
         """[N] units that `choice` keeps."""

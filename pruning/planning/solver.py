@@ -28,11 +28,12 @@ NUM_PRICES = 60
 """Steps of the search for prices, at most."""
 
 NUM_OPTIONS = 512
-"""Over all decisions: of spaces with more options, those at 1, 2, 4... places from the best are tried."""
+"""Over all decisions: of spaces with more options, those at 1, 2, 4... places from the best and the core are tried."""
 
 FEW_OPTIONS = 32
 """Of a decision: all of so many are tried."""
 
+NUM_CORE = 16
 NUM_EDGES = 16
 """Of a decision, at most."""
 
@@ -41,7 +42,7 @@ TOLERANCE = 1e-12
 """Of the greatest loss: less is rounding, and could go on for ever."""
 
 
-def least_within(limits: Limits, loss: FloatArray, start: IntArray, marks: IntArray | None = None) -> IntArray:
+def least_within(limits: Limits, loss: FloatArray, start: IntArray, marks: IntArray) -> IntArray:
     """The tight choice [N] within `limits` of the least summed `loss` found.
 
     First among `marks` and the edges of stairs, then in rounds among options around the best, until none is better.
@@ -55,18 +56,17 @@ def least_within(limits: Limits, loss: FloatArray, start: IntArray, marks: IntAr
     decisions = np.arange(len(loss))
     best, least = start, float(loss[decisions, start].sum())
     smallest_gain = TOLERANCE * float(np.abs(loss[limits.table.exists]).max())
-    edges = _edges(limits)
-    marks = edges if marks is None else np.concatenate([marks, edges], axis=1)
+    marks = np.concatenate([marks, _edges(limits)], axis=1)
     candidates = np.concatenate([marks, best[:, None]], axis=1)
     for turn in range(MAX_ROUNDS):
-        found = _most_promising(limits, loss, candidates, least - smallest_gain)
+        found, prices = _most_promising(limits, loss, candidates, least - smallest_gain)
         filled = [limits.fit(indices, -loss) for indices in found]
         sums = [float(loss[decisions, indices].sum()) for indices in filled]
         if sums and min(sums) < least - smallest_gain:
             best, least = filled[int(np.argmin(sums))], min(sums)
         elif turn:
             break
-        candidates = np.concatenate([marks, _around(limits, best)], axis=1)
+        candidates = np.concatenate([marks, _near(limits, loss, best, prices)], axis=1)
     return best
 
 
@@ -82,20 +82,31 @@ def _edges(limits: Limits) -> IntArray:
     return edges
 
 
-def _around(limits: Limits, indices: IntArray) -> IntArray:
-    """[N, C] the options to try around `indices` [N]: all, if those are few."""
+def _near(limits: Limits, loss: FloatArray, indices: IntArray, prices: FloatArray) -> IntArray:
+    """[N, C] the options to try next: all, if those are few.
+
+    Else those around `indices` [N], and those that lose least at `prices` [J] of the limits, the core of the problem
+    (Balas and Zemel, Operations Research 28, 1980): on ladders the first find the way, without an order the others.
+    """
     last = limits.space.counts - 1
     most = int(last.max())
     if most < FEW_OPTIONS or len(last) * (most + 1) <= NUM_OPTIONS:
-        around = np.repeat(np.arange(most + 1)[None], len(last), axis=0)
+        near = np.repeat(np.arange(most + 1)[None], len(last), axis=0)
     else:
         steps = 2 ** np.arange(most.bit_length())
         around = indices[:, None] + np.concatenate([-steps, [0], steps])
-    return np.clip(around, 0, last[:, None])
+        exists = limits.table.exists
+        paid = np.tensordot(prices, np.where(exists, limits.table.excess, 0), axes=1)
+        core = np.argpartition(np.where(exists, loss + paid, np.inf), NUM_CORE - 1, axis=1)[:, :NUM_CORE]
+        near = np.concatenate([around, core], axis=1)
+    return np.clip(near, 0, last[:, None])
 
 
-def _most_promising(limits: Limits, loss: FloatArray, candidates: IntArray, below: float) -> list[IntArray]:
-    """Choices [N] among `candidates` [N, C] of a sum below `below`, the least first; `NUM_FINALISTS` at most."""
+def _most_promising(
+    limits: Limits, loss: FloatArray, candidates: IntArray, below: float
+) -> tuple[list[IntArray], FloatArray]:
+    """Choices [N] among `candidates` [N, C] of a sum below `below`, the least first, `NUM_FINALISTS` at most; and the
+    prices [J] of the limits, in loss per unit."""
     candidates = np.sort(candidates, axis=1)
     decisions = np.arange(len(candidates))
     losses = loss[decisions[:, None], candidates]
@@ -127,7 +138,7 @@ def _most_promising(limits: Limits, loss: FloatArray, candidates: IntArray, belo
         label, candidate = np.divmod(kept, candidates.shape[1])
         sums, left = total[label, candidate], after[label, candidate]
         chosen = np.concatenate([chosen[label], candidates[n, candidate][:, None]], axis=1)
-    return list(chosen[np.argsort(sums, kind="stable")[:NUM_FINALISTS]])
+    return list(chosen[np.argsort(sums, kind="stable")[:NUM_FINALISTS]]), prices / unit
 
 
 def _still_to_come(losses: FloatArray) -> FloatArray:

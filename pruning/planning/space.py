@@ -6,7 +6,7 @@ searched, a fine one is planned in: both are the same thing. Letters: N decision
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -171,8 +171,18 @@ class Space:
 
         For ladders: see `of_ladders`.
         """
-        found = [np.searchsorted(row, u, side="right") - 1 for row, u in zip(self.units, units, strict=True)]
-        return np.maximum(np.array(found, dtype=np.int64), 0)
+        most, found = np.asarray(units), np.empty(self.num_decisions, dtype=np.int64)
+        for row, alike in self.ladders:
+            found[alike] = np.searchsorted(row, most[alike], side="right") - 1
+        return np.maximum(found, 0)
+
+    @cached_property
+    def ladders(self) -> list[tuple[IntArray, list[int]]]:
+        """The different rows of `units`, and the decisions of each: in most models there is one."""
+        alike: dict[bytes, list[int]] = {}
+        for n, row in enumerate(self.units):
+            alike.setdefault(row.tobytes(), []).append(n)
+        return [(self.units[places[0]], places) for places in alike.values()]
 
     def not_below(self, units: Sequence[int]) -> "Space":
         """This space without options of fewer than `units` [N]; where all have fewer, the widest stays. For ladders."""
@@ -185,7 +195,7 @@ class Space:
     def tables(self, of: Callable[[Site, Options], IntArray]) -> tuple[IntArray, ...]:
         """[N][K]: what `of` says of the options of each site, summed over the sites of a decision."""
         return tuple(
-            np.sum([of(site, options) for site, options in zip(x.sites, x.options, strict=True)], axis=0)
+            reduce(np.add, (of(site, options) for site, options in zip(x.sites, x.options, strict=True)))
             for x in self.decisions
         )
 

@@ -19,7 +19,7 @@ from storage.records import PredictorRecord
 if TYPE_CHECKING:
     from policy_model.predictor import Prediction
 
-BELOW_GRID = (
+BELOW_SPACE = (
     "the target is below the lowest widths that were searched: every layer keeps the same fraction, and the predicted "
     "quality is an extrapolation"
 )
@@ -107,8 +107,8 @@ class PredictorMethod:
 
 
 def _warnings(prediction: "Prediction") -> tuple[str, ...]:
-    if prediction.below_grid:
-        return (BELOW_GRID,)
+    if prediction.below_space:
+        return (BELOW_SPACE,)
     return (EXTRAPOLATED,) if prediction.extrapolated else ()
 
 

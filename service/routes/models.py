@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, ModelId, Offset, RegistryDep
 from service.openapi import problems
 from service.pagination import page_of
-from service.rankings import RANKING_OK, model_ranking_url, ranking_response
+from service.rankings import RANKING_RESPONSES, model_ranking_url, ranking_response
 from service.root_path import seen_from_outside
 from service.schemas import ModelResponse, Page
 from storage.records import ModelRecord
@@ -28,7 +28,7 @@ def list_models(
     "/{model_id:path}/ranking",
     summary="Download a model's ranking",
     response_class=Response,
-    responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
+    responses=RANKING_RESPONSES,
 )
 def read_ranking(model_id: ModelId, repository: RegistryDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along. Its sha256 is the one that plans name."""

@@ -3,8 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from service.dependencies import ArtifactsDep, RankingSha256
-from service.openapi import problems
-from service.rankings import RANKING_OK, find_ranking, ranking_response
+from service.rankings import RANKING_RESPONSES, find_ranking, ranking_response
 
 router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
 
@@ -13,7 +12,7 @@ router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
     "/{sha256}",
     summary="Download a ranking",
     response_class=Response,
-    responses={200: RANKING_OK, 304: {"description": "The client's copy is current."}, **problems(404, 422, 503)},
+    responses=RANKING_RESPONSES,
 )
 def read_ranking(sha256: RankingSha256, repository: ArtifactsDep, request: Request) -> Response:
     """The safetensors file that a plan's widths count along: `ranking.url` of plans whose method ranks channels itself.

@@ -20,6 +20,7 @@ from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
 from pruning.devices.catalogue import DEVICES
 from pruning.planning.cost import kv_cache_bytes
+from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import Kept, PlanLayer
 from pruning.planning.workload import Budget
 from service.devices import find_device
@@ -78,7 +79,8 @@ def test_requests_cover_every_kind_and_are_those_of_their_seed(url: str) -> None
         requests = [maker.make() for _ in range(80)]
         assert requests[:5] == [other.make() for other in [RequestMaker(anatomy, "tiny", 1)] for _ in range(5)]
         for request in requests:
-            assert planner.plan(request.model_copy(update={"method": None})).layers
+            plan = planner.plan(request.model_copy(update={"method": None}))
+            assert exceeded_limits(plan.target, plan.achieved) == []
     assert {x.tp_size for x in requests} == {1, 2}
     assert {x.scope for x in requests} == {"ffn", "decoder", "model"}
     assert len({x.device for x in requests}) > 10

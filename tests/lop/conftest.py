@@ -13,10 +13,15 @@ from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, no settings of the user's, and a `lop worker` that leaves the logging of the test process alone.
+
+    Its handler would write to the standard error of its own test for ever, and fail loudly once that is closed.
+    """
     torch.set_num_threads(1)
     for name in ("LOP_DATABASE_URL", "LOP_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("service.logs.configure_logging", lambda _level: None)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from mcts.tree import Tree
 from pruning.errors import InfeasibleBudgetError
+from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 from tests.mcts.landscapes import limits_of, make_limits
+from tests.pruning.made_up_limits import every_choice, is_tight, meets, ragged_limits
 
 
 def test_actions_leave_no_step_unused() -> None:
@@ -58,6 +60,22 @@ def test_infeasible_budget() -> None:
         make_limits(2, 3, budget=1)
 
 
+def leaves_of(limits: Limits) -> list[Choice]:
+    """Every choice that the tree leads to, in order."""
+    tree = Tree(limits)
+    found: list[Choice] = []
+    nodes = [tree.root]
+    while nodes:
+        node = nodes.pop()
+        assert node.actions, "a feasible node always has an action"
+        for option in node.actions:
+            if len(node.prefix) == limits.space.num_decisions - 1:
+                found.append((*node.prefix, option))
+            else:
+                nodes.append(tree.child(node, option))
+    return sorted(found)
+
+
 @st.composite
 def rows(draw: st.DrawFn) -> list[list[int]]:
     """Costs of one to four decisions, of two to four options each."""
@@ -73,21 +91,19 @@ def test_tree_holds_exactly_what_uses_the_limit_up_but_for_a_step(costs: list[li
     least, most = sum(row[0] for row in costs), sum(row[-1] for row in costs)
     budget = data.draw(st.integers(least, most + 3))
     limits = limits_of(costs, budget)
-    tree = Tree(limits)
-    found: list[Choice] = []
-    nodes = [tree.root]
-    while nodes:
-        node = nodes.pop()
-        assert node.actions, "a feasible node always has an action"
-        for option in node.actions:
-            if len(node.prefix) == len(costs) - 1:
-                found.append((*node.prefix, option))
-            else:
-                nodes.append(tree.child(node, option))
+    found = leaves_of(limits)
     step = max(b - a for row in costs for a, b in itertools.pairwise(row))
     everything = itertools.product(*(range(len(row)) for row in costs))
     left = {
         choice: min(budget, most) - sum(row[k] for row, k in zip(costs, choice, strict=True)) for choice in everything
     }
-    assert sorted(found) == [choice for choice, slack in left.items() if 0 <= slack < step]
+    assert found == [choice for choice, slack in left.items() if 0 <= slack < step]
     assert set(found) >= {choice for choice in left if limits.is_tight(choice)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged_limits(max_decisions=4, max_options=4, ladder=True, least_step=1))
+def test_under_several_limits_it_leads_to_every_tight_choice_and_to_none_that_exceeds_one(limits: Limits) -> None:
+    leaves = leaves_of(limits)
+    assert all(meets(limits, choice) for choice in leaves)
+    assert {choice for choice in every_choice(limits) if is_tight(limits, choice)} <= set(leaves)

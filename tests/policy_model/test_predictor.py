@@ -94,11 +94,11 @@ def test_a_dense_budget_gives_the_dense_model(predictor: Predictor, anatomy: Mod
 def test_budgets_outside_the_searched_range_get_plans(predictor: Predictor, anatomy: ModelAnatomy) -> None:
     lowest = predictor.plan(anatomy, limits_of(anatomy, 8 * 12 * 6))
     assert anatomy.ffn_widths(lowest.architecture) == (8,) * 6
-    assert lowest.below_grid
+    assert lowest.below_space
     nearly_dense = predictor.plan(anatomy, limits_of(anatomy, anatomy.ffn_parameters - 1))
     assert sum(anatomy.ffn_widths(nearly_dense.architecture)) == 64 * 6 - 8
     assert nearly_dense.kl < lowest.kl
-    assert not nearly_dense.below_grid
+    assert not nearly_dense.below_space
 
 
 def test_other_widths_are_judged_with_the_intervals_of_any_configuration(
@@ -236,7 +236,7 @@ def test_a_predictor_of_levels_in_a_grid_plans_as_it_did() -> None:
         limits = limits_of(anatomy, plan["ffn_parameters"], plan["round_to"])
         found = predictor.plan(anatomy, limits)
         assert anatomy.ffn_widths(found.architecture) == tuple(plan["widths"]), plan
-        assert found.below_grid == plan["below_grid"]
+        assert found.below_space == plan["below_grid"]
         expected = (plan["kl"], *plan["interval"], plan["agreement"])
         assert (found.kl, *found.interval, found.agreement) == pytest.approx(expected, rel=1e-6)
         assert again.plan(anatomy, limits) == found

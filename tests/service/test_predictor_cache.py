@@ -35,7 +35,7 @@ class MadeUpPrediction:
     accuracy_interval: tuple[float, float] | None = (0.5, 1.0)
     agreement: float | None = 0.875
     agreement_interval: tuple[float, float] | None = (0.75, 1.0)
-    below_grid: bool = False
+    below_space: bool = False
     extrapolated: bool = False
 
 

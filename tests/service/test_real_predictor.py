@@ -23,7 +23,7 @@ from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
 from pruning.planning.target import limits_for_sparsity
 from service.app import create_app
-from service.methods.predicted import BELOW_GRID
+from service.methods.predicted import BELOW_SPACE
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import ModelRecord, PredictorRecord
@@ -155,11 +155,11 @@ def test_a_new_predictor_makes_new_predictions_for_every_method(
 def test_below_the_grid_the_note_says_that_widths_are_uniform(predictor: Predictor, client: TestClient) -> None:
     deep = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.85, "method": "lop"}).json()
     assert deep["method"] == "lop"
-    assert BELOW_GRID in deep["provenance"]["note"]
+    assert BELOW_SPACE in deep["provenance"]["note"]
     retention = {x["ffn_width"] / dense for x, dense in zip(deep["layers"], WIDTHS, strict=True)}
     assert max(retention) - min(retention) <= 8 / 64
     usual = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5, "method": "lop"}).json()
-    assert BELOW_GRID not in usual["provenance"]["note"]
+    assert BELOW_SPACE not in usual["provenance"]["note"]
 
 
 def test_budgets_of_every_kind(predictor: Predictor, client: TestClient) -> None:

@@ -171,8 +171,11 @@ def test_what_is_left_of_the_budget_is_filled_up(client: TestClient, repository:
     assert plan.predicted is not None
     assert plan.predicted.quality == 0.02
     assert "; searched for another target and filled up to this one; the predicted KL is" in str(plan.provenance.note)
+    assert plan.provenance.filled_up
     # Less than a step more than what was searched: nothing to add.
-    assert "filled up" not in str(ask(client, 0.49).provenance.note)
+    near = ask(client, 0.49)
+    assert "filled up" not in str(near.provenance.note)
+    assert not near.provenance.filled_up
 
 
 def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClient, repository: Repository) -> None:
@@ -181,6 +184,7 @@ def test_what_a_search_left_of_its_own_budget_is_filled_up_too(client: TestClien
     assert widths_of(plan) == [16, 40, 64, 48]
     assert "; channels were added to what was measured, up to the target; the predicted" in str(plan.provenance.note)
     assert "another target" not in str(plan.provenance.note)
+    assert not plan.provenance.filled_up
 
 
 def test_other_roundings_take_channels_and_predict_nothing(client: TestClient, repository: Repository) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from values.calibration import Calibration, kl_of
-from values.encoding import log_kl
 from values.held_out import HeldOutResiduals, inner_groups, retention_groups
 from values.judged_samples import JudgedSamples
+from values.kl_floor import log_kl
 from values.quantiles import Quantiles
 from values.shares import ShareCurve, ShareIntervals
 

@@ -14,7 +14,8 @@ from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from pruning.planning.space import Decision, Options, Space
 from tests.values.landscape import anatomy_of, sample
-from values.encoding import KL_FLOOR_NATS, Encoding, encode, log_kl
+from values.encoding import Encoding, encode
+from values.kl_floor import log_kl
 
 
 def small() -> tuple[Space, Encoding]:
@@ -23,11 +24,6 @@ def small() -> tuple[Space, Encoding]:
     space = ffn_levels(anatomy, num_levels=3, round_to=10)
     scans = [sample(anatomy, [10, 30, 60], 0.5), sample(anatomy, [30, 10, 60], 0.2), sample(anatomy, [30, 20, 60], 0.1)]
     return space, encode(anatomy, space, scans)
-
-
-def test_log_kl_is_finite_at_zero_and_below() -> None:
-    assert log_kl(0.0) == log_kl(-1e-5) == math.log(KL_FLOOR_NATS)
-    assert log_kl(0.5) == pytest.approx(math.log(0.5), abs=1e-5)
 
 
 def test_sensitivities_are_read_from_one_layer_samples_and_gaps_are_filled() -> None:

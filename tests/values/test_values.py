@@ -10,7 +10,8 @@ from storage.records import Sample
 from tests.values.landscape import anatomy_of, sample, samples_of, true_kl
 from values.basis import Basis, Regression
 from values.dataset import TrainingData, training_data
-from values.encoding import KL_FLOOR_NATS, Encoding, encode
+from values.encoding import Encoding, encode
+from values.kl_floor import KL_FLOOR_NATS
 from values.value_training import ValueFit, choose_anchors, fit_values
 from values.values import Values, distances, weights_of
 

@@ -1,6 +1,7 @@
 """The one greedy: by hand, against its promises on any table, and against the loops that it replaced on ladders."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pruning.allocators.uniform import evenness, uniform_choice
 from pruning.arrays import FloatArray, IntArray
+from pruning.planning import fit
 from pruning.planning.limits import Limit, LimitKind, Limits
 from tests.pruning import made_up_limits
 from tests.pruning.made_up import at_most, made_up_anatomy
@@ -221,3 +223,25 @@ def test_at_the_size_of_a_real_model() -> None:
         limits = limits_of(*(Limit(kind, m, 0, c) for kind, m, c in zip(kinds, most, costs, strict=True)))
         for start in (limits.space.bottom, limits.space.top, rng.integers(0, 20, 64)):
             assert limits.is_tight(limits.fit(start, rng.normal(size=(64, 20))))
+
+
+def test_a_long_way_down_looks_at_each_option_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two limits that disagree about which decisions are dear take turns; what is weighed stays linear in the options.
+    rng, num_options = np.random.default_rng(0), 200
+    rows = [tuple(np.arange(1, num_options + 1) * int(rng.integers(5, 15)) for _ in range(12)) for _ in range(2)]
+    kinds = (LimitKind.FLOPS, LimitKind.LATENCY_MS)
+    limits = limits_of(*(Limit(x, sum(int(r[-1]) for r in of) // 2, 0, of) for x, of in zip(kinds, rows, strict=True)))
+    weighed = 0
+
+    def counted(*args: Any) -> bool:
+        nonlocal weighed
+        weighed += 1
+        return frees(*args)
+
+    frees = fit._frees
+    monkeypatch.setattr(fit, "_frees", counted)
+    found = limits.fit(limits.space.top, np.cumsum(rng.uniform(0, 1, (12, num_options)), axis=1))
+    assert limits.is_tight(found)
+    moves = int((limits.space.counts - 1 - found).sum())
+    assert moves > 500
+    assert weighed <= 2 * len(rows) * (moves + len(found))

@@ -198,3 +198,16 @@ def test_all_at_once_as_one_by_one() -> None:
     assert together.tolist() == [limits.feasible(1, row).tolist() for row in slack]
     after = limits.table.after(1, slack, np.array([1, 0, 1]))
     assert after.tolist() == [[20, 8], [0, 0], [10, 2]]
+
+
+def test_a_choice_of_what_is_not_there_has_no_slack() -> None:
+    limits = limits_of(limit(LimitKind.FLOPS, 50, 0, (10, 20, 30), (10, 40)))
+    for choice in ((0, 2), (0, -1), (0,), (0, 0, 0)):
+        for ask in (limits.slack, limits.is_tight, lambda x: limits.fit(x, np.zeros((2, 3)))):
+            with pytest.raises(IndexError, match="an option of each decision"):
+                ask(choice)
+
+
+def test_limits_limit_something() -> None:
+    with pytest.raises(ValueError, match="must be a limit"):
+        Limits(limits_of(limit(LimitKind.FLOPS, 50, 0, (10,))).space, ())

@@ -20,7 +20,7 @@ KINDS = (LimitKind.MEMORY_BYTES, LimitKind.LATENCY_MS, LimitKind.FLOPS)
 def solved(limits: Limits, loss: FloatArray) -> float:
     """The sum that is found from the cheapest choice on; never worse than where it began."""
     start = limits.fit(limits.table.floor, -loss)
-    found = total_loss(limits, loss, least_within(limits, loss, start))
+    found = total_loss(limits, loss, least_within(limits, loss, start, start[:, None]))
     assert found <= total_loss(limits, loss, start)
     return found
 
@@ -93,6 +93,7 @@ SIZES = {
     "64 ragged decisions": [2, 3, 8, 20] * 16,
     "24 decisions of 12 options": [12] * 24,
     "6 decisions of 5 options": [5] * 6,
+    "16 fine decisions": [400] * 16,
 }
 
 
@@ -118,7 +119,7 @@ def test_never_worse_than_its_start_nor_better_than_the_best_tight_choice(limits
     # Of any sign and order: what fills a choice up may cost loss.
     loss = draw_worth(data, limits.space)
     start = limits.fit(draw_choice(data, limits.space), draw_worth(data, limits.space))
-    found = total_loss(limits, loss, least_within(limits, loss, start))
+    found = total_loss(limits, loss, least_within(limits, loss, start, start[:, None]))
     tight = [total_loss(limits, loss, np.array(x)) for x in every_choice(limits) if limits.is_tight(x)]
     assert min(tight) - 1e-9 <= found <= total_loss(limits, loss, start)
 
