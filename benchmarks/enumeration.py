@@ -16,7 +16,7 @@ from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice, Space
 
@@ -48,7 +48,7 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     decisions = len(layers) // 2
     row = tuple(round(layers[0].ffn_width * k / LEVELS) for k in range(1, LEVELS + 1))
     price = sum(layer.ffn_parameters_per_channel for layer in layers[:2])
-    space = ffn_space_of([row] * decisions)
+    space = ffn_space([row] * decisions)
     limits = [_limits(space, price, subject.budget(s, 1)) for s in SPARSITIES]
     runs = [_search(subject, limits, seed) for seed in SEEDS]
     everything = list(itertools.product(range(LEVELS), repeat=decisions))

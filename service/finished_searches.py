@@ -161,7 +161,7 @@ def _largest_step(space: Space, anatomy: ModelAnatomy) -> int:
     if any(site.sublayer is not Sublayer.FFN or site.layer >= anatomy.num_layers for site in sites):
         raise InputError("a search whose plans are made of FFN widths has a space of those", values=repr(sites[:3]))
     steps = (
-        int(np.diff(options.units).max(initial=0)) * anatomy.layers[site.layer].ffn_parameters_per_channel
+        int(np.diff(np.sort(options.units)).max(initial=0)) * anatomy.layers[site.layer].ffn_parameters_per_channel
         for decision in space.decisions
         for site, options in zip(decision.sites, decision.options, strict=True)
     )

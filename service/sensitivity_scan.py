@@ -73,17 +73,16 @@ def find_scan(anatomy: ModelAnatomy, samples: Iterable[Sample], spaces: Sequence
         if widths_found is not None and (best is None or len(widths_found[0]) >= best.num_levels):
             table = np.array([[row[w] for w in ws] for row, ws in zip(rows, widths_found, strict=True)])
             scan_id = content_id({"calibration": calibration_id, "widths": widths_found})
-            space = ffn_space(anatomy, [np.array(ws, dtype=np.int64) for ws in widths_found])
+            space = ffn_space(widths_found)
             best = SensitivityScan(scan_id, calibration_id, space, table)
     return best
 
 
 def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
     """Whether it decides the FFN width of every layer, each among equally many, the dense one the last."""
-    same = ffn_space(anatomy, list(space.units)) if space.num_decisions == anatomy.num_layers else None
     return (
-        same is not None
-        and same.document() == space.document()
+        ffn_space(space.units).document() == space.document()
+        and space.of_ladders
         and len(set(space.counts.tolist())) == 1
         and space.units_of(space.top) == anatomy.dense_units(Sublayer.FFN)
     )

@@ -16,7 +16,7 @@ from pruning.anatomy.architecture import Site, Sublayer
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Space
 from storage.records import Sample
@@ -94,7 +94,7 @@ class Encoding:
         Predictors of before knew a grid of widths and costs.
         """
         grid = data.get("grid")
-        space = Space.from_document(data["space"]) if grid is None else ffn_space_of(grid["widths"])
+        space = Space.from_document(data["space"]) if grid is None else ffn_space(grid["widths"])
         check_space(space)
         costs = data["parameters"] if grid is None else grid["costs"]
         parameters = np.array(costs, dtype=np.int64)
@@ -102,7 +102,7 @@ class Encoding:
 
 
 def check_space(space: Space) -> None:
-    """What values and policy can learn: the FFN width of every layer, of as many options each, the last one dense.
+    """What values and policy can learn: the FFN width of every layer, of as many options each, ascending to dense.
 
     The policy has one head for all layers, and the values know a layer by the fraction of its channels that it keeps.
 
@@ -111,14 +111,11 @@ def check_space(space: Space) -> None:
     """
     sites = [decision.sites for decision in space.decisions]
     of_ffn = sites == [(Site(layer, Sublayer.FFN),) for layer in range(len(sites))]
-    units_alone = all(
-        options.bits is None and options.density is None for x in space.decisions for options in x.options
-    )
     equal = len(set(space.counts.tolist())) == 1 and space.counts[0] >= 2
-    if not (of_ffn and units_alone and equal and space.units_of(space.top) == tuple(space.dense_units.tolist())):
+    if not (of_ffn and space.of_ladders and equal and space.units_of(space.top) == tuple(space.dense_units.tolist())):
         names = [f"{site.layer}.{site.sublayer}" for of_decision in sites for site in of_decision]
         raise InputError(
-            "a predictor is of a space of one FFN decision a layer, with as many widths in each, the last one dense",
+            "a predictor is of a space of one FFN decision a layer, as many widths in each, ascending to the dense one",
             values=f"sites {', '.join(names)} with {', '.join(map(str, space.counts))} options",
             remedy="Search FFN widths of one number of levels",
         )

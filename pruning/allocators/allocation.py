@@ -48,5 +48,5 @@ def architecture_near(limits: Limits, wished: Sequence[float]) -> Architecture:
     wishes = np.array(wished, dtype=np.float64)
     start = space.at_most(np.floor(np.clip(wishes, 0, widest)))
     rows = zip(space.units, wishes, widest, strict=True)
-    worth = cumulative_worth(space, [np.minimum((wish - units) / most, _WHOLE) for units, wish, most in rows])
+    worth = cumulative_worth(space, [np.minimum((wish - units) / max(most, 1), _WHOLE) for units, wish, most in rows])
     return space.architecture(limits.fit(start, worth))

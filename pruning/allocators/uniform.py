@@ -14,8 +14,7 @@ def uniform_choice(limits: Limits) -> IntArray:
 
 def evenness(space: Space) -> FloatArray:
     """[N, K] what options are worth where a unit is worth what its layer is short of whole, relatively."""
-    widest = np.array([row[-1] for row in space.units], dtype=np.float64)
-    return cumulative_worth(space, [1.0 - row / most for row, most in zip(space.units, widest, strict=True)])
+    return cumulative_worth(space, [1.0 - row / max(row[-1], 1) for row in space.units])
 
 
 def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
@@ -29,7 +28,7 @@ def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
 def _widest_equal(limits: Limits) -> IntArray:
     """[N] the options at the greatest retention that fits: the narrowest, if none does."""
     widest = np.array([row[-1] for row in limits.space.units], dtype=np.float64)
-    retentions = np.unique(np.concatenate([row / row[-1] for row, _ in limits.space.ladders]))
+    retentions = np.unique(np.concatenate([row / max(row[-1], 1) for row, _ in limits.space.ladders]))
     low, high = 0, len(retentions)
     best = np.zeros(limits.space.num_decisions, dtype=np.int64)
     while low < high:

@@ -61,7 +61,7 @@ class ModelAnatomy:
         return tuple(layer.units(sublayer) for layer in self.layers)
 
     def ffn_widths(self, architecture: Architecture) -> tuple[int, ...]:
-        """[L] FFN channels that `architecture` keeps."""
+        """[L] FFN channels that `architecture` keeps; raises InputError if it names a layer beyond."""
         return architecture.units(Sublayer.FFN, self.dense_units(Sublayer.FFN))
 
     def ffn_widths_alone(self, architecture: Architecture) -> tuple[int, ...] | None:
@@ -72,7 +72,7 @@ class ModelAnatomy:
         return widths if self.architecture(widths) == architecture else None
 
     def kv_groups(self, architecture: Architecture) -> tuple[int, ...]:
-        """[L] KV groups that `architecture` keeps."""
+        """[L] KV groups that `architecture` keeps; raises InputError if it names a layer beyond."""
         return architecture.units(Sublayer.ATTENTION, self.dense_units(Sublayer.ATTENTION))
 
     def __hash__(self) -> int:

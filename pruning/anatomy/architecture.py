@@ -8,6 +8,8 @@ from enum import StrEnum
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pruning.errors import InputError
+
 
 class Sublayer(StrEnum):
     """The two halves of a decoder layer."""
@@ -44,6 +46,15 @@ class Option:
         said = {"bits": self.bits, "density": self.density}
         return {"units": self.units} | {name: value for name, value in said.items() if value is not None}
 
+    def checked(self) -> "Option":
+        """The same, for what is read from a document; raises ValueError where it is no option of any model."""
+        count(self.units)
+        bits_fit = self.bits is None or (type(self.bits) is int and 1 <= self.bits <= 16)
+        density_fits = self.density is None or (type(self.density) is float and 0 < self.density < 1)
+        if not (bits_fit and density_fits) or (self.units == 0 and self != Option(0)):
+            raise ValueError(f"bits are 1..16, a density is between 0 and 1, what is skipped has neither: {self}")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -67,10 +78,12 @@ class Architecture:
         return dict(self.items)
 
     def units(self, sublayer: Sublayer, dense: Sequence[int]) -> tuple[int, ...]:
-        """[L] units that every layer keeps there, of the `dense` model's [L]."""
+        """[L] units that every layer keeps there, of the `dense` model's [L]. Raises InputError for layers beyond."""
         kept = list(dense)
         for site, option in self.items:
             if site.sublayer is sublayer:
+                if site.layer >= len(kept):
+                    raise foreign_site(site, option, None)
                 kept[site.layer] = option.units
         return tuple(kept)
 
@@ -83,13 +96,23 @@ class Architecture:
 
     @classmethod
     def from_document(cls, document: Sequence[Mapping[str, Any]]) -> "Architecture":
-        """The inverse of `document`; raises KeyError, TypeError or ValueError for anything else."""
-        return cls.of(
-            (Site(layer["index"], sublayer), Option(**layer[sublayer.value]))
-            for layer in document
-            for sublayer in Sublayer
-            if sublayer.value in layer
-        )
+        """The inverse of `document`; raises InputError for what is no architecture's document."""
+        try:
+            found = cls.of(
+                (Site(count(layer["index"]), sublayer), Option(**layer[sublayer.value]).checked())
+                for layer in document
+                for sublayer in Sublayer
+                if sublayer.value in layer
+            )
+            if found.document() != document:
+                raise ValueError("layers are in order, each once, and say what their FFN or attention keeps")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "an architecture is a list of layers, each with the options of its sub-layers that are not dense",
+                values=repr(error),
+                remedy="Upgrade lop-service if a newer version wrote it",
+            ) from error
+        return found
 
     @property
     def key(self) -> str:
@@ -100,3 +123,19 @@ class Architecture:
 
 DENSE = Architecture()
 """The model as it is."""
+
+
+def foreign_site(site: Site, option: Option, dense: int | None) -> InputError:
+    """What is wrong with `option` at a site of which the model has `dense` units, or None: no such site."""
+    return InputError(
+        "an architecture names sites of its model, and keeps at most the units of each",
+        values=f"layer {site.layer}, {site.sublayer}: {option}, dense {dense}",
+        remedy="Make it with ModelAnatomy.architecture or Space.architecture",
+    )
+
+
+def count(value: object) -> int:
+    """What a document says, as an integer from 0 that 64 bits hold; raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"not a count: {value!r}")
+    return value

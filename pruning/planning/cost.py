@@ -1,4 +1,8 @@
-"""Exact costs of an architecture: parameters, bytes on disk and in memory, FLOPs, time. No model is built for them."""
+"""Exact costs of an architecture: parameters, bytes on disk and in memory, FLOPs, time. No model is built for them.
+
+Parameters, memory and FLOPs are the sums that limits are made of, see `prices`. So is the time, in nanoseconds: its
+phases come with it. Weight files are counted with the headers that they really have.
+"""
 
 from collections.abc import Sequence
 

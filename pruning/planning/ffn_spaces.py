@@ -32,7 +32,7 @@ def ffn_levels(
         raise InputError(
             "levels need num_levels >= 2 and round_to >= 1", values=f"num_levels={num_levels}, round_to={round_to}"
         )
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for layer in anatomy.layers:
         # Halves go up: Python's own rounding goes to even, which would make uneven steps.
         ladder = [int(layer.ffn_width * k / num_levels / round_to + 0.5) * round_to for k in range(1, num_levels)]
@@ -43,8 +43,8 @@ def ffn_levels(
                 values=f"ffn_width={layer.ffn_width}",
                 remedy="Use fewer levels or a smaller round_to",
             )
-        rows.append(np.array(row, dtype=np.int64))
-    return ffn_space(anatomy, rows)
+        rows.append(row)
+    return ffn_space(rows)
 
 
 @lru_cache(maxsize=128)
@@ -76,22 +76,16 @@ def ffn_widths(anatomy: ModelAnatomy, *, round_to: int, tp_size: int = 1) -> Spa
                 remedy="Ask for a tp_size that divides the FFN width",
             )
         rows[layer.ffn_width] = row
-    return ffn_space(anatomy, [rows[layer.ffn_width] for layer in anatomy.layers])
+    dense = anatomy.dense_units(Sublayer.FFN)
+    return ffn_space([rows[width] for width in dense], dense)
 
 
-def ffn_space(anatomy: ModelAnatomy, rows: list[IntArray]) -> Space:
-    """One decision a layer: the FFN widths `rows` [L][K], ascending."""
-    sites = [Site(layer.index, Sublayer.FFN) for layer in anatomy.layers]
-    decisions = tuple(Decision((site,), (Options(row),)) for site, row in zip(sites, rows, strict=True))
-    return Space(decisions, {site: layer.ffn_width for site, layer in zip(sites, anatomy.layers, strict=True)})
-
-
-def ffn_space_of(widths: Sequence[Sequence[int]]) -> Space:
-    """One decision a layer: FFN `widths` [L][K], ascending, the last one dense."""
-    sites = [Site(index, Sublayer.FFN) for index in range(len(widths))]
-    rows = [np.array(row, dtype=np.int64) for row in widths]
-    decisions = tuple(Decision((site,), (Options(row),)) for site, row in zip(sites, rows, strict=True))
-    return Space(decisions, {site: int(row[-1]) for site, row in zip(sites, rows, strict=True)})
+def ffn_space(widths: Sequence[Sequence[int] | IntArray], dense: Sequence[int] | None = None) -> Space:
+    """One decision a layer: FFN `widths` [L][K], ascending. `dense` [L] is by default the last of each."""
+    rows = [np.asarray(row, dtype=np.int64) for row in widths]
+    decisions = tuple(Decision((Site(n, Sublayer.FFN),), (Options(row),)) for n, row in enumerate(rows))
+    most = [int(row[-1]) for row in rows] if dense is None else dense
+    return Space(decisions, {decision.sites[0]: units for decision, units in zip(decisions, most, strict=True)})
 
 
 def check_tensor_parallel(anatomy: ModelAnatomy, tp_size: int) -> None:

@@ -41,7 +41,7 @@ def make_plan(
         created_at=created_at or datetime.now(UTC),
         model=PlanModel(id=model_id, fingerprint=anatomy.fingerprint, weights_sha256=weights_sha256),
         target=target,
-        layers=tuple(layers),
+        layers=layers,
         ranking=ranking,
         recovery=(BIAS,) if compensates else (),
         achieved=achieved,

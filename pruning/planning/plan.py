@@ -28,9 +28,8 @@ from pruning.planning.plan_parts import (
     broken_field,
     is_none,
 )
-from pruning.planning.plan_v1 import PlanV1
+from pruning.planning.plan_v1 import CostsV1, PlanV1, TargetV1
 from pruning.planning.scope import Scope
-from pruning.planning.workload import Budget, Workload
 
 
 def _says_nothing(value: object) -> bool:
@@ -68,7 +67,7 @@ class RecoveryStep(Part):
 BIAS = RecoveryStep(kind="bias")
 
 
-class PlanTarget(Part):
+class PlanTarget(TargetV1):
     """What was asked for: a sparsity of a scope, or a budget, whose memory is at most that of the device.
 
     Attributes:
@@ -77,12 +76,6 @@ class PlanTarget(Part):
         recovery: the steps after which the quality was to be best; None: none in particular.
     """
 
-    sparsity: float | None = Field(default=None, ge=0, lt=1)
-    scope: Scope = Scope.FFN
-    budget: Budget | None = None
-    device: str | None = None
-    round_to: int | None = Field(default=None, ge=1, exclude_if=is_none)
-    tp_size: int | None = Field(default=None, ge=1, exclude_if=is_none)
     space: tuple[Axis, ...] | None = Field(default=None, exclude_if=is_none)
     recovery: tuple[RecoveryStep, ...] | None = None
 
@@ -102,14 +95,9 @@ class Kept(Part):
 
     @model_validator(mode="after")
     def _nothing_of_what_is_skipped(self) -> "Kept":
-        if self.units == 0 and not self.is_whole:
+        if self.units == 0 and (self.bits, self.density) != (None, None):
             raise ValueError("a sub-layer that is skipped has neither bits nor a density")
         return self
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether what stays is stored as in the dense model."""
-        return self.bits is None and self.density is None
 
 
 class PlanLayer(Part):
@@ -133,7 +121,12 @@ class PlanRanking(Part):
     url: str | None = None
 
 
-class Achieved(Part):
+class _Removed(Part):
+    removed: dict[Scope, float]
+    zeroed: dict[Scope, float] = Field(default_factory=dict)
+
+
+class Achieved(CostsV1, _Removed):  # in documents, fields of the last base stand first
     """Exact costs of the pruned model.
 
     Attributes:
@@ -152,20 +145,6 @@ class Achieved(Part):
         decode_ms_per_token: each further token, at the mean length of the cache.
         latency_source: whether times come from measurements on the device or from its data sheet (a roofline).
     """
-
-    removed: dict[Scope, float]
-    zeroed: dict[Scope, float] = Field(default_factory=dict)
-    parameters: int
-    disk_bytes: int
-    memory_bytes: int
-    kv_cache_bytes: int
-    activation_bytes: int | None = Field(default=None, exclude_if=is_none)
-    flops: int
-    latency_ms: float | None = None
-    prefill_ms: float | None = Field(default=None, exclude_if=is_none)
-    decode_ms_per_token: float | None = Field(default=None, exclude_if=is_none)
-    latency_source: Literal["measured", "roofline"] | None = Field(default=None, exclude_if=is_none)
-    workload: Workload = Workload()
 
 
 class Predicted(Part):

@@ -78,10 +78,9 @@ class RankingV1(Part):
     compensates: bool = Field(default=False, exclude_if=operator.not_)
 
 
-class AchievedV1(Part):
-    """Exact costs of the pruned model; see `pruning.planning.plan.Achieved`. `sparsity` is what it calls `removed`."""
+class CostsV1(Part):
+    """What both schemas say of costs; see `pruning.planning.plan.Achieved`."""
 
-    sparsity: dict[Scope, float]
     parameters: int
     disk_bytes: int
     memory_bytes: int
@@ -93,6 +92,14 @@ class AchievedV1(Part):
     decode_ms_per_token: float | None = Field(default=None, exclude_if=is_none)
     latency_source: Literal["measured", "roofline"] | None = Field(default=None, exclude_if=is_none)
     workload: Workload = Workload()
+
+
+class _SparsityV1(Part):
+    sparsity: dict[Scope, float]
+
+
+class AchievedV1(CostsV1, _SparsityV1):  # in documents, fields of the last base stand first
+    """Exact costs of the pruned model; see `pruning.planning.plan.Achieved`. `sparsity` is what it calls `removed`."""
 
 
 class PredictedV1(Part):

@@ -1,7 +1,9 @@
 """What a model costs, one price a limit kind: the tables of limits and the exact costs of plans are sums of the same.
 
 A price is a fixed part and one part for each site, which only depends on what that site keeps. So the costs of any
-architecture add up from tables, and tables cannot differ from what a plan says of itself.
+architecture add up from tables, and tables are what a plan says of itself, but for two bounds from above: the length of
+file headers depends on all sites together, and is counted at its longest (`budget.header_bytes_bound`); KV groups that
+are cut count in time as if they were there, and such a plan says no time (`LatencyPrice`).
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer, foreign_site
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import IntArray
 from pruning.checkpoints.safetensors_layout import tensor_bytes
@@ -31,7 +33,7 @@ class Price(ABC):
 
     Attributes:
         kind: the limit's; the unit of all counts is that of its tables.
-        dense: units of the dense model at every site that costs anything.
+        dense: units of the dense model at every site.
         fixed: what no site's option changes.
     """
 
@@ -61,13 +63,17 @@ class Price(ABC):
         return self.fixed + sum(self.of_dense.values())
 
     def cost(self, architecture: Architecture) -> int:
-        """What `architecture` costs."""
-        changed = (self._one(site, option) - self.of_dense.get(site, 0) for site, option in architecture.items)
-        return self.total + sum(changed)
+        """What `architecture` costs. Raises InputError if it is of another model, and as `of`."""
+        cost = self.total
+        for site, option in architecture.items:
+            if not 0 <= option.units <= self.dense.get(site, -1):
+                raise foreign_site(site, option, self.dense.get(site))
+            cost += self._one(site, option) - self.of_dense[site]
+        return cost
 
     def limit(self, space: Space, most: int) -> Limit:
         """At most `most`, over what `space` decides; sites that it does not name are fixed, and dense."""
-        fixed = self.total - sum(self.of_dense.get(site, 0) for site in space.dense)
+        fixed = self.total - sum(self.of_dense[site] for site in space.dense)
         return Limit(self.kind, most, fixed, space.tables(self.of))
 
 
@@ -118,8 +124,8 @@ class LinearPrice(Price):
 class LatencyPrice(Price):
     """Nanoseconds of one request of a workload on a device; a layer's are on its FFN.
 
-    Profiles and rooflines time layers with whole attention: that of fewer KV groups, or of none, counts as whole, and
-    an FFN that is skipped as one of a single channel. Both bound the time from above.
+    Profiles and rooflines time layers with whole attention: that of fewer KV groups, or of none, counts as whole, which
+    bounds the time from above. An FFN that is skipped counts as they know one without channels.
     """
 
     kind = LimitKind.LATENCY_MS
@@ -133,7 +139,7 @@ class LatencyPrice(Price):
         _check_priced(options.bits, options.density)
         if site.sublayer is Sublayer.ATTENTION:
             return np.zeros(len(options), dtype=np.int64)
-        return self._model.layer_ns(site.layer, np.maximum(options.units, 1))
+        return self._model.layer_ns(site.layer, options.units)
 
 
 @lru_cache(maxsize=64)

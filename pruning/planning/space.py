@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer, count
 from pruning.arrays import BoolArray, FloatArray, IntArray
 from pruning.errors import InputError
 
@@ -92,7 +92,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """All decisions, in the model's order. Two spaces are equal when their documents are.
+    """All decisions, in the model's order. Two spaces are the same when their documents are: `==` is identity.
 
     Args:
         decisions: [N].
@@ -120,6 +120,14 @@ class Space:
     def dense_units(self) -> IntArray:
         """[N] what the dense model has there."""
         return np.array([self.dense[decision.sites[0]] for decision in self.decisions], dtype=np.int64)
+
+    @cached_property
+    def of_ladders(self) -> bool:
+        """Each decision is of one site, whose options differ in their units alone, ascending."""
+        return all(
+            len(x.sites) == 1 and x.options[0].bits is x.options[0].density is None and (np.diff(units) > 0).all()
+            for x, units in zip(self.decisions, self.units, strict=True)
+        )
 
     @cached_property
     def bottom(self) -> Choice:
@@ -161,7 +169,7 @@ class Space:
     def at_most(self, units: Sequence[float] | FloatArray | IntArray) -> IntArray:
         """[N] options that keep no more than `units` [N], the widest of them; the first one where there is none.
 
-        For ladders: decisions of one site whose options differ in their units alone, ascending.
+        For ladders: see `of_ladders`.
         """
         most, found = np.asarray(units), np.empty(self.num_decisions, dtype=np.int64)
         for row, alike in self.ladders:
@@ -217,31 +225,30 @@ class Space:
             dense: dict[Site, int] = {}
             decisions = []
             for sites in document["decisions"]:
-                names = tuple(Site(_count(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
+                names = tuple(Site(count(x["layer"]), Sublayer(x["sublayer"])) for x in sites)
                 options = tuple(_options(x) for x in sites)
                 if not options or any(len(x) != len(options[0]) or not len(x) for x in options):
                     raise ValueError("a decision has as many options at each of its sites, at least one")
                 if len(set(names)) < len(names) or not dense.keys().isdisjoint(names):
                     raise ValueError(f"a site is decided once: {names}")
-                dense |= {site: _count(x["dense"]) for site, x in zip(names, sites, strict=True)}
+                dense |= {site: count(x["dense"]) for site, x in zip(names, sites, strict=True)}
+                if any(int(x.units.max()) > dense[site] for site, x in zip(names, options, strict=True)):
+                    raise ValueError(f"no option keeps more than the dense model: {names}")
                 decisions.append(Decision(names, options))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            space = cls(tuple(decisions), dense)
+            if not decisions or space.document() != document:
+                raise ValueError("there is a decision, and nothing that this version does not know")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 "a space is a list of decisions, each with its sites and their options",
                 values=repr(error),
                 remedy="Search again with this version, or upgrade lop-service",
             ) from error
-        return cls(tuple(decisions), dense)
+        return space
 
 
 def _options(document: Mapping[str, Any]) -> Options:
     units = document["units"]
     nothing = [None] * len(units)
     rows = zip(units, document.get("bits", nothing), document.get("density", nothing), strict=True)
-    return Options.of([Option(_count(u), bits, density) for u, bits, density in rows])
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"not a count: {value!r}")
-    return value
+    return Options.of([Option(*row).checked() for row in rows])

@@ -7,7 +7,7 @@ import numpy as np
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice, Space
 
@@ -29,13 +29,13 @@ def make_anatomy(widths: Sequence[int], per_channel: Sequence[int] | int = 3) ->
 
 def make_space(num_layers: int, num_options: int) -> Space:
     """Equal layers whose option k keeps k + 1 channels."""
-    return ffn_space_of([list(range(1, num_options + 1))] * num_layers)
+    return ffn_space([list(range(1, num_options + 1))] * num_layers)
 
 
 def limits_of(costs: Sequence[Sequence[int]], budget: int) -> Limits:
     """At most `budget`, where option k of layer l keeps and costs `costs[l][k]`."""
     rows = tuple(np.array(row, dtype=np.int64) for row in costs)
-    return Limits(ffn_space_of(costs), (Limit(LimitKind.FFN_PARAMETERS, budget, 0, rows),))
+    return Limits(ffn_space(costs), (Limit(LimitKind.FFN_PARAMETERS, budget, 0, rows),))
 
 
 def make_limits(num_layers: int, num_options: int, budget: int) -> Limits:

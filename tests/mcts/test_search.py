@@ -15,7 +15,7 @@ from pruning.allocators.uniform import evenness
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, Widths
-from pruning.planning.ffn_spaces import ffn_space_of
+from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.space import Choice
 from storage.records import Sample
@@ -76,7 +76,7 @@ def test_every_evaluation_is_a_new_feasible_configuration() -> None:
     row = tuple(range(8, 65, 8))
     prices = (3, 5, 3, 9, 3)
     costs = tuple(np.array([w * p for w in row]) for p in prices)
-    limits = Limits(ffn_space_of([row] * 5), (Limit(LimitKind.FFN_PARAMETERS, 700, 0, costs),))
+    limits = Limits(ffn_space([row] * 5), (Limit(LimitKind.FFN_PARAMETERS, 700, 0, costs),))
     landscape = Landscape([64] * 5, seed=0)
     search = make_search(limits, landscape, num_evaluations=80, parallel_leaves=4)
     found = search.run()

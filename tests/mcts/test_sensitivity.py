@@ -5,7 +5,7 @@ import pytest
 
 from mcts.sensitivity import scan_choices, scan_sensitivity
 from pruning.errors import InputError
-from pruning.planning.ffn_spaces import ffn_levels, ffn_space_of
+from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from tests.mcts.landscapes import Landscape, evaluate_by, make_anatomy, make_space, scoring
 from values.surrogate import check_evenly_spaced
 
@@ -16,7 +16,7 @@ def test_scan_choices() -> None:
 
 @pytest.mark.parametrize("widths", [[[1, 2, 3], [4], [1, 5]], [[2, 4], [1, 2, 3]], [[10, 20, 30], [20, 25, 30]]])
 def test_options_that_are_not_evenly_spaced_are_refused_before_anything_is_scored(widths: list[list[int]]) -> None:
-    space, landscape = ffn_space_of(widths), Landscape([row[-1] for row in widths], seed=0)
+    space, landscape = ffn_space(widths), Landscape([row[-1] for row in widths], seed=0)
     with pytest.raises(InputError, match="evenly spaced"):
         scan_sensitivity(space, scoring(space, landscape))
     assert not landscape.calls

@@ -7,7 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.methods import Method
+from pruning.anatomy.architecture import Sublayer
 from pruning.measuring.metrics import Metrics
+from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from pruning.planning.plan import PruningPlan
 from pruning.planning.space import Space
 from service.finished_searches import FoundConfiguration, Validation
@@ -156,6 +158,14 @@ def test_a_request_without_a_method_is_answered_within_one_level_step(
     assert ask(client, 0.501, method=None).method == "additive-dp"
     # Asked for by name, the search answers up to a sixteenth of the FFN parameters further up: 20 channels.
     assert ask(client, 1 - 180 / 320, method="mcts").method == "mcts"
+
+
+def test_a_level_step_is_that_of_options_in_any_order(client: TestClient, repository: Repository) -> None:
+    anatomy = repository.get_model("tiny").anatomy
+    descending = [row[::-1] for row in ffn_levels(anatomy, num_levels=8).units]
+    space = ffn_space(descending, anatomy.dense_units(Sublayer.FFN))
+    add_search(repository, HALF, 0.02, method="mcts", space=space)
+    assert ask(client, 1 - 176 / 320, method=None).method == "mcts"
 
 
 def test_searches_of_other_methods_answer_no_request_without_one(client: TestClient, repository: Repository) -> None:

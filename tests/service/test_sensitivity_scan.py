@@ -74,14 +74,15 @@ def test_any_space_of_the_ffn_widths_of_every_layer_is_a_table(repository: Repos
         for width in row[:-1]
     ]
     assert find_scan(model.anatomy, samples) is None
-    scan = find_scan(model.anatomy, samples, [ffn_space(model.anatomy, [np.array(row) for row in rows])])
+    scan = find_scan(model.anatomy, samples, [ffn_space(rows)])
     assert scan is not None
     assert [row.tolist() for row in scan.space.units] == rows
     assert scan.table.tolist() == [[0.008, 0.056, 0.0], [0.008, 0.04, 0.0], [0.096, 0.12, 0.0], [0.024, 0.032, 0.0]]
-    # Spaces that are no table of that kind: other counts, another order, a narrower top, other sites.
+    # Spaces that are no table of that kind: other counts, a narrower top, another order, other sites.
     other = [
-        ffn_space(model.anatomy, [np.array(row[k:]) for row, k in zip(rows, (0, 1, 0, 0), strict=True)]),
-        ffn_space(model.anatomy, [np.array(row[:2]) for row in rows]),
+        ffn_space([row[k:] for row, k in zip(rows, (0, 1, 0, 0), strict=True)]),
+        ffn_space([row[:2] for row in rows], dense),
+        ffn_space([[row[1], row[0], row[2]] for row in rows]),
         Space(scan.space.decisions[::-1], scan.space.dense),
         kv_space(model.anatomy),
     ]

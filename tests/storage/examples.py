@@ -5,8 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from mcts.settings import SearchSettings
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
@@ -59,7 +57,7 @@ ANATOMY = ModelAnatomy(
 )
 
 
-SPACE = ffn_space(ANATOMY, [np.array([8, 32, 64]), np.array([16, 64])])
+SPACE = ffn_space([[8, 32, 64], [16, 64]])
 ORIGIN = RankingOrigin("activations", "c")
 PROTOCOL = canonical_protocol([{"step": "bias"}])
 

@@ -4,7 +4,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 
 from pruning.errors import InputError, NotFoundError
@@ -12,7 +11,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.space import Space
 from storage.records import SearchStatus
 from storage.sql_repository import SqlRepository
-from tests.storage.examples import ANATOMY, SPACE, model, search_of
+from tests.storage.examples import SPACE, model, search_of
 
 HOUR = timedelta(hours=1)
 AT_ONCE = timedelta(0)
@@ -183,7 +182,7 @@ def test_equal_searches_in_a_space_that_only_one_says_are_one(filled: SqlReposit
     assert (validated.space, validated.result) == (SPACE.document(), {"kl": 0.5, "validation": {"id": "v"}})
     assert filled.record_search("m", {}, {"kl": 0.5}) == validated
     assert filled.list_searches() == [validated]
-    other = ffn_space(ANATOMY, [np.array([32, 64])] * 2)
+    other = ffn_space([[32, 64]] * 2)
     assert filled.record_search("m", {}, {"kl": 0.5}, space=other).space == other.document()
     assert len(filled.list_searches()) == 2
 

@@ -11,7 +11,7 @@ import pytest
 from pruning.anatomy.architecture import Option, Site, Sublayer
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.ffn_spaces import ffn_levels, ffn_space_of
+from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from pruning.planning.space import Decision, Options, Space
 from tests.values.landscape import anatomy_of, sample
 from values.encoding import Encoding, encode
@@ -115,15 +115,16 @@ def of_attention() -> Space:
 @pytest.mark.parametrize(
     ("space", "found"),
     [
-        (ffn_space_of([[8, 16, 32], [16, 32]]), "sites 0.ffn, 1.ffn with 3, 2 options"),
-        (ffn_space_of([[32], [32]]), "with 1, 1 options"),
+        (ffn_space([[8, 16, 32], [16, 32]]), "sites 0.ffn, 1.ffn with 3, 2 options"),
+        (ffn_space([[32], [32]]), "with 1, 1 options"),
+        (ffn_space([[16, 8, 32]]), "sites 0.ffn with 3 options"),
         (of_bits(), "sites 0.ffn with 2 options"),
         (of_attention(), "sites 0.attention with 2 options"),
-        (dataclasses.replace(ffn_space_of([[8, 16]]), dense={Site(0, Sublayer.FFN): 32}), "sites 0.ffn"),
+        (dataclasses.replace(ffn_space([[8, 16]]), dense={Site(0, Sublayer.FFN): 32}), "sites 0.ffn"),
     ],
 )
 def test_spaces_that_values_and_policy_cannot_learn_are_refused(space: Space, found: str) -> None:
-    """Ragged ones, of one option, of bits, of attention, and such as end below the dense model."""
+    """Ragged ones, of one option, out of order, of bits, of attention, and such as end below the dense model."""
     anatomy = anatomy_of([32] * space.num_decisions)
     with pytest.raises(InputError, match=rf"one FFN decision a layer.*{re.escape(found)}"):
         encode(anatomy, space, [])

@@ -1,11 +1,15 @@
 """Equal retention, exact under the budget."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.allocators.uniform import uniform_choice
+from pruning.allocators.allocation import architecture_near
+from pruning.allocators.uniform import evenness, uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.limits import LimitKind, Limits
@@ -40,6 +44,15 @@ def test_dense_width_that_is_no_multiple() -> None:
     anatomy = make_anatomy((30, 1), (30, 1))
     assert uniform_widths(at_most(anatomy, 60)) == [30, 30]
     assert uniform_widths(at_most(anatomy, 59)) == [30, 24]
+
+
+def test_a_layer_that_is_skipped_whatever_is_chosen() -> None:
+    space = ladders([0], [8, 16, 24])
+    limits = Limits(space, (limit(LimitKind.FFN_PARAMETERS, 17, 0, [0], [8, 16, 24]),))
+    assert uniform_widths(limits) == [0, 16]
+    assert evenness(space)[0].tolist() == [0, 0, 0]
+    near = architecture_near(limits, [math.inf, 24.0])
+    assert near.units(Sublayer.FFN, space.dense_units.tolist()) == (0, 16)
 
 
 @settings(max_examples=100, deadline=None)

@@ -176,11 +176,6 @@ class TestPlans:
             cut_model(model, architecture, ranking)
         assert {decoder_view(model).ffn_width(index) for index in range(4)} == {48}
 
-    def test_a_plan_of_fewer_layers(self, anatomy: ModelAnatomy, ranking: Ranking) -> None:
-        plan = plan_for(anatomy, ranking, WIDTHS)
-        with pytest.raises(PlanError, match="3 layers, model 4"):
-            plan.model_copy(update={"layers": plan.layers[:3]}).architecture(anatomy)
-
     @pytest.mark.parametrize(("key", "said"), [("intermediate_size", "ffn"), ("num_key_value_heads", "attention")])
     def test_a_config_that_takes_a_sublayer_away(self, key: str, said: str, tmp_path: Path) -> None:
         folder = save_tiny_checkpoint(tmp_path, "llama")

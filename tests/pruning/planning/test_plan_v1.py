@@ -151,8 +151,12 @@ def made(anatomy: ModelAnatomy = ANATOMY) -> PruningPlan:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"layers": (PlanLayer(index=1, ffn=Kept(units=48, bits=4)),)}, r"layers\.1\.ffn: .*'bits': 4"),
-        ({"layers": (PlanLayer(index=2, attention=Kept(units=2, density=0.5)),)}, r"layers\.2\.attention"),
+        ({"layers": (PlanLayer(index=1, ffn=Kept(units=48, bits=4)),)}, r"layers\.1: .*'ffn': .*'bits': 4"),
+        (
+            {"layers": (PlanLayer(index=1, ffn=Kept(units=48, bits=4), attention=Kept(units=2, bits=8)),)},
+            r"layers\.1: .*'bits': 4.*'bits': 8",
+        ),
+        ({"layers": (PlanLayer(index=2, attention=Kept(units=2, density=0.5)),)}, r"layers\.2: .*'attention'"),
         ({"recovery": (RecoveryStep(kind="distillation"),)}, "recovery: distillation"),
         ({"recovery": (BIAS, RecoveryStep(kind="reconstruction"))}, "recovery: bias, reconstruction"),
         ({"recovery": (RecoveryStep(kind="bias", settings={"of": "attention"}),)}, "recovery: bias"),
@@ -204,7 +208,14 @@ def test_a_broken_field_is_named(first: dict[str, object], named: str) -> None:
 
 
 def test_a_layers_bits_are_those_of_both_sub_layers() -> None:
-    document = json.loads(ASSET.read_text())
+    document, anatomy = json.loads(ASSET.read_text()), made_up_anatomy([64, 64])
     document["layers"][0] = layer(weight_bits=4, ffn_width=0, skip=["ffn"])
+    document["layers"][1] |= {"weight_bits": 16}
     plan = PruningPlan.from_document(document)
-    assert plan.layers[0] == PlanLayer(index=0, ffn=Kept(units=0), attention=Kept(units=2, bits=4))
+    assert plan.layers == (
+        PlanLayer(index=0, ffn=Kept(units=0), attention=Kept(units=2, bits=4)),
+        PlanLayer(index=1, ffn=Kept(units=64, bits=16), attention=Kept(units=2, bits=16)),
+    )
+    old = downgrade(plan, replace(anatomy, fingerprint=plan.model.fingerprint))
+    assert old == PlanV1.model_validate(document)
+    assert [x.weight_bits for x in old.layers] == [4, 16]

@@ -98,8 +98,8 @@ def spaces(draw: st.DrawFn) -> Space:
         together = draw(st.sampled_from(ways))
         for sublayers in together:
             count = draw(st.integers(1, 4))
-            option = st.builds(
-                Option, st.integers(0, 64), st.none() | st.integers(2, 16), st.none() | st.sampled_from([0.25, 0.5])
+            option = st.just(Option(0)) | st.builds(
+                Option, st.integers(1, 63), st.none() | st.integers(2, 16), st.none() | st.sampled_from([0.25, 0.5])
             )
             lists = st.lists(st.tuples(*[option] * len(sublayers)), min_size=count, max_size=count, unique=True)
             drawn: list[tuple[Option, ...]] = draw(lists)
@@ -120,6 +120,20 @@ def test_a_document_says_all_of_a_space(space: Space, data: st.DataObject) -> No
     assert again.choice_of(architecture) == space.choice_of(architecture) == choice
     assert Architecture.from_document(json.loads(json.dumps(architecture.document()))) == architecture
     assert Architecture.from_document(architecture.document()).key == architecture.key
+
+
+@pytest.mark.parametrize(
+    ("space", "of_ladders"),
+    [
+        (ladders([8, 16], [5]), True),
+        (ladders([16, 8]), False),
+        (ladders([8, 8]), False),
+        (Space((WHOLE_LAYER,), SPACE.dense), False),
+        (Space((BITS,), SPACE.dense), False),
+    ],
+)
+def test_ladders_ascend_in_units_of_one_site_alone(space: Space, of_ladders: bool) -> None:
+    assert space.of_ladders is of_ladders
 
 
 def test_the_document_worked_out_by_hand() -> None:
@@ -158,6 +172,16 @@ BAD: tuple[dict[str, Any], ...] = (
     {"dense": None},
     {"bits": [4]},
     {"density": 0.5},
+    {"bits": ["x", {}]},
+    {"bits": [4, 17]},
+    {"bits": [4, True]},
+    {"bits": [None, None]},  # which is what its absence says
+    {"density": [float("nan"), 0.5]},
+    {"density": [0.5, 7]},
+    {"density": [0.5, 0.0]},
+    {"units": [0, 8], "bits": [4, 4]},  # bits of what is skipped
+    {"units": [8, 65]},
+    {"densty": [0.5, None]},
 )
 
 
@@ -168,6 +192,8 @@ BAD: tuple[dict[str, Any], ...] = (
         [],
         None,
         {"decisions": None},
+        {"decisions": []},
+        {"decisions": [[GOOD]], "of": "tiny"},
         {"decisions": [[]]},
         {"decisions": [[GOOD], [GOOD]]},  # a site that is decided twice
         {"decisions": [[GOOD, GOOD]]},
