@@ -22,6 +22,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.data.folds import fold_numbers
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
@@ -111,9 +112,12 @@ class Subject:
         key = (split, ranking.sha256)
         if key not in self._evaluators:
             # The validation split is large, and its configurations have little in common.
-            cache = {"cache_bytes": 0} if split == "validation" else {}
             self._evaluators[key] = ConfigurationEvaluator(
-                load_model(self._folder), self.batches(split), ranking, **cache
+                load_model(self._folder),
+                self.batches(split),
+                ranking,
+                folds=fold_numbers(self._conversations[split]),
+                cache_bytes=0 if split == "validation" else None,
             )
         return self._evaluators[key]
 

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mcts.settings import SearchTarget
 from pruning.measuring.metrics import Metrics
 from pruning.planning.space import Choice, Space
+from values.cross_validation import CrossValidation, chosen_without_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class TargetResult:
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
         curve: [evaluations] least KL after each evaluation.
+        without_fold: for each fold of the data the choices that the search would have made without it, the best
+            first; empty where there are no folds.
+        cross_validation: what those are worth on their folds; None where it was not measured.
     """
 
     label: str
@@ -33,6 +37,8 @@ class TargetResult:
     metrics: Metrics
     evaluations: int
     curve: tuple[float, ...]
+    without_fold: tuple[tuple[Choice, ...], ...] = ()
+    cross_validation: CrossValidation | None = None
 
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
@@ -47,6 +53,7 @@ class TargetResult:
             metrics=scored[best],
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
+            without_fold=chosen_without_each(scored),
         )
 
 
@@ -63,11 +70,15 @@ class SearchResult:
         return self.scan_evaluations + sum(target.evaluations for target in self.targets)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the inverse of `from_dict`."""
+        """Plain JSON types; the inverse of `from_dict`, but for what would have been chosen without a fold."""
         targets = []
         for target in self.targets:
-            lists = {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
-            targets.append(asdict(target) | {"metrics": target.metrics.to_dict()} | lists)
+            document = asdict(target) | {"metrics": target.metrics.to_dict()}
+            document |= {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
+            del document["without_fold"], document["cross_validation"]
+            if target.cross_validation is not None:
+                document["cross_validation"] = target.cross_validation.to_dict()
+            targets.append(document)
         return asdict(self) | {"targets": targets}
 
     @classmethod
@@ -78,6 +89,10 @@ class SearchResult:
             rest = {**target}
             old = rest.pop("configuration", None)
             choice = rest["choice"] if old is None else [k - 1 for k in old]
+            validated = rest.pop("cross_validation", None)
             lists = {"choice": tuple(choice), "widths": tuple(rest["widths"]), "curve": tuple(rest["curve"])}
-            targets.append(TargetResult(**{**rest, "metrics": Metrics(**rest["metrics"]), **lists}))
+            found = TargetResult(**{**rest, "metrics": Metrics(**rest["metrics"]), **lists})
+            if validated is not None:
+                found = replace(found, cross_validation=CrossValidation.from_dict(validated))
+            targets.append(found)
         return cls(targets=tuple(targets), scan_evaluations=data["scan_evaluations"])

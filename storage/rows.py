@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Row
+
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import STORED, DeviceProfile
 from pruning.measuring.metrics import Metrics
@@ -93,13 +95,19 @@ def plan_of(document: Mapping[str, Any]) -> PruningPlan:
     return PruningPlan.from_document(document)
 
 
+def metrics_of(row: SampleRow | Row[*tuple[Any, ...]]) -> Metrics:
+    """Of a row, or of the columns of one that are named as the fields."""
+    parts = None if row.kl_parts is None else tuple(row.kl_parts)
+    return Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement, parts)
+
+
 def sample_of(row: SampleRow, anatomy: ModelAnatomy) -> Sample:
     return Sample(
         model_id=row.model_id,
         ranking_sha256=row.ranking_sha256,
         calibration_id=row.calibration_id,
         architecture=configuration_architecture(anatomy, row.configuration),
-        metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement),
+        metrics=metrics_of(row),
         seconds=row.seconds,
         source=row.source,
         protocol=row.protocol,

@@ -20,15 +20,19 @@ from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
+from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lop.workflows.validating import Validated
     from mcts.result import SearchResult
     from pruning.measuring.metrics import Metrics
+    from values.unseen import UnseenPoint
 
 
 def search(
@@ -168,6 +172,8 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
 
     `dense` are the metrics of the dense model on the calibration data.
     """
+    from values.unseen import UnseenPoint
+
     columns = ["target", *quality_columns(dense)]
     rows: list[list[Any]] = [[t.label, *quality_cells(t.metrics, dense)] for t in result.targets]
     if validated is not None:
@@ -175,8 +181,29 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
         for row, target, metrics in zip(rows, result.targets, validated.metrics, strict=True):
             gap = f"{metrics.kl / target.metrics.kl - 1:+.0%}" if target.metrics.kl > 0 else "-"
             row += [*quality_cells(metrics, validated.dense), gap]
+    points = [UnseenPoint.of(t.cross_validation) for t in result.targets if t.cross_validation is not None]
+    if len(points) == len(rows):
+        columns += ["expected unseen KL", "90% interval"]
+        for row, point in zip(rows, points, strict=True):
+            expected = point.expected()
+            row += [expected.kl, f"{expected.interval[0]:.3g} to {expected.interval[1]:.3g}"]
     for row, target in zip(rows, result.targets, strict=True):
         row += [target.evaluations, " ".join(map(str, target.widths))]
     print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", "FFN widths"], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
+    print_line(_of_unseen(points))
+
+
+def _of_unseen(points: "Sequence[UnseenPoint]") -> str:
+    """What is known of unseen conversations, and what more calibration conversations would gain there."""
+    if not points:
+        return (
+            f"KLs are of the calibration data, and so optimistic: cross-validation needs {MIN_FOLDS} folds of "
+            f"{MIN_FOLD_SIZE} conversations, with different pictures, and scores that were stored with their folds"
+        )
+    gains = sorted(point.gain_of_twice for point in points)
+    return (
+        "twice as many calibration conversations should lower the KL on unseen ones by about "
+        f"{gains[0]:.0%} to {gains[-1]:.0%}; they gain more than as many more evaluations"
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.memo import MemoisedEvaluator
+from lop.workflows.cross_validating import cross_validate
 from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.workflows.measuring import record_calibration
 from lop.workflows.validating import Validated
@@ -56,6 +57,8 @@ def search_model(
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([DENSE])
+    space = settings.space(model.anatomy)
+    result = cross_validate(repository, model, conversations, space, result, name=name, engine=engine)
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
@@ -146,5 +149,6 @@ def run_queued(
     )
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     calibration = calibration_id(conversations)
-    predictor = train_model(repository, search.model_id, training, calibration_id=calibration)
+    found = {x.budget: x.cross_validation for x in result.targets if x.cross_validation is not None}
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration, cross_validated=found)
     return _outcome(result, calibration) | {"predictor": predictor.id}

@@ -1,6 +1,7 @@
 """Training a model's predictor on its stored samples, and registering it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.plan_parts import content_id
-from storage.contract import Registry, Repository
-from storage.records import PredictorRecord, Sample
+from storage.contract import Findings, Registry, Repository
+from storage.records import PredictorRecord, Sample, SearchStatus
 
 if TYPE_CHECKING:
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
+    from values.cross_validation import CrossValidation
 
 
 def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
@@ -36,18 +38,40 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
     return [sample for sample in samples if sample.calibration_id == largest]
 
 
+def cross_validated_targets(repository: Findings, model_id: str, calibration_id: str) -> dict[int, "CrossValidation"]:
+    """What finished searches of a model on that calibration set know of unseen conversations, by the targets' budgets.
+
+    Of targets that were searched more than once, what the latest search says.
+    """
+    from mcts.result import SearchResult
+
+    latest: dict[int, CrossValidation] = {}
+    for search in repository.list_searches(model_id=model_id, status=SearchStatus.DONE):
+        document = search.result or {}
+        if document.get("calibration_id") != calibration_id:
+            continue
+        try:
+            targets = SearchResult.from_dict(document["search"]).targets
+        except (KeyError, TypeError, ValueError):
+            continue  # of another form: the service says so when it is asked for a plan of it
+        latest |= {x.budget: x.cross_validation for x in targets if x.cross_validation is not None}
+    return latest
+
+
 def train_model(
     repository: Repository,
     model_id: str,
     settings: "TrainingSettings",
     *,
     calibration_id: str | None = None,
+    cross_validated: Mapping[int, "CrossValidation"] | None = None,
     progress: "ProgressCallback | None" = None,
     resume_folder: Path | None = None,
 ) -> PredictorRecord:
     """Train a predictor and register it; the server uses the latest one.
 
-    With a `resume_folder`, a training that was interrupted goes on from what it left there.
+    `cross_validated` are of a search that is not stored yet, by budget: later than all that are. With a
+    `resume_folder`, a training that was interrupted goes on from what it left there.
 
     Raises:
         NotFoundError: no such model.
@@ -57,11 +81,13 @@ def train_model(
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
+    known = cross_validated_targets(repository, model_id, samples[0].calibration_id)
     predictor = train_predictor(
         model.anatomy,
         samples,
         settings,
         statistics=_activations(repository, model_id),
+        cross_validated=tuple((known | dict(cross_validated or {})).values()),
         progress=progress,
         checkpoint_folder=resume_folder,
     )

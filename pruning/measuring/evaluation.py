@@ -52,9 +52,13 @@ _SAME_HALF_STATES = 0.02
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers."""
+    """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers.
+
+    `folds` [F] is the summed KL of each fold; empty where there are none.
+    """
 
     kl: float
+    folds: torch.Tensor
     nll: float
     agreeing: int
     correct: int
@@ -72,6 +76,7 @@ class ConfigurationEvaluator:
     at a time: load it in float32 where it fits (`lop.workflows.compute`).
 
     Args:
+        folds: of each conversation that the batches were made of, the number of its fold, from 0; None: there are none.
         cache_bytes: bound of what is kept between evaluations: the dense model's probabilities, if they take no more
             than half of it, and hidden states of configurations that begin alike. 0 keeps nothing, None is
             `default_cache_bytes`.
@@ -83,8 +88,10 @@ class ConfigurationEvaluator:
         batches: Sequence[Batch],
         ranking: Ranking,
         *,
+        folds: Sequence[int] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
+        self._fold_of = None if folds is None else torch.tensor(folds, device=model.device)
         self._anatomy = anatomy_of(model)
         ranking.check(self._anatomy)
         self._view = decoder_view(model.eval())
@@ -127,6 +134,9 @@ class ConfigurationEvaluator:
             self._ffn.slice(dense)
         tokens = sum(len(row.targets) for row in self._rows)
         num_answers = sum(row.num_answers for row in self._rows)
+        parts = None
+        if self._fold_of is not None:
+            parts = tuple((torch.stack([row.folds for row in measured]).sum(dim=0) / tokens).tolist())
         return Metrics(
             kl=sum(row.kl for row in measured) / tokens,
             nll=sum(row.nll for row in measured) / tokens,
@@ -134,6 +144,7 @@ class ConfigurationEvaluator:
             num_tokens=tokens,
             num_answers=num_answers,
             agreement=sum(row.agreeing for row in measured) / tokens,
+            kl_parts=parts,
         )
 
     def _widths_of(self, architecture: Architecture) -> tuple[int, ...]:
@@ -266,8 +277,14 @@ class ConfigurationEvaluator:
         found = self._head.compare(hidden, dense, row.targets)
         wrong = torch.zeros(row.num_answers, dtype=torch.bool, device=hidden.device)
         wrong[row.answer[found.chosen != row.targets]] = True
+        folds = torch.zeros(0, dtype=torch.float64)
+        if self._fold_of is not None:
+            folds = torch.bincount(
+                self._fold_of[row.conversation], found.kl.double(), minlength=int(self._fold_of.max()) + 1
+            ).clamp_min(0.0)
         return _Measured(
             kl=_least_zero(float(found.kl.sum())),
+            folds=folds.cpu(),
             nll=float(found.nll.sum()),
             agreeing=int((found.chosen == dense.chosen).sum()),
             correct=int((~wrong).sum()),

@@ -26,6 +26,11 @@ BELOW_SPACE = (
 """In the note of a plan that the predictor has nothing to choose for."""
 EXTRAPOLATED = "outside what was searched: the predicted quality is an extrapolation, its interval may not hold"
 """In the note of a plan that keeps more or less than any searched configuration."""
+OF_CALIBRATION = (
+    "the predicted quality is of the calibration conversations, and so optimistic: the predictor was trained without "
+    "cross-validation"
+)
+"""In the note of a plan by a predictor from before there was any, or of too few conversations for folds."""
 
 _logger = logging.getLogger("service.methods")
 
@@ -95,28 +100,30 @@ class PredictorMethod:
 
     def _answer(self, record: PredictorRecord, question: Question) -> Answer:
         prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
-        info = self._predictors.get(record).info
+        predictor = self._predictors.get(record)
+        info, knows_unseen = predictor.info, predictor.unseen is not None
         return Answer(
             prediction.architecture,
             predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=_warnings(prediction),
+            notes=_warnings(prediction, knows_unseen),
         )
 
 
-def _warnings(prediction: "Prediction") -> tuple[str, ...]:
+def _warnings(prediction: "Prediction", knows_unseen: bool) -> tuple[str, ...]:
+    of_calibration = () if knows_unseen else (OF_CALIBRATION,)
     if prediction.below_space:
-        return (BELOW_SPACE,)
-    return (EXTRAPOLATED,) if prediction.extrapolated else ()
+        return (BELOW_SPACE, *of_calibration)
+    return (*((EXTRAPOLATED,) if prediction.extrapolated else ()), *of_calibration)
 
 
 def predicted(prediction: "Prediction") -> Predicted:
     """`prediction` as a plan says it."""
     return Predicted(
         quality=prediction.kl,
-        of="calibration",
+        of="unseen" if prediction.is_unseen else "calibration",
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,

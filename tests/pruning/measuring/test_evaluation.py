@@ -48,6 +48,22 @@ def test_prefix_slices_equal_real_cuts(
     )
 
 
+def test_what_folds_add_to_the_kl_is_what_they_are_alone(checkpoint: Path, conversations: list[Conversation]) -> None:
+    processor, ranking = load_processor(checkpoint), random_ranking(read_anatomy(checkpoint))
+    folds = [index % 2 for index in range(len(conversations))]
+    batches = make_batches(conversations, processor, batch_size=3)
+    whole = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, folds=folds).evaluate([16, 8, 48, 40])
+    assert whole.kl_parts is not None
+    assert sum(whole.kl_parts) == pytest.approx(whole.kl, rel=1e-5)
+    for fold, part in enumerate(whole.kl_parts):
+        members = [c for c, number in zip(conversations, folds, strict=True) if number == fold]
+        alone = ConfigurationEvaluator(load_model(checkpoint), make_batches(members, processor), ranking)
+        found = alone.evaluate([16, 8, 48, 40])
+        assert found.kl_parts is None
+        assert part == pytest.approx(found.kl * found.num_tokens / whole.num_tokens, rel=1e-3)
+    assert whole.kl_parts[0] != pytest.approx(whole.kl_parts[1], rel=1e-2)
+
+
 def test_the_evaluator_leaves_the_function_of_the_model_unchanged(
     checkpoint: Path, conversations: list[Conversation]
 ) -> None:
