@@ -52,8 +52,8 @@ class Subject:
     """
 
     def __init__(self, reference: Path, num_conversations: int | None, *, fresh: bool) -> None:
-        self._folder = reference / "model"
-        self._processor = load_processor(self._folder)
+        self.folder = reference / "model"
+        self.processor = load_processor(self.folder)
         everything = load_conversations(reference / "data" / "calibration.json")
         self._conversations = {
             "all": everything,
@@ -61,7 +61,7 @@ class Subject:
             "enumeration": everything[:4],
             "validation": load_conversations(reference / "data" / "validation.json"),
         }
-        self.anatomy = anatomy_of(load_model(self._folder))
+        self.anatomy = anatomy_of(load_model(self.folder))
         self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
         self.ranking = ranking_of(self.statistics(StatisticsKind.ACTIVATIONS)[0], self.anatomy)
         self._evaluators: dict[tuple[str, str], ConfigurationEvaluator] = {}
@@ -69,6 +69,11 @@ class Subject:
         if fresh:
             shutil.rmtree(WORK_DIR, ignore_errors=True)
         WORK_DIR.mkdir(exist_ok=True)
+
+    @property
+    def num_conversations(self) -> int:
+        """Calibration conversations that configurations are scored on."""
+        return len(self._conversations["calibration"])
 
     def budget(self, sparsity: float, round_to: int) -> int:
         """FFN parameters to keep."""
@@ -79,9 +84,9 @@ class Subject:
         if kind not in self._statistics:
             recipe = RECIPES[kind]
             used = self._conversations["all"][: recipe.num_conversations]
-            model = load_model(self._folder)
+            model = load_model(self.folder)
             started = time.perf_counter()
-            batches = make_batches(used, self._processor, batch_size=recipe.batch_size)
+            batches = make_batches(used, self.processor, batch_size=recipe.batch_size)
             self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
         return self._statistics[kind]
 
@@ -113,7 +118,7 @@ class Subject:
         if key not in self._evaluators:
             # The validation split is large, and its configurations have little in common.
             self._evaluators[key] = ConfigurationEvaluator(
-                load_model(self._folder),
+                load_model(self.folder),
                 self.batches(split),
                 ranking,
                 folds=fold_numbers(self._conversations[split]),
@@ -123,7 +128,7 @@ class Subject:
 
     def batches(self, split: str) -> list[Batch]:
         """The conversations of a split."""
-        return make_batches(self._conversations[split], self._processor)
+        return make_batches(self._conversations[split], self.processor)
 
     def widths(self, sample: Sample) -> Widths:
         """FFN widths [L] that were scored."""
@@ -192,7 +197,7 @@ class Subject:
             return repository
         now = datetime.now(UTC)
         sha256 = repository.put_artifact(self.ranking.to_bytes(), BINARY)
-        repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self._folder), now))
+        repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self.folder), now))
         used: list[Conversation] = self._conversations["calibration"]
         answers = sum(len(c.turns) for c in used)
         repository.add_calibration(CalibrationRecord(calibration_id(used), "calibration", len(used), answers, now))

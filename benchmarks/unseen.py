@@ -99,7 +99,8 @@ def _judged(prediction: Prediction, measured: Metrics, dense: Metrics, predictor
     """Exact match is promised relative to the dense model, whose own is the user's to measure."""
     assert prediction.accuracy_interval is not None  # the reference gives answers exactly
     assert prediction.agreement_interval is not None
-    accuracy = measured.accuracy + predictor.dense_accuracy - dense.accuracy
+    assert predictor.unseen is not None
+    accuracy = measured.accuracy + predictor.unseen.dense_accuracy - dense.accuracy
     return {
         "predicted_kl": prediction.kl,
         "kl": measured.kl,

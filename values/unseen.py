@@ -57,6 +57,7 @@ class UnseenPoint:
         ranking_gap: the part of it that is the ranking's: what is not chosen by these data has this one only.
         deviation: standard deviation of log KL on other conversations around its expectation.
         accuracy, agreement: shares there, with the same ranking and choice.
+        dense_accuracy: exact match of the dense model on all calibration conversations.
         accuracy_deviation, agreement_deviation: standard deviations of those on other conversations; exact match
             counts relative to the dense model's, which varies with the conversations too.
     """
@@ -69,6 +70,7 @@ class UnseenPoint:
     accuracy_deviation: float
     agreement: float
     agreement_deviation: float
+    dense_accuracy: float
     num_folds: int
 
     @classmethod
@@ -92,6 +94,7 @@ class UnseenPoint:
             accuracy_deviation=math.sqrt(2.0) * _standard_error(dense - accuracy, answers),
             agreement=float(np.average(agreement, weights=tokens)),
             agreement_deviation=math.sqrt(2.0) * _standard_error(agreement, tokens),
+            dense_accuracy=float(np.average(dense, weights=answers)),
             num_folds=len(found.folds),
         )
 
@@ -156,6 +159,11 @@ class Unseen:
         ]
         deviations = [getattr(point, f"{name}_deviation") for point in self.points]
         return UnseenShare(float(near @ offsets), float(near @ deviations))
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Exact match of the dense model on the calibration conversations: what predicted ones are relative to."""
+        return self.points[0].dense_accuracy
 
     @property
     def quantile(self) -> float:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from pruning.measuring.metrics import Metrics
+from pruning.planning.space import Choice
 from values.cross_validation import NUM_CHOSEN, CrossValidation, FoldScore, chosen_without_each
 
 
@@ -13,7 +14,11 @@ def scored(parts: tuple[float, ...] | None) -> Metrics:
 
 
 def test_a_fold_takes_no_part_in_what_is_chosen_without_it() -> None:
-    lucky = {(0,): scored((0.0, 0.5, 0.5, 0.5)), (1,): scored((0.9, 0.3, 0.3, 0.3)), (2,): scored((0.5, 0.4, 0.4, 0.4))}
+    lucky: dict[Choice, Metrics] = {
+        (0,): scored((0.0, 0.5, 0.5, 0.5)),
+        (1,): scored((0.9, 0.3, 0.3, 0.3)),
+        (2,): scored((0.5, 0.4, 0.4, 0.4)),
+    }
     chosen = chosen_without_each(lucky)
     assert chosen[0] == ((1,), (2,))  # though the first is the best on all of them together
     assert chosen[1][0] == (0,)
