@@ -4,10 +4,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmarks import families, machine, measured_code, serving, show, truth
@@ -38,7 +38,7 @@ TREE = {
     "README.md": "Toys.\n",
 }
 RAN = {"toy_search/__init__.py", "toy_search/score.py", "toy_tools/__init__.py", "toy_tools/depth.py"}
-Show = Callable[..., Result]
+Show = Callable[..., Any]
 
 
 @pytest.fixture
