@@ -1,8 +1,8 @@
 """What the searched samples of the predictor's benchmark know of unseen conversations.
 
-The product cross-validates a search when it ends (`lop.workflows.cross_validating`). The stored samples are of several
-searches and rounds, and some are older than scores by fold: at every searched target the best of them are scored
-again, and what each fold would have chosen among those without itself is judged on it.
+The product cross-validates a search from its scores by fold. The stored samples are of several searches and rounds, and
+older than scores by fold: at every searched target the best of them are scored again, and what would have been chosen
+among those without a fold is judged on it.
 """
 
 import hashlib
@@ -17,12 +17,11 @@ from benchmarks.stored_samples import read_samples
 from benchmarks.subject import MODEL_ID, REFERENCE, Subject
 from engines.local import LocalEngine
 from engines.memo import MemoisedEvaluator
-from lop.workflows.cross_validating import cross_validate
-from lop.workflows.engines import LOCAL_ENGINE
 from lop.workflows.measuring import record_calibration
 from lop.workflows.registration import register_model
 from mcts.result import SearchResult, TargetResult
 from mcts.settings import SearchSettings
+from pruning.anatomy.architecture import DENSE
 from pruning.atomic_file import replace_file
 from pruning.data.conversations import load_conversations
 from pruning.errors import DatasetError
@@ -58,15 +57,8 @@ def main() -> None:
             metrics = memo([space.architecture(choice) for choice in choices])
             found.append(TargetResult.of(target, space, dict(zip(choices, metrics, strict=True))))
             print(f"{target.label}: best {found[-1].metrics.kl:.5f}", flush=True)  # noqa: T201
-        result = cross_validate(
-            repository,
-            model,
-            conversations,
-            space,
-            SearchResult(tuple(found), 0),
-            name="calibration.json",
-            engine=LOCAL_ENGINE,
-        )
+        (dense,) = memo([DENSE])
+        result = SearchResult(tuple(found), 0).cross_validated(dense)
     documents = {str(x.budget): x.cross_validation.to_dict() for x in result.targets if x.cross_validation is not None}
     document = {"csv_sha256": _csv_sha256(), "targets": documents}
     replace_file(FILE, (json.dumps(document, indent=1) + "\n").encode())

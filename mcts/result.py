@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mcts.settings import SearchTarget
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice, Space
-from values.cross_validation import CrossValidation, chosen_without_each
+from values.cross_validation import CrossValidation, judged_without_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class TargetResult:
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
         curve: [evaluations] least KL after each evaluation.
-        without_fold: for each fold of the data the choices that the search would have made without it, the best
-            first; empty where there are no folds.
-        cross_validation: what those are worth on their folds; None where it was not measured.
+        held_out: for each fold of the data, what the search would have chosen without it is worth on it; empty where
+            there are no folds, and in a result that was stored.
+        cross_validation: the same beside the dense model; None where there are no folds.
     """
 
     label: str
@@ -37,7 +37,7 @@ class TargetResult:
     metrics: Metrics
     evaluations: int
     curve: tuple[float, ...]
-    without_fold: tuple[tuple[Choice, ...], ...] = ()
+    held_out: tuple[FoldMetrics, ...] = ()
     cross_validation: CrossValidation | None = None
 
     @classmethod
@@ -53,7 +53,7 @@ class TargetResult:
             metrics=scored[best],
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
-            without_fold=chosen_without_each(scored),
+            held_out=judged_without_each(scored),
         )
 
 
@@ -69,13 +69,25 @@ class SearchResult:
         """Evaluations asked for in total, whether measured or remembered."""
         return self.scan_evaluations + sum(target.evaluations for target in self.targets)
 
+    def cross_validated(self, dense: Metrics) -> "SearchResult":
+        """With the `cross_validation` of every target; `dense` is the dense model on the same conversations."""
+        if dense.folds is None:
+            return self
+        targets = [
+            replace(target, cross_validation=CrossValidation(target.metrics.kl, target.held_out, dense.folds))
+            if target.held_out
+            else target
+            for target in self.targets
+        ]
+        return replace(self, targets=tuple(targets))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the inverse of `from_dict`, but for what would have been chosen without a fold."""
+        """Plain JSON types; the inverse of `from_dict`, but for `held_out`."""
         targets = []
         for target in self.targets:
             document = asdict(target) | {"metrics": target.metrics.to_dict()}
             document |= {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
-            del document["without_fold"], document["cross_validation"]
+            del document["held_out"], document["cross_validation"]
             if target.cross_validation is not None:
                 document["cross_validation"] = target.cross_validation.to_dict()
             targets.append(document)

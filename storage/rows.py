@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import STORED, DeviceProfile
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.plan import PruningPlan
 from storage.documents import configuration_architecture
 from storage.records import (
@@ -97,8 +97,8 @@ def plan_of(document: Mapping[str, Any]) -> PruningPlan:
 
 def metrics_of(row: SampleRow | Row[*tuple[Any, ...]]) -> Metrics:
     """Of a row, or of the columns of one that are named as the fields."""
-    parts = None if row.kl_parts is None else tuple(row.kl_parts)
-    return Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement, parts)
+    folds = None if row.folds is None else tuple(FoldMetrics(*fold) for fold in row.folds)
+    return Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement, folds)
 
 
 def sample_of(row: SampleRow, anatomy: ModelAnatomy) -> Sample:

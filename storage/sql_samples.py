@@ -56,7 +56,7 @@ class SampleStore(SqlStore, Samples):
             SampleRow.num_tokens,
             SampleRow.num_answers,
             SampleRow.agreement,
-            SampleRow.kl_parts,
+            SampleRow.folds,
         )
         check_protocol(protocol)
         with self._reading() as session:
@@ -101,15 +101,9 @@ class SampleStore(SqlStore, Samples):
 
 def _row(sample: Sample, anatomy: ModelAnatomy) -> dict[str, Any]:
     agreement = sample.metrics.agreement
-    parts = sample.metrics.kl_parts
-    measured = (
-        sample.metrics.kl,
-        sample.metrics.nll,
-        sample.metrics.accuracy,
-        agreement,
-        *(parts or ()),
-        sample.seconds,
-    )
+    folds = sample.metrics.folds
+    measured = [sample.metrics.kl, sample.metrics.nll, sample.metrics.accuracy, agreement, sample.seconds]
+    measured += [value for fold in folds or () for value in fold]
     if not all(value is None or math.isfinite(value) for value in measured):
         raise InputError(
             "the metrics and seconds of a sample must be finite numbers",
@@ -133,5 +127,5 @@ def _row(sample: Sample, anatomy: ModelAnatomy) -> dict[str, Any]:
         "seconds": float(sample.seconds),
         "source": sample.source,
         "protocol": sample.protocol,
-        "kl_parts": None if parts is None else list(parts),
+        "folds": None if folds is None else [list(fold) for fold in folds],
     }

@@ -1,21 +1,20 @@
 """Cross-validation of a search: what it would have chosen without a fold of the data, judged on that fold.
 
-What a search chooses is too good on the data that it chose by, twice over: its configuration is the luckiest of
-hundreds there, and the channels that each layer keeps are those that mattered there. Both are undone on a fold that
-neither the choice nor the ranking has seen (nested cross-validation, Cawley and Talbot, JMLR 11, 2010). Over all folds
-every conversation is unseen once.
+What a search chooses is too good on the data that it chose by: it is the luckiest of hundreds there. On a fold that had
+no part in the choice it is not (Stone 1974; Cawley and Talbot, JMLR 11, 2010). Over all folds every conversation is
+unseen once, and since every score is stored by fold, nothing has to be measured for it.
 
-Letters: F folds, M choices a fold.
+Letters: F folds, n scored choices.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pruning.arrays import FloatArray
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice
 
 NUM_CHOSEN = 2
@@ -23,53 +22,49 @@ NUM_CHOSEN = 2
 
 
 @dataclass(frozen=True, slots=True)
-class FoldScore:
-    """What was chosen without one fold, on that fold; means over the M choices.
+class CrossValidation:
+    """Of one target.
 
     Attributes:
-        num_tokens, num_answers: of the fold.
-        kl: with the channels that are kept ranked without the fold.
-        kl_ranked: of the same choices, with the model's own ranking, which may have seen the fold.
-        accuracy, agreement: with the ranking without the fold, as in `Metrics`.
-        dense_accuracy: of the dense model there.
+        kl: the least that the search found on all its data.
+        folds: what was chosen without each fold, on that fold [F]; means over the choices.
+        dense: the dense model on each fold [F].
     """
 
-    num_tokens: int
-    num_answers: int
     kl: float
-    kl_ranked: float
-    accuracy: float
-    agreement: float
-    dense_accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class CrossValidation:
-    """Of one target: the least KL that the search found on all its data, and what each fold says [F]."""
-
-    kl: float
-    folds: tuple[FoldScore, ...]
+    folds: tuple[FoldMetrics, ...]
+    dense: tuple[FoldMetrics, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`."""
-        return asdict(self) | {"folds": [asdict(fold) for fold in self.folds]}
+        return {"kl": self.kl, "folds": [list(x) for x in self.folds], "dense": [list(x) for x in self.dense]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CrossValidation":
-        return cls(data["kl"], tuple(FoldScore(**fold) for fold in data["folds"]))
+        """Raises KeyError or TypeError for a document of another form."""
+        folds, dense = (tuple(FoldMetrics(*fold) for fold in data[name]) for name in ("folds", "dense"))
+        return cls(data["kl"], folds, dense)
 
-    def column(self, name: str) -> FloatArray:
-        """[F] the field of that name of every fold."""
-        return np.array([getattr(fold, name) for fold in self.folds], dtype=np.float64)
+    def column(self, name: str, *, dense: bool = False) -> FloatArray:
+        """[F] the metric of that name on every fold."""
+        return np.array([getattr(fold, name) for fold in (self.dense if dense else self.folds)], dtype=np.float64)
 
 
-def chosen_without_each(scored: Mapping[Choice, Metrics]) -> tuple[tuple[Choice, ...], ...]:
-    """For each fold the `NUM_CHOSEN` choices of least KL on all the others together; none if a KL is not by fold."""
-    parts = [metrics.kl_parts for metrics in scored.values() if metrics.kl_parts is not None]
-    if not parts or len(parts) < len(scored):
+def judged_without_each(scored: Mapping[Choice, Metrics]) -> tuple[FoldMetrics, ...]:
+    """For each fold, what the `NUM_CHOSEN` of n choices that have the least KL on all the others are worth on it.
+
+    Nothing if one of the scores is not by fold.
+    """
+    found = [metrics.folds for metrics in scored.values() if metrics.folds is not None]
+    if not found or len(found) < len(scored):
         return ()
-    by_fold = np.array(parts)  # [n, F]
-    others = by_fold.sum(axis=1, keepdims=True) - by_fold
+    kl = np.array([[fold.kl * fold.num_tokens for fold in folds] for folds in found])  # [n, F] sums over tokens
+    others = kl.sum(axis=1, keepdims=True) - kl
     best: list[list[int]] = np.argsort(others, axis=0, kind="stable")[:NUM_CHOSEN].T.tolist()
-    choices = list(scored)
-    return tuple(tuple(choices[index] for index in fold) for fold in best)
+    return tuple(_mean([found[index][fold] for index in chosen]) for fold, chosen in enumerate(best))
+
+
+def _mean(folds: Sequence[FoldMetrics]) -> FoldMetrics:
+    """Of several choices on one fold, which has equal numbers of tokens and answers for all."""
+    kl, accuracy, agreement = np.mean([fold[:3] for fold in folds], axis=0).tolist()
+    return FoldMetrics(kl, accuracy, agreement, folds[0].num_tokens, folds[0].num_answers)

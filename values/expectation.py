@@ -49,7 +49,7 @@ def expected_share(
     if unseen is None:
         return shares.expected(judged.log_kl, judged.deviation, chosen=judged.chosen)
     gap, _ = unseen.gap(judged.log_kl, chosen=judged.chosen)
-    found = unseen.share(name, judged.log_kl, shares.curve)
+    found = unseen.share(name, judged.log_kl, shares.curve, chosen=judged.chosen)
     share = float(shares.curve(np.array([judged.log_kl + gap]))[0]) + found.offset
     below, above = shares.errors(judged.log_kl, judged.deviation, chosen=judged.chosen)
     below, above = _wider(below, above, unseen.quantile * found.deviation)

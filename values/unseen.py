@@ -53,18 +53,19 @@ class UnseenPoint:
 
     Attributes:
         log_kl: of the best configuration on all calibration conversations.
-        gap: log KL on folds that neither choice nor ranking has seen, less `log_kl`.
-        ranking_gap: the part of it that is the ranking's: what is not chosen by these data has this one only.
-        deviation: standard deviation of log KL on other conversations around its expectation.
-        accuracy, agreement: shares there, with the same ranking and choice.
-        dense_accuracy: exact match of the dense model on all calibration conversations.
+        gap: log KL on folds that had no part in the choice, less `log_kl`.
+        sampling_deviation: of log KL on other conversations, for what these did not choose.
+        deviation: the same for what they did choose.
+        accuracy, agreement: shares on folds that had no part in the choice.
         accuracy_deviation, agreement_deviation: standard deviations of those on other conversations; exact match
             counts relative to the dense model's, which varies with the conversations too.
+        dense_accuracy: exact match of the dense model on all calibration conversations.
+        num_folds: F.
     """
 
     log_kl: float
     gap: float
-    ranking_gap: float
+    sampling_deviation: float
     deviation: float
     accuracy: float
     accuracy_deviation: float
@@ -77,23 +78,20 @@ class UnseenPoint:
     def of(cls, found: CrossValidation) -> "UnseenPoint":
         """From a target's folds, each by its weight."""
         tokens, answers = found.column("num_tokens"), found.column("num_answers")
-        kl = found.column("kl")
+        kl, agreement = found.column("kl"), found.column("agreement")
+        accuracy, dense = found.column("accuracy"), found.column("accuracy", dense=True)
         mean = float(np.average(kl, weights=tokens))
-        ranked = float(np.average(found.column("kl_ranked"), weights=tokens))
-        accuracy, dense = found.column("accuracy"), found.column("dense_accuracy")
-        agreement = found.column("agreement")
-        relative = _standard_error(kl, tokens) / max(mean, 1e-12)
-        selection_gap = max(log_kl(ranked) - log_kl(found.kl), 0.0)
-        deviation = math.hypot(math.sqrt(2.0) * relative, SELECTION_ERROR * selection_gap)
+        gap = log_kl(mean) - log_kl(found.kl)
+        sampling = max(_deviation(kl, tokens) / max(mean, 1e-12), LEAST_DEVIATION)
         return cls(
             log_kl=log_kl(found.kl),
-            gap=log_kl(mean) - log_kl(found.kl),
-            ranking_gap=log_kl(mean) - log_kl(ranked),
-            deviation=max(deviation, LEAST_DEVIATION),
+            gap=gap,
+            sampling_deviation=sampling,
+            deviation=math.hypot(sampling, SELECTION_ERROR * max(gap, 0.0)),
             accuracy=float(np.average(accuracy, weights=answers)),
-            accuracy_deviation=math.sqrt(2.0) * _standard_error(dense - accuracy, answers),
+            accuracy_deviation=_deviation(dense - accuracy, answers),
             agreement=float(np.average(agreement, weights=tokens)),
-            agreement_deviation=math.sqrt(2.0) * _standard_error(agreement, tokens),
+            agreement_deviation=_deviation(agreement, tokens),
             dense_accuracy=float(np.average(dense, weights=answers)),
             num_folds=len(found.folds),
         )
@@ -146,19 +144,20 @@ class Unseen:
     def gap(self, at: float, *, chosen: bool = True) -> tuple[float, float]:
         """What to add to a log KL on calibration conversations, and the standard deviation of an unseen one.
 
-        `chosen`: the configuration was chosen by those conversations; else only its ranking was.
+        What was not `chosen` by those conversations is worth as much on others.
         """
-        gap = self._local(at, "gap" if chosen else "ranking_gap")
-        return gap, self._local(at, "deviation")
+        if not chosen:
+            return 0.0, self._local(at, "sampling_deviation")
+        return self._local(at, "gap"), self._local(at, "deviation")
 
-    def share(self, name: str, at: float, curve: ShareCurve) -> UnseenShare:
+    def share(self, name: str, at: float, curve: ShareCurve, *, chosen: bool = True) -> UnseenShare:
         """Of the share of that `name`, at a log KL on calibration conversations; `curve` is fitted to those."""
         near = self._near(at)
         offsets = [
             getattr(point, name) - float(curve(np.array([point.log_kl + point.gap]))[0]) for point in self.points
         ]
         deviations = [getattr(point, f"{name}_deviation") for point in self.points]
-        return UnseenShare(float(near @ offsets), float(near @ deviations))
+        return UnseenShare(float(near @ offsets) if chosen else 0.0, float(near @ deviations))
 
     @property
     def dense_accuracy(self) -> float:
@@ -198,8 +197,8 @@ def _share_interval(share: float, error: float) -> tuple[float, float]:
     return max(share - error, 0.0), min(share + error, 1.0)
 
 
-def _standard_error(values: FloatArray, weights: FloatArray) -> float:
-    """Of the weighted mean of `values` [F] over folds that have `weights` [F]."""
+def _deviation(values: FloatArray, weights: FloatArray) -> float:
+    """Of the weighted mean of `values` [F] on other conversations: its own error, and theirs, which is as large."""
     shares = weights / weights.sum()
     spread = shares * (values - shares @ values)
-    return float(np.sqrt(len(values) / (len(values) - 1) * (spread @ spread)))
+    return float(np.sqrt(2.0 * len(values) / (len(values) - 1) * (spread @ spread)))

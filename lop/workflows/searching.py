@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from engines.memo import MemoisedEvaluator
-from lop.workflows.cross_validating import cross_validate
 from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.workflows.measuring import record_calibration
 from lop.workflows.validating import Validated
@@ -56,9 +55,9 @@ def search_model(
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
-        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([DENSE])
-    space = settings.space(model.anatomy)
-    result = cross_validate(repository, model, conversations, space, result, name=name, engine=engine)
+        memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
+        (dense,) = memo([DENSE])
+    result = result.cross_validated(dense)
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result

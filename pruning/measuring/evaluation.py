@@ -22,7 +22,7 @@ from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.data.batches import Batch
 from pruning.errors import InputError
-from pruning.forward.answer_head import AnswerHead, DenseAnswers
+from pruning.forward.answer_head import AnswerHead, Comparison, DenseAnswers
 from pruning.forward.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.forward.compute_dtype import widen, widened
 from pruning.forward.decoder_inputs import taking
@@ -31,7 +31,7 @@ from pruning.forward.packing import packed_attention
 from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.forward.sliced_ffn import SlicedFfn
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ranking import Ranking
 from pruning.reasons import reason_of
 
@@ -54,11 +54,11 @@ _SAME_HALF_STATES = 0.02
 class _Measured:
     """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers.
 
-    `folds` [F] is the summed KL of each fold; empty where there are none.
+    `folds` [5, F] are the sums of each fold, in the order of `FoldMetrics`; None where there are none.
     """
 
     kl: float
-    folds: torch.Tensor
+    folds: torch.Tensor | None
     nll: float
     agreeing: int
     correct: int
@@ -134,9 +134,6 @@ class ConfigurationEvaluator:
             self._ffn.slice(dense)
         tokens = sum(len(row.targets) for row in self._rows)
         num_answers = sum(row.num_answers for row in self._rows)
-        parts = None
-        if self._fold_of is not None:
-            parts = tuple((torch.stack([row.folds for row in measured]).sum(dim=0) / tokens).tolist())
         return Metrics(
             kl=sum(row.kl for row in measured) / tokens,
             nll=sum(row.nll for row in measured) / tokens,
@@ -144,7 +141,7 @@ class ConfigurationEvaluator:
             num_tokens=tokens,
             num_answers=num_answers,
             agreement=sum(row.agreeing for row in measured) / tokens,
-            kl_parts=parts,
+            folds=_fold_metrics([row.folds for row in measured if row.folds is not None]),
         )
 
     def _widths_of(self, architecture: Architecture) -> tuple[int, ...]:
@@ -277,18 +274,40 @@ class ConfigurationEvaluator:
         found = self._head.compare(hidden, dense, row.targets)
         wrong = torch.zeros(row.num_answers, dtype=torch.bool, device=hidden.device)
         wrong[row.answer[found.chosen != row.targets]] = True
-        folds = torch.zeros(0, dtype=torch.float64)
-        if self._fold_of is not None:
-            folds = torch.bincount(
-                self._fold_of[row.conversation], found.kl.double(), minlength=int(self._fold_of.max()) + 1
-            ).clamp_min(0.0)
         return _Measured(
             kl=_least_zero(float(found.kl.sum())),
-            folds=folds.cpu(),
+            folds=None if self._fold_of is None else _by_fold(row, self._fold_of, found, dense, wrong),
             nll=float(found.nll.sum()),
             agreeing=int((found.chosen == dense.chosen).sum()),
             correct=int((~wrong).sum()),
         )
+
+
+def _by_fold(
+    row: AnswerRow, fold_of: torch.Tensor, found: Comparison, dense: DenseAnswers, wrong: torch.Tensor
+) -> torch.Tensor:
+    """[5, F] sums over the tokens [N] and the answers of a row that are of each fold; `wrong` are answers."""
+    of_token = fold_of[row.conversation]
+    of_answer = torch.zeros_like(wrong, dtype=torch.long).scatter_(0, row.answer, of_token)
+    size = int(fold_of.max()) + 1
+
+    def total(fold: torch.Tensor, what: torch.Tensor) -> torch.Tensor:
+        return torch.bincount(fold, what.double(), minlength=size)
+
+    tokens, answers = torch.ones_like(of_token), torch.ones_like(of_answer)
+    agreeing = found.chosen == dense.chosen
+    sums = [(of_token, found.kl), (of_answer, ~wrong), (of_token, agreeing), (of_token, tokens), (of_answer, answers)]
+    return torch.stack([total(fold, what) for fold, what in sums]).cpu()
+
+
+def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | None:
+    """From the sums [5, F] of each row."""
+    if not rows:
+        return None
+    return tuple(
+        FoldMetrics(_least_zero(kl / tokens), correct / answers, agreeing / tokens, int(tokens), int(answers))
+        for kl, correct, agreeing, tokens, answers in torch.stack(list(rows)).sum(dim=0).T.tolist()
+    )
 
 
 @contextmanager

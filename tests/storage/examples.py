@@ -8,7 +8,7 @@ from typing import Any
 from mcts.settings import SearchSettings
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.plan_parts import PlanModel, Provenance
@@ -86,7 +86,7 @@ def sample(
     Before revision 0004 they had no agreement, before 0006 no folds.
     """
     agreement = 1 - number / 2**20 if has_agreement else None
-    parts = (number / 4, number / 12) if has_folds else None
+    folds = tuple(FoldMetrics(number / n, 0.8, 0.9, 320, 16) for n in (4, 12)) if has_folds else None
     widths = (8 * number, 64) if number <= 8 else (number % 64 + 1, 63 - number // 64)
     return Sample(
         model_id=model_id,
@@ -94,7 +94,7 @@ def sample(
         calibration_id=calibration_id,
         architecture=ANATOMY.architecture(widths),
         metrics=Metrics(
-            number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement, kl_parts=parts
+            number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement, folds=folds
         ),
         seconds=0.1,
         source=source,

@@ -1,42 +1,60 @@
-"""What a search would have chosen without each fold, and the document of what it is worth there."""
+"""What a search would have chosen without each fold, and the document of what that is worth there."""
 
 import json
 
 import numpy as np
+import pytest
 
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice
-from values.cross_validation import NUM_CHOSEN, CrossValidation, FoldScore, chosen_without_each
+from values.cross_validation import CrossValidation, judged_without_each
 
 
-def scored(parts: tuple[float, ...] | None) -> Metrics:
-    return Metrics(sum(parts or (1.0,)), 1.0, 0.5, 100, 10, 0.5, parts)
+def scored(*kl: float, tokens: tuple[int, ...] = (10, 10, 10, 10)) -> Metrics:
+    """A score with folds of these KLs; accuracy and agreement follow from them."""
+    folds = tuple(FoldMetrics(x, 1.0 - x, 1.0 - x / 2.0, n, n // 5) for x, n in zip(kl, tokens, strict=False))
+    return Metrics(float(np.mean(kl or (1.0,))), 1.0, 0.5, 100, 10, 0.5, folds or None)
 
 
-def test_a_fold_takes_no_part_in_what_is_chosen_without_it() -> None:
+def test_a_fold_takes_no_part_in_what_is_judged_on_it() -> None:
     lucky: dict[Choice, Metrics] = {
-        (0,): scored((0.0, 0.5, 0.5, 0.5)),
-        (1,): scored((0.9, 0.3, 0.3, 0.3)),
-        (2,): scored((0.5, 0.4, 0.4, 0.4)),
+        (0,): scored(0.0, 0.5, 0.5, 0.5),  # the best on all of them together, by its luck on the first
+        (1,): scored(0.9, 0.3, 0.3, 0.35),
+        (2,): scored(0.5, 0.4, 0.4, 0.45),
     }
-    chosen = chosen_without_each(lucky)
-    assert chosen[0] == ((1,), (2,))  # though the first is the best on all of them together
-    assert chosen[1][0] == (0,)
-    assert all(len(choices) == NUM_CHOSEN for choices in chosen)
+    judged = judged_without_each(lucky)
+    assert judged[0].kl == pytest.approx((0.9 + 0.5) / 2.0)
+    assert judged[1].kl == pytest.approx((0.5 + 0.4) / 2.0)
+    assert judged[0].accuracy == pytest.approx(1.0 - judged[0].kl)
+    assert judged[0].agreement == pytest.approx(1.0 - judged[0].kl / 2.0)
 
 
-def test_without_folds_nothing_is_chosen() -> None:
-    assert chosen_without_each({(0,): scored(None)}) == ()
-    assert chosen_without_each({(0,): scored((0.1, 0.2)), (1,): scored(None)}) == ()
-    assert chosen_without_each({}) == ()
+def test_folds_count_by_their_tokens() -> None:
+    tokens = (10, 1000, 10, 10)
+    found = judged_without_each(
+        {
+            (0,): scored(0.5, 0.1, 0.9, 0.9, tokens=tokens),
+            (1,): scored(0.6, 0.1, 0.9, 0.9, tokens=tokens),
+            (2,): scored(0.1, 0.2, 0.1, 0.1, tokens=tokens),
+        }
+    )
+    assert found[0].kl == pytest.approx(0.55)  # the third, better on three folds, is worse on most of the tokens
+    assert [fold.num_tokens for fold in found] == list(tokens)
 
 
-def test_fewer_scored_than_are_judged_are_all_of_them() -> None:
-    assert chosen_without_each({(3,): scored((0.1, 0.2))}) == (((3,),), ((3,),))
+def test_scores_without_folds_say_nothing() -> None:
+    assert judged_without_each({(0,): scored()}) == ()
+    assert judged_without_each({(0,): scored(0.1, 0.2), (1,): scored()}) == ()
+    assert judged_without_each({}) == ()
+
+
+def test_fewer_scores_than_are_judged_are_all_of_them() -> None:
+    assert [fold.kl for fold in judged_without_each({(3,): scored(0.1, 0.2)})] == [0.1, 0.2]
 
 
 def test_a_document_is_read_back() -> None:
-    folds = tuple(FoldScore(10 + fold, 4, 0.2, 0.1, 0.8, 0.9, 0.95) for fold in range(4))
-    found = CrossValidation(0.05, folds)
+    folds = tuple(FoldMetrics(0.2, 0.8, 0.9, 10 + fold, 4) for fold in range(4))
+    found = CrossValidation(0.05, folds, folds[::-1])
     assert CrossValidation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     np.testing.assert_array_equal(found.column("num_tokens"), [10, 11, 12, 13])
+    np.testing.assert_array_equal(found.column("num_tokens", dense=True), [13, 12, 11, 10])

@@ -2,13 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from pruning.arrays import FloatArray
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from values.calibration import Calibration
-from values.cross_validation import CrossValidation, FoldScore
+from values.cross_validation import CrossValidation, judged_without_each
 from values.expectation import Judged, expected_kl, expected_share
 from values.kl_floor import log_kl
 from values.quantiles import Quantiles
@@ -21,49 +23,59 @@ SHARES = ShareIntervals(Quantiles(-1.0, 2.0, 40), Quantiles(-2.0, 4.0, 40), CURV
 CALIBRATION = Calibration(Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 0.5, 40), SHARES)
 
 
-def target(kl: float, held_out: float, ranked: float | None = None, *, accuracy: float = 0.8) -> CrossValidation:
+def fold(
+    kl: float, accuracy: float = 0.8, agreement: float = 0.9, *, tokens: int = 100, answers: int = 20
+) -> FoldMetrics:
+    return FoldMetrics(kl, accuracy, agreement, tokens, answers)
+
+
+def target(kl: float, held_out: float, *, accuracy: float = 0.8) -> CrossValidation:
     """Every fold says the same."""
-    fold = FoldScore(100, 20, held_out, held_out if ranked is None else ranked, accuracy, 0.9, 1.0)
-    return CrossValidation(kl, (fold,) * FOLDS)
+    return CrossValidation(kl, (fold(held_out, accuracy),) * FOLDS, (fold(0.0, 1.0),) * FOLDS)
 
 
-def test_the_gap_is_of_folds_that_neither_choice_nor_ranking_has_seen() -> None:
-    point = UnseenPoint.of(target(0.1, 0.2, 0.16))
+def of_folds(kl: float, folds: Sequence[FoldMetrics]) -> CrossValidation:
+    """Beside a dense model that is always right."""
+    return CrossValidation(kl, tuple(folds), tuple(x._replace(kl=0.0, accuracy=1.0) for x in folds))
+
+
+def test_the_gap_is_of_folds_that_had_no_part_in_the_choice() -> None:
+    point = UnseenPoint.of(target(0.1, 0.2))
     assert point.gap == pytest.approx(math.log(2.0), rel=1e-4)
-    assert point.ranking_gap == pytest.approx(math.log(1.25), rel=1e-4)
-    assert point.deviation == pytest.approx(SELECTION_ERROR * math.log(1.6), rel=1e-3)  # the folds agree
+    assert point.sampling_deviation == LEAST_DEVIATION  # the folds agree
+    assert point.deviation == pytest.approx(SELECTION_ERROR * math.log(2.0), rel=1e-3)
     assert UnseenPoint.of(target(0.1, 0.1)).deviation == LEAST_DEVIATION
     assert point.accuracy == pytest.approx(0.8)
     assert point.accuracy_deviation == pytest.approx(0.0, abs=1e-12)
+    assert point.dense_accuracy == 1.0
 
 
 def test_folds_count_by_their_tokens_and_answers() -> None:
-    folds = (FoldScore(300, 10, 0.1, 0.1, 0.9, 0.9, 1.0), FoldScore(100, 30, 0.5, 0.5, 0.5, 0.5, 1.0))
-    point = UnseenPoint.of(CrossValidation(0.2, folds))
+    folds = [fold(0.1, 0.9, 0.9, tokens=300, answers=10), fold(0.5, 0.5, 0.5, tokens=100, answers=30)]
+    point = UnseenPoint.of(of_folds(0.2, folds))
     assert point.gap == pytest.approx(0.0, abs=1e-6)  # (300 x .1 + 100 x .5) / 400 = .2
     assert point.accuracy == pytest.approx(0.6)
     assert point.agreement == pytest.approx(0.8)
 
 
-def test_the_standard_error_is_that_of_a_mean_of_folds() -> None:
+def test_the_deviation_is_that_of_a_mean_of_folds_and_of_another_such_mean() -> None:
     rng = np.random.default_rng(0)
-    errors = []
-    means = []
+    squares, means = [], []
     for _ in range(400):
         kl = rng.gamma(4.0, 0.05, FOLDS)
-        point = UnseenPoint.of(
-            CrossValidation(float(kl.mean()), tuple(FoldScore(100, 20, x, x, 0.8, 0.9, 1.0) for x in kl))
-        )
-        errors.append(point.deviation * kl.mean() / math.sqrt(2.0))  # the variance counts twice
+        point = UnseenPoint.of(of_folds(float(kl.mean()), [fold(float(x)) for x in kl]))
+        squares.append((point.sampling_deviation * kl.mean()) ** 2)
         means.append(kl.mean())
-    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.1)
+    assert np.sqrt(np.mean(squares)) == pytest.approx(math.sqrt(2.0) * np.std(means), rel=0.1)
 
 
 def test_exact_match_varies_less_beside_the_dense_models() -> None:
     """Folds that are hard for the dense model are hard for what is cut from it: the drop is what is promised."""
     accuracy = [0.5, 0.9, 0.6, 0.8, 0.7, 0.75, 0.55, 0.85]
-    folds = tuple(FoldScore(100, 20, 0.2, 0.2, a, 0.9, a + 0.1) for a in accuracy)
-    assert UnseenPoint.of(CrossValidation(0.1, folds)).accuracy_deviation == pytest.approx(0.0, abs=1e-12)
+    folds = tuple(fold(0.2, a) for a in accuracy)
+    beside = CrossValidation(0.1, folds, tuple(fold(0.0, a + 0.1) for a in accuracy))
+    assert UnseenPoint.of(beside).accuracy_deviation == pytest.approx(0.0, abs=1e-12)
+    assert UnseenPoint.of(of_folds(0.1, folds)).accuracy_deviation > 0.05
 
 
 def test_gaps_are_local_in_log_kl() -> None:
@@ -76,10 +88,11 @@ def test_gaps_are_local_in_log_kl() -> None:
     assert Unseen.of([]) is None
 
 
-def test_what_was_not_chosen_by_the_data_has_the_rankings_gap_alone() -> None:
-    unseen = Unseen.of([target(0.1, 0.2, 0.16)])
+def test_what_was_not_chosen_by_the_data_has_no_gap() -> None:
+    unseen = Unseen.of([target(0.1, 0.2)])
     assert unseen is not None
-    assert unseen.gap(log_kl(0.1), chosen=False)[0] == pytest.approx(math.log(1.25), rel=1e-4)
+    assert unseen.gap(log_kl(0.1), chosen=False) == (0.0, LEAST_DEVIATION)
+    assert unseen.share("accuracy", log_kl(0.1), CURVE, chosen=False).offset == 0.0
 
 
 def test_a_document_is_read_back() -> None:
@@ -119,13 +132,13 @@ def test_nine_in_ten_unseen_sets_are_within_the_interval_however_many_were_chose
     for _ in range(300):
         losses = heavy_losses(rng, num_configurations, 128)
         chosen = int(losses.mean(axis=1).argmin())
-        fold = np.arange(128) % FOLDS
-        scores = []
-        for held_out in range(FOLDS):
-            best = int(losses[:, fold != held_out].mean(axis=1).argmin())
-            kl = float(losses[best, fold == held_out].mean())
-            scores.append(FoldScore(16, 16, kl, kl, 0.8, 0.9, 1.0))
-        expected = UnseenPoint.of(CrossValidation(float(losses[chosen].mean()), tuple(scores))).expected()
+        scored = {
+            (index,): Metrics(
+                float(row.mean()), 1.0, 0.8, 128, 128, 0.9, tuple(map(fold, row.reshape(FOLDS, -1).mean(1)))
+            )
+            for index, row in enumerate(losses)
+        }
+        expected = UnseenPoint.of(of_folds(float(losses[chosen].mean()), judged_without_each(scored))).expected()
         unseen = float(heavy_losses(rng, 1, 128).mean())
         inside.append(expected.interval[0] <= unseen <= expected.interval[1])
         ratios.append(unseen / expected.kl)
