@@ -134,9 +134,10 @@ class TargetSearch:
         """The path [N] of the choice to score next: of all proposals, the most promising one."""
         parents = self._parents()
         tree = self._descend(self.settings.num_simulations)
-        best, promise = self._most_promising(
-            np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
-        )
+        proposals = np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
+        if not len(proposals):  # all neighbours were visited, and no simulation was asked for
+            proposals = self._descend(1)
+        best, promise = self._most_promising(proposals)
         # Several moves in a row, as long as each promises more than the one before.
         for _ in range(self.settings.max_moves - 1):
             further = self._moves([best])
@@ -266,6 +267,8 @@ class TargetSearch:
 
     def _moves(self, parents: Sequence[Choice]) -> IntArray:
         """Swap moves [n, N] at `parents` that were not visited."""
+        if not parents:
+            return _unique([], self.limits.space.num_decisions)
         moves = np.concatenate([swap_moves(self.limits, parent) for parent in parents])
         most = MAX_MOVES + len(self._requested)  # so many are left over if all visited ones are among them
         if len(moves) > most:
@@ -276,7 +279,7 @@ class TargetSearch:
 
     def _mutations(self, parents: Sequence[Choice], wanted: int) -> IntArray:
         """Random children [<= wanted, N] of `parents` in turn that were not visited."""
-        children = [mutate(self.limits, parents[i % len(parents)], self._rng) for i in range(wanted)]
+        children = [mutate(self.limits, parents[i % len(parents)], self._rng) for i in range(wanted if parents else 0)]
         return _unique([c for c in children if c not in self._requested], self.limits.space.num_decisions)
 
     def _most_promising(self, proposals: IntArray) -> tuple[Choice, float]:

@@ -87,7 +87,7 @@ class SearchSettings:
         if twice := [target for target in dict.fromkeys(targets) if targets.count(target) > 1]:
             raise InputError("a search has each target once", values=f"{', '.join(twice)} again", remedy="Give it once")
         whole = {"num_evaluations": 1, "seed": 0, "num_levels": 2, "round_to": 1, "parallel_leaves": 1}
-        whole |= {"num_simulations": 1, "num_parents": 1, "num_mutations": 0, "max_moves": 1}
+        whole |= {"num_simulations": 0, "num_parents": 0, "num_mutations": 0, "max_moves": 1}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
