@@ -8,8 +8,9 @@ without a scan is run both ways, once: it is far behind either way.
     additive-dp     the additive program on the scan: fewer tokens than it may have, since it has no use for more
     local-swaps     steepest descent by swap moves from there
     evolution       from equal retention, as published; evolution-dp: from the additive program's choice
-    mcts-no-tree    ablation: the search whose proposals are swap moves and mutations alone
-    mcts-tree-alone ablation: the search whose proposals are the tree's simulations alone
+    mcts            the search as it is by default: its proposals are swap moves and mutations
+    mcts-tree       ablation: the tree's simulations propose, too
+    mcts-tree-alone ablation: nothing but the tree's simulations proposes
 
 A search without its surrogate would be evolution-dp or local-swaps: what they lack is what judges proposals.
 
@@ -57,11 +58,12 @@ SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SEEDS = (0, 1, 2)
 EVALUATIONS = 300
 OURS, SWAPS = "mcts", "local-swaps"
-NO_TREE, TREE_ALONE, OURS_FEW = "mcts-no-tree", "mcts-tree-alone", "mcts-few"
-ABLATIONS = (NO_TREE, TREE_ALONE, OURS_FEW)
+TREE, TREE_ALONE, OURS_FEW = "mcts-tree", "mcts-tree-alone", "mcts-few"
+ABLATIONS = (TREE, TREE_ALONE, OURS_FEW)
 NOT_RIVALS = (OURS, *ABLATIONS)
+TREE_SETTINGS = {"num_simulations": 8}
 TREE_ALONE_SETTINGS = {"num_simulations": 64, "num_parents": 0, "num_mutations": 0, "max_moves": 1}
-"""More simulations than by default: eight would be all proposals there are."""
+"""More simulations: eight would be all proposals there are."""
 
 NUM_LEVELS = 8
 ROUND_TO = 8
@@ -144,7 +146,7 @@ def _runs(subject: Subject, few: Subject) -> list[Run]:
         runs += [
             Run(OURS, subject, own, scan, seed, SearchMethod.MCTS),
             Run("evolution-dp", subject, own, scan, seed),
-            Run(NO_TREE, subject, own, scan, seed, SearchMethod.MCTS, {"num_simulations": 0}),
+            Run(TREE, subject, own, scan, seed, SearchMethod.MCTS, TREE_SETTINGS),
         ]
     first = SEEDS[0]
     return [
@@ -299,7 +301,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], check: Mapping[str, Any]) -> dic
     return {
         "validation_geomean_vs_best_other": geomean,
         "validation_worst_vs_best_other": worst,
-        "tree_gain": mean_kl(NO_TREE) / mean_kl(OURS),
+        "tree_gain": mean_kl(OURS) / mean_kl(TREE),
         "holds": {
             "validation_geomean_vs_best_other_at_most_0.97": geomean <= 0.97,
             "validation_worst_vs_best_other_at_most_1.05": worst <= 1.05,
@@ -310,7 +312,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], check: Mapping[str, Any]) -> dic
         "validation_vs_best_other": to_best,
         "best_other_at": {f"{s:g}": method for s, method in best_at.items()},
         "validation_vs_best_other_at": ratios(best_at.__getitem__),
-        "tree_gain_calibration": mean_kl(NO_TREE, "calibration") / mean_kl(OURS, "calibration"),
+        "tree_gain_calibration": mean_kl(OURS, "calibration") / mean_kl(TREE, "calibration"),
         "geomean_validation_kl": {method: mean_kl(method) for method in sorted(methods, key=mean_kl)},
         "geomean_calibration_kl": {method: mean_kl(method, "calibration") for method in sorted(methods, key=mean_kl)},
     }

@@ -18,6 +18,9 @@ DEFAULT_PARALLEL_LEAVES = 4
 """Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""
 
 
+DEFAULT_SIMULATIONS = 0
+
+
 class SearchMethod(StrEnum):
     """What chooses the configurations that are scored. Each is the `source` of the samples that it stores."""
 
@@ -50,8 +53,9 @@ class SearchSettings:
         round_to: widths are multiples of it.
         parallel_leaves: configurations chosen before the first of them is scored, and handed to the evaluator at once:
             as many can be measured in parallel.
-        num_simulations: tree simulations that propose configurations, per evaluation.
-        num_parents: best configurations whose swap moves are proposed too.
+        num_simulations: tree simulations that propose configurations, per evaluation. None by default: wherever this
+            was measured, they added nothing to what swap moves propose (docs/search.md).
+        num_parents: best configurations whose swap moves are proposed; 0 leaves the tree alone.
         num_mutations: random children of those, several switches away, that are proposed too.
         max_moves: swap moves in a row that a proposal may be improved by.
         c_puct: weight of exploration in PUCT.
@@ -68,7 +72,7 @@ class SearchSettings:
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
     parallel_leaves: int = DEFAULT_PARALLEL_LEAVES
-    num_simulations: int = 8
+    num_simulations: int = DEFAULT_SIMULATIONS
     num_parents: int = 8
     num_mutations: int = 16
     max_moves: int = 3

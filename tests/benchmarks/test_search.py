@@ -20,7 +20,7 @@ METHODS = {
     "local-swaps",
     "mcts",
     "mcts-few",
-    "mcts-no-tree",
+    "mcts-tree",
     "mcts-tree-alone",
     "owl",
     "random",
@@ -59,7 +59,7 @@ def test_a_small_run(results: Path) -> None:
     rows, summary = document["rows"], document["summary"]
     counts = Counter(row["method"] for row in rows)
     assert set(counts) == METHODS
-    seeds = {"mcts", "mcts-no-tree", "evolution-dp"}
+    seeds = {"mcts", "mcts-tree", "evolution-dp"}
     assert {m for m in METHODS if counts[m] == len(SPARSITIES) * 2} == seeds
     tokens = {row["scored_tokens"] for row in rows if row["method"] == "evolution-few"}
     for sparsity in SPARSITIES:
@@ -76,7 +76,7 @@ def test_a_small_run(results: Path) -> None:
     assert means[best] == min(kl for method, kl in means.items() if method not in search.NOT_RIVALS)
     assert summary["validation_geomean_vs_best_other"] == pytest.approx(means["mcts"] / means[best])
     assert summary["validation_worst_vs_best_other"] == max(summary["validation_vs_best_other"].values())
-    assert summary["tree_gain"] == pytest.approx(means["mcts-no-tree"] / means["mcts"])
+    assert summary["tree_gain"] == pytest.approx(means["mcts"] / means["mcts-tree"])
     assert summary["exact_check"]["optima_found"] == 2  # nine configurations, nine evaluations
     for picture in ("search.png", "search_progress.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
