@@ -82,7 +82,7 @@ class TargetSearch:
         score: scores choices.
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
-        guide: its prior is mixed with the surrogate's if given, and what it proposes is scored first.
+        guide: what it proposes is scored first; in simulations, its prior is mixed with the surrogate's.
         on_evaluation: called after each evaluation with their number and the metrics of least KL so far.
     """
 

@@ -46,8 +46,8 @@ class SearchSettings:
         sparsities: targets as fractions of `scope` to remove, searched in this order.
         budgets: targets as FFN parameters to keep, searched after the sparsities.
         scope: what `sparsities` count.
-        method: the tree search, or one that it is compared with.
-        num_evaluations: configurations scored per target, the sensitivity scan of the tree search not counted.
+        method: the search of this package, or one that it is compared with.
+        num_evaluations: configurations scored per target, the sensitivity scan not counted.
         seed: of every random choice.
         num_levels: widths to choose from, a layer.
         round_to: widths are multiples of it.
