@@ -99,7 +99,7 @@ class Run:
     scan: int
     seed: int
     method: SearchMethod | None = None
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def main(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def make_search(
     num_evaluations: int = 40,
     seed: int = 0,
     parallel_leaves: int = 1,
-    **others: int,
+    **others: Any,
 ) -> TargetSearch:
     budget, score = limits.limits[0].most, scoring(limits.space, evaluate)
     settings = SearchSettings(
@@ -291,7 +292,7 @@ def test_a_scan_that_says_nothing_is_no_problem() -> None:
         {"num_parents": 0, "max_moves": 1},
     ],
 )
-def test_whatever_proposes_every_choice_is_scored(settings: dict[str, int]) -> None:
+def test_whatever_proposes_every_choice_is_scored(settings: dict[str, Any]) -> None:
     limits, landscape = make_limits(4, 3, 8), Landscape([3] * 4, 0)
     found = make_search(limits, landscape, num_evaluations=30, **settings).run()
     assert found.evaluations == sum(sum(c) + 4 == 8 for c in itertools.product(range(3), repeat=4))
