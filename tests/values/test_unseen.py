@@ -9,6 +9,7 @@ import pytest
 
 from pruning.arrays import FloatArray
 from pruning.measuring.metrics import FoldMetrics, Metrics
+from pruning.planning.space import Choice
 from values.calibration import Calibration
 from values.cross_validation import CrossValidation, judged_without_each
 from values.expectation import Judged, expected_kl, expected_share
@@ -132,12 +133,10 @@ def test_nine_in_ten_unseen_sets_are_within_the_interval_however_many_were_chose
     for _ in range(300):
         losses = heavy_losses(rng, num_configurations, 128)
         chosen = int(losses.mean(axis=1).argmin())
-        scored = {
-            (index,): Metrics(
-                float(row.mean()), 1.0, 0.8, 128, 128, 0.9, tuple(map(fold, row.reshape(FOLDS, -1).mean(1)))
-            )
-            for index, row in enumerate(losses)
-        }
+        scored: dict[Choice, Metrics] = {}
+        for index, row in enumerate(losses):
+            folds = tuple(fold(float(part.mean())) for part in np.split(row, FOLDS))
+            scored[(index,)] = Metrics(float(row.mean()), 1.0, 0.8, 128, 128, 0.9, folds)
         expected = UnseenPoint.of(of_folds(float(losses[chosen].mean()), judged_without_each(scored))).expected()
         unseen = float(heavy_losses(rng, 1, 128).mean())
         inside.append(expected.interval[0] <= unseen <= expected.interval[1])
