@@ -204,22 +204,29 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
         for row, target, metrics in zip(rows, result.targets, validated.metrics, strict=True):
             gap = f"{metrics.kl / target.metrics.kl - 1:+.0%}" if target.metrics.kl > 0 else "-"
             row += [*quality_cells(metrics, validated.dense), gap]
-    points = [UnseenPoint.of(t.cross_validation) for t in result.targets if t.cross_validation is not None]
-    if len(points) == len(rows):
-        columns += ["expected unseen KL", "90% interval"]
-        for row, point in zip(rows, points, strict=True):
-            expected = point.expected()
-            row += [expected.kl, f"{expected.interval[0]:.3g} to {expected.interval[1]:.3g}"]
     for row, target in zip(rows, result.targets, strict=True):
         row += [target.evaluations, " ".join(map(str, target.widths))]
     print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", "FFN widths"], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
-    print_line(_of_unseen(points))
+    points = {t.label: UnseenPoint.of(t.cross_validation) for t in result.targets if t.cross_validation is not None}
+    if points:
+        print_table(
+            "what to expect of as many unseen conversations, by cross-validation: 90% intervals",
+            ["target", "KL to dense", "interval", "agreement", "interval"],
+            [[label, *_expected(point)] for label, point in points.items()],
+        )
+    print_line(_advice([*points.values()]))
 
 
-def _of_unseen(points: "Sequence[UnseenPoint]") -> str:
-    """What is known of unseen conversations, and what more calibration conversations would gain there."""
+def _expected(point: "UnseenPoint") -> list[str]:
+    x = point.expected()
+    shares = [f"{share:.1%}" for share in (x.agreement, *x.agreement_interval)]
+    return [f"{x.kl:.3g}", f"{x.interval[0]:.3g} to {x.interval[1]:.3g}", shares[0], f"{shares[1]} to {shares[2]}"]
+
+
+def _advice(points: "Sequence[UnseenPoint]") -> str:
+    """What more calibration conversations would gain on unseen ones, or why that is not known."""
     if not points:
         return (
             f"KLs are of the calibration data, and so optimistic: cross-validation needs {MIN_FOLDS} folds of "
