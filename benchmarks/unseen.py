@@ -98,7 +98,6 @@ def _draw(subject: Subject, folder: Path, pool: Pool, seed: int) -> Draw:
 def _judged(prediction: Prediction, measured: Metrics, dense: Metrics, predictor: Predictor) -> dict[str, Any]:
     """Exact match is promised relative to the dense model, whose own is the user's to measure."""
     assert prediction.accuracy_interval is not None  # the reference gives answers exactly
-    assert prediction.agreement_interval is not None
     assert predictor.unseen is not None
     accuracy = measured.accuracy + predictor.unseen.dense_accuracy - dense.accuracy
     return {
@@ -108,7 +107,6 @@ def _judged(prediction: Prediction, measured: Metrics, dense: Metrics, predictor
         "predicted_accuracy": prediction.accuracy,
         "accuracy": accuracy,
         "accuracy_holds": _holds(prediction.accuracy_interval, accuracy),
-        "agreement_holds": _holds(prediction.agreement_interval, measured.agreement or 0.0),
         "interval_ratio": prediction.interval[1] / prediction.interval[0],
     }
 
@@ -117,7 +115,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for pool, suffix in (("train", ""), ("test", "_shifted")):
         found = [row for row in rows if row["pool"] == pool]
-        for name in ("kl", "accuracy", "agreement"):
+        for name in ("kl", "accuracy"):
             summary[f"validation_coverage_{name}{suffix}"] = float(np.mean([row[f"{name}_holds"] for row in found]))
         summary[f"bias_kl{suffix}"] = geometric_mean(row["kl"] / row["predicted_kl"] for row in found)
     summary["median_interval_ratio"] = float(np.median([row["interval_ratio"] for row in rows]))

@@ -100,20 +100,20 @@ class PredictorMethod:
 
     def _answer(self, record: PredictorRecord, question: Question) -> Answer:
         prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
-        predictor = self._predictors.get(record)
-        info, knows_unseen = predictor.info, predictor.unseen is not None
+        info = self._predictors.get(record).info
         return Answer(
             prediction.architecture,
             predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=_warnings(prediction, knows_unseen),
+            notes=_warnings(prediction),
         )
 
 
-def _warnings(prediction: "Prediction", knows_unseen: bool) -> tuple[str, ...]:
-    of_calibration = () if knows_unseen else (OF_CALIBRATION,)
+def _warnings(prediction: "Prediction") -> tuple[str, ...]:
+    is_dense = not prediction.architecture.items  # which no data chose
+    of_calibration = () if prediction.is_unseen or is_dense else (OF_CALIBRATION,)
     if prediction.below_space:
         return (BELOW_SPACE, *of_calibration)
     return (*((EXTRAPOLATED,) if prediction.extrapolated else ()), *of_calibration)
