@@ -35,7 +35,7 @@ from storage.records import PredictorRecord
 from values.encoding import Encoding
 
 SETTINGS = TrainingSettings(
-    num_levels=6, policy_rounds=1, policy_steps_per_round=20, experts_per_round=16, policy_width=16, policy_blocks=1
+    num_levels=6, policy_rounds=1, policy_steps_per_round=20, problems_per_round=16, policy_width=16, policy_blocks=1
 )
 CONVERSATIONS = 6
 
