@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from policy_model.choosing import Parts
+from policy_model.choosing import WITHOUT_POLICY, Parts
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor
@@ -36,14 +36,13 @@ UNTRAINED_SEEDS = (0, 1, 2)
 PARTS = {
     FULL: Parts(),
     "no_policy": Parts(candidates=0),
-    "policy_alone_greedy": Parts(candidates=1, memory=False, descent=False),
-    "policy_alone_sampled": Parts(memory=False, descent=False),
-    "no_memory": Parts(memory=False),
-    "no_descent": Parts(descent=False),
-    "memory_alone": Parts(candidates=0, descent=False),
-    "descent_alone": Parts(candidates=0, memory=False),
+    "policy_alone_greedy": Parts(candidates=1, walkers=0),
+    "policy_alone_sampled": Parts(walkers=0),
+    "with_memory": Parts(memory=True),
+    "memory_for_policy": WITHOUT_POLICY,
+    "additive_program_alone": Parts(candidates=0, walkers=0),
 }
-"""What takes part in each row. What has neither policy nor memory starts from the greedy of `pruning.planning.fit`."""
+"""What takes part in each row. Where there is no policy the additive program's choice is what is improved."""
 
 UNTRAINED = {"untrained_policy": FULL, "untrained_policy_alone": "policy_alone_sampled"}
 """Rows with freshly initialised weights, the mean of `UNTRAINED_SEEDS`: which parts take part there."""

@@ -1,4 +1,6 @@
-"""How a predictor chooses: candidates from the policy and from memory, judged and improved on the values.
+"""How a predictor chooses: candidates from the policy, judged and improved on the values.
+
+Without a policy, the additive program's choice and the best measured configurations stand in for it.
 
 Letters: J limits, N decisions, K options of each.
 """
@@ -15,15 +17,11 @@ from policy_model.local_search import Descent, LevelValues, improve
 from policy_model.model_features import ModelFeatures
 from policy_model.problem_features import ProblemFeatures
 from pruning.arrays import FloatArray, IntArray
-from pruning.planning.fit import fit
 from values.encoding import Encoding
 from values.values import Values
 
 NUM_CANDIDATES = 9
 """What the policy decodes for one request: the most likely configuration, and eight samples."""
-
-NUM_WALKERS = 2
-"""Candidates that are improved: the best of those that the policy decodes and of those that were measured."""
 
 MAX_ROUNDS = 6
 """Exchanges that a candidate is improved by, at most."""
@@ -39,13 +37,19 @@ class Parts:
 
     Attributes:
         candidates: that the policy decodes: the most likely one first, the others are samples.
-        memory: the best measured configurations are candidates too.
-        descent: the best candidates are improved by exchanges.
+            Where it decodes none, the additive program's choice is one.
+        memory: the best measured configurations are candidates too. Beside a trained policy they change nothing
+            (`benchmarks.ablations`).
+        walkers: of the best candidates so many are improved by exchanges.
     """
 
     candidates: int = NUM_CANDIDATES
-    memory: bool = True
-    descent: bool = True
+    memory: bool = False
+    walkers: int = 1
+
+
+WITHOUT_POLICY = Parts(candidates=0, memory=True, walkers=5)
+"""All of the candidates that there are then."""
 
 
 class Chooser:
@@ -60,9 +64,9 @@ class Chooser:
     """
 
     def __init__(
-        self, values: Values, encoding: Encoding, decoder: PolicyDecoder | None, seed: int, parts: Parts | None = None
+        self, values: Values, encoding: Encoding, decoder: PolicyDecoder | None, seed: int, parts: Parts
     ) -> None:
-        self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts or Parts()
+        self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts
         N, K = encoding.widths.shape
         self._noise = gumbel_noise(N, max(self.parts.candidates, 1), K, seed)
         self._elites = Elites.of(values)
@@ -93,11 +97,11 @@ class Chooser:
         """[N] the best option of each decision that is found within `slack` [J]."""
         candidates = np.unique(self._candidates(costs, slack, table), axis=0)
         scores = table.pessimistic(candidates)
-        best = scores.argsort(kind="stable")[:NUM_WALKERS]
-        if not self.parts.descent:
-            chosen: IntArray = candidates[best[0]]
+        order = scores.argsort(kind="stable")
+        if not self.parts.walkers:
+            chosen: IntArray = candidates[order[0]]
             return chosen
-        starts = [Descent(candidates[i], float(scores[i])) for i in best]
+        starts = [Descent(candidates[i], float(scores[i])) for i in order[: self.parts.walkers]]
         return improve(table, costs, starts, slack, MAX_ROUNDS).levels
 
     def next_option(self, costs: DecisionCosts, slack: IntArray, chosen: IntArray) -> FloatArray:
@@ -113,15 +117,13 @@ class Chooser:
 
     def _candidates(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
         """[C, N], one at least."""
-        found = []
-        if self._decoder is not None and self.parts.candidates:
-            problem = self._problems(table.fractions.tobytes(), costs.excess.tobytes())
+        problem = self._problems(table.fractions.tobytes(), costs.excess.tobytes())
+        if self._decoder is None or not self.parts.candidates:
+            decoded = problem.additive_choice(slack)[None]
+        else:
             repeated = np.repeat(slack[None], self.parts.candidates, axis=0)
             decoded = self._decoder.decode(problem, repeated, self._noise)
-            found.append(problem.costs.free[np.arange(decoded.shape[1]), decoded])
-        if self.parts.memory:
-            found.append(self._elites.best_fitting(costs, slack))
-        if not sum(map(len, found)):
-            narrowest = np.zeros(len(table.own), dtype=np.int64)
-            found.append(fit(costs, slack, narrowest, -table.own)[None])
-        return np.concatenate(found)
+        decoded = problem.costs.free[np.arange(decoded.shape[1]), decoded]
+        if not self.parts.memory:
+            return decoded
+        return np.concatenate([decoded, self._elites.best_fitting(costs, slack)])

@@ -30,7 +30,7 @@ NUM_GROUPS = 8
 its own."""
 
 MOST_HELD_OUT, HELD_OUT_SHARE = 256, 0.25
-"""Problems that are not imitated, of those of a round: they tell which weights were the best, and how good those are."""
+"""Problems that are not imitated: they tell which weights were the best, and how good those are."""
 
 PROPOSALS = 5
 """Configurations that the policy proposes for every problem of a round: the best one is where a descent starts."""

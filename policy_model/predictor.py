@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from policy_model.choosing import Chooser, Parts
+from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
 from policy_model.local_search import worth_of_raising
@@ -41,7 +41,7 @@ from values.values import Kernel, Values
 FORMAT_VERSION = 4
 READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
 """Version 2 knew a grid of widths instead of a space. The policies of versions 2 and 3 had a weight for every layer and
-level, and are not decoded any more: those predictors choose by memory and descent."""
+level, and are not decoded any more: those predictors choose without one."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
@@ -128,7 +128,9 @@ class Predictor:
         self._residual_scale = residual_scale
         self._policy, self.config = policy, config
         decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
-        self._chooser = Chooser(values, encoding, decoder, info.seed, parts)
+        self._chooser = Chooser(
+            values, encoding, decoder, info.seed, parts or (WITHOUT_POLICY if policy is None else Parts())
+        )
 
     @property
     def has_policy(self) -> bool:

@@ -146,6 +146,15 @@ class ProblemFeatures:
         told = np.stack([asked, np.log(np.maximum(asked, LEAST_SHARE))], axis=1)
         return Progress(self, told, slack, np.zeros(len(slack)))
 
+    def additive_choice(self, slack: IntArray) -> IntArray:
+        """[N] what the additive program chooses one by one, within `slack` [J]; of one table of costs."""
+        progress, chosen = self.start(slack[None]), np.empty(len(self.costs.columns), dtype=np.int64)
+        for n in range(len(chosen)):
+            added = progress.taken_features(n)[0, :, 4]
+            chosen[n] = np.where(self.costs.feasible(n, progress.slack)[0], added, np.inf).argmin()
+            progress.take(n, chosen[n : n + 1])
+        return chosen
+
     def trajectory(self, choices: IntArray, slack: IntArray) -> "Trajectory":
         """Features and feasible options along `choices` [B, N], of `slack` [B, J] at the start."""
         progress, steps, taken, masks = self.start(slack), [], [], []

@@ -56,8 +56,9 @@ class Teacher:
         for rows in _chunks(len(problems), 1024):
             # Products of integers below 2**53 are exact.
             excess = problems.costs.excess[:, rows].reshape(-1, len(rows), N * K).astype(np.float64)
-            fits: BoolArray = np.less_equal(excess @ chosen.T, problems.slack[rows].T[:, :, None]).all(axis=0)
-            choices[rows] = np.where(fits.any(axis=1)[:, None], levels[fits.argmax(axis=1)], 0)
+            over: FloatArray = (excess @ chosen.T - problems.slack[rows].T[:, :, None]).max(axis=0)
+            first, least = np.less_equal(over, 0.0).argmax(axis=1), over.min(axis=1)
+            choices[rows] = np.where((least <= 0.0)[:, None], levels[first], 0)
         return choices
 
     def additive(self, problems: Problems) -> IntArray:

@@ -4,7 +4,7 @@ The stages, visible in `train_predictor`:
 1. The values are fitted to all samples, in closed form.
 2. `fit_policy`: rounds of expert iteration. A teacher solves random problems on the values, starting from the samples,
    the additive optimum and the policy's own proposals; the policy imitates its answers. Of all weights on the way those
-   are kept that do best on problems that are held out; when they do as well as the teacher there, training ends.
+   are kept whose proposals for held-out problems are best; when these get no better, training ends.
 3. Residuals of samples that are left out of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
@@ -47,18 +47,25 @@ from values.shares import ShareIntervals
 from values.value_training import ValueFit, fit_values
 from values.values import Values
 
-POLICY_CHECK_EVERY_STEPS = 50
-"""Steps between two looks at the held-out problems."""
+LOOKS_PER_ROUND = 4
+"""At the held-out problems."""
 
-GOOD_ENOUGH = 0.002
-"""Log KL above the teacher's at which the policy alone is done: small models leave little to learn."""
+PATIENCE = 4
+"""Looks without better proposals after which training ends: small models leave little to learn."""
+
+PROBLEMS_PER_OPTION = 40
+"""Of a round, at most: likewise."""
+
+MAX_EPOCHS = 20
+"""Times that a problem of the first round is imitated in it, at most: likewise."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """What a training is a function of, beside the model and the samples.
 
-    The space (`num_levels`, `round_to`) should be that of the search: only samples of its choices can be imitated.
+    A round has `problems_per_round` and `policy_steps_per_round`, or fewer in a small space (`PROBLEMS_PER_OPTION`,
+    `MAX_EPOCHS`). The space (`num_levels`, `round_to`) should be that of the search: answers begin at its choices.
     """
 
     num_levels: int = DEFAULT_NUM_LEVELS
@@ -199,7 +206,10 @@ class _Run:
         progress: ProgressCallback | None,
     ) -> None:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
-        self.num_steps = settings.policy_rounds * settings.policy_steps_per_round
+        num_problems = min(settings.problems_per_round, PROBLEMS_PER_OPTION * encoding.widths.size)
+        epochs = MAX_EPOCHS * num_problems // settings.batch_size
+        self.steps_per_round = max(min(settings.policy_steps_per_round, epochs), 1)
+        self.num_steps = settings.policy_rounds * self.steps_per_round
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.policy = Policy(PolicyConfig(settings.policy_width, settings.policy_blocks))
@@ -210,11 +220,11 @@ class _Run:
             data,
             seed=settings.seed,
             steps=self.num_steps,
-            problems_per_round=settings.problems_per_round,
+            problems_per_round=num_problems,
         )
         self.best = _copy(self.policy.state_dict())
-        self.best_error = float("inf")
-        self.step = 0
+        self.best_excess = float("inf")
+        self.looks_since_best = self.step = 0
         self.loss = float("nan")
         if checkpoint is not None:
             state = checkpoint.load()
@@ -224,30 +234,30 @@ class _Run:
     def fit_policy(self) -> None:
         """Rounds: solve problems, imitate the answers. Ends with the policy that does best on held-out problems."""
         training, settings = self.training, self.settings
-        quarter = -(-settings.policy_steps_per_round // 4)
+        look_every = -(-self.steps_per_round // LOOKS_PER_ROUND)
         while self.step < self.num_steps:
-            training.start_round(self.step // settings.policy_steps_per_round)
+            training.start_round(self.step // self.steps_per_round)
             self.loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate)
             self.step += 1
-            if self.step % POLICY_CHECK_EVERY_STEPS == 0 or self.step == self.num_steps:
-                error = training.error()
-                if error < self.best_error:
-                    self.best_error, self.best = error, _copy(self.policy.state_dict())
-            done = self.step % quarter == 0 and self.step < self.num_steps and training.excess() < GOOD_ENOUGH
-            if done:
-                self.num_steps, self.best_error, self.best = (
-                    self.step,
-                    training.error(),
-                    _copy(self.policy.state_dict()),
-                )
+            if self.step % look_every == 0 or self.step == self.num_steps:
+                self._look(training.excess())
             self._after_step()
         self.policy.load_state_dict(self.best)
+
+    def _look(self, excess: float) -> None:
+        """Keep the weights if they propose better than any before; end if none has for long."""
+        if excess < self.best_excess:
+            self.best_excess, self.best, self.looks_since_best = excess, _copy(self.policy.state_dict()), 0
+            return
+        self.looks_since_best += 1
+        if self.looks_since_best == PATIENCE:
+            self.num_steps = self.step
 
     def metrics(self) -> dict[str, float]:
         """How the policy does on held-out problems, and how many it imitated."""
         return {
-            "policy_error_nats": self.best_error,
-            "policy_excess_log_kl": self.training.excess(),
+            "policy_error_nats": self.training.error(),
+            "policy_excess_log_kl": self.best_excess,
             "num_problems": float(sum(map(len, self.training.answers))),
         }
 
@@ -258,7 +268,7 @@ class _Run:
 
     def _report(self) -> None:
         if self.progress is not None:
-            self.progress(TrainingProgress("policy", self.step, self.num_steps, self.loss, self.best_error))
+            self.progress(TrainingProgress("policy", self.step, self.num_steps, self.loss, self.best_excess))
 
     def _state(self) -> TrainingState:
         training = self.training
@@ -269,7 +279,8 @@ class _Run:
             **{f"answers.{index}": torch.from_numpy(found) for index, found in enumerate(training.answers)},
         }
         numbers = {
-            "best_error": min(self.best_error, 1e30),  # JSON has no infinity
+            "best_excess": min(self.best_excess, 1e30),  # JSON has no infinity
+            "looks_since_best": float(self.looks_since_best),
             "num_steps": float(self.num_steps),
         }
         return TrainingState(self.step, tensors, numbers)
@@ -281,8 +292,9 @@ class _Run:
         restore_optimizer(training.optimizer, tensors, "policy_optimizer.")
         answers = with_prefix(tensors, "answers.")
         training.answers = [answers[str(index)].numpy().copy() for index in range(len(answers))]
-        self.best_error, self.num_steps = state.numbers["best_error"], int(state.numbers["num_steps"])
-        self.step = state.step
+        self.best_excess, self.step = state.numbers["best_excess"], state.step
+        self.looks_since_best = int(state.numbers["looks_since_best"])
+        self.num_steps = int(state.numbers["num_steps"])
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

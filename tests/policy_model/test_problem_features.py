@@ -24,7 +24,8 @@ def started(problem: ProblemFeatures, *slack: int) -> Progress:
 def additive(total: list[float], lost: float = 0.0) -> FloatArray:
     """[K] log KL above that of the best option."""
     logs = np.log(np.array(total) + lost + KL_FLOOR_NATS)
-    return np.minimum(logs - logs.min(), MOST)
+    above: FloatArray = np.minimum(logs - logs.min(), MOST)
+    return above
 
 
 def test_what_was_asked_and_what_is_left() -> None:

@@ -15,10 +15,11 @@ from rich.console import Console
 from policy_model.checkpoint import STATE_FILE
 from policy_model.choosing import Parts
 from policy_model.policy import Policy
+from policy_model.policy_training import PolicyTraining
 from policy_model.predictor import Predictor
 from policy_model.progress import TrainingProgress, progress_bar
 from policy_model.schedule import scheduled
-from policy_model.training import TrainingSettings, train_predictor
+from policy_model.training import LOOKS_PER_ROUND, PATIENCE, TrainingSettings, train_predictor
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import CheckpointError, InputError
@@ -33,7 +34,7 @@ from values.calibration import kl_of
 from values.kl_floor import log_kl
 from values.values import Values
 
-ALONE = Parts(memory=False, descent=False)
+ALONE = Parts(walkers=0)
 """The policy's most likely configuration and its samples, the best by the values."""
 
 
@@ -122,7 +123,7 @@ def test_held_out_problems_tell_what_was_learnt(
     guessing = train_predictor(anatomy, samples, still)
     assert predictor.metrics["policy_error_nats"] < 0.7 * guessing.metrics["policy_error_nats"]
     assert predictor.metrics["policy_excess_log_kl"] < 0.1 < 0.3 < guessing.metrics["policy_excess_log_kl"]
-    assert predictor.metrics["num_problems"] == 192  # one round was enough
+    assert predictor.metrics["num_problems"] in (192, 384)
 
 
 def test_equal_arguments_give_equal_weights_in_any_order(
@@ -140,7 +141,7 @@ def test_equal_arguments_give_equal_weights_in_any_order(
 def to_the_end(anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings) -> Iterator[Predictor]:
     """A training of all its rounds, however well it does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("policy_model.training.GOOD_ENOUGH", -1.0)
+        patch.setattr("policy_model.training.PATIENCE", 100)
         yield train_predictor(anatomy, samples, settings)
 
 
@@ -152,8 +153,10 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     settings: TrainingSettings,
     tmp_path: Path,
     killed_at: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed in the first round, at the change to the second, and in both."""
+    monkeypatch.setattr("policy_model.training.PATIENCE", 100)
     for step in killed_at:
 
         def kill(progress: TrainingProgress, step: int = step) -> None:
@@ -207,13 +210,14 @@ def test_errors_come_before_the_work(anatomy: ModelAnatomy, samples: list[Sample
         dataclasses.replace(settings, problems_per_round=0)
 
 
-def test_training_ends_when_there_is_nothing_left_to_imitate(
+def test_training_ends_when_proposals_get_no_better(
     anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policy_model.training.GOOD_ENOUGH", 100.0)
+    """Only the first look finds what is better than nothing."""
+    monkeypatch.setattr(PolicyTraining, "excess", lambda _: 0.5)
     seen: list[TrainingProgress] = []
     train_predictor(anatomy, samples, settings, progress=seen.append)
-    assert seen[-1].step == seen[-1].num_steps == settings.policy_steps_per_round // 4
+    assert seen[-1].step == seen[-1].num_steps == (1 + PATIENCE) * settings.policy_steps_per_round // LOOKS_PER_ROUND
 
 
 def test_progress_is_reported_and_shown() -> None:

@@ -255,7 +255,7 @@ def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
         "mean error of log KL on samples that were left out: ",
         "mean error of the agreement with the dense model, likewise: ",
         "agreement",
-        "experts, in nats: ",
+        "problems that were held out, in nats a decision: ",
     ):
         assert words in out
 
