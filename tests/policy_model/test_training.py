@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -138,11 +138,11 @@ def test_equal_arguments_give_equal_weights_in_any_order(
 
 
 @pytest.fixture(scope="module")
-def to_the_end(anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings) -> Iterator[Predictor]:
+def to_the_end(anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings) -> Predictor:
     """A training of all its rounds, however well it does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("policy_model.training.PATIENCE", 100)
-        yield train_predictor(anatomy, samples, settings)
+        return train_predictor(anatomy, samples, settings)
 
 
 @pytest.mark.parametrize("killed_at", [(7,), (10, 61), (64, 118)])
