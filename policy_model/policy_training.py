@@ -25,7 +25,7 @@ from values.dataset import TrainingData
 from values.encoding import Encoding
 from values.values import Values
 
-NUM_GROUPS = 8
+NUM_GROUPS = 32
 """Of the problems of a round: every second one is over the options of the searched space, every other over options of
 its own."""
 
