@@ -138,7 +138,8 @@ def main(
     summary["holds"] = _holds(summary)
     summary["minutes"] = (time.perf_counter() - started) / 60
     whole = set(wanted) == set(Part)
-    path = write_results("predictor" if whole else "predictor-" + "-".join(sorted(set(wanted))), summary, rows)
+    name = "predictor" if whole else "predictor-" + "-".join(sorted(set(wanted)))
+    path = write_results(name, summary, rows, runs=(*serving.RUNS, *truth.RUNS))
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 

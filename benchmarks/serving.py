@@ -63,6 +63,9 @@ MOST_REMOVED = 0.78
 
 STARTUP_SECONDS = 60.0
 
+RUNS = ("lop.commands.serve",)
+"""What the server's process runs."""
+
 
 @contextmanager
 def serving(database: str) -> Iterator[str]:

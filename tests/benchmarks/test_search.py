@@ -51,7 +51,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_small_run(results: Path) -> None:
     document = json.loads((results / "search.json").read_text())
-    assert set(document) == {"machine", "commit", "summary", "rows"}
+    assert set(document) == {"machine", "commit", "measured_at", "code", "summary", "rows"}
+    assert {"benchmarks/search.py", "mcts/search.py", "pruning/measuring/evaluation.py"} <= document["code"].keys()
     rows, summary = document["rows"], document["summary"]
     counts = Counter(row["method"] for row in rows)
     assert set(counts) == METHODS
