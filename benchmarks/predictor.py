@@ -4,7 +4,7 @@ Learns from the samples in reference/search/trained.csv, which `benchmarks.colle
 that are in that file's searches and on seven that are not (held_out.csv; the rounds kept away from them). Of the
 samples in the latter none was trained on but the one-layer scan, which is in both files and in no held-out figure.
 Every plan comes from the service's planner. KLs of plans are of the validation conversations, but where they are held
-against intervals: those are of the calibration conversations.
+against intervals: those are of the calibration conversations. Ablations are judged by the predictor's own values.
 
 `--parts` runs some of it only, and writes to a file of its own.
 """
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import latency, serving, truth, truth_subjects, unseen
+from benchmarks import ablations, latency, serving, truth, truth_subjects, unseen
 from benchmarks.collect import (
     EVALUATIONS,
     HELD_OUT_FILE,
@@ -67,6 +67,7 @@ class Part(StrEnum):
     """What can be measured on its own."""
 
     QUALITY = "quality"
+    ABLATIONS = "ablations"
     SERVING = "serving"
     TRUTH = "truth"
     LATENCY = "latency"
@@ -110,6 +111,10 @@ def main(
                 judged, of_unseen = unseen.unseen_coverage(seeds, subject, (*TRAINED_TARGETS, *HELD_OUT_TARGETS))
                 rows += [{"part": "unseen", **row} for row in judged]
                 summary |= of_unseen
+            if Part.ABLATIONS in wanted:
+                ablated, of_parts = ablations.measure(predictor, subject.anatomy)
+                rows += ablated
+                summary |= of_parts
             if Part.SERVING in wanted:
                 served = serving.measure_serving(repository, url, MODEL_ID)
                 search = sum(sample.seconds for _, sample in trained if sample.source == SEARCHED)
@@ -324,6 +329,8 @@ def _holds(summary: dict[str, Any]) -> dict[str, bool]:
         "kl_ratio_trained_targets": (0.0, 1.05),
         "kl_ratio_new_targets": (0.0, 1.10),
         "targets_worse_than_baseline": (0, 0),
+        "policy_alone_vs_full": (0.0, 1.05),
+        "untrained_policy_alone_vs_full": (1.2, float("inf")),
         "http_p50_ms_reference": (0.0, 15.0),
         "http_p50_ms_32_layers": (0.0, 40.0),
         "speedup_vs_flap": (1e3, float("inf")),

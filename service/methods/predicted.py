@@ -31,6 +31,8 @@ OF_CALIBRATION = (
     "cross-validation"
 )
 """In the note of a plan by a predictor from before there was any, or of too few conversations for folds."""
+WITHOUT_POLICY = "chosen without a policy: the predictor's is of an older version, `lop train` makes a new one"
+"""In the note of a plan of a predictor that was stored before policies knew any number of layers and levels."""
 
 _logger = logging.getLogger("service.methods")
 
@@ -100,14 +102,15 @@ class PredictorMethod:
 
     def _answer(self, record: PredictorRecord, question: Question) -> Answer:
         prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
-        info = self._predictors.get(record).info
+        predictor = self._predictors.get(record)
+        info = predictor.info
         return Answer(
             prediction.architecture,
             predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=_warnings(prediction),
+            notes=(*_warnings(prediction), *(() if predictor.has_policy else (WITHOUT_POLICY,))),
         )
 
 
