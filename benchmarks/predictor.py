@@ -100,7 +100,7 @@ def main(
                 quality = _quality(repository, subject, [sample for _, sample in trained], held_out)
                 rows += quality
                 summary |= _summary_of_quality(quality)
-                summary |= _knowledge(predictor, subject, [sample for _, sample in trained], held_out)
+                summary |= _knowledge(predictor.of_calibration(), subject, [sample for _, sample in trained], held_out)
                 known = {subject.widths(sample) for _, sample in trained}
                 targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
                 summary |= coverage_of_other_methods(_planner(repository), subject, targets, known)

@@ -1,9 +1,9 @@
 """How well expectations of unseen conversations hold: predicted intervals against draws that nothing has seen.
 
 Every draw is as large as the calibration set and made anew by the reference's world, so that neither the search, nor
-the ranking, nor the predictor, nor whoever chose their constants has seen it. Two kinds: of the calibration set's own
-distribution, whose pictures show the digits that the model was trained on, and of the distribution of the validation
-conversations, whose digits were written by others: that shift no calibration set can tell of.
+the ranking, nor the predictor, nor whoever chose their constants has seen it. Two kinds: `validation` has digits that
+nothing has seen either, as the validation conversations do; `same_distribution` has digits that the model was trained
+on, as the calibration conversations do. Between the two lies a shift that no calibration set can tell of.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,10 @@ NUM_BUDGETS = 60
 SMALLEST_SPARSITY, LARGEST_SPARSITY = 0.15, 0.75
 BUDGETS_SEED = 2028
 ROUND_TO = 8
-DRAWS: dict[Pool, tuple[int, ...]] = {"train": (9001, 9002, 9003, 9004, 9005), "test": (9011, 9012, 9013, 9014, 9015)}
-"""Seeds of the disjoint draws, by the pool of their pictures."""
+DRAWS: dict[Pool, tuple[int, ...]] = {"test": (9011, 9012, 9013, 9014, 9015), "train": (9001, 9002, 9003, 9004, 9005)}
+"""Seeds of the disjoint draws, by the pool of their digits."""
+
+KINDS: dict[Pool, str] = {"test": "validation", "train": "same_distribution"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def unseen_coverage(
                     widths = subject.anatomy.ffn_widths(prediction.architecture)
                     if widths not in known:
                         known[widths] = draw.evaluator.evaluate(widths)
-                    row = {"pool": pool, "draw": seed, "training_seed": training_seed, "sparsity": sparsity}
+                    row = {"kind": KINDS[pool], "draw": seed, "training_seed": training_seed, "sparsity": sparsity}
                     rows.append(row | _judged(prediction, known[widths], draw.dense, predictors[training_seed]))
     return rows, _summary(rows)
 
@@ -113,13 +115,24 @@ def _judged(prediction: Prediction, measured: Metrics, dense: Metrics, predictor
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    for pool, suffix in (("train", ""), ("test", "_shifted")):
-        found = [row for row in rows if row["pool"] == pool]
+    for kind in KINDS.values():
+        found = [row for row in rows if row["kind"] == kind]
         for name in ("kl", "accuracy"):
-            summary[f"validation_coverage_{name}{suffix}"] = float(np.mean([row[f"{name}_holds"] for row in found]))
-        summary[f"bias_kl{suffix}"] = geometric_mean(row["kl"] / row["predicted_kl"] for row in found)
+            summary[f"{kind}_coverage_{name}"] = _share(found, f"{name}_holds")
+            by_draw = {str(d): _share([x for x in found if x["draw"] == d], f"{name}_holds") for d in _draws(found)}
+            summary[f"{kind}_coverage_{name}_by_draw"] = by_draw
+        bias = "bias_kl" if kind == "validation" else f"{kind}_bias_kl"
+        summary[bias] = geometric_mean(row["kl"] / row["predicted_kl"] for row in found)
     summary["median_interval_ratio"] = float(np.median([row["interval_ratio"] for row in rows]))
     return summary
+
+
+def _share(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def _draws(rows: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({row["draw"] for row in rows})
 
 
 def _holds(interval: Sequence[float], measured: float) -> bool:

@@ -60,6 +60,7 @@ class Prediction:
         agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
             the predictor's samples are from before it was measured.
         below_space: nothing of the searched space meets the limits, so every layer keeps the same fraction.
+        dense_accuracy: exact match of the dense model that `accuracy` is beside, where that is of unseen conversations.
         is_unseen: False where the searches were not cross-validated: all is of the calibration conversations then.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
@@ -71,6 +72,7 @@ class Prediction:
     accuracy_interval: tuple[float, float] | None = None
     agreement: float | None = None
     agreement_interval: tuple[float, float] | None = None
+    dense_accuracy: float | None = None
     is_unseen: bool = False
     below_space: bool = False
     extrapolated: bool = False
@@ -147,6 +149,11 @@ class Predictor:
         of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info, self.unseen)
         return Predictor(self._policy if policy is None else policy, *of, parts)
 
+    def of_calibration(self) -> "Predictor":
+        """The same with expectations of the calibration conversations, as its values have them."""
+        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info)
+        return Predictor(self._policy, *of)
+
     @property
     def fingerprint(self) -> str:
         """Of the model it plans for."""
@@ -202,7 +209,8 @@ class Predictor:
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
         judged = Judged(mean, deviation, chosen)
-        unseen = self.unseen if architecture.items else None  # the dense model was chosen by nothing
+        # What another method chose, by these conversations or not, is judged on them; the dense model costs nothing.
+        unseen = self.unseen if chosen and architecture.items else None
         accuracy, accuracy_interval = expected_share("accuracy", self.calibration.accuracy, judged, unseen)
         agreement, agreement_interval = expected_share("agreement", self.calibration.agreement, judged, unseen)
         kl, interval = expected_kl(self.calibration, judged, unseen)
@@ -221,6 +229,7 @@ class Predictor:
             accuracy_interval,
             agreement,
             agreement_interval,
+            dense_accuracy=None if unseen is None or accuracy is None else unseen.dense_accuracy,
             is_unseen=unseen is not None,
             extrapolated=extrapolated,
         )

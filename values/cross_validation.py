@@ -1,24 +1,24 @@
-"""Cross-validation of a search: what it would have chosen without a fold of the data, judged on that fold.
+"""Cross-validation of a search: of what it scored, the best without a fold of the data, judged on that fold.
 
 What a search chooses is too good on the data that it chose by: it is the luckiest of hundreds there. On a fold that had
 no part in the choice it is not (Stone 1974; Cawley and Talbot, JMLR 11, 2010). Over all folds every conversation is
-unseen once, and since every score is stored by fold, nothing has to be measured for it.
+unseen once, and since every score is stored by fold, nothing has to be measured for it. What was scored in the first
+place was still proposed by scores of all folds: to search anew without each would cost as many searches.
 
 Letters: F folds, n scored choices.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pruning.arrays import FloatArray
+from pruning.data.folds import MIN_FOLDS
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice
-
-NUM_CHOSEN = 2
-"""Choices that are judged on each fold: the mean of the best two says the same as the best one, with less noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class CrossValidation:
 
     Attributes:
         kl: the least that the search found on all its data.
-        folds: what was chosen without each fold, on that fold [F]; means over the choices.
+        folds: what is best without each fold, on that fold [F].
         dense: the dense model on each fold [F].
     """
 
@@ -41,9 +41,16 @@ class CrossValidation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CrossValidation":
-        """Raises KeyError or TypeError for a document of another form."""
+        """Raises KeyError, TypeError or ValueError for a document of another form, or impossible figures."""
         folds, dense = (tuple(FoldMetrics(*fold) for fold in data[name]) for name in ("folds", "dense"))
-        return cls(data["kl"], folds, dense)
+        if len(folds) != len(dense) or len(folds) < MIN_FOLDS:
+            raise ValueError(f"{len(folds)} folds, and {len(dense)} of the dense model")
+        for figures in ([data["kl"]], *folds, *dense):
+            if not all(math.isfinite(figure) and figure >= 0 for figure in figures):
+                raise ValueError(f"a fold has finite figures from 0 on, not {figures}")
+        if any(fold.num_tokens < 1 or fold.num_answers < 1 for fold in folds):
+            raise ValueError("a fold has tokens and answers")
+        return cls(float(data["kl"]), folds, dense)
 
     def column(self, name: str, *, dense: bool = False) -> FloatArray:
         """[F] the metric of that name on every fold."""
@@ -51,20 +58,13 @@ class CrossValidation:
 
 
 def judged_without_each(scored: Mapping[Choice, Metrics]) -> tuple[FoldMetrics, ...]:
-    """For each fold, what the `NUM_CHOSEN` of n choices that have the least KL on all the others are worth on it.
+    """For each fold, what the one of n choices that has the least KL on all the others is worth on it.
 
-    Nothing if one of the scores is not by fold.
+    Nothing if one of the scores is not by fold, or was by other folds.
     """
     found = [metrics.folds for metrics in scored.values() if metrics.folds is not None]
-    if not found or len(found) < len(scored):
+    if not found or len(found) < len(scored) or len({tuple(x.num_tokens for x in folds) for folds in found}) > 1:
         return ()
     kl = np.array([[fold.kl * fold.num_tokens for fold in folds] for folds in found])  # [n, F] sums over tokens
-    others = kl.sum(axis=1, keepdims=True) - kl
-    best: list[list[int]] = np.argsort(others, axis=0, kind="stable")[:NUM_CHOSEN].T.tolist()
-    return tuple(_mean([found[index][fold] for index in chosen]) for fold, chosen in enumerate(best))
-
-
-def _mean(folds: Sequence[FoldMetrics]) -> FoldMetrics:
-    """Of several choices on one fold, which has equal numbers of tokens and answers for all."""
-    kl, accuracy, agreement = np.mean([fold[:3] for fold in folds], axis=0).tolist()
-    return FoldMetrics(kl, accuracy, agreement, folds[0].num_tokens, folds[0].num_answers)
+    best = np.argmin(kl.sum(axis=1, keepdims=True) - kl, axis=0)
+    return tuple(found[index][fold] for fold, index in enumerate(best.tolist()))

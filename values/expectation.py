@@ -34,7 +34,7 @@ def expected_kl(calibration: Calibration, judged: Judged, unseen: Unseen | None)
     below, above = calibration.errors(judged.log_kl, judged.deviation, chosen=judged.chosen)
     center = judged.log_kl
     if unseen is not None:
-        gap, deviation = unseen.gap(judged.log_kl, chosen=judged.chosen)
+        gap, deviation = unseen.gap(judged.log_kl)
         center += gap
         below, above = _wider(below, above, unseen.quantile * deviation)
     return kl_of(center), (kl_of(center + below), kl_of(center + above))
@@ -48,8 +48,8 @@ def expected_share(
         return None, None
     if unseen is None:
         return shares.expected(judged.log_kl, judged.deviation, chosen=judged.chosen)
-    gap, _ = unseen.gap(judged.log_kl, chosen=judged.chosen)
-    found = unseen.share(name, judged.log_kl, shares.curve, chosen=judged.chosen)
+    gap, _ = unseen.gap(judged.log_kl)
+    found = unseen.share(name, judged.log_kl, shares.curve)
     share = float(shares.curve(np.array([judged.log_kl + gap]))[0]) + found.offset
     below, above = shares.errors(judged.log_kl, judged.deviation, chosen=judged.chosen)
     below, above = _wider(below, above, unseen.quantile * found.deviation)

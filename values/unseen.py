@@ -26,13 +26,11 @@ from values.kl_floor import log_kl
 from values.quantiles import COVERAGE, SPREAD_BANDWIDTH
 from values.shares import ShareCurve
 
-SELECTION_ERROR = 0.75
-"""Of what choosing among many configurations gained on its own data: how uncertain that is. Folds share most of their
-choices, so their spread does not show it. In simulations with 4 to 300 configurations, whose losses had from none to
-four fifths in common, the error beside that of the folds was 0.5 to 1.1 times the gain."""
-
 LEAST_DEVIATION = 0.01
 """Of log KL: no set of conversations is another's equal."""
+
+LEAST_VARIANCE = 0.01 * 0.99
+"""Of an answer or a token: that of a share of 99%, which folds that agree in everything do not rule out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +52,7 @@ class UnseenPoint:
     Attributes:
         log_kl: of the best configuration on all calibration conversations.
         gap: log KL on folds that had no part in the choice, less `log_kl`.
-        sampling_deviation: of log KL on other conversations, for what these did not choose.
-        deviation: the same for what they did choose.
+        deviation: standard deviation of log KL on other conversations.
         accuracy, agreement: shares on folds that had no part in the choice.
         accuracy_deviation, agreement_deviation: standard deviations of those on other conversations; exact match
             counts relative to the dense model's, which varies with the conversations too.
@@ -65,7 +62,6 @@ class UnseenPoint:
 
     log_kl: float
     gap: float
-    sampling_deviation: float
     deviation: float
     accuracy: float
     accuracy_deviation: float
@@ -81,17 +77,14 @@ class UnseenPoint:
         kl, agreement = found.column("kl"), found.column("agreement")
         accuracy, dense = found.column("accuracy"), found.column("accuracy", dense=True)
         mean = float(np.average(kl, weights=tokens))
-        gap = log_kl(mean) - log_kl(found.kl)
-        sampling = max(_deviation(kl, tokens) / max(mean, 1e-12), LEAST_DEVIATION)
         return cls(
             log_kl=log_kl(found.kl),
-            gap=gap,
-            sampling_deviation=sampling,
-            deviation=math.hypot(sampling, SELECTION_ERROR * max(gap, 0.0)),
+            gap=log_kl(mean) - log_kl(found.kl),
+            deviation=max(_deviation(kl, tokens) / max(mean, 1e-12), LEAST_DEVIATION),
             accuracy=float(np.average(accuracy, weights=answers)),
-            accuracy_deviation=_deviation(dense - accuracy, answers),
+            accuracy_deviation=_share_deviation(dense - accuracy, answers),
             agreement=float(np.average(agreement, weights=tokens)),
-            agreement_deviation=_deviation(agreement, tokens),
+            agreement_deviation=_share_deviation(agreement, tokens),
             dense_accuracy=float(np.average(dense, weights=answers)),
             num_folds=len(found.folds),
         )
@@ -141,23 +134,18 @@ class Unseen:
         points = sorted((UnseenPoint.of(target) for target in targets), key=lambda point: point.log_kl)
         return cls(tuple(points))
 
-    def gap(self, at: float, *, chosen: bool = True) -> tuple[float, float]:
-        """What to add to a log KL on calibration conversations, and the standard deviation of an unseen one.
-
-        What was not `chosen` by those conversations is worth as much on others.
-        """
-        if not chosen:
-            return 0.0, self._local(at, "sampling_deviation")
+    def gap(self, at: float) -> tuple[float, float]:
+        """What to add to a log KL on calibration conversations, and the standard deviation of an unseen one."""
         return self._local(at, "gap"), self._local(at, "deviation")
 
-    def share(self, name: str, at: float, curve: ShareCurve, *, chosen: bool = True) -> UnseenShare:
+    def share(self, name: str, at: float, curve: ShareCurve) -> UnseenShare:
         """Of the share of that `name`, at a log KL on calibration conversations; `curve` is fitted to those."""
         near = self._near(at)
         offsets = [
             getattr(point, name) - float(curve(np.array([point.log_kl + point.gap]))[0]) for point in self.points
         ]
         deviations = [getattr(point, f"{name}_deviation") for point in self.points]
-        return UnseenShare(float(near @ offsets) if chosen else 0.0, float(near @ deviations))
+        return UnseenShare(float(near @ offsets), float(near @ deviations))
 
     @property
     def dense_accuracy(self) -> float:
@@ -185,7 +173,11 @@ class Unseen:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Unseen":
-        return cls(tuple(UnseenPoint(**point) for point in data["points"]))
+        """Raises KeyError, TypeError or ValueError for a document of another form."""
+        points = tuple(UnseenPoint(**point) for point in data["points"])
+        if not points or not all(math.isfinite(x) for point in points for x in asdict(point).values()):
+            raise ValueError(f"what is known of unseen conversations is a point or more, of finite figures: {points}")
+        return cls(points)
 
 
 def quantile(num_folds: int) -> float:
@@ -202,3 +194,8 @@ def _deviation(values: FloatArray, weights: FloatArray) -> float:
     shares = weights / weights.sum()
     spread = shares * (values - shares @ values)
     return float(np.sqrt(2.0 * len(values) / (len(values) - 1) * (spread @ spread)))
+
+
+def _share_deviation(values: FloatArray, counts: FloatArray) -> float:
+    """The same of a share [F] of so many answers or tokens each."""
+    return max(_deviation(values, counts), math.sqrt(2.0 * LEAST_VARIANCE / counts.sum()))

@@ -230,10 +230,9 @@ def _advice(points: "Sequence[UnseenPoint]") -> str:
     if not points:
         return (
             f"KLs are of the calibration data, and so optimistic: cross-validation needs {MIN_FOLDS} folds of "
-            f"{MIN_FOLD_SIZE} conversations, with different pictures, and scores that were stored with their folds"
+            f"{MIN_FOLD_SIZE} conversations with different pictures, and scores by fold, which databases have since "
+            "revision 0006: where they are older, run it again with another --database"
         )
-    gains = sorted(point.gain_of_twice for point in points)
-    return (
-        "twice as many calibration conversations should lower the KL on unseen ones by about "
-        f"{gains[0]:.0%} to {gains[-1]:.0%}; they gain more than as many more evaluations"
-    )
+    gains = sorted({f"{point.gain_of_twice:.0%}" for point in points}, key=lambda gain: int(gain[:-1]))
+    least_and_most = " to ".join(dict.fromkeys([gains[0], gains[-1]]))
+    return f"twice as many calibration conversations should lower the KL on unseen ones by about {least_and_most}"

@@ -1,10 +1,11 @@
 """Training a model's predictor on its stored samples, and registering it."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
@@ -12,7 +13,10 @@ from pruning.planning.plan_parts import content_id
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
 
+_logger = logging.getLogger("lop.training")
+
 if TYPE_CHECKING:
+    from mcts.result import TargetResult
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
     from values.cross_validation import CrossValidation
@@ -41,21 +45,26 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
 def cross_validated_targets(repository: Findings, model_id: str, calibration_id: str) -> dict[int, "CrossValidation"]:
     """What finished searches of a model on that calibration set know of unseen conversations, by the targets' budgets.
 
-    Of targets that were searched more than once, what the latest search says.
+    Of targets that were searched more than once, what the search of most evaluations says, or the latest of those: a
+    predictor knows the samples of them all, and chooses from as many at least.
     """
     from mcts.result import SearchResult
 
-    latest: dict[int, CrossValidation] = {}
+    found: dict[int, TargetResult] = {}
     for search in repository.list_searches(model_id=model_id, status=SearchStatus.DONE):
-        document = search.result or {}
-        if document.get("calibration_id") != calibration_id:
-            continue
         try:
+            document: Any = search.result
+            if document is None or document.get("calibration_id") != calibration_id:
+                continue
             targets = SearchResult.from_dict(document["search"]).targets
-        except (KeyError, TypeError, ValueError):
-            continue  # of another form: the service says so when it is asked for a plan of it
-        latest |= {x.budget: x.cross_validation for x in targets if x.cross_validation is not None}
-    return latest
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _logger.warning("search %s says nothing of unseen conversations: %r", search.id, error)
+            continue
+        for target in targets:
+            known = found.get(target.budget)
+            if target.cross_validation and (known is None or target.evaluations >= known.evaluations):
+                found[target.budget] = target
+    return {budget: x.cross_validation for budget, x in found.items() if x.cross_validation is not None}
 
 
 def train_model(

@@ -1,6 +1,7 @@
 """Calibration conversations in folds, for cross-validation: what is judged on one fold was decided without it."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 from pruning.data.conversations import Conversation
 
@@ -15,14 +16,15 @@ MIN_FOLD_SIZE = 2
 
 
 def fold_numbers(conversations: Sequence[Conversation]) -> list[int] | None:
-    """The fold of each of `conversations`, from 0; None if they are too few.
+    """The fold of each of `conversations`, from 0; None if they are too few. Raises OSError if a picture is gone.
 
     Conversations about one picture are in one fold: a picture that is known is not unseen. There are `NUM_FOLDS` folds
     of about equal numbers of answers, or as many as keep `MIN_FOLD_SIZE` conversations each, at least `MIN_FOLDS`.
     """
     pictures: dict[object, list[int]] = {}
     for index, conversation in enumerate(conversations):
-        key: object = index if conversation.image is None else conversation.image.resolve()
+        # By content, as samples are keyed: equal on every machine, wherever the pictures lie.
+        key: object = index if conversation.image is None else sha256(conversation.image.read_bytes()).digest()
         pictures.setdefault(key, []).append(index)
     answers = {key: sum(len(conversations[i].turns) for i in members) for key, members in pictures.items()}
     # The most answers first, each picture to the fold that has least yet: the usual rule for even sums.

@@ -76,7 +76,8 @@ class ConfigurationEvaluator:
     at a time: load it in float32 where it fits (`lop.workflows.compute`).
 
     Args:
-        folds: of each conversation that the batches were made of, the number of its fold, from 0; None: there are none.
+        folds: of each conversation that the batches were made of, the number of its fold, from 0, with no number left
+            out; None: there are none. Raises InputError where they do not fit the batches.
         cache_bytes: bound of what is kept between evaluations: the dense model's probabilities, if they take no more
             than half of it, and hidden states of configurations that begin alike. 0 keeps nothing, None is
             `default_cache_bytes`.
@@ -91,7 +92,7 @@ class ConfigurationEvaluator:
         folds: Sequence[int] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        self._fold_of = None if folds is None else torch.tensor(folds, device=model.device)
+        self._fold_of = None if folds is None else _checked_folds(folds, batches)
         self._anatomy = anatomy_of(model)
         ranking.check(self._anatomy)
         self._view = decoder_view(model.eval())
@@ -287,17 +288,31 @@ def _by_fold(
     row: AnswerRow, fold_of: torch.Tensor, found: Comparison, dense: DenseAnswers, wrong: torch.Tensor
 ) -> torch.Tensor:
     """[5, F] sums over the tokens [N] and the answers of a row that are of each fold; `wrong` are answers."""
-    of_token = fold_of[row.conversation]
-    of_answer = torch.zeros_like(wrong, dtype=torch.long).scatter_(0, row.answer, of_token)
+    of_token = fold_of[row.conversation.cpu()]
+    of_answer = torch.zeros(row.num_answers, dtype=torch.long).scatter_(0, row.answer.cpu(), of_token)
     size = int(fold_of.max()) + 1
 
     def total(fold: torch.Tensor, what: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(fold, what.double(), minlength=size)
+        # On the CPU: a GPU adds in any order, and what is chosen must not depend on that.
+        return torch.bincount(fold, what.cpu().double(), minlength=size)
 
     tokens, answers = torch.ones_like(of_token), torch.ones_like(of_answer)
     agreeing = found.chosen == dense.chosen
     sums = [(of_token, found.kl), (of_answer, ~wrong), (of_token, agreeing), (of_token, tokens), (of_answer, answers)]
-    return torch.stack([total(fold, what) for fold, what in sums]).cpu()
+    return torch.stack([total(fold, what) for fold, what in sums])
+
+
+def _checked_folds(folds: Sequence[int], batches: Sequence[Batch]) -> torch.Tensor:
+    """[conversations] the fold of each."""
+    seen = {number for batch in batches for number in batch.conversations}
+    complete = all(len(batch.conversations) == len(batch.inputs["input_ids"]) for batch in batches)
+    if not complete or seen != set(range(len(folds))) or set(folds) != set(range(max(folds, default=-1) + 1)):
+        raise InputError(
+            "folds number every conversation of the batches, from 0 and without a gap",
+            values=f"{len(folds)} numbers, {len(seen)} conversations in the batches",
+            remedy="Make the batches of these conversations with make_batches",
+        )
+    return torch.tensor(folds)
 
 
 def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | None:

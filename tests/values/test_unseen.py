@@ -16,9 +16,11 @@ from values.expectation import Judged, expected_kl, expected_share
 from values.kl_floor import log_kl
 from values.quantiles import Quantiles
 from values.shares import ShareCurve, ShareIntervals
-from values.unseen import LEAST_DEVIATION, SELECTION_ERROR, Unseen, UnseenPoint
+from values.unseen import LEAST_DEVIATION, LEAST_VARIANCE, Unseen, UnseenPoint
 
 FOLDS = 8
+NO_SPREAD = math.sqrt(2.0 * LEAST_VARIANCE / (FOLDS * 20))
+"""Of a share of 20 answers a fold."""
 CURVE = ShareCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
 SHARES = ShareIntervals(Quantiles(-1.0, 2.0, 40), Quantiles(-2.0, 4.0, 40), CURVE)
 CALIBRATION = Calibration(Quantiles(-2.0, 1.0, 20), Quantiles(-1.0, 0.5, 40), SHARES)
@@ -43,11 +45,10 @@ def of_folds(kl: float, folds: Sequence[FoldMetrics]) -> CrossValidation:
 def test_the_gap_is_of_folds_that_had_no_part_in_the_choice() -> None:
     point = UnseenPoint.of(target(0.1, 0.2))
     assert point.gap == pytest.approx(math.log(2.0), rel=1e-4)
-    assert point.sampling_deviation == LEAST_DEVIATION  # the folds agree
-    assert point.deviation == pytest.approx(SELECTION_ERROR * math.log(2.0), rel=1e-3)
-    assert UnseenPoint.of(target(0.1, 0.1)).deviation == LEAST_DEVIATION
+    assert point.deviation == LEAST_DEVIATION  # the folds agree
     assert point.accuracy == pytest.approx(0.8)
-    assert point.accuracy_deviation == pytest.approx(0.0, abs=1e-12)
+    assert point.accuracy_deviation == pytest.approx(NO_SPREAD)
+    assert point.expected().accuracy_interval[0] < 0.8 < point.expected().accuracy_interval[1]
     assert point.dense_accuracy == 1.0
 
 
@@ -65,7 +66,7 @@ def test_the_deviation_is_that_of_a_mean_of_folds_and_of_another_such_mean() -> 
     for _ in range(400):
         kl = rng.gamma(4.0, 0.05, FOLDS)
         point = UnseenPoint.of(of_folds(float(kl.mean()), [fold(float(x)) for x in kl]))
-        squares.append((point.sampling_deviation * kl.mean()) ** 2)
+        squares.append((point.deviation * kl.mean()) ** 2)
         means.append(kl.mean())
     assert np.sqrt(np.mean(squares)) == pytest.approx(math.sqrt(2.0) * np.std(means), rel=0.1)
 
@@ -75,7 +76,7 @@ def test_exact_match_varies_less_beside_the_dense_models() -> None:
     accuracy = [0.5, 0.9, 0.6, 0.8, 0.7, 0.75, 0.55, 0.85]
     folds = tuple(fold(0.2, a) for a in accuracy)
     beside = CrossValidation(0.1, folds, tuple(fold(0.0, a + 0.1) for a in accuracy))
-    assert UnseenPoint.of(beside).accuracy_deviation == pytest.approx(0.0, abs=1e-12)
+    assert UnseenPoint.of(beside).accuracy_deviation == pytest.approx(NO_SPREAD)
     assert UnseenPoint.of(of_folds(0.1, folds)).accuracy_deviation > 0.05
 
 
@@ -89,17 +90,22 @@ def test_gaps_are_local_in_log_kl() -> None:
     assert Unseen.of([]) is None
 
 
-def test_what_was_not_chosen_by_the_data_has_no_gap() -> None:
-    unseen = Unseen.of([target(0.1, 0.2)])
-    assert unseen is not None
-    assert unseen.gap(log_kl(0.1), chosen=False) == (0.0, LEAST_DEVIATION)
-    assert unseen.share("accuracy", log_kl(0.1), CURVE, chosen=False).offset == 0.0
-
-
 def test_a_document_is_read_back() -> None:
     unseen = Unseen.of([target(0.1, 0.2), target(0.5, 0.6)])
     assert unseen is not None
     assert Unseen.from_dict(json.loads(json.dumps(unseen.to_dict()))) == unseen
+
+
+@pytest.mark.parametrize("points", [[], [{"log_kl": 1.0}], None])
+def test_a_damaged_document_is_refused(points: object) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Unseen.from_dict({"points": points})
+    unseen = Unseen.of([target(0.1, 0.2)])
+    assert unseen is not None
+    damaged = unseen.to_dict()
+    damaged["points"][0]["gap"] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        Unseen.from_dict(damaged)
 
 
 def test_expectations_are_shifted_by_the_gap_and_wider_by_its_error() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lop.workflows.engines import EvaluatorRecipe
@@ -14,7 +13,6 @@ from mcts.settings import SearchMethod, SearchSettings
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.data.folds import NUM_FOLDS, fold_numbers
 from storage.contract import Repository
-from values.unseen import UnseenPoint
 
 SETTINGS = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=12, num_levels=4)
 
@@ -42,8 +40,6 @@ def test_every_target_is_judged_on_folds_that_had_no_part_in_its_choice(
             for fold in range(NUM_FOLDS)
         ]
         assert all(fold.kl == 0.0 for fold in found.dense)
-        # Never better than what was chosen on all of them: that is the least of what was scored.
-        assert np.average(found.column("kl"), weights=found.column("num_tokens")) >= found.kl
     assert SearchResult.from_dict(result.to_dict()).to_dict() == result.to_dict()
 
 
@@ -62,7 +58,7 @@ def test_too_few_conversations_are_searched_without(repository: Repository, data
     assert "cross_validation" not in result.to_dict()["targets"][0]
 
 
-def test_the_latest_search_of_a_target_is_what_predictors_learn(repository: Repository, data: Path) -> None:
+def test_the_largest_search_of_a_target_is_what_predictors_learn(repository: Repository, data: Path) -> None:
     conversations = load_conversations(data)
     result = search(repository, conversations)
     record_result(repository, "tiny", conversations, SETTINGS, result, name="data.json")
@@ -73,7 +69,10 @@ def test_the_latest_search_of_a_target_is_what_predictors_learn(repository: Repo
     other = replace(result, targets=(replace(result.targets[0], cross_validation=replace(first, kl=0.5)),))
     record_result(repository, "tiny", conversations, replace(SETTINGS, sparsities=(0.3,)), other, name="data.json")
     found = cross_validated_targets(repository, "tiny", calibration_id(conversations))
-    assert found[result.targets[0].budget].kl == 0.5
+    assert found[result.targets[0].budget].kl == 0.5  # as many evaluations, later
     assert len(found) == 2
+    smaller = replace(other.targets[0], evaluations=3, cross_validation=first)
+    few = replace(SETTINGS, sparsities=(0.3,), num_evaluations=3)
+    record_result(repository, "tiny", conversations, few, replace(result, targets=(smaller,)), name="data.json")
+    assert cross_validated_targets(repository, "tiny", calibration_id(conversations)) == found
     assert cross_validated_targets(repository, "tiny", "another set") == {}
-    assert UnseenPoint.of(first).gap >= 0.0
