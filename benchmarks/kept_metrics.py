@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics, Widths
+
+CHECKED = 4
+"""Configurations that are measured again, about so many: from the least KL upwards, evenly by rank."""
 
 
 class KeptMetrics:
     """What a benchmark that was killed goes on from, and what searches on equal conversations share.
 
-    The file is not trusted: of what it holds, one configuration is measured again. If that gives another KL, the code
-    or the model has changed since, and all of it is forgotten.
+    The file is not trusted: of what it holds, a few configurations are measured again. If one of them gives another KL,
+    the code or the model has changed since, and all of it is forgotten.
 
     Args:
         path: one JSON line a configuration. Its name says which conversations and which ranking of channels.
@@ -59,10 +63,16 @@ class KeptMetrics:
         if len(whole) < len(content):  # killed while a line was being written
             self._path.write_bytes(whole)
         items = [json.loads(line) for line in whole.splitlines()]
-        if items:
-            checked = max(items, key=lambda item: float(item["metrics"]["kl"]))
-            again = asdict(self._evaluator.evaluate(checked["widths"]))
-            if again.keys() == checked["metrics"].keys() and math.isclose(again["kl"], checked["metrics"]["kl"]):
-                return {tuple(item["widths"]): (Metrics(**item["metrics"]), item["seconds"]) for item in items}
+        if all(self._is_the_same(item) for item in sorted(items, key=_kl)[:: max(1, len(items) // CHECKED)]):
+            return {tuple(item["widths"]): (Metrics(**item["metrics"]), item["seconds"]) for item in items}
         self._path.unlink()
         return {}
+
+    def _is_the_same(self, item: dict[str, Any]) -> bool:
+        again, kept = asdict(self._evaluator.evaluate(item["widths"])), item["metrics"]
+        return again.keys() == kept.keys() and math.isclose(again["kl"], kept["kl"], rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _kl(item: dict[str, Any]) -> float:
+    kl: float = item["metrics"]["kl"]
+    return kl

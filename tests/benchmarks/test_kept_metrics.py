@@ -33,7 +33,7 @@ def test_each_is_measured_once(tmp_path: Path) -> None:
     again = kept(tmp_path / "m", second)
     assert again((1, 2)) == metrics((1, 2))
     assert again((5, 5)).kl == 10.0
-    assert second.measured == [(3, 4), (5, 5)]  # the one of highest KL is measured to see that it is the same
+    assert second.measured == [(1, 2), (3, 4), (5, 5)]  # the first two to see that they are the same
 
 
 def test_other_numbers_are_forgotten(tmp_path: Path) -> None:
@@ -52,5 +52,14 @@ def test_a_line_that_was_being_written(tmp_path: Path) -> None:
     evaluator = Counting()
     cut = kept(tmp_path / "m", evaluator)
     assert [cut((1, 2)).kl, cut((3, 4)).kl] == [3.0, 7.0]
-    assert evaluator.measured == [(1, 2), (3, 4)]
+    assert evaluator.measured == [(1, 2), (3, 4)]  # one to see that it is the same
     assert (tmp_path / "m").read_bytes().count(b"\n") == 2
+
+
+def test_of_many_a_few_are_measured_again(tmp_path: Path) -> None:
+    metrics = kept(tmp_path / "m", Counting())
+    for width in range(1, 41):
+        metrics((width, width))
+    again = Counting()
+    assert kept(tmp_path / "m", again)((7, 7)).kl == 14.0
+    assert again.measured == [(1, 1), (11, 11), (21, 21), (31, 31)]
