@@ -78,7 +78,8 @@ def ask(repository: Repository) -> Ask:
 
 def _without_new_remark(note: str) -> str:
     """Predictors of before say nothing of unseen conversations, and since then plans tell so."""
-    return "; ".join(remark for remark in note.split("; ") if remark != OF_CALIBRATION)
+    told = note.replace("of any configuration, on the calibration conversations", "of any configuration")
+    return "; ".join(remark for remark in told.split("; ") if remark != OF_CALIBRATION)
 
 
 def _parsed(request: dict[str, Any]) -> PlanRequest:

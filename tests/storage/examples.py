@@ -149,8 +149,8 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
 
 
 def search_document() -> dict[str, Any]:
-    """What `lop search --queue` leaves for a worker."""
-    settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7)
+    """What `lop search --queue` leaves for a worker; simulations were on by default up to revision 0005."""
+    settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7, num_simulations=8)
     return {"data": "/data/calibration.json", "conversations": 32, "search": settings.to_dict()}
 
 
