@@ -31,11 +31,12 @@ from pruning.reasons import reason_of
 from storage.contract import Artifacts
 from storage.records import PredictorRecord
 from values.basis import Basis
-from values.calibration import Calibration, kl_of
+from values.calibration import Calibration
 from values.encoding import Encoding
+from values.expectation import Judged, expected_kl, expected_share
 from values.held_out import GROUP_RETENTION
 from values.residual_scale import ResidualScale
-from values.shares import ShareIntervals
+from values.unseen import Unseen
 from values.values import Kernel, Values
 
 FORMAT_VERSION = 4
@@ -49,16 +50,18 @@ CONFIG_FILE = "predictor.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What to keep, and what to expect of it.
+    """What to keep, and what to expect of it: of unseen conversations, as many as were searched on.
 
     Attributes:
         architecture: within the limits.
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
-        accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`; None
-            where the dense model itself gives none of them exactly.
+        accuracy: predicted exact match, where the dense model has as much as on the calibration answers, and the bounds
+            of its 90% `accuracy_interval`; None where the dense model itself gives none of them exactly.
         agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
             the predictor's samples are from before it was measured.
         below_space: nothing of the searched space meets the limits, so every layer keeps the same fraction.
+        dense_accuracy: exact match of the dense model that `accuracy` is beside, where that is of unseen conversations.
+        is_unseen: False where the searches were not cross-validated: all is of the calibration conversations then.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
 
@@ -69,6 +72,8 @@ class Prediction:
     accuracy_interval: tuple[float, float] | None = None
     agreement: float | None = None
     agreement_interval: tuple[float, float] | None = None
+    dense_accuracy: float | None = None
+    is_unseen: bool = False
     below_space: bool = False
     extrapolated: bool = False
 
@@ -110,6 +115,7 @@ class Predictor:
         calibration: of the values.
         residual_scale: of the values.
         info: where it comes from.
+        unseen: what calibration conversations say of unseen ones; None where that was not measured.
         parts: what takes part in a choice.
     """
 
@@ -122,10 +128,11 @@ class Predictor:
         calibration: Calibration,
         residual_scale: ResidualScale,
         info: PredictorInfo,
+        unseen: Unseen | None = None,
         parts: Parts | None = None,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
-        self._residual_scale = residual_scale
+        self._residual_scale, self.unseen = residual_scale, unseen
         self._policy, self.config = policy, config
         decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
         self._chooser = Chooser(
@@ -139,8 +146,13 @@ class Predictor:
 
     def with_parts(self, parts: Parts, policy: Mapping[str, Float32Array] | None = None) -> "Predictor":
         """The same with other `parts`, and with the weights of another `policy` if given: for ablations."""
-        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info)
+        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info, self.unseen)
         return Predictor(self._policy if policy is None else policy, *of, parts)
+
+    def of_calibration(self) -> "Predictor":
+        """The same with expectations of the calibration conversations, as its values have them."""
+        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info)
+        return Predictor(self._policy, *of)
 
     @property
     def fingerprint(self) -> str:
@@ -196,9 +208,12 @@ class Predictor:
         widths = architecture.units(Sublayer.FFN, self.encoding.dense_widths.tolist())
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
-        accuracy, accuracy_interval = _expected(self.calibration.accuracy, mean, deviation, chosen)
-        agreement, agreement_interval = _expected(self.calibration.agreement, mean, deviation, chosen)
-        kl, interval = kl_of(mean), self.calibration.interval(mean, deviation, chosen=chosen)
+        judged = Judged(mean, deviation, chosen)
+        # What another method chose, by these conversations or not, is judged on them; the dense model costs nothing.
+        unseen = self.unseen if chosen and architecture.items else None
+        accuracy, accuracy_interval = expected_share("accuracy", self.calibration.accuracy, judged, unseen)
+        agreement, agreement_interval = expected_share("agreement", self.calibration.agreement, judged, unseen)
+        kl, interval = expected_kl(self.calibration, judged, unseen)
         low, high = self.info.searched
         retention = float(fractions[0] @ self.encoding.parameter_shares)
         extrapolated = not low - GROUP_RETENTION <= retention <= high + GROUP_RETENTION
@@ -214,6 +229,8 @@ class Predictor:
             accuracy_interval,
             agreement,
             agreement_interval,
+            dense_accuracy=None if unseen is None or accuracy is None else unseen.dense_accuracy,
+            is_unseen=unseen is not None,
             extrapolated=extrapolated,
         )
 
@@ -280,6 +297,8 @@ class Predictor:
             "past_errors": self._residual_scale.to_dict(),  # its name in predictors that are stored
             "info": asdict(self.info),
         }
+        if self.unseen is not None:
+            config["unseen"] = self.unseen.to_dict()
         return save_tensors(tensors), json.loads(json.dumps(config))
 
     @classmethod
@@ -317,8 +336,9 @@ class Predictor:
             info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
             residual_scale = ResidualScale.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
+            unseen = Unseen.from_dict(config["unseen"]) if "unseen" in config else None
             policy = weights_of_policy if has_policy else None
-            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info)
+            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info, unseen)
             found.propose((encoding.most_parameters - encoding.least_parameters) // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
@@ -355,10 +375,3 @@ class Predictor:
         if not isinstance(config, dict):
             raise CheckpointError(f"{CONFIG_FILE} must hold a JSON object", values=str(folder))
         return cls.from_bytes(weights, config)
-
-
-def _expected(
-    shares: ShareIntervals | None, log_kl: float, deviation: float, chosen: bool
-) -> tuple[float, tuple[float, float]] | tuple[None, None]:
-    """A share and its interval, where there is something to say of it."""
-    return (None, None) if shares is None else shares.expected(log_kl, deviation, chosen=chosen)

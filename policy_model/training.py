@@ -39,11 +39,13 @@ from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from storage.records import Sample
 from values.calibration import Calibration
+from values.cross_validation import CrossValidation
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
+from values.unseen import Unseen
 from values.value_training import ValueFit, fit_values
 from values.values import Values
 
@@ -93,13 +95,15 @@ def train_predictor(
     settings: TrainingSettings,
     *,
     statistics: ModelStatistics | None = None,
+    cross_validated: Sequence[CrossValidation] = (),
     progress: ProgressCallback | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Predictor:
     """A predictor for `anatomy`. Equal arguments give equal weights, in whatever order the samples come.
 
-    `statistics` of activations, if they were measured, tell the layers apart further. With a `checkpoint_folder`, an
-    interrupted training of the same arguments goes on from there.
+    `statistics` of activations, if they were measured, tell the layers apart further. From the `cross_validated`
+    targets, searched on the conversations of the samples, it learns what to expect of unseen ones. With a
+    `checkpoint_folder`, an interrupted training of the same arguments goes on from there.
 
     Raises:
         InputError: too few samples, most of them of other widths, or a layer too narrow for so many levels.
@@ -144,6 +148,7 @@ def train_predictor(
         calibration,
         residual_scale(data, fit),
         replace(info, metrics=metrics),
+        Unseen.of(cross_validated),
     )
 
 

@@ -29,6 +29,7 @@ from pruning.planning.target import ffn_parameter_limits
 from tests.values.landscape import anatomy_of, sample
 from values.dataset import training_data
 from values.encoding import encode
+from values.expectation import Judged, expected_kl
 from values.residual_scale import ResidualScale
 from values.value_training import fit_values
 
@@ -108,7 +109,7 @@ def test_other_widths_are_judged_with_the_intervals_of_any_configuration(
     assert (judged.architecture, judged.kl, judged.accuracy) == (own.architecture, own.kl, own.accuracy)
     fractions = predictor.encoding.kept_fractions([anatomy.ffn_widths(own.architecture)])
     mean, deviation = predictor.values.judge(fractions)
-    expected = predictor.calibration.interval(float(mean[0]), float(deviation[0]), chosen=False)
+    expected = expected_kl(predictor.calibration, Judged(float(mean[0]), float(deviation[0]), False), None)[1]
     assert judged.interval == expected != own.interval
     assert predictor.judge(Architecture()).interval == (0.0, 0.0)
 

@@ -22,7 +22,7 @@ from pruning.allocators.methods import Method
 from pruning.errors import LopError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.plan_downgrade import downgrade
-from service.methods.predicted import WITHOUT_POLICY
+from service.methods.predicted import OF_CALIBRATION, WITHOUT_POLICY
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -65,13 +65,21 @@ def ask(repository: Repository) -> Ask:
         try:
             plan = planner.plan(_parsed(request))
             anatomy = repository.get_model(plan.model.id).anatomy
-            return {"plan": downgrade(plan, anatomy).model_dump(mode="json")}
+            document = downgrade(plan, anatomy).model_dump(mode="json")
+            document["provenance"]["note"] = _without_new_remark(document["provenance"]["note"])
+            return {"plan": document}
         except LopError as error:
             fields = ("rule", "values", "nearest", "binding", "nearest_values")
             said = {name: getattr(error, name, None) for name in fields}
             return {"error": {"class": type(error).__name__, **said}}
 
     return ask
+
+
+def _without_new_remark(note: str) -> str:
+    """Predictors of before say nothing of unseen conversations, and since then plans tell so."""
+    told = note.replace("of any configuration, on the calibration conversations", "of any configuration")
+    return "; ".join(remark for remark in told.split("; ") if remark != OF_CALIBRATION)
 
 
 def _parsed(request: dict[str, Any]) -> PlanRequest:
