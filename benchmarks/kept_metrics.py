@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.measuring.evaluation import ConfigurationEvaluator
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import FoldMetrics, Metrics, Widths
 
 CHECKED = 4
 """Configurations that are measured again, about so many: from the least KL upwards, evenly by rank."""
@@ -64,13 +64,23 @@ class KeptMetrics:
             self._path.write_bytes(whole)
         items = [json.loads(line) for line in whole.splitlines()]
         if all(self._is_the_same(item) for item in sorted(items, key=_kl)[:: max(1, len(items) // CHECKED)]):
-            return {tuple(item["widths"]): (Metrics(**item["metrics"]), item["seconds"]) for item in items}
+            return {tuple(item["widths"]): (_metrics(item["metrics"]), item["seconds"]) for item in items}
         self._path.unlink()
         return {}
 
     def _is_the_same(self, item: dict[str, Any]) -> bool:
-        again, kept = asdict(self._evaluator.evaluate(item["widths"])), item["metrics"]
-        return again.keys() == kept.keys() and math.isclose(again["kl"], kept["kl"], rel_tol=1e-6, abs_tol=1e-12)
+        try:
+            kept = _metrics(item["metrics"])
+        except TypeError:  # other fields than today's
+            return False
+        again = self._evaluator.evaluate(item["widths"])
+        pairs = ((again.kl, kept.kl), (again.score, kept.score))
+        return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in pairs)
+
+
+def _metrics(document: dict[str, Any]) -> Metrics:
+    folds = document["folds"]
+    return Metrics(**{**document, "folds": None if folds is None else tuple(FoldMetrics(*fold) for fold in folds)})
 
 
 def _kl(item: dict[str, Any]) -> float:

@@ -30,7 +30,6 @@ from benchmarks.collect import (
     TRAINED_FILE,
     TRAINED_TARGETS,
 )
-from benchmarks.cross_validated import read_cross_validated
 from benchmarks.flap_statistics import flap_statistics
 from benchmarks.intervals import coverage_of_other_methods, coverage_of_plans
 from benchmarks.machine import RESULTS_DIR, write_results
@@ -40,6 +39,7 @@ from lop.console.pictures import draw_comparison
 from lop.workflows.measuring import record_calibration
 from lop.workflows.registration import register_model
 from lop.workflows.training import train_model
+from mcts.settings import SearchSettings
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
@@ -153,7 +153,8 @@ def main(
 def _trained(repository: Repository, seed: int) -> Predictor:
     """On all stored samples, and on what they know of unseen conversations."""
     settings = TrainingSettings(seed=seed)
-    record = train_model(repository, MODEL_ID, settings, cross_validated=read_cross_validated())
+    targets = SearchSettings(sparsities=TRAINED_TARGETS).resolve_targets(repository.get_model(MODEL_ID).anatomy)
+    record = train_model(repository, MODEL_ID, settings, budgets=[target.budget for target in targets])
     return Predictor.stored(repository, record)
 
 

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.atomic_file import replace_file
 from pruning.errors import DatasetError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from storage.records import Sample
 
 if TYPE_CHECKING:
     from benchmarks.subject import Subject
 
-_COLUMNS = ("round", "source", "kl", "nll", "accuracy", "num_tokens", "num_answers", "seconds", "widths", "agreement")
-"""The last one is not in files from before it was measured, and empty of a sample that has none."""
+_COLUMNS = (
+    *("round", "source", "kl", "nll", "accuracy", "num_tokens", "num_answers", "seconds", "widths"),
+    *("agreement", "folds"),
+)
+"""The last two are not in files from before they were measured, and empty of a sample that has none."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def write_samples(
                 *numbers,
                 " ".join(map(str, subject.anatomy.ffn_widths(sample.architecture))),
                 agreement,
+                " ".join(":".join(_short(value) for value in fold) for fold in m.folds or ()),
             ]
         )
     path.parent.mkdir(exist_ok=True)
@@ -140,6 +144,18 @@ def _sample(key: tuple[str, str, str], row: dict[str, str], anatomy: ModelAnatom
         num_tokens=int(row["num_tokens"]),
         num_answers=int(row["num_answers"]),
         agreement=float(row["agreement"]) if row.get("agreement") else None,
+        folds=tuple(_fold(fold) for fold in row["folds"].split()) if row.get("folds") else None,
     )
     architecture = anatomy.architecture([int(w) for w in row["widths"].split()])
     return Sample(*key, architecture, metrics, float(row["seconds"]), row["source"])
+
+
+def _short(value: float | None) -> str:
+    """Counts as they are, what was measured to seven digits, which is what float32 has."""
+    return "" if value is None else f"{value:.7g}"
+
+
+def _fold(text: str) -> FoldMetrics:
+    kl, accuracy, agreement, tokens, answers, root_kl = text.split(":")
+    shares = float(kl), float(accuracy), float(agreement)
+    return FoldMetrics(*shares, int(tokens), int(answers), float(root_kl) if root_kl else None)

@@ -19,11 +19,11 @@ class TargetResult:
         label: what was asked for, in words.
         sparsity: what was asked for, if it was a sparsity.
         budget: FFN parameters allowed.
-        choice: option indices [N] of least KL.
+        choice: option indices [N] of the least score (`Metrics.score`).
         widths: the units that they keep [N].
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
-        curve: [evaluations] least KL after each evaluation.
+        curve: [evaluations] the least score after each evaluation.
         held_out: for each fold of the data, what the search would have chosen without it is worth on it; empty where
             there are no folds, and in a result that was stored.
         cross_validation: the same beside the dense model; None where there are no folds.
@@ -43,7 +43,7 @@ class TargetResult:
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
         """The best of all choices `scored` for `target`, in the order in which they were."""
-        best = min(scored, key=lambda c: scored[c].kl)
+        best = min(scored, key=lambda c: scored[c].score)
         return cls(
             label=target.label,
             sparsity=target.sparsity,
@@ -52,8 +52,8 @@ class TargetResult:
             widths=space.units_of(best),
             metrics=scored[best],
             evaluations=len(scored),
-            curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
-            held_out=judged_without_each(scored),
+            curve=tuple(itertools.accumulate((m.score for m in scored.values()), min)),
+            held_out=judged_without_each(list(scored.values())),
         )
 
 
@@ -73,12 +73,11 @@ class SearchResult:
         """With the `cross_validation` of every target; `dense` is the dense model on the same conversations."""
         if dense.folds is None:
             return self
-        targets = [
-            replace(target, cross_validation=CrossValidation(target.metrics.kl, target.held_out, dense.folds))
-            if target.held_out
-            else target
-            for target in self.targets
-        ]
+        targets = []
+        for target in self.targets:
+            best, held_out = target.metrics, target.held_out
+            found = CrossValidation(best.kl, best.score, held_out, dense.folds) if held_out else None
+            targets.append(replace(target, cross_validation=found))
         return replace(self, targets=tuple(targets))
 
     def to_dict(self) -> dict[str, Any]:

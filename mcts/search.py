@@ -50,8 +50,8 @@ class SharedKnowledge:
     samples: list[ScoredChoice]
 
     @property
-    def kl_floor(self) -> float:
-        """The least KL that is told apart from 0; positive."""
+    def floor(self) -> float:
+        """The least score that is told apart from 0; positive."""
         return relative_floor(RELATIVE_KL_FLOOR, self.sensitivity)
 
     @cached_property
@@ -69,7 +69,7 @@ def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]
         choice = space.choice_of(sample.architecture)
         if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) > 1:
             target = -1 - price.cost(sample.architecture) // largest_step  # below 0: none of this search's
-            scored.append(ScoredChoice(target, choice, log_kl(sample.metrics.kl)))
+            scored.append(ScoredChoice(target, choice, log_kl(sample.metrics.score)))
     return scored
 
 
@@ -83,7 +83,7 @@ class TargetSearch:
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
         guide: what it proposes is scored first; in simulations, its prior is mixed with the surrogate's.
-        on_evaluation: called after each evaluation with their number and the metrics of least KL so far.
+        on_evaluation: called after each evaluation with their number and the metrics of the least score so far.
     """
 
     def __init__(
@@ -167,12 +167,12 @@ class TargetSearch:
 
     def backward(self, path: list[Edge], choice: Choice, metrics: Metrics) -> None:
         """Book a scored choice: in the tree, among the samples, on the curve."""
-        kl = max(metrics.kl, self._shared.kl_floor)
-        self.tree.backward(path, 1.0 / kl)
-        self._shared.samples.append(ScoredChoice(self._index, choice, float(np.log(kl))))
+        score = max(metrics.score, self._shared.floor)
+        self.tree.backward(path, 1.0 / score)
+        self._shared.samples.append(ScoredChoice(self._index, choice, float(np.log(score))))
         self.scored[choice] = metrics
-        if self._best is None or kl < self._best[0]:
-            self._best = (kl, choice)
+        if self._best is None or score < self._best[0]:
+            self._best = (score, choice)
         if self._on_evaluation is not None:
             self._on_evaluation(len(self.scored), self.scored[self._best[1]])
 
@@ -220,7 +220,7 @@ class TargetSearch:
         return self._best[1]
 
     @property
-    def _best_kl(self) -> float:
+    def _best_score(self) -> float:
         assert self._best is not None
         return self._best[0]
 
@@ -241,7 +241,7 @@ class TargetSearch:
             path: list[Edge] = []
             while len(path) < self.limits.space.num_decisions:
                 self._renew_prior(node, prior)
-                index = select_action(node, self._best_kl, self.settings.c_puct)
+                index = select_action(node, self._best_score, self.settings.c_puct)
                 path.append(Edge(node, index))
                 if len(path) < self.limits.space.num_decisions:
                     node = self.tree.child(node, node.actions[index])
@@ -267,7 +267,7 @@ class TargetSearch:
 
     def _parents(self) -> list[Choice]:
         """The best choices so far, whose neighbours are proposed."""
-        return sorted(self.scored, key=lambda c: self.scored[c].kl)[: self.settings.num_parents]
+        return sorted(self.scored, key=lambda c: self.scored[c].score)[: self.settings.num_parents]
 
     def _moves(self, parents: Sequence[Choice]) -> IntArray:
         """Swap moves [n, N] at `parents` that were not visited."""

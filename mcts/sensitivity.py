@@ -26,16 +26,16 @@ def scan_choices(space: Space) -> list[Choice]:
 
 
 def scan_sensitivity(space: Space, score: Score, on_evaluations: Callable[[int], None] | None = None) -> FloatArray:
-    """KL to dense [N, K] of each option of each decision, all others at their top.
+    """The score [N, K] of each option of each decision, all others at their top.
 
     `on_evaluations` is called with the number of evaluations done so far. Raises InputError as `check_evenly_spaced`.
     """
     check_evenly_spaced(space)
     choices = scan_choices(space)
-    kl: list[float] = []
+    found: list[float] = []
     for start in range(0, len(choices), SCAN_BATCH):
-        kl += [metrics.kl for metrics in score(choices[start : start + SCAN_BATCH])]
+        found += [metrics.score for metrics in score(choices[start : start + SCAN_BATCH])]
         if on_evaluations is not None:
-            on_evaluations(len(kl))
-    below = np.array(kl[1:]).reshape(space.num_decisions, -1)
-    return np.pad(below, ((0, 0), (0, 1)), constant_values=kl[0])
+            on_evaluations(len(found))
+    below = np.array(found[1:]).reshape(space.num_decisions, -1)
+    return np.pad(below, ((0, 0), (0, 1)), constant_values=found[0])

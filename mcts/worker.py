@@ -25,7 +25,7 @@ from storage.contract import Repository
 from storage.records import Sample
 
 OnEvaluation = Callable[[int, Metrics], None]
-"""Told, after each evaluation of a target, how many there were and the metrics of least KL so far."""
+"""Told, after each evaluation of a target, how many there were and the metrics of the least score so far."""
 
 
 def run_search(
@@ -104,7 +104,7 @@ def _search_blindly(
     best: list[Metrics] = []
 
     def on_scored(_choice: Choice, metrics: Metrics) -> None:
-        best.append(min([*best[-1:], metrics], key=lambda m: m.kl))
+        best.append(min([*best[-1:], metrics], key=lambda m: m.score))
         on_evaluation(len(best), best[-1])
 
     search = evolve if settings.method is SearchMethod.EVOLUTION else search_randomly

@@ -45,6 +45,7 @@ from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
+from values.typical_kl import TypicalKl
 from values.unseen import Unseen
 from values.value_training import ValueFit, fit_values
 from values.values import Values
@@ -148,7 +149,7 @@ def train_predictor(
         calibration,
         residual_scale(data, fit),
         replace(info, metrics=metrics),
-        Unseen.of(cross_validated),
+        Unseen.of(cross_validated, TypicalKl.of([sample.metrics for sample in samples])),
     )
 
 
@@ -181,10 +182,12 @@ def _judged(data: TrainingData, fit: ValueFit) -> tuple[IntArray, JudgedSamples]
     """The anchors that prune two layers or more: which samples they are [R], and how they are judged."""
     searched = np.flatnonzero(data.searched[fit.anchors])
     index = fit.anchors[searched]
+    measured = data.measured_log_kl[index]
+    beside = measured - data.log_kl[index]  # what the samples' own KL is above what is typical of their scores
     judged = JudgedSamples(
-        data.log_kl[index],
-        fit.alone.at(searched),
-        fit.grouped.at(searched),
+        measured,
+        fit.alone.at(searched).shifted(beside),
+        fit.grouped.at(searched).shifted(beside),
         fit.groups[searched],
         fit.weights[searched],
     )

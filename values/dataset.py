@@ -18,6 +18,7 @@ from pruning.errors import InputError
 from storage.records import Sample
 from values.encoding import Encoding, pruned_layers
 from values.kl_floor import log_kl
+from values.typical_kl import TypicalKl, is_scored_by_kl
 
 _logger = logging.getLogger("values.dataset")
 
@@ -35,7 +36,8 @@ class TrainingData:
 
     Attributes:
         fractions: [N, L] kept fraction of each layer.
-        log_kl: [N] log KL in nats.
+        log_kl: [N] log KL in nats that is typical of their scores (`values.typical_kl`): what values learn.
+        measured_log_kl: [N] of the samples themselves.
         accuracy: [N] exact match on the calibration answers.
         agreement: [N] with the dense model on answer tokens; NaN in samples from before it was measured.
         retention: [N] FFN parameters kept, as a fraction.
@@ -46,6 +48,7 @@ class TrainingData:
 
     fractions: FloatArray
     log_kl: FloatArray
+    measured_log_kl: FloatArray
     accuracy: FloatArray
     agreement: FloatArray
     retention: FloatArray
@@ -131,7 +134,7 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
 
 
 def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
-    """Content hash over widths and metrics, whatever the order; that of samples without agreement stays as it was."""
+    """Content hash over widths and metrics, whatever the order; as ever of samples without what is measured now."""
     rows = sorted(
         (
             list(anatomy.ffn_widths(s.architecture)),
@@ -139,6 +142,7 @@ def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
             m.nll,
             m.accuracy,
             *(() if m.agreement is None else (m.agreement,)),
+            *(() if is_scored_by_kl(m) else (m.score,)),
         )
         for s in samples
         for m in [s.metrics]
@@ -150,7 +154,8 @@ def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData
     """Arrays of `samples`, kept in their order."""
     kept = encoding.widths_of(samples)
     fractions = encoding.kept_fractions(kept)
-    values = np.array([log_kl(sample.metrics.kl) for sample in samples])
+    typical = TypicalKl.of([sample.metrics for sample in samples])
+    values = np.array([typical(sample.metrics) for sample in samples])
     retention = fractions @ encoding.parameter_shares
     # [N, L, K]: the option whose width it is; a width that is no option is none of them.
     found = np.array(kept)[:, :, None] == encoding.widths
@@ -158,6 +163,7 @@ def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData
     return TrainingData(
         fractions=fractions,
         log_kl=values,
+        measured_log_kl=np.array([log_kl(sample.metrics.kl) for sample in samples]),
         accuracy=np.array([sample.metrics.accuracy for sample in samples]),
         agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
         retention=retention,

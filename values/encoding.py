@@ -20,7 +20,7 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Space
 from storage.records import Sample
-from values.kl_floor import log_kl
+from values.typical_kl import TypicalKl
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class Encoding:
         parameters: [L, K] FFN parameters of each option.
         features: [L, F] static features: relative depth, width share, parameter share (both times L, so 1 is the
             average layer), block influence and mean channel importance (logarithms, standardised over the model, 0
-            where no statistics are known), log KL of pruning this layer alone to each option below dense (standardised
-            over the model), and K-1 flags that say whether that number was measured (1) or filled in (0).
-        log_sensitivity: [L, K-1] log KL in nats of pruning one layer alone to each option below dense.
+            where no statistics are known), typical log KL of pruning this layer alone to each option below dense
+            (standardised over the model), and K-1 flags that say whether that number was measured (1) or filled in (0).
+        log_sensitivity: [L, K-1] typical log KL in nats of pruning one layer alone to each option below dense.
     """
 
     space: Space
@@ -178,7 +178,7 @@ def pruned_layers(space: Space, widths: Sequence[int]) -> list[int]:
 
 
 def _sensitivity_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:
-    """Log KL [L][K-1] of pruning one layer alone, and flags [L][K-1]: measured at exactly that level (1.0) or not.
+    """Typical log KL [L][K-1] of pruning one layer alone, and flags [L][K-1]: measured at just that level (1.0) or not.
 
     A level that was not measured is filled in with a model of all that were: a quadratic of the removed fraction, times
     a factor of the layer, times a factor of the level. How far the layer's measured neighbours are from that model is
@@ -188,16 +188,17 @@ def _sensitivity_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[l
     rows = [units.tolist() for units in space.units]
     dense = [row[-1] for row in rows]
     points: list[dict[int, float]] = [{} for _ in dense]
+    typical = TypicalKl.of([sample.metrics for sample in samples])
     for sample in samples:
         kept = sample.architecture.units(Sublayer.FFN, dense)
         pruned = pruned_layers(space, kept)
         if len(pruned) == 1:
             width = kept[pruned[0]]
-            points[pruned[0]][width] = log_kl(sample.metrics.kl) - _log_quadratic(width, dense[pruned[0]])
+            points[pruned[0]][width] = typical(sample.metrics) - _log_quadratic(width, dense[pruned[0]])
     if any(points):
         layer_factor, level_factor = _factors(rows, points)
     else:
-        mean_log_kl = sum(log_kl(s.metrics.kl) for s in samples) / max(len(samples), 1)
+        mean_log_kl = sum(typical(s.metrics) for s in samples) / max(len(samples), 1)
         layer_factor, level_factor = [mean_log_kl - math.log(len(dense))] * len(dense), [0.0] * (len(rows[0]) - 1)
     curves: list[list[float]] = []
     for row, found, own in zip(rows, points, layer_factor, strict=True):

@@ -33,6 +33,10 @@ class HeldOutResiduals:
         """The samples of `index`."""
         return HeldOutResiduals(self.errors[index], self.deviations[index])
 
+    def shifted(self, by: FloatArray) -> "HeldOutResiduals":
+        """Of what was measured `by` [R] more log KL."""
+        return HeldOutResiduals(self.errors + by, self.deviations)
+
     @property
     def scores(self) -> FloatArray:
         """Standardised residuals [R]: errors over deviations."""

@@ -25,6 +25,7 @@ from values.cross_validation import CrossValidation
 from values.kl_floor import log_kl
 from values.quantiles import COVERAGE, SPREAD_BANDWIDTH
 from values.shares import ShareCurve
+from values.typical_kl import TypicalKl
 
 LEAST_DEVIATION = 0.01
 """Of log KL: no set of conversations is another's equal."""
@@ -50,7 +51,7 @@ class UnseenPoint:
     """What cross-validation says at one target.
 
     Attributes:
-        log_kl: of the best configuration on all calibration conversations.
+        log_kl: of the best configuration on all calibration conversations, as is typical of its score.
         gap: log KL on folds that had no part in the choice, less `log_kl`.
         deviation: standard deviation of log KL on other conversations.
         accuracy, agreement: shares on folds that had no part in the choice.
@@ -71,15 +72,16 @@ class UnseenPoint:
     num_folds: int
 
     @classmethod
-    def of(cls, found: CrossValidation) -> "UnseenPoint":
-        """From a target's folds, each by its weight."""
+    def of(cls, found: CrossValidation, typical: TypicalKl | None = None) -> "UnseenPoint":
+        """From a target's folds, each by its weight; `log_kl` is measured where nobody says what is `typical`."""
+        known = log_kl(found.kl) if typical is None else typical.at(found.score)
         tokens, answers = found.column("num_tokens"), found.column("num_answers")
         kl, agreement = found.column("kl"), found.column("agreement")
         accuracy, dense = found.column("accuracy"), found.column("accuracy", dense=True)
         mean = float(np.average(kl, weights=tokens))
         return cls(
-            log_kl=log_kl(found.kl),
-            gap=log_kl(mean) - log_kl(found.kl),
+            log_kl=known,
+            gap=log_kl(mean) - known,
             deviation=max(_deviation(kl, tokens) / max(mean, 1e-12), LEAST_DEVIATION),
             accuracy=float(np.average(accuracy, weights=answers)),
             accuracy_deviation=_share_deviation(dense - accuracy, answers),
@@ -127,11 +129,11 @@ class Unseen:
     points: tuple[UnseenPoint, ...]
 
     @classmethod
-    def of(cls, targets: Sequence[CrossValidation]) -> "Unseen | None":
-        """None if nothing was cross-validated."""
+    def of(cls, targets: Sequence[CrossValidation], typical: TypicalKl | None = None) -> "Unseen | None":
+        """None if nothing was cross-validated; `typical` of the samples that the values learn from."""
         if not targets:
             return None
-        points = sorted((UnseenPoint.of(target) for target in targets), key=lambda point: point.log_kl)
+        points = sorted((UnseenPoint.of(target, typical) for target in targets), key=lambda point: point.log_kl)
         return cls(tuple(points))
 
     def gap(self, at: float) -> tuple[float, float]:

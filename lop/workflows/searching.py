@@ -148,6 +148,6 @@ def run_queued(
     )
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     calibration = calibration_id(conversations)
-    found = {x.budget: x.cross_validation for x in result.targets if x.cross_validation is not None}
-    predictor = train_model(repository, search.model_id, training, calibration_id=calibration, cross_validated=found)
+    budgets = [target.budget for target in result.targets]
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration, budgets=budgets)
     return _outcome(result, calibration) | {"predictor": predictor.id}

@@ -2,21 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.plan_parts import content_id
+from pruning.planning.prices import ffn_parameters
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
 
 _logger = logging.getLogger("lop.training")
 
 if TYPE_CHECKING:
-    from mcts.result import TargetResult
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
     from values.cross_validation import CrossValidation
@@ -42,29 +43,44 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
     return [sample for sample in samples if sample.calibration_id == largest]
 
 
-def cross_validated_targets(repository: Findings, model_id: str, calibration_id: str) -> dict[int, "CrossValidation"]:
-    """What finished searches of a model on that calibration set know of unseen conversations, by the targets' budgets.
-
-    Of targets that were searched more than once, what the search of most evaluations says, or the latest of those: a
-    predictor knows the samples of them all, and chooses from as many at least.
-    """
+def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -> set[int]:
+    """Those of the targets of finished searches of a model on that calibration set."""
     from mcts.result import SearchResult
 
-    found: dict[int, TargetResult] = {}
+    found: set[int] = set()
     for search in repository.list_searches(model_id=model_id, status=SearchStatus.DONE):
         try:
             document: Any = search.result
             if document is None or document.get("calibration_id") != calibration_id:
                 continue
-            targets = SearchResult.from_dict(document["search"]).targets
+            found |= {target.budget for target in SearchResult.from_dict(document["search"]).targets}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            _logger.warning("search %s says nothing of unseen conversations: %r", search.id, error)
-            continue
-        for target in targets:
-            known = found.get(target.budget)
-            if target.cross_validation and (known is None or target.evaluations >= known.evaluations):
-                found[target.budget] = target
-    return {budget: x.cross_validation for budget, x in found.items() if x.cross_validation is not None}
+            _logger.warning("the targets of search %s are not known: %r", search.id, error)
+    return found
+
+
+def cross_validated(
+    anatomy: ModelAnatomy, samples: Sequence[Sample], budgets: Iterable[int]
+) -> dict[int, "CrossValidation"]:
+    """What all `samples` of a predictor know of unseen conversations at each budget, in FFN parameters.
+
+    Of all that fits a budget, whichever search or round scored it: a predictor knows them all, and chooses from as many
+    at least. Budgets of which that says nothing are left out: there are no folds, some of what fits was scored before
+    there were any, or nothing fits.
+    """
+    from values.cross_validation import CrossValidation
+
+    dense = next((sample.metrics for sample in samples if not sample.architecture.items), None)
+    price = ffn_parameters(anatomy)
+    of_widths = [sample for sample in samples if anatomy.ffn_widths_alone(sample.architecture) is not None]
+    cost = [price.cost(sample.architecture) for sample in of_widths]
+    found: dict[int, CrossValidation] = {}
+    for budget in sorted(budgets) if dense is not None else ():
+        scored = [sample.metrics for sample, needed in zip(of_widths, cost, strict=True) if needed <= budget]
+        judged = CrossValidation.of(scored, dense)
+        if judged is not None:
+            found[budget] = judged
+    return found
 
 
 def train_model(
@@ -73,14 +89,14 @@ def train_model(
     settings: "TrainingSettings",
     *,
     calibration_id: str | None = None,
-    cross_validated: Mapping[int, "CrossValidation"] | None = None,
+    budgets: Iterable[int] = (),
     progress: "ProgressCallback | None" = None,
     resume_folder: Path | None = None,
 ) -> PredictorRecord:
     """Train a predictor and register it; the server uses the latest one.
 
-    `cross_validated` are of a search that is not stored yet, by budget: later than all that are. With a
-    `resume_folder`, a training that was interrupted goes on from what it left there.
+    What to expect of unseen conversations it learns at the targets of the searches that are stored, and at `budgets` of
+    those that are not yet. With a `resume_folder`, a training that was interrupted goes on from what it left there.
 
     Raises:
         NotFoundError: no such model.
@@ -90,13 +106,13 @@ def train_model(
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
-    known = cross_validated_targets(repository, model_id, samples[0].calibration_id)
+    searched = searched_budgets(repository, model_id, samples[0].calibration_id) | {*budgets}
     predictor = train_predictor(
         model.anatomy,
         samples,
         settings,
         statistics=_activations(repository, model_id),
-        cross_validated=tuple((known | dict(cross_validated or {})).values()),
+        cross_validated=tuple(cross_validated(model.anatomy, samples, searched).values()),
         progress=progress,
         checkpoint_folder=resume_folder,
     )

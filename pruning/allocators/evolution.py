@@ -58,7 +58,7 @@ def evolve(
         if not offspring:
             break
         add(offspring)
-        parent = min([parent, *offspring], key=lambda choice: scored[choice].kl)
+        parent = min([parent, *offspring], key=lambda choice: scored[choice].score)
     return scored
 
 

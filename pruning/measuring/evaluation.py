@@ -54,7 +54,7 @@ _SAME_HALF_STATES = 0.02
 class _Measured:
     """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers.
 
-    `folds` [5, F] are the sums of each fold, in the order of `FoldMetrics`; None where there are none.
+    `folds` [6, F] are the sums of each fold, in the order of `FoldMetrics`; None where there are none.
     """
 
     kl: float
@@ -287,7 +287,7 @@ class ConfigurationEvaluator:
 def _by_fold(
     row: AnswerRow, fold_of: torch.Tensor, found: Comparison, dense: DenseAnswers, wrong: torch.Tensor
 ) -> torch.Tensor:
-    """[5, F] sums over the tokens [N] and the answers of a row that are of each fold; `wrong` are answers."""
+    """[6, F] sums over the tokens [N] and the answers of a row that are of each fold; `wrong` are answers."""
     of_token = fold_of[row.conversation.cpu()]
     of_answer = torch.zeros(row.num_answers, dtype=torch.long).scatter_(0, row.answer.cpu(), of_token)
     size = int(fold_of.max()) + 1
@@ -299,6 +299,7 @@ def _by_fold(
     tokens, answers = torch.ones_like(of_token), torch.ones_like(of_answer)
     agreeing = found.chosen == dense.chosen
     sums = [(of_token, found.kl), (of_answer, ~wrong), (of_token, agreeing), (of_token, tokens), (of_answer, answers)]
+    sums.append((of_token, found.kl.clamp(min=0).sqrt()))
     return torch.stack([total(fold, what) for fold, what in sums])
 
 
@@ -316,12 +317,14 @@ def _checked_folds(folds: Sequence[int], batches: Sequence[Batch]) -> torch.Tens
 
 
 def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | None:
-    """From the sums [5, F] of each row."""
+    """From the sums [6, F] of each row."""
     if not rows:
         return None
     return tuple(
-        FoldMetrics(_least_zero(kl / tokens), correct / answers, agreeing / tokens, int(tokens), int(answers))
-        for kl, correct, agreeing, tokens, answers in torch.stack(list(rows)).sum(dim=0).T.tolist()
+        FoldMetrics(
+            _least_zero(kl / tokens), correct / answers, agreeing / tokens, int(tokens), int(answers), roots / tokens
+        )
+        for kl, correct, agreeing, tokens, answers, roots in torch.stack(list(rows)).sum(dim=0).T.tolist()
     )
 
 

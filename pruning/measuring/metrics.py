@@ -11,13 +11,18 @@ Widths = tuple[int, ...]
 
 
 class FoldMetrics(NamedTuple):
-    """As in `Metrics`, of one fold of the conversations."""
+    """As in `Metrics`, of one fold of the conversations.
+
+    `root_kl` is the mean over answer tokens of the square root of their KL, in nats^(1/2); None in samples from before
+    it was measured.
+    """
 
     kl: float
     accuracy: float
     agreement: float
     num_tokens: int
     num_answers: int
+    root_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,15 @@ class Metrics:
     agreement: float | None = None
     folds: tuple[FoldMetrics, ...] | None = None
 
+    @property
+    def score(self) -> float:
+        """What searches minimise, in nats: the squared mean root KL of the answer tokens; KL itself without folds.
+
+        A few tokens make most of a mean KL, and others do on other conversations. A mean of roots counts how many are
+        disturbed as well as how much, so it tells better what is good there (docs/unseen.md).
+        """
+        return self.kl if self.folds is None else score_of(self.folds, self.kl)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types. Agreement is left out where it was not measured, as in documents from before it was."""
         document = asdict(self)
@@ -53,6 +67,16 @@ class Metrics:
         if self.agreement is None:
             del document["agreement"]
         return document
+
+
+def score_of(folds: Sequence[FoldMetrics], otherwise: float) -> float:
+    """`Metrics.score` of some folds together; `otherwise` where one has no root KL."""
+    total = 0.0
+    for fold in folds:
+        if fold.root_kl is None:
+            return otherwise
+        total += fold.root_kl * fold.num_tokens
+    return float((total / sum(fold.num_tokens for fold in folds)) ** 2)
 
 
 def exact_match_tells(dense: Metrics | None) -> bool:

@@ -35,7 +35,7 @@ from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import DatasetError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.plan import Predicted
 from service.planner import Planner
 from service.schemas import PlanRequest
@@ -162,17 +162,18 @@ def test_samples_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert (described["samples"], described["evaluations"], described["rounds"]) == (2, 20, 2)
 
 
-def test_agreement_is_written_where_there_is_some_and_files_without_it_are_read(tmp_path: Path) -> None:
+def test_agreement_and_folds_are_written_where_there_are_some_and_files_without_them_are_read(tmp_path: Path) -> None:
     plain = sample((8, 16), 0.5)
     agreeing = dataclasses.replace(plain, metrics=dataclasses.replace(plain.metrics, agreement=1 / 3))
     path = tmp_path / "samples.csv"
-    write_samples(path, [(0, plain), (1, agreeing)], SUBJECT, COLLECTION)
-    assert read_samples(path, SUBJECT) == [(0, plain), (1, agreeing)]
-    # As the reference's own files are, which were collected before.
-    lines = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+    folds = (FoldMetrics(0.25, 0.5, 1.0, 6, 2, 0.125), FoldMetrics(0.875, 0.5, 1.0, 4, 2))
+    by_fold = dataclasses.replace(plain, metrics=dataclasses.replace(plain.metrics, folds=folds))
+    write_samples(path, [(0, plain), (1, agreeing), (2, by_fold)], SUBJECT, COLLECTION)
+    assert read_samples(path, SUBJECT) == [(0, plain), (1, agreeing), (2, by_fold)]
+    lines = [line.rsplit(",", 2)[0] for line in path.read_text().splitlines()]  # as files from before them are
     path.write_text("\n".join(lines) + "\n")
     describe(path, SUBJECT, COLLECTION)
-    assert read_samples(path, SUBJECT) == [(0, plain), (1, plain)]
+    assert read_samples(path, SUBJECT) == [(0, plain), (1, plain), (2, plain)]
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "ranking_sha256", "calibration_id", "csv_sha256"])

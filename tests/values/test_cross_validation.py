@@ -1,12 +1,12 @@
 """What a search would have chosen without each fold, and the document of what that is worth there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pruning.measuring.metrics import FoldMetrics, Metrics
-from pruning.planning.space import Choice
 from values.cross_validation import CrossValidation, judged_without_each
 
 
@@ -17,11 +17,11 @@ def scored(*kl: float, tokens: tuple[int, ...] = (10, 10, 10, 10)) -> Metrics:
 
 
 def test_a_fold_takes_no_part_in_what_is_judged_on_it() -> None:
-    lucky: dict[Choice, Metrics] = {
-        (0,): scored(0.0, 0.5, 0.5, 0.5),  # the best on all of them together, by its luck on the first
-        (1,): scored(0.9, 0.3, 0.3, 0.35),
-        (2,): scored(0.5, 0.4, 0.4, 0.45),
-    }
+    lucky = [
+        scored(0.0, 0.5, 0.5, 0.5),  # the best on all of them together, by its luck on the first
+        scored(0.9, 0.3, 0.3, 0.35),
+        scored(0.5, 0.4, 0.4, 0.45),
+    ]
     judged = judged_without_each(lucky)
     assert [fold.kl for fold in judged] == [0.9, 0.5, 0.5, 0.5]
     assert judged[0].accuracy == pytest.approx(0.1)
@@ -31,26 +31,26 @@ def test_a_fold_takes_no_part_in_what_is_judged_on_it() -> None:
 def test_folds_count_by_their_tokens() -> None:
     tokens = (10, 1000, 10, 10)
     found = judged_without_each(
-        {
-            (0,): scored(0.5, 0.1, 0.9, 0.9, tokens=tokens),
-            (1,): scored(0.6, 0.1, 0.9, 0.9, tokens=tokens),
-            (2,): scored(0.1, 0.2, 0.1, 0.1, tokens=tokens),
-        }
+        [
+            scored(0.5, 0.1, 0.9, 0.9, tokens=tokens),
+            scored(0.6, 0.1, 0.9, 0.9, tokens=tokens),
+            scored(0.1, 0.2, 0.1, 0.1, tokens=tokens),
+        ]
     )
     assert found[0].kl == 0.5  # the third, better on three folds, is worse on most of the tokens
     assert [fold.num_tokens for fold in found] == list(tokens)
 
 
 def test_scores_without_folds_say_nothing() -> None:
-    assert judged_without_each({(0,): scored()}) == ()
-    assert judged_without_each({(0,): scored(0.1, 0.2), (1,): scored()}) == ()
-    assert judged_without_each({}) == ()
+    assert judged_without_each([scored()]) == ()
+    assert judged_without_each([scored(0.1, 0.2), scored()]) == ()
+    assert judged_without_each([]) == ()
 
 
 def test_scores_by_other_folds_are_not_mixed() -> None:
     """As of another version's, or of pictures that lie elsewhere."""
-    assert judged_without_each({(0,): scored(0.1, 0.2), (1,): scored(0.1, 0.2, tokens=(9, 11))}) == ()
-    assert judged_without_each({(0,): scored(0.1, 0.2), (1,): scored(0.1, 0.2, 0.3)}) == ()
+    assert judged_without_each([scored(0.1, 0.2), scored(0.1, 0.2, tokens=(9, 11))]) == ()
+    assert judged_without_each([scored(0.1, 0.2), scored(0.1, 0.2, 0.3)]) == ()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,7 @@ def test_scores_by_other_folds_are_not_mixed() -> None:
         {"dense": [[0.0, 1.0, 1.0, 10, 4]]},
         {"kl": float("nan")},
         {"kl": -0.1},
+        {"score": -0.1},
         {"folds": [[0.2, 0.8, 0.9, 0, 4]] * 4},
         {"folds": [[0.2, 0.8, float("inf"), 10, 4]] * 4},
         {"folds": [[0.2, 0.8]] * 4},
@@ -68,14 +69,34 @@ def test_scores_by_other_folds_are_not_mixed() -> None:
 def test_an_impossible_document_is_refused(change: dict[str, object]) -> None:
     folds = [[0.2, 0.8, 0.9, 10, 4]] * 4
     document: dict[str, object] = {"kl": 0.05, "folds": folds, "dense": folds}
-    assert CrossValidation.from_dict(document).kl == 0.05
+    read = CrossValidation.from_dict(document)
+    assert (read.kl, read.score) == (0.05, 0.05)  # as it was stored when KL was the score
     with pytest.raises((TypeError, ValueError)):
         CrossValidation.from_dict(document | change)
 
 
 def test_a_document_is_read_back() -> None:
     folds = tuple(FoldMetrics(0.2, 0.8, 0.9, 10 + fold, 4) for fold in range(4))
-    found = CrossValidation(0.05, folds, folds[::-1])
+    found = CrossValidation(0.05, 0.02, folds, folds[::-1])
     assert CrossValidation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     np.testing.assert_array_equal(found.column("num_tokens"), [10, 11, 12, 13])
     np.testing.assert_array_equal(found.column("num_tokens", dense=True), [13, 12, 11, 10])
+
+
+def test_roots_choose_where_all_folds_have_them() -> None:
+    """A few bad tokens make a KL, hardly a root KL; what is judged stays a KL."""
+    steady = scored(0.3, 0.3, 0.3, 0.3)
+    peaked = scored(0.4, 0.4, 0.4, 0.4)
+    assert [fold.kl for fold in judged_without_each([steady, peaked])] == [0.3] * 4
+
+    def rooted(metrics: Metrics, root_kl: float) -> Metrics:
+        assert metrics.folds is not None
+        return replace(metrics, folds=tuple(fold._replace(root_kl=root_kl) for fold in metrics.folds))
+
+    with_roots = [rooted(steady, 0.5), rooted(peaked, 0.1)]
+    assert [fold.kl for fold in judged_without_each(with_roots)] == [0.4] * 4
+    assert [fold.kl for fold in judged_without_each([with_roots[0], peaked])] == [0.3] * 4
+    found = CrossValidation.of(with_roots, with_roots[0])
+    assert found is not None
+    assert (found.kl, found.score) == (peaked.kl, pytest.approx(0.01))
+    assert CrossValidation.of(with_roots, scored()) is None

@@ -9,7 +9,6 @@ import pytest
 
 from pruning.arrays import FloatArray
 from pruning.measuring.metrics import FoldMetrics, Metrics
-from pruning.planning.space import Choice
 from values.calibration import Calibration
 from values.cross_validation import CrossValidation, judged_without_each
 from values.expectation import Judged, expected_kl, expected_share
@@ -34,12 +33,12 @@ def fold(
 
 def target(kl: float, held_out: float, *, accuracy: float = 0.8) -> CrossValidation:
     """Every fold says the same."""
-    return CrossValidation(kl, (fold(held_out, accuracy),) * FOLDS, (fold(0.0, 1.0),) * FOLDS)
+    return CrossValidation(kl, kl, (fold(held_out, accuracy),) * FOLDS, (fold(0.0, 1.0),) * FOLDS)
 
 
 def of_folds(kl: float, folds: Sequence[FoldMetrics]) -> CrossValidation:
     """Beside a dense model that is always right."""
-    return CrossValidation(kl, tuple(folds), tuple(x._replace(kl=0.0, accuracy=1.0) for x in folds))
+    return CrossValidation(kl, kl, tuple(folds), tuple(x._replace(kl=0.0, accuracy=1.0) for x in folds))
 
 
 def test_the_gap_is_of_folds_that_had_no_part_in_the_choice() -> None:
@@ -75,7 +74,7 @@ def test_exact_match_varies_less_beside_the_dense_models() -> None:
     """Folds that are hard for the dense model are hard for what is cut from it: the drop is what is promised."""
     accuracy = [0.5, 0.9, 0.6, 0.8, 0.7, 0.75, 0.55, 0.85]
     folds = tuple(fold(0.2, a) for a in accuracy)
-    beside = CrossValidation(0.1, folds, tuple(fold(0.0, a + 0.1) for a in accuracy))
+    beside = CrossValidation(0.1, 0.1, folds, tuple(fold(0.0, a + 0.1) for a in accuracy))
     assert UnseenPoint.of(beside).accuracy_deviation == pytest.approx(NO_SPREAD)
     assert UnseenPoint.of(of_folds(0.1, folds)).accuracy_deviation > 0.05
 
@@ -139,10 +138,10 @@ def test_nine_in_ten_unseen_sets_are_within_the_interval_however_many_were_chose
     for _ in range(300):
         losses = heavy_losses(rng, num_configurations, 128)
         chosen = int(losses.mean(axis=1).argmin())
-        scored: dict[Choice, Metrics] = {}
-        for index, row in enumerate(losses):
+        scored: list[Metrics] = []
+        for row in losses:
             folds = tuple(fold(float(part.mean())) for part in np.split(row, FOLDS))
-            scored[(index,)] = Metrics(float(row.mean()), 1.0, 0.8, 128, 128, 0.9, folds)
+            scored.append(Metrics(float(row.mean()), 1.0, 0.8, 128, 128, 0.9, folds))
         expected = UnseenPoint.of(of_folds(float(losses[chosen].mean()), judged_without_each(scored))).expected()
         unseen = float(heavy_losses(rng, 1, 128).mean())
         inside.append(expected.interval[0] <= unseen <= expected.interval[1])

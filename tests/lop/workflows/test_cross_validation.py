@@ -7,11 +7,12 @@ import pytest
 
 from lop.workflows.engines import EvaluatorRecipe
 from lop.workflows.searching import record_result, search_model
-from lop.workflows.training import cross_validated_targets
+from lop.workflows.training import cross_validated, searched_budgets
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.data.folds import NUM_FOLDS, fold_numbers
+from pruning.planning.prices import ffn_parameters
 from storage.contract import Repository
 
 SETTINGS = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=12, num_levels=4)
@@ -34,7 +35,7 @@ def test_every_target_is_judged_on_folds_that_had_no_part_in_its_choice(
     for target in result.targets:
         found = target.cross_validation
         assert found is not None
-        assert found.kl == target.metrics.kl
+        assert (found.kl, found.score) == (target.metrics.kl, target.metrics.score)
         assert [fold.num_answers for fold in found.folds] == [
             sum(len(c.turns) for c, n in zip(conversations, numbers, strict=True) if n == fold)
             for fold in range(NUM_FOLDS)
@@ -58,21 +59,35 @@ def test_too_few_conversations_are_searched_without(repository: Repository, data
     assert "cross_validation" not in result.to_dict()["targets"][0]
 
 
-def test_the_largest_search_of_a_target_is_what_predictors_learn(repository: Repository, data: Path) -> None:
+def test_predictors_learn_from_all_samples_that_fit_a_searched_budget(repository: Repository, data: Path) -> None:
+    conversations = load_conversations(data)
+    few, more = replace(SETTINGS, num_evaluations=3), replace(SETTINGS, sparsities=(0.3,), num_evaluations=40)
+    result = search(repository, conversations, few)
+    record_result(repository, "tiny", conversations, few, result, name="data.json")
+    budgets = searched_budgets(repository, "tiny", calibration_id(conversations))
+    assert budgets == {target.budget for target in result.targets}
+    assert searched_budgets(repository, "tiny", "another set") == set()
+    better = search(repository, conversations, more)
+    anatomy = repository.get_model("tiny").anatomy
+    samples = repository.list_samples("tiny")
+    found = cross_validated(anatomy, samples, budgets)
+    assert found.keys() == budgets
+    assert found[better.targets[0].budget].score == better.targets[0].metrics.score  # though no such search is stored
+    assert found[better.targets[0].budget].score <= result.targets[0].metrics.score
+    assert found[better.targets[0].budget].folds == better.targets[0].cross_validation.folds
+
+
+def test_a_budget_says_nothing_where_older_samples_fit_it(repository: Repository, data: Path) -> None:
     conversations = load_conversations(data)
     result = search(repository, conversations)
-    record_result(repository, "tiny", conversations, SETTINGS, result, name="data.json")
-    found = cross_validated_targets(repository, "tiny", calibration_id(conversations))
-    assert found == {target.budget: target.cross_validation for target in result.targets}
-    first = result.targets[0].cross_validation
-    assert first is not None
-    other = replace(result, targets=(replace(result.targets[0], cross_validation=replace(first, kl=0.5)),))
-    record_result(repository, "tiny", conversations, replace(SETTINGS, sparsities=(0.3,)), other, name="data.json")
-    found = cross_validated_targets(repository, "tiny", calibration_id(conversations))
-    assert found[result.targets[0].budget].kl == 0.5  # as many evaluations, later
-    assert len(found) == 2
-    smaller = replace(other.targets[0], evaluations=3, cross_validation=first)
-    few = replace(SETTINGS, sparsities=(0.3,), num_evaluations=3)
-    record_result(repository, "tiny", conversations, few, replace(result, targets=(smaller,)), name="data.json")
-    assert cross_validated_targets(repository, "tiny", calibration_id(conversations)) == found
-    assert cross_validated_targets(repository, "tiny", "another set") == {}
+    anatomy = repository.get_model("tiny").anatomy
+    small, large = sorted(target.budget for target in result.targets)
+    samples = repository.list_samples("tiny")
+    price = ffn_parameters(anatomy)
+    older = [
+        replace(s, metrics=replace(s.metrics, folds=None)) if small < price.cost(s.architecture) <= large else s
+        for s in samples
+    ]
+    assert older != samples
+    assert cross_validated(anatomy, older, (small, large)).keys() == {small}
+    assert cross_validated(anatomy, [s for s in samples if s.architecture.items], (small, large)) == {}
