@@ -38,7 +38,8 @@ class MemoisedEvaluator:
         protocol: what the engine does after cutting and before scoring, as in `storage.records.Sample`.
 
     What a call returns depends only on what is stored in the end: if another process stored a configuration first, its
-    metrics are the ones returned. So a search that is run again reads the same numbers.
+    metrics are the ones returned. So a search that is run again reads the same numbers. Where samples of the same
+    conversations were stored before there was root KL, KL is the score of all: scores of both kinds are not compared.
     """
 
     def __init__(
@@ -56,6 +57,10 @@ class MemoisedEvaluator:
         self._key = (model_id, ranking_sha256, calibration_id)
         self._evaluate = evaluate
         self._source, self._protocol = source, protocol
+        stored = repository.list_samples(
+            model_id, ranking_sha256=ranking_sha256, calibration_id=calibration_id, protocol=protocol
+        )
+        self._by_kl = any(sample.metrics.is_scored_by_kl for sample in stored)
 
     def __call__(self, architectures: Sequence[Architecture], /) -> list[Metrics]:
         """Metrics of `architectures` [n], in order. Raises InputError if a measured metric is not finite."""
@@ -63,7 +68,7 @@ class MemoisedEvaluator:
         missing = [a for a in dict.fromkeys(architectures) if a not in known]
         if missing:
             known |= self._measure(missing)
-        return [known[a] for a in architectures]
+        return [known[a].scored_by_kl() if self._by_kl else known[a] for a in architectures]
 
     def _measure(self, missing: list[Architecture]) -> dict[Architecture, Metrics]:
         stored: dict[Architecture, Metrics] = {}

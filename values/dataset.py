@@ -18,7 +18,7 @@ from pruning.errors import InputError
 from storage.records import Sample
 from values.encoding import Encoding, pruned_layers
 from values.kl_floor import log_kl
-from values.typical_kl import TypicalKl, is_scored_by_kl
+from values.typical_kl import TypicalKl
 
 _logger = logging.getLogger("values.dataset")
 
@@ -142,7 +142,7 @@ def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
             m.nll,
             m.accuracy,
             *(() if m.agreement is None else (m.agreement,)),
-            *(() if is_scored_by_kl(m) else (m.score,)),
+            *(() if m.is_scored_by_kl else (m.score,)),
         )
         for s in samples
         for m in [s.metrics]

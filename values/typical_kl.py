@@ -33,7 +33,7 @@ class TypicalKl:
     @classmethod
     def of(cls, samples: Sequence[Metrics]) -> "TypicalKl":
         """What `samples` [N] say. If one of them has no score of its own, KL is the score of all."""
-        if not samples or any(is_scored_by_kl(metrics) for metrics in samples):
+        if not samples or any(metrics.is_scored_by_kl for metrics in samples):
             return cls(np.empty(0), np.empty(0))
         score = np.array([_log(metrics.score) for metrics in samples])
         excess = np.array([log_kl(metrics.kl) for metrics in samples]) - score
@@ -61,8 +61,3 @@ class TypicalKl:
 
 def _log(score: float) -> float:
     return math.log(score + SCORE_FLOOR_NATS)
-
-
-def is_scored_by_kl(metrics: Metrics) -> bool:
-    """Whether its score is nothing but its KL: without folds, or with those from before root KL."""
-    return metrics.folds is None or any(fold.root_kl is None for fold in metrics.folds)

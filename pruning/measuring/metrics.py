@@ -1,7 +1,7 @@
 """What one evaluation of a configuration measures, and who measures it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from pruning.anatomy.architecture import Architecture
@@ -58,7 +58,21 @@ class Metrics:
         A few tokens make most of a mean KL, and others do on other conversations. A mean of roots counts how many are
         disturbed as well as how much, so it tells better what is good there (docs/unseen.md).
         """
-        return self.kl if self.folds is None else score_of(self.folds, self.kl)
+        if self.is_scored_by_kl:
+            return self.kl
+        roots = sum((fold.root_kl or 0.0) * fold.num_tokens for fold in self.folds or ())
+        return float((roots / sum(fold.num_tokens for fold in self.folds or ())) ** 2)
+
+    @property
+    def is_scored_by_kl(self) -> bool:
+        """Whether its score is nothing but its KL: without folds, or with those from before root KL."""
+        return self.folds is None or any(fold.root_kl is None for fold in self.folds)
+
+    def scored_by_kl(self) -> "Metrics":
+        """The same without root KL."""
+        if self.is_scored_by_kl or self.folds is None:
+            return self
+        return replace(self, folds=tuple(fold._replace(root_kl=None) for fold in self.folds))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types. Agreement is left out where it was not measured, as in documents from before it was."""
@@ -67,16 +81,6 @@ class Metrics:
         if self.agreement is None:
             del document["agreement"]
         return document
-
-
-def score_of(folds: Sequence[FoldMetrics], otherwise: float) -> float:
-    """`Metrics.score` of some folds together; `otherwise` where one has no root KL."""
-    total = 0.0
-    for fold in folds:
-        if fold.root_kl is None:
-            return otherwise
-        total += fold.root_kl * fold.num_tokens
-    return float((total / sum(fold.num_tokens for fold in folds)) ** 2)
 
 
 def exact_match_tells(dense: Metrics | None) -> bool:

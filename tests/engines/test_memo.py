@@ -10,7 +10,7 @@ from engines.local import LocalEngine
 from engines.memo import EvaluateInOrder, Measured, MemoisedEvaluator
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from storage.documents import canonical_protocol
 from storage.records import Sample
 from storage.sql_repository import SqlRepository
@@ -149,3 +149,25 @@ def test_metrics_must_be_finite(repository: SqlRepository, broken: float) -> Non
     with pytest.raises(InputError, match=r"finite kl.*'units': 4"):
         evaluate(cut((4, 4)))
     assert repository.count_samples(MODEL) == 0
+
+
+def with_root(metrics: Metrics, root_kl: float | None) -> Metrics:
+    fold = FoldMetrics(metrics.kl, metrics.accuracy, 1.0, metrics.num_tokens, metrics.num_answers, root_kl)
+    return replace(metrics, folds=(fold,))
+
+
+@pytest.mark.parametrize(("stored", "scores"), [(0.5, [0.25, 0.04]), (None, [3.0, 10.0])])
+def test_scores_of_both_kinds_are_not_compared(
+    repository: SqlRepository, stored: float | None, scores: list[float]
+) -> None:
+    """Where one sample of these conversations is from before root KL, all are scored by KL."""
+    known, missing = cut((4, 4), (2, 8))
+    old = sample(repository, known, 3.0)
+    repository.add_samples([replace(old, metrics=with_root(old.metrics, stored))])
+
+    def evaluate(architectures: Sequence[Architecture], /) -> list[Measured]:
+        return [Measured(with_root(metrics_of(10.0), 0.2), 1.0) for _ in architectures]
+
+    found = memoised(repository, evaluate)([known, missing])
+    assert [metrics.score for metrics in found] == pytest.approx(scores)
+    assert [metrics.kl for metrics in found] == [3.0, 10.0]
