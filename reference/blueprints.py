@@ -88,7 +88,7 @@ BLUEPRINTS = {
             build_processor=gemma.build_processor,
             dtype=torch.bfloat16,
             vision=VisionSettings(steps=1000, asks_cells=True),
-            language=LanguageSettings(tokens=168, steps=4200, norm_lr=3e-3, curriculum=Curriculum(700, 1250, 2000)),
+            language=LanguageSettings(tokens=168, steps=2200, norm_lr=3e-3, curriculum=Curriculum(400, 700, 1200)),
             writes_data=False,
         ),
     )
