@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -13,12 +13,13 @@ help:
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
 	@echo "make second     train the second model anew (about an hour)"
-	@echo "make bench-search     the tree search against every other method (45 minutes)"
+	@echo "make bench-search     the search against every other method, on validation (an hour; resumable)"
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
+	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -72,6 +73,10 @@ bench-apply: $(STAMP)
 bench-real: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.real
+
+# Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
+results: $(STAMP)
+	$(BIN)/python -m benchmarks.show $(NAME)
 
 clean:
 	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -24,6 +24,7 @@ import numpy as np
 import typer
 
 from benchmarks.child_process import measure
+from benchmarks.families import RUNS as RUN_BY_PYTEST
 from benchmarks.families import family_rows
 from benchmarks.gguf import gguf_agreement
 from benchmarks.machine import write_results
@@ -59,6 +60,10 @@ model = load_model(source, dtype="auto")
 lop.save_pruned(lop.apply_plan(model, plan, ranking), plan, out)
 """
 
+_BY_HAND_RUNS = ("lop.applying", "pruning.checkpoints.loading", "pruning.cutting.prune_checkpoint")
+RUNS = ("lop.commands.apply", *_BY_HAND_RUNS, *RUN_BY_PYTEST)
+"""What the processes that are measured run, and what the tests of the families run."""
+
 
 def main(
     layers: Annotated[int, typer.Option(min=1, help="Of the large model; 32 are LLaVA-1.5-7B.")] = 32,
@@ -85,7 +90,7 @@ def main(
         "at_least_14_families_all_green": summary["families_green"] == summary["families"] >= 14,
         "gguf_agreement_at_least_0.99": summary["gguf_agreement"] >= 0.99,
     }
-    path = write_results("apply", summary, rows)
+    path = write_results("apply", summary, rows, runs=RUNS)
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 

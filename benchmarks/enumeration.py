@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_metrics import KeptMetrics
 from benchmarks.subject import Subject
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
-from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
@@ -31,14 +31,14 @@ SEEDS = (0, 1, 2)
 class TiedLayers:
     """An Evaluate of 6 widths: each is that of two neighbouring layers."""
 
-    def __init__(self, evaluate: ConfigurationEvaluator) -> None:
+    def __init__(self, evaluate: KeptMetrics) -> None:
         self._evaluate = evaluate
         self.measured: dict[Widths, Metrics] = {}
 
     def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
         for w in widths:
             if w not in self.measured:
-                self.measured[w] = self._evaluate.evaluate([x for x in w for _ in range(2)])
+                self.measured[w] = self._evaluate(tuple(x for x in w for _ in range(2)))
         return [self.measured[w] for w in widths]
 
 
@@ -52,7 +52,7 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     limits = [_limits(space, price, subject.budget(s, 1)) for s in SPARSITIES]
     runs = [_search(subject, limits, seed) for seed in SEEDS]
     everything = list(itertools.product(range(LEVELS), repeat=decisions))
-    enumerated = TiedLayers(subject.evaluator("enumeration"))
+    enumerated = TiedLayers(subject.kept("enumeration"))
     kl = np.array([m.kl for m in enumerated([space.units_of(c) for c in everything])])
     spent = limits[0].table.spent(np.array(everything))
     optima = [float(kl[(spent <= x.spare).all(axis=1)].min()) for x in limits]
@@ -77,7 +77,7 @@ def _limits(space: Space, price: int, budget: int) -> Limits:
 
 def _search(subject: Subject, limits: list[Limits], seed: int) -> tuple[list[float], int]:
     """The least KL found at every budget, and how many configurations were scored for all of them together."""
-    evaluate = TiedLayers(subject.evaluator("enumeration"))
+    evaluate = TiedLayers(subject.kept("enumeration"))
     space = limits[0].space
 
     def score(choices: Sequence[Choice]) -> list[Metrics]:

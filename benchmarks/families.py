@@ -25,6 +25,9 @@ BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 SUITES = ("tests/pruning/cutting/test_families.py", "tests/pruning/measuring/test_evaluation_families.py")
 """Cut against its silenced twin, costs, files, a new process, generation; and the evaluator against real cuts."""
 
+RUNS = ("tests.conftest", "tests.pruning.conftest", *(path.removesuffix(".py").replace("/", ".") for path in SUITES))
+"""What pytest's process runs."""
+
 CHECKPOINTS: Mapping[str, str] = MappingProxyType(
     {
         "llava-llama": "LLaVA-1.5",

@@ -1,17 +1,22 @@
 """What a figure was measured on, and the one form that every result has.
 
-{"machine": {...}, "commit": "...", "summary": {...}, "rows": [...]}
+{"machine": {...}, "commit": "...", "measured_at": "...", "code": {...}, "summary": {...}, "rows": [...]}
+
+`measured_at` is UTC, `code` the digest of each source file that ran (`benchmarks.measured_code`). `make results` shows
+what was measured with the code as it is.
 """
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured_code import measured_code, merged
 from pruning.atomic_file import replace_file
 from pruning.devices.timing.machine import cpu_model
 
@@ -61,12 +66,31 @@ COMMIT_AT_START = commit()
 """What ran: a checkout may move on while a benchmark is running."""
 
 
-def write_results(name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_results(
+    name: str,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    runs: Iterable[str] = (),
+    earlier: Iterable[Mapping[str, str]] = (),
+) -> Path:
     """Write `results/{name}.json` and return its path.
 
-    Raises ValueError for a figure that is not a finite number, OSError if the file cannot be written.
+    Args:
+        runs: modules that processes which the benchmark started have run, beside its own (`benchmarks.measured_code`).
+        earlier: the code of parts that were measured before, and only read again now.
+
+    Raises ValueError for a figure that is not a finite number and for a module that is not there, OSError if the file
+    cannot be written.
     """
-    document = {"machine": describe_machine(), "commit": COMMIT_AT_START, "summary": dict(summary), "rows": list(rows)}
+    document = {
+        "machine": describe_machine(),
+        "commit": COMMIT_AT_START,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": merged([measured_code(runs), *earlier]),
+        "summary": dict(summary),
+        "rows": list(rows),
+    }
     content = json.dumps(document, indent=1, allow_nan=False) + "\n"
     RESULTS_DIR.mkdir(exist_ok=True)
     path = RESULTS_DIR / f"{name}.json"

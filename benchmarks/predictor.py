@@ -4,7 +4,7 @@ Learns from the samples in reference/search/trained.csv, which `benchmarks.colle
 that are in that file's searches and on seven that are not (held_out.csv; the rounds kept away from them). Of the
 samples in the latter none was trained on but the one-layer scan, which is in both files and in no held-out figure.
 Every plan comes from the service's planner. KLs of plans are of the validation conversations, but where they are held
-against intervals: those are of the calibration conversations.
+against intervals: those are of the calibration conversations. Ablations are judged by the predictor's own values.
 
 `--parts` runs some of it only, and writes to a file of its own.
 """
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import latency, serving, truth, truth_subjects
+from benchmarks import ablations, latency, serving, truth, truth_subjects, unseen
 from benchmarks.collect import (
     EVALUATIONS,
     HELD_OUT_FILE,
@@ -30,6 +30,7 @@ from benchmarks.collect import (
     TRAINED_FILE,
     TRAINED_TARGETS,
 )
+from benchmarks.cross_validated import read_cross_validated
 from benchmarks.flap_statistics import flap_statistics
 from benchmarks.intervals import coverage_of_other_methods, coverage_of_plans
 from benchmarks.machine import RESULTS_DIR, write_results
@@ -59,15 +60,18 @@ from values.kl_floor import log_kl
 METHODS = (Method.LOP, Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
 BASELINES = (Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
 SEARCHED = "mcts"
+TRAINING_SEEDS = (0, 1, 2)
 
 
 class Part(StrEnum):
     """What can be measured on its own."""
 
     QUALITY = "quality"
+    ABLATIONS = "ablations"
     SERVING = "serving"
     TRUTH = "truth"
     LATENCY = "latency"
+    UNSEEN = "unseen"
 
 
 def main(
@@ -90,19 +94,27 @@ def main(
             before = train_model(repository, MODEL_ID, TrainingSettings())
             repository.add_samples([sample for _, sample in trained])
             training = time.perf_counter()
-            record = train_model(repository, MODEL_ID, TrainingSettings())
+            predictor = _trained(repository, TRAINING_SEEDS[0])
             summary["training_seconds"] = time.perf_counter() - training
-            predictor = Predictor.stored(repository, record)
             if Part.QUALITY in wanted:
                 quality = _quality(repository, subject, [sample for _, sample in trained], held_out)
                 rows += quality
                 summary |= _summary_of_quality(quality)
-                summary |= _knowledge(predictor, subject, [sample for _, sample in trained], held_out)
+                summary |= _knowledge(predictor.of_calibration(), subject, [sample for _, sample in trained], held_out)
                 known = {subject.widths(sample) for _, sample in trained}
                 targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
                 summary |= coverage_of_other_methods(_planner(repository), subject, targets, known)
                 summary |= _before_rounds(repository, subject, before, held_out)
                 draw_comparison(_curves(quality), RESULTS_DIR / "predictor.png")
+            if Part.UNSEEN in wanted:
+                seeds = [predictor, *(_trained(repository, seed) for seed in TRAINING_SEEDS[1:])]
+                judged, of_unseen = unseen.unseen_coverage(seeds, subject, (*TRAINED_TARGETS, *HELD_OUT_TARGETS))
+                rows += [{"part": "unseen", **row} for row in judged]
+                summary |= of_unseen
+            if Part.ABLATIONS in wanted:
+                ablated, of_parts = ablations.measure(predictor, subject.anatomy)
+                rows += ablated
+                summary |= of_parts
             if Part.SERVING in wanted:
                 served = serving.measure_serving(repository, url, MODEL_ID)
                 search = sum(sample.seconds for _, sample in trained if sample.source == SEARCHED)
@@ -133,8 +145,16 @@ def main(
     summary["holds"] = _holds(summary)
     summary["minutes"] = (time.perf_counter() - started) / 60
     whole = set(wanted) == set(Part)
-    path = write_results("predictor" if whole else "predictor-" + "-".join(sorted(set(wanted))), summary, rows)
+    name = "predictor" if whole else "predictor-" + "-".join(sorted(set(wanted)))
+    path = write_results(name, summary, rows, runs=(*serving.RUNS, *truth.RUNS))
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
+
+
+def _trained(repository: Repository, seed: int) -> Predictor:
+    """On all stored samples, and on what they know of unseen conversations."""
+    settings = TrainingSettings(seed=seed)
+    record = train_model(repository, MODEL_ID, settings, cross_validated=read_cross_validated())
+    return Predictor.stored(repository, record)
 
 
 def _register(repository: Repository) -> None:
@@ -309,6 +329,8 @@ def _holds(summary: dict[str, Any]) -> dict[str, bool]:
         "kl_ratio_trained_targets": (0.0, 1.05),
         "kl_ratio_new_targets": (0.0, 1.10),
         "targets_worse_than_baseline": (0, 0),
+        "policy_alone_vs_full": (0.0, 1.05),
+        "untrained_policy_alone_vs_full": (1.2, float("inf")),
         "http_p50_ms_reference": (0.0, 15.0),
         "http_p50_ms_32_layers": (0.0, 40.0),
         "speedup_vs_flap": (1e3, float("inf")),
@@ -323,6 +345,9 @@ def _holds(summary: dict[str, Any]) -> dict[str, bool]:
         "interval_coverage_of_plans": (0.85, 0.95),
         "accuracy_interval_coverage_of_plans": (0.85, 0.95),
         "value_spearman": (0.95, 1.0),
+        "validation_coverage_kl": (0.82, 0.97),
+        "validation_coverage_accuracy": (0.82, 0.97),
+        "bias_kl": (0.9, 1.1),
     }
     return {name: low <= summary[name] <= high for name, (low, high) in bounds.items() if name in summary}
 

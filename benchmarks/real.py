@@ -108,7 +108,7 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
         steps = Steps(folder / "steps", lock=lock)
         summary, rows = Run(settings, prompts, folder, *smollm2(WORK / "checkpoint"), steps).everything()
-    path = write_results(results, summary, rows)
+    path = write_results(results, summary, rows, earlier=[step.code for step in steps.finished.values()])
     draw_real(rows, RESULTS_DIR / f"{results}.png")
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 

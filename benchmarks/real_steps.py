@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import COMMIT_AT_START
+from benchmarks.measured_code import measured_code
 from pruning.atomic_file import replace_file
 
 _HEARTBEAT_SECONDS = 5.0
@@ -30,6 +31,7 @@ class Step:
     document: dict[str, Any]
     seconds: float
     commit: str
+    code: dict[str, str]
 
 
 class Steps:
@@ -46,26 +48,29 @@ class Steps:
 
         Raises RuntimeError if the command fails; what it said about that is on stderr.
         """
-        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent))
+        runs = (f"lop.commands.{arguments[0]}",)
+        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent), runs)
 
     def call(self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]]) -> Step:
         """`function` in this process; `key` says all that its result depends on."""
         return self._once(name, key, lambda _: function())
 
-    def _once(self, name: str, key: Sequence[str], run: Callable[[Path], dict[str, Any]]) -> Step:
+    def _once(
+        self, name: str, key: Sequence[str], run: Callable[[Path], dict[str, Any]], runs: Sequence[str] = ()
+    ) -> Step:
         digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
         path = self._folder / f"{name.replace(' ', '-')}-{digest}.json"
         spent = path.with_suffix(".seconds")
-        if not path.is_file():
+        step = _kept_in(path)
+        if step is None:
             say(f"{name}: {' '.join(key)}")
             before, started = _seconds_in(spent), time.perf_counter()
             document = run(spent)
             seconds = before + time.perf_counter() - started
-            kept = {"document": document, "seconds": seconds, "commit": COMMIT_AT_START}
-            replace_file(path, json.dumps(kept, indent=1).encode())
+            step = Step(document, seconds, COMMIT_AT_START, measured_code(runs))
+            replace_file(path, json.dumps(asdict(step), indent=1).encode())
             spent.unlink(missing_ok=True)
             say(f"{name}: {seconds:.0f} s")
-        step = Step(**json.loads(path.read_text()))
         self.finished[name] = step
         return step
 
@@ -109,6 +114,12 @@ def alone_in(folder: Path) -> Iterator[int]:
             say(f"waiting for what is still at work in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
+
+
+def _kept_in(path: Path) -> Step | None:
+    """None also for a step from before its code was kept: nobody can say what it was measured with."""
+    document = json.loads(path.read_text()) if path.is_file() else {}
+    return Step(**document) if "code" in document else None
 
 
 def _seconds_in(path: Path) -> float:

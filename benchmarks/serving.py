@@ -63,6 +63,9 @@ MOST_REMOVED = 0.78
 
 STARTUP_SECONDS = 60.0
 
+RUNS = ("lop.commands.serve",)
+"""What the server's process runs."""
+
 
 @contextmanager
 def serving(database: str) -> Iterator[str]:
@@ -241,7 +244,7 @@ def register_large(repository: Repository, anatomy: ModelAnatomy) -> None:
         metrics = Metrics(kl, 1.0 + kl, math.exp(-kl), 100, 50)
         samples.append(Sample(LARGE, sha256, calibration.id, anatomy.architecture(widths), metrics, 0.1, "made up"))
     repository.add_samples(samples)
-    train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=2))
+    train_model(repository, LARGE, TrainingSettings(round_to=ROUND_TO, policy_rounds=1, problems_per_round=1024))
 
 
 def _in_order(anatomy: ModelAnatomy) -> Ranking:

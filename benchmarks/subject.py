@@ -1,7 +1,5 @@
 """The model that benchmarks search: the reference, its calibration and validation conversations, and what was found."""
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.kept_metrics import KeptMetrics
 from engines.local import LocalEngine
 from lop.workflows.measuring import RECIPES
 from mcts.result import SearchResult
@@ -16,12 +15,13 @@ from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings
 from mcts.worker import run_search
 from pruning.allocators.evolution import Score
+from pruning.anatomy.architecture import Architecture
 from pruning.arrays import FloatArray
-from pruning.atomic_file import replace_file
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.data.folds import fold_numbers
 from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.importance import ranking_of
 from pruning.measuring.metrics import Metrics, Widths
@@ -30,7 +30,7 @@ from pruning.planning.added_biases import bias_parameters
 from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.space import Choice, Space
+from pruning.planning.space import Space
 from pruning.planning.target import ffn_parameter_budget
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import SqlRepository, open_repository
@@ -49,12 +49,12 @@ class Subject:
         reference: folder with model/ and data/.
         num_conversations: calibration conversations that configurations are scored on, None for all; statistics and
             the ranking come from all of them.
-        fresh: forget the searches that an interrupted run has finished.
+        fresh: forget what other runs have measured. Else it is read again.
     """
 
     def __init__(self, reference: Path, num_conversations: int | None, *, fresh: bool) -> None:
-        self._folder = reference / "model"
-        self._processor = load_processor(self._folder)
+        self.folder = reference / "model"
+        self.processor = load_processor(self.folder)
         everything = load_conversations(reference / "data" / "calibration.json")
         self._conversations = {
             "all": everything,
@@ -62,14 +62,19 @@ class Subject:
             "enumeration": everything[:4],
             "validation": load_conversations(reference / "data" / "validation.json"),
         }
-        self.anatomy = anatomy_of(load_model(self._folder))
+        self.anatomy = anatomy_of(load_model(self.folder))
         self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
         self.ranking = ranking_of(self.statistics(StatisticsKind.ACTIVATIONS)[0], self.anatomy)
         self._evaluators: dict[tuple[str, str], ConfigurationEvaluator] = {}
-        self._metrics: dict[tuple[str, str, Widths], Metrics] = {}
+        self._kept: dict[tuple[str, str], KeptMetrics] = {}
         if fresh:
             shutil.rmtree(WORK_DIR, ignore_errors=True)
         WORK_DIR.mkdir(exist_ok=True)
+
+    @property
+    def num_conversations(self) -> int:
+        """Calibration conversations that configurations are scored on."""
+        return len(self._conversations["calibration"])
 
     def budget(self, sparsity: float, round_to: int) -> int:
         """FFN parameters to keep."""
@@ -80,32 +85,44 @@ class Subject:
         if kind not in self._statistics:
             recipe = RECIPES[kind]
             used = self._conversations["all"][: recipe.num_conversations]
-            model = load_model(self._folder)
+            model = load_model(self.folder)
             started = time.perf_counter()
-            batches = make_batches(used, self._processor, batch_size=recipe.batch_size)
+            batches = make_batches(used, self.processor, batch_size=recipe.batch_size)
             self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
         return self._statistics[kind]
 
     def scan(self, space: Space) -> tuple[FloatArray, float]:
         """The one-decision scan [N, K], and its seconds."""
-        started = time.perf_counter()
-        return scan_sensitivity(space, self.score(space)), time.perf_counter() - started
+        started = self.seconds
+        return scan_sensitivity(space, self.score(space)), self.seconds - started
 
     def score(self, space: Space) -> Score:
         """Scores choices of `space` on the calibration conversations."""
-        evaluate = self.evaluator("calibration")
+        return lambda choices: self._measure_all([space.architecture(choice) for choice in choices])
 
-        def score(choices: Sequence[Choice]) -> list[Metrics]:
-            return evaluate([space.architecture(choice) for choice in choices])
-
-        return score
+    def _measure_all(self, architectures: Sequence[Architecture]) -> list[Metrics]:
+        kept = self.kept("calibration")
+        return [kept(self.anatomy.ffn_widths(architecture)) for architecture in architectures]
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""
-        key = (split, (ranking or self.ranking).sha256, widths)
-        if key not in self._metrics:
-            self._metrics[key] = self.evaluator(split, ranking).evaluate(widths)
-        return self._metrics[key]
+        return self.kept(split, ranking)(widths)
+
+    def kept(self, split: str, ranking: Ranking | None = None) -> KeptMetrics:
+        """What is measured on a split, by the model's ranking or another one."""
+        ranking = ranking or self.ranking
+        key = (split, ranking.sha256)
+        if key not in self._kept:
+            conversations = calibration_id(self._conversations[split])
+            identity = content_id({"ranking": ranking.sha256, "data": conversations})
+            path = WORK_DIR / f"metrics-{split}-{identity}.jsonl"
+            self._kept[key] = KeptMetrics(path, lambda: self.evaluator(split, ranking))
+        return self._kept[key]
+
+    @property
+    def seconds(self) -> float:
+        """A clock: this process's, ahead of it by what was remembered of the calibration conversations."""
+        return time.perf_counter() + self.kept("calibration").remembered_seconds
 
     def evaluator(self, split: str, ranking: Ranking | None = None) -> ConfigurationEvaluator:
         """The evaluator of a split, by the model's ranking or another one."""
@@ -113,15 +130,23 @@ class Subject:
         key = (split, ranking.sha256)
         if key not in self._evaluators:
             # The validation split is large, and its configurations have little in common.
-            cache = {"cache_bytes": 0} if split == "validation" else {}
             self._evaluators[key] = ConfigurationEvaluator(
-                load_model(self._folder), self.batches(split), ranking, **cache
+                load_model(self.folder),
+                self.batches(split),
+                ranking,
+                folds=fold_numbers(self._conversations[split]),
+                cache_bytes=0 if split == "validation" else None,
             )
         return self._evaluators[key]
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that one configuration is scored on, those of the answers in the calibration conversations."""
+        return self.evaluate("calibration", tuple(layer.ffn_width for layer in self.anatomy.layers)).num_tokens
+
     def batches(self, split: str) -> list[Batch]:
         """The conversations of a split."""
-        return make_batches(self._conversations[split], self._processor)
+        return make_batches(self._conversations[split], self.processor)
 
     def widths(self, sample: Sample) -> Widths:
         """FFN widths [L] that were scored."""
@@ -136,39 +161,22 @@ class Subject:
             kept += sum(b for b, w, layer in zip(added, widths, layers, strict=True) if w < layer.ffn_width)
         return kept
 
-    def search(self, name: str, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
-        """One search with a database of its own, so that none profits from another; and the seconds of each target.
+    def search(self, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
+        """One search in a database of its own, and the seconds of each target; those of the shared scan are divided.
 
-        The seconds of the shared scan are divided among the targets. Read from WORK_DIR if it was run before with the
-        same code and settings on the same model and conversations.
+        Evaluations that another search has done are remembered, and count the seconds that they took.
         """
-        identity = content_id(
-            {
-                "settings": settings.to_dict(),
-                "ranking": self.ranking.sha256,
-                "calibration": calibration_id(self._conversations["calibration"]),
-                "code": code_sha256(),
-            }
-        )
-        kept = WORK_DIR / f"{name}-{settings.seed}-{identity}.json"
-        if kept.is_file():
-            document = json.loads(kept.read_text(encoding="utf-8"))
-            return SearchResult.from_dict(document["result"]), document["seconds"]
         marks: dict[str, float] = {}
-        started = time.perf_counter()
+        started = self.seconds
 
         def progress(_done: int, _total: int, target: str, _best: Metrics | None, /) -> None:
-            marks[target] = time.perf_counter() - started
+            marks[target] = self.seconds - started
 
-        calibration = self.calibration_id
         with TemporaryDirectory() as folder:
             repository = self.repository(Path(folder) / "search.db")
-            engine = LocalEngine(lambda: self.evaluator("calibration"))
-            result = run_search(repository, MODEL_ID, calibration, engine, settings, progress)
-        seconds = self._seconds_per_target(result, marks)
-        document = {"result": result.to_dict(), "seconds": seconds}
-        replace_file(kept, json.dumps(document).encode())
-        return result, seconds
+            engine = LocalEngine(lambda: self._measure_all)
+            result = run_search(repository, MODEL_ID, self.calibration_id, engine, settings, progress)
+        return result, self._seconds_per_target(result, marks)
 
     @staticmethod
     def _seconds_per_target(result: SearchResult, marks: dict[str, float]) -> list[float]:
@@ -190,17 +198,8 @@ class Subject:
             return repository
         now = datetime.now(UTC)
         sha256 = repository.put_artifact(self.ranking.to_bytes(), BINARY)
-        repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self._folder), now))
+        repository.add_model(ModelRecord(MODEL_ID, self.anatomy, "0" * 64, sha256, str(self.folder), now))
         used: list[Conversation] = self._conversations["calibration"]
         answers = sum(len(c.turns) for c in used)
         repository.add_calibration(CalibrationRecord(calibration_id(used), "calibration", len(used), answers, now))
         return repository
-
-
-def code_sha256() -> str:
-    """Of everything that a search's result depends on: what other code found is not this code's."""
-    digest = hashlib.sha256()
-    for package in ("mcts", "pruning"):
-        for path in sorted((Path(__file__).parent.parent / package).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

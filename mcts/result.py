@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mcts.settings import SearchTarget
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice, Space
+from values.cross_validation import CrossValidation, judged_without_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class TargetResult:
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
         curve: [evaluations] least KL after each evaluation.
+        held_out: for each fold of the data, what the search would have chosen without it is worth on it; empty where
+            there are no folds, and in a result that was stored.
+        cross_validation: the same beside the dense model; None where there are no folds.
     """
 
     label: str
@@ -33,6 +37,8 @@ class TargetResult:
     metrics: Metrics
     evaluations: int
     curve: tuple[float, ...]
+    held_out: tuple[FoldMetrics, ...] = ()
+    cross_validation: CrossValidation | None = None
 
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
@@ -47,6 +53,7 @@ class TargetResult:
             metrics=scored[best],
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.kl for m in scored.values()), min)),
+            held_out=judged_without_each(scored),
         )
 
 
@@ -62,12 +69,28 @@ class SearchResult:
         """Evaluations asked for in total, whether measured or remembered."""
         return self.scan_evaluations + sum(target.evaluations for target in self.targets)
 
+    def cross_validated(self, dense: Metrics) -> "SearchResult":
+        """With the `cross_validation` of every target; `dense` is the dense model on the same conversations."""
+        if dense.folds is None:
+            return self
+        targets = [
+            replace(target, cross_validation=CrossValidation(target.metrics.kl, target.held_out, dense.folds))
+            if target.held_out
+            else target
+            for target in self.targets
+        ]
+        return replace(self, targets=tuple(targets))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the inverse of `from_dict`."""
+        """Plain JSON types; the inverse of `from_dict`, but for `held_out`."""
         targets = []
         for target in self.targets:
-            lists = {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
-            targets.append(asdict(target) | {"metrics": target.metrics.to_dict()} | lists)
+            document = asdict(target) | {"metrics": target.metrics.to_dict()}
+            document |= {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
+            del document["held_out"], document["cross_validation"]
+            if target.cross_validation is not None:
+                document["cross_validation"] = target.cross_validation.to_dict()
+            targets.append(document)
         return asdict(self) | {"targets": targets}
 
     @classmethod
@@ -78,6 +101,10 @@ class SearchResult:
             rest = {**target}
             old = rest.pop("configuration", None)
             choice = rest["choice"] if old is None else [k - 1 for k in old]
+            validated = rest.pop("cross_validation", None)
             lists = {"choice": tuple(choice), "widths": tuple(rest["widths"]), "curve": tuple(rest["curve"])}
-            targets.append(TargetResult(**{**rest, "metrics": Metrics(**rest["metrics"]), **lists}))
+            found = TargetResult(**{**rest, "metrics": Metrics(**rest["metrics"]), **lists})
+            if validated is not None:
+                found = replace(found, cross_validation=CrossValidation.from_dict(validated))
+            targets.append(found)
         return cls(targets=tuple(targets), scan_evaluations=data["scan_evaluations"])

@@ -1,10 +1,13 @@
 """The search of one target: simulate, expand, evaluate, backward.
 
-Evaluations are dear and the surrogate is cheap, so each evaluation is chosen among many proposals: simulations run
-down the tree by PUCT and end at choices that were not visited, swap moves and mutations lead there from the
-best ones known. The surrogate, fitted again to everything read so far, judges them all; the one with the highest
-expected improvement is expanded and scored, and its value backed up. Deterministic: the next choice is a
-function of the settings, the seed and the metrics read so far.
+Evaluations are dear and the surrogate is cheap, so each evaluation is chosen among many proposals: swap moves and
+mutations lead to choices that were not visited from the best ones known; if the settings ask for simulations, they run
+down the tree by PUCT and end at others. The surrogate, fitted again to everything read so far, judges them all; the one
+with the highest expected improvement is expanded and scored, and its value backed up. Deterministic: the next choice is
+a function of the settings, the seed and the metrics read so far.
+
+What does the work is the additive program that it starts from, the moves, and the surrogate. Simulations are not run by
+default: they propose what moves propose anyway, or what is worse (docs/search.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +82,7 @@ class TargetSearch:
         score: scores choices.
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
-        guide: its prior is mixed with the surrogate's if given, and what it proposes is scored first.
+        guide: what it proposes is scored first; in simulations, its prior is mixed with the surrogate's.
         on_evaluation: called after each evaluation with their number and the metrics of least KL so far.
     """
 
@@ -112,7 +115,6 @@ class TargetSearch:
         self._version = 0
         self._surrogate: Surrogate
         self._table: FloatArray
-        self._prior: TablePrior
         self._best: tuple[float, Choice] | None = None
 
     def run(self) -> TargetResult:
@@ -134,9 +136,10 @@ class TargetSearch:
         """The path [N] of the choice to score next: of all proposals, the most promising one."""
         parents = self._parents()
         tree = self._descend(self.settings.num_simulations)
-        best, promise = self._most_promising(
-            np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
-        )
+        proposals = np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
+        if not len(proposals):  # all neighbours were visited, and no simulation was asked for
+            proposals = self._descend(1)
+        best, promise = self._most_promising(proposals)
         # Several moves in a row, as long as each promises more than the one before.
         for _ in range(self.settings.max_moves - 1):
             further = self._moves([best])
@@ -195,7 +198,7 @@ class TargetSearch:
         return int(self.limits.spare.item())
 
     def refit(self) -> None:
-        """Fit the surrogate to everything read, and make its table the prior.
+        """Fit the surrogate to everything read.
 
         A choice that is still being scored counts as what the surrogate that chose it expected ("kriging
         believer", Ginsbourger et al. 2010), so that the next one is chosen somewhere else.
@@ -209,7 +212,6 @@ class TargetSearch:
         self._surrogate = fit_surrogate(kernel, samples, target=self._index)
         self._version += 1
         self._table = self._surrogate.table(self.incumbent)
-        self._prior = TablePrior(self.limits.table, self._table, self._spare, temperature=self.settings.temperature)
 
     @property
     def incumbent(self) -> Choice:
@@ -230,12 +232,15 @@ class TargetSearch:
 
         Each counts as a visit until the last one is done, so that they part (virtual loss).
         """
+        if num_simulations == 0:
+            return _unique([], self.limits.space.num_decisions)
+        prior = TablePrior(self.limits.table, self._table, self._spare, temperature=self.settings.temperature)
         paths = []
         for _ in range(num_simulations):
             node = self.tree.root
             path: list[Edge] = []
             while len(path) < self.limits.space.num_decisions:
-                self._renew_prior(node)
+                self._renew_prior(node, prior)
                 index = select_action(node, self._best_kl, self.settings.c_puct)
                 path.append(Edge(node, index))
                 if len(path) < self.limits.space.num_decisions:
@@ -246,12 +251,12 @@ class TargetSearch:
             self.tree.count_visit(path, -1)
         return _unique([_choice_of(path) for path in paths], self.limits.space.num_decisions)
 
-    def _renew_prior(self, node: Node) -> None:
-        """Bring the prior of a node that is being passed up to date with the last fit."""
+    def _renew_prior(self, node: Node, prior: TablePrior) -> None:
+        """Bring the prior of a node that is being passed up to date with the last fit, of which `prior` is."""
         if node.prior_version == self._version:
             return
         slack = int(node.slack[0])
-        weights = self._prior(node.prefix, slack)[node.actions]
+        weights = prior(node.prefix, slack)[node.actions]
         if self._guide is None:
             node.prior = normalise(weights)
         else:
@@ -266,6 +271,8 @@ class TargetSearch:
 
     def _moves(self, parents: Sequence[Choice]) -> IntArray:
         """Swap moves [n, N] at `parents` that were not visited."""
+        if not parents:
+            return _unique([], self.limits.space.num_decisions)
         moves = np.concatenate([swap_moves(self.limits, parent) for parent in parents])
         most = MAX_MOVES + len(self._requested)  # so many are left over if all visited ones are among them
         if len(moves) > most:
@@ -276,7 +283,7 @@ class TargetSearch:
 
     def _mutations(self, parents: Sequence[Choice], wanted: int) -> IntArray:
         """Random children [<= wanted, N] of `parents` in turn that were not visited."""
-        children = [mutate(self.limits, parents[i % len(parents)], self._rng) for i in range(wanted)]
+        children = [mutate(self.limits, parents[i % len(parents)], self._rng) for i in range(wanted if parents else 0)]
         return _unique([c for c in children if c not in self._requested], self.limits.space.num_decisions)
 
     def _most_promising(self, proposals: IntArray) -> tuple[Choice, float]:

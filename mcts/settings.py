@@ -18,6 +18,9 @@ DEFAULT_PARALLEL_LEAVES = 4
 """Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""
 
 
+DEFAULT_SIMULATIONS = 0
+
+
 class SearchMethod(StrEnum):
     """What chooses the configurations that are scored. Each is the `source` of the samples that it stores."""
 
@@ -43,15 +46,16 @@ class SearchSettings:
         sparsities: targets as fractions of `scope` to remove, searched in this order.
         budgets: targets as FFN parameters to keep, searched after the sparsities.
         scope: what `sparsities` count.
-        method: the tree search, or one that it is compared with.
-        num_evaluations: configurations scored per target, the sensitivity scan of the tree search not counted.
+        method: the search of this package, or one that it is compared with.
+        num_evaluations: configurations scored per target, the sensitivity scan not counted.
         seed: of every random choice.
         num_levels: widths to choose from, a layer.
         round_to: widths are multiples of it.
         parallel_leaves: configurations chosen before the first of them is scored, and handed to the evaluator at once:
             as many can be measured in parallel.
-        num_simulations: tree simulations that propose configurations, per evaluation.
-        num_parents: best configurations whose swap moves are proposed too.
+        num_simulations: tree simulations that propose configurations, per evaluation. None by default: wherever this
+            was measured, they added nothing to what swap moves propose (docs/search.md).
+        num_parents: best configurations whose swap moves are proposed; 0 leaves the tree alone.
         num_mutations: random children of those, several switches away, that are proposed too.
         max_moves: swap moves in a row that a proposal may be improved by.
         c_puct: weight of exploration in PUCT.
@@ -68,7 +72,7 @@ class SearchSettings:
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
     parallel_leaves: int = DEFAULT_PARALLEL_LEAVES
-    num_simulations: int = 8
+    num_simulations: int = DEFAULT_SIMULATIONS
     num_parents: int = 8
     num_mutations: int = 16
     max_moves: int = 3
@@ -87,7 +91,7 @@ class SearchSettings:
         if twice := [target for target in dict.fromkeys(targets) if targets.count(target) > 1]:
             raise InputError("a search has each target once", values=f"{', '.join(twice)} again", remedy="Give it once")
         whole = {"num_evaluations": 1, "seed": 0, "num_levels": 2, "round_to": 1, "parallel_leaves": 1}
-        whole |= {"num_simulations": 1, "num_parents": 1, "num_mutations": 0, "max_moves": 1}
+        whole |= {"num_simulations": 0, "num_parents": 0, "num_mutations": 0, "max_moves": 1}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -45,8 +45,9 @@ def run_search(
         repository: holds the model and the calibration set; takes the samples.
         evaluate: the engine that measures on the calibration set.
         progress: told about every evaluation.
-        guide: leads the tree search, e.g. a trained predictor.
-        known: samples that the tree search's surrogate learns from before it begins; the result depends on them.
+        guide: leads the search, e.g. a trained predictor: what it proposes is scored first, and its prior is one of the
+            tree, if the settings ask for simulations.
+        known: samples that the search's surrogate learns from before it begins; the result depends on them.
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.

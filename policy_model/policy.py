@@ -1,13 +1,15 @@
-"""The policy as it is trained: a Transformer that chooses one layer's level after another.
+"""The policy as it is trained: a Transformer that makes one decision after another.
 
-Letters: B batch, L decoder layers, K levels, D model width, H heads, F static features a layer, S step features.
+Letters: B batch, N decisions, K options, D model width, H heads, O option width, F features of a decision, S of an
+option.
 
-A prefix Transformer: L prefix tokens, one per decoder layer, see each other; L decision tokens see the whole prefix and
-the decisions before them. The prefix does not know the budget, so at request time it is computed once per model, and a
-step costs one token. Step features enter at every decision: what was asked, what is left, what actions cost. Infeasible
-levels get a logit of -inf: their probability is exactly 0, and so is their gradient. Pre-norm without learnt norm
-weights, no dropout, learnt layer positions (a predictor belongs to one model). Requests are decoded by
-`policy_model.decoder`, with the same weights and without torch.
+A prefix Transformer: N prefix tokens, one per decision, see each other; N decision tokens see the whole prefix and the
+decisions before them. The prefix does not know the budget, so at request time it is computed once per model, and a step
+costs one token. What was asked and what is left enters at every decision, and so does the option that was chosen
+before. Options are scored one by one, by their own features and the decision's state, so the same weights choose among
+any number of them, in any number of decisions, under any number of limits. Infeasible options get a logit of -inf:
+their probability is exactly 0, and so is their gradient. Pre-norm without learnt norm weights, no dropout, no learnt
+positions. Requests are decoded by `policy_model.decoder`, with the same weights and without torch.
 """
 
 import math
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policy_model.costs import num_step_features
+from policy_model.model_features import NUM_DECISION_FEATURES, NUM_OPTION_FEATURES
 from policy_model.policy_config import PolicyConfig
+from policy_model.problem_features import NUM_PRICE_FEATURES, NUM_STEP_FEATURES, NUM_TAKEN_FEATURES
 
 KeyValues = tuple[Tensor, Tensor]
 """Keys and values of one block."""
@@ -66,30 +69,27 @@ class PolicyBlock(nn.Module):
 
 
 class Policy(nn.Module):
-    """Level probabilities for one layer after another, given what is left."""
-
-    prefix_mask: Tensor
+    """Probabilities of the options of one decision after another, given what is left."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        D, L = config.width, config.num_layers
-        self.read_layer = nn.Linear(config.num_features, D)
-        self.read_step = nn.Linear(num_step_features(config.num_levels), D)
-        self.layer_position = nn.Parameter(torch.randn(L, D) * 0.1)
-        self.decision_position = nn.Parameter(torch.randn(L, D) * 0.1)
-        self.previous_level = nn.Embedding(config.num_levels + 1, D)  # the last row: no decision yet
+        D, O = config.width, config.option_width  # noqa: E741
+        option = NUM_OPTION_FEATURES + NUM_PRICE_FEATURES
+        self.read_decision = nn.Linear(NUM_DECISION_FEATURES, D)
+        self.read_step = Projection(NUM_STEP_FEATURES, D)
+        self.read_previous = nn.Linear(option, D)
+        self.decides = nn.Parameter(torch.randn(D) * 0.1)
+        """Tells decision tokens from prefix tokens."""
         self.blocks = nn.ModuleList(PolicyBlock(D, config.num_heads) for _ in range(config.num_blocks))
-        self.head = nn.Linear(D, config.num_levels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        # Row l: decision l sees all L layer tokens and decisions 0..l.
-        mask = torch.cat([torch.ones(L, L), torch.ones(L, L).tril()], dim=1).bool()
-        self.register_buffer("prefix_mask", mask, persistent=False)
+        self.read_option = nn.Linear(option, O)
+        self.read_taken = Projection(NUM_TAKEN_FEATURES, O)
+        self.read_state = Projection(D, O)
+        self.score = nn.Parameter(torch.zeros(O))
 
-    def encode_layers(self, features: Tensor) -> list[KeyValues]:
-        """Keys and values [1, H, L, D / H] per block of the layer tokens; `features` is [L, F]."""
-        x = (self.read_layer(features) + self.layer_position)[None]
+    def encode_decisions(self, decisions: Tensor) -> list[KeyValues]:
+        """Keys and values [1, H, N, D / H] per block of the prefix tokens; `decisions` is [N, F]."""
+        x = self.read_decision(decisions)[None]
         cache: list[KeyValues] = []
         for block in self._blocks():
             q, k, v = block.project(x)
@@ -97,28 +97,34 @@ class Policy(nn.Module):
             x = block.attend(x, q, k, v)
         return cache
 
-    def forward(self, features: Tensor, step_features: Tensor, levels: Tensor, feasible: Tensor) -> Tensor:
-        """Log-probabilities [B, L, K] of every decision, teacher-forced with `levels` [B, L].
+    def forward(
+        self, decisions: Tensor, options: Tensor, steps: Tensor, taken: Tensor, feasible: Tensor, choices: Tensor
+    ) -> Tensor:
+        """Log-probabilities [B, N, K] of every decision, teacher-forced with `choices` [B, N].
 
-        `features` [L, F]; `step_features` [B, L, S] and `feasible` bool [B, L, K] as `DecisionCosts.trajectory`.
+        `decisions` [N, F] as `ModelFeatures`, `options` [B, N, K, S] as `ProblemFeatures`, and `steps`, `taken` and
+        `feasible` as `Trajectory` has them.
         """
-        B = levels.shape[0]
-        start = torch.full((B, 1), self.config.num_levels)
-        previous = self.previous_level(torch.cat([start, levels[:, :-1]], dim=1))
-        x = self.read_layer(features) + self.decision_position + self.read_step(step_features) + previous
-        for block, (layer_k, layer_v) in zip(self._blocks(), self.encode_layers(features), strict=True):
+        B, N = choices.shape
+        index = choices[:, :-1, None, None].expand(-1, -1, 1, options.shape[3])
+        previous = self.read_previous(options[:, :-1].gather(2, index)[:, :, 0])
+        x = self.read_decision(decisions) + self.decides + self.read_step(steps)
+        x = x + functional.pad(previous, (0, 0, 1, 0))
+        # Row n: decision n sees all prefix tokens and decisions 0..n.
+        mask = torch.cat([torch.ones(N, N), torch.ones(N, N).tril()], dim=1).bool()
+        for block, (prefix_k, prefix_v) in zip(self._blocks(), self.encode_decisions(decisions), strict=True):
             q, k, v = block.project(x)
-            k = torch.cat([layer_k.expand(B, -1, -1, -1), k], dim=2)
-            v = torch.cat([layer_v.expand(B, -1, -1, -1), v], dim=2)
-            x = block.attend(x, q, k, v, self.prefix_mask)
-        logits: Tensor = self.head(_norm(x))
+            k = torch.cat([prefix_k.expand(B, -1, -1, -1), k], dim=2)
+            v = torch.cat([prefix_v.expand(B, -1, -1, -1), v], dim=2)
+            x = block.attend(x, q, k, v, mask)
+        hidden = self.read_option(options) + self.read_taken(taken) + self.read_state(_norm(x))[:, :, None]
+        logits: Tensor = hidden.relu().square() @ self.score
         return logits.masked_fill(~feasible, -math.inf).log_softmax(dim=-1)
 
     def _blocks(self) -> list[PolicyBlock]:
         return [block for block in self.blocks if isinstance(block, PolicyBlock)]
 
 
-def policy_loss(log_probabilities: Tensor, levels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over [B] of the negative log-likelihood per decision of `levels` [B, L]."""
-    chosen = log_probabilities.gather(-1, levels[..., None]).squeeze(-1)
-    return -(chosen.mean(dim=1) * weights).sum() / weights.sum()
+def policy_loss(log_probabilities: Tensor, choices: Tensor) -> Tensor:
+    """Mean negative log-likelihood per decision, of `choices` [B, N] under [B, N, K]."""
+    return -log_probabilities.gather(-1, choices[..., None]).mean()

@@ -6,14 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """L decoder layers of K levels, F static features a layer; D `width`, H `num_heads`."""
+    """D `width`, H `num_heads`, O `option_width`. Nothing depends on the number of decisions, options or limits."""
 
-    num_layers: int
-    num_levels: int
-    num_features: int
     width: int = 64
     num_blocks: int = 2
     num_heads: int = 4
+    option_width: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

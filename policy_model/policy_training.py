@@ -1,151 +1,169 @@
-"""Training the policy: imitate the samples near the frontier and the experts, round after round.
+"""Training the policy: imitate the teacher's answers to random problems, round after round.
 
-Letters: E examples, B batch, L decoder layers.
+As in expert iteration (Anthony et al., arXiv 1705.08439): a slow expert (the teacher's descent on the values) improves
+what the fast apprentice (the policy) proposes, and the apprentice imitates the result.
+Letters: P problems, B batch, J limits, N decisions, K options.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from policy_model.decoder import PolicyDecoder, gumbel_noise
-from policy_model.experts import (
-    PARAMETER_SHARE,
-    find_expert,
-    pricings,
-    random_slacks,
-    starting_points,
-)
-from policy_model.local_search import level_values
+from policy_model.elites import Elites
+from policy_model.local_search import LevelValues
+from policy_model.model_features import ModelFeatures, decision_features
 from policy_model.policy import Policy, policy_loss
+from policy_model.problem_features import ProblemFeatures
+from policy_model.problems import OptionSet, Problems, random_problems
 from policy_model.schedule import scheduled
+from policy_model.teacher import Teacher
 from pruning.arrays import FloatArray, IntArray
 from values.dataset import TrainingData
 from values.encoding import Encoding
 from values.values import Values
 
-IMITATION_TEMPERATURE = 0.05
-"""Log KL above the frontier at which a sample's imitation weight has fallen to 1/e."""
+NUM_GROUPS = 32
+"""Of the problems of a round: every second one is over the options of the searched space, every other over options of
+its own."""
 
-SAMPLE_SHARE = 0.25
-"""Part of the batch's weight that comes from measured samples; the rest comes from experts."""
+MOST_HELD_OUT, HELD_OUT_SHARE = 256, 0.25
+"""Problems that are not imitated: they tell which weights were the best, and how good those are."""
 
-PROPOSALS = 3
-"""Configurations that the policy proposes for every budget of a round."""
+PROPOSALS = 5
+"""Configurations that the policy proposes for every problem of a round: the best one is where a descent starts."""
 
-HELD_OUT_EVERY = 8
-"""One expert in so many is not imitated: it tells when to stop."""
+CANDIDATES = 9
+"""Configurations that the policy alone may try on a held-out problem: the most likely one, and eight samples."""
+
+CHUNK = 64
+"""Problems whose features are worked out together."""
+
+ASKED_SHARE = 0.5
+"""Part of the problems that are imitated with the budget that was asked. What is best of a budget also is of a smaller
+one that it fits: the others' limits are drawn between the two, and look tighter than they were."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Problems over the same options: what the policy is told of these, and the teacher that knows their values."""
+
+    problems: Problems
+    model: ModelFeatures
+    teacher: Teacher
+
+    def starts(self) -> list[IntArray]:
+        """What the teacher begins with, without a policy: choices [P, N] each."""
+        return [self.teacher.measured(self.problems), self.teacher.additive(self.problems)]
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Levels [E, L] that are good for slacks from `lowest` to `highest` [E] of the cost `pricing` [E], with weights."""
+    """Features of P problems along good `choices` [P, N], as `Policy.forward` takes them."""
 
-    levels: IntArray
-    pricing: IntArray
-    lowest: IntArray
-    highest: IntArray
-    weights: FloatArray
+    options: Tensor
+    steps: Tensor
+    taken: Tensor
+    feasible: Tensor
+    choices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.choices)
 
 
 class PolicyTraining:
-    """State: the policy, its optimizer, and the experts found so far. Every step depends on it, `step` and the seed."""
+    """State: the policy, its optimizer, and the teacher's answers so far. A step depends on it, `step` and the seed.
+
+    Args:
+        policy: to be trained.
+        values, encoding, data: what problems are made for, and answered by.
+        seed: of the problems and of the order in which they are imitated.
+        steps: of the whole training, for the learning rate.
+        problems_per_round: P of every round.
+    """
 
     def __init__(
-        self, policy: Policy, values: Values, encoding: Encoding, data: TrainingData, *, seed: int, steps: int
+        self,
+        policy: Policy,
+        values: Values,
+        encoding: Encoding,
+        data: TrainingData,
+        *,
+        seed: int,
+        steps: int,
+        problems_per_round: int,
     ) -> None:
         self.policy, self.encoding, self.data = policy, encoding, data
-        self.seed, self.steps = seed, steps
-        self.pricings = pricings(encoding, seed)
-        self.features = torch.from_numpy(encoding.features).float()
-        self._table = level_values(encoding, values)
-        self.expert_levels = np.empty((0, encoding.space.num_decisions), dtype=np.int64)
-        self.expert_slacks = np.empty(0, dtype=np.int64)
-        self.expert_pricings = np.empty(0, dtype=np.int64)
-        decayed = [p for name, p in policy.named_parameters() if p.ndim == 2 and "position" not in name]
-        other = [p for name, p in policy.named_parameters() if not (p.ndim == 2 and "position" not in name)]
+        self.seed, self.steps, self.problems_per_round = seed, steps, problems_per_round
+        self._values, self._elites = values, Elites.of(values)
+        self._decision_features = decision_features(encoding)
+        self._decisions = torch.from_numpy(self._decision_features).float()
+        self.answers: list[IntArray] = []
+        held_out = min(MOST_HELD_OUT, max(int(HELD_OUT_SHARE * problems_per_round), NUM_GROUPS))
+        self._held_out = self._groups(held_out, [seed, 1])
+        solved = [group.teacher.solve(group.problems, group.starts()) for group in self._held_out]
+        self._held_out_log_kl = np.concatenate([log_kl for _, log_kl in solved])
+        self._held_out_examples = _joined(
+            [
+                _examples(group, choices, group.problems.slack)
+                for group, (choices, _) in zip(self._held_out, solved, strict=True)
+            ]
+        )
+        self._imitated: list[Examples] = []
+        decayed = [p for p in policy.parameters() if p.ndim == 2]
+        other = [p for p in policy.parameters() if p.ndim != 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}], lr=0.0
         )
 
-    def find_experts(self, round_index: int, count: int) -> None:
-        """Add the best configurations found for `count` new random budgets."""
-        of_parameters = round(count * PARAMETER_SHARE)
-        counts = [of_parameters, *_divide(count - of_parameters, len(self.pricings) - 1)]
-        levels, slacks, kinds = [self.expert_levels], [self.expert_slacks], [self.expert_pricings]
-        for kind, (pricing, number) in enumerate(zip(self.pricings, counts, strict=True)):
-            if number == 0:
-                continue
-            wanted = random_slacks(self.encoding, self.data, pricing, number, [self.seed, 2, round_index, kind])
-            proposals = self._proposals(kind, wanted, round_index)
-            found = [
-                find_expert(
-                    self._table,
-                    pricing,
-                    [*starting_points(self.data, pricing, int(slack)), *proposed],
-                    int(slack),
+    def _groups(self, count: int, seed: list[int]) -> list[Group]:
+        """`count` problems: a function of the seed."""
+        groups = []
+        for number, rows in enumerate(np.array_split(np.arange(count), min(NUM_GROUPS, count))):
+            rng = np.random.default_rng([*seed, number])
+            options = OptionSet.random(self.encoding, rng) if number % 2 else OptionSet.usual(self.encoding)
+            table = LevelValues(self._values, options.fractions)
+            groups.append(
+                Group(
+                    random_problems(self.encoding, self.data, options, len(rows), rng),
+                    ModelFeatures.of(self.encoding, table.fractions, table.own),
+                    Teacher(table, self._elites),
                 )
-                for slack, proposed in zip(wanted, proposals, strict=True)
-            ]
-            levels.append(np.stack(found))
-            slacks.append(wanted)
-            kinds.append(np.full(number, kind))
-        self.expert_levels, self.expert_slacks = np.concatenate(levels), np.concatenate(slacks)
-        self.expert_pricings = np.concatenate(kinds)
+            )
+        return groups
 
-    def _proposals(self, kind: int, slacks: IntArray, round_index: int) -> list[list[IntArray]]:
-        """For each of `slacks` [R] what the policy decodes, and the expert of the next smaller slack; none at first."""
-        if round_index == 0:
-            return [[] for _ in slacks]
-        pricing, shape = self.pricings[kind], self.encoding.widths.shape
-        weights = {name: p.detach().numpy() for name, p in self.policy.state_dict().items()}
-        decoder = PolicyDecoder(weights, self.policy.config.num_heads, self.encoding.features)
-        repeated = np.repeat(slacks, PROPOSALS)
-        noise = gumbel_noise(shape[0], len(repeated), shape[1], self.seed + round_index)
-        decoded = decoder.decode(pricing.costs, repeated[:, None], noise)
-        proposals = [list(rows) for rows in decoded.reshape(len(slacks), PROPOSALS, -1)]
-        # Whoever starts from a held-out expert would show it to the policy.
-        own = (self.expert_pricings == kind) & ~self._held_out()
-        smaller, known = self.expert_slacks[own], self.expert_levels[own]
-        for slack, proposed in zip(slacks, proposals, strict=True):
-            below = np.flatnonzero(smaller <= slack)
-            if len(below):
-                proposed.append(pricing.fit(known[below[smaller[below].argmax()]], int(slack)))
-        return proposals
+    def start_round(self, round_index: int) -> None:
+        """Add the teacher's answers to the problems of that round, unless they are known, and imitate all so far."""
+        if len(self._imitated) > round_index:
+            return
+        for index in range(len(self._imitated), round_index + 1):
+            groups = self._groups(self.problems_per_round, [self.seed, 2, index])
+            if len(self.answers) == index:
+                self.answers.append(np.concatenate([self._answers(group, index) for group in groups]))
+            ends = np.cumsum([len(group.problems) for group in groups])[:-1]
+            rng = np.random.default_rng([self.seed, 3, index])
+            found = []
+            for group, answers in zip(groups, np.split(self.answers[index], ends), strict=True):
+                spent = group.problems.costs.spent(answers)
+                drawn = np.where(rng.random((len(answers), 1)) < ASKED_SHARE, 1.0, rng.random(spent.shape))
+                slack = spent + (drawn * (group.problems.slack - spent)).astype(np.int64)
+                found.append(_examples(group, answers, slack))
+            self._imitated.append(_joined(found))
+        self._all_imitated = _joined(self._imitated)
 
-    def examples(self) -> Examples:
-        """Samples worth imitating, with `SAMPLE_SHARE` of the weight, and all experts that are not held out."""
-        kept = ~self._held_out()
-        weights = self.data.imitation_weights(IMITATION_TEMPERATURE) * self.data.searched
-        worth = weights > 0.05
-        levels = np.concatenate([self.data.levels[worth], self.expert_levels[kept]])
-        kinds = np.concatenate([np.zeros(int(worth.sum()), dtype=np.int64), self.expert_pricings[kept]])
-        spent = np.empty(len(levels), dtype=np.int64)
-        step = np.empty(len(levels), dtype=np.int64)
-        for kind, pricing in enumerate(self.pricings):
-            own = kinds == kind
-            spent[own] = pricing.costs.spent(levels[own])[:, 0]
-            differences = np.diff(pricing.costs.excess[0], axis=1)
-            step[own] = max(int(differences[differences > 0].min()), 1)
-        count = int(worth.sum())
-        asked = np.concatenate([spent[:count], self.expert_slacks[kept]])
-        experts = np.full(int(kept.sum()), 1.0 / max(int(kept.sum()), 1))
-        if count:
-            own_weights = weights[worth] / weights[worth].sum() * SAMPLE_SHARE
-            experts = experts * (1.0 - SAMPLE_SHARE)
-        else:
-            own_weights = weights[worth]
-        highest = np.maximum(spent + step - 1, asked)
-        return Examples(levels, kinds, spent, highest, np.concatenate([own_weights, experts]))
+    def _answers(self, group: Group, round_index: int) -> IntArray:
+        starts = group.starts()
+        if round_index:
+            starts.append(self._proposals(group, PROPOSALS, [self.seed, 4, round_index])[0])
+        return group.teacher.solve(group.problems, starts)[0]
 
-    def step(self, step: int, batch_size: int, learning_rate: float, examples: Examples) -> float:
+    def step(self, step: int, batch_size: int, learning_rate: float) -> float:
         """One update; returns the negative log-likelihood per decision in nats."""
-        rng = np.random.default_rng([self.seed, 3, step])
-        p = examples.weights / examples.weights.sum()
-        index = rng.choice(len(p), batch_size, p=p)
-        room = (examples.highest - examples.lowest)[index]
-        slack = examples.lowest[index] + (rng.random(batch_size) * (room + 1)).astype(np.int64)
-        loss = self._loss(examples.levels[index], examples.pricing[index], slack)
+        examples = self._all_imitated
+        index = torch.from_numpy(np.random.default_rng([self.seed, 5, step]).integers(len(examples), size=batch_size))
+        loss = self._loss(examples, index)
         for group in self.optimizer.param_groups:
             group["lr"] = scheduled(learning_rate, step, self.steps)
         self.optimizer.zero_grad()
@@ -155,36 +173,60 @@ class PolicyTraining:
         return loss.item()
 
     def error(self) -> float:
-        """Negative log-likelihood per decision, in nats, of the held-out experts."""
-        held_out = self._held_out()
+        """Negative log-likelihood per decision, in nats, of the teacher's answers to the held-out problems."""
         with torch.no_grad():
-            return self._loss(
-                self.expert_levels[held_out], self.expert_pricings[held_out], self.expert_slacks[held_out]
-            ).item()
+            return self._loss(self._held_out_examples, torch.arange(len(self._held_out_examples))).item()
 
-    def _loss(self, levels: IntArray, kinds: IntArray, slacks: IntArray) -> torch.Tensor:
-        """Of examples [B], put in the order of their pricing."""
-        features, masks, ordered = [], [], []
-        for kind in np.unique(kinds):
-            own = kinds == kind
-            found, feasible = self.pricings[kind].costs.trajectory(levels[own], slacks[own, None])
-            features.append(found)
-            masks.append(feasible)
-            ordered.append(levels[own])
-        chosen = torch.from_numpy(np.concatenate(ordered))
-        feasible_levels = torch.from_numpy(np.concatenate(masks))
-        # Under stairs a step further is free: what an expert left there is no mistake of its own.
-        feasible_levels.scatter_(2, chosen[..., None], True)
-        log_p = self.policy(self.features, torch.from_numpy(np.concatenate(features)).float(), chosen, feasible_levels)
-        return policy_loss(log_p, chosen, torch.ones(len(chosen)))
+    def excess(self) -> float:
+        """Mean log KL of the best that the policy alone proposes for the held-out problems, above the teacher's."""
+        found = [self._proposals(group, CANDIDATES, [self.seed, 6])[1] for group in self._held_out]
+        return float(np.mean(np.concatenate(found) - self._held_out_log_kl))
 
-    def _held_out(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        held_out: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-            np.arange(len(self.expert_levels)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
-        )
-        return held_out
+    def _proposals(self, group: Group, count: int, seed: list[int]) -> tuple[IntArray, FloatArray]:
+        """[P, N] the best of `count` configurations that the policy decodes for each problem; its log KL [P]."""
+        weights = {name: p.detach().numpy() for name, p in self.policy.state_dict().items()}
+        decoder = PolicyDecoder(weights, self.policy.config, self._decision_features)
+        N, K = group.model.own.shape
+        best, least = [], []
+        for number, rows in enumerate(_chunks(len(group.problems))):
+            repeated = group.problems.of(np.tile(rows, count))
+            noise = gumbel_noise(N, len(repeated), K, [*seed, number])
+            noise[:, : len(rows)] = 0.0  # the first of each problem is the most likely one
+            choices = decoder.decode(ProblemFeatures(group.model, repeated.costs), repeated.slack, noise)
+            choices = np.take_along_axis(repeated.costs.free, choices[:, :, None], axis=2)[:, :, 0]
+            log_kl = group.teacher.judge(choices).reshape(count, len(rows))
+            chosen = log_kl.argmin(axis=0)
+            best.append(choices.reshape(count, len(rows), N)[chosen, np.arange(len(rows))])
+            least.append(log_kl[chosen, np.arange(len(rows))])
+        return np.concatenate(best), np.concatenate(least)
+
+    def _loss(self, examples: Examples, index: Tensor) -> Tensor:
+        columns = (getattr(examples, name)[index] for name in COLUMNS)
+        options, steps, taken, feasible, choices = columns
+        return policy_loss(self.policy(self._decisions, options, steps, taken, feasible, choices), choices)
 
 
-def _divide(count: int, parts: int) -> list[int]:
-    """`count` in `parts` that differ by one at most."""
-    return [count // parts + (index < count % parts) for index in range(parts)]
+COLUMNS = ("options", "steps", "taken", "feasible", "choices")
+"""Of `Examples`."""
+
+
+def _examples(group: Group, answers: IntArray, slack: IntArray) -> Examples:
+    """Of problems along their `answers` [P, N], as if `slack` [P, J] had been asked."""
+    found = []
+    for rows in _chunks(len(answers)):
+        features = ProblemFeatures(group.model, group.problems.costs.of(rows))
+        trajectory = features.trajectory(answers[rows], slack[rows])
+        # What the teacher left over is no mistake of its own.
+        np.put_along_axis(trajectory.feasible, answers[rows][:, :, None], True, axis=2)
+        options = features.options.astype(np.float32)
+        arrays = (options, trajectory.steps, trajectory.taken, trajectory.feasible, answers[rows])
+        found.append(Examples(*map(torch.from_numpy, arrays)))
+    return _joined(found)
+
+
+def _joined(examples: list[Examples]) -> Examples:
+    return Examples(*(torch.cat([getattr(x, name) for x in examples]) for name in COLUMNS))
+
+
+def _chunks(count: int) -> list[IntArray]:
+    return np.array_split(np.arange(count), max(1, -(-count // CHUNK)))

@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
-from policy_model.decoder import Float32Array, PolicyDecoder, gumbel_noise
-from policy_model.elites import Elites
-from policy_model.local_search import Descent, LevelValues, improve, level_values, worth_of_raising
+from policy_model.decoder import PolicyDecoder
+from policy_model.local_search import worth_of_raising
+from policy_model.model_features import decision_features
 from policy_model.policy_config import PolicyConfig
+from policy_model.problem_features import Float32Array
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Sublayer
@@ -29,40 +31,37 @@ from pruning.reasons import reason_of
 from storage.contract import Artifacts
 from storage.records import PredictorRecord
 from values.basis import Basis
-from values.calibration import Calibration, kl_of
+from values.calibration import Calibration
 from values.encoding import Encoding
+from values.expectation import Judged, expected_kl, expected_share
 from values.held_out import GROUP_RETENTION
 from values.residual_scale import ResidualScale
-from values.shares import ShareIntervals
+from values.unseen import Unseen
 from values.values import Kernel, Values
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (2, FORMAT_VERSION)
-"""Version 2 knew a grid of widths instead of a space."""
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
+"""Version 2 knew a grid of widths instead of a space. The policies of versions 2 and 3 had a weight for every layer and
+level, and are not decoded any more: those predictors choose without one."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
 
-NUM_CANDIDATES = 8
-NUM_WALKERS = 2
-"""Candidates that are improved: the best of those that the policy decodes and of those that were measured."""
-
-MAX_ROUNDS = 6
-"""Exchanges that a candidate is improved by, at most."""
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """What to keep, and what to expect of it.
+    """What to keep, and what to expect of it: of unseen conversations, as many as were searched on.
 
     Attributes:
         architecture: within the limits.
         kl: predicted KL(dense || pruned) in nats, and the bounds of its 90% `interval`.
-        accuracy: predicted exact match on the calibration answers, and the bounds of its 90% `accuracy_interval`; None
-            where the dense model itself gives none of them exactly.
+        accuracy: predicted exact match, where the dense model has as much as on the calibration answers, and the bounds
+            of its 90% `accuracy_interval`; None where the dense model itself gives none of them exactly.
         agreement: predicted share of answer tokens at which its first choice is the dense model's, likewise; None if
             the predictor's samples are from before it was measured.
         below_space: nothing of the searched space meets the limits, so every layer keeps the same fraction.
+        dense_accuracy: exact match of the dense model that `accuracy` is beside, where that is of unseen conversations.
+        is_unseen: False where the searches were not cross-validated: all is of the calibration conversations then.
         extrapolated: more or less is kept than of anything that was searched; intervals are of what was.
     """
 
@@ -73,6 +72,8 @@ class Prediction:
     accuracy_interval: tuple[float, float] | None = None
     agreement: float | None = None
     agreement_interval: tuple[float, float] | None = None
+    dense_accuracy: float | None = None
+    is_unseen: bool = False
     below_space: bool = False
     extrapolated: bool = False
 
@@ -107,31 +108,51 @@ class Predictor:
     A prediction is a function of the weights and the limits only: equal requests give equal plans.
 
     Args:
-        policy: the state of a trained `Policy`, by its names.
+        policy: the state of a trained `Policy`, by its names; None: nothing is decoded.
         config: its sizes.
         values: what judges complete configurations.
         encoding: of the model.
         calibration: of the values.
         residual_scale: of the values.
         info: where it comes from.
+        unseen: what calibration conversations say of unseen ones; None where that was not measured.
+        parts: what takes part in a choice.
     """
 
     def __init__(
         self,
-        policy: Mapping[str, Float32Array],
+        policy: Mapping[str, Float32Array] | None,
         config: PolicyConfig,
         values: Values,
         encoding: Encoding,
         calibration: Calibration,
         residual_scale: ResidualScale,
         info: PredictorInfo,
+        unseen: Unseen | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
-        self._residual_scale = residual_scale
-        self._policy, self._config = dict(policy), config
-        self._decoder = PolicyDecoder(policy, config.num_heads, encoding.features)
-        self._noise = gumbel_noise(config.num_layers, NUM_CANDIDATES, config.num_levels, info.seed)
-        self._elites = Elites.of(values)
+        self._residual_scale, self.unseen = residual_scale, unseen
+        self._policy, self.config = policy, config
+        decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
+        self._chooser = Chooser(
+            values, encoding, decoder, info.seed, parts or (WITHOUT_POLICY if policy is None else Parts())
+        )
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy takes part; predictors from before format version 4 choose without one."""
+        return self._policy is not None
+
+    def with_parts(self, parts: Parts, policy: Mapping[str, Float32Array] | None = None) -> "Predictor":
+        """The same with other `parts`, and with the weights of another `policy` if given: for ablations."""
+        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info, self.unseen)
+        return Predictor(self._policy if policy is None else policy, *of, parts)
+
+    def of_calibration(self) -> "Predictor":
+        """The same with expectations of the calibration conversations, as its values have them."""
+        of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info)
+        return Predictor(self._policy, *of)
 
     @property
     def fingerprint(self) -> str:
@@ -187,9 +208,12 @@ class Predictor:
         widths = architecture.units(Sublayer.FFN, self.encoding.dense_widths.tolist())
         fractions = self.encoding.kept_fractions([widths])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
-        accuracy, accuracy_interval = _expected(self.calibration.accuracy, mean, deviation, chosen)
-        agreement, agreement_interval = _expected(self.calibration.agreement, mean, deviation, chosen)
-        kl, interval = kl_of(mean), self.calibration.interval(mean, deviation, chosen=chosen)
+        judged = Judged(mean, deviation, chosen)
+        # What another method chose, by these conversations or not, is judged on them; the dense model costs nothing.
+        unseen = self.unseen if chosen and architecture.items else None
+        accuracy, accuracy_interval = expected_share("accuracy", self.calibration.accuracy, judged, unseen)
+        agreement, agreement_interval = expected_share("agreement", self.calibration.agreement, judged, unseen)
+        kl, interval = expected_kl(self.calibration, judged, unseen)
         low, high = self.info.searched
         retention = float(fractions[0] @ self.encoding.parameter_shares)
         extrapolated = not low - GROUP_RETENTION <= retention <= high + GROUP_RETENTION
@@ -205,6 +229,8 @@ class Predictor:
             accuracy_interval,
             agreement,
             agreement_interval,
+            dense_accuracy=None if unseen is None or accuracy is None else unseen.dense_accuracy,
+            is_unseen=unseen is not None,
             extrapolated=extrapolated,
         )
 
@@ -212,7 +238,7 @@ class Predictor:
         """The choice [L] for a search: at most `spare` FFN parameters above the narrowest one, which it must be able to
         spend."""
         costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
-        return tuple(self._choose(costs, slack, self._space_values).tolist())
+        return tuple(self._chooser.choose(costs, slack, self._chooser.space_values).tolist())
 
     def uncertainty(self, choice: Choice) -> float:
         """The error to expect of the log KL of a choice [L]: a standard deviation, roughly.
@@ -231,7 +257,7 @@ class Predictor:
         """
         costs, chosen = self._parameter_costs, np.array(prefix, dtype=np.int64)
         spent = int(costs.excess[0, np.arange(len(prefix)), chosen].sum())
-        return self._decoder.next_level(costs, np.array([slack + spent], dtype=np.int64), chosen)
+        return self._chooser.next_option(costs, np.array([slack + spent], dtype=np.int64), chosen)
 
     def _choice(self, limits: Limits) -> IntArray | None:
         """[N] in the space of `limits`: the chosen levels, filled up; None if not even the narrowest meet the limits.
@@ -241,10 +267,8 @@ class Predictor:
         costs, options, widths, slack = costs_within(self.encoding.space, limits)
         if (slack < 0).any():
             return None
-        fractions = widths / self.encoding.dense_widths[:, None]
-        usual = self._space_values
-        table = usual if np.array_equal(fractions, usual.fractions) else LevelValues(self.values, fractions)
-        levels = self._choose(costs, slack, table)
+        table = self._chooser.values_at(widths / self.encoding.dense_widths[:, None])
+        levels = self._chooser.choose(costs, slack, table)
         choice: IntArray = options[np.arange(len(levels)), levels]
         if limits.is_tight(choice):
             return choice
@@ -258,34 +282,23 @@ class Predictor:
     def _parameter_costs(self) -> DecisionCosts:
         return parameter_costs(self.encoding)
 
-    @cached_property
-    def _space_values(self) -> LevelValues:
-        return level_values(self.encoding, self.values)
-
-    def _choose(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
-        """Levels [L]: the best of what the policy decodes and what was measured, improved on the values."""
-        decoded = self._decoder.decode(costs, np.repeat(slack[None], NUM_CANDIDATES, axis=0), self._noise)
-        candidates = np.unique(np.concatenate([decoded, self._elites.best_fitting(costs, slack)]), axis=0)
-        scores = table.pessimistic(candidates)
-        best = scores.argsort(kind="stable")[:NUM_WALKERS]
-        starts = [Descent(candidates[i], float(scores[i])) for i in best]
-        return improve(table, costs, starts, slack, MAX_ROUNDS).levels
-
     # -- storage ---------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> tuple[bytes, dict[str, Any]]:
         """Weights as safetensors bytes, and everything else as a JSON document; the inverse of `from_bytes`."""
-        tensors = {f"policy.{name}": np.ascontiguousarray(x) for name, x in self._policy.items()}
+        tensors = {f"policy.{name}": np.ascontiguousarray(x) for name, x in (self._policy or {}).items()}
         tensors |= {f"values.{name}": np.ascontiguousarray(x) for name, x in self.values.tensors.items()}
         config = {
             "format_version": FORMAT_VERSION,
-            "policy": self._config.to_dict(),
+            "policy": None if self._policy is None else self.config.to_dict(),
             "kernel": asdict(self.values.kernel),
             "encoding": self.encoding.to_dict(),
             "calibration": self.calibration.to_dict(),
             "past_errors": self._residual_scale.to_dict(),  # its name in predictors that are stored
             "info": asdict(self.info),
         }
+        if self.unseen is not None:
+            config["unseen"] = self.unseen.to_dict()
         return save_tensors(tensors), json.loads(json.dumps(config))
 
     @classmethod
@@ -314,16 +327,18 @@ class Predictor:
             tensors = load_tensors(weights)
             if not all(np.isfinite(x).all() for x in tensors.values()):
                 raise ValueError("a weight is not a finite number")
-            policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
+            has_policy = config["format_version"] == FORMAT_VERSION and config["policy"] is not None
+            weights_of_policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
             fitted = {n.removeprefix("values."): x for n, x in tensors.items() if n.startswith("values.")}
             values = Values(Basis(encoding), Kernel(**config["kernel"]), fitted)
-            sizes = PolicyConfig(**config["policy"])
+            sizes = PolicyConfig(**config["policy"]) if has_policy else PolicyConfig()
             info = PredictorInfo(**config["info"])
             info = replace(info, searched=(float(info.searched[0]), float(info.searched[1])))
             residual_scale = ResidualScale.from_dict(config.get("past_errors", {"points": ()}))
             calibration = Calibration.from_dict(config["calibration"])
-            _check_shapes(policy, sizes)
-            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info)
+            unseen = Unseen.from_dict(config["unseen"]) if "unseen" in config else None
+            policy = weights_of_policy if has_policy else None
+            found = cls(policy, sizes, values, encoding, calibration, residual_scale, info, unseen)
             found.propose((encoding.most_parameters - encoding.least_parameters) // 2)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
@@ -360,19 +375,3 @@ class Predictor:
         if not isinstance(config, dict):
             raise CheckpointError(f"{CONFIG_FILE} must hold a JSON object", values=str(folder))
         return cls.from_bytes(weights, config)
-
-
-def _expected(
-    shares: ShareIntervals | None, log_kl: float, deviation: float, chosen: bool
-) -> tuple[float, tuple[float, float]] | tuple[None, None]:
-    """A share and its interval, where there is something to say of it."""
-    return (None, None) if shares is None else shares.expected(log_kl, deviation, chosen=chosen)
-
-
-def _check_shapes(policy: Mapping[str, Float32Array], config: PolicyConfig) -> None:
-    """Raises ValueError unless the weights have the sizes that the configuration says."""
-    num_blocks = sum(name.endswith(".up.weight") for name in policy)
-    found = (num_blocks, policy["read_layer.weight"].shape, policy["head.weight"].shape)
-    expected = (config.num_blocks, (config.width, config.num_features), (config.num_levels, config.width))
-    if found != expected:
-        raise ValueError(f"blocks and shapes are {found}, configuration says {expected}")

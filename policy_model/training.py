@@ -2,9 +2,9 @@
 
 The stages, visible in `train_predictor`:
 1. The values are fitted to all samples, in closed form.
-2. `fit_policy`: rounds of expert iteration. Experts for random budgets are found on the values, starting from the
-   samples and from the policy's own proposals; the policy imitates them and the best samples. A round ends, and the
-   rounds end, when held-out experts say that nothing is learnt any more.
+2. `fit_policy`: rounds of expert iteration. A teacher solves random problems on the values, starting from the samples,
+   the additive optimum and the policy's own proposals; the policy imitates its answers. Of all weights on the way those
+   are kept whose proposals for held-out problems are best; when these get no better, training ends.
 3. Residuals of samples that are left out of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
@@ -39,47 +39,54 @@ from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from storage.records import Sample
 from values.calibration import Calibration
+from values.cross_validation import CrossValidation
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
+from values.unseen import Unseen
 from values.value_training import ValueFit, fit_values
 from values.values import Values
 
-POLICY_CHECK_EVERY_STEPS = 20
-POLICY_PATIENCE_STEPS = 80
-"""Steps without a better policy after which a round ends."""
+LOOKS_PER_ROUND = 4
+"""At the held-out problems."""
 
-LEAST_ROUND_GAIN = 0.01
-"""Of the error on held-out experts: a round that gains less is the last one."""
+PATIENCE = 4
+"""Looks without better proposals after which training ends: small models leave little to learn."""
+
+PROBLEMS_PER_OPTION = 40
+"""Of a round, at most: likewise."""
+
+MAX_EPOCHS = 20
+"""Times that a problem of the first round is imitated in it, at most: likewise."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """What a training is a function of, beside the model and the samples.
 
-    The space (`num_levels`, `round_to`) should be that of the search: only samples of its choices can be imitated.
+    A round has `problems_per_round` and `policy_steps_per_round`, or fewer in a small space (`PROBLEMS_PER_OPTION`,
+    `MAX_EPOCHS`). The space (`num_levels`, `round_to`) should be that of the search: answers begin at its choices.
     """
 
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
     seed: int = 0
-    policy_rounds: int = 4
-    policy_steps_per_round: int = 120
+    policy_rounds: int = 3
+    policy_steps_per_round: int = 600
     policy_learning_rate: float = 2e-3
-    experts_per_round: int = 64
-    batch_size: int = 64
+    problems_per_round: int = 4096
+    batch_size: int = 128
     policy_width: int = 64
     policy_blocks: int = 2
-    checkpoint_every_steps: int = 40
+    checkpoint_every_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("policy_rounds", "policy_steps_per_round", "batch_size", "checkpoint_every_steps"):
+        counts = ("policy_rounds", "policy_steps_per_round", "problems_per_round", "batch_size")
+        for name in (*counts, "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1", values=str(getattr(self, name)))
-        if self.experts_per_round < 8:
-            raise InputError("experts_per_round must be at least 8", values=str(self.experts_per_round))
 
 
 def train_predictor(
@@ -88,13 +95,15 @@ def train_predictor(
     settings: TrainingSettings,
     *,
     statistics: ModelStatistics | None = None,
+    cross_validated: Sequence[CrossValidation] = (),
     progress: ProgressCallback | None = None,
     checkpoint_folder: Path | None = None,
 ) -> Predictor:
     """A predictor for `anatomy`. Equal arguments give equal weights, in whatever order the samples come.
 
-    `statistics` of activations, if they were measured, tell the layers apart further. With a `checkpoint_folder`, an
-    interrupted training of the same arguments goes on from there.
+    `statistics` of activations, if they were measured, tell the layers apart further. From the `cross_validated`
+    targets, searched on the conversations of the samples, it learns what to expect of unseen ones. With a
+    `checkpoint_folder`, an interrupted training of the same arguments goes on from there.
 
     Raises:
         InputError: too few samples, most of them of other widths, or a layer too narrow for so many levels.
@@ -139,6 +148,7 @@ def train_predictor(
         calibration,
         residual_scale(data, fit),
         replace(info, metrics=metrics),
+        Unseen.of(cross_validated),
     )
 
 
@@ -201,22 +211,25 @@ class _Run:
         progress: ProgressCallback | None,
     ) -> None:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
-        self.num_steps = settings.policy_rounds * settings.policy_steps_per_round
-        config = PolicyConfig(
-            num_layers=encoding.widths.shape[0],
-            num_levels=encoding.widths.shape[1],
-            num_features=encoding.features.shape[1],
-            width=settings.policy_width,
-            num_blocks=settings.policy_blocks,
-        )
+        num_problems = min(settings.problems_per_round, PROBLEMS_PER_OPTION * encoding.widths.size)
+        epochs = MAX_EPOCHS * num_problems // settings.batch_size
+        self.steps_per_round = max(min(settings.policy_steps_per_round, epochs), 1)
+        self.num_steps = settings.policy_rounds * self.steps_per_round
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.policy = Policy(config)
-        self.training = PolicyTraining(self.policy, values, encoding, data, seed=settings.seed, steps=self.num_steps)
+            self.policy = Policy(PolicyConfig(settings.policy_width, settings.policy_blocks))
+        self.training = PolicyTraining(
+            self.policy,
+            values,
+            encoding,
+            data,
+            seed=settings.seed,
+            steps=self.num_steps,
+            problems_per_round=num_problems,
+        )
         self.best = _copy(self.policy.state_dict())
-        self.best_error = self.round_start_error = float("inf")
-        self.best_step = 0
-        self.step = 0
+        self.best_excess = float("inf")
+        self.looks_since_best = self.step = 0
         self.loss = float("nan")
         if checkpoint is not None:
             state = checkpoint.load()
@@ -224,50 +237,34 @@ class _Run:
                 self._restore(state)
 
     def fit_policy(self) -> None:
-        """Rounds: find experts, imitate them. Ends with the policy that does best on held-out experts.
-
-        A round ends early when the policy gets no better, and is the last one when it gained nothing.
-        """
+        """Rounds: solve problems, imitate the answers. Ends with the policy that does best on held-out problems."""
         training, settings = self.training, self.settings
+        look_every = -(-self.steps_per_round // LOOKS_PER_ROUND)
         while self.step < self.num_steps:
-            round_index, within = divmod(self.step, settings.policy_steps_per_round)
-            if within == 0 and self.best_error > (1.0 - LEAST_ROUND_GAIN) * self.round_start_error:
-                self.num_steps = self.step
-                self._report()
-                break
-            if len(training.expert_levels) < (round_index + 1) * settings.experts_per_round:
-                training.find_experts(round_index, settings.experts_per_round)
-                self.best_error = self.round_start_error = self._error_of_best()
-                self.best_step = self.step
-            examples = training.examples()
-            end = (round_index + 1) * settings.policy_steps_per_round
-            while self.step < end:
-                self.loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate, examples)
-                self.step += 1
-                within += 1
-                if within % POLICY_CHECK_EVERY_STEPS == 0 or self.step == end:
-                    self._keep_if_best(training.error())
-                    if self.step - self.best_step >= POLICY_PATIENCE_STEPS:
-                        self.step = end
-                self._after_step()
+            training.start_round(self.step // self.steps_per_round)
+            self.loss = training.step(self.step, settings.batch_size, settings.policy_learning_rate)
+            self.step += 1
+            if self.step % look_every == 0 or self.step == self.num_steps:
+                self._look(training.excess())
+            self._after_step()
         self.policy.load_state_dict(self.best)
 
-    def _error_of_best(self) -> float:
-        """Of the best policy so far on the experts that are held out by now."""
-        present = _copy(self.policy.state_dict())
-        self.policy.load_state_dict(self.best)
-        error = self.training.error()
-        self.policy.load_state_dict(present)
-        return error
+    def _look(self, excess: float) -> None:
+        """Keep the weights if they propose better than any before; end if none has for long."""
+        if excess < self.best_excess:
+            self.best_excess, self.best, self.looks_since_best = excess, _copy(self.policy.state_dict()), 0
+            return
+        self.looks_since_best += 1
+        if self.looks_since_best == PATIENCE:
+            self.num_steps = self.step
 
     def metrics(self) -> dict[str, float]:
-        """The error on held-out experts, and how many experts there were."""
-        return {"policy_error_nats": self.best_error, "num_experts": float(len(self.training.expert_levels))}
-
-    def _keep_if_best(self, error: float) -> None:
-        if error < self.best_error:
-            self.best_error, self.best_step = error, self.step
-            self.best = _copy(self.policy.state_dict())
+        """How the policy does on held-out problems, and how many it imitated."""
+        return {
+            "policy_error_nats": self.training.error(),
+            "policy_excess_log_kl": self.best_excess,
+            "num_problems": float(sum(map(len, self.training.answers))),
+        }
 
     def _after_step(self) -> None:
         if self.checkpoint is not None and self.step % self.settings.checkpoint_every_steps == 0:
@@ -276,7 +273,7 @@ class _Run:
 
     def _report(self) -> None:
         if self.progress is not None:
-            self.progress(TrainingProgress("policy", self.step, self.num_steps, self.loss, self.best_error))
+            self.progress(TrainingProgress("policy", self.step, self.num_steps, self.loss, self.best_excess))
 
     def _state(self) -> TrainingState:
         training = self.training
@@ -284,14 +281,12 @@ class _Run:
             **{f"policy.{name}": t for name, t in self.policy.state_dict().items()},
             **{f"best_policy.{name}": t for name, t in self.best.items()},
             **optimizer_tensors(training.optimizer, "policy_optimizer."),
-            "expert_levels": torch.from_numpy(training.expert_levels),
-            "expert_slacks": torch.from_numpy(training.expert_slacks),
-            "expert_pricings": torch.from_numpy(training.expert_pricings),
+            **{f"answers.{index}": torch.from_numpy(found) for index, found in enumerate(training.answers)},
         }
         numbers = {
-            "best_error": min(self.best_error, 1e30),  # JSON has no infinity
-            "round_start_error": min(self.round_start_error, 1e30),
-            "best_step": float(self.best_step),
+            "best_excess": min(self.best_excess, 1e30),  # JSON has no infinity
+            "looks_since_best": float(self.looks_since_best),
+            "num_steps": float(self.num_steps),
         }
         return TrainingState(self.step, tensors, numbers)
 
@@ -300,12 +295,11 @@ class _Run:
         self.policy.load_state_dict(with_prefix(tensors, "policy."))
         self.best = with_prefix(tensors, "best_policy.")
         restore_optimizer(training.optimizer, tensors, "policy_optimizer.")
-        training.expert_levels = tensors["expert_levels"].numpy().copy()
-        training.expert_slacks = tensors["expert_slacks"].numpy().copy()
-        training.expert_pricings = tensors["expert_pricings"].numpy().copy()
-        self.best_error, self.best_step = state.numbers["best_error"], int(state.numbers["best_step"])
-        self.round_start_error = state.numbers.get("round_start_error", float("inf"))
-        self.step = state.step
+        answers = with_prefix(tensors, "answers.")
+        training.answers = [answers[str(index)].numpy().copy() for index in range(len(answers))]
+        self.best_excess, self.step = state.numbers["best_excess"], state.step
+        self.looks_since_best = int(state.numbers["looks_since_best"])
+        self.num_steps = int(state.numbers["num_steps"])
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

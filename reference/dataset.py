@@ -21,15 +21,18 @@ _STREAMS: dict[Split, int] = {"calibration": 1001, "validation": 1002, "test": 1
 
 
 def sample_split(
-    split: Split, seed: int, count: int | None = None
+    split: Split, seed: int, count: int | None = None, *, pool: Pool | None = None
 ) -> tuple[list[Conversation], list[npt.NDArray[np.uint8]]]:
-    """The first `count` conversations of a split (all by default), each with its picture uint8 [H, W, 3]."""
+    """The first `count` conversations of a split (all by default), each with its picture uint8 [H, W, 3].
+
+    Its digits are of the split's own `pool` unless another one is given.
+    """
     conversations, pictures = [], []
     for index in range(SPLIT_SIZES[split] if count is None else count):
         rng = np.random.default_rng([seed, _STREAMS[split], index])
         conversation = sample_conversation(rng)
         conversations.append(conversation)
-        pictures.append(render_scenes([conversation.scene], SPLIT_POOLS[split], rng)[0])
+        pictures.append(render_scenes([conversation.scene], pool or SPLIT_POOLS[split], rng)[0])
     return conversations, pictures
 
 
@@ -47,9 +50,9 @@ def to_record(conversation: Conversation, split: Split, index: int) -> dict[str,
     }
 
 
-def write_split(folder: Path, split: Split, seed: int, count: int | None = None) -> None:
-    """Write `<split>.json` and its pictures below `folder`."""
-    conversations, pictures = sample_split(split, seed, count)
+def write_split(folder: Path, split: Split, seed: int, count: int | None = None, *, pool: Pool | None = None) -> None:
+    """Write `<split>.json` and its pictures below `folder`; the arguments are those of `sample_split`."""
+    conversations, pictures = sample_split(split, seed, count, pool=pool)
     records = [to_record(conversation, split, index) for index, conversation in enumerate(conversations)]
     for record, picture in zip(records, pictures, strict=True):
         path = folder / record["image"]

@@ -17,6 +17,7 @@ from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from storage.contract import Findings
 from storage.records import ModelRecord, SearchRecord, SearchStatus
+from values.unseen import UnseenPoint
 
 _logger = logging.getLogger("service.searches")
 
@@ -56,6 +57,7 @@ class FoundConfiguration:
         seed: of the search; None if its settings do not say.
         calibration_id: the set of `metrics`; None if the search does not say.
         validation: None if it was not validated.
+        unseen: what to expect of unseen conversations; None if it was not cross-validated.
         dense: metrics of the dense model on the calibration set; None if they are not known.
     """
 
@@ -71,6 +73,7 @@ class FoundConfiguration:
     seed: int | None
     calibration_id: str | None
     validation: Validation | None = None
+    unseen: UnseenPoint | None = None
     dense: Metrics | None = None
 
 
@@ -132,6 +135,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 seed=seed,
                 calibration_id=document.get("calibration_id"),
                 validation=validation,
+                unseen=None if target.cross_validation is None else UnseenPoint.of(target.cross_validation),
             )
             for target, validation in zip(result.targets, validations, strict=True)
         ]

@@ -5,9 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Row
+
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.profile import STORED, DeviceProfile
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.plan import PruningPlan
 from storage.documents import configuration_architecture
 from storage.records import (
@@ -93,13 +95,19 @@ def plan_of(document: Mapping[str, Any]) -> PruningPlan:
     return PruningPlan.from_document(document)
 
 
+def metrics_of(row: SampleRow | Row[*tuple[Any, ...]]) -> Metrics:
+    """Of a row, or of the columns of one that are named as the fields."""
+    folds = None if row.folds is None else tuple(FoldMetrics(*fold) for fold in row.folds)
+    return Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement, folds)
+
+
 def sample_of(row: SampleRow, anatomy: ModelAnatomy) -> Sample:
     return Sample(
         model_id=row.model_id,
         ranking_sha256=row.ranking_sha256,
         calibration_id=row.calibration_id,
         architecture=configuration_architecture(anatomy, row.configuration),
-        metrics=Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement),
+        metrics=metrics_of(row),
         seconds=row.seconds,
         source=row.source,
         protocol=row.protocol,

@@ -13,7 +13,7 @@ from pruning.measuring.metrics import Metrics
 from storage.contract import Samples
 from storage.documents import check_protocol, configuration_document, configuration_key
 from storage.records import Sample
-from storage.rows import sample_of
+from storage.rows import metrics_of, sample_of
 from storage.sql_store import SqlStore, require_artifact, require_calibration, require_model
 from storage.tables import SampleRow
 
@@ -56,6 +56,7 @@ class SampleStore(SqlStore, Samples):
             SampleRow.num_tokens,
             SampleRow.num_answers,
             SampleRow.agreement,
+            SampleRow.folds,
         )
         check_protocol(protocol)
         with self._reading() as session:
@@ -73,8 +74,7 @@ class SampleStore(SqlStore, Samples):
                         SampleRow.configuration_key.in_(keys[start : start + LOOKUP_CHUNK]),
                     )
                 )
-                for key, kl, nll, accuracy, num_tokens, num_answers, agreement in found:
-                    metrics[key] = Metrics(kl, nll, accuracy, num_tokens, num_answers, agreement)
+                metrics |= {row.configuration_key: metrics_of(row) for row in found}
         return {architecture: metrics[key] for key, architecture in asked.items() if key in metrics}
 
     def list_samples(
@@ -101,7 +101,9 @@ class SampleStore(SqlStore, Samples):
 
 def _row(sample: Sample, anatomy: ModelAnatomy) -> dict[str, Any]:
     agreement = sample.metrics.agreement
-    measured = (sample.metrics.kl, sample.metrics.nll, sample.metrics.accuracy, agreement, sample.seconds)
+    folds = sample.metrics.folds
+    measured = [sample.metrics.kl, sample.metrics.nll, sample.metrics.accuracy, agreement, sample.seconds]
+    measured += [value for fold in folds or () for value in fold]
     if not all(value is None or math.isfinite(value) for value in measured):
         raise InputError(
             "the metrics and seconds of a sample must be finite numbers",
@@ -125,4 +127,5 @@ def _row(sample: Sample, anatomy: ModelAnatomy) -> dict[str, Any]:
         "seconds": float(sample.seconds),
         "source": sample.source,
         "protocol": sample.protocol,
+        "folds": None if folds is None else [list(fold) for fold in folds],
     }

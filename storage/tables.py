@@ -65,6 +65,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it from the class)
         datetime: UtcDateTime(),
         dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
         float: Double(),
         int: BigInteger(),
         str: String(),
@@ -119,7 +120,8 @@ class StatisticsRow(Base):
 class SampleRow(Base):
     """`configuration_key` is made of `configuration` and `protocol` (storage/documents.py), so it tells both apart.
 
-    `agreement` is null in samples from before it was measured.
+    `agreement` and `folds` are null in samples from before they were measured, the latter also where the
+    conversations were too few for folds.
     """
 
     __tablename__ = "samples"
@@ -144,6 +146,7 @@ class SampleRow(Base):
     seconds: Mapped[float]
     source: Mapped[str]
     protocol: Mapped[str] = mapped_column(server_default="")
+    folds: Mapped[list[Any] | None]
 
 
 class PredictorRow(Base):

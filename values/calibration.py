@@ -50,10 +50,13 @@ class Calibration:
             agreement=_where_measured(agreement, judged),
         )
 
-    def interval(self, log_kl: float, deviation: float, *, chosen: bool = True) -> tuple[float, float]:
-        """Bounds of the KL in nats around a predicted log KL; of a plan, or (not `chosen`) of any configuration."""
+    def errors(self, log_kl: float, deviation: float, *, chosen: bool) -> tuple[float, float]:
+        """From a predicted log KL to the ends of its interval, of a plan or (not `chosen`) of any configuration.
+
+        At most 0, and at least 0.
+        """
         low, high = (self.plan if chosen else self.sample).at(log_kl)
-        return kl_of(log_kl + low * deviation), kl_of(log_kl + high * deviation)
+        return low * deviation, high * deviation
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types. What is not predicted is left out, so predictors of old samples are what they always were."""

@@ -75,10 +75,15 @@ class ShareIntervals:
 
     def expected(self, log_kl: float, deviation: float, *, chosen: bool) -> tuple[float, tuple[float, float]]:
         """The share in [0, 1], and the bounds of its interval; of a plan, or (not `chosen`) of any configuration."""
-        at, spread = np.array([log_kl]), np.array([deviation])
-        share, error = float(self.curve(at)[0]), float(self.curve.expected_error(at, spread)[0])
+        share = float(self.curve(np.array([log_kl]))[0])
+        below, above = self.errors(log_kl, deviation, chosen=chosen)
+        return share, (max(share + below, 0.0), min(share + above, 1.0))
+
+    def errors(self, log_kl: float, deviation: float, *, chosen: bool) -> tuple[float, float]:
+        """From the share to the ends of its interval: at most 0, and at least 0."""
+        error = float(self.curve.expected_error(np.array([log_kl]), np.array([deviation]))[0])
         low, high = (self.plan if chosen else self.sample).at(log_kl)
-        return share, (max(share + low * error, 0.0), min(share + high * error, 1.0))
+        return low * error, high * error
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

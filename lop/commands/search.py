@@ -19,16 +19,20 @@ from lop.commands.options import (
 from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions
-from mcts.settings import DEFAULT_PARALLEL_LEAVES, SearchMethod
+from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod
+from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lop.workflows.validating import Validated
     from mcts.result import SearchResult
     from pruning.measuring.metrics import Metrics
+    from values.unseen import UnseenPoint
 
 
 def search(
@@ -40,15 +44,29 @@ def search(
     ] = None,
     scope: Annotated[Scope, typer.Option(help="What the sparsities count.")] = Scope.FFN,
     method: Annotated[
-        SearchMethod, typer.Option(help="What chooses the configurations: the tree search, or one to compare it with.")
+        SearchMethod,
+        typer.Option(help="What chooses the configurations: this product's search, or one to compare it with."),
     ] = SearchMethod.MCTS,
     evaluations: Annotated[
-        int, typer.Option("--evaluations", "-n", min=1, help="Configurations scored a target.")
+        int,
+        typer.Option(
+            "--evaluations",
+            "-n",
+            min=1,
+            help="Configurations scored a target. If time is short, score fewer rather than on fewer conversations.",
+        ),
     ] = 200,
     seed: Seed = 0,
     num_levels: Annotated[int, typer.Option(min=2, help="Widths to choose from, a layer.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
-    conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
+    conversations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Use only the first N conversations. What is best on few is not best on others: in equal time, fewer "
+            "evaluations on all of them find more.",
+        ),
+    ] = None,
     validation: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +90,14 @@ def search(
             "of actors if that is higher; each step then decides from a little less.",
         ),
     ] = DEFAULT_PARALLEL_LEAVES,
+    simulations: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tree simulations that propose configurations too, per evaluation. None by default: they added "
+            "nothing wherever this was measured (docs/search.md).",
+        ),
+    ] = DEFAULT_SIMULATIONS,
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
@@ -119,6 +145,7 @@ def search(
         num_levels=num_levels,
         round_to=round_to,
         parallel_leaves=parallel_leaves,
+        num_simulations=simulations,
     )
     with open_database(database) as repository:
         anatomy = repository.get_model(model).anatomy
@@ -168,6 +195,8 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
 
     `dense` are the metrics of the dense model on the calibration data.
     """
+    from values.unseen import UnseenPoint
+
     columns = ["target", *quality_columns(dense)]
     rows: list[list[Any]] = [[t.label, *quality_cells(t.metrics, dense)] for t in result.targets]
     if validated is not None:
@@ -180,3 +209,30 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
     print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", "FFN widths"], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
+    points = {t.label: UnseenPoint.of(t.cross_validation) for t in result.targets if t.cross_validation is not None}
+    if points:
+        print_table(
+            "what to expect of as many unseen conversations, by cross-validation: 90% intervals",
+            ["target", "KL to dense", "interval", "agreement", "interval"],
+            [[label, *_expected(point)] for label, point in points.items()],
+        )
+    print_line(_advice([*points.values()]))
+
+
+def _expected(point: "UnseenPoint") -> list[str]:
+    x = point.expected()
+    shares = [f"{share:.1%}" for share in (x.agreement, *x.agreement_interval)]
+    return [f"{x.kl:.3g}", f"{x.interval[0]:.3g} to {x.interval[1]:.3g}", shares[0], f"{shares[1]} to {shares[2]}"]
+
+
+def _advice(points: "Sequence[UnseenPoint]") -> str:
+    """What more calibration conversations would gain on unseen ones, or why that is not known."""
+    if not points:
+        return (
+            f"KLs are of the calibration data, and so optimistic: cross-validation needs {MIN_FOLDS} folds of "
+            f"{MIN_FOLD_SIZE} conversations with different pictures, and scores by fold, which databases have since "
+            "revision 0006: where they are older, run it again with another --database"
+        )
+    gains = sorted({f"{point.gain_of_twice:.0%}" for point in points}, key=lambda gain: int(gain[:-1]))
+    least_and_most = " to ".join(dict.fromkeys([gains[0], gains[-1]]))
+    return f"twice as many calibration conversations should lower the KL on unseen ones by about {least_and_most}"

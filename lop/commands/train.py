@@ -24,8 +24,9 @@ _METRICS = {
     "value_error_log_kl": "mean error of log KL on samples that were left out",
     "agreement_error": "mean error of the agreement with the dense model, likewise",
     "accuracy_error": "mean error of the exact match, likewise",
-    "policy_error_nats": "error of the policy on held-out experts, in nats",
-    "num_experts": "experts that it imitates",
+    "policy_error_nats": "error of the policy on problems that were held out, in nats a decision",
+    "policy_excess_log_kl": "log KL of what it proposes there above that of the descent that taught it",
+    "num_problems": "problems whose answers it imitates",
 }
 
 

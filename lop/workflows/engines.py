@@ -101,14 +101,20 @@ class EvaluatorRecipe:
         from lop.workflows.compute import load_for_compute
         from pruning.checkpoints.loading import load_processor
         from pruning.data.batches import make_batches
+        from pruning.data.folds import fold_numbers
         from pruning.measuring.evaluation import ConfigurationEvaluator
         from pruning.planning.ranking import Ranking
 
         self._check_files()
         folder = Path(self.model.path)
         batches = make_batches(self.conversations, load_processor(folder))
-        ranking = Ranking.from_bytes(self.ranking)
-        return ConfigurationEvaluator(load_for_compute(folder), batches, ranking, cache_bytes=self.cache_bytes)
+        return ConfigurationEvaluator(
+            load_for_compute(folder),
+            batches,
+            Ranking.from_bytes(self.ranking),
+            folds=fold_numbers(self.conversations),
+            cache_bytes=self.cache_bytes,
+        )
 
     def _check_files(self) -> None:
         if not Path(self.model.path).is_dir():

@@ -36,6 +36,9 @@ SOURCE = "rounds"
 
 DEFAULT_TARGETS = 8
 DEFAULT_EVALUATIONS = 24
+GUIDED_SIMULATIONS = 8
+"""Of the tree, per evaluation: they are how the predictor's prior leads a search."""
+
 CHOICES_PER_TARGET = 6
 """Budgets that are looked at for each one that is searched."""
 
@@ -159,6 +162,7 @@ def train_in_rounds(
             seed=settings.seed + number,
             num_levels=settings.num_levels,
             round_to=settings.round_to,
+            num_simulations=GUIDED_SIMULATIONS,
         )
         before = _measured_plans(repository, model_id, calibration_id, evaluate, predictor, budgets)
         result = run_search(

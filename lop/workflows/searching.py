@@ -55,7 +55,9 @@ def search_model(
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
-        MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)([DENSE])
+        memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
+        (dense,) = memo([DENSE])
+    result = result.cross_validated(dense)
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
@@ -146,5 +148,6 @@ def run_queued(
     )
     training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     calibration = calibration_id(conversations)
-    predictor = train_model(repository, search.model_id, training, calibration_id=calibration)
+    found = {x.budget: x.cross_validation for x in result.targets if x.cross_validation is not None}
+    predictor = train_model(repository, search.model_id, training, calibration_id=calibration, cross_validated=found)
     return _outcome(result, calibration) | {"predictor": predictor.id}

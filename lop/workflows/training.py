@@ -1,19 +1,25 @@
 """Training a model's predictor on its stored samples, and registering it."""
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.plan_parts import content_id
-from storage.contract import Registry, Repository
-from storage.records import PredictorRecord, Sample
+from storage.contract import Findings, Registry, Repository
+from storage.records import PredictorRecord, Sample, SearchStatus
+
+_logger = logging.getLogger("lop.training")
 
 if TYPE_CHECKING:
+    from mcts.result import TargetResult
     from policy_model.progress import ProgressCallback
     from policy_model.training import TrainingSettings
+    from values.cross_validation import CrossValidation
 
 
 def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
@@ -36,18 +42,45 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
     return [sample for sample in samples if sample.calibration_id == largest]
 
 
+def cross_validated_targets(repository: Findings, model_id: str, calibration_id: str) -> dict[int, "CrossValidation"]:
+    """What finished searches of a model on that calibration set know of unseen conversations, by the targets' budgets.
+
+    Of targets that were searched more than once, what the search of most evaluations says, or the latest of those: a
+    predictor knows the samples of them all, and chooses from as many at least.
+    """
+    from mcts.result import SearchResult
+
+    found: dict[int, TargetResult] = {}
+    for search in repository.list_searches(model_id=model_id, status=SearchStatus.DONE):
+        try:
+            document: Any = search.result
+            if document is None or document.get("calibration_id") != calibration_id:
+                continue
+            targets = SearchResult.from_dict(document["search"]).targets
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _logger.warning("search %s says nothing of unseen conversations: %r", search.id, error)
+            continue
+        for target in targets:
+            known = found.get(target.budget)
+            if target.cross_validation and (known is None or target.evaluations >= known.evaluations):
+                found[target.budget] = target
+    return {budget: x.cross_validation for budget, x in found.items() if x.cross_validation is not None}
+
+
 def train_model(
     repository: Repository,
     model_id: str,
     settings: "TrainingSettings",
     *,
     calibration_id: str | None = None,
+    cross_validated: Mapping[int, "CrossValidation"] | None = None,
     progress: "ProgressCallback | None" = None,
     resume_folder: Path | None = None,
 ) -> PredictorRecord:
     """Train a predictor and register it; the server uses the latest one.
 
-    With a `resume_folder`, a training that was interrupted goes on from what it left there.
+    `cross_validated` are of a search that is not stored yet, by budget: later than all that are. With a
+    `resume_folder`, a training that was interrupted goes on from what it left there.
 
     Raises:
         NotFoundError: no such model.
@@ -57,11 +90,13 @@ def train_model(
 
     samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
+    known = cross_validated_targets(repository, model_id, samples[0].calibration_id)
     predictor = train_predictor(
         model.anatomy,
         samples,
         settings,
         statistics=_activations(repository, model_id),
+        cross_validated=tuple((known | dict(cross_validated or {})).values()),
         progress=progress,
         checkpoint_folder=resume_folder,
     )

@@ -18,7 +18,7 @@ from pruning.planning.space import Choice
 
 MAX_SWITCHES = 3
 NUM_OFFSPRING = 8
-"""Choices a generation, all different and new."""
+"""Choices a generation, all different and new. Fewer are better where evaluations are only tens."""
 
 Score = Callable[[Sequence[Choice]], Sequence[Metrics]]
 """Scores choices, all at once; metrics in the same order."""
@@ -31,6 +31,7 @@ def evolve(
     rng: np.random.Generator,
     *,
     start: Choice | None = None,
+    num_offspring: int = NUM_OFFSPRING,
     on_scored: Callable[[Choice, Metrics], None] | None = None,
 ) -> dict[Choice, Metrics]:
     """Score at most `num_evaluations` different choices within `limits`; all of them, in order.
@@ -39,6 +40,7 @@ def evolve(
         limits: over a space of ladders: a decision's next option keeps more.
         score: called with one generation at a time.
         start: the first parent; by default equal retention, as in the paper.
+        num_offspring: choices a generation.
         on_scored: called after each evaluation.
     """
     scored: dict[Choice, Metrics] = {}
@@ -52,7 +54,7 @@ def evolve(
     parent = start or tuple(uniform_choice(limits).tolist())
     add([parent])
     while len(scored) < num_evaluations:
-        offspring = _offspring(limits, parent, rng, min(NUM_OFFSPRING, num_evaluations - len(scored)), scored)
+        offspring = _offspring(limits, parent, rng, min(num_offspring, num_evaluations - len(scored)), scored)
         if not offspring:
             break
         add(offspring)

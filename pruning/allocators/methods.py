@@ -69,7 +69,7 @@ class Method(StrEnum):
     ECOFLAP = "ecoflap", Family.STATISTICS, "losses under perturbed weights", StatisticsKind.ZEROTH_ORDER
     SHORTGPT = "shortgpt", Family.STATISTICS, "layers that change their input less go", StatisticsKind.ACTIVATIONS
 
-    MCTS = "mcts", Family.SEARCH, "the tree search's best configuration"
+    MCTS = "mcts", Family.SEARCH, "the best configuration of this product's search"
     EVOLUTION = "evolution", Family.SEARCH, "the best of an evolutionary search"
     RANDOM = "random", Family.SEARCH, "the best of a random search"
 

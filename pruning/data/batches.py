@@ -5,7 +5,7 @@ A conversation is one sequence; with a chat template that renders a turn differe
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pruning.checkpoints.processor import adds_special_tokens, process_conversations, tokenizer_of
@@ -41,11 +41,13 @@ class Batch:
         inputs: what the model's forward takes (input_ids [B, T], attention_mask [B, T], image tensors).
         spans: all answers of the batch, in order.
         ids: of each row's conversation, for messages.
+        conversations: of each row, the index of its conversation among those that `make_batches` was given.
     """
 
     inputs: "dict[str, torch.Tensor]"
     spans: tuple[AnswerSpan, ...]
     ids: tuple[str, ...] = ()
+    conversations: tuple[int, ...] = ()
 
 
 def make_batches(
@@ -60,7 +62,13 @@ def make_batches(
         MissingExtraError: the processor asks for a package.
     """
     texts = _texts_of(conversations, processor)
-    return [_make_batch(texts[start : start + batch_size], processor) for start in range(0, len(texts), batch_size)]
+    number = {id(conversation): index for index, conversation in enumerate(conversations)}
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        rows = texts[start : start + batch_size]
+        batch = _make_batch(rows, processor)
+        batches.append(replace(batch, conversations=tuple(number[id(text.conversation)] for text in rows)))
+    return batches
 
 
 class BatchStream:

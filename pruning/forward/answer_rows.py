@@ -27,6 +27,7 @@ class AnswerRow:
         targets: [N] token ids.
         answer: [N] which answer of the row each token belongs to.
         num_answers: answers in the row.
+        conversation: [N] which conversation each token belongs to, as `Batch.conversations` numbers them.
         dense_hidden: [N, D] after the final norm, as the dense model computed them in padded batches.
     """
 
@@ -35,6 +36,7 @@ class AnswerRow:
     targets: torch.Tensor
     answer: torch.Tensor
     num_answers: int
+    conversation: torch.Tensor
     dense_hidden: torch.Tensor
 
 
@@ -86,6 +88,7 @@ def _answers(
     """The row of `calls` with the answers of its sequences; `starts` is where each, (batch, row), begins in the row."""
     positions: list[int] = []
     answer: list[int] = []
+    conversation: list[int] = []
     targets, dense = [], []
     num_answers = 0
     for index in sorted({index for index, _ in starts}):
@@ -99,6 +102,8 @@ def _answers(
             targets.append(batch.inputs["input_ids"][span.row, span.start : span.stop])
             dense.append(recorded[index].last_hidden[span.row, predicting])
             answer += [num_answers] * (span.stop - span.start)
+            owner = batch.conversations[span.row] if batch.conversations else 0  # told apart by nobody, then
+            conversation += [owner] * (span.stop - span.start)
             num_answers += 1
     device = calls.hidden.device
     return AnswerRow(
@@ -107,5 +112,6 @@ def _answers(
         torch.cat(targets).to(device),
         torch.tensor(answer, device=device),
         num_answers,
+        torch.tensor(conversation, device=device),
         torch.cat(dense),
     )

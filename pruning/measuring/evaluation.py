@@ -22,7 +22,7 @@ from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.data.batches import Batch
 from pruning.errors import InputError
-from pruning.forward.answer_head import AnswerHead, DenseAnswers
+from pruning.forward.answer_head import AnswerHead, Comparison, DenseAnswers
 from pruning.forward.answer_rows import AnswerRow, packed_rows, padded_rows, record_batches
 from pruning.forward.compute_dtype import widen, widened
 from pruning.forward.decoder_inputs import taking
@@ -31,7 +31,7 @@ from pruning.forward.packing import packed_attention
 from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.forward.sliced_ffn import SlicedFfn
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ranking import Ranking
 from pruning.reasons import reason_of
 
@@ -52,9 +52,13 @@ _SAME_HALF_STATES = 0.02
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers."""
+    """Of one row's answer tokens: summed KL and NLL, in nats; how many the dense model would choose; right answers.
+
+    `folds` [5, F] are the sums of each fold, in the order of `FoldMetrics`; None where there are none.
+    """
 
     kl: float
+    folds: torch.Tensor | None
     nll: float
     agreeing: int
     correct: int
@@ -72,6 +76,8 @@ class ConfigurationEvaluator:
     at a time: load it in float32 where it fits (`lop.workflows.compute`).
 
     Args:
+        folds: of each conversation that the batches were made of, the number of its fold, from 0, with no number left
+            out; None: there are none. Raises InputError where they do not fit the batches.
         cache_bytes: bound of what is kept between evaluations: the dense model's probabilities, if they take no more
             than half of it, and hidden states of configurations that begin alike. 0 keeps nothing, None is
             `default_cache_bytes`.
@@ -83,8 +89,10 @@ class ConfigurationEvaluator:
         batches: Sequence[Batch],
         ranking: Ranking,
         *,
+        folds: Sequence[int] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
+        self._fold_of = None if folds is None else _checked_folds(folds, batches)
         self._anatomy = anatomy_of(model)
         ranking.check(self._anatomy)
         self._view = decoder_view(model.eval())
@@ -134,6 +142,7 @@ class ConfigurationEvaluator:
             num_tokens=tokens,
             num_answers=num_answers,
             agreement=sum(row.agreeing for row in measured) / tokens,
+            folds=_fold_metrics([row.folds for row in measured if row.folds is not None]),
         )
 
     def _widths_of(self, architecture: Architecture) -> tuple[int, ...]:
@@ -268,10 +277,52 @@ class ConfigurationEvaluator:
         wrong[row.answer[found.chosen != row.targets]] = True
         return _Measured(
             kl=_least_zero(float(found.kl.sum())),
+            folds=None if self._fold_of is None else _by_fold(row, self._fold_of, found, dense, wrong),
             nll=float(found.nll.sum()),
             agreeing=int((found.chosen == dense.chosen).sum()),
             correct=int((~wrong).sum()),
         )
+
+
+def _by_fold(
+    row: AnswerRow, fold_of: torch.Tensor, found: Comparison, dense: DenseAnswers, wrong: torch.Tensor
+) -> torch.Tensor:
+    """[5, F] sums over the tokens [N] and the answers of a row that are of each fold; `wrong` are answers."""
+    of_token = fold_of[row.conversation.cpu()]
+    of_answer = torch.zeros(row.num_answers, dtype=torch.long).scatter_(0, row.answer.cpu(), of_token)
+    size = int(fold_of.max()) + 1
+
+    def total(fold: torch.Tensor, what: torch.Tensor) -> torch.Tensor:
+        # On the CPU: a GPU adds in any order, and what is chosen must not depend on that.
+        return torch.bincount(fold, what.cpu().double(), minlength=size)
+
+    tokens, answers = torch.ones_like(of_token), torch.ones_like(of_answer)
+    agreeing = found.chosen == dense.chosen
+    sums = [(of_token, found.kl), (of_answer, ~wrong), (of_token, agreeing), (of_token, tokens), (of_answer, answers)]
+    return torch.stack([total(fold, what) for fold, what in sums])
+
+
+def _checked_folds(folds: Sequence[int], batches: Sequence[Batch]) -> torch.Tensor:
+    """[conversations] the fold of each."""
+    seen = {number for batch in batches for number in batch.conversations}
+    complete = all(len(batch.conversations) == len(batch.inputs["input_ids"]) for batch in batches)
+    if not complete or seen != set(range(len(folds))) or set(folds) != set(range(max(folds, default=-1) + 1)):
+        raise InputError(
+            "folds number every conversation of the batches, from 0 and without a gap",
+            values=f"{len(folds)} numbers, {len(seen)} conversations in the batches",
+            remedy="Make the batches of these conversations with make_batches",
+        )
+    return torch.tensor(folds)
+
+
+def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | None:
+    """From the sums [5, F] of each row."""
+    if not rows:
+        return None
+    return tuple(
+        FoldMetrics(_least_zero(kl / tokens), correct / answers, agreeing / tokens, int(tokens), int(answers))
+        for kl, correct, agreeing, tokens, answers in torch.stack(list(rows)).sum(dim=0).T.tolist()
+    )
 
 
 @contextmanager

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pruning.anatomy.architecture import Architecture
 
 Widths = tuple[int, ...]
 """FFN widths [L]."""
+
+
+class FoldMetrics(NamedTuple):
+    """As in `Metrics`, of one fold of the conversations."""
+
+    kl: float
+    accuracy: float
+    agreement: float
+    num_tokens: int
+    num_answers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,8 @@ class Metrics:
         agreement: fraction of answer tokens at which the pruned model's first choice is the dense model's, given the
             true history; None where it was not measured (samples from before there was this metric, or no dense model
             to compare with). Says something of long answers too, which hardly any model gives exactly.
+        folds: of each fold of the conversations (`pruning.data.folds`) alone; None where they are too few for folds,
+            and in samples from before there were any. Stored with samples, and in no other document.
     """
 
     kl: float
@@ -32,10 +44,12 @@ class Metrics:
     num_tokens: int
     num_answers: int
     agreement: float | None = None
+    folds: tuple[FoldMetrics, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types. Agreement is left out where it was not measured, as in documents from before it was."""
         document = asdict(self)
+        del document["folds"]
         if self.agreement is None:
             del document["agreement"]
         return document

@@ -26,6 +26,16 @@ BELOW_SPACE = (
 """In the note of a plan that the predictor has nothing to choose for."""
 EXTRAPOLATED = "outside what was searched: the predicted quality is an extrapolation, its interval may not hold"
 """In the note of a plan that keeps more or less than any searched configuration."""
+OF_CALIBRATION = (
+    "the predicted quality is of the calibration conversations, and so optimistic: the predictor was trained without "
+    "cross-validation"
+)
+"""In the note of a plan by a predictor from before there was any, or of too few conversations for folds."""
+WITHOUT_POLICY = "chosen without a policy: the predictor's is of an older version, `lop train` makes a new one"
+"""In the note of a plan of a predictor that was stored before policies knew any number of layers and levels."""
+
+OF_UNSEEN = "the predicted quality is of as many unseen conversations as were searched on"
+"""In the note of every other plan of a predictor."""
 
 _logger = logging.getLogger("service.methods")
 
@@ -74,7 +84,7 @@ class PredictorMethod:
             _logger.warning("predictor %s cannot be used: %s", record.id, error)
             note = f"no quality is predicted: this version cannot read predictor {record.id}"
             return replace(answer, notes=(*answer.notes, note))
-        note = f"quality as predictor {record.id} expects it of any configuration"
+        note = f"quality as predictor {record.id} expects it of any configuration, on the calibration conversations"
         notes = (*answer.notes, note, *((EXTRAPOLATED,) if prediction.extrapolated else ()))
         return replace(answer, predicted=predicted(prediction), notes=notes)
 
@@ -95,28 +105,33 @@ class PredictorMethod:
 
     def _answer(self, record: PredictorRecord, question: Question) -> Answer:
         prediction = self._predictors.predict(record, question.model.anatomy, question.limits)
-        info = self._predictors.get(record).info
+        predictor = self._predictors.get(record)
+        info = predictor.info
         return Answer(
             prediction.architecture,
             predicted=predicted(prediction),
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=_warnings(prediction),
+            notes=(*_warnings(prediction), *(() if predictor.has_policy else (WITHOUT_POLICY,))),
         )
 
 
 def _warnings(prediction: "Prediction") -> tuple[str, ...]:
-    if prediction.below_space:
-        return (BELOW_SPACE,)
-    return (EXTRAPOLATED,) if prediction.extrapolated else ()
+    is_dense = not prediction.architecture.items  # which no data chose
+    notes = [BELOW_SPACE] if prediction.below_space else [EXTRAPOLATED] if prediction.extrapolated else []
+    if not is_dense:
+        notes.append(OF_UNSEEN if prediction.is_unseen else OF_CALIBRATION)
+    if prediction.dense_accuracy is not None:
+        notes.append(f"exact match where the dense model has {prediction.dense_accuracy:.1%}")
+    return tuple(notes)
 
 
 def predicted(prediction: "Prediction") -> Predicted:
     """`prediction` as a plan says it."""
     return Predicted(
         quality=prediction.kl,
-        of="calibration",
+        of="unseen" if prediction.is_unseen else "calibration",
         interval=prediction.interval,
         accuracy=prediction.accuracy,
         accuracy_interval=prediction.accuracy_interval,

@@ -127,15 +127,11 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
     elif widths != found.widths and same_target:
         notes.append("channels were added to what was measured, up to the target")
-    metrics, dense = found.metrics, found.dense
-    of: Literal["unseen", "calibration"] = "calibration"
-    if found.validation is not None:
-        metrics, dense, of = found.validation.metrics, found.validation.dense, "unseen"
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(
         space.architecture(choice),
-        predicted=_predicted(metrics, dense, of=of) if measured else None,
+        predicted=_predicted(found) if measured else None,
         provenance=Provenance(
             samples=found.evaluations, calibration=found.calibration_id, seed=found.seed, filled_up=filled_up
         ),
@@ -143,8 +139,29 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     )
 
 
-def _predicted(metrics: Metrics, dense: Metrics | None, *, of: Literal["unseen", "calibration"]) -> Predicted:
-    """What was measured, without an exact match that the dense model does not have either."""
+def _predicted(found: FoundConfiguration) -> Predicted:
+    """What was measured on validation data; else what cross-validation says; else what was searched by.
+
+    Without an exact match that the dense model does not have either.
+    """
+    if found.validation is not None:
+        return _as_measured(found.validation.metrics, found.validation.dense, of="unseen")
+    if found.unseen is None:
+        return _as_measured(found.metrics, found.dense, of="calibration")
+    expected = found.unseen.expected()
+    tells = exact_match_tells(found.dense)
+    return Predicted(
+        quality=expected.kl,
+        interval=expected.interval,
+        of="unseen",
+        accuracy=expected.accuracy if tells else None,
+        accuracy_interval=expected.accuracy_interval if tells else None,
+        agreement=expected.agreement,
+        agreement_interval=expected.agreement_interval,
+    )
+
+
+def _as_measured(metrics: Metrics, dense: Metrics | None, *, of: Literal["unseen", "calibration"]) -> Predicted:
     accuracy = metrics.accuracy if exact_match_tells(dense) else None
     return Predicted(quality=metrics.kl, of=of, accuracy=accuracy, agreement=metrics.agreement)
 
@@ -155,4 +172,6 @@ def _meaning_of_quality(found: FoundConfiguration) -> str:
             f"the predicted KL was measured on validation data, {found.validation.data} "
             f"(set {found.validation.calibration_id[:12]}), which the search never saw"
         )
+    if found.unseen is not None:
+        return "the predicted KL is of unseen conversations, by cross-validation of the search"
     return f"the predicted KL is the calibration KL of the best of {found.evaluations}, and so optimistic"

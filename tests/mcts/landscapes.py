@@ -82,3 +82,49 @@ class Landscape:
 def evaluate_by(function: Callable[[Widths], float]) -> Callable[[Sequence[Widths]], list[Metrics]]:
     """An Evaluate that gives every configuration the KL `function` says."""
     return lambda widths: [metrics_of(function(w)) for w in widths]
+
+
+class NetworkLandscape:
+    """KL of FFN widths [n][L] of a random residual network that is really cut: decisions interact as they do there.
+
+    Layer l adds `out[:, :w] relu(into[:w] rms_norm(x))` to x, its channels in the order of what they add on average; KL
+    is that of the dense network's softmax to the cut one's, averaged over T random inputs. `width` is that of x.
+    """
+
+    def __init__(self, dense: Sequence[int], seed: int, *, width: int = 16, num_inputs: int = 64) -> None:
+        rng = np.random.default_rng(seed)
+        self._inputs = rng.normal(size=(num_inputs, width))
+        self._head = rng.normal(size=(width, 12)) / np.sqrt(width)
+        self._layers: list[tuple[np.ndarray, np.ndarray]] = []
+        x = self._inputs
+        for channels in dense:
+            into = rng.normal(size=(width, channels)) * np.exp(rng.normal(0.0, 0.7, channels))
+            out = rng.normal(size=(channels, width)) * np.exp(rng.normal(-1.0, 0.7)) / np.sqrt(channels)
+            added = np.maximum(_normed(x) @ into, 0.0)
+            order = np.argsort(-added.mean(axis=0) * np.linalg.norm(out, axis=1), kind="stable")
+            self._layers.append((into[:, order], out[order]))
+            x = x + added @ out
+        self._dense = self._log_probabilities(tuple(dense))
+        self.calls: list[Widths] = []
+
+    def __call__(self, widths: Sequence[Widths], /) -> list[Metrics]:
+        self.calls += widths
+        return [metrics_of(self.kl(w)) for w in widths]
+
+    def kl(self, widths: Widths) -> float:
+        found = self._log_probabilities(widths)
+        return max(0.0, float((np.exp(self._dense) * (self._dense - found)).sum(axis=1).mean()))
+
+    def _log_probabilities(self, widths: Widths) -> np.ndarray:
+        x = self._inputs
+        for (into, out), w in zip(self._layers, widths, strict=True):
+            x = x + np.maximum(_normed(x) @ into[:, :w], 0.0) @ out[:w]
+        logits = _normed(x) @ self._head
+        log_probabilities: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return log_probabilities
+
+
+def _normed(x: np.ndarray) -> np.ndarray:
+    """Rows of mean square 1."""
+    normed: np.ndarray = x / np.sqrt((x**2).mean(axis=1, keepdims=True))
+    return normed

@@ -25,6 +25,7 @@ def test_json_round_trip() -> None:
         ({"sparsities": [0.5], "budgets": [700, 700]}, "budget 700 again"),
         ({"sparsities": [1.0]}, r"sparsity must be a number in \[0, 1\)"),
         ({"sparsities": [0.5], "num_evaluations": 0}, "num_evaluations must be an integer of at least 1"),
+        ({"sparsities": [0.5], "num_simulations": -1}, "num_simulations must be an integer of at least 0"),
         ({"sparsities": [0.5], "parallel_leaves": 1.5}, "parallel_leaves must be an integer"),
         ({"sparsities": [0.5], "num_levels": 1}, "num_levels must be an integer of at least 2"),
         ({"sparsities": [0.5], "temperature": 0}, "temperature must be a positive number"),

@@ -20,7 +20,7 @@ from tests.mcts.registered import CALIBRATION, MODEL, engine_of, open_registered
 DENSE = [32, 32, 64, 32, 32]
 PRICES = [3, 3, 3, 6, 3]
 SETTINGS = SearchSettings(
-    sparsities=(0.5, 0.7), num_evaluations=24, num_levels=8, round_to=4, parallel_leaves=3, seed=5
+    sparsities=(0.5, 0.7), num_evaluations=24, num_levels=8, round_to=4, parallel_leaves=3, seed=5, num_simulations=8
 )
 SCAN = 5 * 7 + 1
 ANATOMY = make_anatomy(DENSE, PRICES)

@@ -22,11 +22,11 @@ def settings() -> TrainingSettings:
         round_to=8,
         seed=3,
         policy_rounds=2,
-        policy_steps_per_round=30,
-        experts_per_round=24,
+        policy_steps_per_round=60,
+        problems_per_round=192,
         batch_size=32,
         policy_width=32,
-        policy_blocks=2,
+        policy_blocks=1,
         checkpoint_every_steps=5,
     )
 

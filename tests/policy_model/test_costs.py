@@ -1,14 +1,13 @@
-"""Masks against their rule in plain Python, features by hand, levels within limits, and several limits at once."""
+"""Masks against their rule in plain Python, levels within limits, and several limits at once."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_model.costs import DecisionCosts, costs_within, num_step_features
+from policy_model.costs import DecisionCosts, ManyCosts, costs_within
 from pruning.arrays import IntArray
 from pruning.planning.cost_table import CostTable
 from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
@@ -80,36 +79,6 @@ def test_the_mask_leaves_what_fits_and_can_be_used_up(data: st.DataObject) -> No
     assert remaining >= 0
 
 
-def test_step_features_by_hand() -> None:
-    asked = COSTS.asked_features(slack_of(480))
-    assert asked.tolist() == [[[0.5, math.log(0.5)]]]  # of 240 + 240 + 480
-    features = COSTS.step_features(1, slack_of(360), asked)
-    assert features.shape == (1, num_step_features(3))
-    # Left of all, of layers 1 and 2, this layer's excess over what is left, its share times 3, its levels.
-    np.testing.assert_allclose(features[0], [0.5, math.log(0.5), 360 / 960, 0.5, 240 / 360, 0.75, 0.5, 1.0])
-
-
-def test_features_speak_of_the_tightest_limit() -> None:
-    excess = np.stack([COSTS.excess[0], 10 * COSTS.excess[0]])
-    both = DecisionCosts(excess)
-    slack = slack_of(480, 2400)  # half of the first, a quarter of the second
-    features = both.step_features(0, slack, both.asked_features(slack))
-    assert features[0, 0] == 0.25
-    alone = DecisionCosts(excess[1:])
-    quarter = slack_of(2400)
-    np.testing.assert_array_equal(features, alone.step_features(0, quarter, alone.asked_features(quarter)))
-
-
-def test_a_limit_that_is_a_multiple_of_another_looks_the_same() -> None:
-    """Bytes, operations and parameters are one question to the policy."""
-    large = DecisionCosts(7 * COSTS.excess)
-    choices = np.array([[0, 1, 2]])
-    features, masks = COSTS.trajectory(choices, slack_of(600))
-    same_features, same_masks = large.trajectory(choices, slack_of(4200))
-    np.testing.assert_allclose(features, same_features)
-    assert np.array_equal(masks, same_masks)
-
-
 def test_every_limit_is_kept_along_a_trajectory() -> None:
     second = np.array([[0, 0, 500], [0, 10, 20], [0, 400, 500]])
     costs = DecisionCosts(np.stack([COSTS.excess[0], second]))
@@ -141,26 +110,64 @@ def test_levels_that_are_brought_down_to_one_width_cost_the_same() -> None:
     assert widths.tolist() == [[24, 24, 30], [24, 24, 30], [24, 24, 60]]
     assert costs.excess.tolist() == [[[0, 0, 72], [0, 0, 72], [0, 0, 432]]]
     assert slack.tolist() == [1200 - 72 * 12]
-    # Of options that cost the same both may be chosen, and the features stay finite.
-    features, masks = costs.trajectory(np.array([[1, 2, 0]]), slack[None])
-    assert masks[0].tolist() == [[True, True, True], [True, True, True], [True, True, False]]
-    assert np.isfinite(features).all()
-    # As does a decision whose options all cost the same.
+    # Of options that cost the same all may be chosen, and the last one is free.
+    assert costs.feasible(0, slack[None]).tolist() == [[True, True, True]]
+    assert costs.free.tolist() == [[1, 1, 2], [1, 1, 2], [1, 1, 2]]
+    # As of a decision whose options all cost the same.
     flat, *_ = costs_within(LEVELS, ffn_parameter_limits(ANATOMY, ffn_widths(ANATOMY, round_to=30), 1100))
     assert flat.excess.tolist() == [[[0, 0, 0], [0, 0, 0], [0, 0, 360]]]
-    assert np.isfinite(flat.trajectory(np.array([[0, 1, 2]]), slack_of(20))[0]).all()
+    assert flat.free.tolist() == [[2, 2, 2], [2, 2, 2], [1, 1, 2]]
+
+
+def test_a_level_is_the_last_width_of_its_stair() -> None:
+    """Latency alone, in stairs of 20 channels: the others on a stair are free."""
+    fine = ffn_widths(ANATOMY, round_to=5)
+    stairs = tuple(100 * -(-row // 20) for row in fine.units)
+    latency = Limit(LimitKind.LATENCY_MS, 600, 0, stairs)
+    costs, _, widths, slack = costs_within(LEVELS, Limits(fine, (latency,)))
+    assert widths.tolist() == [[20, 20, 30], [20, 20, 30], [20, 40, 60]]
+    assert costs.excess.tolist() == [[[0, 0, 100], [0, 0, 100], [0, 100, 200]]]
+    assert slack.tolist() == [300]
+    # A limit that everything meets is none; one that does not makes every channel cost something.
+    loose, tight = (ffn_parameters(ANATOMY).limit(fine, most) for most in (1440, 1439))
+    found = costs_within(LEVELS, Limits(fine, (loose, latency)))
+    assert found[0].excess.tolist() == costs.excess.tolist()
+    assert costs_within(LEVELS, Limits(fine, (tight, latency)))[2].tolist() == [
+        [10, 20, 30],
+        [10, 20, 30],
+        [20, 40, 60],
+    ]
+
+
+def test_one_table_of_many_is_that_table() -> None:
+    rng = np.random.default_rng(1)
+    excess = np.sort(rng.integers(0, 90, (2, 7, 5, 4)), axis=3)
+    excess -= excess[..., :1]
+    many, choices = ManyCosts(excess), rng.integers(0, 4, (7, 5))
+    slack = (excess[..., -1].sum(axis=2) * 0.6).astype(np.int64).T
+    for row in range(7):
+        one, part = DecisionCosts(excess[:, row]), many.of(np.array([row]))
+        assert np.array_equal(many.most_from[:, row], one.most_from)
+        assert np.array_equal(many.spent(choices)[row], one.spent(choices[row : row + 1])[0])
+        assert np.array_equal(part.free[0], one.free)
+        for n in range(5):
+            assert np.array_equal(many.feasible(n, slack)[row], one.feasible(n, slack[row : row + 1])[0])
+            assert np.array_equal(
+                many.after(n, slack, choices[:, n])[row],
+                one.after(n, slack[row : row + 1], choices[row : row + 1, n])[0],
+            )
 
 
 def test_the_slack_counts_from_the_lowest_levels_under_every_limit() -> None:
     """Latency has a fixed part and stairs of 20 channels."""
     fine = ffn_widths(ANATOMY, round_to=10)
     stairs = tuple(100 * -(-row // 20) for row in fine.units)
-    limits = Limits(fine, (ffn_parameters(ANATOMY).limit(fine, 1000), Limit(LimitKind.LATENCY_MS, 1000, 300, stairs)))
+    limits = Limits(fine, (ffn_parameters(ANATOMY).limit(fine, 1000), Limit(LimitKind.LATENCY_MS, 900, 300, stairs)))
     costs, _, widths, slack = costs_within(LEVELS, limits)
     assert widths.tolist() == [[10, 20, 30], [10, 20, 30], [20, 40, 60]]
     assert costs.excess[0].tolist() == COSTS.excess[0].tolist()
     assert costs.excess[1].tolist() == [[0, 0, 100], [0, 0, 100], [0, 100, 200]]
-    assert slack.tolist() == [1000 - 480, 1000 - 300 - 300]
+    assert slack.tolist() == [1000 - 480, 900 - 300 - 300]
 
 
 @pytest.mark.parametrize("most", [100, 383])

@@ -1,14 +1,10 @@
-"""Descent over exchanges against brute force, and the experts that it makes."""
+"""Descent over exchanges against brute force."""
 
 import numpy as np
 import pytest
 
 from policy_model.costs import parameter_costs
-from policy_model.experts import find_expert, made_up_costs, pricings, random_slacks, starting_points
 from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve, level_values
-from policy_model.policy import Policy
-from policy_model.policy_config import PolicyConfig
-from policy_model.policy_training import PolicyTraining
 from pruning.planning.ffn_spaces import ffn_levels
 from tests.values.landscape import anatomy_of, samples_of
 from values.dataset import TrainingData, training_data
@@ -112,50 +108,6 @@ def test_a_wrong_allocation_is_put_right(table: LevelValues) -> None:
 def test_the_dense_model_stays(table: LevelValues) -> None:
     dense = start_at(table, [3] * 5)
     assert improve(table, COSTS, [dense], COSTS.most_from[0], 5).levels.tolist() == [3] * 5
-
-
-def test_made_up_costs_grow_with_the_level_and_differ(encoding: Encoding) -> None:
-    rng = np.random.default_rng(0)
-    several = [made_up_costs(encoding, rng) for _ in range(8)]
-    for costs in several:
-        assert (np.diff(costs.excess, axis=2) >= 0).all()
-        assert (costs.excess[:, :, 0] == 0).all()
-        assert (costs.excess[:, :, -1] > 0).all()
-    shapes = {tuple((c.excess[0, 0] * 100 // c.excess[0, 0, -1]).tolist()) for c in several}
-    assert len(shapes) > 3
-
-
-def test_experts_fit_their_budgets_and_are_no_worse_than_their_starts(
-    encoding: Encoding, data: TrainingData, table: LevelValues
-) -> None:
-    for kind, pricing in enumerate(pricings(encoding, seed=0)):
-        better = 0
-        for slack in random_slacks(encoding, data, pricing, 5, [0, kind]).tolist():
-            starts = starting_points(data, pricing, slack)
-            found = find_expert(table, pricing, starts, slack)
-            assert pricing.costs.spent(found[None])[0, 0] <= slack
-            assert all(pricing.costs.spent(np.array([row]))[0, 0] <= slack for row in starts)
-            value, start = table.pessimistic(found[None])[0], table.pessimistic(np.array(starts))
-            assert value <= start.min() + 1e-4
-            better += bool(value < start[0] - 1e-3)
-        assert better or kind
-
-
-def test_no_example_asks_the_policy_for_what_does_not_fit(encoding: Encoding, data: TrainingData) -> None:
-    config = PolicyConfig(5, 4, encoding.features.shape[1], width=16, num_blocks=1)
-    values = fit_values(encoding, data).values
-    training = PolicyTraining(Policy(config), values, encoding, data, seed=0, steps=1)
-    for round_index in range(3):
-        training.find_experts(round_index, 16)
-    examples = training.examples()
-    assert len(examples.levels) > 40
-    assert examples.weights.sum() == pytest.approx(1.0)
-    for kind, pricing in enumerate(training.pricings):
-        own = examples.pricing == kind
-        spent = pricing.costs.spent(examples.levels[own])[:, 0]
-        assert (spent <= examples.lowest[own]).all()
-        assert (examples.lowest[own] <= examples.highest[own]).all()
-    assert np.isfinite(training.error())
 
 
 def test_the_tables_judge_as_the_values_do(table: LevelValues) -> None:

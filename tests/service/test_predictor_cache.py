@@ -1,5 +1,6 @@
 """The cache, and how plans follow the newest predictor, with predictors that are made up but for their interface."""
 
+import dataclasses
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from pruning.errors import InfeasibleTargetError
 from pruning.planning.limits import Limits
 from service import predictor_cache
 from service.app import create_app
+from service.methods.predicted import OF_CALIBRATION, OF_UNSEEN
 from service.predictor_cache import PredictorCache, usable_cores
 from service.settings import Settings
 from storage.contract import Repository
@@ -35,6 +37,8 @@ class MadeUpPrediction:
     accuracy_interval: tuple[float, float] | None = (0.5, 1.0)
     agreement: float | None = 0.875
     agreement_interval: tuple[float, float] | None = (0.75, 1.0)
+    is_unseen: bool = True
+    dense_accuracy: float | None = 0.984
     below_space: bool = False
     extrapolated: bool = False
 
@@ -51,6 +55,7 @@ class MadeUpPredictor:
     """Keeps layer 0 dense if it can."""
 
     info = MadeUpInfo()
+    has_policy = True
 
     def plan(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         if limits.limits[0].most < 4 * 16 * 48:
@@ -118,8 +123,22 @@ def test_a_predictor_makes_the_plan(predicting: TestClient) -> None:
         "samples": 100,
         "calibration": "c" * 64,
         "seed": 7,
-        "note": "FFN widths are multiples of 8",
+        "note": f"FFN widths are multiples of 8; {OF_UNSEEN}; exact match where the dense model has 98.4%",
     }
+
+
+def test_plans_say_of_which_conversations_their_expectations_are(
+    predicting: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Accept": "application/vnd.lop.plan.v2+json"}
+    plan = predicting.post("/v1/plans", json=REQUEST, headers=headers).json()
+    assert plan["predicted"]["of"] == "unseen"
+    assert plan["provenance"]["note"].endswith(f"; {OF_UNSEEN}; exact match where the dense model has 98.4%")
+    made = MadeUpPredictor.plan  # and now as a predictor from before cross-validation
+    monkeypatch.setattr(MadeUpPredictor, "plan", lambda *args: dataclasses.replace(made(*args), is_unseen=False))
+    old = predicting.post("/v1/plans", json=REQUEST | {"sparsity": 0.4}, headers=headers).json()
+    assert old["predicted"]["of"] == "calibration"
+    assert OF_CALIBRATION in old["provenance"]["note"]
 
 
 def test_asking_for_lop_by_name_is_the_same_request(predicting: TestClient) -> None:

@@ -54,11 +54,10 @@ def random_predictor(model: ModelRecord, calibration: str, seed: int) -> Predict
     data = training_data(encoding, samples)
     data = replace(data, searched=np.ones_like(data.searched))
     fit = fit_values(encoding, data)
-    num_layers, num_levels = encoding.parameters.shape
-    config = PolicyConfig(num_layers, num_levels, encoding.features.shape[1], width=16, num_blocks=1)
+    config = PolicyConfig(width=16, num_blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = {name: p.detach().numpy() for name, p in Policy(config).state_dict().items()}
+        policy = {name: p.numpy() for name, p in Policy(config).state_dict().items()}
     info = PredictorInfo(model.anatomy.fingerprint, 50, "5" * 64, calibration, model.ranking_sha256, seed)
     return Predictor(policy, config, fit.values, encoding, calibrate(data, fit), residual_scale(data, fit), info)
 

@@ -8,7 +8,7 @@ from typing import Any
 from mcts.settings import SearchSettings
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.plan_parts import PlanModel, Provenance
@@ -73,26 +73,38 @@ def calibration(calibration_id: str = "c", created_at: datetime = MORNING) -> Ca
 
 
 def sample(
-    number: int, *, model_id: str = "m", calibration_id: str = "c", source: str = "mcts", has_agreement: bool = True
+    number: int,
+    *,
+    model_id: str = "m",
+    calibration_id: str = "c",
+    source: str = "mcts",
+    has_agreement: bool = True,
+    has_folds: bool = True,
 ) -> Sample:
-    """Sample `number`, up to 4,000: what is in it follows from that. Before revision 0004 they had no agreement."""
+    """Sample `number`, up to 4,000: what is in it follows from that.
+
+    Before revision 0004 they had no agreement, before 0006 no folds.
+    """
     agreement = 1 - number / 2**20 if has_agreement else None
+    folds = tuple(FoldMetrics(number / n, 0.8, 0.9, 320, 16) for n in (4, 12)) if has_folds else None
     widths = (8 * number, 64) if number <= 8 else (number % 64 + 1, 63 - number // 64)
     return Sample(
         model_id=model_id,
         ranking_sha256=RANKING_SHA256,
         calibration_id=calibration_id,
         architecture=ANATOMY.architecture(widths),
-        metrics=Metrics(number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement),
+        metrics=Metrics(
+            number / 3, 1.5 + number / 7, 0.8, num_tokens=640, num_answers=32, agreement=agreement, folds=folds
+        ),
         seconds=0.1,
         source=source,
     )
 
 
-def samples_of_other_things() -> list[Sample]:
+def samples_of_other_things(*, has_folds: bool = True) -> list[Sample]:
     """Of more than FFN widths, and of more than a cut: there are some since revision 0005."""
-    grouped = replace(sample(6), architecture=ANATOMY.architecture((8, 64), (1, 2)))
-    return [grouped, replace(sample(1), protocol=PROTOCOL)]
+    grouped = replace(sample(6, has_folds=has_folds), architecture=ANATOMY.architecture((8, 64), (1, 2)))
+    return [grouped, replace(sample(1, has_folds=has_folds), protocol=PROTOCOL)]
 
 
 def statistics(
@@ -137,8 +149,8 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
 
 
 def search_document() -> dict[str, Any]:
-    """What `lop search --queue` leaves for a worker."""
-    settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7)
+    """What `lop search --queue` leaves for a worker; simulations were on by default up to revision 0005."""
+    settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7, num_simulations=8)
     return {"data": "/data/calibration.json", "conversations": 32, "search": settings.to_dict()}
 
 

@@ -119,9 +119,9 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
         says = asset.stem >= "revision_0005"
         assert repository.list_models() == [model(has_origin=says)]
         assert repository.get_calibration("c") == calibration()
-        has_agreement = asset.stem >= "revision_0004"
-        samples = [sample(number, has_agreement=has_agreement) for number in range(1, 6)]
-        grouped, repaired = samples_of_other_things()
+        has_agreement, has_folds = asset.stem >= "revision_0004", asset.stem >= "revision_0006"
+        samples = [sample(number, has_agreement=has_agreement, has_folds=has_folds) for number in range(1, 6)]
+        grouped, repaired = samples_of_other_things(has_folds=has_folds)
         assert repository.list_samples("m") == [*samples, *([grouped] if says else [])]
         assert repository.list_samples("m", protocol=PROTOCOL) == ([repaired] if says else [])
         found = repository.find_samples("m", samples[0].ranking_sha256, "c", [s.architecture for s in samples])
@@ -250,13 +250,27 @@ def test_0005_can_be_undone_to_the_last_detail(empty_url: str) -> None:
     assert run_sql(empty_url, select(PlanRow.document)) == [(of_schema_1,)]
     upgrade(empty_url)
     with open_repository(empty_url) as repository:
-        assert repository.list_samples("m") == [sample(1), sample(2)]
+        assert repository.list_samples("m") == [sample(1, has_folds=False), sample(2, has_folds=False)]
         assert repository.list_models() == [model(has_origin=False)]
         assert repository.list_predictors() == [predictor(has_space=False)]
         assert repository.list_searches() == [dataclasses.replace(search, space=None) for search in searches]
         assert repository.find_plan("request") == PlanRecord("request", PruningPlan.from_document(of_schema_1))
         assert stored.plan.plan_id == of_schema_1["plan_id"]
         assert repository.record_search("m", search_document(), OF_0005, space=own_space).id == searches[0].id
+
+
+def test_0006_can_be_undone_and_loses_folds_alone(empty_url: str) -> None:
+    migrate_to(empty_url, "0005")
+    before = schema(empty_url)
+    upgrade(empty_url)
+    with open_repository(empty_url) as repository:
+        store_basics(repository)
+        repository.add_samples([sample(1)])
+    migrate_to(empty_url, "0005", down=True)
+    assert schema(empty_url) == before
+    upgrade(empty_url)
+    with open_repository(empty_url) as repository:
+        assert repository.list_samples("m") == [sample(1, has_folds=False)]
 
 
 def add_samples_of_other_things(repository: SqlRepository) -> None:

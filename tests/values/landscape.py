@@ -1,4 +1,8 @@
-"""A made-up model whose KL is a formula: layers of different sensitivity, neighbours that add to it."""
+"""A made-up model whose KL is a formula: layers of different sensitivity, and cuts that make each other worse.
+
+None of its interactions is a term of `values.basis`: what is lost grows with every cut layer it passes later on, two
+neighbours are as bad as the wider one of them, and the sum saturates.
+"""
 
 import math
 import random
@@ -41,12 +45,18 @@ def anatomy_of(
     )
 
 
+MOST_KL = 3.0
+"""Nats of a model that says nothing any more."""
+
+
 def true_kl(anatomy: ModelAnatomy, widths: Sequence[int]) -> float:
     """KL in nats of FFN widths [L]: the formula."""
     p = [1.0 - w / x.ffn_width for w, x in zip(widths, anatomy.layers, strict=True)]
-    own = [0.01 * math.exp(2.0 * math.sin(2.4 * i)) * q**2 for i, q in enumerate(p)]
-    pairs = [math.sqrt(a * b) * q * r for a, b, q, r in zip(own, own[1:], p, p[1:], strict=False)]
-    return (sum(own) + 3.0 * sum(pairs)) * math.exp(sum(p) / len(p))
+    lost = 0.0
+    for i, (q, following) in enumerate(zip(p, [*p[1:], 0.0], strict=True)):
+        lost = lost * (1.0 + 0.6 * q) + 0.01 * math.exp(2.0 * math.sin(2.4 * i)) * q**1.7
+        lost += 0.02 * min(q, following) ** 3
+    return MOST_KL * (1.0 - math.exp(-lost / MOST_KL))
 
 
 def sample(anatomy: ModelAnatomy, widths: Sequence[int], kl: float | None = None) -> Sample:

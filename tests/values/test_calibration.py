@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from values.calibration import Calibration, kl_of
+from values.expectation import Judged, expected_kl
 from values.held_out import HeldOutResiduals, inner_groups, retention_groups
 from values.judged_samples import JudgedSamples
 from values.kl_floor import log_kl
@@ -14,6 +15,13 @@ from values.quantiles import Quantiles
 from values.shares import ShareCurve, ShareIntervals
 
 CURVE = ShareCurve(((math.log(0.01), 0.9), (math.log(1.0), 0.3)), noise=0.05)
+
+
+def interval_of(
+    calibration: Calibration, log_kl: float, deviation: float, *, chosen: bool = True
+) -> tuple[float, float]:
+    """Of calibration conversations."""
+    return expected_kl(calibration, Judged(log_kl, deviation, chosen), None)[1]
 
 
 def test_quantiles_have_the_finite_sample_correction() -> None:
@@ -62,17 +70,17 @@ def test_accuracy_falls_with_kl_and_has_the_noise_of_its_residuals() -> None:
 def test_the_interval_holds_the_prediction_even_if_all_scores_have_one_sign() -> None:
     one_sided = Quantiles.of(np.full(30, 5.0), np.zeros(30))
     calibration = Calibration(one_sided, one_sided, ShareIntervals(one_sided, one_sided, CURVE))
-    low, high = calibration.interval(log_kl(0.1), 0.1)
+    low, high = interval_of(calibration, log_kl(0.1), 0.1)
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(0.1 * math.exp(0.5), rel=1e-4)
 
 
 def test_the_interval_widens_with_the_expected_error() -> None:
     calibration = calibration_of()
-    near, far = calibration.interval(log_kl(0.1), 0.03), calibration.interval(log_kl(0.1), 0.05)
+    near, far = interval_of(calibration, log_kl(0.1), 0.03), interval_of(calibration, log_kl(0.1), 0.05)
     assert near == pytest.approx((0.1 * math.exp(-0.06), 0.1 * math.exp(0.03)), rel=1e-4)
     assert far == pytest.approx((0.1 * math.exp(-0.1), 0.1 * math.exp(0.05)), rel=1e-4)
-    usual = calibration.interval(log_kl(0.1), 0.05, chosen=False)
+    usual = interval_of(calibration, log_kl(0.1), 0.05, chosen=False)
     assert usual == pytest.approx((0.1 * math.exp(-0.05), 0.1 * math.exp(0.025)), rel=1e-4)
 
 
@@ -142,7 +150,7 @@ def measured(world: dict[str, np.ndarray]) -> Calibration:
 
 
 def inside(calibration: Calibration, truth: np.ndarray, errors: np.ndarray, deviation: float, chosen: bool) -> float:
-    bounds = [calibration.interval(t - e, deviation, chosen=chosen) for t, e in zip(truth, errors, strict=True)]
+    bounds = [interval_of(calibration, t - e, deviation, chosen=chosen) for t, e in zip(truth, errors, strict=True)]
     return float(np.mean([low <= kl_of(t) <= high for t, (low, high) in zip(truth, bounds, strict=True)]))
 
 

@@ -13,6 +13,8 @@ from pruning.allocators.methods import Method
 from pruning.data.conversations import calibration_id, load_conversations
 from storage.contract import Repository
 from storage.sql_repository import open_repository
+from values.cross_validation import CrossValidation
+from values.unseen import UnseenPoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -203,10 +205,14 @@ def test_a_finished_search_answers_by_its_method(run: Run, repository: Repositor
     plan = json.loads(out)
     cut = {layer["index"]: layer["ffn"]["units"] for layer in plan["layers"]}
     assert all(cut.get(index, 48) >= then for index, then in enumerate(target["widths"]))
-    assert plan["predicted"]["quality"] == target["metrics"]["kl"]
+    expected = UnseenPoint.of(CrossValidation.from_dict(target["cross_validation"])).expected()
+    assert plan["predicted"]["quality"] == expected.kl > target["metrics"]["kl"]
+    assert plan["predicted"]["interval"] == list(expected.interval)
+    assert plan["predicted"]["of"] == "unseen"
     assert plan["provenance"]["calibration"] == calibration_id(load_conversations(data))
     _, out, _ = run("plan", "-m", "tiny", "-s", 0.5, "--method", "mcts")
-    assert f"predicted KL to dense: {target['metrics']['kl']:.4f} (calibration data)\n" in out
+    low, high = expected.interval
+    assert f"predicted KL to dense: {expected.kl:.4f} ({low:.4f} to {high:.4f}) (unseen data)\n" in out
     assert plan["provenance"]["samples"] == 4
 
 

@@ -1,6 +1,7 @@
 """`lop search`: what is refused, what is warned of, and a database that goes away half-way."""
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -238,3 +239,15 @@ def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
         assert (code, out) == (0, expected), err
         with open_repository(store.url) as repository:
             assert [(s.architecture, s.metrics) for s in repository.list_samples("tiny")] == whole
+
+
+def test_a_search_says_what_to_expect_of_unseen_conversations(run: Run, database: str) -> None:
+    arguments = ("-s", 0.5, "-n", 4, "--num-levels", 4)
+    code, out, err = run(database, *arguments)
+    assert code == 0, err
+    assert "what to expect of as many unseen conversations" in out
+    assert re.search(r"twice as many calibration conversations should lower the KL .* by about \d+%( to \d+%)?\n", out)
+    code, out, err = run(database, *arguments, "--conversations", 7)
+    assert code == 0, err
+    assert "KLs are of the calibration data, and so optimistic: cross-validation needs 4 folds of 2" in out
+    assert "what to expect" not in out

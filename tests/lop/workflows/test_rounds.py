@@ -35,7 +35,7 @@ from storage.records import PredictorRecord
 from values.encoding import Encoding
 
 SETTINGS = TrainingSettings(
-    num_levels=6, policy_rounds=1, policy_steps_per_round=20, experts_per_round=16, policy_width=16, policy_blocks=1
+    num_levels=6, policy_rounds=1, policy_steps_per_round=20, problems_per_round=16, policy_width=16, policy_blocks=1
 )
 CONVERSATIONS = 6
 
@@ -255,7 +255,7 @@ def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
         "mean error of log KL on samples that were left out: ",
         "mean error of the agreement with the dense model, likewise: ",
         "agreement",
-        "experts, in nats: ",
+        "problems that were held out, in nats a decision: ",
     ):
         assert words in out
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,27 @@ def test_prefix_slices_equal_real_cuts(
         real.num_tokens,
         real.num_answers,
     )
+
+
+def test_what_is_measured_of_a_fold_is_what_it_is_alone(checkpoint: Path, conversations: list[Conversation]) -> None:
+    processor, ranking = load_processor(checkpoint), random_ranking(read_anatomy(checkpoint))
+    numbers = [index % 2 for index in range(len(conversations))]
+    batches = make_batches(conversations, processor, batch_size=3)
+    whole = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, folds=numbers).evaluate([16, 8, 48, 40])
+    assert whole.folds is not None
+    for number, fold in enumerate(whole.folds):
+        members = [c for c, of in zip(conversations, numbers, strict=True) if of == number]
+        alone = ConfigurationEvaluator(load_model(checkpoint), make_batches(members, processor), ranking)
+        found = alone.evaluate([16, 8, 48, 40])
+        assert found.folds is None
+        assert fold.kl == pytest.approx(found.kl, rel=1e-3)
+        assert (fold.num_tokens, fold.num_answers) == (found.num_tokens, found.num_answers)
+        assert (fold.accuracy, fold.agreement) == pytest.approx((found.accuracy, found.agreement))
+    assert whole.folds[0].kl != pytest.approx(whole.folds[1].kl, rel=1e-2)
+    tokens = [fold.num_tokens for fold in whole.folds]
+    assert sum(tokens) == whole.num_tokens
+    assert np.average([fold.kl for fold in whole.folds], weights=tokens) == pytest.approx(whole.kl, rel=1e-5)
+    assert np.average([fold.agreement for fold in whole.folds], weights=tokens) == pytest.approx(whole.agreement)
 
 
 def test_the_evaluator_leaves_the_function_of_the_model_unchanged(

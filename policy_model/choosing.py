@@ -1,0 +1,129 @@
+"""How a predictor chooses: candidates from the policy, judged and improved on the values.
+
+Without a policy, the additive program's choice and the best measured configurations stand in for it.
+
+Letters: J limits, N decisions, K options of each.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from policy_model.costs import DecisionCosts
+from policy_model.decoder import PolicyDecoder, gumbel_noise
+from policy_model.elites import Elites
+from policy_model.local_search import Descent, LevelValues, improve
+from policy_model.model_features import ModelFeatures
+from policy_model.problem_features import ProblemFeatures
+from pruning.arrays import FloatArray, IntArray
+from values.encoding import Encoding
+from values.values import Values
+
+NUM_CANDIDATES = 9
+"""What the policy decodes for one request: the most likely configuration, and eight samples."""
+
+MAX_ROUNDS = 6
+"""Exchanges that a candidate is improved by, at most."""
+
+MOST_OPTION_SETS = 4
+MOST_PROBLEMS = 16
+"""That are kept: a few megabytes each of the former, little of the latter."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What takes part in a choice; a part is left out to see what it adds.
+
+    Attributes:
+        candidates: that the policy decodes: the most likely one first, the others are samples.
+            Where it decodes none, the additive program's choice is one.
+        memory: the best measured configurations are candidates too. Beside a trained policy they change nothing
+            (`benchmarks.ablations`).
+        walkers: of the best candidates so many are improved by exchanges.
+    """
+
+    candidates: int = NUM_CANDIDATES
+    memory: bool = False
+    walkers: int = 1
+
+
+WITHOUT_POLICY = Parts(candidates=0, memory=True, walkers=5)
+"""All of the candidates that there are then."""
+
+
+class Chooser:
+    """Immutable, so threads may share it: equal questions get equal answers.
+
+    Args:
+        values: judge configurations.
+        encoding: of the model.
+        decoder: of the policy; None where there is none.
+        seed: of the samples.
+        parts: what takes part.
+    """
+
+    def __init__(
+        self, values: Values, encoding: Encoding, decoder: PolicyDecoder | None, seed: int, parts: Parts
+    ) -> None:
+        self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts
+        N, K = encoding.widths.shape
+        self._noise = gumbel_noise(N, max(self.parts.candidates, 1), K, seed)
+        self._elites = Elites.of(values)
+        # Budgets differ from request to request; roundings, devices and workloads are the same again and again.
+        self._options = lru_cache(MOST_OPTION_SETS)(self._options_of)
+        self._problems = lru_cache(MOST_PROBLEMS)(self._problem_of)
+
+    @property
+    def space_values(self) -> LevelValues:
+        """The values at the options of the searched space itself."""
+        return self.values_at(self._encoding.kept_fractions(self._encoding.widths.T).T)
+
+    def values_at(self, fractions: FloatArray) -> LevelValues:
+        """The values at options that keep `fractions` [N, K]."""
+        return self._options(fractions.tobytes())[0]
+
+    def _options_of(self, fractions: bytes) -> tuple[LevelValues, ModelFeatures]:
+        """What does not depend on costs."""
+        table = LevelValues(self._values, np.frombuffer(fractions).reshape(self._encoding.widths.shape))
+        return table, ModelFeatures.of(self._encoding, table.fractions, table.own)
+
+    def _problem_of(self, fractions: bytes, excess: bytes) -> ProblemFeatures:
+        """What does not depend on how much is allowed."""
+        costs = np.frombuffer(excess, dtype=np.int64).reshape(-1, *self._encoding.widths.shape)
+        return ProblemFeatures(self._options(fractions)[1], DecisionCosts(costs))
+
+    def choose(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
+        """[N] the best option of each decision that is found within `slack` [J]."""
+        candidates = np.unique(self._candidates(costs, slack, table), axis=0)
+        scores = table.pessimistic(candidates)
+        order = scores.argsort(kind="stable")
+        if not self.parts.walkers:
+            chosen: IntArray = candidates[order[0]]
+            return chosen
+        starts = [Descent(candidates[i], float(scores[i])) for i in order[: self.parts.walkers]]
+        return improve(table, costs, starts, slack, MAX_ROUNDS).levels
+
+    def next_option(self, costs: DecisionCosts, slack: IntArray, chosen: IntArray) -> FloatArray:
+        """[K] the policy's probabilities of the decision after `chosen` [n], of `slack` [J] at the start, among the
+        options of the searched space; without a policy, all that are feasible are equal."""
+        if self._decoder is not None:
+            problem = self._problems(self.space_values.fractions.tobytes(), costs.excess.tobytes())
+            return self._decoder.next_option(problem, slack, chosen)
+        left = slack - costs.excess[:, np.arange(len(chosen)), chosen].sum(axis=1)
+        feasible = costs.feasible(len(chosen), left[None])[0]
+        uniform: FloatArray = feasible / feasible.sum()
+        return uniform
+
+    def _candidates(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:
+        """[C, N], one at least."""
+        problem = self._problems(table.fractions.tobytes(), costs.excess.tobytes())
+        if self._decoder is None or not self.parts.candidates:
+            decoded = problem.additive_choice(slack)[None]
+        else:
+            repeated = np.repeat(slack[None], self.parts.candidates, axis=0)
+            decoded = self._decoder.decode(problem, repeated, self._noise)
+        decoded = problem.costs.free[np.arange(decoded.shape[1]), decoded]
+        if not self.parts.memory:
+            return decoded
+        return np.concatenate([decoded, self._elites.best_fitting(costs, slack)])

@@ -1,0 +1,245 @@
+"""What the policy is told of a problem while it decides: what was asked, what is left, what each option takes of it.
+
+Costs are relative to something of the same limit, so the unit drops out: a limit on bytes, operations or parameters
+looks the same to the policy. Several limits are pooled: the tightest one counts, and for some features the loosest as
+well. So nothing here has a size that depends on the number of limits, decisions or options.
+
+Each option is also told what the additive program makes of it: the KL of all decisions, if their own KLs added up, once
+this option is taken and the decisions after it make the best of what it leaves. Under several limits that is a lower
+bound, the highest of those of single limits.
+
+Letters: B batch, J limits, N decisions, K options, as many in each; S states of the additive program.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy_model.costs import DecisionCosts
+from policy_model.model_features import ModelFeatures
+from pruning.arrays import BoolArray, FloatArray, IntArray
+from values.kl_floor import KL_FLOOR_NATS
+
+Float32Array = NDArray[np.float32]
+FloatT = TypeVar("FloatT", Float32Array, FloatArray)
+
+NUM_STEP_FEATURES = 5
+"""Numbers of a decision: what was asked and its logarithm, what is left for it and all after it under the tightest
+limit and its logarithm, and the same under the loosest limit."""
+
+NUM_TAKEN_FEATURES = 6
+"""Numbers of an option at its decision: the share it takes of what is left, the same of the step to the next option,
+what it leaves for the decisions after it under the tightest and the loosest limit, and the log KL that it costs by the
+additive program: against the best option, and the same at ten times the scale."""
+
+NUM_PRICE_FEATURES = 3
+"""Numbers of an option under given limits: its cost relative to the dense one, under the limit where that is most and
+where it is least, and the decision's share in all."""
+
+MOST = 2.0
+"""More than this, features do not say."""
+
+SLIVER = 1e-3
+"""Of a unit: added to what is left, so that nothing left of what costs nothing is plenty."""
+
+LEAST_SHARE = 0.01
+"""Less than this, logarithms of shares do not say."""
+
+MAX_STATES = 256
+"""Of the additive program under each limit: exact for 32 layers of 8 even levels, a good guess for others."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProblemFeatures:
+    """A model under the costs of one request, or of one each for B problems (`ManyCosts`); then arrays that are said to
+    be [J, ..] or [N, ..] here have B as their second or first axis."""
+
+    model: ModelFeatures
+    costs: DecisionCosts
+
+    @cached_property
+    def prices(self) -> FloatArray:
+        """[N, K, NUM_PRICE_FEATURES] what does not change while it is decided."""
+        excess = self.costs.excess
+        dense = excess[..., -1:]
+        relative = excess / np.maximum(dense, 1)  # [J, N, K]
+        share = excess.shape[-2] * dense / np.maximum(dense.sum(axis=-2, keepdims=True), 1)
+        columns = [relative.max(axis=0), relative.min(axis=0), np.broadcast_to(share.max(axis=0), relative.shape[1:])]
+        return np.stack(columns, axis=-1)
+
+    @cached_property
+    def options(self) -> FloatArray:
+        """[N, K, NUM_OPTION_FEATURES + NUM_PRICE_FEATURES] the model's features of options, and their prices."""
+        known = self.model.options
+        return np.concatenate(
+            [np.broadcast_to(known, (*self.prices.shape[:-1], known.shape[-1])), self.prices], axis=-1
+        )
+
+    @cached_property
+    def _rests(self) -> list[FloatArray]:
+        """[J] of each n: what decisions n.. cost dense; next to nothing of what costs nothing, so it limits nothing."""
+        return [np.where(rest > 0, rest, SLIVER**2).astype(np.float64) for rest in self.costs.most_from]
+
+    @cached_property
+    def _tables(self) -> list["_OptionCosts"]:
+        """Of each decision."""
+        per_unit, to_go = self._per_unit, self._to_go
+        found = []
+        for n, column in enumerate(self.costs.columns):
+            rest = self.costs.most_from[n + 1][..., None, :]
+            found.append(
+                _OptionCosts(
+                    cost=column.astype(np.float64),
+                    step_up=np.diff(column, axis=-2, append=column[..., -1:, :]).astype(np.float64),
+                    per_rest=1.0 / self._rests[n + 1][..., None, :],
+                    needed=(rest + column) * per_unit[..., None, :]
+                    if per_unit.ndim > 1
+                    else (rest + column) * per_unit,
+                    to_go=to_go[n + 1].reshape(-1),
+                )
+            )
+        return found
+
+    @cached_property
+    def _per_unit(self) -> FloatArray:
+        """[J] states of the additive program per unit of cost."""
+        excess = self.costs.excess
+        most = excess[..., -1].sum(axis=-1)
+        divisor = np.gcd.reduce(excess, axis=(-2, -1))
+        unit = np.where(most <= divisor * MAX_STATES, divisor, most / MAX_STATES)
+        per_unit: FloatArray = 1.0 / np.maximum(unit, 1.0)
+        return per_unit.T
+
+    @cached_property
+    def _first_states(self) -> IntArray:
+        """[J] where the states of each limit begin among those of all."""
+        shape = self.costs.excess.shape[:-2]
+        return (np.arange(int(np.prod(shape))) * (MAX_STATES + 1)).reshape(shape).T
+
+    @cached_property
+    def _to_go(self) -> Float32Array:
+        """[N + 1, J, S + 1] the least summed own KL of decisions n.. that saves so many units of their dense cost.
+
+        What rounding leaves unsaved costs twice what saving everything does on average.
+        """
+        excess, own = self.costs.excess, self.model.own.astype(np.float32)
+        saved = np.rint((excess[..., -1:] - excess) * self._per_unit.T[..., None, None]).astype(np.int64)  # [J, N, K]
+        units, first = np.arange(MAX_STATES + 1), self._first_states.T[..., None, None]
+        values = np.empty((excess.shape[-2] + 1, *excess.shape[:-2], MAX_STATES + 1), dtype=np.float32)
+        all_units = np.maximum(saved[..., 0].sum(axis=-1), 1)[..., None]  # [J, 1]
+        values[-1] = 2.0 * own[:, 0].sum() * (units / all_units)
+        for n in reversed(range(excess.shape[-2])):
+            after = units - saved[..., n, :, None]  # [J, K, S + 1]
+            np.maximum(after, 0, out=after)
+            after += first
+            found = values[n + 1].reshape(-1).take(after)
+            found += own[n][:, None]
+            np.minimum.reduce(found, axis=-2, out=values[n])
+        return values
+
+    def start(self, slack: IntArray) -> "Progress":
+        """Nothing is decided, and `slack` [B, J] may be spent."""
+        asked = np.minimum(((slack + SLIVER) / self._rests[0]).min(axis=-1), 1.0)
+        told = np.stack([asked, np.log(np.maximum(asked, LEAST_SHARE))], axis=1)
+        return Progress(self, told, slack, np.zeros(len(slack)))
+
+    def additive_choice(self, slack: IntArray) -> IntArray:
+        """[N] what the additive program chooses one by one, within `slack` [J]; of one table of costs."""
+        progress, chosen = self.start(slack[None]), np.empty(len(self.costs.columns), dtype=np.int64)
+        for n in range(len(chosen)):
+            added = progress.taken_features(n)[0, :, 4]
+            chosen[n] = np.where(self.costs.feasible(n, progress.slack)[0], added, np.inf).argmin()
+            progress.take(n, chosen[n : n + 1])
+        return chosen
+
+    def trajectory(self, choices: IntArray, slack: IntArray) -> "Trajectory":
+        """Features and feasible options along `choices` [B, N], of `slack` [B, J] at the start."""
+        progress, steps, taken, masks = self.start(slack), [], [], []
+        for n in range(choices.shape[1]):
+            steps.append(progress.step_features(n))
+            taken.append(progress.taken_features(n))
+            masks.append(self.costs.feasible(n, progress.slack))
+            progress.take(n, choices[:, n])
+        return Trajectory(np.stack(steps, axis=1), np.stack(taken, axis=1), np.stack(masks, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _OptionCosts:
+    """Of the options of one decision: what each costs, and the step up from it, [K, J]; one over what the decisions
+    after it cost dense; the units [K, J] that these have to save, if nothing were left; and the KL of saving as much,
+    the states of all limits in a row."""
+
+    cost: FloatArray
+    step_up: FloatArray
+    per_rest: FloatArray
+    needed: FloatArray
+    to_go: Float32Array
+
+
+@dataclass(eq=False)
+class Progress:
+    """Decisions being made: what was `asked` [B, 2], the `slack` [B, J] that is left, and the own KL of what was chosen
+    [B], in nats."""
+
+    problem: ProblemFeatures
+    asked: FloatArray
+    slack: IntArray
+    lost: FloatArray
+
+    def step_features(self, n: int) -> Float32Array:
+        """[B, NUM_STEP_FEATURES] of decision `n`."""
+        reach = (self.slack + SLIVER) / self.problem._rests[n]
+        features = np.empty((len(reach), NUM_STEP_FEATURES), dtype=np.float32)
+        features[:, :2] = self.asked
+        tight = np.minimum.reduce(reach, axis=1)
+        features[:, 2] = np.minimum(tight, MOST)
+        features[:, 3] = np.log(np.minimum(np.maximum(tight, LEAST_SHARE), MOST))
+        features[:, 4] = np.minimum(np.maximum.reduce(reach, axis=1), MOST)
+        return features
+
+    def taken_features(self, n: int) -> Float32Array:
+        """[B, K, NUM_TAKEN_FEATURES] of the options of decision `n`."""
+        problem = self.problem
+        table, left = problem._tables[n], self.slack[:, None] + SLIVER  # [B, 1, J]
+        room = 1.0 / (left + 1.0)
+        after = (left - table.cost) * table.per_rest
+        per_unit = problem._per_unit
+        states = np.ceil(table.needed - left * (per_unit[:, None] if per_unit.ndim > 1 else per_unit)).astype(np.int64)
+        states = np.minimum(np.maximum(states, 0, out=states), MAX_STATES, out=states)
+        first = problem._first_states
+        states += first[:, None] if first.ndim > 1 else first
+        to_go = table.to_go.take(states)
+        features = np.empty((*after.shape[:2], NUM_TAKEN_FEATURES), dtype=np.float32)
+        several = after.shape[2] > 1
+        features[:, :, 0] = _most(table.cost * room, several)
+        features[:, :, 1] = _most(table.step_up * room, several)
+        features[:, :, 2] = np.minimum.reduce(after, axis=2) if several else after[:, :, 0]
+        features[:, :, 3] = _most(after, several)
+        total = np.log(_most(to_go, several) + problem.model.own[n] + (self.lost[:, None] + KL_FLOOR_NATS))
+        total -= np.minimum.reduce(total, axis=1, keepdims=True)
+        features[:, :, 4] = total
+        features[:, :, 5] = 10.0 * total
+        return np.minimum(np.maximum(features, -MOST, out=features), MOST, out=features)
+
+    def take(self, n: int, chosen: IntArray) -> None:
+        """Go on with `chosen` [B] in decision `n`."""
+        self.slack = self.problem.costs.after(n, self.slack, chosen)
+        self.lost = self.lost + self.problem.model.own[n, chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """`steps` [B, N, NUM_STEP_FEATURES], `taken` [B, N, K, NUM_TAKEN_FEATURES] and `feasible` [B, N, K]."""
+
+    steps: Float32Array
+    taken: Float32Array
+    feasible: BoolArray
+
+
+def _most(values: FloatT, several: bool) -> FloatT:
+    """[B, K] the most of [B, K, J]; of one limit there is nothing to compare."""
+    most: FloatT = np.maximum.reduce(values, axis=2) if several else values[:, :, 0]
+    return most
