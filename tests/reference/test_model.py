@@ -1,4 +1,4 @@
-"""The shipped model, through the Auto classes alone, as a user would load it."""
+"""The shipped models, through the Auto classes alone, as a user would load them."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ from reference.tightness import channel_importance, widths
 Messages = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=[ModelName.REFERENCE])
+@pytest.fixture(scope="module", params=ModelName)
 def blueprint(request: pytest.FixtureRequest) -> Blueprint:
     return BLUEPRINTS[request.param]
 
