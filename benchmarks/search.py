@@ -3,7 +3,7 @@
 A target may have as many answer tokens scored as EVALUATIONS configurations on the first FEW calibration conversations
 have. What begins with the one-layer scan pays for its share of it. Spent on all 128 calibration conversations, that is
 fewer configurations, better judged; rows named `-few` spend it on the first FEW. What searches from equal retention
-without a scan is run both ways, once: it is far behind either way.
+without a scan is run both ways, with one seed: it is far behind either way.
 
     additive-dp     the additive program on the scan: fewer tokens than it may have, since it has no use for more
     local-swaps     steepest descent by swap moves from there
