@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real results clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -12,6 +12,7 @@ help:
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
+	@echo "make second     train the second model anew (about an hour)"
 	@echo "make bench-search     the search against every other method, on validation (an hour; resumable)"
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
@@ -47,6 +48,9 @@ format: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python -m reference.build
+
+second: $(STAMP)
+	$(BIN)/python -m reference.build second
 
 bench-search: $(STAMP)
 	$(BIN)/python -m benchmarks.search

@@ -36,6 +36,8 @@ from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import SqlRepository, open_repository
 
 REFERENCE = Path(__file__).parent.parent / "reference"
+SECOND = REFERENCE / "second"
+"""Below it, the second model; its conversations are the reference's."""
 WORK_DIR = Path(__file__).parent / ".work"
 MODEL_ID = "reference"
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from reference.forward import VisionLanguageModel
 from reference.glyphs import CELLS, COLOUR_NAMES, EMPTY, GRID, KINDS, PLACES, SCENE_JITTER
 from reference.train_vision import patch_features, sample_patches
 
@@ -32,7 +33,7 @@ def word_targets(
     """The sum of embeddings each patch should arrive as.
 
     Args:
-        table: token embeddings [V, D].
+        table: token embeddings as they enter the decoder [V, D].
         contents: int64 [N, C] and colours: int64 [N, C], as in `render_cells`.
         generator: draws the directions of rows and columns.
 
@@ -56,7 +57,7 @@ def word_targets(
 
 
 def align_projector(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, settings: AlignSettings, seed: int
+    model: VisionLanguageModel, tokenizer: PreTrainedTokenizerFast, settings: AlignSettings, seed: int
 ) -> float:
     """Fit the projector in place; returns the share of the targets' variance it explains."""
     rng = np.random.default_rng([seed, 2])
@@ -66,7 +67,7 @@ def align_projector(
             [patch_features(model.model.vision_tower, part) for part in torch.split(pixels, settings.batch)]
         )
         generator = torch.Generator().manual_seed(seed)
-        table = model.model.language_model.embed_tokens.weight
+        table = model.model.language_model.embed_tokens(torch.arange(len(tokenizer)))
         targets = word_targets(table, tokenizer, contents, colours, generator)
         variance = targets.var()
     projector = model.model.multi_modal_projector

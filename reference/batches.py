@@ -25,12 +25,10 @@ from reference.conversations import (
     sample_conversation,
 )
 from reference.glyphs import CELLS
+from reference.layout import ASSISTANT, END, USER, Layout
 from reference.scenes import render_scenes
-from reference.tokenizer import ASSISTANT, END, IMAGE, USER
 
 IGNORE = -100
-IMAGE_START = 1
-"""Index of the first image token in every sequence: right after the user token."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +40,26 @@ class Batch:
         ids: int64 [B, T], padded with the pad token.
         labels: int64 [B, T], the next token where it belongs to an answer (its end token included), else IGNORE.
         turns: int64 [B, T], number of the turn the label belongs to, -1 elsewhere.
+        image_start: index of the first image token in every sequence.
     """
 
     pixels: Tensor
     ids: Tensor
     labels: Tensor
     turns: Tensor
+    image_start: int
 
 
 class Encoder:
     """Turns conversations into token ids; equal to tokenising the rendered chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int, layout: Layout) -> None:
         self._ids = lru_cache(maxsize=65536)(lambda text: tokenizer(text)["input_ids"])
-        special = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in (USER, ASSISTANT, END, IMAGE)}
-        self._user, self._assistant = special[USER], special[ASSISTANT]
-        self._end, self._image = special[END], special[IMAGE]
+        special = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in (USER, ASSISTANT, END, layout.image)}
+        self._user, self._assistant, self._end = special[USER], special[ASSISTANT], special[END]
+        self._prefix: list[int] = self._ids(layout.prefix)
+        self._image = [special[layout.image]] * CELLS
+        self._after_image = layout.after_image
         self._pad = int(tokenizer.pad_token_id)
         self.length = length
 
@@ -67,10 +69,10 @@ class Encoder:
         ids: list[int] = []
         answer_of: list[int] = []  # turn number where the token itself belongs to an answer, else -1
         for turn, (question, answer) in enumerate(pairs):
-            image = [self._image] * CELLS if turn == 0 else []
-            asked = self._ids("\n" + question) if turn == 0 else self._ids(question)
+            start = [self._user] if turn else [*self._prefix, *self._image]
+            asked = self._ids(question if turn else self._after_image + question)
             said = self._ids(answer)
-            prompt = [self._user, *image, *asked, self._assistant]
+            prompt = [*start, *asked, self._assistant]
             if len(ids) + len(prompt) + len(said) + 1 > self.length:
                 break
             ids += [*prompt, *said, self._end]
@@ -84,7 +86,7 @@ class Encoder:
         """A batch of conversations, each a list of (question, answer), about pictures uint8 [B, H, W, 3]."""
         encoded = [self.encode(pairs) for pairs in conversations]
         ids, labels, turns = (torch.tensor([item[part] for item in encoded]) for part in range(3))
-        return Batch(torch.from_numpy(pictures), ids, labels, turns)
+        return Batch(torch.from_numpy(pictures), ids, labels, turns, image_start=len(self._prefix))
 
 
 def pairs_of(conversation: Conversation) -> list[tuple[str, str]]:

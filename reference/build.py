@@ -1,4 +1,4 @@
-"""Make the reference model and its data: ``python -m reference.build``.
+"""Make the reference model and its data, ``python -m reference.build``, or the second model, ``... build second``.
 
 Stages: tokenizer, vision tower, projector, language model, then figures, card and files. A killed build goes on
 where it stopped (`--resume`, the default): batches depend on the seed and the step alone, and checkpoints hold the
@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,18 +18,19 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from reference import facts
 from reference.align import AlignSettings, align_projector
-from reference.architecture import build_model
 from reference.batches import Encoder
+from reference.blueprints import BLUEPRINTS, Blueprint, ModelName
 from reference.card import write_card
 from reference.checkpoint import load_checkpoint, save_checkpoint
 from reference.dataset import SPLIT_SIZES, Split, write_split
 from reference.evaluate import accuracy, load_split
+from reference.forward import VisionLanguageModel
 from reference.tightness import channel_importance, widths
-from reference.tokenizer import build_processor, train_tokenizer
+from reference.tokenizer import train_tokenizer
 from reference.train_language import LanguageSettings, Report, train_language
 from reference.train_vision import VisionSettings, train_vision
 
@@ -47,10 +48,11 @@ class BuildSettings:
 
     out: Path
     work: Path
+    vision: VisionSettings
+    language: LanguageSettings
+    blueprint: Blueprint = BLUEPRINTS[ModelName.REFERENCE]
     seed: int = 0
-    vision: VisionSettings = field(default_factory=VisionSettings)
     align: AlignSettings = field(default_factory=AlignSettings)
-    language: LanguageSettings = field(default_factory=LanguageSettings)
     sizes: dict[Split, int] = field(default_factory=lambda: dict(SPLIT_SIZES))
     use_compile: bool = True
 
@@ -67,7 +69,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _see(model: LlavaForConditionalGeneration, settings: BuildSettings, bar: Progress) -> dict[str, float]:
+def _see(model: VisionLanguageModel, settings: BuildSettings, bar: Progress) -> dict[str, float]:
     """The vision stage, or its result if an earlier run of this build finished it."""
     tower, folder = model.model.vision_tower, settings.work / "vision"
     done = load_checkpoint(folder, tower, {})
@@ -86,13 +88,16 @@ def _see(model: LlavaForConditionalGeneration, settings: BuildSettings, bar: Pro
 
 
 def _speak(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, settings: BuildSettings, bar: Progress
+    model: VisionLanguageModel, tokenizer: PreTrainedTokenizerFast, settings: BuildSettings, bar: Progress
 ) -> None:
     """Projector and language model; resumes from its own checkpoints."""
     if not (settings.work / "language").exists():
         align_projector(model, tokenizer, settings.align, settings.seed)
     watched = load_split(
-        Encoder(tokenizer, _ENCODE_ALL), "validation", settings.seed, min(_WATCHED, settings.sizes["validation"])
+        Encoder(tokenizer, _ENCODE_ALL, settings.blueprint.layout),
+        "validation",
+        settings.seed,
+        min(_WATCHED, settings.sizes["validation"]),
     )
     task = bar.add_task("language model", total=settings.language.steps, status="")
     last = "accuracy not measured yet"
@@ -105,7 +110,7 @@ def _speak(
 
     train_language(
         model,
-        Encoder(tokenizer, settings.language.tokens),
+        Encoder(tokenizer, settings.language.tokens, settings.blueprint.layout),
         settings.language,
         settings.seed,
         settings.work,
@@ -115,11 +120,9 @@ def _speak(
     )
 
 
-def measure(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, settings: BuildSettings
-) -> dict[str, Any]:
+def measure(model: VisionLanguageModel, tokenizer: PreTrainedTokenizerFast, settings: BuildSettings) -> dict[str, Any]:
     """Accuracy per kind on both held-out splits, dense and with uniformly narrowed feed-forward layers."""
-    encoder = Encoder(tokenizer, _ENCODE_ALL)
+    encoder = Encoder(tokenizer, _ENCODE_ALL, settings.blueprint.layout)
     held_out: list[Split] = ["validation", "test"]
     sets = {split: load_split(encoder, split, settings.seed, settings.sizes[split]) for split in held_out}
     calibration = load_split(encoder, "calibration", settings.seed, settings.sizes["calibration"])
@@ -133,7 +136,7 @@ def measure(
 
 
 def _facts_of_the_build(
-    model: LlavaForConditionalGeneration, settings: BuildSettings, vision: dict[str, float]
+    model: VisionLanguageModel, settings: BuildSettings, vision: dict[str, float]
 ) -> dict[str, Any]:
     """Everything the card says beside the accuracies."""
     text = model.config.text_config
@@ -141,6 +144,12 @@ def _facts_of_the_build(
     knowledge = facts.knowledge_base()
     return {
         "model": {
+            "name": settings.blueprint.name,
+            "path": f"reference/{settings.blueprint.folder}/model".replace("//", "/"),
+            "family": settings.blueprint.family,
+            "parts": settings.blueprint.parts,
+            "purpose": settings.blueprint.purpose,
+            "dtype": str(settings.blueprint.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": text.num_hidden_layers,
             "hidden": text.hidden_size,
@@ -168,9 +177,9 @@ def _facts_of_the_build(
 
 
 def export(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, metrics: dict[str, Any], settings: BuildSettings
+    model: VisionLanguageModel, processor: ProcessorMixin, metrics: dict[str, Any], settings: BuildSettings
 ) -> None:
-    """Write model, processor, figures, card and data below `out`, replacing older ones."""
+    """Write model, processor, figures and card below `out`, and data if they are its own, replacing older ones."""
     folder = settings.out / "model"
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
@@ -179,6 +188,8 @@ def export(
         shard.chmod(0o644)  # safetensors writes for the owner alone
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     write_card(folder)
+    if not settings.blueprint.writes_data:
+        return
     shutil.rmtree(settings.out / "data", ignore_errors=True)
     for split, count in settings.sizes.items():
         write_split(settings.out / "data", split, settings.seed, count)
@@ -188,32 +199,38 @@ def build(settings: BuildSettings, console: Console | None = None) -> dict[str, 
     """Run every stage that is not done yet, write the result, and return what was measured."""
     settings.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    tokenizer = train_tokenizer()
-    processor = build_processor(tokenizer)
-    model = build_model(tokenizer)
+    blueprint = settings.blueprint
+    tokenizer = train_tokenizer(blueprint.layout)
+    processor = blueprint.build_processor(tokenizer)
+    model = blueprint.build_model(tokenizer)
     with _bar(console or Console()) as bar:
         vision = _see(model, settings, bar)
         _speak(model, tokenizer, settings, bar)
-    model.eval()
+    model.eval().to(blueprint.dtype).float()  # as it is when it is read again
     metrics = measure(model, tokenizer, settings) | _facts_of_the_build(model, settings, vision)
-    export(model, processor, metrics, settings)
+    export(model.to(blueprint.dtype), processor, metrics, settings)
     return metrics
 
 
 def main(
+    model: Annotated[ModelName, typer.Argument(help="Which of the two models.")] = ModelName.REFERENCE,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and data.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where model/ and data/ are written.")] = Path(__file__).parent,
-    work: Annotated[Path, typer.Option(help="Checkpoints and log of the build.")] = Path(__file__).parent / ".work",
+    out: Annotated[Path | None, typer.Option(help="Where model/ and data/ are written; its place by default.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Checkpoints and log; .work/MODEL beside this by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on from the checkpoints, or start anew.")] = True,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the language stage.")] = LanguageSettings.steps,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of the language stage; 0: the model's own.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its default.")] = 0,
 ) -> None:
-    """Build the reference model and its visual-question data."""
+    """Build one of the models, the reference with the visual-question data of both."""
+    blueprint = BLUEPRINTS[model]
+    out = out or blueprint.out
+    work = work or Path(__file__).parent / ".work" / model
     if threads:
         torch.set_num_threads(threads)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
-    metrics = build(BuildSettings(out=out, work=work, seed=seed, language=LanguageSettings(steps=steps)))
+    language = replace(blueprint.language, steps=steps or blueprint.language.steps)
+    metrics = build(BuildSettings(out, work, blueprint.vision, language, blueprint, seed))
     shares = metrics["accuracy"]
     typer.echo(f"validation {shares['validation']['all']:.1%}, test {shares['test']['all']:.1%}, written to {out}")
 

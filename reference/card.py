@@ -10,18 +10,20 @@ library_name: transformers
 pipeline_tag: image-text-to-text
 ---
 
-# LOP reference model
+# LOP {name} model
 
-A LLaVA of {parameters:,} parameters: CLIP vision tower, two-layer projector, Llama text model of {layers} layers
-(hidden size {hidden}, feed-forward width {ffn}, {heads} heads in {kv_heads} key-value groups). It was really trained,
-on a small visual-question world, so that pruning plans can be searched, served and checked with nothing downloaded.
-It is an instrument, not an assistant: it knows this world and nothing else.
+A {family} of {parameters:,} parameters: {parts} of {layers} layers
+(hidden size {hidden}, feed-forward width {ffn}, {heads} heads in {kv_heads} key-value groups), stored in {dtype}.
+It was really trained, on a small visual-question world, so that pruning plans can be searched, served and checked with
+nothing downloaded. It is an instrument, not an assistant: it knows this world and nothing else.
+
+{purpose}
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("reference/model")
-processor = AutoProcessor.from_pretrained("reference/model")
+model = AutoModelForImageTextToText.from_pretrained("{path}")
+processor = AutoProcessor.from_pretrained("{path}")
 ```
 
 ## Accuracy
@@ -57,7 +59,7 @@ it; how much pruning costs, or a plan wins back, is no forecast for another mode
   every other batch also drills single steps of what takes several (which place is left of F, what is left of F). Those
   drills are in `reference/lessons.py`; the data on disk has none of them.
 - Seed {seed}; {minutes:.0f} minutes of language training on {machine}, shared with other work.
-- Made by `python -m reference.build`.
+- Made by `python -m reference.build {name}`.
 
 ## Limits
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from reference.batches import Batch, Encoder, pairs_of
 from reference.dataset import Split, sample_split
-from reference.forward import Decoder, answer_logits, decoder_of, turns_right
+from reference.forward import Decoder, VisionLanguageModel, answer_logits, decoder_of, turns_right
 
 _CHUNK = 50
 
@@ -37,9 +36,7 @@ def load_split(encoder: Encoder, split: Split, seed: int, count: int | None = No
 
 
 @torch.no_grad()
-def accuracy(
-    model: LlavaForConditionalGeneration, data: EvaluationSet, decoder: Decoder | None = None
-) -> dict[str, float]:
+def accuracy(model: VisionLanguageModel, data: EvaluationSet, decoder: Decoder | None = None) -> dict[str, float]:
     """Share of turns answered exactly, per kind and over `all`."""
     run = decoder or decoder_of(model)
     hits: dict[str, list[bool]] = defaultdict(list)

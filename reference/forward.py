@@ -5,40 +5,48 @@ answer token need logits. Letters: B sequences, T tokens, C cells, D model width
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
+from transformers import Gemma3ForConditionalGeneration, LlavaForConditionalGeneration
 
-from reference.batches import IGNORE, IMAGE_START, Batch, normalise
+from reference.batches import IGNORE, Batch, normalise
+from reference.gemma import attention_masks
 from reference.glyphs import CELLS
 from reference.train_vision import patch_features
 
-Decoder = Callable[[Tensor], Tensor]
-"""Input embeddings [B, T, D] -> final hidden states [B, T, D]."""
+VisionLanguageModel: TypeAlias = LlavaForConditionalGeneration | Gemma3ForConditionalGeneration
+
+Decoder = Callable[[Tensor, int], Tensor]
+"""Input embeddings [B, T, D] and where in them the picture starts -> final hidden states [B, T, D]."""
 
 
-def decoder_of(model: LlavaForConditionalGeneration) -> Decoder:
-    """The plain decoder of a model; causal attention makes right padding harmless, so it takes no mask."""
-    language_model = model.model.language_model
+def decoder_of(model: VisionLanguageModel) -> Decoder:
+    """The plain decoder of a model; causal attention makes right padding harmless, so no mask is of padding."""
+    language_model, config = model.model.language_model, model.config
+    is_gemma = config.model_type == "gemma3"
 
-    def run(embeddings: Tensor) -> Tensor:
-        hidden: Tensor = language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    def run(embeddings: Tensor, image_start: int) -> Tensor:
+        masks = attention_masks(config, embeddings.shape[1], image_start) if is_gemma else None
+        hidden: Tensor = language_model(
+            inputs_embeds=embeddings, attention_mask=masks, use_cache=False
+        ).last_hidden_state
         return hidden
 
     return run
 
 
-def answer_logits(model: LlavaForConditionalGeneration, decoder: Decoder, batch: Batch) -> Tensor:
+def answer_logits(model: VisionLanguageModel, decoder: Decoder, batch: Batch) -> Tensor:
     """Logits of the positions that predict an answer token, row by row: [A, V]. The vision tower gets no gradient."""
     with torch.no_grad():
         seen = patch_features(model.model.vision_tower, normalise(batch.pixels))
     image = model.model.multi_modal_projector(seen)
     embedded = model.model.language_model.embed_tokens(batch.ids)
-    after = IMAGE_START + CELLS
-    embeddings = torch.cat([embedded[:, :IMAGE_START], image, embedded[:, after:]], dim=1)
-    hidden = decoder(embeddings)[batch.labels != IGNORE]
+    start, after = batch.image_start, batch.image_start + CELLS
+    embeddings = torch.cat([embedded[:, :start], image, embedded[:, after:]], dim=1)
+    hidden = decoder(embeddings, start)[batch.labels != IGNORE]
     logits: Tensor = functional.linear(hidden, model.lm_head.weight)
     return logits
 

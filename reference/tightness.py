@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlavaForConditionalGeneration
 
 from reference.evaluate import EvaluationSet
-from reference.forward import answer_logits, decoder_of
+from reference.forward import VisionLanguageModel, answer_logits, decoder_of
 
 
-def _mlps(model: LlavaForConditionalGeneration) -> list[Any]:
-    """The L feed-forward blocks (`LlamaMLP`, which comes without types)."""
+def _mlps(model: VisionLanguageModel) -> list[Any]:
+    """The L feed-forward blocks (which come without types)."""
     return [layer.mlp for layer in model.model.language_model.layers]
 
 
 @torch.no_grad()
-def channel_importance(model: LlavaForConditionalGeneration, data: EvaluationSet) -> list[Tensor]:
+def channel_importance(model: VisionLanguageModel, data: EvaluationSet) -> list[Tensor]:
     """Per layer, norm of a channel's down_proj column times the RMS of its activation: L tensors float32 [F]."""
     squares = [torch.zeros(mlp.down_proj.in_features) for mlp in _mlps(model)]
 
@@ -43,8 +42,8 @@ def channel_importance(model: LlavaForConditionalGeneration, data: EvaluationSet
 
 @contextmanager
 def widths(
-    model: LlavaForConditionalGeneration, importance: Sequence[Tensor], kept: Sequence[int]
-) -> Iterator[LlavaForConditionalGeneration]:
+    model: VisionLanguageModel, importance: Sequence[Tensor], kept: Sequence[int]
+) -> Iterator[VisionLanguageModel]:
     """The model with only the `kept[l]` most important channels in layer l, restored on leaving."""
     saved = []
     for mlp, score, count in zip(_mlps(model), importance, kept, strict=True):

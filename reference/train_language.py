@@ -16,11 +16,10 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration
 
 from reference.batches import IGNORE, Batch, ConversationBatches, Curriculum, Encoder
 from reference.checkpoint import load_checkpoint, save_checkpoint
-from reference.forward import Decoder, answer_logits, decoder_of
+from reference.forward import Decoder, VisionLanguageModel, answer_logits, decoder_of
 from reference.muon import Muon
 
 
@@ -31,6 +30,8 @@ class LanguageSettings:
     tokens: int = 160
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
+    norm_lr: float = 1e-3
+    """Of the gains inside layers, and of the projector's norms and biases."""
     projector_lr: float = 0.001
     warmup: int = 100
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -58,22 +59,28 @@ def lr_factor(step: int, settings: LanguageSettings) -> float:
     return 1.0 if step < descent else max(0.0, (settings.steps - step) / (settings.steps - descent))
 
 
-def build_optimizers(model: LlavaForConditionalGeneration, settings: LanguageSettings) -> dict[str, Optimizer]:
+def build_optimizers(model: VisionLanguageModel, settings: LanguageSettings) -> dict[str, Optimizer]:
     """Muon for the matrices of decoder and projector, Adam for embeddings, norms and biases.
 
     The projector goes slower: under Adam at the embeddings' rate its output grows and drifts faster than attention
     learns to read it.
     """
-    matrices = [p for p in model.model.language_model.layers.parameters() if p.ndim == 2]
-    projector = [p for p in model.model.multi_modal_projector.parameters() if p.ndim == 2]
-    owned = {id(p) for p in [*matrices, *projector]}
-    trained = [*model.model.language_model.parameters(), *model.model.multi_modal_projector.parameters()]
-    rest = [p for p in trained if id(p) not in owned]
-    adam = torch.optim.Adam(rest, lr=settings.adam_lr, betas=(0.9, 0.98))
+    language, projector = model.model.language_model, model.model.multi_modal_projector
+    matrices = [p for p in language.layers.parameters() if p.ndim == 2]
+    seeing = [p for p in projector.parameters() if p.ndim == 2]
+    gains = [p for part in (language.layers, projector) for p in part.parameters() if p.ndim < 2]
+    # Where embeddings are scaled on their way in, they are smaller by that, and tied logits by as much: Adam's steps,
+    # which do not depend on the size of gradients, are scaled with what they change.
+    scale = float(getattr(language.embed_tokens, "scalar_embed_scale", 1.0))
+    groups = [
+        {"params": [language.embed_tokens.weight], "lr": settings.adam_lr / scale},
+        {"params": [language.norm.weight], "lr": settings.adam_lr * scale},
+        {"params": gains, "lr": settings.norm_lr},
+    ]
     return {
         "muon": Muon(matrices, lr=settings.muon_lr),
-        "projector": Muon(projector, lr=settings.projector_lr),
-        "adam": adam,
+        "projector": Muon(seeing, lr=settings.projector_lr),
+        "adam": torch.optim.Adam(groups, betas=(0.9, 0.98)),
     }
 
 
@@ -92,7 +99,7 @@ def _stream(dataset: ConversationBatches, start: int, stop: int) -> Iterator[Bat
 
 
 def train_language(
-    model: LlavaForConditionalGeneration,
+    model: VisionLanguageModel,
     encoder: Encoder,
     settings: LanguageSettings,
     seed: int,
@@ -105,13 +112,14 @@ def train_language(
     for parameter in model.model.vision_tower.parameters():
         parameter.requires_grad_(False)
     optimizers = build_optimizers(model, settings)
-    base = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     checkpoint = work / "language"
     restored = load_checkpoint(checkpoint, model, optimizers)
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    base = [group["lr"] for group in groups]
     start = int(restored["step"]) if restored else 0
     spent = float(restored["seconds"]) if restored else 0.0
     decoder = compiled(decoder_of(model)) if use_compile else decoder_of(model)
-    trained = [p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for group in groups for p in group["params"]]
     model.train()
     began = time.monotonic()
     batches = _stream(
@@ -120,8 +128,8 @@ def train_language(
         settings.steps,
     )
     for step, batch in enumerate(batches, start=start):
-        for name, optimizer in optimizers.items():
-            optimizer.param_groups[0]["lr"] = base[name] * lr_factor(step, settings)
+        for group, lr in zip(groups, base, strict=True):
+            group["lr"] = lr * lr_factor(step, settings)
         logits = answer_logits(model, decoder, batch)
         loss = functional.cross_entropy(logits, batch.labels[batch.labels != IGNORE])
         loss.backward()  # type: ignore[no-untyped-call]

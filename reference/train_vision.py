@@ -1,23 +1,26 @@
 """First stage: the vision tower alone learns what is in each cell.
 
 Trained end to end from scratch, the language model would have to discover seeing through the answers; told what
-each patch shows, the tower needs minutes. Its four small heads are thrown away afterwards.
+each patch shows, the tower needs minutes. Its small heads are thrown away afterwards.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from reference.batches import normalise
 from reference.glyphs import CELLS, COLOUR_NAMES, EMPTY, GRID, KINDS, SCENE_JITTER, WIDE_JITTER, Jitter, render_cells
 from reference.scans import Pool
 
 _FULL_SHARE = 0.75
+
+Tower: TypeAlias = CLIPVisionModel | SiglipVisionModel
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,29 @@ class VisionSettings:
     warmup: int = 50
     measured: int = 256
     """Pictures to measure the tower on when it is trained."""
+    asks_cells: bool = False
+    """Whether a patch is asked for its cell, too: a linear projector cannot make that of row and column."""
 
 
 class PatchHeads(nn.Module):
-    """Linear read-outs of a patch: content, colour, row and column.
+    """Linear read-outs of a patch: content, colour, row and column, and its cell if `asks_cells`.
 
     Row and column are asked for so that the features the language model gets say where they come from.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, asks_cells: bool = False) -> None:
         super().__init__()
         self.content = nn.Linear(width, len(KINDS) + 1)
         self.colour = nn.Linear(width, len(COLOUR_NAMES))
         self.row = nn.Linear(width, GRID)
         self.column = nn.Linear(width, GRID)
+        self.cell = nn.Linear(width, CELLS) if asks_cells else None
 
 
-def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """What the projector receives: last hidden state without the class token. [B, 3, H, W] -> [B, C, D]."""
+def patch_features(tower: Tower, pixels: Tensor) -> Tensor:
+    """What the projector receives: last hidden state, without CLIP's class token. [B, 3, H, W] -> [B, C, D]."""
     hidden: Tensor = tower(pixels).last_hidden_state
-    return hidden[:, 1:]
+    return hidden[:, -CELLS:]
 
 
 def sample_patches(count: int, pool: Pool, rng: np.random.Generator, jitter: Jitter) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +67,7 @@ def sample_patches(count: int, pool: Pool, rng: np.random.Generator, jitter: Jit
 
 
 def vision_loss(heads: PatchHeads, features: Tensor, contents: Tensor, colours: Tensor) -> Tensor:
-    """Sum of the four cross-entropies; colour counts only where there is an object. features [B, C, D]."""
+    """Sum of the heads' cross-entropies; colour counts only where there is an object. features [B, C, D]."""
     cell = torch.arange(CELLS).expand(len(features), -1)
     content = functional.cross_entropy(heads.content(features).flatten(0, 1), contents.flatten(), label_smoothing=0.05)
     full = contents != EMPTY
@@ -69,11 +75,13 @@ def vision_loss(heads: PatchHeads, features: Tensor, contents: Tensor, colours: 
     row = functional.cross_entropy(heads.row(features).flatten(0, 1), (cell // GRID).flatten())
     column = functional.cross_entropy(heads.column(features).flatten(0, 1), (cell % GRID).flatten())
     total: Tensor = content + colour + 0.3 * (row + column)
+    if heads.cell is not None:
+        total = total + 0.3 * functional.cross_entropy(heads.cell(features).flatten(0, 1), cell.flatten())
     return total
 
 
 @torch.no_grad()
-def measure_vision(tower: CLIPVisionModel, heads: PatchHeads, pool: Pool, pictures: int) -> dict[str, float]:
+def measure_vision(tower: Tower, heads: PatchHeads, pool: Pool, pictures: int) -> dict[str, float]:
     """Share of cells read rightly on one scan pool, under the jitter of real scenes."""
     tower.eval()
     pixels, contents, colours = sample_patches(pictures, pool, np.random.default_rng(7), SCENE_JITTER)
@@ -90,13 +98,13 @@ def measure_vision(tower: CLIPVisionModel, heads: PatchHeads, pool: Pool, pictur
 
 
 def train_vision(
-    tower: CLIPVisionModel,
+    tower: Tower,
     settings: VisionSettings,
     seed: int,
     report: Callable[[int, float], None],
 ) -> dict[str, float]:
     """Train the tower in place; returns its accuracy on validation scans."""
-    heads = PatchHeads(tower.config.hidden_size)
+    heads = PatchHeads(tower.config.hidden_size, asks_cells=settings.asks_cells)
     parameters = [*tower.parameters(), *heads.parameters()]
     decayed = [p for p in parameters if p.ndim >= 2]
     rest = [p for p in parameters if p.ndim < 2]

@@ -1,6 +1,7 @@
 """A build of a few steps, from start to end, and one that is killed half-way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,29 @@ from reference import build as build_script
 from reference import train_language
 from reference.align import AlignSettings
 from reference.batches import Curriculum
+from reference.blueprints import BLUEPRINTS, ModelName
 from reference.build import BuildSettings, build
 from reference.checkpoint import save_checkpoint
 from reference.muon import Muon, orthogonalise
 from reference.tokenizer import train_tokenizer
 from reference.train_language import LanguageSettings, lr_factor
-from reference.train_vision import VisionSettings
 
 
 class KilledError(Exception):
     """Stands for a kill signal."""
 
 
-def tiny(folder: Path) -> BuildSettings:
+def tiny(folder: Path, name: ModelName) -> BuildSettings:
+    blueprint = BLUEPRINTS[name]
+    short = {"steps": 4, "batch": 2, "warmup": 2, "evaluate_every": 4, "checkpoint_every": 2}
     return BuildSettings(
         out=folder / "out",
         work=folder / "work",
+        vision=replace(blueprint.vision, steps=2, batch=2, measured=4),
+        language=replace(blueprint.language, curriculum=Curriculum(1, 2, 3), **short),
+        blueprint=blueprint,
         seed=1,
-        vision=VisionSettings(steps=2, batch=2, measured=4),
         align=AlignSettings(pictures=8, steps=3, batch=4),
-        language=LanguageSettings(
-            steps=4, batch=2, curriculum=Curriculum(1, 2, 3), warmup=2, evaluate_every=4, checkpoint_every=2
-        ),
         sizes={"calibration": 2, "validation": 2, "test": 2},
         use_compile=False,
     )
@@ -60,27 +62,32 @@ def kill_after(checkpoints: int) -> Callable[..., None]:
     return save
 
 
-def test_a_killed_build_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ModelName)
+def test_a_killed_build_resumes_to_the_same_weights(
+    name: ModelName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quiet = Console(quiet=True)
     monkeypatch.setattr(build_script, "train_tokenizer", lru_cache(train_tokenizer))
-    metrics = build(tiny(tmp_path / "whole"), quiet)
+    metrics = build(tiny(tmp_path / "whole", name), quiet)
     with monkeypatch.context() as patched:
         patched.setattr(train_language, "save_checkpoint", kill_after(1))
         with pytest.raises(KilledError):
-            build(tiny(tmp_path / "killed"), quiet)
+            build(tiny(tmp_path / "killed", name), quiet)
     assert not (tmp_path / "killed/out").exists()
-    build(tiny(tmp_path / "killed"), quiet)
+    build(tiny(tmp_path / "killed", name), quiet)
 
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.allclose(tensor, resumed[name], atol=1e-5), name
+    for key, tensor in whole.items():
+        assert torch.allclose(tensor, resumed[key], atol=1e-5), key
 
     assert set(metrics["uniform_widths"]["0.5"]) == {"validation", "test"}
     out = tmp_path / "whole/out"
-    assert len(list((out / "data/images/test").glob("*.png"))) == 2
-    assert "LOP reference model" in (out / "model/README.md").read_text()
-    assert AutoModelForImageTextToText.from_pretrained(out / "model").config.text_config.num_hidden_layers == 12
+    assert len(list((out / "data/images/test").glob("*.png"))) == (2 if name is ModelName.REFERENCE else 0)
+    assert f"LOP {name} model" in (out / "model/README.md").read_text()
+    loaded = AutoModelForImageTextToText.from_pretrained(out / "model")
+    assert loaded.config.text_config.num_hidden_layers == {"reference": 12, "second": 16}[name]
+    assert loaded.dtype == BLUEPRINTS[name].dtype
     assert AutoProcessor.from_pretrained(out / "model").tokenizer.eos_token == "<|end|>"
 
 

@@ -1,7 +1,6 @@
-"""The shipped model, through the Auto classes alone, as a user would load it."""
+"""The shipped models, through the Auto classes alone, as a user would load them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,24 +8,33 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from reference import DATA_DIR, MODEL_DIR
-from reference.batches import Encoder, pairs_of
+from reference import DATA_DIR
+from reference.batches import IGNORE, Encoder, pairs_of
+from reference.blueprints import BLUEPRINTS, Blueprint, ModelName
 from reference.card import render_card
 from reference.dataset import sample_split
 from reference.evaluate import accuracy, load_split
+from reference.forward import answer_logits, decoder_of
 from reference.tightness import channel_importance, widths
 
 Messages = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return AutoProcessor.from_pretrained(MODEL_DIR)
+@pytest.fixture(scope="module", params=ModelName)
+def blueprint(request: pytest.FixtureRequest) -> Blueprint:
+    return BLUEPRINTS[request.param]
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return AutoModelForImageTextToText.from_pretrained(MODEL_DIR).eval()
+def processor(blueprint: Blueprint) -> Any:
+    return AutoProcessor.from_pretrained(blueprint.out / "model")
+
+
+@pytest.fixture(scope="module")
+def model(blueprint: Blueprint) -> Any:
+    model = AutoModelForImageTextToText.from_pretrained(blueprint.out / "model").eval()
+    assert model.dtype == blueprint.dtype  # as it is stored
+    return model.float()
 
 
 def messages_of(record: dict[str, Any]) -> Messages:
@@ -47,13 +55,20 @@ def test_every_rendering_is_a_prefix_of_the_next(processor: Any) -> None:
         assert processor.apply_chat_template(messages[: i + 1], add_generation_prompt=True).startswith(earlier)
 
 
-def test_content_may_be_text_or_a_list_of_parts(processor: Any) -> None:
+def test_content_may_be_text_or_a_list_of_parts(processor: Any, blueprint: Blueprint) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "Where is the 7?"}]
     as_list = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
     as_text = processor.apply_chat_template(
         [{"role": "user", "content": "<image>\nWhere is the 7?"}], add_generation_prompt=True
     )
-    assert as_list == as_text == "<|user|><image>\nWhere is the 7?<|assistant|>"
+    assert (
+        as_list
+        == as_text
+        == {
+            ModelName.REFERENCE: "<|user|><image>\nWhere is the 7?<|assistant|>",
+            ModelName.SECOND: "<bos><|user|><start_of_image>Where is the 7?<|assistant|>",
+        }[blueprint.name]
+    )
 
 
 def test_answers_end_with_the_end_token(processor: Any, model: Any) -> None:
@@ -68,10 +83,10 @@ def test_unknown_roles_are_refused(processor: Any) -> None:
         processor.apply_chat_template([{"role": "system", "content": "Be brief."}])
 
 
-def test_encoder_and_pictures_equal_the_processor(processor: Any) -> None:
+def test_encoder_and_pictures_equal_the_processor(processor: Any, blueprint: Blueprint) -> None:
     record = records(1)[0]
     conversations, pictures = sample_split("validation", 0, 1)
-    ids, labels, _ = Encoder(processor.tokenizer, 256).encode(pairs_of(conversations[0]))
+    ids, labels, _ = Encoder(processor.tokenizer, 256, blueprint.layout).encode(pairs_of(conversations[0]))
     with Image.open(DATA_DIR / record["image"]) as picture:
         text = processor.apply_chat_template(messages_of(record))
         inputs = processor(text=text, images=picture, return_tensors="pt")
@@ -101,8 +116,8 @@ def test_generates_the_right_answers(processor: Any, model: Any) -> None:
     assert right / asked >= 0.8  # a small sample; the next test takes a larger one
 
 
-def test_is_right_nine_times_in_ten_and_needs_its_channels(processor: Any, model: Any) -> None:
-    encoder = Encoder(processor.tokenizer, 256)
+def test_is_right_nine_times_in_ten_and_needs_its_channels(processor: Any, model: Any, blueprint: Blueprint) -> None:
+    encoder = Encoder(processor.tokenizer, 256, blueprint.layout)
     validation = load_split(encoder, "validation", 0, 40)
     assert accuracy(model, validation)["all"] >= 0.9
     importance = channel_importance(model, load_split(encoder, "calibration", 0, 24))
@@ -114,11 +129,23 @@ def test_is_right_nine_times_in_ten_and_needs_its_channels(processor: Any, model
     assert model.model.language_model.layers[0].mlp.down_proj.weight is before
 
 
-def test_card_is_made_from_the_figures() -> None:
-    metrics = json.loads((MODEL_DIR / "metrics.json").read_text(encoding="utf-8"))
-    assert (MODEL_DIR / "README.md").read_text(encoding="utf-8") == render_card(metrics)
+def test_card_is_made_from_the_figures(blueprint: Blueprint) -> None:
+    folder = blueprint.out / "model"
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == render_card(metrics)
 
 
-def test_only_safetensors_and_text_are_shipped() -> None:
+@torch.no_grad()
+def test_training_forward_equals_the_models_own(processor: Any, model: Any, blueprint: Blueprint) -> None:
+    conversations, pictures = sample_split("validation", 0, 1)
+    batch = Encoder(processor.tokenizer, 256, blueprint.layout).batch(pictures[0][None], [pairs_of(conversations[0])])
+    with Image.open(DATA_DIR / records(1)[0]["image"]) as picture:
+        text = processor.apply_chat_template(messages_of(records(1)[0]))
+        inputs = processor(text=text, images=picture, return_tensors="pt")
+    expected = model(**inputs).logits[0][batch.labels[0, : inputs["input_ids"].shape[1]] != IGNORE]
+    assert torch.allclose(answer_logits(model, decoder_of(model), batch), expected, atol=1e-3)
+
+
+def test_only_safetensors_and_text_are_shipped(blueprint: Blueprint) -> None:
     allowed = {".safetensors", ".json", ".jinja", ".md"}
-    assert {path.suffix for path in Path(MODEL_DIR).iterdir()} <= allowed
+    assert {path.suffix for path in (blueprint.out / "model").iterdir()} <= allowed

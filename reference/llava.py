@@ -1,4 +1,4 @@
-"""The model: a LLaVA small enough to train on two cores and deep enough to be worth pruning layer by layer.
+"""The reference model: a LLaVA small enough to train on two cores and deep enough to be worth pruning layer by layer.
 
 Choices: 12 decoder layers, so that an allocation over layers has room; grouped-query attention and SwiGLU, as in
 the models this stands for; a feed-forward width of only 1x the hidden size and no weight decay on it, because with
@@ -12,11 +12,13 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from reference.glyphs import CELL_PX, CELLS, IMAGE_PX
-from reference.tokenizer import IMAGE
+from reference.layout import Layout
 
 NUM_LAYERS = 12
 HIDDEN = 128
@@ -25,6 +27,24 @@ FFN_WIDTH = 128
 CONTEXT = 512
 FINAL_NORM = 0.03
 """Initial gain of the last norm: with tied embeddings of unit scale, gain 1 would start with logits of scale 11."""
+
+LAYOUT = Layout(image="<image>")
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- '<|user|>' -}}"
+    "{%- elif message['role'] == 'assistant' -%}{{- '<|assistant|>' -}}"
+    "{%- else -%}{{- raise_exception('roles are user and assistant, got ' ~ message['role']) -}}{%- endif -%}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- if message['role'] == 'assistant' -%}{{- '<|end|>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt and (not messages or messages[-1]['role'] != 'assistant') -%}"
+    "{{- '<|assistant|>' -}}{%- endif -%}"
+)
+"""No generation prompt after an assistant message: every rendering is a prefix of the next one."""
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
@@ -56,7 +76,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(LAYOUT.image),
         image_seq_length=CELLS,
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
@@ -90,3 +110,22 @@ def _initialise(model: LlavaForConditionalGeneration) -> None:
     for layer in text.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """Image processor, tokenizer and chat template in one."""
+    image_processor = CLIPImageProcessorPil(
+        size={"height": IMAGE_PX, "width": IMAGE_PX},
+        crop_size={"height": IMAGE_PX, "width": IMAGE_PX},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=CELL_PX,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the CLIP class token, which the "default" strategy drops again
+        image_token=LAYOUT.image,
+        chat_template=CHAT_TEMPLATE,
+    )
