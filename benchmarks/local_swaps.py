@@ -38,5 +38,5 @@ def improve_by_swaps(
         if not step:
             break
         scored |= dict(zip(step, score(step), strict=True))
-        current = min([current, *step], key=lambda choice: scored[choice].kl)
+        current = min([current, *step], key=lambda choice: scored[choice].score)
     return scored

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,10 +44,11 @@ MODEL_ID = "reference"
 
 
 class Subject:
-    """The reference model as a benchmark uses it.
+    """A reference model as a benchmark uses it.
 
     Args:
-        reference: folder with model/ and data/.
+        reference: folder with model/ and data/; without data/, as the second model's, the conversations are the
+            reference's.
         num_conversations: calibration conversations that configurations are scored on, None for all; statistics and
             the ranking come from all of them.
         fresh: forget what other runs have measured. Else it is read again.
@@ -55,12 +57,13 @@ class Subject:
     def __init__(self, reference: Path, num_conversations: int | None, *, fresh: bool) -> None:
         self.folder = reference / "model"
         self.processor = load_processor(self.folder)
-        everything = load_conversations(reference / "data" / "calibration.json")
+        data = reference / "data" if (reference / "data").is_dir() else REFERENCE / "data"
+        everything = load_conversations(data / "calibration.json")
         self._conversations = {
             "all": everything,
             "calibration": everything[:num_conversations],
             "enumeration": everything[:4],
-            "validation": load_conversations(reference / "data" / "validation.json"),
+            "validation": load_conversations(data / "validation.json"),
         }
         self.anatomy = anatomy_of(load_model(self.folder))
         self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
@@ -91,18 +94,19 @@ class Subject:
             self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
         return self._statistics[kind]
 
-    def scan(self, space: Space) -> tuple[FloatArray, float]:
+    def scan(self, space: Space, *, by_kl: bool = False) -> tuple[FloatArray, float]:
         """The one-decision scan [N, K], and its seconds."""
         started = self.seconds
-        return scan_sensitivity(space, self.score(space)), self.seconds - started
+        return scan_sensitivity(space, self.score(space, by_kl=by_kl)), self.seconds - started
 
-    def score(self, space: Space) -> Score:
-        """Scores choices of `space` on the calibration conversations."""
-        return lambda choices: self._measure_all([space.architecture(choice) for choice in choices])
+    def score(self, space: Space, *, by_kl: bool = False) -> Score:
+        """Measures choices of `space` on the calibration conversations; `by_kl`: their score is their KL."""
+        return lambda choices: self._measure_all([space.architecture(choice) for choice in choices], by_kl=by_kl)
 
-    def _measure_all(self, architectures: Sequence[Architecture]) -> list[Metrics]:
+    def _measure_all(self, architectures: Sequence[Architecture], *, by_kl: bool) -> list[Metrics]:
         kept = self.kept("calibration")
-        return [kept(self.anatomy.ffn_widths(architecture)) for architecture in architectures]
+        found = [kept(self.anatomy.ffn_widths(architecture)) for architecture in architectures]
+        return [metrics.scored_by_kl() for metrics in found] if by_kl else found
 
     def evaluate(self, split: str, widths: Widths, ranking: Ranking | None = None) -> Metrics:
         """Metrics of one configuration [L] on a split; each is measured once."""
@@ -161,7 +165,7 @@ class Subject:
             kept += sum(b for b, w, layer in zip(added, widths, layers, strict=True) if w < layer.ffn_width)
         return kept
 
-    def search(self, settings: SearchSettings) -> tuple[SearchResult, list[float]]:
+    def search(self, settings: SearchSettings, *, by_kl: bool = False) -> tuple[SearchResult, list[float]]:
         """One search in a database of its own, and the seconds of each target; those of the shared scan are divided.
 
         Evaluations that another search has done are remembered, and count the seconds that they took.
@@ -174,7 +178,7 @@ class Subject:
 
         with TemporaryDirectory() as folder:
             repository = self.repository(Path(folder) / "search.db")
-            engine = LocalEngine(lambda: self._measure_all)
+            engine = LocalEngine(lambda: partial(self._measure_all, by_kl=by_kl))
             result = run_search(repository, MODEL_ID, self.calibration_id, engine, settings, progress)
         return result, self._seconds_per_target(result, marks)
 

@@ -93,7 +93,7 @@ def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -
 def draw_search(
     curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, first: Mapping[str, int] | None = None
 ) -> None:
-    """Least KL so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names).
+    """Least score so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names).
 
     `first` says how many evaluations a method had spent before the first of its curve: its share of a scan.
     """
@@ -117,7 +117,7 @@ def draw_search(
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     for row in axes:
-        row[0].set_ylabel("least KL so far, nats")
+        row[0].set_ylabel("least score so far, nats")
     if len(names) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)

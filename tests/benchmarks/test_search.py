@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,15 +12,19 @@ from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 METHODS = {
     "additive-dp",
+    "additive-dp-roots",
     "ecoflap",
     "evolution",
     "evolution-dp",
+    "evolution-dp-roots",
     "evolution-few",
     "flap",
     "llm-pruner",
     "local-swaps",
+    "local-swaps-roots",
     "mcts",
     "mcts-few",
+    "mcts-kl",
     "mcts-tree",
     "mcts-tree-alone",
     "owl",
@@ -42,6 +47,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         source = write_conversations(tmp_path / split, seed=seed)
         data.mkdir(exist_ok=True)
         (data / f"{split}.json").write_text(source.read_text().replace("images/", f"{source.parent}/images/"))
+    # One model twice: what it measures once is remembered for the other.
+    monkeypatch.setattr(search, "MODELS", {"reference": reference, "second": reference})
     small = {"SPARSITIES": SPARSITIES, "SEEDS": (0, 1), "EVALUATIONS": 16, "NUM_LEVELS": 3}
     for name, value in {**small, "RESULTS_DIR": tmp_path / "results"}.items():
         monkeypatch.setattr(search, name, value)
@@ -49,7 +56,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(enumeration, name, value)
     monkeypatch.setattr(machine, "RESULTS_DIR", tmp_path / "results")
     monkeypatch.setattr(subject, "WORK_DIR", tmp_path / "work")
-    search.main(reference=reference, few=3)
+    search.main(few=3)
     return tmp_path / "results"
 
 
@@ -57,7 +64,9 @@ def test_a_small_run(results: Path) -> None:
     document = json.loads((results / "search.json").read_text())
     assert set(document) == {"machine", "commit", "measured_at", "code", "summary", "rows"}
     assert {"benchmarks/search.py", "mcts/search.py", "pruning/measuring/evaluation.py"} <= document["code"].keys()
-    rows, summary = document["rows"], document["summary"]
+    summary = document["summary"]
+    rows = [row for row in document["rows"] if row["model"] == "reference"]
+    assert [row["model"] for row in document["rows"]] == ["reference"] * len(rows) + ["second"] * len(rows)
     counts = Counter(row["method"] for row in rows)
     assert set(counts) == METHODS
     seeds = {"mcts", "mcts-tree", "evolution-dp"}
@@ -71,23 +80,32 @@ def test_a_small_run(results: Path) -> None:
         assert max(row["scored_tokens"] for row in own) <= max(tokens)
         # Four layers of three levels: nine evaluations for the scan, half of them a target's share.
         assert {row["evaluations"] for row in own if row["method"] == "additive-dp"} == {4.5}
-    best = summary["best_other"]
-    means = summary["geomean_validation_kl"]
-    assert best not in search.NOT_RIVALS
-    assert means[best] == min(kl for method, kl in means.items() if method not in search.NOT_RIVALS)
-    assert summary["validation_geomean_vs_best_other"] == pytest.approx(means["mcts"] / means[best])
-    assert summary["validation_worst_vs_best_other"] == max(summary["validation_vs_best_other"].values())
-    assert summary["tree_gain"] == pytest.approx(means["mcts"] / means["mcts-tree"])
+    check_ratios(summary["models"]["reference"])
+    for name in ("validation_geomean_vs_best_other", "validation_worst_vs_best_other", "tree_gain", "objective_gain"):
+        assert summary[name] == max(found[name] for found in summary["models"].values())
     assert summary["exact_check"]["optima_found"] == 2  # nine configurations, nine evaluations
-    for picture in ("search.png", "search_progress.png"):
+    for picture in ("search.png", "search_progress.png", "search_second.png", "search_progress_second.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def check_ratios(summary: dict[str, Any]) -> None:
+    means = summary["geomean_validation_kl"]
+    with_objective = [method for method in means if method.endswith("-roots")]
+    rivals = [method for method in means if method not in (*search.NOT_RIVALS, *with_objective)]
+    for name, among in (("other", rivals), ("with_objective", with_objective)):
+        best = min(among, key=means.__getitem__)
+        assert summary[f"best_{name}"] == best
+        assert summary[f"validation_geomean_vs_best_{name}"] == pytest.approx(means["mcts"] / means[best])
+        assert summary[f"validation_worst_vs_best_{name}"] == max(summary[f"validation_vs_best_{name}"].values())
+    assert summary["tree_gain"] == pytest.approx(means["mcts"] / means["mcts-tree"])
+    assert summary["objective_gain"] == pytest.approx(means["mcts"] / means["mcts-kl"])
 
 
 def test_run_again_it_measures_nothing_and_says_the_same(results: Path) -> None:
     before = json.loads((results / "search.json").read_text())
     sizes = {path: path.stat().st_size for path in subject.WORK_DIR.glob("metrics-*.jsonl")}
     assert sizes
-    search.main(reference=results.parent / "reference", few=3)
+    search.main(few=3)
     after = json.loads((results / "search.json").read_text())
     assert {path: path.stat().st_size for path in sizes} == sizes
     quality = [[{**row, "seconds": 0.0} for row in document["rows"]] for document in (before, after)]
