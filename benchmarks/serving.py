@@ -121,6 +121,7 @@ class Rounded:
     round_to: int
     tp_size: int = 1
     largest: float = LARGEST_SPARSITY
+    method: str = "lop"
 
 
 ROUNDED = {
@@ -128,6 +129,7 @@ ROUNDED = {
     "32_layers_fine": Rounded(LARGE, DEFAULT_ROUND_TO),
     "32_layers_tp2": Rounded(LARGE, ROUND_TO, tp_size=2),
     "32_layers_coarse": Rounded(LARGE, 2 * ROUND_TO),
+    "reference_flap": Rounded(MODEL_ID, DEFAULT_ROUND_TO, method="flap"),  # from the statistics that are stored
 }
 """What is timed beside the mix, by the end of its key in the results."""
 
@@ -149,7 +151,8 @@ def request_milliseconds(url: str, served: Served) -> dict[Asked, list[float]]:
 def rounded_milliseconds(url: str, rounded: Rounded) -> list[float]:
     """Of `NUM_ROUNDED_REQUESTS` requests for other sparsities each, on one kept-alive connection."""
     rng = np.random.default_rng(0)
-    usual = {"model": rounded.model, "round_to": rounded.round_to, "tp_size": rounded.tp_size, "method": "lop"}
+    usual = {"model": rounded.model, "round_to": rounded.round_to, "tp_size": rounded.tp_size}
+    usual["method"] = rounded.method
     with httpx.Client(base_url=url) as client:
         spent = [
             _milliseconds(client, usual | {"sparsity": float(sparsity)})
@@ -321,7 +324,9 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
             found[f"http_p50_ms_{name}"] = float(np.median(rounded_milliseconds(url, rounded)))
     slow = measure_large_allocation()
     p50 = found["http_p50_ms_32_layers"]
+    of_sparsities = found["http_p50_ms_reference_by_kind"][Asked.SPARSITY.value]
     return found | {
+        "speedup_vs_flap_served": found["http_p50_ms_reference_flap"] / of_sparsities,
         "speedup_vs_flap": slow["flap_seconds"] / p50 * 1e3,
         "speedup_vs_search": slow["evaluation_seconds"] * EVALUATIONS / p50 * 1e3,
         "large_model": {**slow, "sequences": NUM_SEQUENCES, "tokens": SEQUENCE_TOKENS, "layers": NUM_LAYERS},

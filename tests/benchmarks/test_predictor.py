@@ -66,6 +66,19 @@ def test_ratios_are_to_the_search_and_a_tie_with_a_baseline_is_not_worse() -> No
     assert summary["worse_than_baseline"] == ["0.35: uniform", "0.35: flap"]
 
 
+def test_new_targets_are_held_against_the_better_of_search_and_additive_program() -> None:
+    found = rows(lop=0.2, others=0.25, searched=0.4)
+    for row in found:
+        if row["sparsity"] == 0.35 and row["method"] == SEARCHED:
+            row["validation_kl"] = 0.16
+        if row["sparsity"] == 0.3:  # searched: it does not count
+            row["validation_kl"] *= 0.1 if row["method"] == SEARCHED else 1.0
+    summary = _summary_of_quality(found)
+    assert summary["validation_ratio_new_targets_worst"] == pytest.approx(1.25)
+    expected = (0.8 ** (len(HELD_OUT_TARGETS) - 1) * 1.25) ** (1 / len(HELD_OUT_TARGETS))
+    assert summary["validation_ratio_new_targets"] == pytest.approx(expected)
+
+
 def test_targets_left_out_are_left_out() -> None:
     assert not set(TRAINED_TARGETS) & set(HELD_OUT_TARGETS)
     assert len(HELD_OUT_TARGETS) >= 6
