@@ -81,7 +81,7 @@ def judged_without_each(scored: Sequence[Metrics]) -> tuple[FoldMetrics, ...]:
     if not found or len(found) < len(scored) or len({tuple(x.num_tokens for x in folds) for folds in found}) > 1:
         return ()
     # Of equal folds, the least sum over tokens is the least score, whether of roots or of KL.
-    by_roots = all(fold.root_kl is not None for folds in found for fold in folds)
-    sums = np.array([[(x.root_kl if by_roots else x.kl) * x.num_tokens for x in folds] for folds in found])
+    by_kl = any(metrics.is_scored_by_kl for metrics in scored)
+    sums = np.array([[(x.kl if by_kl else x.root_kl or 0.0) * x.num_tokens for x in folds] for folds in found])
     best = np.argmin(sums.sum(axis=1, keepdims=True) - sums, axis=0)
     return tuple(found[index][fold] for fold, index in enumerate(best.tolist()))

@@ -75,7 +75,9 @@ def cross_validated(
     of_widths = [sample for sample in samples if anatomy.ffn_widths_alone(sample.architecture) is not None]
     cost = [price.cost(sample.architecture) for sample in of_widths]
     found: dict[int, CrossValidation] = {}
-    for budget in sorted(budgets) if dense is not None else ():
+    if dense is None:
+        return found
+    for budget in sorted(budgets):
         scored = [sample.metrics for sample, needed in zip(of_widths, cost, strict=True) if needed <= budget]
         judged = CrossValidation.of(scored, dense)
         if judged is not None:

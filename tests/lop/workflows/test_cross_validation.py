@@ -74,7 +74,7 @@ def test_predictors_learn_from_all_samples_that_fit_a_searched_budget(repository
     assert found.keys() == budgets
     assert found[better.targets[0].budget].score == better.targets[0].metrics.score  # though no such search is stored
     assert found[better.targets[0].budget].score <= result.targets[0].metrics.score
-    assert found[better.targets[0].budget].folds == better.targets[0].cross_validation.folds
+    assert found[better.targets[0].budget] == better.targets[0].cross_validation
 
 
 def test_a_budget_says_nothing_where_older_samples_fit_it(repository: Repository, data: Path) -> None:
