@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan_parts import content_id
+from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
 
@@ -43,7 +45,8 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
 
 
 def cross_validated_targets(repository: Findings, model_id: str, calibration_id: str) -> dict[int, "CrossValidation"]:
-    """What finished searches of a model on that calibration set know of unseen conversations, by the targets' budgets.
+    """What finished searches of FFN widths know of unseen conversations, by the targets' budgets: those of a model, on
+    that calibration set.
 
     Of targets that were searched more than once, what the search of most evaluations says, or the latest of those: a
     predictor knows the samples of them all, and chooses from as many at least.
@@ -55,6 +58,8 @@ def cross_validated_targets(repository: Findings, model_id: str, calibration_id:
         try:
             document: Any = search.result
             if document is None or document.get("calibration_id") != calibration_id:
+                continue
+            if searched_axes(search) is not SpaceName.FFN:
                 continue
             targets = SearchResult.from_dict(document["search"]).targets
         except (AttributeError, KeyError, TypeError, ValueError) as error:
