@@ -80,11 +80,7 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
     of_widths = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
     search_model(repository, "tiny", conversations, of_widths, name="data")
     known = cross_validated_targets(repository, "tiny", calibration_id(conversations))
-    quick = TrainingSettings(
-        num_levels=4, policy_rounds=1, policy_steps_per_round=1, problems_per_round=8, batch_size=8
-    )
-    before = train_model(repository, "tiny", quick)
-    search_model(repository, "tiny", conversations, replace(JOINT, num_levels=4), name="data")
+    search_model(repository, "tiny", conversations, replace(JOINT, num_levels=6), name="data")
     assert cross_validated_targets(repository, "tiny", calibration_id(conversations)) == known
     with caplog.at_level(logging.WARNING, "service.searches"):
         found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS)
