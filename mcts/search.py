@@ -25,11 +25,10 @@ from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.evolution import Score, mutate
 from pruning.allocators.uniform import uniform_choice
-from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
 from pruning.planning.limits import Limits
-from pruning.planning.prices import ffn_parameters
+from pruning.planning.prices import Price
 from pruning.planning.space import Choice, Space
 from storage.records import Sample
 from values.kl_floor import RELATIVE_KL_FLOOR, log_kl, relative_floor
@@ -44,10 +43,17 @@ MAX_JUDGED = 512
 
 @dataclass(frozen=True)
 class SharedKnowledge:
-    """What the targets of one search share: the one-decision scan [N, K], and every sample in the order it was read."""
+    """What the targets of one search share.
+
+    Attributes:
+        sensitivity: [N, K] the one-decision scan; 0 where a decision has no such option.
+        samples: every sample in the order it was read.
+        retention: [N, K] of the space, as `values.surrogate.retentions`.
+    """
 
     sensitivity: FloatArray
     samples: list[ScoredChoice]
+    retention: FloatArray | None = None
 
     @property
     def floor(self) -> float:
@@ -57,12 +63,12 @@ class SharedKnowledge:
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
         """Of the surrogates of all targets, to be taken in turn."""
-        return tuple(Kernel(self.sensitivity, roughness) for roughness in ROUGHNESSES)
+        return tuple(Kernel(self.sensitivity, roughness, self.retention) for roughness in ROUGHNESSES)
 
 
-def known_samples(anatomy: ModelAnatomy, space: Space, samples: Sequence[Sample]) -> list[ScoredChoice]:
-    """What earlier searches found in `space`, as if every whole number of its largest steps were a target."""
-    price = ffn_parameters(anatomy)
+def known_samples(price: Price, space: Space, samples: Sequence[Sample]) -> list[ScoredChoice]:
+    """What earlier searches found in `space`, as if every whole number of its largest steps were a target; `price` is
+    of what targets limit."""
     largest_step = max(int(np.diff(row).max()) for row in space.tables(price.of))
     scored = []
     for sample in samples:

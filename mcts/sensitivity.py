@@ -1,41 +1,92 @@
 """The one-decision scan: how much each option of each decision costs while all others are as dense as they may be.
 
 One evaluation an option, shared by all targets of a model. It is what the additive dynamic program allocates by, and
-where the surrogate table of the search starts.
+where the surrogate table of the search starts. Where a space has more options than may be measured, some are
+(`scan_choices` says which), and `mcts.filling` says what the others cost.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from mcts.filling import filled_table
 from pruning.allocators.evolution import Score
-from pruning.arrays import FloatArray
+from pruning.arrays import FloatArray, IntArray
 from pruning.planning.space import Choice, Space
-from values.surrogate import check_evenly_spaced
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""
 
 SCAN_BATCH = 64
 
-
-def scan_choices(space: Space) -> list[Choice]:
-    """The top of the space, then decision by decision every other option."""
-    top = space.top
-    return [top] + [(*top[:n], k, *top[n + 1 :]) for n in range(space.num_decisions) for k in range(top[n])]
+MAX_SCAN_EVALUATIONS = 150
+"""Of a scan that need not be complete. 32 layers with two decisions each are measured at two options each, and some at
+a third."""
 
 
-def scan_sensitivity(space: Space, score: Score, on_evaluations: Callable[[int], None] | None = None) -> FloatArray:
-    """The score [N, K] of each option of each decision, all others at their top.
+def scan_choices(space: Space, most: int | None = None) -> list[Choice]:
+    """The top of the space, then decision by decision every other option.
 
-    `on_evaluations` is called with the number of evaluations done so far. Raises InputError as `check_evenly_spaced`.
+    Those are more than `most`: as many, in rounds. In the first every decision takes its first option, in each later
+    one the option that is furthest from all that it took, in what they keep. Of the last round, which does not fit as a
+    whole, decisions at even distances take part, and each takes another of the options it has left.
     """
-    check_evenly_spaced(space)
-    choices = scan_choices(space)
+    top = space.top
+    places = [(n, k) for n in range(space.num_decisions) for k in range(top[n])]
+    if most is not None and len(places) >= most:
+        places = sorted(_in_rounds(space, most - 1))
+    return [top] + [(*top[:n], k, *top[n + 1 :]) for n, k in places]
+
+
+def _in_rounds(space: Space, most: int) -> list[tuple[int, int]]:
+    """`most` pairs of a decision and one of its options below the last."""
+    ladders = [_refined(units) for units in space.units]
+    chosen: list[tuple[int, int]] = []
+    for turn in range(max(len(ladder) for ladder in ladders)):
+        takers = [n for n, ladder in enumerate(ladders) if turn < len(ladder)]
+        left = most - len(chosen)
+        if len(takers) <= left:
+            chosen += [(n, ladders[n][turn]) for n in takers]
+            continue
+        for place, index in enumerate(np.floor((np.arange(left) + 0.5) * len(takers) / left).astype(int).tolist()):
+            ladder = ladders[takers[index]]
+            # None of the first round: a decision's first option says most of all.
+            options = ladder[turn:] if turn else ladder[:1]
+            chosen.append((takers[index], options[place % len(options)]))
+        break
+    return chosen
+
+
+def _refined(units: IntArray) -> list[int]:
+    """The options below the last, each the furthest from the last one and those before it; of equals, the first."""
+    left = list(range(len(units) - 1))
+    taken, found = [len(units) - 1], []
+    while left:
+        distances = [min(abs(int(units[k]) - int(units[other])) for other in taken) for k in left]
+        best = left[int(np.argmax(distances))]
+        left.remove(best)
+        taken.append(best)
+        found.append(best)
+    return found
+
+
+def scan_sensitivity(
+    space: Space, score: Score, on_evaluations: Callable[[int], None] | None = None, *, most: int | None = None
+) -> FloatArray:
+    """The score [N, K] of each option of each decision, all others at their top; 0 where there is no such option.
+
+    `on_evaluations` is called with the number of evaluations done so far. With `most`, of evaluations, a table that
+    takes more is measured in part, and the rest is estimated.
+    """
+    choices = scan_choices(space, most)
     found: list[float] = []
     for start in range(0, len(choices), SCAN_BATCH):
         found += [metrics.score for metrics in score(choices[start : start + SCAN_BATCH])]
         if on_evaluations is not None:
             on_evaluations(len(found))
-    below = np.array(found[1:]).reshape(space.num_decisions, -1)
-    return np.pad(below, ((0, 0), (0, 1)), constant_values=found[0])
+    table = np.full((space.num_decisions, int(space.counts.max())), np.nan)
+    table[np.arange(space.num_decisions), space.top] = found[0]
+    for choice, measured in zip(choices[1:], found[1:], strict=True):
+        n = int(np.flatnonzero(np.array(choice) != space.top)[0])
+        table[n, choice[n]] = measured
+    return filled_table(space, table)

@@ -8,11 +8,18 @@ from typing import Any
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
-from pruning.planning.prices import ffn_parameters
-from pruning.planning.scope import Scope, check_sparsity, scope_parameters
+from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.limits import Limits
+from pruning.planning.prices import Price, ffn_parameters, parameters
+from pruning.planning.scope import Scope, check_sparsity, decoder_parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
-from pruning.planning.target import ffn_parameter_budget
+from pruning.planning.target import (
+    decoder_parameter_limits,
+    ffn_parameter_budget,
+    ffn_parameter_limits,
+    least_decoder_parameters,
+)
 
 DEFAULT_PARALLEL_LEAVES = 4
 """Enough for a few devices; every leaf that is still being scored is one sample less to choose by."""
@@ -31,7 +38,10 @@ class SearchMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SearchTarget:
-    """One target made concrete: FFN parameters that may be kept, and the sparsity it came from, if any."""
+    """One target made concrete: the parameters that may be kept, and the sparsity it came from, if any.
+
+    They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other.
+    """
 
     label: str
     budget: int
@@ -44,12 +54,13 @@ class SearchSettings:
 
     Attributes:
         sparsities: targets as fractions of `scope` to remove, searched in this order.
-        budgets: targets as FFN parameters to keep, searched after the sparsities.
-        scope: what `sparsities` count.
+        budgets: targets as parameters to keep (see SearchTarget), searched after the sparsities.
+        scope: what `sparsities` count; in spaces that change more than FFN widths `decoder` or `model`.
+        axes: what may be changed.
         method: the search of this package, or one that it is compared with.
         num_evaluations: configurations scored per target, the sensitivity scan not counted.
         seed: of every random choice.
-        num_levels: widths to choose from, a layer.
+        num_levels: widths to choose from, a layer, and numbers of KV groups at most.
         round_to: widths are multiples of it.
         parallel_leaves: configurations chosen before the first of them is scored, and handed to the evaluator at once:
             as many can be measured in parallel.
@@ -66,6 +77,7 @@ class SearchSettings:
     sparsities: tuple[float, ...] = ()
     budgets: tuple[int, ...] = ()
     scope: Scope = Scope.FFN
+    axes: SpaceName = SpaceName.FFN
     method: SearchMethod = SearchMethod.MCTS
     num_evaluations: int = 200
     seed: int = 0
@@ -83,6 +95,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsities", tuple(check_sparsity(s) for s in self.sparsities))
         object.__setattr__(self, "budgets", tuple(self.budgets))
+        object.__setattr__(self, "axes", SpaceName(self.axes))
         object.__setattr__(self, "scope", Scope(self.scope))
         object.__setattr__(self, "method", SearchMethod(self.method))
         if not self.sparsities and not self.budgets:
@@ -107,41 +120,78 @@ class SearchSettings:
 
     def space(self, anatomy: ModelAnatomy) -> Space:
         """What is searched. Raises InputError if a layer is too narrow for it."""
-        return ffn_levels(anatomy, num_levels=self.num_levels, round_to=self.round_to)
+        return coarse_space(anatomy, self.axes, num_levels=self.num_levels, round_to=self.round_to)
+
+    def price(self, anatomy: ModelAnatomy) -> Price:
+        """What targets limit, but for parameters that always stay."""
+        return ffn_parameters(anatomy) if self.axes is SpaceName.FFN else parameters(anatomy)
+
+    def limits(self, anatomy: ModelAnatomy, target: SearchTarget) -> Limits:
+        """Of one of the targets, over `space`."""
+        limits = ffn_parameter_limits if self.axes is SpaceName.FFN else decoder_parameter_limits
+        return limits(anatomy, self.space(anatomy), target.budget)
 
     def resolve_targets(self, anatomy: ModelAnatomy) -> tuple[SearchTarget, ...]:
         """The budgets of all targets, in search order.
 
         Raises:
             InfeasibleTargetError: the first target that no choice of the space can meet.
+            InputError: sparsities of FFN parameters, in a space that changes more than FFN widths.
         """
-        space = self.space(anatomy)
-        lowest = ffn_parameters(anatomy).cost(space.architecture(space.bottom))
-        removable = (anatomy.ffn_parameters - lowest) / scope_parameters(anatomy, self.scope)
+        lowest, all_of_them = self._reach(anatomy)
+        removable = (all_of_them - lowest) / scope_parameters(anatomy, self.scope)
         targets = []
         for sparsity in self.sparsities:
             label = f"sparsity {sparsity:g} ({self.scope})"
             try:
-                budget = ffn_parameter_budget(anatomy, sparsity, self.scope, round_to=self.round_to)
+                budget = self._budget(anatomy, sparsity)
             except InfeasibleTargetError as error:
-                raise _out_of_reach(label, lowest, _floor_digits(removable)) from error
+                raise self._out_of_reach(label, anatomy, _floor_digits(removable)) from error
             if budget < lowest:
-                raise _out_of_reach(label, lowest, _floor_digits(removable))
+                raise self._out_of_reach(label, anatomy, _floor_digits(removable))
             targets.append(SearchTarget(label, budget, sparsity))
         for budget in self.budgets:
             if budget < lowest:
-                raise _out_of_reach(f"budget {budget}", lowest, lowest)
+                raise self._out_of_reach(f"budget {budget}", anatomy, lowest)
             targets.append(SearchTarget(f"budget {budget}", budget, None))
         return tuple(targets)
 
+    def _reach(self, anatomy: ModelAnatomy) -> tuple[int, int]:
+        """What the cheapest choice keeps of the parameters that targets count, and all of those."""
+        space = self.space(anatomy)
+        if self.axes is SpaceName.FFN:
+            return ffn_parameters(anatomy).cost(space.architecture(space.bottom)), anatomy.ffn_parameters
+        return least_decoder_parameters(anatomy, space), anatomy.decoder_parameters
+
+    def _budget(self, anatomy: ModelAnatomy, sparsity: float) -> int:
+        if self.axes is SpaceName.FFN:
+            return ffn_parameter_budget(anatomy, sparsity, self.scope, round_to=self.round_to)
+        return decoder_parameters_to_keep(anatomy, sparsity, self.scope)
+
+    def _out_of_reach(self, label: str, anatomy: ModelAnatomy, nearest: float) -> InfeasibleTargetError:
+        lowest, _ = self._reach(anatomy)
+        counted = "FFN" if self.axes is SpaceName.FFN else "decoder"
+        return InfeasibleTargetError(
+            "a target must be within reach of the lowest level in every layer",
+            values=f"target '{label}'; the lowest configuration keeps {lowest} {counted} parameters",
+            remedy=f"The nearest feasible value is {nearest:g}; "
+            + ("more levels or a smaller round_to" if self.axes is SpaceName.FFN else f"space '{SpaceName.ALL}'")
+            + " may reach further",
+            nearest=nearest,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the inverse of `from_dict`."""
-        return asdict(self) | {
+        """Plain JSON types; the inverse of `from_dict`. A search of FFN widths says what it always said."""
+        document = asdict(self) | {
             "sparsities": list(self.sparsities),
             "budgets": list(self.budgets),
             "scope": str(self.scope),
             "method": str(self.method),
+            "axes": str(self.axes),
         }
+        if self.axes is SpaceName.FFN:
+            del document["axes"]
+        return document
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SearchSettings":
@@ -162,12 +212,3 @@ class SearchSettings:
 def _floor_digits(fraction: float) -> float:
     """Rounded down to six digits: a sparsity that is offered as feasible must be."""
     return math.floor(fraction * 1e6) / 1e6
-
-
-def _out_of_reach(label: str, lowest: int, nearest: float) -> InfeasibleTargetError:
-    return InfeasibleTargetError(
-        "a target must be within reach of the lowest level in every layer",
-        values=f"target '{label}'; the lowest configuration keeps {lowest} FFN parameters",
-        remedy=f"The nearest feasible value is {nearest:g}; more levels or a smaller round_to reach further",
-        nearest=nearest,
-    )

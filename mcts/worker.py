@@ -13,16 +13,17 @@ from mcts.prior import Guide
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
 from mcts.search import SharedKnowledge, TargetSearch, known_samples
-from mcts.sensitivity import SENSITIVITY_SOURCE, scan_choices, scan_sensitivity
+from mcts.sensitivity import MAX_SCAN_EVALUATIONS, SENSITIVITY_SOURCE, scan_choices, scan_sensitivity
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
 from pruning.allocators.evolution import Score, evolve
 from pruning.allocators.random_search import search_randomly
 from pruning.measuring.metrics import Metrics
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
-from pruning.planning.target import ffn_parameter_limits
 from storage.contract import Repository
 from storage.records import Sample
+from values.surrogate import retentions
 
 OnEvaluation = Callable[[int, Metrics], None]
 """Told, after each evaluation of a target, how many there were and the metrics of the least score so far."""
@@ -63,14 +64,16 @@ def run_search(
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
         return lambda choices: memo([space.architecture(choice) for choice in choices])
 
-    scan_evaluations = len(scan_choices(space)) if settings.method is SearchMethod.MCTS else 0
+    most = None if settings.axes is SpaceName.FFN else MAX_SCAN_EVALUATIONS
+    scan_evaluations = len(scan_choices(space, most)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations
     shared: SharedKnowledge | None = None
     if settings.method is SearchMethod.MCTS:
         sensitivity = scan_sensitivity(
-            space, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None)
+            space, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None), most=most
         )
-        shared = SharedKnowledge(sensitivity, known_samples(model.anatomy, space, known))
+        samples = known_samples(settings.price(model.anatomy), space, known)
+        shared = SharedKnowledge(sensitivity, samples, retentions(space))
     score = memoised(str(settings.method))
     results = []
     for index, target in enumerate(targets):
@@ -79,7 +82,7 @@ def run_search(
         def on_evaluation(done: int, best: Metrics, before: int = before, label: str = target.label) -> None:
             progress(before + done, total, label, best)
 
-        limits = ffn_parameter_limits(model.anatomy, space, target.budget)
+        limits = settings.limits(model.anatomy, target)
         if shared is None:
             results.append(_search_blindly(limits, target, score, settings, index, on_evaluation))
         else:

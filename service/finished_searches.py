@@ -11,6 +11,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from pruning.planning.space import Space
 from service.dense_metrics import dense_metrics
@@ -93,6 +94,8 @@ class SearchFinder:
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
         for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+            if searched_axes(search) is not SpaceName.FFN:
+                continue  # what plans are made of so far are FFN widths
             try:
                 found += read_search(search, model.anatomy)
             except InputError as error:
@@ -141,6 +144,13 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("a finished search holds its settings and its result", values=repr(error)) from error
+
+
+def searched_axes(search: SearchRecord) -> SpaceName | None:
+    """What the search was allowed to change; None if its settings say something that this version does not know."""
+    settings = search.settings.get("search")
+    said = settings.get("axes", SpaceName.FFN) if isinstance(settings, dict) else SpaceName.FFN
+    return SpaceName(said) if said in tuple(SpaceName) else None
 
 
 def searched_space(search: SearchRecord, anatomy: ModelAnatomy) -> Space:

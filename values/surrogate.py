@@ -9,7 +9,8 @@ same, d the difference of the logarithms of its one-layer sensitivities in units
 process additive over layers, the squares add what pairs of layers do together: the additive kernels of first
 and second order of Duvenaud et al. (arXiv 1112.4394, section 2). The scale s is the one under which the samples are
 likeliest. Samples are the less certain the further they are above the best of their target, so that the process is
-right where the optimum is, not on average. All constants are in nats of log KL: the scale of the metric drops out.
+right where the optimum is, not on average. Where a layer has two decisions, FFN and attention, sums and means are over
+decisions, and what is skipped retains 0. All constants are in nats of log KL: the scale of the metric drops out.
 
 Letters: L layers, each with one decision, K options of each, N samples, n choices.
 """
@@ -22,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.arrays import FloatArray
-from pruning.errors import InputError
 from pruning.planning.space import Choice, Space
 from values.kl_floor import RELATIVE_SENSITIVITY_FLOOR, relative_floor
 
@@ -80,46 +80,48 @@ class Prediction:
     sd: FloatArray
 
 
-def check_evenly_spaced(space: Space) -> None:
-    """A search tells options apart by their numbers: option k of K, the same K in every layer, keeps about (k + 1) / K.
+def retentions(space: Space) -> FloatArray | None:
+    """[N, K] what each option keeps of its decision's sites, as a fraction, NaN where a decision has no such option.
 
-    About: widths are rounded, but never by a whole step.
-
-    Raises:
-        InputError: `space` is another one.
+    None if all decisions have as many options, evenly spaced up to the dense model: option k of K then keeps about
+    (k + 1) / K, since widths are rounded, but never by a whole step.
     """
-    K = len(space.units[0])
-    steps = [K * row / dense for row, dense in zip(space.units, space.dense_units, strict=True)]  # [N][K] near 1..K
-    if any(len(row) != K or np.abs(row - np.arange(1, K + 1)).max() >= 1 for row in steps):
-        raise InputError(
-            "a tree search is of a space with as many options in every decision, evenly spaced up to the dense model",
-            values=str([row.tolist() for row in space.units]),
-            remedy="Search FFN widths of one number of levels",
-        )
+    N, K = space.num_decisions, int(space.counts.max())
+    kept = np.full((N, K), np.nan)
+    for row, units, dense in zip(kept, space.units, space.dense_units, strict=True):
+        row[: len(units)] = units / dense
+    # NaN is not within any distance.
+    return None if bool((np.abs(K * kept - np.arange(1, K + 1)) < 1).all()) else kept
 
 
 class Kernel:
-    """Covariances between choices of a space as `check_evenly_spaced` wants it, from the one-layer sensitivities [L, K]
-    and one of ROUGHNESSES."""
+    """Covariances between choices of a space, from the one-layer sensitivities [L, K] and one of ROUGHNESSES.
 
-    def __init__(self, sensitivity: FloatArray, roughness: float) -> None:
+    `retention` is as `retentions` gives it. What `sensitivity` says of options that do not exist must be 0.
+    """
+
+    def __init__(self, sensitivity: FloatArray, roughness: float, retention: FloatArray | None = None) -> None:
         L, K = sensitivity.shape
-        retention = np.arange(1, K + 1) / K
         positive = np.maximum(sensitivity, 0.0)
         self._floor = relative_floor(RELATIVE_SENSITIVITY_FLOOR, positive)
         self._flat = positive.ravel()
         logs = np.log(positive + self._floor)
-        spread = float(logs.std(axis=0).mean()) or 1.0
         self.shape = (L, K)
-        self._level = _similarity(retention / RETENTION_SCALE, roughness) / L
+        if retention is None:
+            spread = float(logs.std(axis=0).mean()) or 1.0
+            self._level = _similarity(np.arange(1, K + 1) / K / RETENTION_SCALE, roughness) / L
+        else:
+            spread = float(np.nanstd(np.where(np.isnan(retention), np.nan, logs), axis=0).mean()) or 1.0
+            kept = np.nan_to_num(retention, nan=1.0)
+            self._level = np.stack([_similarity(row / RETENTION_SCALE, roughness) for row in kept]) / L
         self._sensitivity = np.stack([_similarity(row / spread, roughness) for row in logs]) / L
 
     def towards(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What `between` needs of one side, [L K, N] twice, from one-hot rows [N, L K]: worked out once a fit."""
         L, K = self.shape
         by_layer = rows.reshape(len(rows), L, K)
-        level = by_layer @ self._level
-        sensitivity = (by_layer.transpose(1, 0, 2) @ self._sensitivity).transpose(1, 0, 2)
+        level = _by_decision(by_layer, self._level) if self._level.ndim == 3 else by_layer @ self._level
+        sensitivity = _by_decision(by_layer, self._sensitivity)
         return level.reshape(len(rows), L * K).T, sensitivity.reshape(len(rows), L * K).T
 
     @staticmethod
@@ -250,6 +252,12 @@ def _similarity(values: FloatArray, roughness: float) -> FloatArray:
     smooth = np.exp(-0.5 * (values[:, None] - values[None]) ** 2)
     similarity: FloatArray = (1.0 - roughness) * smooth + roughness * np.eye(len(values))
     return similarity
+
+
+def _by_decision(rows: FloatArray, similarities: FloatArray) -> FloatArray:
+    """[N, L, K] one-hot rows times the matrices [L, K, K] of their decisions."""
+    product: FloatArray = (rows.transpose(1, 0, 2) @ similarities).transpose(1, 0, 2)
+    return product
 
 
 def _combine(level: FloatArray, sensitivity: FloatArray) -> FloatArray:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DATABASE = "sqlite:///lop.db"
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+DEFAULT_DECODER_TARGETS = (0.15, 0.3, 0.45, 0.6)
 
 Database = Annotated[
     str,

@@ -8,6 +8,7 @@ import typer
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
 from lop.commands.options import (
     DEFAULT_DATABASE,
+    DEFAULT_DECODER_TARGETS,
     DEFAULT_TARGETS,
     Database,
     Json,
@@ -20,9 +21,11 @@ from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod
+from pruning.anatomy.architecture import Sublayer
 from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
     from lop.workflows.validating import Validated
     from mcts.result import SearchResult
+    from mcts.settings import SearchSettings
+    from pruning.anatomy.anatomy import ModelAnatomy
     from pruning.measuring.metrics import Metrics
     from values.unseen import UnseenPoint
 
@@ -40,9 +45,28 @@ def search(
     data: Annotated[Path, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")],
     sparsity: Annotated[
         list[float] | None,
-        typer.Option("--sparsity", "-s", help="Target to search; repeat for several. Default: 0.2 to 0.7 in tenths."),
+        typer.Option(
+            "--sparsity",
+            "-s",
+            help="Target to search; repeat for several. Default: 0.2 to 0.7 in tenths, in other spaces than ffn 0.15, "
+            "0.3, 0.45 and 0.6.",
+        ),
     ] = None,
-    scope: Annotated[Scope, typer.Option(help="What the sparsities count.")] = Scope.FFN,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            help="What the sparsities count: ffn by default in the space of FFN widths, decoder in the others, whose "
+            "sparsities may not count FFN parameters alone.",
+            show_default=False,
+        ),
+    ] = None,
+    space: Annotated[
+        SpaceName,
+        typer.Option(
+            help="What may be changed: FFN widths; KV groups with all their query heads, down to no attention at all; "
+            "whole layers; or FFN widths and KV groups together, each down to nothing."
+        ),
+    ] = SpaceName.FFN,
     method: Annotated[
         SearchMethod,
         typer.Option(help="What chooses the configurations: this product's search, or one to compare it with."),
@@ -57,7 +81,9 @@ def search(
         ),
     ] = 200,
     seed: Seed = 0,
-    num_levels: Annotated[int, typer.Option(min=2, help="Widths to choose from, a layer.")] = DEFAULT_NUM_LEVELS,
+    num_levels: Annotated[
+        int, typer.Option(min=2, help="Widths to choose from, a layer, and numbers of KV groups at most.")
+    ] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     conversations: Annotated[
         int | None,
@@ -137,8 +163,9 @@ def search(
             remedy="Give --engine to `lop worker`",
         )
     settings = SearchSettings(
-        sparsities=tuple(sparsity or DEFAULT_TARGETS),
-        scope=scope,
+        sparsities=tuple(sparsity or (DEFAULT_TARGETS if space is SpaceName.FFN else DEFAULT_DECODER_TARGETS)),
+        scope=scope or (Scope.FFN if space is SpaceName.FFN else Scope.DECODER),
+        axes=space,
         method=method,
         num_evaluations=evaluations,
         seed=seed,
@@ -175,7 +202,15 @@ def search(
         validated = None
         try:
             if validation is not None:
-                validated = validate(repository, model, held_out, result, name=validation.name, engine=options)
+                validated = validate(
+                    repository,
+                    model,
+                    held_out,
+                    result,
+                    space=settings.space(anatomy),
+                    name=validation.name,
+                    engine=options,
+                )
                 record_result(repository, model, loaded, settings, result, name=data.name, validated=validated)
         finally:  # a validation that fails takes nothing of the search with it
             if json:
@@ -186,11 +221,19 @@ def search(
                     document["validation"] = [metrics.to_dict() for metrics in validated.metrics]
                 print_json(document)
             else:
-                _show(model, result, dense, validated)
-                print_line(f"{samples} samples stored; train the predictor with `lop train --model {model}`")
+                _show(model, settings, anatomy, result, dense, validated)
+                then = f"; train the predictor with `lop train --model {model}`" if space is SpaceName.FFN else ""
+                print_line(f"{samples} samples stored{then}")
 
 
-def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated: "Validated | None") -> None:
+def _show(
+    model: str,
+    settings: "SearchSettings",
+    anatomy: "ModelAnatomy",
+    result: "SearchResult",
+    dense: "Metrics | None",
+    validated: "Validated | None",
+) -> None:
     """The best configurations as a table; with validation, how much worse they are there.
 
     `dense` are the metrics of the dense model on the calibration data.
@@ -204,9 +247,12 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
         for row, target, metrics in zip(rows, result.targets, validated.metrics, strict=True):
             gap = f"{metrics.kl / target.metrics.kl - 1:+.0%}" if target.metrics.kl > 0 else "-"
             row += [*quality_cells(metrics, validated.dense), gap]
+    changed = _changed(settings.axes)
     for row, target in zip(rows, result.targets, strict=True):
-        row += [target.evaluations, " ".join(map(str, target.widths))]
-    print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", "FFN widths"], rows)
+        architecture = settings.space(anatomy).architecture(target.choice)
+        kept = (architecture.units(sublayer, anatomy.dense_units(sublayer)) for sublayer in changed.values())
+        row += [target.evaluations, *(" ".join(map(str, units)) for units in kept)]
+    print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", *changed], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
     points = {t.label: UnseenPoint.of(t.cross_validation) for t in result.targets if t.cross_validation is not None}
@@ -217,6 +263,13 @@ def _show(model: str, result: "SearchResult", dense: "Metrics | None", validated
             [[label, *_expected(point)] for label, point in points.items()],
         )
     print_line(_advice([*points.values()]))
+
+
+def _changed(axes: SpaceName) -> dict[str, Sublayer]:
+    """What a table shows of configurations, by its columns' names: what the search could change."""
+    columns = {"FFN widths": Sublayer.FFN, "KV groups": Sublayer.ATTENTION}
+    unchanged = {SpaceName.FFN: "KV groups", SpaceName.ATTENTION: "FFN widths"}.get(axes)
+    return {name: sublayer for name, sublayer in columns.items() if name != unchanged}
 
 
 def _expected(point: "UnseenPoint") -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.allocators.methods import Method
+from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
@@ -151,8 +152,8 @@ def _score(
 
     evaluator = ConfigurationEvaluator(load_for_compute(Path(model.path)), batches, ranking)
     for sparsity, plan in plans:
-        on_scored(sparsity, plan, evaluator.evaluate(plan.ffn_widths(model.anatomy)))
-    return evaluator.evaluate(evaluator.dense_widths) if with_dense else None
+        on_scored(sparsity, plan, *evaluator([plan.architecture(model.anatomy)]))
+    return evaluator([DENSE])[0] if with_dense else None
 
 
 def _request_plans(

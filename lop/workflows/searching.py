@@ -11,9 +11,11 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
-from pruning.anatomy.architecture import DENSE
+from pruning.anatomy.architecture import DENSE, Sublayer
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.ranking import Ranking
 from pruning.planning.space import Space
 from storage.contract import Repository
 from storage.records import SearchRecord
@@ -40,6 +42,7 @@ def search_model(
 
     Raises:
         NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
+        InputError: likewise, where KV groups are to be cut and the model's ranking does not order them.
         FingerprintMismatchError: the checkpoint changed since it was registered.
         InputError: the engine's address, or the cluster there.
         MissingExtraError: the engine is Ray, which is not installed.
@@ -50,6 +53,8 @@ def search_model(
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
+    settings.resolve_targets(model.anatomy)
+    check_group_order(settings.space(model.anatomy), Ranking.from_bytes(ranking))
     recipe = EvaluatorRecipe.of(model, ranking, conversations)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
@@ -61,6 +66,23 @@ def search_model(
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
+
+
+def check_group_order(space: Space, ranking: Ranking) -> None:
+    """Raises InputError if `space` cuts KV groups, and `ranking` does not say which go first."""
+    some = (
+        site
+        for decision in space.decisions
+        for site, options in zip(decision.sites, decision.options, strict=True)
+        if site.sublayer is Sublayer.ATTENTION and ((options.units > 0) & (options.units < space.dense[site])).any()
+    )
+    first = next(some, None)
+    if first is not None and ranking.kv_groups is None:
+        raise InputError(
+            "a search that cuts KV groups needs a ranking that orders them",
+            values=f"the model's ranking orders FFN channels only, and layer {first.layer} may lose groups",
+            remedy="Register the model anew, under another id, with `lop model add`",
+        )
 
 
 def record_result(
@@ -112,7 +134,7 @@ def run_queued(
     *,
     engine: EngineOptions = LOCAL_ENGINE,
 ) -> dict[str, Any]:
-    """Run a search that was queued, and train the model's predictor on what is known then.
+    """Run a search that was queued, and train the model's predictor on what is known then, if it was of FFN widths.
 
     Raises InputError if its settings are none that this version knows or its space is not what they say, and what
     `search_model` raises.
@@ -146,8 +168,10 @@ def run_queued(
         engine=engine,
         record=False,
     )
-    training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     calibration = calibration_id(conversations)
+    if settings.axes is not SpaceName.FFN:
+        return _outcome(result, calibration)
+    training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
     budgets = [target.budget for target in result.targets]
     predictor = train_model(repository, search.model_id, training, calibration_id=calibration, budgets=budgets)
     return _outcome(result, calibration) | {"predictor": predictor.id}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan_parts import content_id
 from pruning.planning.prices import ffn_parameters
+from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
 
@@ -44,7 +46,7 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
 
 
 def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -> set[int]:
-    """Those of the targets of finished searches of a model on that calibration set."""
+    """Those of the targets of finished searches of FFN widths, of a model on that calibration set."""
     from mcts.result import SearchResult
 
     found: set[int] = set()
@@ -52,6 +54,8 @@ def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -
         try:
             document: Any = search.result
             if document is None or document.get("calibration_id") != calibration_id:
+                continue
+            if searched_axes(search) is not SpaceName.FFN:
                 continue
             found |= {target.budget for target in SearchResult.from_dict(document["search"]).targets}
         except (AttributeError, KeyError, TypeError, ValueError) as error:

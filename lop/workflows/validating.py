@@ -13,6 +13,7 @@ from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.space import Space
 from storage.contract import Registry
 
 
@@ -51,17 +52,20 @@ def validate(
     validation: Sequence[Conversation],
     result: SearchResult,
     *,
+    space: Space,
     name: str,
     engine: EngineOptions = LOCAL_ENGINE,
 ) -> Validated:
-    """Score the best configuration of each target on `validation`, a set called `name`, by the engine of the search.
+    """Score the best choice of each target on `validation`, a set called `name`, by the engine of the search.
+
+    `space` is what was searched.
 
     Raises what `lop.workflows.searching.search_model` raises of the checkpoint, the engine and the database.
     """
     model = repository.get_model(model_id)
     ranking = repository.get_artifact(model.ranking_sha256).content
     calibration = record_calibration(repository, validation, name)
-    found = [model.anatomy.architecture(target.widths) for target in result.targets]
+    found = [space.architecture(target.choice) for target in result.targets]
     with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
         *metrics, of_dense = (measured.metrics for measured in evaluate([*found, DENSE]))
     return Validated(name, calibration.id, tuple(metrics), of_dense)

@@ -8,13 +8,25 @@ from pruning.planning.space import Space
 
 
 def uniform_choice(limits: Limits) -> IntArray:
-    """[N] the greatest equal retention that meets `limits`; then what still fits, narrow layers first. For ladders."""
-    return limits.fit(_widest_equal(limits), evenness(limits.space))
+    """[N] the greatest equal retention that meets `limits`; then what still fits, narrow layers first. For ladders, and
+    for decisions on several sites that keep as much of each, relatively."""
+    kinds = {tuple(site.sublayer for site in decision.sites) for decision in limits.space.decisions}
+    one_kind = len(kinds) == 1 and len(kinds.pop()) == 1
+    return limits.fit(_widest_equal(limits), evenness(limits.space) if one_kind else _evenness_by_cost(limits))
 
 
 def evenness(space: Space) -> FloatArray:
     """[N, K] what options are worth where a unit is worth what its layer is short of whole, relatively."""
     return cumulative_worth(space, [1.0 - row / max(row[-1], 1) for row in space.units])
+
+
+def _evenness_by_cost(limits: Limits) -> FloatArray:
+    """As `evenness`, where units are channels here and KV groups there: counted in what they cost instead."""
+    worth = np.zeros(limits.table.exists.shape)
+    for row, units, costs in zip(worth, limits.space.units, limits.binding.costs, strict=True):
+        short = 1.0 - units[:-1] / max(units[-1], 1)
+        np.cumsum(short * np.diff(costs), out=row[1 : len(units)])
+    return worth
 
 
 def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:

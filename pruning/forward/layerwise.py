@@ -45,9 +45,9 @@ class LayerCalls:
     last_hidden: torch.Tensor
     features: tuple[VisualFeatures, ...] = ()
 
-    def through(self, index: int, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` [B, T, D] after layer `index`, which is `layer`: what the next one takes."""
-        after: torch.Tensor = layer(hidden, **self.arguments[index])
+    def through(self, index: int, layer: nn.Module | None, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` [B, T, D] after layer `index`, which is `layer`, or skipped (None): what the next one takes."""
+        after: torch.Tensor = hidden if layer is None else layer(hidden, **self.arguments[index])
         return self.features[index].added_to(after) if index < len(self.features) else after
 
 

@@ -77,11 +77,12 @@ class PackedCalls:
     features: tuple[VisualFeatures, ...]
     places: tuple[Place, ...]
 
-    def through(self, index: int, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` [1, N, D] after layer `index`, which is `layer`; only inside of `packed_attention`."""
+    def through(self, index: int, layer: nn.Module | None, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` [1, N, D] after layer `index`, which is `layer`, or skipped (None); only inside of
+        `packed_attention`."""
         _thread.runs = self.runs[index]
         try:
-            after: torch.Tensor = layer(hidden, **self.arguments[index])
+            after: torch.Tensor = hidden if layer is None else layer(hidden, **self.arguments[index])
         finally:
             del _thread.runs
         return self.features[index].added_to(after) if index < len(self.features) else after

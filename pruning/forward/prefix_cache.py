@@ -1,7 +1,7 @@
-"""Hidden states of layer prefixes that configurations share, within a bound of bytes: least recently used out."""
+"""Hidden states of layer prefixes that architectures share, within a bound of bytes: least recently used out."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -14,9 +14,9 @@ def default_cache_bytes(model_bytes: int) -> int:
 
 
 class PrefixCache:
-    """The input of layer l, [B, T, D], of one batch, by the widths of layers 0..l-1.
+    """The input of layer l, [B, T, D], of one batch, by what layers 0..l-1 keep.
 
-    Where only few states fit, it keeps those of every so many layers, so that those of two configurations do. Keeps
+    Where only few states fit, it keeps those of every so many layers, so that those of two architectures do. Keeps
     copies, in buffers that are made once and then reused: allocating and freeing states in turn with activations of
     ever other sizes leaves holes in the heap that add up to more than the bound. What `longest` gives out may be
     overwritten by the next `put`. Not thread-safe.
@@ -27,7 +27,7 @@ class PrefixCache:
         self._state_bytes = state_bytes
         wanted = -(-2 * (num_layers - 1) // max(1, self._slots))
         self._stride = max(1, min(wanted, num_layers // 2))
-        self._states: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._states: OrderedDict[tuple[Hashable, ...], torch.Tensor] = OrderedDict()
 
     @property
     def num_bytes(self) -> int:
@@ -38,21 +38,21 @@ class PrefixCache:
         """Forget everything."""
         self._states.clear()
 
-    def longest(self, widths: Sequence[int]) -> tuple[int, torch.Tensor | None]:
-        """The deepest known l for a configuration [L], and the input of layer l; (0, None) if there is none.
+    def longest(self, kept: Sequence[Hashable]) -> tuple[int, torch.Tensor | None]:
+        """The deepest known l where layers keep this [L], and the input of layer l; (0, None) if there is none.
 
-        Counts as a use of the shorter prefixes too, last of the shortest: most configurations share those.
+        Counts as a use of the shorter prefixes too, last of the shortest: most architectures share those.
         """
         found: tuple[int, torch.Tensor | None] = (0, None)
-        for layer in range(len(widths) - 1, 0, -1):
-            prefix = tuple(widths[:layer])
+        for layer in range(len(kept) - 1, 0, -1):
+            prefix = tuple(kept[:layer])
             if (hidden := self._states.get(prefix)) is not None:
                 self._states.move_to_end(prefix)
                 if found[1] is None:
                     found = (layer, hidden)
         return found
 
-    def put(self, prefix: Sequence[int], hidden: torch.Tensor) -> None:
+    def put(self, prefix: Sequence[Hashable], hidden: torch.Tensor) -> None:
         """Remember the input of layer `len(prefix)`; the least recently used one makes room."""
         key = tuple(prefix)
         if self._slots == 0 or len(key) % self._stride or key in self._states:

@@ -13,10 +13,12 @@ from torch import nn
 
 from pruning.anatomy.families import Family, family_of
 from pruning.arrays import FloatArray
+from pruning.checkpoints.anatomy_reader import layer_shapes
 from pruning.data.batches import Batch
 from pruning.forward.decoder_pass import DecoderPass
 from pruning.forward.layer_source import LayerSource
 from pruning.forward.tensor_store import DEFAULT_RESIDENT_BYTES, TensorStore
+from pruning.measuring.group_contributions import GroupContributions, adding_attention
 
 OUTLIER_MULTIPLE = 5.0
 """OWL's M: a weight is an outlier if its score is over M times its layer's mean."""
@@ -65,7 +67,7 @@ class _Recorder:
     Beside what the layer itself holds in memory, they need little: rows are taken in pieces.
     """
 
-    def __init__(self, layer: nn.Module, family: Family) -> None:
+    def __init__(self, layer: nn.Module, family: Family, num_kv_groups: int) -> None:
         self._mask = torch.empty(0)  # [B, T], 1 for real tokens
         self.tokens = 0
         self._layer = layer
@@ -73,6 +75,8 @@ class _Recorder:
         self._linears = {name: x for name, x in layer.named_modules() if isinstance(x, nn.Linear)}
         self._squares = {name: torch.zeros(x.in_features, dtype=torch.float64) for name, x in self._linears.items()}
         self._moments = _Moments(self._linears[family.ffn_out].in_features)
+        self._groups = GroupContributions(self._linears[family.attention_out], num_kv_groups)
+        self._stream, self._heads = torch.empty(0), torch.empty(0)  # [B, T, D], [B, T, A]
         self._influence = 0.0
         self._handles: list[Any] = []
 
@@ -86,6 +90,10 @@ class _Recorder:
         self._handles.append(self._linears[self._family.ffn_out].register_forward_pre_hook(self._on_channels))
         for name, linear in self._linears.items():
             self._handles.append(linear.register_forward_pre_hook(partial(self._on_linear, name)))
+        self._handles.append(self._layer.register_forward_pre_hook(self._on_input, with_kwargs=True))
+        self._handles.append(self._linears[self._family.attention_out].register_forward_pre_hook(self._on_heads))
+        adding = self._layer.get_submodule(adding_attention(self._family))
+        self._handles.append(adding.register_forward_hook(self._on_attention))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,6 +104,16 @@ class _Recorder:
         rows, masks = _chunks(args[0].flatten(0, -2)), self._mask.flatten().unsqueeze(-1)
         for x, mask in zip(rows, torch.split(masks, len(rows[0])), strict=True):
             self._squares[name] += (x.float() * mask).square().sum(dim=0).double().cpu()
+
+    def _on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stream = args[0] if args else kwargs["hidden_states"]
+
+    def _on_heads(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._heads = args[0]
+
+    def _on_attention(self, _module: nn.Module, _args: tuple[torch.Tensor, ...], added: torch.Tensor) -> None:
+        real = self._mask.bool()
+        self._groups.add(self._heads[real], self._stream[real], added[real])
 
     def _on_channels(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._moments.add(args[0][self._mask.bool()])
@@ -119,6 +137,7 @@ class _Recorder:
             "down_norm": down_norm,
             "attention_second_moment": self._squares[attention_out] / self.tokens,
             "out_norm": _column_sizes(self._linears[attention_out].weight)[1],
+            "group_contribution": self._groups.mean,
         }
 
     def outlier_ratio(self) -> float:
@@ -155,6 +174,7 @@ def measure_activations(
         CheckpointError, UnsupportedModelError: as `source`.
     """
     family = family_of(source.model.config.get_text_config(decoder=True))
+    shapes = layer_shapes(source.model.config)
     num_layers = len(source.slots)
     done = 0
 
@@ -170,7 +190,7 @@ def measure_activations(
         decoder_pass = DecoderPass(source, batches, store, on_batch=advance)
         for index in range(num_layers):
             with source.layer(index) as layer:
-                with _Recorder(layer, family) as recorder:
+                with _Recorder(layer, family, shapes[index].num_kv_groups) as recorder:
                     decoder_pass.through(index, layer, recorder.start_batch)
                 arrays |= {f"layers.{index}.{name}": array for name, array in recorder.arrays().items()}
                 outliers.append(recorder.outlier_ratio())

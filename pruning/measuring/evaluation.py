@@ -1,9 +1,9 @@
-"""Scoring configurations: KL to and agreement with the dense model, negative log-likelihood and exact match on answers.
+"""Scoring architectures: KL to and agreement with the dense model, negative log-likelihood and exact match on answers.
 
-Channels are put in ranking order once; then every configuration is a prefix slice of the same weights: no copy, no
-mask, and the narrower forward is really cheaper. The vision tower and the projector run once, for all configurations;
-padding is not computed; layers that a configuration shares with an earlier one are not run again; the output head sees
-answer tokens only.
+FFN channels and KV groups are put in ranking order once; then every architecture is a prefix slice of the same weights:
+no copy, no mask, and the narrower forward is really cheaper. What is skipped is not run. The vision tower and the
+projector run once, for all architectures; padding is not computed; layers that an architecture shares with an earlier
+one are not run again; the output head sees answer tokens only.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.data.batches import Batch
@@ -29,6 +29,8 @@ from pruning.forward.decoder_inputs import taking
 from pruning.forward.layerwise import LayerCalls
 from pruning.forward.packing import packed_attention
 from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
+from pruning.forward.skipping import skipping
+from pruning.forward.sliced_attention import SlicedAttention
 from pruning.forward.sliced_ffn import SlicedFfn
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
 from pruning.measuring.metrics import FoldMetrics, Metrics
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+
+LayerUnits = tuple[int, int]
+"""FFN channels and KV groups that a layer keeps."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +70,10 @@ class _Measured:
 
 
 class ConfigurationEvaluator:
-    """Scores FFN widths of one model on fixed conversations.
+    """Scores FFN channels, KV groups and skipped sub-layers of one model on fixed conversations.
 
-    Takes the model over: its FFN channels are reordered in place, which leaves its function as it was, and its
-    projections become slices while a configuration is evaluated. Call it from one thread at a time.
+    Takes the model over: its FFN channels and KV groups are reordered in place, which leaves its function as it was,
+    and its projections become slices while an architecture is evaluated. Call it from one thread at a time.
 
     On a CPU, rows of packed sequences run side by side, each on one thread: small matrices gain little from several
     threads, and the numbers do not depend on how many cores there are. Nor do they depend on what was evaluated before.
@@ -104,7 +109,9 @@ class ConfigurationEvaluator:
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         with _on_one_thread(model):  # as all that follows, for equal numbers
             recorded = record_batches(model, self._view, batches)
-        self._ffn = SlicedFfn(self._view, ranking)
+        self._ffn = SlicedFfn(self._view, self._anatomy.layers, ranking)
+        self._attention = SlicedAttention(self._view, self._anatomy.layers, ranking)
+        self._orders_groups = ranking.kv_groups is not None
         self._head = AnswerHead(self._view)
         self._choose_rows(model, batches, recorded)
         self._keep_answers(cache_bytes)
@@ -112,27 +119,38 @@ class ConfigurationEvaluator:
     def __call__(self, architectures: Sequence[Architecture]) -> list[Metrics]:
         """Metrics of each of `architectures` [n]; the model is dense again afterwards.
 
-        Raises InputError for one that changes more than FFN widths, or skips an FFN.
+        Raises InputError for one that is not of this model, changes bits or density, or keeps some KV groups of a layer
+        where the ranking does not order them.
         """
-        return [self.evaluate(self._widths_of(architecture)) for architecture in architectures]
+        checked = [self._units_of(architecture) for architecture in architectures]
+        return [self._evaluate(*units) for units in checked]
 
     def evaluate(self, widths: Sequence[int]) -> Metrics:
-        """Metrics of one configuration [L]; raises InputError for a width outside 1..dense."""
+        """Metrics of FFN widths [L] with whole attention; raises InputError for a width outside 0..dense."""
         dense = self.dense_widths
-        if len(widths) != len(dense) or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=False)):
+        if len(widths) != len(dense) or any(not 0 <= w <= d for w, d in zip(widths, dense, strict=False)):
             raise InputError(
-                "a configuration has a width between 1 and dense for every layer",
+                "a configuration has a width between 0 and dense for every layer",
                 values=f"{list(widths)}, dense {list(dense)}",
             )
-        self._ffn.slice(widths)
+        return self._evaluate(widths, self._attention.dense_groups)
+
+    def _evaluate(self, widths: Sequence[int], groups: Sequence[int]) -> Metrics:
+        """Metrics of FFN widths [L] and KV groups [L], either of which may be 0."""
+        kept = {Sublayer.FFN: widths, Sublayer.ATTENTION: groups}
+        skipped = [Site(layer, x) for x, units in kept.items() for layer, count in enumerate(units) if count == 0]
         try:
-            measured = self._of_each_row(widths, self._compare)
+            self._ffn.slice(widths)
+            self._attention.slice(groups)
+            with skipping(self._view, skipped):
+                measured = self._of_each_row(tuple(zip(widths, groups, strict=True)), self._compare)
         except BaseException:
             for prefixes in self._prefixes:
                 prefixes.clear()
             raise
         finally:
-            self._ffn.slice(dense)
+            self._ffn.slice(self._ffn.dense_widths)
+            self._attention.slice(self._attention.dense_groups)
         tokens = sum(len(row.targets) for row in self._rows)
         num_answers = sum(row.num_answers for row in self._rows)
         return Metrics(
@@ -145,15 +163,18 @@ class ConfigurationEvaluator:
             folds=_fold_metrics([row.folds for row in measured if row.folds is not None]),
         )
 
-    def _widths_of(self, architecture: Architecture) -> tuple[int, ...]:
-        widths = self._anatomy.ffn_widths_alone(architecture)
-        if widths is None or 0 in widths:
-            raise InputError(
-                "what is evaluated changes FFN widths only, and keeps a channel in every layer",
-                values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",
-                remedy="Search in a space of FFN widths",
-            )
-        return widths
+    def _units_of(self, architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """FFN widths [L] and KV groups [L]."""
+        for site, option in architecture.items:
+            dense = self._anatomy.layers[site.layer].units(site.sublayer) if site.layer < len(self._view.layers) else -1
+            is_ordered = site.sublayer is Sublayer.FFN or self._orders_groups or option.units in (0, dense)
+            if not option.units <= dense or option.bits is not None or option.density is not None or not is_ordered:
+                raise InputError(
+                    "what is evaluated keeps FFN channels of its model, and KV groups if the ranking orders them",
+                    values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",
+                    remedy="Search in a space of this model; register it anew if its ranking does not order KV groups",
+                )
+        return self._anatomy.ffn_widths(architecture), self._anatomy.kv_groups(architecture)
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -173,10 +194,10 @@ class ConfigurationEvaluator:
 
     def _choose_rows(self, model: "PreTrainedModel", batches: Sequence[Batch], recorded: Sequence[LayerCalls]) -> None:
         """Pack the sequences, or leave the batches as they are where a model's layers do not take rows."""
-        self._attention: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._within_rows: Callable[[], AbstractContextManager[None]] = nullcontext
         implementation = model.config.get_text_config(decoder=True)._attn_implementation
         if implementation == "sdpa":
-            self._attention = lambda: packed_attention(self._view)
+            self._within_rows = lambda: packed_attention(self._view)
             try:
                 self._use(packed_rows(self._view, batches, recorded))
                 reason = self._difference_to_batches()
@@ -185,13 +206,14 @@ class ConfigurationEvaluator:
             if reason is None:
                 return
             logger.warning("padding is computed, since the layers of %s take no rows: %s", type(model).__name__, reason)
-            self._attention = nullcontext
+            self._within_rows = nullcontext
         self._use(padded_rows(batches, recorded))
 
     def _use(self, rows: list[AnswerRow]) -> None:
         self._rows = rows
         self._prefixes = [PrefixCache(0, state_bytes=1, num_layers=len(self._view.layers)) for _ in rows]
-        self._dense_hidden = self._of_each_row(self.dense_widths, lambda _row, hidden: hidden)
+        dense = tuple(zip(self.dense_widths, self._attention.dense_groups, strict=True))
+        self._dense_hidden = self._of_each_row(dense, lambda _row, hidden: hidden)
 
     def _difference_to_batches(self) -> str | None:
         """What speaks against rows: hidden states of the dense model that differ from those in padded batches."""
@@ -222,21 +244,25 @@ class ConfigurationEvaluator:
         ]
         del self._dense_hidden
 
-    def _of_each_row(self, widths: Sequence[int], finish: Callable[[int, torch.Tensor], T]) -> list[T]:
-        """`finish(row, hidden)` with the hidden states [N, D] that predict the row's answer tokens, normed."""
+    def _of_each_row(self, kept: Sequence[LayerUnits], finish: Callable[[int, torch.Tensor], T]) -> list[T]:
+        """`finish(row, hidden)` with the hidden states [N, D] that predict the row's answer tokens, normed.
+
+        The layers have been cut down to what is `kept` [L] of them.
+        """
+        modules = [None if units == (0, 0) else x for x, units in zip(self._view.layers, kept, strict=True)]
         first_layers: list[int] = []
         states: list[torch.Tensor] = []
         for row, prefixes in zip(self._rows, self._prefixes, strict=True):
-            first, known = prefixes.longest(widths)
+            first, known = prefixes.longest(kept)
             first_layers.append(first)
             states.append(row.calls.hidden if known is None else known)
 
         @torch.inference_mode()
         def advance(layer: int, index: int) -> None:
             if layer > first_layers[index]:
-                self._prefixes[index].put(widths[:layer], states[index])
+                self._prefixes[index].put(kept[:layer], states[index])
             if layer >= first_layers[index]:
-                states[index] = self._rows[index].calls.through(layer, self._view.layers[layer], states[index])
+                states[index] = self._rows[index].calls.through(layer, modules[layer], states[index])
 
         @torch.inference_mode()
         def end(index: int) -> T:
@@ -244,16 +270,16 @@ class ConfigurationEvaluator:
             return finish(index, self._view.final_norm(states[index].flatten(0, 1)[row.positions]))
 
         def whole(index: int) -> T:
-            for layer in range(len(widths)):
+            for layer in range(len(kept)):
                 advance(layer, index)
             return end(index)
 
-        with self._attention():
+        with self._within_rows():
             if not self._is_wide:
                 return self._side_by_side(whole)
             # All rows through one layer before the next: only one is in memory in float32.
-            for layer, module in enumerate(self._view.layers):
-                with widened([*module.parameters(), *module.buffers()]):
+            for layer, module in enumerate(modules):
+                with widened([] if module is None else [*module.parameters(), *module.buffers()]):
                     self._side_by_side(partial(advance, layer))
             return self._side_by_side(end)
 

@@ -4,7 +4,8 @@ Three kinds, by what they cost: one forward pass, one backward pass, or forward 
 measured once for a model and serves every target.
 
 Letters: L decoder layers, W channels of a layer's FFN, x the input of its down projection, W_down its weight [D, W];
-A channels of all query heads together, z the input of the attention's output projection, W_out its weight [D, A].
+A channels of all query heads together, z the input of the attention's output projection, W_out its weight [D, A]; G KV
+groups.
 """
 
 import json
@@ -44,6 +45,8 @@ class StatisticsKind(StrEnum):
     and, unless they were measured by a version that pruned FFNs only,
         `layers.{l}.attention_second_moment` [A]  mean of z^2
         `layers.{l}.out_norm` [A]             ||W_out[:, j]||_2
+    and, unless they are of a version that knew no skipped sub-layers,
+        `layers.{l}.group_contribution` [G]   what a KV group adds to the stream, relatively (`group_contributions`)
     and all layers together
         `outlier_ratio` [L]                   OWL: share of a layer's weights whose score is over M times the mean
         `block_influence` [L]                 ShortGPT: mean over tokens of 1 - cos(layer's input, its output)
@@ -67,6 +70,8 @@ _PER_CHANNEL: dict[StatisticsKind, tuple[str, ...]] = {
 }
 _PER_ATTENTION_CHANNEL = ("attention_second_moment", "out_norm")
 """Of ACTIVATIONS: all of them, or none."""
+_PER_GROUP = "group_contribution"
+"""Of ACTIVATIONS, or absent."""
 _PER_LAYER: dict[StatisticsKind, tuple[str, ...]] = {
     StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
     StatisticsKind.GRADIENTS: (),
@@ -100,6 +105,11 @@ class ModelStatistics:
         """Whether they say anything of attention heads."""
         return any(name.endswith(_PER_ATTENTION_CHANNEL) for name in self.arrays)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether they say what KV groups add to the stream."""
+        return any(name.endswith(_PER_GROUP) for name in self.arrays)
+
     def check(self, anatomy: ModelAnatomy, kind: StatisticsKind | None = None) -> None:
         """Check that these are whole statistics of that model, and of `kind` if one is given.
 
@@ -129,6 +139,8 @@ class ModelStatistics:
                 for name in _PER_ATTENTION_CHANNEL
                 for x in anatomy.layers
             }
+        if self.has_groups:
+            expected |= {f"layers.{x.index}.{_PER_GROUP}": (x.num_kv_groups,) for x in anatomy.layers}
         found = {name: array.shape for name, array in self.arrays.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:

@@ -47,5 +47,25 @@ def parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Scope) -> 
         InputError: `sparsity` is not in [0, 1).
     """
     total = scope_parameters(anatomy, scope)
+    return anatomy.ffn_parameters - _to_remove(total, sparsity)
+
+
+def decoder_parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Scope) -> int:
+    """As `parameters_to_keep`, of the decoder's layers, where anything in them may go.
+
+    Raises:
+        InputError: `sparsity` is not in [0, 1), or of FFN parameters: others that go would count nowhere.
+    """
+    if scope is Scope.FFN:
+        raise InputError(
+            "a sparsity of FFN parameters is for the space that changes FFN widths alone",
+            values=f"scope '{scope}'",
+            remedy=f"Ask for a sparsity of scope '{Scope.DECODER}' or '{Scope.MODEL}'",
+        )
+    total = scope_parameters(anatomy, scope)
+    return anatomy.decoder_parameters - _to_remove(total, sparsity)
+
+
+def _to_remove(total: int, sparsity: float) -> int:
     # 1e-9 of slack: 0.3 of 10 parameters is 3, although 0.3 * 10 is a little more in binary.
-    return anatomy.ffn_parameters - math.ceil(check_sparsity(sparsity) * total - 1e-9 * total)
+    return math.ceil(check_sparsity(sparsity) * total - 1e-9 * total)

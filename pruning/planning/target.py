@@ -51,6 +51,22 @@ def ffn_parameter_budget(anatomy: ModelAnatomy, sparsity: float, scope: Scope, *
     return limits_for_sparsity(anatomy, space, sparsity, scope).limits[0].most
 
 
+def decoder_parameter_limits(anatomy: ModelAnatomy, space: Space, most: int) -> Limits:
+    """At most `most` parameters in the decoder's layers, norms included: for spaces that change more than FFN widths.
+
+    As a limit on all parameters, since what is not in a layer always stays. Raises InfeasibleBudgetError if the
+    cheapest choice of `space` has more.
+    """
+    outside = anatomy.total_parameters - anatomy.decoder_parameters
+    return Limits(space, (parameters(anatomy).limit(space, most + outside),))
+
+
+def least_decoder_parameters(anatomy: ModelAnatomy, space: Space) -> int:
+    """What the decoder's layers have left when every decision of `space` takes its first option."""
+    outside = anatomy.total_parameters - anatomy.decoder_parameters
+    return parameters(anatomy).cost(space.architecture(space.bottom)) - outside
+
+
 def achieved_sparsity(
     anatomy: ModelAnatomy, architecture: Architecture, *, compensates: bool = False
 ) -> dict[Scope, float]:

@@ -18,6 +18,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
+from pruning.planning.prices import ffn_parameters
 from pruning.planning.space import Choice
 from storage.records import Sample
 from tests.mcts.landscapes import (
@@ -264,7 +265,7 @@ def test_a_guide_that_is_broken_is_an_error() -> None:
 def test_known_samples_are_grouped_by_what_they_cost() -> None:
     anatomy, space = make_anatomy([4] * 3), make_space(3, 4)
     found = known_samples(
-        anatomy,
+        ffn_parameters(anatomy),
         space,
         [
             Sample("m", "r", "c", anatomy.architecture(widths), Metrics(kl, 0.0, 0.5, 1, 1), 0.1, "mcts")

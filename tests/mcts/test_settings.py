@@ -1,14 +1,18 @@
 """Settings: what is refused, targets made concrete, JSON there and back."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from mcts.settings import SearchMethod, SearchSettings
+from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.errors import InfeasibleTargetError, InputError
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.scope import Scope
 from tests.mcts.landscapes import make_anatomy
+from tests.tiny_models import tiny_model
 
 
 def test_json_round_trip() -> None:
@@ -34,6 +38,7 @@ def test_json_round_trip() -> None:
         ({"budgets": [True]}, "budget must be a positive number"),
         ({"sparsities": [0.5], "scope": "vision"}, "wrong type"),
         ({"sparsities": [0.5], "method": "annealing"}, "wrong type"),
+        ({"sparsities": [0.5], "axes": "heads"}, "wrong type"),
         ({"sparsities": 0.5}, "wrong type"),
         ({"sparsities": [0.5], "simulations": 9}, "unknown search setting .*simulations.*num_evaluations"),
     ],
@@ -41,6 +46,38 @@ def test_json_round_trip() -> None:
 def test_refused(broken: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchSettings.from_dict(broken)
+
+
+def test_a_search_of_ffn_widths_says_what_it_always_said() -> None:
+    assert "axes" not in SearchSettings(sparsities=(0.5,)).to_dict()
+    joint = SearchSettings(sparsities=(0.5,), scope=Scope.DECODER, axes=SpaceName.ALL)
+    assert joint.to_dict()["axes"] == "all"
+    assert SearchSettings.from_dict(json.loads(json.dumps(joint.to_dict()))) == joint
+
+
+def test_other_spaces_count_the_decoders_parameters() -> None:
+    anatomy = anatomy_of(tiny_model("llama"))
+    settings = SearchSettings(sparsities=(0.5,), budgets=(7000,), scope=Scope.DECODER, axes=SpaceName.ALL, num_levels=3)
+    half, fixed = settings.resolve_targets(anatomy)
+    assert half.budget == anatomy.decoder_parameters // 2
+    assert fixed.budget == 7000
+    limits = settings.limits(anatomy, half)
+    removed = anatomy.decoder_parameters - half.budget
+    assert limits.limits[0].most == anatomy.total_parameters - removed
+    of_model = replace(settings, scope=Scope.MODEL, sparsities=(0.1,), budgets=()).resolve_targets(anatomy)[0]
+    assert anatomy.decoder_parameters - of_model.budget == -(-anatomy.total_parameters // 10)
+    with pytest.raises(InputError, match=r"a sparsity of FFN parameters .*'ffn'.*'decoder' or 'model'"):
+        replace(settings, scope=Scope.FFN).resolve_targets(anatomy)
+
+
+@pytest.mark.parametrize("axes", [SpaceName.ATTENTION, SpaceName.LAYERS, SpaceName.ALL])
+def test_what_is_out_of_reach_of_a_space_is_named_with_the_nearest(axes: SpaceName) -> None:
+    anatomy = anatomy_of(tiny_model("llama"))
+    settings = SearchSettings(sparsities=(0.99,), scope=Scope.DECODER, axes=axes, num_levels=3)
+    with pytest.raises(InfeasibleTargetError, match=r"sparsity 0.99 \(decoder\).*decoder parameters") as caught:
+        settings.resolve_targets(anatomy)
+    (reached,) = replace(settings, sparsities=(caught.value.nearest,)).resolve_targets(anatomy)
+    assert settings.limits(anatomy, reached).slack(settings.space(anatomy).bottom).min() >= 0
 
 
 def test_targets_in_order() -> None:

@@ -11,14 +11,16 @@ from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters
 
 
-def made_up_anatomy(widths: list[int], *, per_channel: int = 30, other: int = 1000) -> ModelAnatomy:
+def made_up_anatomy(
+    widths: list[int], *, per_channel: int = 30, other: int = 1000, num_heads: int = 4, num_kv_groups: int = 2
+) -> ModelAnatomy:
     """A decoder with these FFN widths; each layer has `other` parameters besides its FFN."""
     layers = tuple(
         DecoderLayer(
             index=i,
             ffn_width=w,
-            num_heads=4,
-            num_kv_groups=2,
+            num_heads=num_heads,
+            num_kv_groups=num_kv_groups,
             head_dim=8,
             ffn_parameters_per_channel=per_channel,
             parameters=w * per_channel + other,

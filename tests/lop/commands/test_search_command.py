@@ -68,9 +68,24 @@ def test_an_infeasible_target_is_refused_before_anything_is_evaluated_or_asked(
     assert open_repository(database).count_samples("tiny") == 0
 
 
+@pytest.mark.parametrize("space", ["attention", "layers", "all"])
+def test_other_spaces_count_the_decoder_and_show_what_they_changed(run: Run, database: str, space: str) -> None:
+    code, out, err = run(database, "-s", 0.1, "-n", 3, "--space", space, "--num-levels", 3)
+    assert code == 0, err
+    assert "(decoder)" in out
+    assert "KV groups" in out
+    assert ("FFN widths" in out) == (space != "attention")
+    assert "lop train" not in out
+    code, out, _ = run(database, "-s", 0.1, "-n", 3, "--space", space, "--num-levels", 3, "--json")
+    assert json.loads(out)["targets"][0]["evaluations"] <= 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("--space", "heads"), "heads"),
+        (("--space", "all", "--scope", "ffn"), "'decoder' or 'model'"),
+        (("--space", "attention", "-s", 0.9), "decoder parameters"),
         (("--engine", "ray", "--address", "head"), "HOST:PORT"),
         (("--address", "auto"), "--engine ray"),
         (("--actors", 2), "--engine ray"),

@@ -60,6 +60,7 @@ def test_equals_the_obvious_computation(
     checkpoint: Path, conversations: list[Conversation], max_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruning.measuring.activation_statistics.MAX_FLOAT64_VALUES", max_values)
+    monkeypatch.setattr("pruning.measuring.group_contributions.MAX_VALUES", max_values)
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     with torch.no_grad():  # make some weights outliers, so that there are any
         for layer in model.get_decoder().layers:
@@ -69,7 +70,10 @@ def test_equals_the_obvious_computation(
     for index, layer in enumerate(model.get_decoder().layers):
         x, down = seen[f"{index}.mlp.down_proj"], layer.mlp.down_proj.weight.double().detach()
         z, out = seen[f"{index}.self_attn.o_proj"], layer.self_attn.o_proj.weight.double().detach()
+        parts = torch.stack([z[:, :16] @ out[:, :16].T, z[:, 16:] @ out[:, 16:].T], dim=1)  # of two groups
+        after = seen[f"{index}.before"] + parts.sum(dim=1)
         for name, expected in {
+            "group_contribution": (parts.norm(dim=2) / after.norm(dim=1, keepdim=True)).square().mean(dim=0),
             "ffn_mean": x.mean(dim=0),
             "ffn_second_moment": x.square().mean(dim=0),
             "ffn_variance": x.var(dim=0),

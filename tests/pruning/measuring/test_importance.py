@@ -52,3 +52,7 @@ def test_a_group_scores_the_sum_over_the_channels_of_its_query_heads() -> None:
     ranking = ranking_of(statistics, anatomy)
     assert ranking.kv_groups is not None
     assert [order.tolist() for order in ranking.kv_groups] == [[1, 0]] * 2
+    added = {f"layers.{i}.group_contribution": np.array([0.3, 0.2]) for i in range(2)}
+    ranking = ranking_of(replace(statistics, arrays={**statistics.arrays, **added}), anatomy)
+    assert ranking.kv_groups is not None  # what a group adds says more than its columns, where it was measured
+    assert [order.tolist() for order in ranking.kv_groups] == [[0, 1]] * 2

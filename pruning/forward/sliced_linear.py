@@ -1,0 +1,47 @@
+"""A projection whose units are in ranking order: then any number of the best ones is a prefix slice, without a copy."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.anatomy.decoder_layer import TensorSpec
+from pruning.arrays import IntArray
+
+
+class SlicedLinear:
+    """One linear layer whose rows or columns are units (FFN channels, KV groups), reordered in place.
+
+    Args:
+        linear: the dense layer.
+        spec: what its weight holds; a bias of as many rows goes with them.
+        order: [units] best first; None: as they stand.
+    """
+
+    def __init__(self, linear: nn.Linear, spec: TensorSpec, order: IntArray | None) -> None:
+        self.linear = linear
+        self._axis, self._parts = spec.axis, spec.parts
+        weight, bias = linear.weight, linear.bias
+        if order is not None and not np.array_equal(order, np.arange(len(order))):
+            with torch.no_grad():
+                places = torch.from_numpy(spec.kept_indices(order)).to(weight.device)
+                weight.copy_(weight[places] if self._axis == 0 else weight[:, places])
+                if bias is not None and self._axis == 0:
+                    bias.copy_(bias[places])
+        self.weight: torch.Tensor = weight.data
+        """As wide as in the dense model, in ranking order."""
+        self.bias: torch.Tensor | None = None if bias is None else bias.data
+
+    def keep(self, units: int) -> None:
+        """Let the layer have its best `units` alone; runs of a fused projection are copied together."""
+        if self._axis == 1:
+            self.linear.weight = nn.Parameter(self.weight[:, : units * self._parts[0].size], requires_grad=False)
+            return
+        self.linear.weight = nn.Parameter(self._best_rows(self.weight, units), requires_grad=False)
+        if self.bias is not None:
+            self.linear.bias = nn.Parameter(self._best_rows(self.bias, units), requires_grad=False)
+
+    def _best_rows(self, tensor: torch.Tensor, units: int) -> torch.Tensor:
+        if len(self._parts) == 1:
+            return tensor[: units * self._parts[0].size]
+        runs = torch.split(tensor, [part.count * part.size for part in self._parts])
+        return torch.cat([run[: units * part.size] for run, part in zip(runs, self._parts, strict=True)])

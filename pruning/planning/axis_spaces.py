@@ -1,0 +1,117 @@
+"""Spaces by the name of what they may change: FFN widths, KV groups, whole layers, or all of that together.
+
+The floor. A sub-layer that keeps no unit is skipped, and a choice that skips everything is no model, but decisions are
+made one by one: no decision knows what the others skip. So the first layer always keeps its smallest option that is
+not nothing, in every space; the cheapest choice is then one narrow layer, and still computes something of its input.
+Why the first: it is the one that a model can least be without (measured, KL of the calibration data when the layer
+goes: FIRST_LAYER_EVIDENCE), so that the floor costs no plan that anybody would want.
+
+Letters: L decoder layers, K options of a decision.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from functools import lru_cache
+
+import numpy as np
+
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.arrays import IntArray
+from pruning.errors import InputError
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.space import Decision, Options, Space
+
+
+class SpaceName(StrEnum):
+    """What may be changed.
+
+    FFN: the FFN width of every layer. ATTENTION: its KV groups, with all their query heads; no group skips the
+    attention. LAYERS: whether it is there at all. ALL: FFN width and KV groups of every layer, either down to nothing.
+    """
+
+    FFN = "ffn"
+    ATTENTION = "attention"
+    LAYERS = "layers"
+    ALL = "all"
+
+
+@lru_cache(maxsize=128)
+def coarse_space(
+    anatomy: ModelAnatomy,
+    name: SpaceName,
+    *,
+    num_levels: int = DEFAULT_NUM_LEVELS,
+    round_to: int = DEFAULT_ROUND_TO,
+) -> Space:
+    """What a search of that name chooses from: `num_levels` FFN widths a layer, multiples of `round_to`, and as many
+    evenly spaced numbers of KV groups at most; 0 comes on top where a sub-layer may be skipped.
+
+    Raises InputError as `ffn_levels`, in a space with FFN widths.
+    """
+    if name is SpaceName.ATTENTION:
+        return joint_space(anatomy, None, _group_ladders(anatomy, num_levels))
+    if name is SpaceName.LAYERS:
+        return layer_space(anatomy)
+    ffn = ffn_levels(anatomy, num_levels=num_levels, round_to=round_to)
+    return ffn if name is SpaceName.FFN else joint_space(anatomy, ffn.units, _group_ladders(anatomy, num_levels))
+
+
+def joint_space(
+    anatomy: ModelAnatomy, ffn_widths: Sequence[IntArray] | None, kv_groups: Sequence[IntArray] | None
+) -> Space:
+    """One decision a site, attention before FFN, layer by layer: among `ffn_widths` [L][K] and `kv_groups` [L][K], both
+    ascending and without 0, or 0 where the sub-layer may be skipped. What is None is not decided, nor where there is
+    one option only.
+
+    Raises InputError where nothing is left to decide.
+    """
+    decisions, dense = [], {}
+    for layer in anatomy.layers:
+        for sublayer, ladders in ((Sublayer.ATTENTION, kv_groups), (Sublayer.FFN, ffn_widths)):
+            if ladders is None:
+                continue
+            site, row = Site(layer.index, sublayer), ladders[layer.index]
+            row = np.concatenate([np.zeros(int(may_be_skipped(site)), dtype=np.int64), row])
+            if len(row) > 1:
+                decisions.append(Decision((site,), (Options(row),)))
+                dense[site] = layer.units(sublayer)
+    return _checked(decisions, dense)
+
+
+def layer_space(anatomy: ModelAnatomy) -> Space:
+    """One decision a layer that may go: none of it, or all. Raises InputError if there is none."""
+    decisions, dense = [], {}
+    for layer in anatomy.layers:
+        sites = tuple(Site(layer.index, sublayer) for sublayer in (Sublayer.ATTENTION, Sublayer.FFN))
+        if all(may_be_skipped(site) for site in sites):
+            options = tuple(Options(np.array([0, layer.units(site.sublayer)], dtype=np.int64)) for site in sites)
+            decisions.append(Decision(sites, options))
+            dense |= {site: layer.units(site.sublayer) for site in sites}
+    return _checked(decisions, dense)
+
+
+def may_be_skipped(site: Site) -> bool:
+    """Whether a space lets the sub-layer go; see the module's docstring."""
+    return site.layer > 0
+
+
+def _checked(decisions: Sequence[Decision], dense: Mapping[Site, int]) -> Space:
+    if not decisions:
+        raise InputError(
+            "a space needs a sub-layer that may be cut or skipped, which the first layer's may not be as a whole",
+            values="none in this model",
+            remedy="Search in another space",
+        )
+    return Space(tuple(decisions), dense)
+
+
+def _group_ladders(anatomy: ModelAnatomy, num_levels: int) -> list[IntArray]:
+    """[L][K] numbers of KV groups, ascending to all: each number, or `num_levels` of them where there are more."""
+    ladders = []
+    for layer in anatomy.layers:
+        levels = min(num_levels, layer.num_kv_groups)
+        # Halves go up, as in `ffn_levels`; steps are one group at least, so no number comes twice.
+        steps = np.floor(layer.num_kv_groups * np.arange(1, levels + 1) / levels + 0.5)
+        ladders.append(steps.astype(np.int64))
+    return ladders

@@ -1,0 +1,120 @@
+"""Searches of attention, of whole layers and of everything: within budget, stored with their space, told apart."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lop.workflows.searching import run_queued, search_model, search_request
+from lop.workflows.training import cross_validated_targets, train_model
+from lop.workflows.validating import validate
+from mcts.sensitivity import MAX_SCAN_EVALUATIONS
+from mcts.settings import SearchMethod, SearchSettings
+from policy_model.training import TrainingSettings
+from pruning.allocators.methods import Method
+from pruning.anatomy.architecture import Sublayer
+from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.cost import achieved_costs
+from pruning.planning.ranking import Ranking
+from pruning.planning.scope import Scope
+from pruning.planning.space import Space
+from pruning.planning.workload import Workload
+from service.finished_searches import SearchFinder, searched_space
+from storage.contract import Repository
+from storage.records import BINARY, SearchStatus
+
+JOINT = SearchSettings(sparsities=(0.3, 0.6), scope=Scope.DECODER, axes=SpaceName.ALL, num_evaluations=10, num_levels=3)
+
+
+@pytest.fixture
+def conversations(data: Path) -> list[Conversation]:
+    return load_conversations(data)
+
+
+@pytest.mark.parametrize("method", SearchMethod)
+@pytest.mark.parametrize(
+    ("axes", "sparsities"),
+    [(SpaceName.ATTENTION, (0.1,)), (SpaceName.LAYERS, (0.25, 0.5)), (SpaceName.ALL, (0.3, 0.6))],
+)
+def test_a_search_keeps_to_its_budget_and_changes_what_it_may(
+    repository: Repository,
+    conversations: list[Conversation],
+    axes: SpaceName,
+    sparsities: tuple[float, ...],
+    method: SearchMethod,
+) -> None:
+    settings = replace(JOINT, axes=axes, sparsities=sparsities, method=method)
+    result = search_model(repository, "tiny", conversations, settings, name="data")
+    anatomy = repository.get_model("tiny").anatomy
+    (stored,) = repository.list_searches(model_id="tiny", status=SearchStatus.DONE)
+    space = searched_space(stored, anatomy)
+    assert space.document() == settings.space(anatomy).document()
+    assert result.scan_evaluations <= MAX_SCAN_EVALUATIONS
+    for target, sparsity in zip(result.targets, sparsities, strict=True):
+        architecture = space.architecture(target.choice)
+        removed = anatomy.total_parameters - achieved_costs(anatomy, architecture, Workload()).parameters
+        assert removed >= sparsity * anatomy.decoder_parameters - 1e-6
+        assert target.metrics.kl > 0.0
+        sublayers = {site.sublayer for site, _ in architecture.items}
+        assert axes is not SpaceName.ATTENTION or sublayers == {Sublayer.ATTENTION}
+        assert axes is not SpaceName.LAYERS or all(option.units == 0 for _, option in architecture.items)
+
+
+def test_a_search_of_everything_is_validated_and_run_again_it_measures_nothing(
+    repository: Repository, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = search_model(repository, "tiny", conversations, JOINT, name="data")
+    space = JOINT.space(repository.get_model("tiny").anatomy)
+    again = validate(repository, "tiny", conversations, result, space=space, name="the same")
+    assert again.metrics == tuple(target.metrics for target in result.targets)
+    monkeypatch.setattr("lop.workflows.engines.EvaluatorRecipe.__call__", lambda _: pytest.fail("evaluated again"))
+    assert search_model(repository, "tiny", conversations, JOINT, name="data") == result
+
+
+def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
+    repository: Repository, conversations: list[Conversation], caplog: pytest.LogCaptureFixture
+) -> None:
+    of_widths = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
+    search_model(repository, "tiny", conversations, of_widths, name="data")
+    known = cross_validated_targets(repository, "tiny", calibration_id(conversations))
+    search_model(repository, "tiny", conversations, replace(JOINT, num_levels=6), name="data")
+    assert cross_validated_targets(repository, "tiny", calibration_id(conversations)) == known
+    with caplog.at_level(logging.WARNING, "service.searches"):
+        found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS)
+    assert [configuration.label for configuration in found] == ["sparsity 0.3 (ffn)", "sparsity 0.6 (ffn)"]
+    assert caplog.text == ""
+    # What changes FFN widths alone is a sample of them, whichever search asked for it; what skips an FFN is none.
+    quick = TrainingSettings(
+        num_levels=6, policy_rounds=1, policy_steps_per_round=1, problems_per_round=8, batch_size=8
+    )
+    anatomy = repository.get_model("tiny").anatomy
+    widths = [anatomy.ffn_widths_alone(sample.architecture) for sample in repository.list_samples("tiny")]
+    assert None in widths
+    expected = [x for x in widths if x is not None and 0 not in x]
+    assert train_model(repository, "tiny", quick).config["info"]["num_samples"] == len(expected)
+
+
+def test_a_queued_search_of_everything_trains_no_predictor(repository: Repository, data: Path) -> None:
+    anatomy = repository.get_model("tiny").anatomy
+    settings = replace(JOINT, sparsities=(0.5,), num_evaluations=4)
+    queued = repository.add_search("tiny", search_request(data, None, settings), space=settings.space(anatomy))
+    assert Space.from_document(queued.space or {}).num_decisions == 2 * anatomy.num_layers
+    document = run_queued(repository, queued)
+    assert "predictor" not in document
+    assert len(document["search"]["targets"]) == 1
+
+
+def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
+    repository: Repository, conversations: list[Conversation]
+) -> None:
+    model = repository.get_model("tiny")
+    ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
+    bare = repository.put_artifact(replace(ranking, kv_groups=None).to_bytes(), BINARY)
+    repository.add_model(replace(model, id="bare", ranking_sha256=bare))
+    with pytest.raises(InputError, match="a search that cuts KV groups needs a ranking that orders them"):
+        search_model(repository, "bare", conversations, JOINT, name="data")
+    layers = replace(JOINT, axes=SpaceName.LAYERS, sparsities=(0.25,), num_evaluations=2)
+    assert search_model(repository, "bare", conversations, layers, name="data").targets[0].metrics.kl > 0.0
