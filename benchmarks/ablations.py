@@ -170,6 +170,6 @@ def _ratio(kl: Mapping[str, Sequence[float]], name: str, kinds: Sequence[str], k
 def _predicted_kl(predictor: Predictor, anatomy: ModelAnatomy, asked: AskedBudget) -> float:
     """Of the plan, by the values: what plans of all variants are judged by."""
     widths = predictor.plan(anatomy, asked.limits).architecture.units(
-        Sublayer.FFN, predictor.encoding.dense_widths.tolist()
+        Sublayer.FFN, predictor.encoding.dense_units.tolist()
     )
     return kl_of(float(predictor.values(predictor.encoding.kept_fractions([widths]))[0]))

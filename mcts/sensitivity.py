@@ -2,17 +2,17 @@
 
 One evaluation an option, shared by all targets of a model. It is what the additive dynamic program allocates by, and
 where the surrogate table of the search starts. Where a space has more options than may be measured, some are
-(`scan_choices` says which), and `mcts.filling` says what the others cost.
+(`scan_choices` says which), and `values.filling` says what the others cost.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from mcts.filling import filled_table
 from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray, IntArray
 from pruning.planning.space import Choice, Space
+from values.filling import filled_table
 
 SENSITIVITY_SOURCE = "sensitivity"
 """`source` of the samples that the scan stores."""

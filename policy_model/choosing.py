@@ -67,7 +67,7 @@ class Chooser:
         self, values: Values, encoding: Encoding, decoder: PolicyDecoder | None, seed: int, parts: Parts
     ) -> None:
         self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts
-        N, K = encoding.widths.shape
+        N, K = encoding.units.shape
         self._noise = gumbel_noise(N, max(self.parts.candidates, 1), K, seed)
         self._elites = Elites.of(values)
         # Budgets differ from request to request; roundings, devices and workloads are the same again and again.
@@ -77,7 +77,7 @@ class Chooser:
     @property
     def space_values(self) -> LevelValues:
         """The values at the options of the searched space itself."""
-        return self.values_at(self._encoding.kept_fractions(self._encoding.widths.T).T)
+        return self.values_at(self._encoding.fractions)
 
     def values_at(self, fractions: FloatArray) -> LevelValues:
         """The values at options that keep `fractions` [N, K]."""
@@ -85,12 +85,12 @@ class Chooser:
 
     def _options_of(self, fractions: bytes) -> tuple[LevelValues, ModelFeatures]:
         """What does not depend on costs."""
-        table = LevelValues(self._values, np.frombuffer(fractions).reshape(self._encoding.widths.shape))
+        table = LevelValues(self._values, np.frombuffer(fractions).reshape(self._encoding.units.shape))
         return table, ModelFeatures.of(self._encoding, table.fractions, table.own)
 
     def _problem_of(self, fractions: bytes, excess: bytes) -> ProblemFeatures:
         """What does not depend on how much is allowed."""
-        costs = np.frombuffer(excess, dtype=np.int64).reshape(-1, *self._encoding.widths.shape)
+        costs = np.frombuffer(excess, dtype=np.int64).reshape(-1, *self._encoding.units.shape)
         return ProblemFeatures(self._options(fractions)[1], DecisionCosts(costs))
 
     def choose(self, costs: DecisionCosts, slack: IntArray, table: LevelValues) -> IntArray:

@@ -1,6 +1,6 @@
 """The costs that the policy decides under: of one request, or of many problems at once.
 
-Letters: B batch, J limits, N decisions, K options, as many in each.
+Letters: B batch, J limits, N decisions, K options, as many in each: decisions of fewer repeat their last one.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pruning.arrays import BoolArray, IntArray
 from pruning.planning.cost_table import CostTable
 from pruning.planning.limits import Limits
 from pruning.planning.space import Space
+from values.decisions import padded
 from values.encoding import Encoding
 
 
@@ -23,7 +24,8 @@ def costs_within(levels: Space, limits: Limits) -> tuple["DecisionCosts", IntArr
     options on one stair a level is the last. The slack is negative where even the first levels are too much.
     """
     allowed, table = limits.space.units, limits.table
-    found = [np.searchsorted(row, wanted, side="right") - 1 for row, wanted in zip(allowed, levels.units, strict=True)]
+    wanted_units = padded(levels.units)
+    found = [np.searchsorted(row, wanted, side="right") - 1 for row, wanted in zip(allowed, wanted_units, strict=True)]
     can_bind = np.flatnonzero(limits.spare < table.most_from[0])
     if not len(can_bind):
         can_bind = np.arange(len(limits.spare))

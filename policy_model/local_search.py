@@ -74,7 +74,7 @@ class Descent:
 
 def level_values(encoding: Encoding, values: Values) -> LevelValues:
     """The values at the options of the searched space itself."""
-    return LevelValues(values, encoding.kept_fractions(encoding.widths.T).T)
+    return LevelValues(values, encoding.fractions)
 
 
 def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pruning.anatomy.architecture import Sublayer
 from pruning.arrays import FloatArray
+from values.decisions import kind_of
 from values.encoding import Encoding
 
 NUM_SHARED = 5
@@ -22,7 +24,10 @@ PERIODS = (4.0, 16.0, 64.0, 256.0)
 TURNS = (0.5, 1.0, 2.0)
 """Full turns over the whole model, likewise."""
 
-NUM_DECISION_FEATURES = NUM_SHARED + len(SENSITIVITY_AT) + 1 + 2 * (len(PERIODS) + len(TURNS))
+NUM_KINDS = 2
+"""Flags: an attention, and a whole layer; neither is an FFN."""
+
+NUM_DECISION_FEATURES = NUM_SHARED + len(SENSITIVITY_AT) + 1 + 2 * (len(PERIODS) + len(TURNS)) + NUM_KINDS
 NUM_OPTION_FEATURES = 6
 
 FAR = 3.0
@@ -34,8 +39,8 @@ class ModelFeatures:
     """`decisions` [N, F], `options` [N, K, S], and the KL `own` [N, K] of each option alone, in nats.
 
     Of a decision: depth and shares, importance, sensitivities at fixed kept fractions, the part of them that was
-    measured, and sinusoids of its place. Of an option: its kept fraction, whether it is the dense one, the KL of this
-    decision alone (its logarithm, and its root), and how fast that falls to the next option above and below.
+    measured, sinusoids of its place, and its kind. Of an option: its kept fraction, whether it is the dense one, the KL
+    of this decision alone (its logarithm, and its root), and how fast that falls to the next option above and below.
     """
 
     decisions: FloatArray
@@ -68,12 +73,17 @@ class ModelFeatures:
 
 def decision_features(encoding: Encoding) -> FloatArray:
     """[N, F], see `ModelFeatures`."""
-    N, K = encoding.widths.shape
-    kept = encoding.kept_fractions(encoding.widths.T).T
+    N, K = encoding.units.shape
+    last = encoding.space.top
     standardised = encoding.features[:, NUM_SHARED : NUM_SHARED + K - 1]
-    sensitivity = [np.interp(SENSITIVITY_AT, at[:-1], row) for at, row in zip(kept, standardised, strict=True)]
-    measured = encoding.features[:, NUM_SHARED + K - 1 :].mean(axis=1, keepdims=True)
+    flags = encoding.features[:, NUM_SHARED + K - 1 :]
+    rows = zip(encoding.fractions, standardised, last, strict=True)
+    sensitivity = [np.interp(SENSITIVITY_AT, at[:k], row[:k]) for at, row, k in rows]
+    measured = np.array([[row[:k].mean()] for row, k in zip(flags, last, strict=True)])
+    kinds = [kind_of(decision) for decision in encoding.space.decisions]
+    of_kind = [[float(kind == (Sublayer.ATTENTION,)), float(len(kind) > 1)] for kind in kinds]
     place, depth = np.arange(N)[:, None], np.arange(N)[:, None] / max(N - 1, 1)
     angles = 2.0 * np.pi * np.concatenate([place / np.array(PERIODS), depth * np.array(TURNS)], axis=1)
     shared = encoding.features[:, :NUM_SHARED]
-    return np.concatenate([shared, np.stack(sensitivity), measured, np.sin(angles), np.cos(angles)], axis=1)
+    told = (shared, np.stack(sensitivity), measured, np.sin(angles), np.cos(angles), np.array(of_kind))
+    return np.concatenate(told, axis=1)

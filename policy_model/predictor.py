@@ -1,4 +1,4 @@
-"""The trained predictor, as the service holds it: a budget in, widths and the quality to expect out."""
+"""The trained predictor, as the service holds it: a budget in, what to keep and the quality to expect out."""
 
 import json
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
 from policy_model.local_search import worth_of_raising
-from policy_model.model_features import decision_features
+from policy_model.model_features import NUM_KINDS, decision_features
 from policy_model.policy_config import PolicyConfig
 from policy_model.problem_features import Float32Array
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture, Option, Sublayer
+from pruning.anatomy.architecture import Architecture
 from pruning.arrays import FloatArray, IntArray
 from pruning.atomic_file import replace_file
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
@@ -32,6 +32,7 @@ from storage.contract import Artifacts
 from storage.records import PredictorRecord
 from values.basis import Basis
 from values.calibration import Calibration
+from values.decisions import units_in
 from values.encoding import Encoding
 from values.expectation import Judged, expected_kl, expected_share
 from values.held_out import GROUP_RETENTION
@@ -39,10 +40,10 @@ from values.residual_scale import ResidualScale
 from values.unseen import Unseen
 from values.values import Kernel, Values
 
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (2, 3, 4, FORMAT_VERSION)
 """Version 2 knew a grid of widths instead of a space. The policies of versions 2 and 3 had a weight for every layer and
-level, and are not decoded any more: those predictors choose without one."""
+level, and are not decoded any more: those predictors choose without one. That of version 4 knew FFNs only."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "predictor.json"
@@ -87,7 +88,7 @@ class PredictorInfo:
         num_samples: distinct samples it was trained on, and `samples_sha256` over their widths and metrics.
         calibration_id, ranking_sha256: what the samples were measured with.
         seed: of the training.
-        searched: least and greatest fraction of FFN parameters that a sample of two pruned layers or more keeps.
+        searched: least and greatest part of the parameters that may go which a sample of two cuts or more keeps.
         metrics: measured during training, by name.
     """
 
@@ -165,12 +166,13 @@ class Predictor:
         return dict(self.info.metrics)
 
     def plan(self, anatomy: ModelAnatomy, limits: Limits) -> Prediction:
-        """FFN widths that meet all `limits`, with the quality to expect; no layer could grow by one more step.
+        """What meets all `limits`, with the quality to expect; no decision could grow by one more step.
 
         Limits that everything meets give the widest allowed model, the dense one a KL of 0.
 
         Raises:
             FingerprintMismatchError: `anatomy` is not of the model this predictor was trained for.
+            InputError: `limits` are of a space with other decisions.
         """
         if anatomy.fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
@@ -179,6 +181,12 @@ class Predictor:
                 remedy="Train one for this model with `lop train`",
             )
         space = limits.space
+        if [x.sites for x in space.decisions] != [x.sites for x in self.encoding.space.decisions]:
+            raise InputError(
+                "a predictor decides what its samples differ in",
+                values=f"asked for {space.num_decisions} decisions, trained on {self.encoding.space.num_decisions}",
+                remedy="Ask for the space that was searched",
+            )
         if limits.allows_everything:
             return self._prediction(space.architecture(space.top), chosen=True)
         choice = self._choice(limits)
@@ -188,25 +196,25 @@ class Predictor:
         return replace(self._prediction(space.architecture(choice), chosen=True), below_space=below_space)
 
     def judge(self, architecture: Architecture) -> Prediction:
-        """What to expect of FFN widths that were chosen in another way, with the intervals of any configuration.
+        """What to expect of a model that was cut in another way, with the intervals of any configuration.
 
-        They are of the model this predictor was trained for, cut along the ranking of its samples.
+        It is the model this predictor was trained for, cut along the ranking of its samples.
 
         Raises:
-            InputError: something else is cut than the FFN widths of the searched space.
+            InputError: something else is cut than the searched space decides.
         """
-        decided = self.encoding.space.dense
-        if any(site not in decided or option != Option(option.units) for site, option in architecture.items):
+        if units_in(self.encoding.space, architecture) is None:
             raise InputError(
-                "a predictor judges nothing but the FFN widths that its samples differ in",
+                "a predictor judges nothing but what its samples differ in",
                 values=str(architecture.document()),
                 remedy="Measure it with `lop evaluate`",
             )
         return self._prediction(architecture, chosen=False)
 
     def _prediction(self, architecture: Architecture, *, chosen: bool) -> Prediction:
-        widths = architecture.units(Sublayer.FFN, self.encoding.dense_widths.tolist())
-        fractions = self.encoding.kept_fractions([widths])
+        units = units_in(self.encoding.space, architecture)
+        assert units is not None  # chosen within the space, or checked
+        fractions = self.encoding.kept_fractions([units])
         mean, deviation = (float(x[0]) for x in self.values.judge(fractions))
         judged = Judged(mean, deviation, chosen)
         # What another method chose, by these conversations or not, is judged on them; the dense model costs nothing.
@@ -235,7 +243,7 @@ class Predictor:
         )
 
     def propose(self, spare: int) -> Choice:
-        """The choice [L] for a search: at most `spare` FFN parameters above the narrowest one, which it must be able to
+        """The choice [N] for a search: at most `spare` parameters above the narrowest one, which it must be able to
         spend."""
         costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
         return tuple(self._chooser.choose(costs, slack, self._chooser.space_values).tolist())
@@ -251,7 +259,7 @@ class Predictor:
 
     def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
         """Probabilities [K] of the next decision's options after `prefix` [l], if the decisions from there on may cost
-        `slack` FFN parameters above their narrowest.
+        `slack` parameters above their narrowest.
 
         What a search takes as its prior.
         """
@@ -267,13 +275,13 @@ class Predictor:
         costs, options, widths, slack = costs_within(self.encoding.space, limits)
         if (slack < 0).any():
             return None
-        table = self._chooser.values_at(widths / self.encoding.dense_widths[:, None])
+        table = self._chooser.values_at(widths / self.encoding.dense_units[:, None])
         levels = self._chooser.choose(costs, slack, table)
         choice: IntArray = options[np.arange(len(levels)), levels]
         if limits.is_tight(choice):
             return choice
         worth = np.zeros(limits.table.exists.shape)
-        slopes = worth_of_raising(table, levels) / self.encoding.dense_widths
+        slopes = worth_of_raising(table, levels) / self.encoding.dense_units
         for row, units, slope in zip(worth, limits.space.units, slopes, strict=True):
             row[: len(units)] = units * slope
         return limits.fit(choice, worth)
@@ -327,8 +335,12 @@ class Predictor:
             tensors = load_tensors(weights)
             if not all(np.isfinite(x).all() for x in tensors.values()):
                 raise ValueError("a weight is not a finite number")
-            has_policy = config["format_version"] == FORMAT_VERSION and config["policy"] is not None
+            has_policy = config["format_version"] >= 4 and config["policy"] is not None
             weights_of_policy = {n.removeprefix("policy."): x for n, x in tensors.items() if n.startswith("policy.")}
+            if config["format_version"] == 4 and has_policy:
+                weights_of_policy["read_decision.weight"] = np.pad(
+                    weights_of_policy["read_decision.weight"], ((0, 0), (0, NUM_KINDS))
+                )
             fitted = {n.removeprefix("values."): x for n, x in tensors.items() if n.startswith("values.")}
             values = Values(Basis(encoding), Kernel(**config["kernel"]), fitted)
             sizes = PolicyConfig(**config["policy"]) if has_policy else PolicyConfig()

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_model.costs import ManyCosts
+from pruning.anatomy.architecture import Sublayer
 from pruning.arrays import FloatArray, IntArray
 from values.dataset import TrainingData
+from values.decisions import kind_of
 from values.encoding import Encoding
 
 KINDS = ((True, 0), (True, 0), (False, 1), (True, 1), (True, 1), (False, 2), (True, 2))
@@ -59,18 +61,23 @@ class OptionSet:
     @classmethod
     def usual(cls, encoding: Encoding) -> "OptionSet":
         """The options of the searched space."""
-        return cls(encoding.kept_fractions(encoding.widths.T).T)
+        return cls(encoding.fractions)
 
     @classmethod
     def random(cls, encoding: Encoding, rng: np.random.Generator) -> "OptionSet":
         """As requests may have it: brought down to coarse widths, or, under a latency in stairs, up to their ends."""
         usual = cls.usual(encoding).fractions
-        steps = rng.uniform(FINEST, COARSEST) * encoding.dense_widths.mean() / encoding.dense_widths
+        kinds = [kind_of(decision) for decision in encoding.space.decisions]
+        of_ffn = np.array([kind == (Sublayer.FFN,) for kind in kinds])
+        # KV groups and layers are whole numbers already, and of few options.
+        steps = np.where(of_ffn, 1.0, 1.0 / encoding.dense_units)
+        ffn_units = encoding.dense_units[of_ffn]
+        steps[of_ffn] = rng.uniform(FINEST, COARSEST) * (ffn_units.mean() / ffn_units if len(ffn_units) else 1.0)
         if rng.random() < 0.5:
             ends = np.minimum(np.ceil(usual / steps[:, None] - 1e-9) * steps[:, None], 1.0)
             return cls(ends, steps)
         down = np.maximum(np.floor(usual / steps[:, None] + 1e-9), 1.0) * steps[:, None]
-        return cls(np.where(usual < 1.0, np.minimum(down, 1.0), 1.0))
+        return cls(np.where((usual > 0.0) & (usual < 1.0), np.minimum(down, 1.0), usual))
 
 
 def random_problems(

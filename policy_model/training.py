@@ -36,11 +36,13 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
-from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from storage.records import Sample
 from values.calibration import Calibration
 from values.cross_validation import CrossValidation
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
+from values.decisions import check_space
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
@@ -68,11 +70,13 @@ class TrainingSettings:
     """What a training is a function of, beside the model and the samples.
 
     A round has `problems_per_round` and `policy_steps_per_round`, or fewer in a small space (`PROBLEMS_PER_OPTION`,
-    `MAX_EPOCHS`). The space (`num_levels`, `round_to`) should be that of the search: answers begin at its choices.
+    `MAX_EPOCHS`). The space (`axes`, `num_levels`, `round_to`) should be that of the search: answers begin at its
+    choices.
     """
 
     num_levels: int = DEFAULT_NUM_LEVELS
     round_to: int = DEFAULT_ROUND_TO
+    axes: SpaceName = SpaceName.FFN
     seed: int = 0
     policy_rounds: int = 3
     policy_steps_per_round: int = 600
@@ -110,21 +114,21 @@ def train_predictor(
         InputError: too few samples, most of them of other widths, or a layer too narrow for so many levels.
         CheckpointError: the folder holds another training, or cannot be used.
     """
-    samples = check_samples(anatomy, samples)
-    space = ffn_levels(anatomy, num_levels=settings.num_levels, round_to=settings.round_to)
+    space = coarse_space(anatomy, settings.axes, num_levels=settings.num_levels, round_to=settings.round_to)
+    check_space(space)
+    samples = check_samples(space, samples)
     encoding = encode(anatomy, space, samples, statistics)
     data = training_data(encoding, samples)
     if 2 * (on_grid := int(data.on_grid.sum())) < data.num_samples:
         raise InputError(
-            "a predictor is trained on the widths that were searched",
-            values=f"{on_grid} of {data.num_samples} samples have widths of {settings.num_levels} levels of "
-            f"{settings.round_to}",
+            "a predictor is trained on the options that were searched",
+            values=f"{on_grid} of {data.num_samples} are of {settings.num_levels} levels of {settings.round_to}",
             remedy="Give --num-levels and --round-to as in the search",
         )
     info = PredictorInfo(
         fingerprint=anatomy.fingerprint,
         num_samples=len(samples),
-        samples_sha256=samples_sha256(anatomy, samples),
+        samples_sha256=samples_sha256(space, samples),
         calibration_id=samples[0].calibration_id,
         ranking_sha256=samples[0].ranking_sha256,
         seed=settings.seed,
@@ -214,7 +218,7 @@ class _Run:
         progress: ProgressCallback | None,
     ) -> None:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
-        num_problems = min(settings.problems_per_round, PROBLEMS_PER_OPTION * encoding.widths.size)
+        num_problems = min(settings.problems_per_round, PROBLEMS_PER_OPTION * encoding.units.size)
         epochs = MAX_EPOCHS * num_problems // settings.batch_size
         self.steps_per_round = max(min(settings.policy_steps_per_round, epochs), 1)
         self.num_steps = settings.policy_rounds * self.steps_per_round

@@ -24,15 +24,15 @@ class Basis:
     """Own KL, terms and coordinates of the kept fractions of one model."""
 
     def __init__(self, encoding: Encoding) -> None:
-        self.knots = encoding.widths.astype(np.float64)
-        self.knots /= self.knots[:, -1:]
+        self.knots = encoding.fractions
+        self.counts = encoding.space.counts
         self.log_sensitivity = encoding.log_sensitivity
         self.shares = encoding.parameter_shares
         self.pairs = np.triu_indices(len(self.knots), k=1)
         self.coordinates = self._coordinates()
 
     @property
-    def num_layers(self) -> int:
+    def num_decisions(self) -> int:
         return len(self.knots)
 
     def own_kl(self, fractions: FloatArray) -> FloatArray:
@@ -42,9 +42,9 @@ class Basis:
         the slope is kept.
         """
         segment, weight = self._segments(fractions)  # the weight is below 0 under level 1
-        layers, last = np.arange(self.num_layers), self.knots.shape[1] - 2
-        low = self.log_sensitivity[layers, segment]
-        high = self.log_sensitivity[layers, np.minimum(segment + 1, last)]
+        decisions, last = np.arange(self.num_decisions), self.counts - 2
+        low = self.log_sensitivity[decisions, segment]
+        high = self.log_sensitivity[decisions, np.minimum(segment + 1, last)]
         inside = np.exp(np.minimum(low + (high - low) * weight, 12.0))
         own: FloatArray = np.where(segment == last, np.exp(low) * (1.0 - weight), inside)
         return own
@@ -57,7 +57,7 @@ class Basis:
 
     def fade(self, fractions: FloatArray) -> FloatArray:
         """[B] 1, and less only within one level of one layer from the dense model."""
-        fade: FloatArray = np.minimum((1.0 - fractions).sum(axis=1) * self.knots.shape[1], 1.0)
+        fade: FloatArray = np.minimum((1.0 - fractions) @ self.counts, 1.0)
         return fade
 
     def terms(self, fractions: FloatArray, own: FloatArray) -> FloatArray:
@@ -81,47 +81,48 @@ class Basis:
     def places(self, fractions: FloatArray) -> Float32Array:
         """c [B, L]: where the process sees `fractions` [B, L], linear between levels and beyond them."""
         segment, weight = self._segments(fractions)
-        layers = np.arange(self.num_layers)
-        left, right = self.coordinates[layers, segment], self.coordinates[layers, segment + 1]
+        decisions = np.arange(self.num_decisions)
+        left, right = self.coordinates[decisions, segment], self.coordinates[decisions, segment + 1]
         places: Float32Array = (left + (right - left) * weight).astype(np.float32)
         return places
 
     def _segments(self, fractions: FloatArray) -> tuple[IntArray, FloatArray]:
         """[B, L] twice: the level below `fractions` [B, L] counted from 0, and how far on they are to the next one."""
-        layers = np.arange(self.num_layers)
+        decisions = np.arange(self.num_decisions)
         below = (fractions[:, :, None] > self.knots).sum(axis=2)
-        segment = np.clip(below - 1, 0, self.knots.shape[1] - 2)
-        left, right = self.knots[layers, segment], self.knots[layers, segment + 1]
+        segment = np.clip(below - 1, 0, self.counts - 2)
+        left, right = self.knots[decisions, segment], self.knots[decisions, segment + 1]
         return segment, (fractions - left) / (right - left)
 
     def _coordinates(self) -> FloatArray:
         """c [L, K] at the levels: the length walked from level 1, whatever direction sensitivity takes."""
         # The dense level has no sensitivity: it lies as far below the last one as that below the one before.
         logs = np.concatenate([self.log_sensitivity, self.log_sensitivity[:, -1:]], axis=1)
-        if logs.shape[1] > 2:
-            logs[:, -1] += np.minimum(logs[:, -2] - logs[:, -3], 0.0)
+        for row, count in zip(logs, self.counts, strict=True):
+            if count > 2:
+                row[count - 1 :] = row[count - 2] + min(row[count - 2] - row[count - 3], 0.0)
         spread = float(logs.max() - logs.min()) or 1.0
         steps = SENSITIVITY_DISTANCE * np.abs(np.diff(logs, axis=1)) / spread
         steps += LEVEL_DISTANCE * np.diff(self.knots, axis=1)
-        return np.concatenate([np.zeros((self.num_layers, 1)), steps.cumsum(axis=1)], axis=1)
+        return np.concatenate([np.zeros((self.num_decisions, 1)), steps.cumsum(axis=1)], axis=1)
 
 
 NUM_WHOLE = 6
-"""Terms of `Basis.terms` that belong to no layer."""
+"""Terms of `Basis.terms` that belong to no decision."""
 
 
 class Regression:
-    """w . phi(x) [B] without writing phi out, whose pairs are a thousand numbers at 32 layers.
+    """w . phi(x) [B] without writing phi out, whose pairs are a thousand numbers at 32 decisions.
 
-    With x = (p, q, p q), of every layer: a quadratic form x^T A x + b^T x, and what belongs to no layer.
+    With x = (p, q, p q), of every decision: a quadratic form x^T A x + b^T x, and what belongs to no decision.
 
     Args:
         readout: w [J], in the order of `Basis.terms`.
-        num_layers: L.
+        num_decisions: L.
     """
 
-    def __init__(self, readout: FloatArray, num_layers: int) -> None:
-        L = num_layers
+    def __init__(self, readout: FloatArray, num_decisions: int) -> None:
+        L = num_decisions
         layers, neighbours = np.arange(L), np.arange(L - 1)
         pairs = np.triu_indices(L, k=1)
         sizes = [NUM_WHOLE, L, L, L, L, L - 1, L - 1, len(pairs[0]), len(pairs[0])]

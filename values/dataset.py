@@ -1,6 +1,6 @@
 """Stored samples as training examples: every sample teaches the values, those near the frontier teach the policy.
 
-Letters: N samples, L decoder layers.
+Letters: N samples, L decisions (one a layer, in a space of FFN widths).
 """
 
 import hashlib
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
+from pruning.planning.space import Space
 from storage.records import Sample
-from values.encoding import Encoding, pruned_layers
+from values.decisions import is_of_ffn, pruned_decisions, units_in
+from values.encoding import Encoding
 from values.kl_floor import log_kl
 from values.typical_kl import TypicalKl
 
@@ -24,7 +25,7 @@ _logger = logging.getLogger("values.dataset")
 
 MIN_SAMPLES = 64
 MIN_SEARCHED_SAMPLES = 20
-"""Samples that prune two layers or more. A 90% interval from held-out residuals needs 19 of them at least."""
+"""Samples that cut at two decisions or more. A 90% interval from held-out residuals needs 19 of them at least."""
 
 FRONTIER_BANDWIDTH = 0.03
 """Retention within which samples count as neighbours: 3 of the 96 level steps of 12 layers of 8 levels."""
@@ -35,15 +36,15 @@ class TrainingData:
     """Samples as arrays, in an order that does not depend on the order they were stored in.
 
     Attributes:
-        fractions: [N, L] kept fraction of each layer.
+        fractions: [N, L] kept fraction of each decision.
         log_kl: [N] log KL in nats that is typical of their scores (`values.typical_kl`): what values learn.
         measured_log_kl: [N] of the samples themselves.
         accuracy: [N] exact match on the calibration answers.
         agreement: [N] with the dense model on answer tokens; NaN in samples from before it was measured.
-        retention: [N] FFN parameters kept, as a fraction.
+        retention: [N] part that is kept of the parameters that may go.
         gap: [N] log KL above the frontier, 0 at the best known configurations.
-        searched: bool [N] prunes two layers or more.
-        levels: [N, L] choices of the space, -1 where the widths are none of its points.
+        searched: bool [N] cuts at two decisions or more.
+        levels: [N, L] choices of the space, -1 where what is kept is none of its options.
     """
 
     fractions: FloatArray
@@ -84,10 +85,10 @@ class TrainingData:
         return weights
 
 
-def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Sample]:
-    """The distinct samples of FFN widths alone, ordered by widths; a warning says how many others are left out.
+def check_samples(space: Space, samples: Sequence[Sample]) -> list[Sample]:
+    """The distinct samples of `space`, ordered by what they keep; a warning says how many others are left out.
 
-    Values know no skipped sub-layer, KV group or precision, which a database may have samples of nevertheless.
+    Values know nothing but what the space decides, and a database may have samples of other spaces.
 
     Raises:
         InputError: too few of them, or measured under different conditions.
@@ -100,44 +101,44 @@ def check_samples(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> list[Samp
                 values=", ".join(found[:3]),
                 remedy=f"Choose the samples of one {what}",
             )
-    dense = [layer.ffn_width for layer in anatomy.layers]
     distinct: dict[tuple[int, ...], Sample] = {}
     left_out: list[Sample] = []
     for sample in samples:
-        widths = anatomy.ffn_widths_alone(sample.architecture)
-        if widths is None or any(not 1 <= w <= d for w, d in zip(widths, dense, strict=True)):
+        units = units_in(space, sample.architecture)
+        if units is None:
             left_out.append(sample)
             continue
         if not -1e-3 <= sample.metrics.kl < float("inf"):
             raise InputError(
                 "a sample's KL must be a finite number that is not negative",
-                values=f"kl={sample.metrics.kl} at {list(widths)}",
+                values=f"kl={sample.metrics.kl} at {list(units)}",
                 remedy="Remove the sample and evaluate it again",
             )
-        distinct.setdefault(widths, sample)
+        distinct.setdefault(units, sample)
     if left_out:
         _logger.warning(
-            "%d of %d samples are left out of the training: they change more than FFN widths, such as %s",
+            "%d of %d samples are left out of the training: they change more than its space, such as %s",
             len(left_out),
             len(samples),
             left_out[0].architecture.document(),
         )
-    searched = sum(1 for widths in distinct if sum(w < d for w, d in zip(widths, dense, strict=True)) >= 2)
+    what = "layers" if is_of_ffn(space) else "decisions"
+    searched = sum(len(pruned_decisions(space, units)) >= 2 for units in distinct)
     if len(distinct) < MIN_SAMPLES or searched < MIN_SEARCHED_SAMPLES:
         raise InputError(
             f"training a predictor needs at least {MIN_SAMPLES} samples, {MIN_SEARCHED_SAMPLES} of which prune two "
-            "layers or more",
-            values=f"{len(distinct)} samples, {searched} of them prune two layers or more",
-            remedy="Add some with `lop search`" if len(dense) > 1 else "A model of one layer has nothing to allocate",
+            f"{what} or more",
+            values=f"{len(distinct)} samples, {searched} of them prune two {what} or more",
+            remedy="Add some with `lop search`" if space.num_decisions > 1 else "One decision has nothing to allocate",
         )
-    return [distinct[widths] for widths in sorted(distinct)]
+    return [distinct[units] for units in sorted(distinct)]
 
 
-def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
-    """Content hash over widths and metrics, whatever the order; as ever of samples without what is measured now."""
+def samples_sha256(space: Space, samples: Sequence[Sample]) -> str:
+    """Content hash over what is kept and metrics, whatever the order; as ever of samples without what is new."""
     rows = sorted(
         (
-            list(anatomy.ffn_widths(s.architecture)),
+            list(units_in(space, s.architecture) or ()),
             m.kl,
             m.nll,
             m.accuracy,
@@ -152,13 +153,13 @@ def samples_sha256(anatomy: ModelAnatomy, samples: Sequence[Sample]) -> str:
 
 def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData:
     """Arrays of `samples`, kept in their order."""
-    kept = encoding.widths_of(samples)
+    kept = encoding.units_of(samples)
     fractions = encoding.kept_fractions(kept)
     typical = TypicalKl.of([sample.metrics for sample in samples])
     values = np.array([typical(sample.metrics) for sample in samples])
     retention = fractions @ encoding.parameter_shares
-    # [N, L, K]: the option whose width it is; a width that is no option is none of them.
-    found = np.array(kept)[:, :, None] == encoding.widths
+    # [N, L, K]: the option that keeps as much; of repeated ones the first.
+    found = np.array(kept)[:, :, None] == encoding.units
     levels = np.where(found.any(axis=2).all(axis=1, keepdims=True), found.argmax(axis=2), -1)
     return TrainingData(
         fractions=fractions,
@@ -168,7 +169,7 @@ def training_data(encoding: Encoding, samples: Sequence[Sample]) -> TrainingData
         agreement=np.array([sample.metrics.agreement for sample in samples], dtype=np.float64),  # None becomes NaN
         retention=retention,
         gap=values - frontier(retention, values, retention),
-        searched=np.array([len(pruned_layers(encoding.space, widths)) >= 2 for widths in kept]),
+        searched=np.array([len(pruned_decisions(encoding.space, units)) >= 2 for units in kept]),
         levels=levels.astype(np.int64),
     )
 

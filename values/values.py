@@ -10,7 +10,8 @@ where nothing is lost. Regression weights w and process are solved together (uni
 3.4).
 
 Numpy throughout: no gradient is needed, and a request cannot wait for torch to be called a thousand times.
-Letters: B batch, L decoder layers, K levels, J regression terms, N anchors (the samples that are kept).
+Letters: B batch, L decisions (one a layer, in a space of FFN widths), K options, J regression terms, N anchors (the
+samples that are kept).
 """
 
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ class Values:
         self.basis, self.kernel = basis, kernel
         self.places, self.fades, self.weights = tensors["places"], tensors["fades"], tensors["weights"]
         self.faded_alpha: Float32Array = tensors["fades"] * tensors["alpha"]
-        self.regression = Regression(tensors["readout"].astype(np.float64), basis.num_layers)
+        self.regression = Regression(tensors["readout"].astype(np.float64), basis.num_decisions)
         self._frontier = tensors["frontier"].astype(np.float64)
         self._tensors = {name: tensors[name] for name in self.TENSORS}
 

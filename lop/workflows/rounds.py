@@ -25,6 +25,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
+from values.decisions import units_in
 from values.kl_floor import KL_FLOOR_NATS
 
 if TYPE_CHECKING:
@@ -209,12 +210,14 @@ def uncertain_budgets(
     """
     encoding = predictor.encoding
     total, lowest = encoding.most_parameters, encoding.least_parameters
-    fractions = encoding.kept_fractions(encoding.widths_of(samples))
+    units = [found for sample in samples if (found := units_in(encoding.space, sample.architecture)) is not None]
+    fractions = encoding.kept_fractions(units)
     searched = fractions @ encoding.parameters[:, -1]
     deep = searched[(fractions < 1.0).sum(axis=1) > 1]
     low = max(float(deep.min()), lowest)
     high = max(low, min(float(deep.max()), 0.98 * total))
-    step = int(np.diff(encoding.parameters, axis=1).min())
+    steps = np.diff(encoding.parameters, axis=1)
+    step = int(steps[steps > 0].min())  # options that are repeated are no step
     rng = np.random.default_rng(list(seed))
     edges = np.linspace(low, high, rounds.num_targets + 1)
     chosen: list[int] = []

@@ -25,7 +25,7 @@ CONFIG = PolicyConfig(width=32, num_heads=2, option_width=16)
 
 def features_of(encoding: Encoding, samples: list[Sample]) -> ModelFeatures:
     values = fit_values(encoding, training_data(encoding, samples)).values
-    table = LevelValues(values, encoding.kept_fractions(encoding.widths.T).T)
+    table = LevelValues(values, encoding.fractions)
     return ModelFeatures.of(encoding, table.fractions, table.own)
 
 

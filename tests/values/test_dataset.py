@@ -11,6 +11,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.ffn_spaces import ffn_levels
 from pruning.planning.space import Space
 from storage.records import Sample
 from tests.values.landscape import sample, with_shares
@@ -20,13 +21,13 @@ from values.encoding import encode
 
 def test_too_few_samples_name_the_command_that_adds_some(anatomy: ModelAnatomy, samples: list[Sample]) -> None:
     with pytest.raises(InputError, match=r"at least 64 samples.*got 40 samples.*lop search"):
-        check_samples(anatomy, samples[-40:])
+        check_samples(ffn_levels(anatomy), samples[-40:])
 
 
 def test_scans_alone_are_too_few(anatomy: ModelAnatomy) -> None:
     scans = [sample(anatomy, [64] * i + [w] + [64] * (5 - i)) for i in range(6) for w in range(8, 64, 4)]
     with pytest.raises(InputError, match="84 samples, 0 of them prune two layers or more"):
-        check_samples(anatomy, scans)
+        check_samples(ffn_levels(anatomy), scans)
 
 
 @pytest.mark.parametrize("field", ["model_id", "ranking_sha256", "calibration_id", "protocol"])
@@ -34,7 +35,7 @@ def test_mixed_conditions_are_refused(anatomy: ModelAnatomy, samples: list[Sampl
     changed: dict[str, Any] = {field: "other"}
     other = dataclasses.replace(samples[0], **changed)
     with pytest.raises(InputError, match=f"share one {field}"):
-        check_samples(anatomy, [*samples, other])
+        check_samples(ffn_levels(anatomy), [*samples, other])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_what_changes_more_than_widths_of_this_model_is_left_out(
     anatomy: ModelAnatomy, samples: list[Sample], site: Site, option: Option, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = dataclasses.replace(samples[0], architecture=Architecture.of({site: option}))
-    assert check_samples(anatomy, [foreign, *samples]) == check_samples(anatomy, samples)
+    assert check_samples(ffn_levels(anatomy), [foreign, *samples]) == check_samples(ffn_levels(anatomy), samples)
     (message,) = caplog.messages
     assert message.startswith(f"1 of {len(samples) + 1} samples are left out of the training: they change more than")
     assert str(foreign.architecture.document()) in message
@@ -60,15 +61,15 @@ def test_what_changes_more_than_widths_of_this_model_is_left_out(
 @pytest.mark.parametrize("kl", [float("nan"), float("inf"), -0.1])
 def test_impossible_kl_is_refused(anatomy: ModelAnatomy, samples: list[Sample], kl: float) -> None:
     with pytest.raises(InputError, match="KL must be a finite number"):
-        check_samples(anatomy, [*samples, sample(anatomy, [8, 8, 8, 8, 8, 8], kl)])
+        check_samples(ffn_levels(anatomy), [*samples, sample(anatomy, [8, 8, 8, 8, 8, 8], kl)])
 
 
 def test_order_and_repetition_do_not_matter(anatomy: ModelAnatomy, samples: list[Sample]) -> None:
-    once = check_samples(anatomy, samples)
-    again = check_samples(anatomy, [*reversed(samples), *samples[:5]])
+    once = check_samples(ffn_levels(anatomy), samples)
+    again = check_samples(ffn_levels(anatomy), [*reversed(samples), *samples[:5]])
     assert [s.architecture for s in once] == [s.architecture for s in again]
-    assert samples_sha256(anatomy, once) == samples_sha256(anatomy, list(reversed(again)))
-    assert samples_sha256(anatomy, once) != samples_sha256(anatomy, once[1:])
+    assert samples_sha256(ffn_levels(anatomy), once) == samples_sha256(ffn_levels(anatomy), list(reversed(again)))
+    assert samples_sha256(ffn_levels(anatomy), once) != samples_sha256(ffn_levels(anatomy), once[1:])
 
 
 def test_frontier_by_hand() -> None:
@@ -97,15 +98,15 @@ def test_agreement_counts_where_it_was_measured(anatomy: ModelAnatomy, space: Sp
     data = training_data(encode(anatomy, space, samples), chosen)
     assert data.agreement[0] == chosen[0].metrics.agreement
     assert np.isnan(data.agreement[1])
-    assert samples_sha256(anatomy, chosen) != samples_sha256(
-        anatomy, [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
+    assert samples_sha256(ffn_levels(anatomy), chosen) != samples_sha256(
+        ffn_levels(anatomy), [dataclasses.replace(chosen[0], metrics=without(chosen[0])), samples[1]]
     )
 
 
 def test_the_content_of_samples_without_agreement_is_what_it_always_was(anatomy: ModelAnatomy) -> None:
     rows = [sample(anatomy, [64] * 6, 0.25), sample(anatomy, [8] * 6, 0.5)]
     written = "[[[8, 8, 8, 8, 8, 8], 0.5, 1.5, 0.5], [[64, 64, 64, 64, 64, 64], 0.25, 1.25, 0.5]]"
-    assert samples_sha256(anatomy, rows) == hashlib.sha256(written.encode()).hexdigest()
+    assert samples_sha256(ffn_levels(anatomy), rows) == hashlib.sha256(written.encode()).hexdigest()
 
 
 def test_exact_match_tells_something_where_the_dense_model_has_any(

@@ -182,7 +182,7 @@ def test_budgets_that_are_one_level_apart_are_one(searched: tuple[Repository, st
     few = uncertain_budgets(predictor, deep, RoundSettings(num_targets=500), seed=[0])
     assert 3 < len(few) < 500
     assert all(b - a >= step for a, b in itertools.pairwise(few))
-    cut = repository.get_model("tiny").anatomy.architecture((47, 47, *encoding.dense_widths[2:].tolist()))
+    cut = repository.get_model("tiny").anatomy.architecture((47, 47, *encoding.dense_units[2:].tolist()))
     dense = dataclasses.replace(deep[0], architecture=cut)
     assert len(uncertain_budgets(predictor, [dense], RoundSettings(num_targets=8), seed=[0])) == 1
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mcts.filling import filled_table
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_choices, scan_sensitivity
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.space import Space
 from tests.mcts.landscapes import evaluate_by, scoring
+from values.filling import filled_table
 
 LADDER = [0, 8, 16, 24, 32, 40, 48, 56, 64]
 
