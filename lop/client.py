@@ -20,6 +20,7 @@ from pruning.errors import (
     LopError,
     NotFoundError,
 )
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_v1 import PlanV1
 from pruning.planning.scope import Scope
@@ -65,7 +66,8 @@ class Client:
         model: str,
         sparsity: float | None = None,
         budget: Budget | Mapping[str, Any] | None = None,
-        scope: Scope | str = Scope.FFN,
+        scope: Scope | str | None = None,
+        space: SpaceName | str | None = None,
         device: str | None = None,
         round_to: int | None = None,
         tp_size: int | None = None,
@@ -78,7 +80,8 @@ class Client:
             sparsity: fraction of `scope` to remove.
             budget: instead of a sparsity, what the model may cost: `pruning.planning.workload.Budget`, or its fields.
                 Neither of the two: the device's memory.
-            scope: what the sparsity counts.
+            scope: what the sparsity counts: `ffn` by default, in other spaces than that `decoder`.
+            space: what may be changed: `ffn` (widths, the default), `attention`, `layers` or `all`.
             device: id of a device. It prices latency; with a budget its memory is a limit too.
             round_to: widths are multiples of this.
             tp_size: devices that share each layer: it divides every width.
@@ -92,7 +95,8 @@ class Client:
         asked = {
             "sparsity": sparsity,
             "budget": _without_none(budget.model_dump() if isinstance(budget, Budget) else budget),
-            "scope": str(scope),
+            "scope": None if scope is None else str(scope),
+            "space": None if space is None else str(space),
             "device": device,
             "round_to": round_to,
             "tp_size": tp_size,

@@ -38,6 +38,7 @@ from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.space import Space
 from storage.records import Sample
 from values.calibration import Calibration
 from values.cross_validation import CrossValidation
@@ -87,6 +88,10 @@ class TrainingSettings:
     policy_blocks: int = 2
     checkpoint_every_steps: int = 50
 
+    def space(self, anatomy: ModelAnatomy) -> Space:
+        """What is decided. Raises InputError if a layer is too narrow for it."""
+        return coarse_space(anatomy, self.axes, num_levels=self.num_levels, round_to=self.round_to)
+
     def __post_init__(self) -> None:
         counts = ("policy_rounds", "policy_steps_per_round", "problems_per_round", "batch_size")
         for name in (*counts, "checkpoint_every_steps"):
@@ -114,7 +119,7 @@ def train_predictor(
         InputError: too few samples, most of them of other widths, or a layer too narrow for so many levels.
         CheckpointError: the folder holds another training, or cannot be used.
     """
-    space = coarse_space(anatomy, settings.axes, num_levels=settings.num_levels, round_to=settings.round_to)
+    space = settings.space(anatomy)
     check_space(space)
     samples = check_samples(space, samples)
     encoding = encode(anatomy, space, samples, statistics)

@@ -10,9 +10,9 @@ from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
+from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
-from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
@@ -37,8 +37,13 @@ _logger = logging.getLogger("service.planner")
 # An anatomy of 32 layers takes some hundred kilobytes.
 _MAX_CACHED_MODELS = 32
 
-_SPACE = (Axis.FFN,)
-"""What methods change today."""
+_AXES: dict[SpaceName, tuple[Axis, ...]] = {
+    SpaceName.FFN: (Axis.FFN,),
+    SpaceName.ATTENTION: (Axis.ATTENTION, Axis.SKIP),
+    SpaceName.LAYERS: (Axis.SKIP,),
+    SpaceName.ALL: (Axis.FFN, Axis.ATTENTION, Axis.SKIP),
+}
+"""As plans say it."""
 
 
 class Planner:
@@ -70,7 +75,7 @@ class Planner:
         question, target, known = self._question(request)
         device = None if known is None else known.device
         step = math.lcm(request.round_to, request.tp_size)
-        notes = [f"FFN widths are multiples of {step}"]
+        notes = [f"FFN widths are multiples of {step}"] if Axis.FFN in target.space else []
         for method in BEST_FIRST if request.method is None else (request.method,):
             candidate = self._families[method.family].find(method, question)
             if isinstance(candidate, Unavailable):
@@ -78,7 +83,7 @@ class Planner:
                     raise candidate.error
                 notes.append(f"{method}: {candidate.note}")
                 continue
-            judge = None if method is Method.LOP else self._predictor_method.newest(question.model.id)
+            judge = None if method is Method.LOP else self._predictor_method.newest(question)
             key = _request_key(question, target, known, method, candidate.source, notes, judge)
             if (stored := self._repository.find_plan(key)) is not None:
                 return stored.plan
@@ -115,7 +120,7 @@ class Planner:
         workload = Workload() if target.budget is None else target.budget.workload
         demand = Demand(
             anatomy=model.anatomy,
-            space=ffn_widths(model.anatomy, round_to=request.round_to, tp_size=request.tp_size),
+            space=fine_space(model.anatomy, request.space, round_to=request.round_to, tp_size=request.tp_size),
             sparsity=target.sparsity,
             scope=target.scope,
             budget=target.budget,
@@ -149,12 +154,12 @@ def _target(request: PlanRequest, device: Device | None) -> PlanTarget:
     return PlanTarget(
         # -0.0 + 0.0 is 0.0: both zeros are the same request.
         sparsity=None if request.sparsity is None else request.sparsity + 0.0,
-        scope=request.scope,
+        scope=request.counted,
         budget=budget,
         device=request.device,
         round_to=request.round_to,
         tp_size=request.tp_size,
-        space=_SPACE,
+        space=_AXES[request.space],
     )
 
 
@@ -226,7 +231,7 @@ def _key_of_target(target: PlanTarget) -> dict[str, Any]:
     """`target` as JSON, as plans of schema 1 said it: requests from then are still the same requests."""
     document = target.model_dump(mode="json")
     space, recovery = document.pop("space"), document.pop("recovery")
-    newer = {"space": None if space == list(_SPACE) else space, "recovery": recovery}
+    newer = {"space": None if space == list(_AXES[SpaceName.FFN]) else space, "recovery": recovery}
     return document | {name: value for name, value in newer.items() if value is not None}
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pruning.allocators.methods import Method, describe_methods
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Budget
@@ -40,6 +41,7 @@ class PlanRequest(BaseModel):
                     "tp_size": 2,
                 },
                 {"model": "llava-reference", "device": "jetson-orin-nano-8gb"},
+                {"model": "llava-reference", "sparsity": 0.4, "space": "all"},
             ]
         },
     )
@@ -60,7 +62,16 @@ class PlanRequest(BaseModel):
         "bound on activations; `latency_ms` is the whole request's on `device`; `flops` those of decoder and head; "
         "`disk_bytes` the weight files.",
     )
-    scope: Scope = Field(default=Scope.FFN, description="Which parameters the sparsity is a fraction of.")
+    space: SpaceName = Field(
+        default=SpaceName.FFN,
+        description="What may be changed: `ffn` widths, `attention` (KV groups with all their query heads, down to "
+        "none), whole `layers`, or `all` of that.",
+    )
+    scope: Scope = Field(
+        default=Scope.FFN,
+        description="Which parameters the sparsity is a fraction of; in other spaces than `ffn` it is `decoder` by "
+        "default, and cannot be `ffn`.",
+    )
     device: _Name | None = Field(
         default=None,
         description="Id from /v1/devices. It prices the plan's latency. With a budget, its memory is a limit too; "
@@ -93,6 +104,12 @@ class PlanRequest(BaseModel):
             if not self.budget.limits:
                 raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
         return self
+
+    @property
+    def counted(self) -> Scope:
+        """What the sparsity is a fraction of: where more than FFN widths may change, the decoder if nothing is said."""
+        said = self.space is SpaceName.FFN or self.sparsity is None or "scope" in self.model_fields_set
+        return self.scope if said else Scope.DECODER
 
 
 class RankingLink(BaseModel):

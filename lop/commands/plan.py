@@ -10,6 +10,7 @@ from lop.console.console import print_json, print_line, print_table, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.allocators.methods import Method, describe_methods
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.plan import Kept, PruningPlan
 from pruning.planning.scope import Scope
@@ -20,7 +21,14 @@ def plan(
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", help="Fraction of the scope to remove, in [0, 1).")
     ] = None,
-    scope: Annotated[Scope, typer.Option(help="What the sparsity counts.")] = Scope.FFN,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(help="What the sparsity counts: ffn by default, decoder where more than FFN widths may change."),
+    ] = None,
+    space: Annotated[
+        SpaceName,
+        typer.Option(help="What may be changed: FFN widths, KV groups (down to none), whole layers, or all of that."),
+    ] = SpaceName.FFN,
     device: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +104,8 @@ def plan(
         "model": model,
         "sparsity": sparsity,
         "budget": budget or None,
-        "scope": scope,
+        **({} if scope is None else {"scope": scope}),
+        "space": space,
         "device": device,
         "round_to": round_to,
         "tp_size": tp_size,

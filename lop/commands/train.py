@@ -11,6 +11,7 @@ from lop.commands.options import DEFAULT_DATABASE, Database, Json, ModelId, Seed
 from lop.console.console import print_json, print_line, print_table, stderr
 from lop.workflows.engines import Engine, EngineOptions
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def train(
     conversations: Annotated[int | None, typer.Option(min=1, help="The first N of --data, as in the search.")] = None,
     num_levels: Annotated[int, typer.Option(min=2, help="Widths a layer, as in the search.")] = DEFAULT_NUM_LEVELS,
     round_to: Annotated[int, typer.Option(min=1, help="Rounding step, as in the search.")] = DEFAULT_ROUND_TO,
+    space: Annotated[SpaceName, typer.Option(help="What may be changed, as in the search.")] = SpaceName.FFN,
     rounds: Annotated[
         int,
         typer.Option(
@@ -82,10 +84,17 @@ def train(
             values=f"--rounds {rounds} " + ("without --data" if data is None else "with --resume"),
             remedy="Give the --data of the search, and no --resume",
         )
+    if rounds and space is not SpaceName.FFN:
+        raise InputError(
+            "rounds improve predictors of FFN widths",
+            values=f"--rounds {rounds} with --space {space}",
+            remedy="Leave --rounds out, and search more targets with `lop search` instead",
+        )
     with open_database(database) as repository:
-        settings = TrainingSettings(num_levels=num_levels, round_to=round_to, seed=seed)
+        settings = TrainingSettings(num_levels=num_levels, round_to=round_to, axes=space, seed=seed)
         calibration = calibration_id(load_conversations(data, conversations)) if data is not None else None
-        training_samples(repository, model, calibration)  # told before torch is set to work
+        decided = settings.space(repository.get_model(model).anatomy)
+        training_samples(repository, model, calibration, decided)  # told before torch is set to work
         reports: list[RoundReport] = []
         if rounds:
             options = EngineOptions(engine, address, actors, cache_gib)

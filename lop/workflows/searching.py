@@ -14,7 +14,6 @@ from mcts.settings import SearchMethod, SearchSettings
 from pruning.anatomy.architecture import DENSE, Sublayer
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
-from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Space
 from storage.contract import Repository
@@ -169,9 +168,8 @@ def run_queued(
         record=False,
     )
     calibration = calibration_id(conversations)
-    if settings.axes is not SpaceName.FFN:
-        return _outcome(result, calibration)
-    training = TrainingSettings(num_levels=settings.num_levels, round_to=settings.round_to, seed=settings.seed)
+    levels, round_to = settings.num_levels, settings.round_to
+    training = TrainingSettings(num_levels=levels, round_to=round_to, axes=settings.axes, seed=settings.seed)
     budgets = [target.budget for target in result.targets]
     predictor = train_model(repository, search.model_id, training, calibration_id=calibration, budgets=budgets)
     return _outcome(result, calibration) | {"predictor": predictor.id}

@@ -11,11 +11,14 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan_parts import content_id
-from pruning.planning.prices import ffn_parameters
+from pruning.planning.prices import ffn_parameters, parameters
+from pruning.planning.space import Space
 from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
+from values.decisions import is_of_ffn, units_in
 
 _logger = logging.getLogger("lop.training")
 
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
     from values.cross_validation import CrossValidation
 
 
-def training_samples(repository: Repository, model_id: str, calibration_id: str | None = None) -> list[Sample]:
-    """The samples to learn from: of one calibration set (by default that with most FFN widths), under today's ranking.
+def training_samples(
+    repository: Repository, model_id: str, calibration_id: str | None = None, space: Space | None = None
+) -> list[Sample]:
+    """The samples to learn from, under today's ranking: of one calibration set, by default that with most samples of
+    `space` (by default of FFN widths).
 
     Raises:
         NotFoundError: the model is not registered.
@@ -40,13 +46,16 @@ def training_samples(repository: Repository, model_id: str, calibration_id: str 
             values=f"model {model_id!r} has none",
             remedy="Run `lop search` first",
         )
-    of_widths = [s for s in samples if model.anatomy.ffn_widths_alone(s.architecture) is not None]
-    largest = Counter(sample.calibration_id for sample in of_widths or samples).most_common(1)[0][0]
+    space = space or ffn_widths(model.anatomy, round_to=1)
+    of_space = [sample for sample in samples if units_in(space, sample.architecture) is not None]
+    largest = Counter(sample.calibration_id for sample in of_space or samples).most_common(1)[0][0]
     return [sample for sample in samples if sample.calibration_id == largest]
 
 
-def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -> set[int]:
-    """Those of the targets of finished searches of FFN widths, of a model on that calibration set."""
+def searched_budgets(
+    repository: Findings, model_id: str, calibration_id: str, axes: SpaceName = SpaceName.FFN
+) -> set[int]:
+    """Those of the targets of finished searches of `axes`, of a model on that calibration set."""
     from mcts.result import SearchResult
 
     found: set[int] = set()
@@ -55,7 +64,7 @@ def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -
             document: Any = search.result
             if document is None or document.get("calibration_id") != calibration_id:
                 continue
-            if searched_axes(search) is not SpaceName.FFN:
+            if searched_axes(search) is not axes:
                 continue
             found |= {target.budget for target in SearchResult.from_dict(document["search"]).targets}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -64,9 +73,10 @@ def searched_budgets(repository: Findings, model_id: str, calibration_id: str) -
 
 
 def cross_validated(
-    anatomy: ModelAnatomy, samples: Sequence[Sample], budgets: Iterable[int]
+    anatomy: ModelAnatomy, samples: Sequence[Sample], budgets: Iterable[int], space: Space | None = None
 ) -> dict[int, "CrossValidation"]:
-    """What all `samples` of a predictor know of unseen conversations at each budget, in FFN parameters.
+    """What all `samples` of a predictor of `space` (by default of FFN widths) know of unseen conversations at each
+    budget: in FFN parameters, or in those of the decoder's layers where more than FFN widths may change.
 
     Of all that fits a budget, whichever search or round scored it: a predictor knows them all, and chooses from as many
     at least. Budgets of which that says nothing are left out: there are no folds, some of what fits was scored before
@@ -75,14 +85,17 @@ def cross_validated(
     from values.cross_validation import CrossValidation
 
     dense = next((sample.metrics for sample in samples if not sample.architecture.items), None)
-    price = ffn_parameters(anatomy)
-    of_widths = [sample for sample in samples if anatomy.ffn_widths_alone(sample.architecture) is not None]
-    cost = [price.cost(sample.architecture) for sample in of_widths]
+    space = space or ffn_widths(anatomy, round_to=1)
+    of_ffn = is_of_ffn(space)
+    price = ffn_parameters(anatomy) if of_ffn else parameters(anatomy)
+    outside = 0 if of_ffn else anatomy.total_parameters - anatomy.decoder_parameters
+    of_space = [sample for sample in samples if units_in(space, sample.architecture) is not None]
+    cost = [price.cost(sample.architecture) - outside for sample in of_space]
     found: dict[int, CrossValidation] = {}
     if dense is None:
         return found
     for budget in sorted(budgets):
-        scored = [sample.metrics for sample, needed in zip(of_widths, cost, strict=True) if needed <= budget]
+        scored = [sample.metrics for sample, needed in zip(of_space, cost, strict=True) if needed <= budget]
         judged = CrossValidation.of(scored, dense)
         if judged is not None:
             found[budget] = judged
@@ -110,15 +123,16 @@ def train_model(
     """
     from policy_model.training import train_predictor
 
-    samples = training_samples(repository, model_id, calibration_id)
     model = repository.get_model(model_id)
-    searched = searched_budgets(repository, model_id, samples[0].calibration_id) | {*budgets}
+    space = settings.space(model.anatomy)
+    samples = training_samples(repository, model_id, calibration_id, space)
+    searched = searched_budgets(repository, model_id, samples[0].calibration_id, settings.axes) | {*budgets}
     predictor = train_predictor(
         model.anatomy,
         samples,
         settings,
         statistics=_activations(repository, model_id),
-        cross_validated=tuple(cross_validated(model.anatomy, samples, searched).values()),
+        cross_validated=tuple(cross_validated(model.anatomy, samples, searched, space).values()),
         progress=progress,
         checkpoint_folder=resume_folder,
     )

@@ -17,9 +17,10 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.arrays import IntArray
 from pruning.errors import InputError
-from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels, ffn_widths
 from pruning.planning.space import Decision, Options, Space
 
 
@@ -55,6 +56,42 @@ def coarse_space(
         return layer_space(anatomy)
     ffn = ffn_levels(anatomy, num_levels=num_levels, round_to=round_to)
     return ffn if name is SpaceName.FFN else joint_space(anatomy, ffn.units, _group_ladders(anatomy, num_levels))
+
+
+def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size: int = 1) -> Space:
+    """What a plan of that name is made in: FFN widths as `ffn_widths`, each number of KV groups that `tp_size` devices
+    can share; 0 comes on top where a sub-layer may be skipped.
+
+    Raises InputError as `ffn_widths`.
+    """
+    ffn = ffn_widths(anatomy, round_to=round_to, tp_size=tp_size)
+    if name is SpaceName.FFN:
+        return ffn
+    if name is SpaceName.LAYERS:
+        return layer_space(anatomy)
+    groups = [_shared_groups(layer, tp_size) for layer in anatomy.layers]
+    return joint_space(anatomy, None if name is SpaceName.ATTENTION else ffn.units, groups)
+
+
+def name_of(space: Space) -> SpaceName:
+    """The name of what `space` decides."""
+    kinds = {tuple(site.sublayer for site in decision.sites) for decision in space.decisions}
+    if kinds == {(Sublayer.FFN,)} and all(row[0] > 0 for row in space.units):
+        return SpaceName.FFN
+    if kinds == {(Sublayer.ATTENTION,)}:
+        return SpaceName.ATTENTION
+    return SpaceName.LAYERS if kinds == {(Sublayer.ATTENTION, Sublayer.FFN)} else SpaceName.ALL
+
+
+def _shared_groups(layer: DecoderLayer, tp_size: int) -> IntArray:
+    """Numbers of KV groups, ascending to all, whose heads `tp_size` devices share evenly (`check_tensor_parallel`)."""
+    a_group = layer.num_heads // layer.num_kv_groups
+    shared = [
+        groups
+        for groups in range(1, layer.num_kv_groups + 1)
+        if not groups * a_group % tp_size and (not groups % tp_size or not tp_size % groups)
+    ]
+    return np.array(shared, dtype=np.int64)
 
 
 def joint_space(

@@ -5,10 +5,11 @@ import math
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InfeasibleTargetError
+from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters, parameters
-from pruning.planning.scope import Scope, parameters_to_keep, scope_parameters
+from pruning.planning.scope import Scope, decoder_parameters_to_keep, parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
 
 
@@ -17,10 +18,14 @@ def limits_for_sparsity(
 ) -> Limits:
     """The limit that removes at least `sparsity` of `scope`; with `compensates`, added biases count as kept.
 
+    In a space that changes more than FFN widths, parameters of the decoder's layers are counted.
+
     Raises:
-        InputError: `sparsity` is not in [0, 1).
-        InfeasibleTargetError: even with every FFN at its narrowest in `space` too much is kept.
+        InputError: `sparsity` is not in [0, 1), or of FFN parameters where others go, too.
+        InfeasibleTargetError: even the cheapest choice of `space` keeps too much.
     """
+    if name_of(space) is not SpaceName.FFN:
+        return _decoder_limits(anatomy, space, sparsity, scope)
     most = parameters_to_keep(anatomy, sparsity, scope)
     limit = ffn_parameters(anatomy, compensates=compensates).limit(space, most)
     if limit.least > most:
@@ -35,6 +40,20 @@ def limits_for_sparsity(
             nearest=nearest,
         )
     return Limits(space, (limit,))
+
+
+def _decoder_limits(anatomy: ModelAnatomy, space: Space, sparsity: float, scope: Scope) -> Limits:
+    most, least = decoder_parameters_to_keep(anatomy, sparsity, scope), least_decoder_parameters(anatomy, space)
+    if least > most:
+        removable = (anatomy.decoder_parameters - least) / scope_parameters(anatomy, scope)
+        nearest = max(math.floor(removable * 1e6) / 1e6, 0.0)
+        raise InfeasibleTargetError(
+            f"sparsity of scope '{scope}' cannot exceed {nearest} in the space '{name_of(space)}'",
+            values=repr(sparsity),
+            remedy=f"Ask for at most {nearest}, or for the space '{SpaceName.ALL}'",
+            nearest=nearest,
+        )
+    return decoder_parameter_limits(anatomy, space, most)
 
 
 def ffn_parameter_limits(anatomy: ModelAnatomy, space: Space, most: int) -> Limits:

@@ -3,8 +3,9 @@
 from pruning.allocators.additive import additive_architecture
 from pruning.allocators.methods import Method
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan_parts import Provenance
-from service.methods.family import Answer, Candidate, Question, Unavailable
+from service.methods.family import Answer, Candidate, Question, Unavailable, of_ffn_widths_only
 from service.sensitivity_scan import ScanFinder, SensitivityScan
 from storage.contract import Findings
 
@@ -17,6 +18,8 @@ class AdditiveMethod:
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
         """The scan with the most levels."""
+        if question.request.space is not SpaceName.FFN:
+            return of_ffn_widths_only(method, question.request.space)
         scan = self._scans.find(question.model)
         if scan is not None:
             return Candidate(scan.id, lambda: _answer(scan, question))

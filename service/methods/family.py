@@ -7,6 +7,7 @@ from typing import Protocol
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.demand import Demand
 from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted
@@ -66,6 +67,16 @@ class Unavailable:
 
     note: str
     error: InputError
+
+
+def of_ffn_widths_only(method: Method, space: SpaceName) -> Unavailable:
+    """What a method says that knows nothing but FFN widths, when more may be changed."""
+    error = InputError(
+        f"method '{method}' decides FFN widths",
+        values=f"space '{space}'",
+        remedy=f"Ask for the method '{Method.LOP}' or '{Method.UNIFORM}', or leave `method` out",
+    )
+    return Unavailable("it decides FFN widths", error)
 
 
 class MethodFamily(Protocol):

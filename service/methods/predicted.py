@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from pruning.allocators.methods import Method
 from pruning.errors import CheckpointError, InputError
-from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO, ffn_widths
+from pruning.planning.axis_spaces import SpaceName, fine_space, name_of
+from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
-from pruning.planning.target import ffn_parameter_limits
+from pruning.planning.scope import Scope
+from pruning.planning.space import Space
+from pruning.planning.target import limits_for_sparsity
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.predictor_cache import PredictorCache
@@ -37,6 +40,8 @@ WITHOUT_POLICY = "chosen without a policy: the predictor's is of an older versio
 OF_UNSEEN = "the predicted quality is of as many unseen conversations as were searched on"
 """In the note of every other plan of a predictor."""
 
+_MAX_CACHED_MODELS = 32
+
 _logger = logging.getLogger("service.methods")
 
 
@@ -47,24 +52,36 @@ class PredictorMethod:
         self._repository = repository
         self._predictors = predictors
         self._records: LruCache[str, PredictorRecord] = LruCache(predictors.capacity)
+        self._by_space: LruCache[tuple[str, str], dict[SpaceName, str]] = LruCache(_MAX_CACHED_MODELS)
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
         """The model's latest predictor."""
-        record = self.newest(question.model.id)
+        record = self.newest(question)
         if record is not None:
             return Candidate(record.id, lambda: self._answer(record, question))
+        space = question.request.space
+        of_space, option = ("", "") if space is SpaceName.FFN else (f" for the space '{space}'", f" --space {space}")
         error = InputError(
             f"method '{method}' needs a trained predictor",
-            values=f"model {question.model.id!r} has none",
-            remedy="Train one with `lop train`, or leave `method` out",
+            values=f"model {question.model.id!r} has none{of_space}",
+            remedy=f"Train one with `lop train{option}`, or leave `method` out",
         )
-        return Unavailable("no predictor is trained for this model", error)
+        return Unavailable(f"no predictor is trained for this model{of_space and ' and space'}", error)
 
-    def newest(self, model_id: str) -> PredictorRecord | None:
-        """The model's latest predictor, if it has one."""
-        found = self._repository.latest_predictor_id(model_id)
+    def newest(self, question: Question) -> PredictorRecord | None:
+        """The model's latest predictor for what may be changed, if it has one."""
+        model_id = question.model.id
+        latest = self._repository.latest_predictor_id(model_id)
+        if latest is None:
+            return None
+        # Which is the latest of each space changes with the latest of all.
+        by_space = self._by_space.get((model_id, latest), lambda: self._look(model_id))
+        found = by_space.get(question.request.space)
         # A record never changes, and its document is long.
         return None if found is None else self._records.get(found, lambda: self._repository.get_predictor(found))
+
+    def _look(self, model_id: str) -> dict[SpaceName, str]:
+        return {space_of(record): record.id for record in self._repository.list_predictors(model_id)}
 
     def judge(self, record: PredictorRecord, answer: Answer, ranking_sha256: str) -> Answer:
         """`answer`, of another method, with the quality that `record` expects of it; as it is where one was measured.
@@ -93,13 +110,13 @@ class PredictorMethod:
 
         What a prediction works out once for a model is time that no request should pay.
         """
-        newest = {p.model_id: p for p in self._repository.list_predictors()}
+        newest = {(p.model_id, space_of(p)): p for p in self._repository.list_predictors()}
         for record in sorted(newest.values(), key=lambda p: p.created_at)[-self._predictors.capacity :]:
             try:
                 anatomy = self._repository.get_model(record.model_id).anatomy
-                space = ffn_widths(anatomy, round_to=DEFAULT_ROUND_TO)
-                limits = ffn_parameter_limits(anatomy, space, anatomy.ffn_parameters // 2)
-                self._predictors.predict(record, anatomy, limits)
+                space = fine_space(anatomy, name := space_of(record), round_to=DEFAULT_ROUND_TO)
+                scope = Scope.FFN if name is SpaceName.FFN else Scope.DECODER
+                self._predictors.predict(record, anatomy, limits_for_sparsity(anatomy, space, 0.5, scope))
             except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
 
@@ -125,6 +142,16 @@ def _warnings(prediction: "Prediction") -> tuple[str, ...]:
     if prediction.dense_accuracy is not None:
         notes.append(f"exact match where the dense model has {prediction.dense_accuracy:.1%}")
     return tuple(notes)
+
+
+def space_of(record: PredictorRecord) -> SpaceName:
+    """What a predictor decides: FFN widths, if it is from before that was stored, or what is stored cannot be read."""
+    if record.space is None:
+        return SpaceName.FFN
+    try:
+        return name_of(Space.from_document(record.space))
+    except (InputError, KeyError, TypeError, ValueError):
+        return SpaceName.FFN  # which is tried, and refused as a whole
 
 
 def predicted(prediction: "Prediction") -> Predicted:

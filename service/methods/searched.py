@@ -11,13 +11,14 @@ from pruning.allocators.uniform import evenness
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
 from pruning.planning.prices import ffn_parameters
 from pruning.planning.scope import Scope
 from service.finished_searches import FoundConfiguration, SearchFinder
-from service.methods.family import Answer, Candidate, Question, Unavailable
+from service.methods.family import Answer, Candidate, Question, Unavailable, of_ffn_widths_only
 from storage.contract import Findings
 
 REACH = Fraction(1, 16)
@@ -36,6 +37,8 @@ class SearchedMethods:
         A request that names no method is answered within one level step of the search only: further off, methods that
         work from all levels know more of the target than a neighbour that is filled up.
         """
+        if question.request.space is not SpaceName.FFN:
+            return of_ffn_widths_only(method, question.request.space)
         found = self._searches.find(question.model, method)
         by_default = question.request.method is None
         anatomy, limits = question.model.anatomy, question.limits

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lop.workflows.searching import run_queued, search_model, search_request
-from lop.workflows.training import cross_validated_targets, train_model
+from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS
 from mcts.settings import SearchMethod, SearchSettings
@@ -15,14 +15,18 @@ from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import Sublayer
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
-from pruning.errors import InputError
+from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.cost import achieved_costs
+from pruning.planning.plan import Axis
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.space import Space
 from pruning.planning.workload import Workload
 from service.finished_searches import SearchFinder, searched_space
+from service.planner import Planner
+from service.predictor_cache import PredictorCache
+from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import BINARY, SearchStatus
 
@@ -79,9 +83,9 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
 ) -> None:
     of_widths = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
     search_model(repository, "tiny", conversations, of_widths, name="data")
-    known = cross_validated_targets(repository, "tiny", calibration_id(conversations))
+    known = searched_budgets(repository, "tiny", calibration_id(conversations))
     search_model(repository, "tiny", conversations, replace(JOINT, num_levels=6), name="data")
-    assert cross_validated_targets(repository, "tiny", calibration_id(conversations)) == known
+    assert searched_budgets(repository, "tiny", calibration_id(conversations)) == known
     with caplog.at_level(logging.WARNING, "service.searches"):
         found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS)
     assert [configuration.label for configuration in found] == ["sparsity 0.3 (ffn)", "sparsity 0.6 (ffn)"]
@@ -97,14 +101,39 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
     assert train_model(repository, "tiny", quick).config["info"]["num_samples"] == len(expected)
 
 
-def test_a_queued_search_of_everything_trains_no_predictor(repository: Repository, data: Path) -> None:
+def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
+    repository: Repository, data: Path
+) -> None:
     anatomy = repository.get_model("tiny").anatomy
-    settings = replace(JOINT, sparsities=(0.5,), num_evaluations=4)
+    settings = replace(JOINT, sparsities=(0.3, 0.5), num_evaluations=30)
     queued = repository.add_search("tiny", search_request(data, None, settings), space=settings.space(anatomy))
     assert Space.from_document(queued.space or {}).num_decisions == 2 * anatomy.num_layers
     document = run_queued(repository, queued)
-    assert "predictor" not in document
-    assert len(document["search"]["targets"]) == 1
+    assert len(document["search"]["targets"]) == 2
+    planner = Planner(repository, PredictorCache(repository, capacity=2))
+    plan = planner.plan(PlanRequest(model="tiny", sparsity=0.4, space=SpaceName.ALL))
+    assert plan.method == "lop"
+    assert plan.provenance.predictor == document["predictor"]
+    assert (plan.target.space, plan.target.scope) == ((Axis.FFN, Axis.ATTENTION, Axis.SKIP), Scope.DECODER)
+    assert plan.achieved.removed[Scope.DECODER] >= 0.4
+    assert plan.predicted is not None
+    assert plan.predicted.interval is not None
+    assert any(layer.attention is not None for layer in plan.layers)
+    # None of it is for requests of another space.
+    assert planner.plan(PlanRequest(model="tiny", sparsity=0.4)).method != "lop"
+    layers = planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.LAYERS))
+    assert (layers.method, layers.target.space) == ("uniform", (Axis.SKIP,))
+    assert "no predictor is trained for this model and space" in layers.provenance.note
+    for method, message in (
+        (Method.FLAP, "decides FFN widths"),
+        (Method.LOP, r"for the space 'layers'.*--space layers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.LAYERS, method=method))
+    with pytest.raises(InputError, match="for the space that changes FFN widths alone"):
+        planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.ALL, scope=Scope.FFN))
+    with pytest.raises(InfeasibleTargetError, match=r"in the space 'attention'.*or for the space 'all'"):
+        planner.plan(PlanRequest(model="tiny", sparsity=0.9, space=SpaceName.ATTENTION))
 
 
 def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
