@@ -55,7 +55,7 @@ def _filled(removed: FloatArray, excess: FloatArray, known: BoolArray) -> FloatA
     design[len(values) :, first:] = STIFFNESS * np.eye(len(levels))
     solved = np.linalg.lstsq(design, np.concatenate([values, np.zeros(len(levels))]), rcond=None)[0]
     of_decision = np.interp(np.arange(len(removed)), having, solved[:first])
-    modelled = of_decision[:, None] + np.interp(removed, levels, solved[first:])
+    modelled: FloatArray = of_decision[:, None] + np.interp(removed, levels, solved[first:])
     for n in having:
         kept = np.flatnonzero(known[n])
         order = kept[np.argsort(removed[n, kept])]

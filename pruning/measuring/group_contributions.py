@@ -42,7 +42,7 @@ class GroupContributions:
     def add(self, heads: torch.Tensor, stream: torch.Tensor, added: torch.Tensor) -> None:
         """Take in N tokens: outputs of the query heads [N, A], in the order of their groups, x [N, D] and a [N, D]."""
         at_once = max(1, MAX_VALUES // stream.shape[-1])
-        for z, x, a in zip(*(rows.split(at_once) for rows in (heads, stream, added)), strict=True):
+        for z, x, a in zip(*(torch.split(rows, at_once) for rows in (heads, stream, added)), strict=True):
             self._add(z, x.float(), a.float())
 
     def _add(self, heads: torch.Tensor, stream: torch.Tensor, added: torch.Tensor) -> None:
@@ -59,7 +59,7 @@ class GroupContributions:
         self._count += len(heads)
 
     def _by_group(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return columns.split(columns.shape[1] // self._num_groups, dim=1)
+        return torch.split(columns, columns.shape[1] // self._num_groups, dim=1)
 
     @property
     def mean(self) -> torch.Tensor:
