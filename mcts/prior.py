@@ -22,13 +22,13 @@ class Guide(Protocol):
 
     def prior(self, prefix: Choice, slack: int, /) -> FloatArray:
         """Weights [K], not negative, of the next decision's options after `prefix` [n], if the decisions from there on
-        may cost `slack` FFN parameters above their cheapest options.
+        may cost `slack` parameters above their cheapest options.
 
         They need not sum to 1, and may be positive on options that do not fit.
         """
 
     def propose(self, spare: int) -> Choice:
-        """The choice [N] that it would answer with if all decisions may cost `spare` FFN parameters above their
+        """The choice [N] that it would answer with if all decisions may cost `spare` parameters above their
         cheapest options."""
 
 

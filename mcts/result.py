@@ -18,9 +18,9 @@ class TargetResult:
     Attributes:
         label: what was asked for, in words.
         sparsity: what was asked for, if it was a sparsity.
-        budget: FFN parameters allowed.
+        budget: parameters allowed, as `SearchTarget` counts them.
         choice: option indices [N] of the least score (`Metrics.score`).
-        widths: the units that they keep [N].
+        widths: the units that they keep [N], of each decision's first site.
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
         curve: [evaluations] the least score after each evaluation.

@@ -200,7 +200,7 @@ class TargetSearch:
 
     @property
     def _spare(self) -> int:
-        """FFN parameters that all decisions may cost above their cheapest options: a search has one limit."""
+        """Parameters that all decisions may cost above their cheapest options: a search has one limit."""
         return int(self.limits.spare.item())
 
     def refit(self) -> None:

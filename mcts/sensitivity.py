@@ -28,8 +28,8 @@ def scan_choices(space: Space, most: int | None = None) -> list[Choice]:
     """The top of the space, then decision by decision every other option.
 
     Those are more than `most`: as many, in rounds. In the first every decision takes its first option, in each later
-    one the option that is furthest from all that it took, in what they keep. Of the last round, which does not fit as a
-    whole, decisions at even distances take part, and each takes another of the options it has left.
+    one the option that is furthest from all that it took, in what they keep. In the last round, which does not fit as a
+    whole, decisions at even distances take part.
     """
     top = space.top
     places = [(n, k) for n in range(space.num_decisions) for k in range(top[n])]
@@ -48,11 +48,8 @@ def _in_rounds(space: Space, most: int) -> list[tuple[int, int]]:
         if len(takers) <= left:
             chosen += [(n, ladders[n][turn]) for n in takers]
             continue
-        for place, index in enumerate(np.floor((np.arange(left) + 0.5) * len(takers) / left).astype(int).tolist()):
-            ladder = ladders[takers[index]]
-            # None of the first round: a decision's first option says most of all.
-            options = ladder[turn:] if turn else ladder[:1]
-            chosen.append((takers[index], options[place % len(options)]))
+        places = np.floor((np.arange(left) + 0.5) * len(takers) / left).astype(int).tolist()
+        chosen += [(takers[place], ladders[takers[place]][turn]) for place in places]
         break
     return chosen
 

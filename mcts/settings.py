@@ -1,7 +1,8 @@
 """What a search is asked to do. Together with the metrics it reads, this determines everything it does."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -170,15 +171,25 @@ class SearchSettings:
 
     def _out_of_reach(self, label: str, anatomy: ModelAnatomy, nearest: float) -> InfeasibleTargetError:
         lowest, _ = self._reach(anatomy)
-        counted = "FFN" if self.axes is SpaceName.FFN else "decoder"
+        if self.axes is SpaceName.FFN:
+            counted, further = "FFN", "more levels or a smaller round_to reach further"
+        else:
+            counted, further = "decoder", f"the decoder can be brought down to {self._reach_of_each_space(anatomy)}"
         return InfeasibleTargetError(
             "a target must be within reach of the lowest level in every layer",
             values=f"target '{label}'; the lowest configuration keeps {lowest} {counted} parameters",
-            remedy=f"The nearest feasible value is {nearest:g}; "
-            + ("more levels or a smaller round_to" if self.axes is SpaceName.FFN else f"space '{SpaceName.ALL}'")
-            + " may reach further",
+            remedy=f"The nearest feasible value is {nearest:g}; {further}",
             nearest=nearest,
         )
+
+    def _reach_of_each_space(self, anatomy: ModelAnatomy) -> str:
+        """Decoder parameters that the cheapest choice of each space keeps, and as a share, in words."""
+        found = []
+        for name in SpaceName:
+            with suppress(InputError):  # a model may have nothing to decide there
+                least = least_decoder_parameters(anatomy, replace(self, axes=name).space(anatomy))
+                found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")
+        return ", ".join(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`. A search of FFN widths says what it always said."""

@@ -41,9 +41,9 @@ def search_model(
 
     Raises:
         NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
-        InputError: likewise, where KV groups are to be cut and the model's ranking does not order them.
         FingerprintMismatchError: the checkpoint changed since it was registered.
-        InputError: the engine's address, or the cluster there.
+        InputError: KV groups are to be cut, and the model's ranking does not order them; the engine's address, or the
+            cluster there.
         MissingExtraError: the engine is Ray, which is not installed.
         StorageUnavailableError: the database went away; what was stored is intact.
     """
@@ -53,7 +53,7 @@ def search_model(
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
     settings.resolve_targets(model.anatomy)
-    check_group_order(settings.space(model.anatomy), Ranking.from_bytes(ranking))
+    check_group_order(settings.space(model.anatomy), ranking)
     recipe = EvaluatorRecipe.of(model, ranking, conversations)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
@@ -67,8 +67,8 @@ def search_model(
     return result
 
 
-def check_group_order(space: Space, ranking: Ranking) -> None:
-    """Raises InputError if `space` cuts KV groups, and `ranking` does not say which go first."""
+def check_group_order(space: Space, ranking: bytes) -> None:
+    """Raises InputError if `space` cuts KV groups, and the file `ranking` does not say which go first."""
     some = (
         site
         for decision in space.decisions
@@ -76,7 +76,7 @@ def check_group_order(space: Space, ranking: Ranking) -> None:
         if site.sublayer is Sublayer.ATTENTION and ((options.units > 0) & (options.units < space.dense[site])).any()
     )
     first = next(some, None)
-    if first is not None and ranking.kv_groups is None:
+    if first is not None and Ranking.from_bytes(ranking).kv_groups is None:
         raise InputError(
             "a search that cuts KV groups needs a ranking that orders them",
             values=f"the model's ranking orders FFN channels only, and layer {first.layer} may lose groups",

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pruning.anatomy.decoder_layer import TensorSpec
-from pruning.arrays import IntArray
 
 
 class SlicedLinear:
@@ -17,13 +17,13 @@ class SlicedLinear:
         order: [units] best first; None: as they stand.
     """
 
-    def __init__(self, linear: nn.Linear, spec: TensorSpec, order: IntArray | None) -> None:
+    def __init__(self, linear: nn.Linear, spec: TensorSpec, order: NDArray[np.int32] | None) -> None:
         self.linear = linear
         self._axis, self._parts = spec.axis, spec.parts
         weight, bias = linear.weight, linear.bias
         if order is not None and not np.array_equal(order, np.arange(len(order))):
             with torch.no_grad():
-                places = torch.from_numpy(spec.kept_indices(order)).to(weight.device)
+                places = torch.from_numpy(spec.kept_indices(order.astype(np.int64))).to(weight.device)
                 weight.copy_(weight[places] if self._axis == 0 else weight[:, places])
                 if bias is not None and self._axis == 0:
                     bias.copy_(bias[places])

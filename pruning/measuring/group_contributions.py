@@ -7,9 +7,11 @@ that the query heads of group g make: o_g = W_out[:, g] z_g. In most families a 
 those with a norm behind attention (Gemma 2) a is what that norm makes of o.
 
 Why relative to the stream: the norm that follows divides by its size, so that is what a change counts against. And so
-massive activations survive: where a model parks attention on its first token (SmolLM2), the stream there is hundreds
-of times as large as elsewhere, and one such token can be most of a plain second moment. Here it stays in the statistics
-and weighs as much as any other: a group that helps to make it, in the layers before it is there, scores by that.
+massive activations survive. Where a model parks attention on its first token, the stream there is hundreds of times as
+large as elsewhere; that token stays in the statistics, and weighs as much as any other. A group that makes the
+activation scores where the stream is small still, before it is made. In SmolLM2-135M that is group 1 of layer 1, whose
+loss alone costs 4.7 nats, more than that of any other group: it ranks first of its layer (.226 against .032 and .013),
+where sums over columns ranked it second.
 
 Letters: N tokens, D model width, A channels of all query heads, G groups.
 """
@@ -42,7 +44,7 @@ class GroupContributions:
     def add(self, heads: torch.Tensor, stream: torch.Tensor, added: torch.Tensor) -> None:
         """Take in N tokens: outputs of the query heads [N, A], in the order of their groups, x [N, D] and a [N, D]."""
         at_once = max(1, MAX_VALUES // stream.shape[-1])
-        for z, x, a in zip(*(rows.split(at_once) for rows in (heads, stream, added)), strict=True):
+        for z, x, a in zip(*(torch.split(rows, at_once) for rows in (heads, stream, added)), strict=True):
             self._add(z, x.float(), a.float())
 
     def _add(self, heads: torch.Tensor, stream: torch.Tensor, added: torch.Tensor) -> None:
@@ -59,7 +61,7 @@ class GroupContributions:
         self._count += len(heads)
 
     def _by_group(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return columns.split(columns.shape[1] // self._num_groups, dim=1)
+        return torch.split(columns, columns.shape[1] // self._num_groups, dim=1)
 
     @property
     def mean(self) -> torch.Tensor:

