@@ -127,7 +127,7 @@ def test_files_of_both_schemas_are_applied_and_exported_alike(
         (1, {"layers": [{"index": 0}]}, "schema version 1: layers.0.ffn_width: Field required"),
         (2, {"layers": [{"index": 0}]}, "schema version 2: layers.0: a layer that is dense is left out"),
         (2, {"layers": [{"index": 0, "ffn": {"units": 8, "bits": 4}}]}, "layer 0, ffn"),
-        (2, {"layers": [{"index": 0, "ffn": {"units": 0}}]}, "this version skips no sub-layers"),
+        (2, {"layers": [{"index": i, "attention": {"units": 0}} for i in range(4)]}, "all 4 layers skip it"),
         (2, {"layers": [{"index": 9, "ffn": {"units": 8}}]}, "layers are numbered 0..3"),
         (2, {"recovery": [{"kind": "distillation"}]}, "recovers by biases only"),
         (2, {"schema_version": 3}, "plans of schema version 1 and 2"),
