@@ -229,6 +229,23 @@ def test_beams_are_reordered_and_a_second_turn_goes_on_with_the_cache(workshop: 
     assert greedy(model, longer, past_key_values=kv_cache) == greedy_without_cache(model, longer)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_prefill_in_chunks_and_a_compiled_pass(family: str, workshop: Workshop) -> None:
+    """A cache that is set up before it is used, and one that changes while the pass is traced, without graph breaks."""
+    model, inputs = load_pruned(workshop.skipping(family).out), text_inputs()
+    expected = greedy_without_cache(model, inputs)
+    assert greedy(model, inputs, cache_implementation="static", prefill_chunk_size=5) == expected
+    compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
+    kv_cache, token, found = StaticCache(config=model.config, max_cache_len=24), inputs["input_ids"], list[int]()
+    with torch.inference_mode():
+        for _ in range(NEW_TOKENS):
+            logits = compiled(input_ids=token, past_key_values=kv_cache, use_cache=True).logits[:, -1].clone()
+            logits[:, 2] = -torch.inf
+            token = logits.argmax(dim=-1, keepdim=True)
+            found.append(token.item())
+    assert found == expected
+
+
 def test_padded_rows_are_answered_as_alone(workshop: Workshop) -> None:
     model, inputs = load_pruned(workshop.skipping("mistral").out), text_inputs(rows=2)
     padded = {name: tensor.clone() for name, tensor in inputs.items()}
