@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.anatomy.layer_config import LayerConfig
@@ -35,6 +35,8 @@ def resize_model(model: "PreTrainedModel", architecture: Architecture, *, compen
             bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
             replace_parameters(linear, linear.weight.new_empty(shape), bias)
     for index in compensated:
+        if view.is_skipped(Site(index, Sublayer.FFN)):
+            continue  # loading names the bias as one too many
         out = view.out_projection(index)
         if "bias" not in dict(out.named_parameters()):
             replace_parameters(out, out.weight, out.weight.new_empty(out.out_features))

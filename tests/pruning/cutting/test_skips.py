@@ -6,11 +6,12 @@ a dense twin that is cut nowhere and computes the same.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
-from pruning.errors import PlanError, UnsupportedModelError
+from pruning.errors import CheckpointError, PlanError, UnsupportedModelError
 from pruning.planning.cost import achieved_costs
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
@@ -259,8 +260,7 @@ def test_padded_rows_are_answered_as_alone(workshop: Workshop) -> None:
 
 def test_compensation_adds_no_bias_to_what_is_skipped(checkpoint: Path, tmp_path: Path) -> None:
     anatomy = read_anatomy(checkpoint)
-    means = [torch.ones(48, dtype=torch.float64).numpy()] * 4
-    scores = [torch.arange(48, dtype=torch.float64).numpy()] * 4
+    means, scores = [np.ones(48)] * 4, [np.arange(48.0)] * 4
     ranking = Ranking.from_scores(anatomy, scores, means=means)
     # This ranking orders no KV groups: all of them may go at once, since none is chosen.
     architecture = anatomy.architecture([48, 0, 16, 48], [2, 2, 0, 2])
@@ -310,12 +310,13 @@ def test_a_config_that_skips_something_else_is_refused(workshop: Workshop, tmp_p
         load_pruned(tmp_path)
 
 
-def test_files_of_another_plan_do_not_load(workshop: Workshop, tmp_path: Path) -> None:
-    """The config says that an attention is skipped which the files hold."""
+def test_files_that_hold_what_their_config_skips_do_not_load(workshop: Workshop, tmp_path: Path) -> None:
     made = workshop.skipping("llama")
-    ranking = made.ranking
-    other = plan_of(made.anatomy, made.anatomy.architecture([16, 48, 0, 40], [2, 2, 2, 2]), ranking)
+    means = tuple(np.ones(48, dtype=np.float32) for _ in range(4))
+    ranking = replace(made.ranking, ffn_means=means)
+    other = plan_of(made.anatomy, made.anatomy.architecture([16, 8, 0, 40], [0, 0, 1, 2]), ranking, compensates=True)
     out = prune_checkpoint(made.dense, other, ranking, tmp_path / "out")
-    (out / "config.json").write_bytes((made.out / "config.json").read_bytes())
-    with pytest.raises(Exception, match=r"unexpected, first model\.layers\.0\.self_attn|mismatched"):
+    assert len(load_pruned(out).state_dict()) > len(load_pruned(made.out).state_dict())
+    (out / "config.json").write_bytes((made.out / "config.json").read_bytes())  # which skips the FFN of layer 1
+    with pytest.raises(CheckpointError, match=r"5 unexpected, first model\.layers\.1\.mlp\.down_proj\.bias"):
         load_pruned(out)
