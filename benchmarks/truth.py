@@ -10,7 +10,8 @@ picture takes in memory is held against that bound (`built_activations`). As man
 widths, KV groups and skips (`truth_joint`).
 
 `python -m benchmarks.truth` registers the reference model and one of LLaVA-1.5-7B's size, scans the reference's layers
-on a few conversations, and checks 20,000 plans: a quarter of an hour on two cores. It writes `results/truth.json`.
+on a few conversations, and checks 20,000 plans: up to three quarters of an hour on two busy cores. It writes
+`results/truth.json`.
 """
 
 import json
