@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 class BuiltCosts:
     """Costs of a model that was built, in the units of `Achieved`. `weight_bytes` are of the parameters alone.
 
-    `latency` is None if no device is named.
+    What is skipped has a width, or a number of KV groups, of 0. `latency` is None if no device is named.
     """
 
     widths: tuple[int, ...]
+    kv_groups: tuple[int, ...]
     parameters: int
     sparsity: dict[Scope, float]
     weight_bytes: int
@@ -55,7 +56,7 @@ def build_on_meta(source: Path, plan: PruningPlan, anatomy: ModelAnatomy, folder
     """
     config = write_config(source, plan, folder, anatomy)
     widths = plan.ffn_widths(anatomy)
-    cut = [x.index for x, width in zip(anatomy.layers, widths, strict=True) if width < x.ffn_width]
+    cut = [x.index for x, width in zip(anatomy.layers, widths, strict=True) if 0 < width < x.ffn_width]
     compensated = cut if plan.compensates else []
     with _default_dtype(torch_dtype(anatomy.dtype)), torch.device("meta"):
         model: PreTrainedModel = resized_class(config, compensated=compensated)(config)
@@ -77,12 +78,15 @@ def count_costs(
         raise ValueError(f"plan {plan.plan_id}: its files hold other tensors than the model that its config builds")
     parameters = sum(x.numel() for x in named.values())
     in_layers = sum(x.numel() for layer in view.layers for x in layer.parameters())
-    widths = tuple(view.out_projection(index).in_features for index in range(len(view.layers)))
+    widths = tuple(sum(x.in_features for x in _linears([layer], "mlp.down_proj")) for layer in view.layers)
+    keys = (sum(x.out_features for x in _linears([layer], "self_attn.k_proj")) for layer in view.layers)
+    kv_groups = tuple(width // layer.head_dim for width, layer in zip(keys, anatomy.layers, strict=True))
     removed = anatomy.total_parameters - parameters
     compensates = plan.compensates
     latency = built_latency(model, device, workload, anatomy.dtype, compensated=compensates) if device else None
     return BuiltCosts(
         widths=widths,
+        kv_groups=kv_groups,
         parameters=parameters,
         sparsity={scope: removed / scope_parameters(anatomy, scope) for scope in Scope},
         weight_bytes=sum(x.numel() * x.element_size() for x in named.values()),
@@ -96,18 +100,23 @@ def count_costs(
 def _kv_cache_bytes(layers: Sequence[nn.Module], workload: Workload) -> int:
     """Keys and values of every position: as wide as what the projections put out."""
     positions = workload.batch * (workload.prompt_tokens + workload.output_tokens)
-    projections = [layer.get_submodule(f"self_attn.{name}") for layer in layers for name in ("k_proj", "v_proj")]
-    return positions * sum(x.out_features * x.weight.element_size() for x in projections if isinstance(x, nn.Linear))
+    projections = _linears(layers, "self_attn.k_proj", "self_attn.v_proj")
+    return positions * sum(x.out_features * x.weight.element_size() for x in projections)
 
 
 def _flops(layers: Sequence[nn.Module], in_layers: int, model: "PreTrainedModel", workload: Workload) -> int:
     """Position by position: weights, then scores and weighted sum over all positions so far; the head per output."""
     positions = workload.prompt_tokens + max(workload.output_tokens - 1, 0)
     pairs = positions * (positions + 1) // 2
-    queries = [layer.get_submodule("self_attn.q_proj") for layer in layers]
-    attention = sum(2 * 2 * x.out_features * pairs for x in queries if isinstance(x, nn.Linear))
+    attention = sum(2 * 2 * x.out_features * pairs for x in _linears(layers, "self_attn.q_proj"))
     head: int = model.get_output_embeddings().weight.numel()
     return workload.batch * (2 * in_layers * positions + attention + 2 * head * workload.output_tokens)
+
+
+def _linears(layers: Sequence[nn.Module], *names: str) -> list[nn.Linear]:
+    """Of each layer those of the projections that it still has."""
+    modules = [dict(layer.named_modules()) for layer in layers]
+    return [x for named in modules for name in names if isinstance(x := named.get(name), nn.Linear)]
 
 
 @contextmanager

@@ -22,8 +22,13 @@ ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "checkpoints.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 
-SUITES = ("tests/pruning/cutting/test_families.py", "tests/pruning/measuring/test_evaluation_families.py")
-"""Cut against its silenced twin, costs, files, a new process, generation; and the evaluator against real cuts."""
+SUITES = (
+    "tests/pruning/cutting/test_families.py",
+    "tests/pruning/cutting/test_skips.py",
+    "tests/pruning/measuring/test_evaluation_families.py",
+)
+"""Cut against its silenced twin, costs, files, a new process, generation; the same with sub-layers that are skipped;
+and the evaluator against real cuts."""
 
 RUNS = ("tests.conftest", "tests.pruning.conftest", *(path.removesuffix(".py").replace("/", ".") for path in SUITES))
 """What pytest's process runs."""

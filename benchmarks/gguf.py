@@ -1,12 +1,14 @@
 """Exported models in llama.cpp against PyTorch: the same next token, the same answers to pictures.
 
-The reference is cut to 40% FFN sparsity by FLAP (widths that differ by layer, biases that stand in for what went), once
-with all of its attention and once without some of its KV groups, and exported. For 500 questions of the validation
+The reference is cut to 40% FFN sparsity by FLAP (widths that differ by layer, biases that stand in for what went), with
+all of its attention, without some of its KV groups, and without some of its sub-layers too, and exported. For 500
+questions of the validation
 split that need no picture, the logits after the prompt are compared: PyTorch in f32, llama.cpp as it runs by default,
 with keys and values in f16. Its tokenizer makes the prompts' tokens.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ from PIL import Image
 
 from lop.workflows.measuring import measure_activations
 from pruning.allocators.flap import allocate_flap
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_processor, load_pruned
 from pruning.cutting.gguf.export import export_gguf
@@ -43,16 +46,30 @@ CALIBRATION_CONVERSATIONS = 32
 
 _TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0)
 
+_SKIPPED = (
+    Site(0, Sublayer.ATTENTION),  # the layer that llama.cpp reads the head size from
+    Site(5, Sublayer.ATTENTION),
+    Site(6, Sublayer.FFN),
+    Site(8, Sublayer.ATTENTION),
+    Site(8, Sublayer.FFN),
+)
+_MODELS: tuple[tuple[str, bool, tuple[Site, ...]], ...] = (
+    ("ffn", False, ()),
+    ("ffn and KV groups", True, ()),
+    ("ffn, KV groups and skips", True, _SKIPPED),
+)
+"""A name, whether KV groups are cut, and the sub-layers that are skipped."""
+
 Part = tuple[dict[str, Any], list[dict[str, Any]]]
 """What a part adds to a benchmark's summary, and its rows."""
 
 
 def gguf_agreement(folder: Path, *, num_prompts: int = NUM_PROMPTS, num_pictures: int = NUM_PICTURES) -> Part:
-    """`gguf_agreement` is the share of prompts with the same next token, in f16, of the worse of the two models."""
+    """`gguf_agreement` is the share of prompts with the same next token, in f16, of the worst of the models."""
     prompts = knowledge_prompts(num_prompts)
     rows, shares = [], []
-    for name, cuts_groups in (("ffn", False), ("ffn and KV groups", True)):
-        pruned = pruned_reference(folder / name.replace(" ", "-"), cuts_groups=cuts_groups)
+    for name, cuts_groups, skipped in _MODELS:
+        pruned = pruned_reference(folder / name.replace(" ", "-"), cuts_groups=cuts_groups, skipped=skipped)
         processor = load_processor(pruned)
         model = load_pruned(pruned, dtype=torch.float32)
         token_ids = [processor.tokenizer(prompt).input_ids for prompt in prompts]
@@ -98,8 +115,9 @@ def knowledge_prompts(count: int) -> list[str]:
     ]
 
 
-def pruned_reference(out: Path, *, cuts_groups: bool) -> Path:
-    """The reference at 40% FFN sparsity by FLAP; with `cuts_groups`, every other layer loses one of its KV groups."""
+def pruned_reference(out: Path, *, cuts_groups: bool, skipped: Sequence[Site] = ()) -> Path:
+    """The reference at 40% FFN sparsity by FLAP; with `cuts_groups`, every other layer loses one of its KV groups. The
+    sub-layers in `skipped` are gone as well."""
     source = REFERENCE / "model"
     anatomy = read_anatomy(source)
     conversations = load_conversations(REFERENCE / "data" / "calibration.json")[:CALIBRATION_CONVERSATIONS]
@@ -110,9 +128,10 @@ def pruned_reference(out: Path, *, cuts_groups: bool) -> Path:
     assert allocation.ranking is not None
     ranking = replace(allocation.ranking, kv_groups=ranking_of(statistics, anatomy).kv_groups)
     groups = [layer.num_kv_groups - (cuts_groups and layer.index % 2) for layer in anatomy.layers]
+    kept = anatomy.architecture(anatomy.ffn_widths(allocation.architecture), groups).options
     plan = make_plan(
         anatomy,
-        anatomy.architecture(anatomy.ffn_widths(allocation.architecture), groups),
+        Architecture.of(kept | dict.fromkeys(skipped, Option(0))),
         model_id="reference",
         target=PlanTarget(sparsity=SPARSITY, scope=Scope.FFN, round_to=8),
         ranking=PlanRanking(sha256=ranking.sha256),

@@ -6,21 +6,21 @@ parallelism. Every plan's model is built on the meta device from the config that
 there without the planner's arithmetic: widths, parameters, weights, KV cache and operations (`benchmarks.built_costs`),
 weight files, by safetensors itself (`built_files`), latency (`built_latency`). The activation bound is the product's
 own in those. Some plans are applied to the checkpoint: their files are weighed, and what answering a prompt with a
-picture takes in memory is held against that bound (`built_activations`).
+picture takes in memory is held against that bound (`built_activations`). As many random budgets again are over FFN
+widths, KV groups and skips (`truth_joint`).
 
 `python -m benchmarks.truth` registers the reference model and one of LLaVA-1.5-7B's size, scans the reference's layers
-on a few conversations, and asks for 10,000 plans: some six minutes on two cores. It writes `results/truth.json`.
+on a few conversations, and checks 20,000 plans: up to three quarters of an hour on two busy cores. It writes
+`results/truth.json`.
 """
 
 import json
 import multiprocessing
 import random
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -28,29 +28,23 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.built_activations import peak_bytes, workload_of
-from benchmarks.built_costs import build_on_meta, count_costs
-from benchmarks.built_latency import BuiltLatency
 from benchmarks.machine import write_results
 from benchmarks.subject import REFERENCE
+from benchmarks.truth_applied import Applied, apply_plan
+from benchmarks.truth_checks import LIMITS, Checked, check_plan
+from benchmarks.truth_joint import measure_joint
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console.console import bar
-from lop.workflows.profiling import TimedModel
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.checkpoints.loading import load_model
-from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import InputError
-from pruning.planning.activations import activation_bytes
 from pruning.planning.budget import limits_for_budget
-from pruning.planning.cost import kv_cache_bytes
 from pruning.planning.ffn_spaces import ffn_widths
-from pruning.planning.latency_model import LatencySource
 from pruning.planning.limits import LimitKind
-from pruning.planning.plan import Achieved, PruningPlan
+from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_parts import INT64_MAX
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope, scope_parameters
@@ -65,10 +59,6 @@ from storage.sql_repository import open_repository
 
 NUM_REQUESTS = 10_000
 NUM_SAVED = 36
-EPSILON = 1e-9
-"""Relative error of sums in floating point: of latencies, and of nothing else."""
-
-LIMITS = ("memory_bytes", "latency_ms", "flops", "disk_bytes")
 ROUNDINGS = (1, 2, 8, 8, 8, 16, 64)
 PARALLEL = (1, 1, 1, 2, 4)
 CHUNK = 100
@@ -77,40 +67,6 @@ RUNS = ("benchmarks.truth",)
 
 PROFILED_SHARE, COVERED_SHARE = 0.1, 0.75
 """Of the requests: those on a measured device, and of those: with a workload that its tables cover."""
-
-ANSWER_TOKENS = 6
-"""That an applied plan's model answers with while its memory is watched."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One request, its plan, and what was found wrong with it.
-
-    Attributes:
-        is_measured: its latency comes from a profile's tables.
-        asked: "sparsity", "device" or the limits of the budget, joined by +.
-        exceeded: what the built model exceeds; empty for a plan that keeps its target.
-        differing: what the plan says of its costs that is not so.
-        used: how much of the tightest limit is used, for a budget; None otherwise.
-    """
-
-    model: str
-    method: str
-    asked: str
-    device: str | None
-    is_measured: bool
-    exceeded: tuple[str, ...]
-    differing: tuple[str, ...]
-    used: float | None
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A plan that was applied: the bytes of its files less what it said, and the most that lived in memory beside the
-    weights as a fraction of the bound on cache and activations."""
-
-    disk_error: int
-    memory_used: float
 
 
 class RequestMaker:
@@ -300,79 +256,6 @@ def _plan_somehow(planner: Planner, request: PlanRequest) -> tuple[PlanRequest, 
         return request, planner.plan(request)
 
 
-def check_plan(
-    request: PlanRequest,
-    plan: PruningPlan,
-    anatomy: ModelAnatomy,
-    source: Path,
-    folder: Path,
-    *,
-    devices: Mapping[str, Device] = DEVICES,
-) -> Checked:
-    """Build the plan's model in `folder`, count its costs, and hold them against the request and against the plan."""
-    device = None if request.device is None else devices[request.device]
-    built = count_costs(build_on_meta(source, plan, anatomy, folder), plan, anatomy, device)
-    said = plan.achieved
-    assert said.activation_bytes is not None
-    costs = {
-        "memory_bytes": built.weight_bytes + built.kv_cache_bytes + said.activation_bytes,
-        "latency_ms": None if built.latency is None else built.latency.total_ms,
-        "flops": built.flops,
-        "disk_bytes": built.disk_bytes,
-    }
-    asked: dict[str, float] = {}
-    if request.sparsity is None:
-        given = Budget() if request.budget is None else request.budget
-        asked = {name: getattr(given, name) for name in LIMITS if getattr(given, name) is not None}
-        if device is not None:
-            asked["memory_bytes"] = min(asked.get("memory_bytes", device.memory_bytes), device.memory_bytes)
-    exceeded = [name for name, most in asked.items() if (cost := costs[name]) is None or _exceeds(name, cost, most)]
-    if request.sparsity is not None and built.sparsity[request.scope] < request.sparsity - 1e-9:
-        exceeded.append("sparsity")
-    if any(w % request.tp_size for w in built.widths):
-        exceeded.append("tp_size")
-    dense = [layer.ffn_width for layer in anatomy.layers]
-    if any(w % request.round_to and w != d for w, d in zip(built.widths, dense, strict=True)):
-        exceeded.append("round_to")
-    differing = [name for name in costs if name != "latency_ms" and costs[name] != getattr(said, name)]
-    differing += ["latency_ms"] * _latency_differs(built.latency, said)
-    differing += ["parameters"] * (built.parameters != said.parameters)
-    differing += ["widths"] * (built.widths != plan.ffn_widths(anatomy))
-    differing += ["kv_cache_bytes"] * (built.kv_cache_bytes != said.kv_cache_bytes)
-    shares = [(costs[name] or 0) / most for name, most in asked.items()]
-    whole = list(built.widths) == dense
-    return Checked(
-        model=request.model,
-        method=plan.method,
-        asked="sparsity" if request.sparsity is not None else _asked_for(request),
-        device=request.device,
-        is_measured=said.latency_source == LatencySource.MEASURED.value,
-        exceeded=tuple(exceeded),
-        differing=tuple(differing),
-        used=max(shares) if shares and not whole else None,
-    )
-
-
-def _exceeds(name: str, cost: float, most: float) -> bool:
-    """Bytes and operations are integers, which Python compares exactly; a latency is a sum in floating point."""
-    return cost > (most * (1 + EPSILON) if name == "latency_ms" else most)
-
-
-def _latency_differs(built: BuiltLatency | None, said: Achieved) -> bool:
-    """What the plan says is not what was counted, up to the nanoseconds that it rounds up by, or not of its source."""
-    if built is None or said.latency_ms is None:
-        return (built is None) != (said.latency_ms is None)
-    above = said.latency_ms - built.total_ms
-    float_error = EPSILON * built.total_ms
-    return said.latency_source != built.source or not -float_error <= above <= built.rounding_ms + float_error
-
-
-def _asked_for(request: PlanRequest) -> str:
-    budget = request.budget
-    names = [name for name in LIMITS if budget is not None and getattr(budget, name) is not None]
-    return "+".join(names) or "device"
-
-
 def _applied(database_url: str, subject: TruthSubject, count: int, seed: int) -> list[Applied]:
     """`count` plans, applied to the checkpoint: their files weighed, and their models run."""
     found = []
@@ -386,15 +269,7 @@ def _applied(database_url: str, subject: TruthSubject, count: int, seed: int) ->
                 request = request.model_copy(update={"method": Method.FLAP})
             _, plan = _plan_somehow(planner, request)
             ranking = Ranking.from_bytes(repository.get_artifact(plan.ranking.sha256).content)
-            out = prune_checkpoint(subject.source, plan, ranking, Path(folder) / str(index))
-            written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-            inputs = TimedModel(subject.source, anatomy).images(batch=1 + index % 3)
-            assert inputs is not None
-            workload = workload_of(inputs, ANSWER_TOKENS)
-            bound = activation_bytes(anatomy, workload) + kv_cache_bytes(anatomy, workload)
-            taken = peak_bytes(load_model(out), inputs, ANSWER_TOKENS)
-            found.append(Applied(written - plan.achieved.disk_bytes, taken / bound))
-            shutil.rmtree(out)
+            found.append(apply_plan(subject, plan, ranking, anatomy, Path(folder) / str(index), batch=1 + index % 3))
     return found
 
 
@@ -414,6 +289,11 @@ def main(
             rows, summary = measure_truth(
                 url, subjects, num_requests=requests, num_saved=saved, seed=seed, on_progress=on_progress
             )
+        with bar("joint budgets") as on_progress:
+            joint_rows, joint = measure_joint(
+                url, subjects, num_budgets=requests, num_saved=saved, seed=seed, on_progress=on_progress
+            )
+        rows, summary = rows + joint_rows, summary | joint
     path = write_results("truth", summary, rows, runs=RUNS)
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 

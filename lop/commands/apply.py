@@ -11,6 +11,11 @@ from lop.console.console import bar, fail, print_json, print_line, warn
 
 INTERRUPTED = 130
 
+_SKIPS = (
+    "config.json lists the skipped sub-layers as transformers records them, but its from_pretrained makes them anew, "
+    "of random weights: load the folder with lop.load_pruned"
+)
+
 
 def apply(
     plan: Annotated[Path, typer.Option("--plan", "-p", help="Plan file, from `lop plan --out`.")],
@@ -60,6 +65,8 @@ def apply(
             raise
         fail(f"interrupted; what is finished is in {draft_folder(out)}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
+    if document.skips:
+        warnings.append(_SKIPS)
     for warning in warnings:
         warn(warning)
     files = list(out.glob("*.safetensors"))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.families import Family, family_of
+from pruning.anatomy.skipped_modules import SkippedAttention, SkippedFfn
 from pruning.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -64,8 +66,23 @@ class DecoderView:
         return all(getattr(attention, "is_causal", True) for attention in attentions)
 
     def ffn_width(self, layer: int) -> int:
-        """The FFN channels of `layer` now."""
-        return self.out_projection(layer).in_features
+        """The FFN channels of `layer` now; 0 where it is skipped."""
+        return 0 if self.is_skipped(Site(layer, Sublayer.FFN)) else self.out_projection(layer).in_features
+
+    def skip(self, site: Site) -> None:
+        """Take a sub-layer and its norms out of the model."""
+        layer, family = self.layers[site.layer], self.family
+        if site.sublayer is Sublayer.FFN:
+            layer.set_submodule(family.ffn, SkippedFfn(), strict=True)
+        else:
+            layer.set_submodule(family.attention, SkippedAttention(site.layer), strict=True)
+        for name in family.norms(site.sublayer):
+            layer.set_submodule(name, nn.Identity(), strict=True)
+
+    def is_skipped(self, site: Site) -> bool:
+        """Whether nothing is left of a sub-layer."""
+        name = self.family.ffn if site.sublayer is Sublayer.FFN else self.family.attention
+        return isinstance(self.layers[site.layer].get_submodule(name), SkippedFfn | SkippedAttention)
 
     def channel_rows(self, layer: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views [W, ...] of `tensors` [rows, ...], rows of in-projections: several of each that is fused."""

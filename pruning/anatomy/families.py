@@ -85,6 +85,10 @@ class Family:
             return *self.ffn_in, self.ffn_out
         return *self.attention_in, self.attention_out
 
+    def norms(self, sublayer: Sublayer) -> tuple[str, ...]:
+        """The norms that go with that half."""
+        return self.ffn_norms if sublayer is Sublayer.FFN else self.attention_norms
+
     def sublayer_of(self, inside: str) -> Sublayer | None:
         """The half of a layer that the tensor `inside` (its name inside the layer) goes with; None for neither."""
         module = inside.rpartition(".")[0]

@@ -1,4 +1,7 @@
-"""Sizes that differ by layer in a config: transformers' `per_layer_config`, written and read."""
+"""Sizes that differ by layer in a config: transformers' `per_layer_config`, written and read.
+
+A layer's sub-layers that are skipped are listed under `skip`, by the names that transformers gives them.
+"""
 
 import json
 from collections.abc import Mapping
@@ -14,25 +17,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _GLOBAL_ACCESS = "allow_global_per_layer_attribute_access"
-_HEADS, _GROUPS = "num_attention_heads", "num_key_value_heads"
+_HEADS, _GROUPS, _SKIP = "num_attention_heads", "num_key_value_heads", "skip"
+_SKIP_NAMES = {"attention": Sublayer.ATTENTION, "mlp": Sublayer.FFN}
+"""transformers' names of what a layer can skip (docs/source/en/heterogeneous_configurations.md); vLLM's too."""
+
+Overrides = dict[str, int | list[str]]
+"""What one layer has instead of the config's own numbers."""
 
 
-def layer_overrides(architecture: Architecture, anatomy: ModelAnatomy, family: Family) -> dict[int, dict[str, int]]:
+def layer_overrides(architecture: Architecture, anatomy: ModelAnatomy, family: Family) -> dict[int, Overrides]:
     """What each layer that differs from dense has instead of the config's own numbers."""
-    overrides: dict[int, dict[str, int]] = {}
+    overrides: dict[int, Overrides] = {}
     for site, option in architecture.items:
-        changed = {family.width_attribute: option.units}
-        if site.sublayer is Sublayer.ATTENTION:
-            heads = option.units * anatomy.layers[site.layer].heads_per_group
-            changed = {_HEADS: heads, _GROUPS: option.units}
-        overrides[site.layer] = changed | overrides.get(site.layer, {})
+        layer = overrides.setdefault(site.layer, {})
+        if option.units == 0:
+            continue
+        if site.sublayer is Sublayer.FFN:
+            layer[family.width_attribute] = option.units
+        else:
+            layer[_HEADS] = option.units * anatomy.layers[site.layer].heads_per_group
+            layer[_GROUPS] = option.units
+    for layer_index, layer in overrides.items():
+        skipped = [name for name, half in _SKIP_NAMES.items() if _skips(architecture, Site(layer_index, half))]
+        if skipped:
+            layer[_SKIP] = list[str](skipped)
     return overrides
+
+
+def _skips(architecture: Architecture, site: Site) -> bool:
+    return architecture.options.get(site) == Option(0)
 
 
 def recorded_architecture(config: "PreTrainedConfig") -> Architecture | None:
     """What a config says that each layer has; None for a dense model.
 
-    Raises UnsupportedModelError if layers differ in anything but FFN widths and heads.
+    Raises UnsupportedModelError if layers differ in anything but FFN widths, heads, and what of the two they skip.
     """
     text = config.get_text_config(decoder=True)
     if not getattr(text, "is_heterogeneous", False):
@@ -40,20 +59,34 @@ def recorded_architecture(config: "PreTrainedConfig") -> Architecture | None:
     overrides: Mapping[Any, Mapping[str, Any]] = text.to_dict().get("per_layer_config", {})
     by_layer = {int(layer): values for layer, values in overrides.items()}
     width = family_of(text).width_attribute
-    if others := {name for values in by_layer.values() for name in values} - {width, _HEADS, _GROUPS}:
+    others = {name for values in by_layer.values() for name in values} - {width, _HEADS, _GROUPS, _SKIP}
+    others |= {f"{_SKIP}: {name}" for values in by_layer.values() for name in {*values.get(_SKIP, ())} - {*_SKIP_NAMES}}
+    if others:
         raise UnsupportedModelError(
-            f"layers may differ in {width}, {_HEADS} and {_GROUPS}",
+            f"layers may differ in {width}, {_HEADS} and {_GROUPS}, and skip {' and '.join(_SKIP_NAMES)}",
             values=f"per_layer_config also has {', '.join(sorted(others))}",
             remedy="Load it with the library that made it",
         )
+    skipped = {
+        Site(layer, _SKIP_NAMES[name]): Option(0)
+        for layer, values in by_layer.items()
+        for name in values.get(_SKIP, ())
+    }
     groups = getattr(text, _GROUPS, None) or getattr(text, _HEADS)
     dense = {Sublayer.FFN: (width, getattr(text, width)), Sublayer.ATTENTION: (_GROUPS, groups)}
-    return Architecture.of(
-        (Site(layer, sublayer), Option(int(by_layer[layer][name])))
+    cut = {
+        Site(layer, sublayer): Option(int(by_layer[layer][name]))
         for layer in range(text.num_hidden_layers)
         for sublayer, (name, units) in dense.items()
         if by_layer.get(layer, {}).get(name, units) != units
-    )
+    }
+    if gone := next((site for site, option in cut.items() if option.units < 1), None):
+        raise UnsupportedModelError(
+            "a sub-layer keeps a channel or a KV group, or is listed under skip",
+            values=f"per_layer_config takes the {gone.sublayer} of layer {gone.layer} away",
+            remedy="Load it with the library that made it",
+        )
+    return Architecture.of(cut | skipped)
 
 
 def document_with_global_access(folder: Path) -> dict[str, Any] | None:

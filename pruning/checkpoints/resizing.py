@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.anatomy.layer_config import LayerConfig
 from pruning.anatomy.tensor_roles import layer_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
-from pruning.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,24 +19,24 @@ if TYPE_CHECKING:
 
 def resize_model(model: "PreTrainedModel", architecture: Architecture, *, compensated: Collection[int] = ()) -> None:
     """Give the layers of a dense model the sizes of `architecture`, with new, uninitialised weights on the same device
-    where it is cut.
+    where it is cut, and take the sub-layers out that it skips.
 
     The down projections of the layers in `compensated` get a bias [D] if they have none.
     """
     view = decoder_view(model)
     dense = layer_shapes(model.config)
     for site, option in architecture.items:
+        if option.units == 0:
+            view.skip(site)
+            continue
         for linear, weight in weights_of(view, dense[site.layer], site.sublayer):
             shape = weight.shape_with(option)
-            if shape is None:
-                raise UnsupportedModelError(
-                    "every layer must keep a channel and a KV group",
-                    values=f"per_layer_config takes the {site.sublayer} of layer {site.layer} away",
-                    remedy="Load it with the library that made it",
-                )
+            assert shape is not None, f"{site} keeps {option.units} units"
             bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
             replace_parameters(linear, linear.weight.new_empty(shape), bias)
     for index in compensated:
+        if view.is_skipped(Site(index, Sublayer.FFN)):
+            continue  # loading names the bias as one too many
         out = view.out_projection(index)
         if "bias" not in dict(out.named_parameters()):
             replace_parameters(out, out.weight, out.weight.new_empty(out.out_features))
@@ -53,7 +52,7 @@ def weights_of(view: DecoderView, layer: DecoderLayer, sublayer: Sublayer) -> It
 
 
 def set_counts(view: DecoderView, dense: Sequence[DecoderLayer], architecture: Architecture) -> None:
-    """The numbers that modules keep beside their weights, for whoever reads them."""
+    """The numbers that modules keep beside their weights, for whoever reads them; what is skipped has none."""
     widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
     kv_groups = architecture.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
     for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
@@ -67,7 +66,7 @@ def set_counts(view: DecoderView, dense: Sequence[DecoderLayer], architecture: A
         ):
             if hasattr(module, name):
                 setattr(module, name, count)
-        if view.family.rows_from_config:
+        if view.family.rows_from_config and groups:
             attention.config = LayerConfig(attention.config, num_attention_heads=heads, num_key_value_heads=groups)
 
 

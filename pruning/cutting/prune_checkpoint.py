@@ -139,7 +139,7 @@ def save_pruned(
             values=f"model {widths} {found.document()}, plan {planned_widths} {planned.document()}",
             remedy="Call apply_plan(model, plan) first",
         )
-    cut = [layer.index for layer, width in zip(dense, widths, strict=True) if width < layer.ffn_width]
+    cut = [layer.index for layer, width in zip(dense, widths, strict=True) if 0 < width < layer.ffn_width]
     if plan.compensates and any(view.out_projection(x).bias is None for x in cut):
         raise CheckpointError(
             "the model must have the biases that its plan adds",

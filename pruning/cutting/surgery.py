@@ -1,4 +1,5 @@
-"""Cutting channels and KV groups out of a model in memory: tensors, then counts, then the config, in lockstep."""
+"""Cutting channels, KV groups and whole sub-layers out of a model in memory: tensors, then counts, then the config,
+in lockstep."""
 
 import logging
 from collections.abc import Mapping
@@ -29,12 +30,13 @@ logger = logging.getLogger(__name__)
 def cut_model(model: "PreTrainedModel", architecture: Architecture, ranking: Ranking) -> None:
     """Cut `model`, in place, down to the best channels and groups of `architecture`; the config records how many.
 
-    If the ranking holds means, the down projections that are cut get a bias for what they lose.
+    If the ranking holds means, the down projections that are cut get a bias for what they lose. Of a sub-layer that is
+    skipped nothing is left, nor is there a bias for it.
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
-        PlanError: what is kept is outside 1..dense, of other bits or density, or of groups that the ranking does not
-            order.
+        PlanError: what is kept is outside 0..dense, of other bits or density, or of groups that the ranking does not
+            order; or no layer keeps attention.
         CheckpointError: a bias does not fit the weights' dtype. In every case nothing is cut.
     """
     anatomy = anatomy_of(model)
@@ -53,6 +55,12 @@ def cut_model(model: "PreTrainedModel", architecture: Architecture, ranking: Ran
             else:
                 replace_parameters(linear, weight[:, kept], biases.get(site, bias))
         logger.info("layer %d: %s %d -> %d", site.layer, site.sublayer, dense.units(site.sublayer), len(units))
+    for site, option in architecture.items:
+        if option.units == 0:
+            view.skip(site)
+            logger.info(
+                "layer %d: %s %d -> 0", site.layer, site.sublayer, anatomy.layers[site.layer].units(site.sublayer)
+            )
     set_counts(view, anatomy.layers, architecture)
     _record(model, architecture, anatomy)
 

@@ -203,6 +203,11 @@ class PruningPlan(Part):
         """Whether every down projection that is cut gets a bias for what it loses."""
         return BIAS in self.recovery
 
+    @property
+    def skips(self) -> bool:
+        """Whether a sub-layer loses all its units."""
+        return any(kept.units == 0 for x in self.layers for kept in (x.ffn, x.attention) if kept is not None)
+
     def architecture(self, anatomy: ModelAnatomy) -> Architecture:
         """What every site of the model that the plan was made for keeps.
 

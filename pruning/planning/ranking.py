@@ -88,39 +88,48 @@ class Ranking:
         return np.sort(self.ffn[layer][width:]).astype(np.int64)
 
     def kept_units(self, architecture: Architecture) -> dict[Site, IntArray]:
-        """The best units of each site that `architecture`, which was checked, cuts; in their original order."""
+        """The best units of each site that `architecture`, which was checked, cuts; in their original order.
+
+        Sites that are skipped keep none, and are left out.
+        """
         orders = {Sublayer.FFN: self.ffn, Sublayer.ATTENTION: self.kv_groups or ()}
         return {
             site: np.sort(orders[site.sublayer][site.layer][: option.units]).astype(np.int64)
             for site, option in architecture.items
+            if option.units
         }
 
     def check_architecture(self, architecture: Architecture, anatomy: ModelAnatomy) -> None:
         """Raises PlanError unless this version and this ranking can cut `architecture` out of the model.
 
-        A site keeps between one and all of its units, at the bits and the density that its weights have; of KV groups
-        all, if this ranking does not order them.
+        A site keeps at most all of its units, at the bits and the density that its weights have; of KV groups all or
+        none, if this ranking does not order them. One layer at least keeps attention: without it, no token sees
+        another, and generating has no cache to count its tokens by.
         """
         for site, option in architecture.items:
-            dense = anatomy.layers[site.layer].units(site.sublayer) if site.layer < anatomy.num_layers else 0
-            values = f"layer {site.layer}: {option.units} of {dense}"
-            if not 1 <= option.units <= dense:
+            dense = anatomy.layers[site.layer].units(site.sublayer) if site.layer < anatomy.num_layers else -1
+            values = f"layer {site.layer}: {option.units} of {max(dense, 0)}"
+            if not 0 <= option.units <= dense:
                 name = "channels" if site.sublayer is Sublayer.FFN else "KV groups"
-                rule = f"each layer keeps between one and all of its {name}"
-                rule = rule if option.units else f"this version skips no sub-layers: {rule}"
-                raise PlanError(rule, values=values, remedy=UPGRADE)
+                raise PlanError(f"each layer keeps at most all of its {name}", values=values, remedy=UPGRADE)
             if option.bits is not None or option.density is not None:
                 raise PlanError(
                     "this version cuts whole units, and keeps the bits and the density of weights",
                     values=f"layer {site.layer}, {site.sublayer}: bits={option.bits}, density={option.density}",
                     remedy=UPGRADE,
                 )
-            if site.sublayer is Sublayer.ATTENTION and self.kv_groups is None:
+            if site.sublayer is Sublayer.ATTENTION and option.units and self.kv_groups is None:
                 raise PlanError(
                     "a plan that removes KV groups needs a ranking that orders them",
                     values=values,
                     remedy="Register the model anew, under another id, with `lop model add`",
                 )
+        if not any(anatomy.kv_groups(architecture)):
+            raise PlanError(
+                "a model keeps the attention of one layer at least",
+                values=f"all {anatomy.num_layers} layers skip it",
+                remedy="Ask for a plan that removes less",
+            )
 
     def agrees_with(self, other: "Ranking") -> bool:
         """Whether both order the channels alike, and the KV groups too if both order them."""

@@ -10,7 +10,8 @@ from benchmarks.built_activations import peak_bytes, workload_of
 from benchmarks.built_costs import build_on_meta, count_costs
 from benchmarks.built_files import file_bytes, write_hollow_files
 from benchmarks.built_latency import _between
-from benchmarks.truth import LIMITS, RequestMaker, check_plan, measure_truth
+from benchmarks.truth import RequestMaker, measure_truth
+from benchmarks.truth_checks import LIMITS, check_plan
 from benchmarks.truth_subjects import TruthSubject, register_large
 from lop.workflows.profiling import TimedModel
 from lop.workflows.registration import register_model

@@ -57,12 +57,13 @@ def silence(model: PreTrainedModel, architecture: Architecture, ranking: Ranking
     heads = text.num_attention_heads
     assert ranking.kv_groups is not None
     for (layer, sublayer), option in architecture.items:
+        out = view.out_projection(layer) if sublayer is Sublayer.FFN else view.attention_out(layer)
+        if option.units == 0 and out.bias is not None:  # what a sub-layer adds without any units
+            out.bias.zero_()
         if sublayer is Sublayer.FFN:
-            removed = ranking.ffn[layer][option.units :]
-            view.out_projection(layer).weight[:, torch.from_numpy(removed)] = 0
+            out.weight[:, torch.from_numpy(ranking.ffn[layer][option.units :])] = 0
             continue
         num_groups = len(ranking.kv_groups[layer])
-        out = view.attention_out(layer)
         by_group = out.weight.view(out.out_features, num_groups, heads // num_groups, -1)
         for group in ranking.kv_groups[layer][option.units :]:
             by_group[:, group] = 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.cutting.gguf.language_model import LanguageModel, LayerSizes, language_model
+from pruning.cutting.gguf.decoder_layers import LayerSizes
+from pruning.cutting.gguf.language_model import LanguageModel, language_model
 from pruning.cutting.gguf.options import ClassToken, TensorType
 from pruning.cutting.gguf.output_files import check_outputs, write_files
 from pruning.cutting.gguf.tensor_types import require_gguf
@@ -84,7 +85,7 @@ def export_gguf(
     config = load_config(folder)
     model = language_model(config, stored, tensor_type, context_length=context_length)
     vocabulary = read_vocabulary(folder, model.vocab_size, pre_tokenizer=pre_tokenizer)
-    notes = vocabulary.notes
+    notes = vocabulary.notes + model.notes
     parts = [_language_file(folder, model, vocabulary, tensor_type)]
     if mmproj is not None:
         parts.append(vision_file(folder, config, stored, tensor_type, class_token))

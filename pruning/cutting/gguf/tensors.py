@@ -6,11 +6,11 @@ from math import prod
 
 import numpy as np
 
-from pruning.anatomy.dtypes import DTYPE_BYTES, decode
+from pruning.anatomy.dtypes import DTYPE_BYTES, FLOAT_DTYPES, decode
 from pruning.checkpoints.blocks import open_weights, read_bytes
 from pruning.checkpoints.headers import StoredTensor
 from pruning.cutting.gguf.options import TensorType
-from pruning.cutting.gguf.tensor_types import Float32Array, stored_bytes
+from pruning.cutting.gguf.tensor_types import Float32Array, stored_bytes, stored_type
 from pruning.errors import CheckpointError
 
 BLOCK_BYTES = 16 * 2**20
@@ -56,6 +56,31 @@ class GgufTensor:
     def origin(self) -> str:
         """The name that a user knows it by."""
         return self.name if self.source is None else self.source.name
+
+
+def copied(name: str, source: str, stored: Stored, wanted: TensorType, *, rotary_dim: int = 0) -> GgufTensor:
+    """The checkpoint's tensor `source`, under llama.cpp's name for it."""
+    shape = stored[source].shape
+    return GgufTensor(name, shape, stored_type(shape, wanted), stored[source], rotary_dim)
+
+
+def zeros(name: str, shape: tuple[int, ...], wanted: TensorType) -> GgufTensor:
+    """A tensor of zeros, of which the checkpoint knows nothing."""
+    return GgufTensor(name, shape, stored_type(shape, wanted), values=np.zeros(shape, dtype=np.float32))
+
+
+def check_shape(stored: Stored, name: str, shape: tuple[int, ...]) -> None:
+    """Raises CheckpointError if the checkpoint's tensor has another shape, or a dtype that is no plain number."""
+    found, dtype = stored[name].shape, stored[name].dtype
+    if found != shape:
+        raise CheckpointError(
+            "a tensor must have the shape that the config says",
+            values=f"{name} {list(found)}, should be {list(shape)}",
+        )
+    if dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            "weights must be of a plain dtype", values=f"{name} {dtype}, known {', '.join(FLOAT_DTYPES)}"
+        )
 
 
 def _source_blocks(source: StoredTensor, rotary_dim: int) -> Iterator[Float32Array]:

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.checkpoints.headers import StoredTensor
-from pruning.cutting.gguf.language_model import check_shape
 from pruning.cutting.gguf.options import ClassToken, TensorType
 from pruning.cutting.gguf.tensor_types import stored_type
-from pruning.cutting.gguf.tensors import GgufTensor, Stored
+from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape
 from pruning.cutting.gguf.writer import GgufFile, Value
 from pruning.errors import CheckpointError, UnsupportedModelError
 

@@ -121,13 +121,43 @@ def test_files_of_both_schemas_are_applied_and_exported_alike(
     assert len(plan_ids) == 1
 
 
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_plan_that_skips_is_applied_evaluated_and_exported(
+    lop: Lop, database: str, checkpoint: Path, data: Path, tmp_path: Path, schema: int
+) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "pruned"
+    code, _, err = lop("plan", "-m", "tiny", "-s", 0.4, "--database", database, "--schema", schema, "-o", plan)
+    assert code == 0, err
+    document = json.loads(plan.read_text())
+    if schema == 1:
+        document["layers"][0] |= {"num_kv_groups": 0, "num_heads": 0, "skip": ["attention"]}
+        document["layers"][2] |= {"ffn_width": 0, "skip": ["ffn"]}
+    else:
+        document["layers"] = [
+            {"index": 0, "attention": {"units": 0}},
+            {"index": 2, "ffn": {"units": 0}},
+        ]
+    plan.write_text(json.dumps(document))
+    code, _, err = lop("apply", "-p", plan, "-m", checkpoint, "-o", out)
+    assert code == 0, err
+    assert "of random weights: load the folder with lop.load_pruned" in " ".join(err.split())
+    code, report, err = lop("evaluate", out, "-d", data, "--dense", checkpoint, "--conversations", 4, "--json")
+    assert code == 0, err
+    assert json.loads(report)["kl"] > 0
+    code, said, err = lop("export", "gguf", "-m", out, "-o", tmp_path / "a.gguf", "--no-check")
+    assert code == 0, err
+    assert "architecture deci" in said
+    assert "a head of zeros" in " ".join(err.split())
+    assert "channels of zeros" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("schema", "change", "named"),
     [
         (1, {"layers": [{"index": 0}]}, "schema version 1: layers.0.ffn_width: Field required"),
         (2, {"layers": [{"index": 0}]}, "schema version 2: layers.0: a layer that is dense is left out"),
         (2, {"layers": [{"index": 0, "ffn": {"units": 8, "bits": 4}}]}, "layer 0, ffn"),
-        (2, {"layers": [{"index": 0, "ffn": {"units": 0}}]}, "this version skips no sub-layers"),
+        (2, {"layers": [{"index": i, "attention": {"units": 0}} for i in range(4)]}, "all 4 layers skip it"),
         (2, {"layers": [{"index": 9, "ffn": {"units": 8}}]}, "layers are numbered 0..3"),
         (2, {"recovery": [{"kind": "distillation"}]}, "recovers by biases only"),
         (2, {"schema_version": 3}, "plans of schema version 1 and 2"),

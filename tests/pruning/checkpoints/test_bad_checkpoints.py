@@ -163,12 +163,11 @@ class TestApplying:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"ffn": {"units": 0}}, "channels \\(got layer 1: 0 of 48\\)"),
             ({"ffn": {"units": 8, "bits": 4}}, "layer 1, ffn"),
             ({"ffn": {"units": 8, "density": 0.5}}, "layer 1, ffn"),
             ({"attention": {"units": 2, "bits": 8}}, "layer 1, attention"),
             ({"ffn": {"units": 49}}, "each layer keeps"),
-            ({"attention": {"units": 0}}, "KV groups \\(got layer 1: 0 of 2\\)"),
+            ({"attention": {"units": 3}}, "KV groups \\(got layer 1: 3 of 2\\)"),
             ({"index": 4}, "layers are numbered 0..3"),
         ],
     )

@@ -93,6 +93,48 @@ def test_layers_of_different_sizes_are_arrays(pruned: Path, tmp_path: Path) -> N
     assert made.file_bytes == (tmp_path / "a.gguf").stat().st_size
 
 
+def test_what_is_skipped_is_not_in_the_file_but_for_zeros_where_llama_cpp_needs_some(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    anatomy = read_anatomy(checkpoint)
+    ranking = random_ranking(anatomy)
+    plan = plan_for(anatomy, ranking, [16, 0, 40, 0], [0, 0, 0, 1])
+    out = prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out")
+    made = export_gguf(out, tmp_path / "a.gguf", tensor_type=TensorType.F32)
+    found = fields(tmp_path / "a.gguf")
+    assert (made.architecture, found["deci.block_count"]) == ("deci", 3)
+    assert found["deci.feed_forward_length"] == [16, 40, 32]
+    assert found["deci.attention.head_count"] == [1, 0, 2]
+    assert found["deci.attention.head_count_kv"] == [1, 0, 1]
+    head, channels = made.notes
+    assert "skipped FFNs of layers 3 are 32 channels of zeros" in head
+    assert "skipped attention of layer 0 is a head of zeros" in channels
+    tensors, source = values(tmp_path / "a.gguf"), weights(out)
+    assert sorted(name for name in tensors if name.startswith("blk.1.")) == [
+        f"blk.1.ffn_{name}.weight" for name in ("down", "gate", "norm", "up")
+    ]
+    zeros = {name for name, (_, array) in tensors.items() if not array.any()}
+    assert zeros == {f"blk.0.attn_{name}.weight" for name in ("norm", "q", "k", "v", "output")} | {
+        f"blk.2.ffn_{name}.weight" for name in ("norm", "gate", "up", "down")
+    }
+    assert tensors["blk.0.attn_q.weight"][1].shape == tensors["blk.0.attn_k.weight"][1].shape == (8, 32)
+    assert tensors["blk.2.ffn_down.weight"][1].shape == (32, 32)
+    for number, layer in ((0, 0), (1, 2)):
+        down = source[f"model.layers.{layer}.mlp.down_proj.weight"]
+        assert np.array_equal(tensors[f"blk.{number}.ffn_down.weight"][1], down)
+    assert np.array_equal(tensors["blk.2.attn_v.weight"][1], source["model.layers.3.self_attn.v_proj.weight"])
+
+
+def test_a_file_with_what_its_config_skips_is_refused(copy: Path, tmp_path: Path) -> None:
+    edit_config(
+        copy, head_dim=8, per_layer_config={"1": {"skip": ["mlp"]}}, allow_global_per_layer_attribute_access=True
+    )
+    refused(copy, tmp_path / "a.gguf", "layer 1 has mlp.down_proj.weight")
+    every = {str(layer): {"skip": ["attention"]} for layer in range(4)}
+    edit_config(copy, per_layer_config=every)
+    refused(copy, tmp_path / "a.gguf", "one layer at least must have attention.*all 4 layers skip it")
+
+
 def test_equal_layers_are_the_llama_architecture(checkpoint: Path, tmp_path: Path) -> None:
     export_gguf(checkpoint, tmp_path / "a.gguf")
     found = fields(tmp_path / "a.gguf")

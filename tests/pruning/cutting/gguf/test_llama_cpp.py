@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,14 @@ def exported_logits(folder: Path, file: Path, tensor_type: TensorType = TensorTy
         return runtime.logits(TOKENS)
 
 
-def cut(folder: Path, out: Path, *, compensates: bool = False) -> PreTrainedModel:
+def cut(
+    folder: Path,
+    out: Path,
+    *,
+    compensates: bool = False,
+    widths: Sequence[int] = WIDTHS,
+    kv_groups: Sequence[int] | None = None,
+) -> PreTrainedModel:
     """The checkpoint with widths and KV groups that differ by layer, written to `out`."""
     anatomy = read_anatomy(folder)
     ranking = random_ranking(anatomy)
@@ -59,7 +67,7 @@ def cut(folder: Path, out: Path, *, compensates: bool = False) -> PreTrainedMode
         ranking = replace(ranking, ffn_means=means)
     plan = make_plan(
         anatomy,
-        anatomy.architecture(WIDTHS, kept_groups(anatomy)),
+        anatomy.architecture(widths, kv_groups or kept_groups(anatomy)),
         model_id="tiny",
         target=PlanTarget(sparsity=0.3),
         method="test",
@@ -92,6 +100,32 @@ def test_a_pruned_model_computes_the_same_logits(tmp_path: Path, family: str) ->
     expected = logits_of(model)
     found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("widths", "kv_groups", "heads"),
+    [
+        ([16, 8, 48, 40], [1, 2, 0, 2], [2, 4, 0, 4]),
+        ([16, 8, 48, 40], [0, 2, 1, 0], [1, 4, 2, 0]),  # the first has a head of zeros
+        ([0, 8, 48, 0], [1, 2, 2, 2], [2, 4, 4, 4]),  # as many channels of zeros as q8_0 needs
+        ([16, 0, 40, 0], [0, 0, 2, 0], [1, 4]),
+        ([48, 48, 0, 0], [2, 2, 0, 0], [4, 4]),  # two ordinary layers are left
+    ],
+)
+@pytest.mark.parametrize("family", ["llava-llama-biases", "qwen2"])
+def test_a_model_that_skips_computes_the_same_logits(
+    tmp_path: Path, family: str, widths: list[int], kv_groups: list[int], heads: list[int]
+) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    expected = logits_of(cut(folder, tmp_path / "cut", widths=widths, kv_groups=kv_groups))
+    found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    made = export_gguf(tmp_path / "cut", tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
+    assert list(made.sizes.heads) == heads
+    assert made.architecture == ("llama" if heads == [4, 4] else "deci")
+    assert sum("of zeros" in note for note in made.notes) == (heads[0] == 1) + (widths[0] == 0)
+    with LlamaRuntime(tmp_path / "b.gguf", context_length=64) as runtime:
+        assert np.abs(runtime.logits(TOKENS) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_biases_that_a_plan_adds(tmp_path: Path) -> None:
