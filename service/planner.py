@@ -75,7 +75,7 @@ class Planner:
         question, target, known = self._question(request)
         device = None if known is None else known.device
         step = math.lcm(request.round_to, request.tp_size)
-        notes = [f"FFN widths are multiples of {step}"] if Axis.FFN in target.space else []
+        notes = [f"FFN widths are multiples of {step}"] if Axis.FFN in _AXES[request.space] else []
         for method in BEST_FIRST if request.method is None else (request.method,):
             candidate = self._families[method.family].find(method, question)
             if isinstance(candidate, Unavailable):

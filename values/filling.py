@@ -53,10 +53,10 @@ def _interpolated(removed: FloatArray, excess: FloatArray, known: BoolArray) -> 
         order = places[np.argsort(removed[n, places])]
         curves.append((removed[n, order], excess[n, order]))
     found = np.empty_like(excess)
-    for n, at in enumerate(removed):
+    for index, at in enumerate(removed):
         of_each = np.stack([np.interp(at, *curve) for curve in curves])  # [measured decisions, K]
-        right = min(int(np.searchsorted(having, n)), len(having) - 1)
-        left = right if having[right] == n else max(right - 1, 0)
-        share = np.interp(n, having[[left, right]], [0.0, 1.0]) if left < right else 0.0
-        found[n] = of_each[left] * (1.0 - share) + of_each[right] * share
+        right = min(int(np.searchsorted(having, index)), len(having) - 1)
+        left = right if int(having[right]) == index else max(right - 1, 0)
+        share = np.interp(index, having[[left, right]], [0.0, 1.0]) if left < right else 0.0
+        found[index] = of_each[left] * (1.0 - share) + of_each[right] * share
     return found

@@ -48,10 +48,16 @@ def one_decision_curves(space: Space, samples: Sequence[Sample]) -> tuple[FloatA
                 remedy="Search with `--method mcts`, which begins with them",
             )
     log_kl = np.log(np.maximum(filled_table(space, table), 1e-12))
-    below = [row[:last] for row, last in zip(log_kl, space.top, strict=True)]
-    flags = [row[:last].astype(np.float64) for row, last in zip(measured, space.top, strict=True)]
-    width = int(space.counts.max()) - 1
-    return tuple(np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows]) for rows in (below, flags))
+    below: list[FloatArray] = [row[:last] for row, last in zip(log_kl, space.top, strict=True)]
+    kept_flags: list[FloatArray] = [row[:last].astype(np.float64) for row, last in zip(measured, space.top, strict=True)]
+    return _padded(below), _padded(kept_flags)
+
+
+def _padded(rows: Sequence[FloatArray]) -> FloatArray:
+    """[N, K-1] of rows that are ragged."""
+    longest = max(len(row) for row in rows)
+    padded: FloatArray = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+    return padded
 
 
 def _ffn_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:

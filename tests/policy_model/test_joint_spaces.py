@@ -15,7 +15,6 @@ from policy_model.training import TrainingSettings, train_predictor
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
-from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
@@ -100,7 +99,7 @@ def additive(anatomy: ModelAnatomy, limits: Limits) -> Architecture:
         for k in range(len(row)):
             table[n, k] = true_kl(anatomy, space.architecture((*space.top[:n], k, *space.top[n + 1 :])))
     spare = int(limits.spare[0])
-    best: FloatArray = limits.fit(cost_to_go(limits.table, table, spare).best_choice(spare), -table)
+    best = limits.fit(cost_to_go(limits.table, table, spare).best_choice(spare), -table)
     return space.architecture(best)
 
 

@@ -123,7 +123,7 @@ def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
     assert planner.plan(PlanRequest(model="tiny", sparsity=0.4)).method != "lop"
     layers = planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.LAYERS))
     assert (layers.method, layers.target.space) == ("uniform", (Axis.SKIP,))
-    assert "no predictor is trained for this model and space" in layers.provenance.note
+    assert "no predictor is trained for this model and space" in str(layers.provenance.note)
     for method, message in (
         (Method.FLAP, "decides FFN widths"),
         (Method.LOP, r"for the space 'layers'.*--space layers"),
