@@ -49,8 +49,9 @@ def one_decision_curves(space: Space, samples: Sequence[Sample]) -> tuple[FloatA
             )
     log_kl = np.log(np.maximum(filled_table(space, table), 1e-12))
     below: list[FloatArray] = [row[:last] for row, last in zip(log_kl, space.top, strict=True)]
-    kept_flags: list[FloatArray] = [row[:last].astype(np.float64) for row, last in zip(measured, space.top, strict=True)]
-    return _padded(below), _padded(kept_flags)
+    flags = np.asarray(measured, dtype=np.float64)
+    below_dense: list[FloatArray] = [row[:last] for row, last in zip(flags, space.top, strict=True)]
+    return _padded(below), _padded(below_dense)
 
 
 def _padded(rows: Sequence[FloatArray]) -> FloatArray:
