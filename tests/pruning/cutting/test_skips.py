@@ -236,7 +236,7 @@ def test_prefill_in_chunks_and_a_compiled_pass(family: str, workshop: Workshop) 
     model, inputs = load_pruned(workshop.skipping(family).out), text_inputs()
     expected = greedy_without_cache(model, inputs)
     assert greedy(model, inputs, cache_implementation="static", prefill_chunk_size=5) == expected
-    compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(model.forward, backend="eager", fullgraph=True)
     kv_cache, token, found = StaticCache(config=model.config, max_cache_len=24), inputs["input_ids"], list[int]()
     with torch.inference_mode():
         for _ in range(NEW_TOKENS):
