@@ -16,6 +16,7 @@ def queue(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:
             "id": search.id,
             "model": search.model_id,
             "method": (search.settings.get("search") or {}).get("method", "mcts"),
+            "space": (search.settings.get("search") or {}).get("axes", "ffn"),
             "status": str(search.status),
             "worker": search.worker,
             "created": search.created_at.isoformat(timespec="seconds"),

@@ -62,6 +62,8 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
 
 def test_a_search_of_a_space_of_another_version_is_named_in_one_line(database: str, data: Path) -> None:
     lop(database, "search", "-m", "tiny", "-d", data, "-s", 0.3, "--num-levels", 6, "--queue")
+    (row,) = json.loads(lop(database, "queue", "--json"))
+    assert row["space"] == "ffn"
     with open_repository(database) as repository:
         (queued,) = repository.list_searches()
         anatomy = repository.get_model("tiny").anatomy
