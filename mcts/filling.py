@@ -48,7 +48,7 @@ def _interpolated(removed: FloatArray, excess: FloatArray, known: BoolArray) -> 
     """[M, K] `excess` of one kind everywhere, from where it is `known`: nowhere else is it looked at."""
     having = np.flatnonzero(known.any(axis=1))
     curves = []
-    for n in having:
+    for n in having.tolist():
         places = np.flatnonzero(known[n])
         order = places[np.argsort(removed[n, places])]
         curves.append((removed[n, order], excess[n, order]))
@@ -56,7 +56,7 @@ def _interpolated(removed: FloatArray, excess: FloatArray, known: BoolArray) -> 
     for n, at in enumerate(removed):
         of_each = np.stack([np.interp(at, *curve) for curve in curves])  # [measured decisions, K]
         right = min(int(np.searchsorted(having, n)), len(having) - 1)
-        left = right if having[right] == n else max(right - 1, 0)
+        left = right if int(having[right]) == n else max(right - 1, 0)
         share = np.interp(n, having[[left, right]], [0.0, 1.0]) if left < right else 0.0
         found[n] = of_each[left] * (1.0 - share) + of_each[right] * share
     return found
