@@ -71,11 +71,12 @@ class KeptMetrics:
     def _is_the_same(self, item: dict[str, Any]) -> bool:
         try:
             kept = _metrics(item["metrics"])
-        except TypeError:  # other fields than today's
+        except (KeyError, TypeError):  # other fields than today's
             return False
         again = self._evaluator.evaluate(item["widths"])
         pairs = ((again.kl, kept.kl), (again.score, kept.score))
-        return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in pairs)
+        same_fields = again.to_dict().keys() == kept.to_dict().keys()
+        return same_fields and all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in pairs)
 
 
 def _metrics(document: dict[str, Any]) -> Metrics:

@@ -45,6 +45,7 @@ from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
 from pruning.data.conversations import load_conversations
+from pruning.errors import DatasetError
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
@@ -107,6 +108,12 @@ def main(
                 summary |= _before_rounds(repository, subject, before, held_out)
                 draw_comparison(_curves(quality), RESULTS_DIR / "predictor.png")
             if Part.UNSEEN in wanted:
+                if predictor.unseen is None:
+                    raise DatasetError(
+                        "expectations of unseen conversations are learnt from samples by fold",
+                        values=f"{TRAINED_FILE} has none",
+                        remedy="Collect them again with `python -m benchmarks.collect`",
+                    )
                 seeds = [predictor, *(_trained(repository, seed) for seed in TRAINING_SEEDS[1:])]
                 judged, of_unseen = unseen.unseen_coverage(seeds, subject, (*TRAINED_TARGETS, *HELD_OUT_TARGETS))
                 rows += [{"part": "unseen", **row} for row in judged]

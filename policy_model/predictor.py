@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
-from policy_model.costs import DecisionCosts, costs_within, parameter_costs
+from policy_model.costs import DecisionCosts, costs_within, parameter_costs, places_in
 from policy_model.decoder import PolicyDecoder
 from policy_model.local_search import worth_of_raising
 from policy_model.model_features import NUM_KINDS, decision_features
@@ -181,7 +181,8 @@ class Predictor:
                 remedy="Train one for this model with `lop train`",
             )
         space = limits.space
-        if [x.sites for x in space.decisions] != [x.sites for x in self.encoding.space.decisions]:
+        places = places_in(self.encoding.space, space)
+        if places is None:
             raise InputError(
                 "a predictor decides what its samples differ in",
                 values=f"asked for {space.num_decisions} decisions, trained on {self.encoding.space.num_decisions}",
@@ -189,7 +190,7 @@ class Predictor:
             )
         if limits.allows_everything:
             return self._prediction(space.architecture(space.top), chosen=True)
-        choice = self._choice(limits)
+        choice = self._choice(limits, places)
         below_space = choice is None
         if choice is None:
             choice = uniform_choice(limits)
@@ -267,23 +268,25 @@ class Predictor:
         spent = int(costs.excess[0, np.arange(len(prefix)), chosen].sum())
         return self._chooser.next_option(costs, np.array([slack + spent], dtype=np.int64), chosen)
 
-    def _choice(self, limits: Limits) -> IntArray | None:
+    def _choice(self, limits: Limits, places: IntArray) -> IntArray | None:
         """[N] in the space of `limits`: the chosen levels, filled up; None if not even the narrowest meet the limits.
 
         The levels meet all limits, so channels are only added, and what a level more gains is all that is asked.
         """
-        costs, options, widths, slack = costs_within(self.encoding.space, limits)
+        costs, options, widths, slack = costs_within(self.encoding.space, limits, places)
         if (slack < 0).any():
             return None
         table = self._chooser.values_at(widths / self.encoding.dense_units[:, None])
         levels = self._chooser.choose(costs, slack, table)
-        choice: IntArray = options[np.arange(len(levels)), levels]
+        choice = np.zeros(limits.space.num_decisions, dtype=np.int64)
+        choice[places] = options[np.arange(len(levels)), levels]
         if limits.is_tight(choice):
             return choice
         worth = np.zeros(limits.table.exists.shape)
         slopes = worth_of_raising(table, levels) / self.encoding.dense_units
-        for row, units, slope in zip(worth, limits.space.units, slopes, strict=True):
-            row[: len(units)] = units * slope
+        for n, slope in zip(places, slopes, strict=True):
+            units = limits.space.units[n]
+            worth[n, : len(units)] = units * slope
         return limits.fit(choice, worth)
 
     @cached_property

@@ -48,7 +48,7 @@ from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
 from values.shares import ShareIntervals
-from values.typical_kl import TypicalKl
+from values.typical_kl import TypicalKl, scored_alike
 from values.unseen import Unseen
 from values.value_training import ValueFit, fit_values
 from values.values import Values
@@ -121,7 +121,7 @@ def train_predictor(
     """
     space = settings.space(anatomy)
     check_space(space)
-    samples = check_samples(space, samples)
+    samples = scored_alike(check_samples(space, samples))
     encoding = encode(anatomy, space, samples, statistics)
     data = training_data(encoding, samples)
     if 2 * (on_grid := int(data.on_grid.sum())) < data.num_samples:

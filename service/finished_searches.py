@@ -95,7 +95,7 @@ class SearchFinder:
         found: list[FoundConfiguration] = []
         for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
             if searched_axes(search) is not SpaceName.FFN:
-                continue  # what plans are made of so far are FFN widths
+                continue  # a finished search answers requests of its own by FFN widths only
             try:
                 found += read_search(search, model.anatomy)
             except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
-from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, LopError
+from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, InputError, LopError
 from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
@@ -17,6 +17,7 @@ from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.plan_parts import content_id
+from pruning.planning.ranking import Ranking
 from pruning.planning.workload import Budget, Workload
 from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
@@ -52,6 +53,7 @@ class Planner:
     def __init__(self, repository: Repository, predictors: PredictorCache) -> None:
         self._repository = repository
         self._models: LruCache[str, ModelRecord] = LruCache(_MAX_CACHED_MODELS)
+        self._orders_groups: LruCache[str, bool] = LruCache(_MAX_CACHED_MODELS)
         self._devices = DeviceFinder(repository)
         self._predictor_method = PredictorMethod(repository, predictors)
         self._families: dict[Family, MethodFamily] = {
@@ -116,6 +118,8 @@ class Planner:
         model = self.model(request.model)
         known = None if request.device is None else self._devices.find(request.device)
         device = None if known is None else known.device
+        if request.space in (SpaceName.ATTENTION, SpaceName.ALL):
+            self._check_group_order(model)
         target = _target(request, device)
         workload = Workload() if target.budget is None else target.budget.workload
         demand = Demand(
@@ -131,6 +135,19 @@ class Planner:
         except InfeasibleBudgetError as error:
             raise error if device is None else _on_device(error, device) from error
         return question, target, known
+
+    def _check_group_order(self, model: ModelRecord) -> None:
+        """Raises InputError where nobody knows which KV groups go first: such a plan could not be applied."""
+        sha256 = model.ranking_sha256
+        has_order = self._orders_groups.get(
+            sha256, lambda: Ranking.from_bytes(self._repository.get_artifact(sha256).content).kv_groups is not None
+        )
+        if not has_order:
+            raise InputError(
+                "a plan that cuts KV groups needs a ranking that orders them",
+                values=f"that of model {model.id!r} orders FFN channels only",
+                remedy="Register the model anew, under another id, with `lop model add`",
+            )
 
     def _ranking_of(self, answer: Answer, model: ModelRecord) -> PlanRanking:
         """What the plan names: the method's own ranking, which is stored now, or the model's."""

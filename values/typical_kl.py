@@ -10,14 +10,24 @@ Letters: N samples, P points.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pruning.arrays import FloatArray
 from pruning.measuring.metrics import Metrics
+from storage.records import Sample
 from values.kl_floor import log_kl
 from values.quantiles import MAX_CURVE_POINTS, SPREAD_BANDWIDTH
+
+
+def scored_alike(samples: Sequence[Sample]) -> list[Sample]:
+    """`samples` of one set of conversations with scores of one kind: if one of them is from before root KL, KL is the
+    score of all, as the memo has it for searches (`engines.memo`)."""
+    if not any(sample.metrics.is_scored_by_kl for sample in samples):
+        return list(samples)
+    return [replace(sample, metrics=sample.metrics.scored_by_kl()) for sample in samples]
+
 
 SCORE_FLOOR_NATS = 1e-7
 """Added to a score before its logarithm: what rounding of float32 alone makes of a mean of roots, squared."""

@@ -1,5 +1,6 @@
 """Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from storage.records import SearchRecord
 
 DENSE_SOURCE = "dense"
 """`source` of the sample that is the dense model itself."""
+
+_logger = logging.getLogger("lop.searching")
 
 
 def search_model(
@@ -133,8 +136,9 @@ def run_queued(
     *,
     engine: EngineOptions = LOCAL_ENGINE,
 ) -> dict[str, Any]:
-    """Run a search that was queued, and train the model's predictor on what is known then, if it was of FFN widths.
+    """Run a search that was queued, and train the model's predictor of that space on what is known then.
 
+    What was found is not lost where there is too little to train on: the outcome then says why, not which predictor.
     Raises InputError if its settings are none that this version knows or its space is not what they say, and what
     `search_model` raises.
     """
@@ -171,5 +175,10 @@ def run_queued(
     levels, round_to = settings.num_levels, settings.round_to
     training = TrainingSettings(num_levels=levels, round_to=round_to, axes=settings.axes, seed=settings.seed)
     budgets = [target.budget for target in result.targets]
-    predictor = train_model(repository, search.model_id, training, calibration_id=calibration, budgets=budgets)
-    return _outcome(result, calibration) | {"predictor": predictor.id}
+    outcome = _outcome(result, calibration)
+    try:
+        predictor = train_model(repository, search.model_id, training, calibration_id=calibration, budgets=budgets)
+    except InputError as error:
+        _logger.warning("no predictor is trained after search %s: %s", search.id, error)
+        return outcome | {"not_trained": str(error)}
+    return outcome | {"predictor": predictor.id}

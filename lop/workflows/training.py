@@ -19,6 +19,7 @@ from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
 from values.decisions import is_of_ffn, units_in
+from values.typical_kl import scored_alike
 
 _logger = logging.getLogger("lop.training")
 
@@ -49,7 +50,7 @@ def training_samples(
     space = space or ffn_widths(model.anatomy, round_to=1)
     of_space = [sample for sample in samples if units_in(space, sample.architecture) is not None]
     largest = Counter(sample.calibration_id for sample in of_space or samples).most_common(1)[0][0]
-    return [sample for sample in samples if sample.calibration_id == largest]
+    return scored_alike([sample for sample in samples if sample.calibration_id == largest])
 
 
 def searched_budgets(
@@ -79,8 +80,8 @@ def cross_validated(
     budget: in FFN parameters, or in those of the decoder's layers where more than FFN widths may change.
 
     Of all that fits a budget, whichever search or round scored it: a predictor knows them all, and chooses from as many
-    at least. Budgets of which that says nothing are left out: there are no folds, some of what fits was scored before
-    there were any, or nothing fits.
+    at least. Samples from before there were folds take no part; budgets are left out at which the best is one of those,
+    and those that nothing fits.
     """
     from values.cross_validation import CrossValidation
 
@@ -96,7 +97,9 @@ def cross_validated(
         return found
     for budget in sorted(budgets):
         scored = [sample.metrics for sample, needed in zip(of_space, cost, strict=True) if needed <= budget]
-        judged = CrossValidation.of(scored, dense)
+        if not scored or min(scored, key=lambda metrics: metrics.score).folds is None:
+            continue
+        judged = CrossValidation.of([metrics for metrics in scored if metrics.folds is not None], dense)
         if judged is not None:
             found[budget] = judged
     return found

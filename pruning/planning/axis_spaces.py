@@ -60,17 +60,27 @@ def coarse_space(
 
 def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size: int = 1) -> Space:
     """What a plan of that name is made in: FFN widths as `ffn_widths`, each number of KV groups that `tp_size` devices
-    can share; 0 comes on top where a sub-layer may be skipped.
+    can share; 0 comes on top where a sub-layer may be skipped. Of one option a decision may be, unlike in a coarse
+    space: what `round_to` and `tp_size` leave of it.
 
-    Raises InputError as `ffn_widths`.
+    Raises InputError as `ffn_widths`, or where FFNs stay whole whose widths `tp_size` does not divide.
     """
     ffn = ffn_widths(anatomy, round_to=round_to, tp_size=tp_size)
     if name is SpaceName.FFN:
         return ffn
+    if name in (SpaceName.ATTENTION, SpaceName.LAYERS):
+        for layer in anatomy.layers:
+            if layer.ffn_width % tp_size:
+                raise InputError(
+                    f"tp_size must divide every FFN width where FFNs stay whole, as in the space '{name}'",
+                    values=f"tp_size={tp_size}, layer {layer.index} has {layer.ffn_width} channels",
+                    remedy=f"Ask for the space '{SpaceName.ALL}', or another tp_size",
+                )
     if name is SpaceName.LAYERS:
         return layer_space(anatomy)
     groups = [_shared_groups(layer, tp_size) for layer in anatomy.layers]
-    return joint_space(anatomy, None if name is SpaceName.ATTENTION else ffn.units, groups)
+    widths = None if name is SpaceName.ATTENTION else ffn.units
+    return joint_space(anatomy, widths, groups, least_options=1)
 
 
 def name_of(space: Space) -> SpaceName:
@@ -95,11 +105,15 @@ def _shared_groups(layer: DecoderLayer, tp_size: int) -> IntArray:
 
 
 def joint_space(
-    anatomy: ModelAnatomy, ffn_widths: Sequence[IntArray] | None, kv_groups: Sequence[IntArray] | None
+    anatomy: ModelAnatomy,
+    ffn_widths: Sequence[IntArray] | None,
+    kv_groups: Sequence[IntArray] | None,
+    *,
+    least_options: int = 2,
 ) -> Space:
     """One decision a site, attention before FFN, layer by layer: among `ffn_widths` [L][K] and `kv_groups` [L][K], both
-    ascending and without 0, or 0 where the sub-layer may be skipped. What is None is not decided, nor where there is
-    one option only.
+    ascending and without 0, or 0 where the sub-layer may be skipped. What is None is not decided, nor where there are
+    fewer than `least_options`.
 
     Raises InputError where nothing is left to decide.
     """
@@ -111,7 +125,7 @@ def joint_space(
                 continue
             site, row = Site(layer.index, sublayer), ladders[layer.index]
             row = np.concatenate([np.zeros(int(may_be_skipped(site)), dtype=np.int64), row])
-            if len(row) > 1:
+            if len(row) >= least_options:
                 decisions.append(Decision((site,), (Options(row),)))
                 dense[site] = layer.units(sublayer)
     return _checked(decisions, dense)

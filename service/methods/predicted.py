@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning.allocators.methods import Method
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError
 from pruning.planning.axis_spaces import SpaceName, fine_space, name_of
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
+from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
-from pruning.planning.scope import Scope
 from pruning.planning.space import Space
-from pruning.planning.target import limits_for_sparsity
+from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limits, least_decoder_parameters
 from service.lru_cache import LruCache
 from service.methods.family import Answer, Candidate, Question, Unavailable
 from service.predictor_cache import PredictorCache
@@ -115,8 +116,7 @@ class PredictorMethod:
             try:
                 anatomy = self._repository.get_model(record.model_id).anatomy
                 space = fine_space(anatomy, name := space_of(record), round_to=DEFAULT_ROUND_TO)
-                scope = Scope.FFN if name is SpaceName.FFN else Scope.DECODER
-                self._predictors.predict(record, anatomy, limits_for_sparsity(anatomy, space, 0.5, scope))
+                self._predictors.predict(record, anatomy, _halfway(anatomy, space, name))
             except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
 
@@ -142,6 +142,14 @@ def _warnings(prediction: "Prediction") -> tuple[str, ...]:
     if prediction.dense_accuracy is not None:
         notes.append(f"exact match where the dense model has {prediction.dense_accuracy:.1%}")
     return tuple(notes)
+
+
+def _halfway(anatomy: ModelAnatomy, space: Space, name: SpaceName) -> Limits:
+    """Half of what can go has to."""
+    if name is SpaceName.FFN:
+        return ffn_parameter_limits(anatomy, space, anatomy.ffn_parameters // 2)
+    least = least_decoder_parameters(anatomy, space)
+    return decoder_parameter_limits(anatomy, space, (least + anatomy.decoder_parameters) // 2)
 
 
 def space_of(record: PredictorRecord) -> SpaceName:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.allocators.additive_dp import cost_to_go
+from pruning.allocators.evolution import evolve
 from pruning.allocators.uniform import evenness
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics, Widths
+from pruning.measuring.metrics import FoldMetrics, Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.prices import ffn_parameters
@@ -68,6 +70,31 @@ def test_finds_the_true_optimum_of_several_targets(seed: int) -> None:
         assert found.metrics.kl == pytest.approx(kl[everything.sum(axis=1) <= budget].min(), rel=1e-12)
         assert found.evaluations == 120
     assert len(landscape.calls) <= 0.1 * len(everything)
+
+
+def test_the_score_is_what_is_minimised_and_not_kl() -> None:
+    """By fold every configuration has a score of its own; where that is least, KL is not."""
+    space, landscape = make_space(4, 4), Landscape([4] * 4, 0)
+
+    def evaluate(widths: Sequence[Widths]) -> list[Metrics]:
+        found = []
+        for metrics, w in zip(landscape(widths), widths, strict=True):
+            score = 1.0 / metrics.kl if sum(w) < 16 else 0.0  # the worse the KL, the better
+            fold = FoldMetrics(metrics.kl, 0.5, 0.5, 10, 4, float(np.sqrt(score)))
+            found.append(replace(metrics, folds=(fold,)))
+        return found
+
+    limits = make_limits(4, 4, 10)
+    search = make_search(limits, evaluate, num_evaluations=60)
+    assert search._shared.sensitivity[0, 0] == pytest.approx(1.0 / landscape.kl(np.array([[1, 4, 4, 4]]))[0])
+    found = search.run()
+    assert found.metrics.score == min(m.score for m in search.scored.values()) == found.curve[-1]
+    assert found.metrics.kl > 10.0 * min(m.kl for m in search.scored.values())
+    best = max(landscape.kl(np.array([w for w in itertools.product(range(1, 5), repeat=4) if sum(w) <= 10])))
+    assert found.metrics.kl == pytest.approx(best)
+    evolved = evolve(limits, scoring(space, evaluate), 30, np.random.default_rng(0))
+    by_kl = evolve(limits, scoring(space, landscape), 30, np.random.default_rng(0))
+    assert list(evolved) != list(by_kl)
 
 
 @pytest.mark.parametrize("make", [Landscape, NetworkLandscape])

@@ -7,9 +7,14 @@ from statistics import geometric_mean
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load, save
 
+from benchmarks.subject import REFERENCE
 from mcts.sensitivity import scan_choices
 from policy_model.choosing import Parts
+from policy_model.model_features import NUM_KINDS
+from policy_model.policy import Policy
 from policy_model.predictor import Predictor
 from policy_model.training import TrainingSettings, train_predictor
 from pruning.allocators.additive_dp import cost_to_go
@@ -18,14 +23,14 @@ from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import Limits
-from pruning.planning.space import Choice, Space
+from pruning.planning.prices import parameters
+from pruning.planning.space import Space
 from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limits
 from storage.records import Sample
 from tests.tiny_models import save_tiny_checkpoint
-from values.decisions import units_in
 
 SETTINGS = TrainingSettings(
     num_levels=4,
@@ -121,15 +126,13 @@ def test_the_policy_alone_is_better_than_an_untrained_one(
     anatomy: ModelAnatomy, space: Space, predictor: Predictor
 ) -> None:
     alone = Parts(walkers=0)
-    weights, _ = predictor.to_bytes()
-    assert weights
-    rng = np.random.default_rng(1)
-    policy = {name: rng.normal(0.0, 0.3, x.shape).astype(np.float32) for name, x in predictor._policy.items()}  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    untrained = {name: p.detach().numpy() for name, p in Policy(predictor.config).state_dict().items()}
     kl = [
         geometric_mean(true_kl(anatomy, who.plan(anatomy, limits).architecture) for limits in limits_of(anatomy, space))
-        for who in (predictor.with_parts(alone), predictor.with_parts(alone, policy))
+        for who in (predictor.with_parts(alone), predictor.with_parts(alone, untrained))
     ]
-    assert kl[0] < 0.9 * kl[1]
+    assert kl[0] < 0.75 * kl[1]
 
 
 def test_it_is_stored_and_read_back(anatomy: ModelAnatomy, space: Space, predictor: Predictor, tmp_path: Path) -> None:
@@ -139,14 +142,19 @@ def test_it_is_stored_and_read_back(anatomy: ModelAnatomy, space: Space, predict
         assert read.plan(anatomy, limits) == predictor.plan(anatomy, limits)
 
 
-def test_coarser_widths_and_groups_of_a_request_are_kept_to(anatomy: ModelAnatomy, predictor: Predictor) -> None:
-    """FFN widths of half the layer, and an attention that is kept whole or skipped."""
-    fine = coarse_space(anatomy, SpaceName.ALL, num_levels=2)
+@pytest.mark.parametrize(("round_to", "tp_size"), [(8, 1), (48, 1), (8, 2), (16, 2)])
+def test_rounding_and_sharing_of_a_request_are_kept_to(
+    anatomy: ModelAnatomy, predictor: Predictor, round_to: int, tp_size: int
+) -> None:
+    """Where they leave one option of a decision, it is that one."""
+    fine = fine_space(anatomy, SpaceName.ALL, round_to=round_to, tp_size=tp_size)
+    assert (fine.counts == 1).any() == (round_to == 48 or tp_size == 2)
     limits = decoder_parameter_limits(anatomy, fine, int(0.6 * anatomy.decoder_parameters))
     plan = predictor.plan(anatomy, limits)
     choice = fine.choice_of(plan.architecture)
     assert choice is not None
     assert (limits.table.spent(np.array([choice])) <= limits.spare).all()
+    assert limits.is_tight(np.array(choice))
 
 
 def test_other_decisions_are_refused(anatomy: ModelAnatomy, predictor: Predictor) -> None:
@@ -155,15 +163,38 @@ def test_other_decisions_are_refused(anatomy: ModelAnatomy, predictor: Predictor
         predictor.plan(anatomy, ffn_parameter_limits(anatomy, fine, anatomy.ffn_parameters // 2))
 
 
-def test_layers_that_go_as_a_whole_are_learnt_too(anatomy: ModelAnatomy) -> None:
-    space = coarse_space(anatomy, SpaceName.LAYERS)
-    choices: list[Choice] = [tuple(int(x) for x in f"{n:03b}") for n in range(2**space.num_decisions)]
-    assert space.num_decisions == 3
-    samples = []
-    for choice in choices:
-        architecture = space.architecture(choice)
-        kl = true_kl(anatomy, architecture)
-        samples.append(Sample("m", "r" * 64, "c" * 64, architecture, Metrics(kl, 1.0, 0.5, 100, 50), 0.1, "test"))
-    assert all(units_in(space, s.architecture) is not None for s in samples)
-    with pytest.raises(InputError, match="at least 64 samples"):  # of eight there are
-        train_predictor(anatomy, samples, replace(SETTINGS, axes=SpaceName.LAYERS))
+@pytest.mark.parametrize("name", [SpaceName.LAYERS, SpaceName.ATTENTION])
+def test_spaces_of_one_axis_are_learnt_too(name: SpaceName) -> None:
+    anatomy = read_anatomy(REFERENCE / "model")
+    space = coarse_space(anatomy, name)
+    samples = samples_of(anatomy, space, 250)
+    found = train_predictor(anatomy, samples, replace(SETTINGS, axes=name, num_levels=8))
+    fine = fine_space(anatomy, name, round_to=8)
+    planned, drawn = [], []
+    for kept in (0.85, 0.7):
+        limits = decoder_parameter_limits(anatomy, fine, int(kept * anatomy.decoder_parameters))
+        plan = found.plan(anatomy, limits)
+        assert fine.choice_of(plan.architecture) is not None
+        planned.append(true_kl(anatomy, plan.architecture))
+        within = [s for s in samples if parameters(anatomy).cost(s.architecture) <= limits.limits[0].most]
+        drawn.append(np.quantile([true_kl(anatomy, s.architecture) for s in within], 0.1))
+    assert geometric_mean(planned) < geometric_mean(drawn)  # better than nine in ten random ones, within the budget
+
+
+def test_a_predictor_of_before_there_were_kinds_plans_the_same(
+    anatomy: ModelAnatomy, space: Space, predictor: Predictor
+) -> None:
+    """Format version 4 told the policy no kinds: of an FFN there is nothing to tell."""
+    weights, config = predictor.to_bytes()
+    tensors = load(weights)
+    without = dict(tensors)
+    without["policy.read_decision.weight"] = np.ascontiguousarray(
+        tensors["policy.read_decision.weight"][:, :-NUM_KINDS]
+    )
+    silent = dict(tensors)
+    silent["policy.read_decision.weight"] = tensors["policy.read_decision.weight"].copy()
+    silent["policy.read_decision.weight"][:, -NUM_KINDS:] = 0.0
+    old = Predictor.from_bytes(save(without), config | {"format_version": 4})
+    new = Predictor.from_bytes(save(silent), config)
+    for limits in limits_of(anatomy, space):
+        assert old.plan(anatomy, limits) == new.plan(anatomy, limits)

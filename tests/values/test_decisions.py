@@ -127,8 +127,8 @@ def test_what_was_not_measured_is_filled_in_by_kind(anatomy: ModelAnatomy, joint
         encode(anatomy, space, no_attention)
 
 
-def test_a_space_of_ffn_widths_is_encoded_as_ever(anatomy: ModelAnatomy) -> None:
-    """Bit for bit what it was when nothing else was known: kept fractions, parameters, curves."""
+def test_a_space_of_ffn_widths_counts_ffn_parameters(anatomy: ModelAnatomy) -> None:
+    """In FFN parameters, and each width as it was measured."""
     space = coarse_space(anatomy, SpaceName.FFN, num_levels=4)
     encoding = encode(anatomy, space, scan(space))
     assert encoding.units.tolist() == [row.tolist() for row in space.units]

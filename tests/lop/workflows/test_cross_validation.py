@@ -14,6 +14,9 @@ from pruning.data.conversations import Conversation, calibration_id, load_conver
 from pruning.data.folds import NUM_FOLDS, fold_numbers
 from pruning.planning.prices import ffn_parameters
 from storage.contract import Repository
+from values.kl_floor import log_kl
+from values.typical_kl import TypicalKl, scored_alike
+from values.unseen import UnseenPoint
 
 SETTINGS = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=12, num_levels=4)
 
@@ -91,3 +94,21 @@ def test_a_budget_says_nothing_where_older_samples_fit_it(repository: Repository
     assert older != samples
     assert cross_validated(anatomy, older, (small, large)).keys() == {small}
     assert cross_validated(anatomy, [s for s in samples if s.architecture.items], (small, large)) == {}
+
+
+def test_scores_of_both_kinds_are_not_mixed_in_a_training(repository: Repository, data: Path) -> None:
+    """One sample from before root KL: KL is the score of all, and what is expected of unseen conversations follows."""
+    conversations = load_conversations(data)
+    result = search(repository, conversations)
+    budgets = [target.budget for target in result.targets]
+    anatomy = repository.get_model("tiny").anatomy
+    samples = repository.list_samples("tiny")
+    assert all(sample.metrics.score < sample.metrics.kl for sample in samples if sample.metrics.kl > 1e-6)
+    old = replace(samples[-1], metrics=replace(samples[-1].metrics, folds=None))
+    alike = scored_alike([*samples[:-1], old])
+    assert all(sample.metrics.score == sample.metrics.kl for sample in alike)
+    assert scored_alike(samples) == samples
+    for found in cross_validated(anatomy, alike, budgets).values():
+        assert found.score == found.kl
+        point = UnseenPoint.of(found, TypicalKl.of([sample.metrics for sample in alike]))
+        assert point.log_kl == log_kl(found.kl)

@@ -71,6 +71,28 @@ def test_what_is_measured_of_a_fold_is_what_it_is_alone(checkpoint: Path, conver
     assert np.average([fold.agreement for fold in whole.folds], weights=tokens) == pytest.approx(whole.agreement)
 
 
+def test_root_kl_is_the_mean_of_the_roots_of_the_tokens_kl(checkpoint: Path, conversations: list[Conversation]) -> None:
+    processor, ranking, widths = load_processor(checkpoint), random_ranking(read_anatomy(checkpoint)), [16, 8, 48, 40]
+    numbers = [index % 2 for index in range(len(conversations))]
+    batches = make_batches(conversations, processor, batch_size=3)
+    found = ConfigurationEvaluator(load_model(checkpoint), batches, ranking, folds=numbers).evaluate(widths)
+    dense, cut = load_model(checkpoint), load_model(checkpoint)
+    cut_model(cut, read_anatomy(checkpoint).architecture(widths), ranking)
+    roots: dict[int, list[float]] = {0: [], 1: []}
+    for batch in batches:
+        with torch.inference_mode():
+            p, q = (torch.log_softmax(model(**batch.inputs).logits.double(), dim=-1) for model in (dense, cut))
+        kl = (p.exp() * (p - q)).sum(dim=-1)
+        for span in batch.spans:
+            fold = numbers[batch.conversations[span.row]]
+            roots[fold] += kl[span.row, span.start - 1 : span.stop - 1].clamp(min=0.0).sqrt().tolist()
+    assert found.folds is not None
+    for number, fold in enumerate(found.folds):
+        assert fold.root_kl == pytest.approx(np.mean(roots[number]), rel=1e-3)
+    assert found.score == pytest.approx(np.mean(roots[0] + roots[1]) ** 2, rel=1e-3)
+    assert found.score < 0.9 * found.kl  # the tokens differ: by Jensen's inequality
+
+
 def test_the_evaluator_leaves_the_function_of_the_model_unchanged(
     checkpoint: Path, conversations: list[Conversation]
 ) -> None:
