@@ -48,17 +48,13 @@ def one_decision_curves(space: Space, samples: Sequence[Sample]) -> tuple[FloatA
                 remedy="Search with `--method mcts`, which begins with them",
             )
     log_kl = np.log(np.maximum(filled_table(space, table), 1e-12))
-    below: list[FloatArray] = [row[:last] for row, last in zip(log_kl, space.top, strict=True)]
-    flags = np.asarray(measured, dtype=np.float64)
-    below_dense: list[FloatArray] = [row[:last] for row, last in zip(flags, space.top, strict=True)]
-    return _padded(below), _padded(below_dense)
+    return _padded_below(space, log_kl), _padded_below(space, measured.astype(np.float64))
 
 
-def _padded(rows: Sequence[FloatArray]) -> FloatArray:
-    """[N, K-1] of rows that are ragged."""
-    longest = max(len(row) for row in rows)
-    padded: FloatArray = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    return padded
+def _padded_below(space: Space, table: FloatArray) -> FloatArray:
+    """[N, K-1] of a table [N, K]: what lies below each decision's last option, its last entry repeated."""
+    places = np.minimum(np.arange(table.shape[1] - 1), np.array(space.top)[:, None] - 1)
+    return np.take_along_axis(table, places, axis=1)
 
 
 def _ffn_curves(space: Space, samples: Sequence[Sample]) -> tuple[list[list[float]], list[list[float]]]:

@@ -93,7 +93,7 @@ def train(
     with open_database(database) as repository:
         settings = TrainingSettings(num_levels=num_levels, round_to=round_to, axes=space, seed=seed)
         calibration = calibration_id(load_conversations(data, conversations)) if data is not None else None
-        decided = settings.space(repository.get_model(model).anatomy)
+        decided = None if space is SpaceName.FFN else settings.space(repository.get_model(model).anatomy)
         training_samples(repository, model, calibration, decided)  # told before torch is set to work
         reports: list[RoundReport] = []
         if rounds:

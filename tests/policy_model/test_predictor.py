@@ -119,7 +119,7 @@ def test_other_widths_are_judged_with_the_intervals_of_any_configuration(
 )
 def test_what_no_sample_differs_in_is_not_judged(predictor: Predictor, option: tuple[Site, Option]) -> None:
     """KV groups, and bits: the quality of whole ones would be a wrong answer."""
-    with pytest.raises(InputError, match=r"judges nothing but the FFN widths.*'index': 2"):
+    with pytest.raises(InputError, match=r"judges nothing but what its samples differ in.*'index': 2"):
         predictor.judge(Architecture.of([(Site(0, Sublayer.FFN), Option(32)), option]))
 
 
@@ -278,7 +278,7 @@ def test_missing_files_foreign_weights_and_other_versions_are_refused(
     weights, config = predictor.to_bytes()
     with pytest.raises(CheckpointError, match="belong together"):
         Predictor.from_bytes(untrained(anatomy, space).to_bytes()[0], config)
-    with pytest.raises(CheckpointError, match=r"format version 2 or 3 or 4 \(got 1\)"):
+    with pytest.raises(CheckpointError, match=r"format version 2 or 3 or 4 or 5 \(got 1\)"):
         Predictor.from_bytes(weights, {**config, "format_version": 1})
     with pytest.raises(CheckpointError, match="belong together"):
         Predictor.from_bytes(weights, {k: v for k, v in config.items() if k != "encoding"})

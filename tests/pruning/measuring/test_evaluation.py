@@ -87,8 +87,8 @@ def test_root_kl_is_the_mean_of_the_roots_of_the_tokens_kl(checkpoint: Path, con
             fold = numbers[batch.conversations[span.row]]
             roots[fold] += kl[span.row, span.start - 1 : span.stop - 1].clamp(min=0.0).sqrt().tolist()
     assert found.folds is not None
-    for number, fold in enumerate(found.folds):
-        assert fold.root_kl == pytest.approx(np.mean(roots[number]), rel=1e-2)
+    for number, of_fold in enumerate(found.folds):
+        assert of_fold.root_kl == pytest.approx(np.mean(roots[number]), rel=1e-2)
     assert found.score == pytest.approx(np.mean(roots[0] + roots[1]) ** 2, rel=1e-2)
     assert found.score < 0.99 * found.kl  # the tokens differ: by Jensen's inequality
 
