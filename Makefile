@@ -13,7 +13,7 @@ help:
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
 	@echo "make second     train the second model anew (about an hour)"
-	@echo "make bench-search     the search against every other method, on validation (an hour; resumable)"
+	@echo "make bench-search     the search against every other method, on validation (two hours or more; resumable)"
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"

@@ -16,7 +16,7 @@ from pruning.measuring.metrics import Metrics
 class Progress(Protocol):
     """Told about every evaluation of a search.
 
-    Called with the evaluations done and planned, what is being searched, and the metrics of least KL found for it (None
+    Called with the evaluations done and planned, what is being searched, and the metrics of the least score found for it (None
     during the sensitivity scan). May raise to stop the search; everything measured so far is stored.
     """
 
@@ -72,7 +72,7 @@ class SearchProgressBar:
 
 
 def _told(best: Metrics | None) -> str:
-    """The least KL and, where it was measured, how often its configuration agrees with the dense model."""
+    """The KL of the least score and, where it was measured, how often its configuration agrees with the dense model."""
     if best is None:
         return "best KL -"
     agreement = "" if best.agreement is None else f", agreement {best.agreement:.1%}"
