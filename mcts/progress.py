@@ -16,8 +16,8 @@ from pruning.measuring.metrics import Metrics
 class Progress(Protocol):
     """Told about every evaluation of a search.
 
-    Called with the evaluations done and planned, what is being searched, and the metrics of the least score found for it (None
-    during the sensitivity scan). May raise to stop the search; everything measured so far is stored.
+    Called with the evaluations done and planned, what is being searched, and the metrics of the least score found for
+    it (None during the sensitivity scan). May raise to stop the search; everything measured so far is stored.
     """
 
     def __call__(self, evaluations: int, total: int, target: str, best: Metrics | None, /) -> None: ...
