@@ -35,7 +35,7 @@ from benchmarks.collect import (
     TRAINED_TARGETS,
 )
 from benchmarks.flap_statistics import flap_statistics
-from benchmarks.intervals import coverage_of_other_methods, coverage_of_plans
+from benchmarks.intervals import bias_of_other_methods, coverage_of_plans
 from benchmarks.learned import Learned
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.steps import Steps, alone_in
@@ -149,7 +149,7 @@ class _Run:
             rows = _quality(repository, subject, self._trained, self._held_out)
             known = {subject.widths(sample) for sample in self._trained}
             targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
-            others = coverage_of_other_methods(_planner(repository), subject, targets, known)
+            others = bias_of_other_methods(_planner(repository), subject, targets, known)
         summary = {
             "training_seconds": self._learned.training_seconds(TRAINING_SEEDS[0]),
             **_summary_of_quality(rows),
