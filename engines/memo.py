@@ -57,10 +57,7 @@ class MemoisedEvaluator:
         self._key = (model_id, ranking_sha256, calibration_id)
         self._evaluate = evaluate
         self._source, self._protocol = source, protocol
-        stored = repository.list_samples(
-            model_id, ranking_sha256=ranking_sha256, calibration_id=calibration_id, protocol=protocol
-        )
-        self._by_kl = any(sample.metrics.is_scored_by_kl for sample in stored)
+        self._by_kl = repository.is_scored_by_kl(*self._key, protocol=protocol)
 
     def __call__(self, architectures: Sequence[Architecture], /) -> list[Metrics]:
         """Metrics of `architectures` [n], in order. Raises InputError if a measured metric is not finite."""

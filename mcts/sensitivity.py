@@ -5,7 +5,7 @@ where the surrogate table of the search starts. Where a space has more options t
 (`scan_choices` says which), and `values.filling` says what the others cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -81,9 +81,15 @@ def scan_sensitivity(
         found += [metrics.score for metrics in score(choices[start : start + SCAN_BATCH])]
         if on_evaluations is not None:
             on_evaluations(len(found))
+    return scan_table(space, dict(zip(choices, found, strict=True)))
+
+
+def scan_table(space: Space, measured: Mapping[Choice, float]) -> FloatArray:
+    """[N, K] of what was `measured` at the top of the space and at choices that leave it in one decision; the rest is
+    estimated, from at least the choices of a scan."""
     table = np.full((space.num_decisions, int(space.counts.max())), np.nan)
-    table[np.arange(space.num_decisions), space.top] = found[0]
-    for choice, measured in zip(choices[1:], found[1:], strict=True):
-        n = int(np.flatnonzero(np.array(choice) != space.top)[0])
-        table[n, choice[n]] = measured
+    table[np.arange(space.num_decisions), space.top] = measured[space.top]
+    for choice, score in measured.items():
+        for n in np.flatnonzero(np.array(choice) != space.top):
+            table[n, choice[n]] = score
     return filled_table(space, table)

@@ -16,21 +16,11 @@ from values.decisions import padded
 from values.encoding import Encoding
 
 
-def places_in(levels: Space, space: Space) -> IntArray | None:
-    """[N] which decision of `space` each one of `levels` is; None if `space` decides anything else, of which it leaves
-    more than one option, or lacks one."""
-    places = {decision.sites: n for n, decision in enumerate(space.decisions)}
-    found = [places.pop(decision.sites, -1) for decision in levels.decisions]
-    if min(found) < 0 or any(space.counts[n] > 1 for n in places.values()):
-        return None
-    return np.array(found, dtype=np.int64)
-
-
 def costs_within(
     levels: Space, limits: Limits, places: IntArray | None = None
 ) -> tuple["DecisionCosts", IntArray, IntArray, IntArray]:
     """Costs of the `levels` brought down to what `limits` allow; which options [N, K] of theirs that are; the units
-    [N, K] of those; and the slack [J]. `places` [N] are those of `places_in`, by default one after another.
+    [N, K] of those; and the slack [J]. `places` [N] are those of `Space.places_of`, by default one after another.
 
     Limits that the dearest choice meets are left out, unless all are. What costs nothing under the others is taken: of
     options on one stair a level is the last. The slack is negative where even the first levels are too much.

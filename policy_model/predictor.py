@@ -13,7 +13,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
-from policy_model.costs import DecisionCosts, costs_within, parameter_costs, places_in
+from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
 from policy_model.local_search import worth_of_raising
 from policy_model.model_features import NUM_KINDS, decision_features
@@ -181,7 +181,7 @@ class Predictor:
                 remedy="Train one for this model with `lop train`",
             )
         space = limits.space
-        places = places_in(self.encoding.space, space)
+        places = space.places_of(self.encoding.space)
         if places is None:
             raise InputError(
                 "a predictor decides what its samples differ in",

@@ -2,23 +2,28 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.prices import Price
 from pruning.planning.space import Space
+from pruning.planning.target import counted
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from storage.contract import Findings
 from storage.records import ModelRecord, SearchRecord, SearchStatus
 from values.unseen import UnseenPoint
+
+if TYPE_CHECKING:
+    from mcts.result import TargetResult
 
 _logger = logging.getLogger("service.searches")
 
@@ -49,23 +54,24 @@ class FoundConfiguration:
         search_id: the search.
         method: how it searched.
         label: the target, in words.
-        widths: FFN widths [L].
-        budget: FFN parameters that the target allowed.
-        parameters: FFN parameters that they keep.
-        level_step: FFN parameters of the largest step between two widths of the search's space.
-        metrics: as measured on the calibration set, without any rounding to other widths.
+        architecture: what it keeps.
+        budget: parameters that the target allowed, as `pruning.planning.target.counted` counts them.
+        parameters: those that it keeps.
+        level_step: those of the largest step between two options of the search's space.
+        metrics: as measured on the calibration set, without any rounding to other options.
         evaluations: configurations that were scored for this target.
         seed: of the search; None if its settings do not say.
         calibration_id: the set of `metrics`; None if the search does not say.
         validation: None if it was not validated.
         unseen: what to expect of unseen conversations; None if it was not cross-validated.
+        space: what the search was allowed to change.
         dense: metrics of the dense model on the calibration set; None if they are not known.
     """
 
     search_id: str
     method: Method
     label: str
-    widths: tuple[int, ...]
+    architecture: Architecture
     budget: int
     parameters: int
     level_step: int
@@ -76,6 +82,7 @@ class FoundConfiguration:
     validation: Validation | None = None
     unseen: UnseenPoint | None = None
     dense: Metrics | None = None
+    space: SpaceName = SpaceName.FFN
 
 
 class SearchFinder:
@@ -85,17 +92,15 @@ class SearchFinder:
         self._repository = repository
         self._found: LruCache[tuple[str, tuple[str, ...]], list[FoundConfiguration]] = LruCache(_MAX_CACHED)
 
-    def find(self, model: ModelRecord, method: Method) -> list[FoundConfiguration]:
-        """What `method` found, in the order in which the searches were stored."""
+    def find(self, model: ModelRecord, method: Method, space: SpaceName = SpaceName.FFN) -> list[FoundConfiguration]:
+        """What `method` found in spaces of that name, in the order in which the searches were stored."""
         ids = self._repository.list_search_ids(model.id, SearchStatus.DONE)
         found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
-        return [configuration for configuration in found if configuration.method is method]
+        return [x for x in found if x.method is method and x.space is space]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
         for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
-            if searched_axes(search) is not SpaceName.FFN:
-                continue  # a finished search answers requests of its own by FFN widths only
             try:
                 found += read_search(search, model.anatomy)
             except InputError as error:
@@ -113,25 +118,31 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     validated, "validation" with the name of the "data", the "id" of the set, the "metrics" target by target and, since
     exact match is told only where the dense model has any, "dense" with the metrics of that.
 
-    Raises InputError if the documents are of another form, or of another model, or the space is none of FFN widths.
+    Raises InputError if the documents are of another form, or of another model, or the space is none of those that the
+    settings name.
     """
     from mcts.result import SearchResult
 
     document = search.result or {}
-    level_step = _largest_step(searched_space(search, anatomy), anatomy)
+    name, space = searched_axes(search), searched_space(search, anatomy)
+    if name is None:
+        raise InputError("a search is of a space that this version knows", values=repr(search.settings["search"]))
+    price = counted(anatomy, name)
+    level_step = _largest_step(space, name, price)
     try:
         settings = search.settings["search"]
         method, seed = Method(settings.get("method", Method.MCTS)), settings.get("seed")
         result = SearchResult.from_dict(document["search"])
         validations = _validations(document.get("validation"), len(result.targets))
+        found = [_architecture(target, space, name, anatomy) for target in result.targets]
         return [
             FoundConfiguration(
                 search_id=search.id,
                 method=method,
                 label=target.label,
-                widths=target.widths,
+                architecture=architecture,
                 budget=target.budget,
-                parameters=_parameters(anatomy, target.widths),
+                parameters=price.cost(architecture),
                 level_step=level_step,
                 metrics=target.metrics,
                 evaluations=target.evaluations,
@@ -139,10 +150,13 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 calibration_id=document.get("calibration_id"),
                 validation=validation,
                 unseen=None if target.cross_validation is None else UnseenPoint.of(target.cross_validation),
+                space=name,
             )
-            for target, validation in zip(result.targets, validations, strict=True)
+            for target, architecture, validation in zip(result.targets, found, validations, strict=True)
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError("a finished search holds its settings and its result", values=repr(error)) from error
 
 
@@ -169,17 +183,28 @@ def searched_space(search: SearchRecord, anatomy: ModelAnatomy) -> Space:
     return ffn_levels(anatomy, num_levels=levels, round_to=round_to)
 
 
-def _largest_step(space: Space, anatomy: ModelAnatomy) -> int:
-    """FFN parameters; raises InputError for a space of anything but FFN widths."""
+def _largest_step(space: Space, name: SpaceName, price: Price) -> int:
+    """In what `price` counts; raises InputError for a space that is not of that name, or of another model."""
     sites = [site for decision in space.decisions for site in decision.sites]
-    if any(site.sublayer is not Sublayer.FFN or site.layer >= anatomy.num_layers for site in sites):
-        raise InputError("a search whose plans are made of FFN widths has a space of those", values=repr(sites[:3]))
-    steps = (
-        int(np.diff(np.sort(options.units)).max(initial=0)) * anatomy.layers[site.layer].ffn_parameters_per_channel
-        for decision in space.decisions
-        for site, options in zip(decision.sites, decision.options, strict=True)
-    )
-    return max(steps, default=0)
+    of_model = all(price.dense.get(site) == space.dense[site] for site in sites)
+    if not of_model or name_of(space) is not name:
+        raise InputError(
+            f"a search of '{name}' has a space of that, of the sites of its model",
+            values=", ".join(f"{site.layer}.{site.sublayer}" for site in sites[:3]),
+        )
+    return max(int(np.diff(np.sort(row)).max(initial=0)) for row in space.tables(price.of))
+
+
+def _architecture(target: "TargetResult", space: Space, name: SpaceName, anatomy: ModelAnatomy) -> Architecture:
+    """What was found: in FFN widths as they are said, which may be none of the space in searches of before."""
+    if name is not SpaceName.FFN:
+        if len(target.choice) != space.num_decisions or space.units_of(target.choice) != target.widths:
+            raise ValueError("a choice has an option of each decision of its space")
+        return space.architecture(target.choice)
+    widths = target.widths
+    if any(not 1 <= width <= layer.ffn_width for width, layer in zip(widths, anatomy.layers, strict=True)):
+        raise InputError("a search finds widths of its model", values=str(widths))
+    return anatomy.architecture(widths)
 
 
 def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Validation | None]:
@@ -190,9 +215,3 @@ def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Vali
     dense = document.get("dense")
     of_dense = None if dense is None else Metrics(**dense)
     return [Validation(data, calibration_id, Metrics(**metrics), of_dense) for metrics in document["metrics"]]
-
-
-def _parameters(anatomy: ModelAnatomy, widths: tuple[int, ...]) -> int:
-    if any(not 1 <= width <= layer.ffn_width for width, layer in zip(widths, anatomy.layers, strict=True)):
-        raise InputError("a search finds widths of its model", values=str(widths))
-    return sum(w * x.ffn_parameters_per_channel for w, x in zip(widths, anatomy.layers, strict=True))

@@ -4,6 +4,7 @@ for the same request. How widths are chosen is in `service.methods`.
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from pruning.allocators.methods import BEST_FIRST, Family, Method
@@ -18,6 +19,7 @@ from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
+from pruning.planning.space import Space
 from pruning.planning.workload import Budget, Workload
 from service.devices import DeviceFinder, KnownDevice
 from service.lru_cache import LruCache
@@ -94,7 +96,8 @@ class Planner:
             except InfeasibleTargetError as error:
                 if request.method is not None:
                     raise _of_method(error, request.method) from error
-                notes.append(f"{method}: this target is outside the widths it was made with")
+                made_with = "widths" if request.space is SpaceName.FFN else "options"
+                notes.append(f"{method}: this target is outside the {made_with} it was made with")
                 continue
             except CheckpointError as error:
                 if request.method is not None:
@@ -118,13 +121,14 @@ class Planner:
         model = self.model(request.model)
         known = None if request.device is None else self._devices.find(request.device)
         device = None if known is None else known.device
+        space = fine_space(model.anatomy, request.space, round_to=request.round_to, tp_size=request.tp_size)
         if request.space in (SpaceName.ATTENTION, SpaceName.ALL):
-            self._check_group_order(model)
+            self._check_group_order(model, space)
         target = _target(request, device)
         workload = Workload() if target.budget is None else target.budget.workload
         demand = Demand(
             anatomy=model.anatomy,
-            space=fine_space(model.anatomy, request.space, round_to=request.round_to, tp_size=request.tp_size),
+            space=space,
             sparsity=target.sparsity,
             scope=target.scope,
             budget=target.budget,
@@ -132,22 +136,22 @@ class Planner:
         )
         try:
             question = Question(model, request, demand, demand.limits_for())
-        except InfeasibleBudgetError as error:
-            raise error if device is None else _on_device(error, device) from error
+        except InfeasibleTargetError as error:
+            if device is not None and isinstance(error, InfeasibleBudgetError):
+                told = _on_device(error, device)
+                if told is not error:
+                    raise told from error
+            raise _with_other_spaces(error, demand, request) from error
         return question, target, known
 
-    def _check_group_order(self, model: ModelRecord) -> None:
-        """Raises InputError where nobody knows which KV groups go first: such a plan could not be applied."""
-        sha256 = model.ranking_sha256
-        has_order = self._orders_groups.get(
-            sha256, lambda: Ranking.from_bytes(self._repository.get_artifact(sha256).content).kv_groups is not None
-        )
-        if not has_order:
-            raise InputError(
-                "a plan that cuts KV groups needs a ranking that orders them",
-                values=f"that of model {model.id!r} orders FFN channels only",
-                remedy="Register the model anew, under another id, with `lop model add`",
-            )
+    def _check_group_order(self, model: ModelRecord, space: Space) -> None:
+        """Raises InputError as `Ranking.check_space`; a ranking is long, so it is read once where it orders groups."""
+
+        def read() -> Ranking:
+            return Ranking.from_bytes(self._repository.get_artifact(model.ranking_sha256).content)
+
+        if not self._orders_groups.get(model.ranking_sha256, lambda: read().kv_groups is not None):
+            read().check_space(space)
 
     def _ranking_of(self, answer: Answer, model: ModelRecord) -> PlanRanking:
         """What the plan names: the method's own ranking, which is stored now, or the model's."""
@@ -278,10 +282,35 @@ def _on_device(error: InfeasibleBudgetError, device: Device) -> InfeasibleBudget
     )
 
 
+def _with_other_spaces(error: InfeasibleTargetError, demand: Demand, request: PlanRequest) -> InfeasibleTargetError:
+    """`error`, which says in its remedy too what the other spaces can do."""
+    said = []
+    for name in SpaceName:
+        if name is request.space:
+            continue
+        try:
+            space = fine_space(demand.anatomy, name, round_to=request.round_to, tp_size=request.tp_size)
+            replace(demand, space=space).limits_for()
+            said.append(f"'{name}' reaches it")
+        except InfeasibleBudgetError as other:
+            said.append(f"'{name}' needs {other.binding} = {other.nearest_values[other.binding]}")
+        except InfeasibleTargetError as other:
+            said.append(f"'{name}' reaches {other.nearest}")
+        except InputError:  # nothing to decide there, or the scope counts something else
+            continue
+    others = f"; of the other spaces {', '.join(said)}" if said else ""
+    return _said_anew(error, error.rule, error.remedy + others)
+
+
 def _of_method(error: InfeasibleTargetError, method: Method) -> InfeasibleTargetError:
     """`error` where other methods may be able to do what `method` cannot."""
     rule = f"method '{method}' cannot remove this much: {error.rule}"
     remedy = f"Leave `method` out, or {error.remedy[:1].lower()}{error.remedy[1:]}"
+    return _said_anew(error, rule, remedy)
+
+
+def _said_anew(error: InfeasibleTargetError, rule: str, remedy: str) -> InfeasibleTargetError:
+    """The same in other words."""
     if isinstance(error, InfeasibleBudgetError):
         return InfeasibleBudgetError(
             rule, values=error.values, remedy=remedy, binding=error.binding, nearest_values=error.nearest_values

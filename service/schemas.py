@@ -11,6 +11,7 @@ from pruning.devices.profile import DeviceProfile
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
+from pruning.planning.target import usual_scope
 from pruning.planning.workload import Budget
 from storage.records import ModelRecord, PredictorRecord
 
@@ -109,7 +110,7 @@ class PlanRequest(BaseModel):
     def counted(self) -> Scope:
         """What the sparsity is a fraction of: where more than FFN widths may change, the decoder if nothing is said."""
         said = self.space is SpaceName.FFN or self.sparsity is None or "scope" in self.model_fields_set
-        return self.scope if said else Scope.DECODER
+        return self.scope if said else usual_scope(self.space)
 
 
 class RankingLink(BaseModel):

@@ -1,22 +1,23 @@
-"""Finds a complete one-layer scan among the stored samples of a model: what the additive allocator works from."""
+"""Finds a one-decision scan among the stored samples of a model: what the additive allocator works from."""
 
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Option, Sublayer
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SpaceName, fine_space, name_of
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan_parts import content_id
-from pruning.planning.space import Space
-from service.finished_searches import searched_space
+from pruning.planning.space import Choice, Space
+from service.finished_searches import searched_axes, searched_space
 from service.lru_cache import LruCache
 from storage.contract import Findings
 from storage.records import ModelRecord, Sample, SearchStatus
+from values.decisions import check_space
 
 _MAX_CACHED = 64
 
@@ -25,57 +26,78 @@ _logger = logging.getLogger("service.searches")
 
 @dataclass(frozen=True)
 class SensitivityScan:
-    """KL to dense of every option of every layer while all other layers are dense.
+    """KL to dense of every option of every decision while all others are dense.
 
     Attributes:
-        id: a hash of the calibration set and the widths; samples are immutable, so it stands for the whole scan.
+        id: a hash of the calibration set and the options; in spaces that are scanned in part, of what was measured,
+            too. Samples are immutable, so it stands for the whole scan.
         calibration_id: the set that it was measured on.
-        space: the widths that were measured, equally many of each layer, one decision a layer. It serves requests of
-            any `round_to`: its widths are repaired to theirs.
-        table: [L, K] in nats.
+        space: what was scanned. It serves requests of any `round_to`: its options are brought down to theirs.
+        table: [N, K] in nats; 0 where a decision has no such option. Estimated where a large space was scanned in part.
+        num_samples: evaluations that it is made of, the dense model's own not counted.
     """
 
     id: str
     calibration_id: str
     space: Space
     table: FloatArray
+    num_samples: int
 
     @property
     def num_levels(self) -> int:
         """K."""
         return int(self.table.shape[1])
 
-    @property
-    def num_samples(self) -> int:
-        """Evaluations that the scan took, the dense model's own not counted."""
-        return int(self.table.shape[0]) * (self.num_levels - 1)
 
+def find_scan(
+    anatomy: ModelAnatomy, samples: Iterable[Sample], spaces: Sequence[Space] = (), name: SpaceName = SpaceName.FFN
+) -> SensitivityScan | None:
+    """The scan with the most options, of equals that of the calibration set that came last; None if there is none.
 
-def find_scan(anatomy: ModelAnatomy, samples: Iterable[Sample], spaces: Sequence[Space] = ()) -> SensitivityScan | None:
-    """The complete scan with the most levels, of equals that of the calibration set that came last; None if none.
-
-    A scan is of one of the `spaces` that were searched. Where none of those is complete, it is of the widths that were
-    measured: the same ones in all layers of one width, equally many in all layers.
+    A scan is of one of the `spaces` that were searched. FFN widths are scanned as a whole, other spaces as far as a
+    search scans them (`mcts.sensitivity.scan_choices`); what was measured beyond that counts, too. Where no scan of FFN
+    widths that were searched is there, it is of the widths that were measured: the same ones in all layers of one
+    width, equally many in all layers.
     """
-    dense = anatomy.dense_units(Sublayer.FFN)
-    measured: dict[str, list[dict[int, float]]] = {}
+    of_ffn = name is SpaceName.FFN
+    known = [space for space in spaces if (_is_table(space, anatomy) if of_ffn else _is_of(space, anatomy, name))]
+    by_set: dict[str, list[Sample]] = {}
     for sample in samples:
-        rows = measured.setdefault(sample.calibration_id, [{w: 0.0} for w in dense])
-        widths = anatomy.ffn_widths_alone(sample.architecture)
-        changed = [] if widths is None else [i for i, (a, b) in enumerate(zip(widths, dense, strict=True)) if a != b]
-        if widths is not None and len(changed) == 1:
-            rows[changed[0]][widths[changed[0]]] = sample.metrics.kl
-    candidates = [[row.tolist() for row in space.units] for space in spaces if _is_table(space, anatomy)]
+        if len({site.layer for site, _ in sample.architecture.items}) == 1:  # else it changes several decisions
+            by_set.setdefault(sample.calibration_id, []).append(sample)
     best: SensitivityScan | None = None
-    for calibration_id, rows in measured.items():
-        complete = [c for c in candidates if all(w in row for row, ws in zip(rows, c, strict=True) for w in ws)]
-        widths_found = max(complete, key=lambda c: len(c[0]), default=None) or _measured_widths(rows, dense)
-        if widths_found is not None and (best is None or len(widths_found[0]) >= best.num_levels):
-            table = np.array([[row[w] for w in ws] for row, ws in zip(rows, widths_found, strict=True)])
-            scan_id = content_id({"calibration": calibration_id, "widths": widths_found})
-            space = ffn_space(widths_found)
-            best = SensitivityScan(scan_id, calibration_id, space, table)
+    for calibration_id, scored in by_set.items():
+        found = [scan for space in known if (scan := _scan(space, calibration_id, scored, name)) is not None]
+        if not found and of_ffn and (widths := _measured_widths(anatomy, scored)) is not None:
+            found = [scan for scan in [_scan(ffn_space(widths), calibration_id, scored, name)] if scan is not None]
+        scan = max(found, key=_num_options, default=None)
+        if scan is not None and (best is None or _num_options(scan) >= _num_options(best)):
+            best = scan
     return best
+
+
+def _num_options(scan: SensitivityScan) -> int:
+    return int(scan.space.counts.sum())
+
+
+def _scan(space: Space, calibration_id: str, samples: Iterable[Sample], name: SpaceName) -> SensitivityScan | None:
+    """The scan of `space` among the `samples` of a calibration set; None if something of it is missing."""
+    from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_choices, scan_table
+
+    measured: dict[Choice, float] = {}
+    for sample in samples:
+        choice = space.choice_of(sample.architecture)
+        if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) == 1:
+            measured[choice] = sample.metrics.kl
+    of_ffn = name is SpaceName.FFN
+    if any(x not in measured for x in scan_choices(space, None if of_ffn else MAX_SCAN_EVALUATIONS)[1:]):
+        return None
+    key: dict[str, Any] = {"widths": [row.tolist() for row in space.units]}
+    if not of_ffn:
+        key = {"space": space.document(), "measured": sorted(measured)}
+    scan_id = content_id({"calibration": calibration_id} | key)
+    table = scan_table(space, measured | {space.top: 0.0})
+    return SensitivityScan(scan_id, calibration_id, space, table, len(measured))
 
 
 def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
@@ -88,8 +110,25 @@ def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
     )
 
 
-def _measured_widths(rows: Sequence[dict[int, float]], dense: Sequence[int]) -> list[list[int]] | None:
-    """[L][K] the widths of `rows` [L], width -> KL; None if some are missing in a layer."""
+def _is_of(space: Space, anatomy: ModelAnatomy, name: SpaceName) -> bool:
+    """Whether it decides what plans of that name decide, each decision from few units to all of them."""
+    try:
+        check_space(space)
+        fine = fine_space(anatomy, name, round_to=1)
+    except InputError:
+        return False
+    of_model = all(fine.dense.get(site) == units for site, units in space.dense.items())
+    return name_of(space) is name and of_model and fine.places_of(space) is not None
+
+
+def _measured_widths(anatomy: ModelAnatomy, samples: Iterable[Sample]) -> list[list[int]] | None:
+    """[L][K] FFN widths: the dense one and those of single cuts; None if some are missing in a layer."""
+    dense = anatomy.dense_units(Sublayer.FFN)
+    rows = [{width} for width in dense]
+    for sample in samples:
+        (site, option), *others = sample.architecture.items
+        if site.sublayer is Sublayer.FFN and not others and option == Option(option.units) and option.units:
+            rows[site.layer].add(option.units)
     widths = [sorted(row) for row in rows]
     of_equals: dict[int, list[int]] = {}
     complete = all(of_equals.setdefault(w, row) == row for w, row in zip(dense, widths, strict=True))
@@ -101,20 +140,25 @@ class ScanFinder:
 
     def __init__(self, repository: Findings) -> None:
         self._repository = repository
-        self._found: LruCache[tuple[str, int, tuple[str, ...]], SensitivityScan | None] = LruCache(_MAX_CACHED)
+        self._found: LruCache[tuple[str, SpaceName, int, tuple[str, ...]], SensitivityScan | None]
+        self._found = LruCache(_MAX_CACHED)
 
-    def find(self, model: ModelRecord) -> SensitivityScan | None:
-        """The scan to allocate by; None if no complete one is stored for the model's ranking."""
+    def find(self, model: ModelRecord, name: SpaceName = SpaceName.FFN) -> SensitivityScan | None:
+        """The scan to allocate by in spaces of that name; None if none is stored for the model's ranking."""
         count = self._repository.count_samples(model.id)
         searches = self._repository.list_search_ids(model.id, SearchStatus.DONE)
-        return self._found.get((model.id, count, searches), lambda: self._look(model))
+        return self._found.get((model.id, name, count, searches), lambda: self._look(model, name))
 
-    def _look(self, model: ModelRecord) -> SensitivityScan | None:
-        spaces = []
+    def _look(self, model: ModelRecord, name: SpaceName) -> SensitivityScan | None:
+        spaces: dict[str, Space] = {}
         for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+            if searched_axes(search) is not name:
+                continue
             try:
-                spaces.append(searched_space(search, model.anatomy))
+                space = searched_space(search, model.anatomy)
             except InputError as error:
                 _logger.warning("the space of search %s of model %s is left out: %s", search.id, model.id, error)
+            else:
+                spaces.setdefault(content_id(space.document()), space)
         samples = self._repository.list_samples(model.id, ranking_sha256=model.ranking_sha256)
-        return find_scan(model.anatomy, samples, spaces)
+        return find_scan(model.anatomy, samples, [*spaces.values()], name)

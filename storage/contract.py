@@ -93,6 +93,9 @@ class Samples(Protocol):
     ) -> list[Sample]:
         """The samples of a model that were scored after `protocol`, in the order they were stored."""
 
+    def is_scored_by_kl(self, model_id: str, ranking_sha256: str, calibration_id: str, *, protocol: str = "") -> bool:
+        """Whether one of those samples has `Metrics.is_scored_by_kl`; the rest of them is not read."""
+
     def count_samples(self, model_id: str) -> int:
         """Samples of a model over all rankings, calibration sets and protocols."""
 
@@ -212,6 +215,9 @@ class Catalogue(Protocol):
 
     def latest_predictor_id(self, model_id: str) -> str | None:
         """The id of `latest_predictor` alone: to see whether there is a new one, without reading all of it."""
+
+    def list_predictor_spaces(self, model_id: str) -> list[tuple[str, dict[str, Any] | None]]:
+        """Id and space of the predictors of a model, oldest first: what else a predictor says of itself is long."""
 
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
         """Predictors of one model or of all, oldest first."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -97,8 +97,12 @@ def plan_of(document: Mapping[str, Any]) -> PruningPlan:
 
 def metrics_of(row: SampleRow | Row[*tuple[Any, ...]]) -> Metrics:
     """Of a row, or of the columns of one that are named as the fields."""
-    folds = None if row.folds is None else tuple(FoldMetrics(*fold) for fold in row.folds)
+    folds = folds_of(row.folds)
     return Metrics(row.kl, row.nll, row.accuracy, row.num_tokens, row.num_answers, row.agreement, folds)
+
+
+def folds_of(column: Sequence[Sequence[Any]] | None) -> tuple[FoldMetrics, ...] | None:
+    return None if column is None else tuple(FoldMetrics(*fold) for fold in column)
 
 
 def sample_of(row: SampleRow, anatomy: ModelAnatomy) -> Sample:

@@ -157,6 +157,12 @@ class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repo
     def latest_predictor_id(self, model_id: str) -> str | None:
         return self._read_one(_LATEST_PREDICTOR_ID, model_id=model_id)
 
+    def list_predictor_spaces(self, model_id: str) -> list[tuple[str, dict[str, Any] | None]]:
+        query = select(PredictorRow.id, PredictorRow.space).where(PredictorRow.model_id == model_id)
+        with self._reading() as session:
+            found = session.execute(query.order_by(PredictorRow.created_at, PredictorRow.id))
+            return [(row.id, row.space) for row in found]
+
     def list_predictors(self, model_id: str | None = None) -> list[PredictorRecord]:
         query = select(PredictorRow).order_by(PredictorRow.created_at, PredictorRow.id)
         if model_id is not None:

@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import Metrics, scored_by_kl
 from storage.contract import Samples
 from storage.documents import check_protocol, configuration_document, configuration_key
 from storage.records import Sample
-from storage.rows import metrics_of, sample_of
+from storage.rows import folds_of, metrics_of, sample_of
 from storage.sql_store import SqlStore, require_artifact, require_calibration, require_model
 from storage.tables import SampleRow
 
@@ -93,6 +93,16 @@ class SampleStore(SqlStore, Samples):
         with self._reading() as session:
             rows = session.scalars(query.order_by(SampleRow.number))
             return [sample_of(row, self._anatomy(session, model_id)) for row in rows]
+
+    def is_scored_by_kl(self, model_id: str, ranking_sha256: str, calibration_id: str, *, protocol: str = "") -> bool:
+        query = select(SampleRow.folds).where(
+            SampleRow.model_id == model_id,
+            SampleRow.ranking_sha256 == ranking_sha256,
+            SampleRow.calibration_id == calibration_id,
+            SampleRow.protocol == protocol,
+        )
+        with self._reading() as session:
+            return any(scored_by_kl(folds_of(folds)) for folds in session.scalars(query))
 
     def count_samples(self, model_id: str) -> int:
         with self._reading() as session:

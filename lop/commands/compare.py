@@ -7,19 +7,21 @@ import typer
 
 from lop.commands.options import (
     DEFAULT_DATABASE,
-    DEFAULT_TARGETS,
     Database,
     Json,
     ModelId,
     conversations_of,
+    default_targets,
     open_database,
 )
 from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from pruning.allocators.methods import Method
 from pruning.measuring.metrics import exact_match_tells
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope, check_sparsity
+from pruning.planning.target import usual_scope
 
 
 def compare(
@@ -30,11 +32,29 @@ def compare(
     ],
     sparsity: Annotated[
         list[float] | None,
-        typer.Option("--sparsity", "-s", help="Target; repeat for several. Default: 0.2 to 0.7 in tenths."),
+        typer.Option(
+            "--sparsity",
+            "-s",
+            help="Target; repeat for several. Default: 0.2 to 0.7 in tenths, in other spaces than ffn 0.15, 0.3, 0.45 "
+            "and 0.6.",
+        ),
     ] = None,
-    scope: Annotated[Scope, typer.Option(help="What the sparsities count.")] = Scope.FFN,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            help="What the sparsities count: ffn by default in the space of FFN widths, decoder in the others.",
+            show_default=False,
+        ),
+    ] = None,
+    space: Annotated[
+        SpaceName,
+        typer.Option(
+            help="What the plans may change: FFN widths, KV groups (down to none), whole layers, or all of that."
+        ),
+    ] = SpaceName.FFN,
     method: Annotated[
-        list[Method] | None, typer.Option(help="Repeat for several. Default: all that the stored data allow.")
+        list[Method] | None,
+        typer.Option(help="Repeat for several. Default: all that the space knows and the stored data allow."),
     ] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
@@ -46,7 +66,7 @@ def compare(
     from lop.console.pictures import check_picture, draw_comparison
     from lop.workflows.comparing import compare_methods
 
-    sparsities = [check_sparsity(s) for s in sparsity or DEFAULT_TARGETS]
+    sparsities = [check_sparsity(s) for s in sparsity or default_targets(space)]
     if plot is not None:
         check_picture(plot)
     with open_database(database) as repository:
@@ -59,6 +79,7 @@ def compare(
                 sparsities,
                 methods=method,
                 scope=scope,
+                space=space,
                 round_to=round_to,
                 on_plan=on_plan,
             )
@@ -73,12 +94,12 @@ def compare(
         draw_comparison(rows, plot, exact_match=exact_match_tells(comparison.dense))
         stderr().print(f"wrote {plot}", markup=False)
     if json:
-        document = {"model": model, "data": str(data), "dense": comparison.dense.to_dict()}
+        document = {"model": model, "data": str(data), "space": space, "dense": comparison.dense.to_dict()}
         print_json(document | {"plans": [plan.to_dict() for plan in comparison.plans]})
         return
     print_table(
         f"plans for {model} on {data} ({len(loaded)} conversations)",
-        ["method", f"sparsity ({scope})", "achieved", *quality_columns(comparison.dense), "note"],
+        ["method", f"sparsity ({scope or usual_scope(space)})", "achieved", *quality_columns(comparison.dense), "note"],
         [
             [
                 p.method,
@@ -95,4 +116,4 @@ def compare(
     else:
         print_line(NO_EXACT_MATCH)
     if any(plan.filled_up for plan in comparison.plans):
-        print_line("filled up: what was searched for another target, with channels added up to this one")
+        print_line("filled up: what was searched for another target, with channels or KV groups added up to this one")

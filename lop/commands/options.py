@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lop.console.console import warn
+from pruning.planning.axis_spaces import SpaceName
 
 if TYPE_CHECKING:
     from pruning.data.conversations import Conversation
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 DEFAULT_DATABASE = "sqlite:///lop.db"
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DEFAULT_DECODER_TARGETS = (0.15, 0.3, 0.45, 0.6)
+
+
+def default_targets(space: SpaceName) -> tuple[float, ...]:
+    """Sparsities, of what is usual in that space."""
+    return DEFAULT_TARGETS if space is SpaceName.FFN else DEFAULT_DECODER_TARGETS
+
 
 Database = Annotated[
     str,

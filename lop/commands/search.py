@@ -8,13 +8,12 @@ import typer
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
 from lop.commands.options import (
     DEFAULT_DATABASE,
-    DEFAULT_DECODER_TARGETS,
-    DEFAULT_TARGETS,
     Database,
     Json,
     ModelId,
     Seed,
     conversations_of,
+    default_targets,
     open_database,
 )
 from lop.console.console import print_json, print_line, print_table, stderr
@@ -28,6 +27,7 @@ from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
+from pruning.planning.target import usual_scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,8 +163,8 @@ def search(
             remedy="Give --engine to `lop worker`",
         )
     settings = SearchSettings(
-        sparsities=tuple(sparsity or (DEFAULT_TARGETS if space is SpaceName.FFN else DEFAULT_DECODER_TARGETS)),
-        scope=scope or (Scope.FFN if space is SpaceName.FFN else Scope.DECODER),
+        sparsities=tuple(sparsity or default_targets(space)),
+        scope=scope or usual_scope(space),
         axes=space,
         method=method,
         num_evaluations=evaluations,
@@ -222,8 +222,9 @@ def search(
                 print_json(document)
             else:
                 _show(model, settings, anatomy, result, dense, validated)
-                then = f"; train the predictor with `lop train --model {model}`" if space is SpaceName.FFN else ""
-                print_line(f"{samples} samples stored{then}")
+                option = "" if space is SpaceName.FFN else f" --space {space}"
+                train = f"lop train --model {model}{option}"
+                print_line(f"{samples} samples stored; train the predictor with `{train}`")
 
 
 def _show(

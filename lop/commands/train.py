@@ -84,12 +84,6 @@ def train(
             values=f"--rounds {rounds} " + ("without --data" if data is None else "with --resume"),
             remedy="Give the --data of the search, and no --resume",
         )
-    if rounds and space is not SpaceName.FFN:
-        raise InputError(
-            "rounds improve predictors of FFN widths",
-            values=f"--rounds {rounds} with --space {space}",
-            remedy="Leave --rounds out, and search more targets with `lop search` instead",
-        )
     with open_database(database) as repository:
         settings = TrainingSettings(num_levels=num_levels, round_to=round_to, axes=space, seed=seed)
         calibration = calibration_id(load_conversations(data, conversations)) if data is not None else None
@@ -116,7 +110,16 @@ def train(
         print_table(
             "rounds: KL of the predictor's own plans over the best known at the budgets that were searched, before and "
             "after; in between, where nothing was, KL after over before; agreement of those plans with the dense model",
-            ["round", "FFN sparsities", "new samples", "before", "after", "between", "agreement before", "after"],
+            [
+                "round",
+                f"{'FFN' if space is SpaceName.FFN else 'decoder'} sparsities",
+                "new samples",
+                "before",
+                "after",
+                "between",
+                "agreement before",
+                "after",
+            ],
             [
                 [
                     r.number,

@@ -11,9 +11,11 @@ from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.target import usual_scope
 from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import ModelRecord
@@ -32,7 +34,7 @@ class ComparedPlan:
         nll: mean negative log-likelihood of the answer tokens, in nats.
         accuracy: fraction of answers that are exact.
         agreement: fraction of answer tokens at which its first choice is the dense model's.
-        filled_up: no point of a search itself, but what one found for another target, with channels added up to this.
+        filled_up: no point of a search itself, but what one found for another target, with units added up to this.
     """
 
     method: str
@@ -74,12 +76,14 @@ def compare_methods(
     sparsities: Sequence[float],
     *,
     methods: Sequence[Method] | None = None,
-    scope: Scope = Scope.FFN,
+    scope: Scope | None = None,
+    space: SpaceName = SpaceName.FFN,
     round_to: int,
     on_plan: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Score the plans of `methods` (default: all that the stored data allow) on `conversations`.
+    """Score the plans of `methods` in `space` (default: all that the stored data allow) on `conversations`.
 
+    `scope` is what the sparsities count: by default what is usual in that space. Skipped sub-layers are not run.
     `on_plan(done, total)` is told of progress.
 
     Raises:
@@ -92,7 +96,9 @@ def compare_methods(
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import make_batches
 
-    plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
+    scope = scope or usual_scope(space)
+    asked = {"scope": scope, "space": space, "round_to": round_to}
+    plans, missing = _request_plans(repository, model_id, sparsities, methods, asked)
     model = repository.get_model(model_id)
     check_weights(model)
     folder = Path(model.path)
@@ -161,19 +167,21 @@ def _request_plans(
     model_id: str,
     sparsities: Sequence[float],
     methods: Sequence[Method] | None,
-    scope: Scope,
-    round_to: int,
+    asked: dict[str, Any],
 ) -> tuple[list[tuple[float, PruningPlan]], list[str]]:
-    """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
+    """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason.
+
+    `asked` is the rest of the requests. Methods that are for other spaces are left out unless they are named.
+    """
     from service.planner import Planner
     from service.predictor_cache import PredictorCache
 
     planner = Planner(repository, PredictorCache(repository, capacity=1))
     plans: list[tuple[float, PruningPlan]] = []
     missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
-    for method in dict.fromkeys(methods or tuple(Method)):
+    for method in dict.fromkeys(methods or (method for method in Method if asked["space"] in method.spaces)):
         for sparsity in dict.fromkeys(sparsities):
-            request = PlanRequest(model=model_id, sparsity=sparsity, scope=scope, round_to=round_to, method=method)
+            request = PlanRequest(model=model_id, sparsity=sparsity, method=method, **asked)
             try:
                 plans.append((sparsity, planner.plan(request)))
             except InfeasibleTargetError as error:

@@ -23,6 +23,7 @@ from mcts.worker import run_search
 from policy_model.predictor import Predictor
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.target import counted, usual_scope
 from storage.contract import Repository
 from storage.records import PredictorRecord, Sample
 from values.decisions import units_in
@@ -48,8 +49,8 @@ CHOICES_PER_TARGET = 6
 class RoundSettings:
     """How much a round does: `num_targets` budgets of `num_evaluations` configurations each.
 
-    Budgets within `margin` (a fraction of the FFN parameters) of one of the sparsities in `avoid` are left alone: to
-    keep targets that are to judge the predictor out of its training.
+    Budgets within `margin` (a fraction of the parameters that targets count) of one of the sparsities in `avoid` are
+    left alone: to keep targets that are to judge the predictor out of its training.
     """
 
     num_targets: int = DEFAULT_TARGETS
@@ -71,7 +72,7 @@ class RoundReport:
 
     Attributes:
         number: from 1.
-        sparsities: of the budgets that were searched, [T].
+        sparsities: of the budgets that were searched, [T]: of FFN parameters, in spaces that change more the decoder's.
         plan_kl_before, plan_kl_after: measured calibration KL of the predictor's own plans there, [T].
         plan_agreement_before, plan_agreement_after: their agreement with the dense model, [T], None where it was not
             measured.
@@ -152,33 +153,39 @@ def train_in_rounds(
     def train() -> PredictorRecord:
         return train_model(repository, model_id, settings, calibration_id=calibration_id, progress=on_training)
 
+    anatomy = repository.get_model(model_id).anatomy
+    total = counted(anatomy, settings.axes).total
     record, reports = train(), []
     for number in range(first_round, num_rounds + 1):
         predictor = Predictor.stored(repository, record)
-        samples = training_samples(repository, model_id, calibration_id)
-        budgets = uncertain_budgets(predictor, samples, rounds, seed=[settings.seed, number])
+        samples = training_samples(repository, model_id, calibration_id, predictor.encoding.space)
+        kept = total - predictor.encoding.most_parameters
+        budgets = uncertain_budgets(predictor, samples, rounds, seed=[settings.seed, number], kept=kept)
         search = SearchSettings(
             budgets=budgets,
+            axes=settings.axes,
+            scope=usual_scope(settings.axes),
             num_evaluations=rounds.num_evaluations,
             seed=settings.seed + number,
             num_levels=settings.num_levels,
             round_to=settings.round_to,
             num_simulations=GUIDED_SIMULATIONS,
         )
-        before = _measured_plans(repository, model_id, calibration_id, evaluate, predictor, budgets)
+
+        def measured(who: Predictor, targets: Sequence[int], kept: int = kept) -> list[Metrics]:
+            spared = [target - kept for target in targets]
+            return _measured_plans(repository, model_id, calibration_id, evaluate, who, spared)
+
+        before = measured(predictor, budgets)
         result = run_search(
             repository, model_id, calibration_id, evaluate, search, on_search, guide=predictor, known=samples
         )
         record = train()
         trained = Predictor.stored(repository, record)
-        after = _measured_plans(repository, model_id, calibration_id, evaluate, trained, budgets)
-        total = predictor.encoding.most_parameters
+        after = measured(trained, budgets)
         # Measured now: what is measured is learnt from, and nothing of this may have been.
         middles = _between(budgets, total, rounds)
-        middle_before, middle_after = (
-            _measured_plans(repository, model_id, calibration_id, evaluate, each, middles)
-            for each in (predictor, trained)
-        )
+        middle_before, middle_after = (measured(each, middles) for each in (predictor, trained))
         reports.append(
             RoundReport(
                 number=number,
@@ -189,7 +196,8 @@ def train_in_rounds(
                 between=_sparsities(middles, total),
                 between_kl_before=_kl(middle_before),
                 between_kl_after=_kl(middle_after),
-                new_samples=len(training_samples(repository, model_id, calibration_id)) - len(samples),
+                new_samples=len(training_samples(repository, model_id, calibration_id, predictor.encoding.space))
+                - len(samples),
                 predictor=record.id,
                 plan_agreement_before=tuple(m.agreement for m in before),
                 plan_agreement_after=tuple(m.agreement for m in after),
@@ -201,18 +209,20 @@ def train_in_rounds(
 
 
 def uncertain_budgets(
-    predictor: Predictor, samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int]
+    predictor: Predictor, samples: Sequence[Sample], rounds: RoundSettings, *, seed: Sequence[int], kept: int = 0
 ) -> tuple[int, ...]:
-    """FFN parameters of the round's targets, ascending: in each part of the searched range, the one whose plan has the
-    largest error to expect. Fewer where parts are narrower than a step of one layer's level, or to be avoided.
+    """Parameters of the round's targets, ascending: in each part of the searched range, the one whose plan has the
+    largest error to expect. Fewer where parts are narrower than a step of one decision's options, or to be avoided.
+
+    `kept` are those that targets count and the space leaves alone.
 
     Raises InputError if all are.
     """
     encoding = predictor.encoding
-    total, lowest = encoding.most_parameters, encoding.least_parameters
+    total, lowest = encoding.most_parameters + kept, encoding.least_parameters + kept
     units = [found for sample in samples if (found := units_in(encoding.space, sample.architecture)) is not None]
     fractions = encoding.kept_fractions(units)
-    searched = fractions @ encoding.parameters[:, -1]
+    searched = kept + fractions @ encoding.parameters[:, -1]
     deep = searched[(fractions < 1.0).sum(axis=1) > 1]
     low = max(float(deep.min()), lowest)
     high = max(low, min(float(deep.max()), 0.98 * total))
@@ -256,7 +266,7 @@ def _measured_plans(
     predictor: Predictor,
     budgets: Sequence[int],
 ) -> list[Metrics]:
-    """Calibration metrics of what the predictor proposes for each of `budgets`."""
+    """Calibration metrics of what the predictor proposes for each of `budgets`, of the parameters that may go."""
     ranking = repository.get_model(model_id).ranking_sha256
     score = MemoisedEvaluator(repository, model_id, ranking, calibration_id, evaluate, SOURCE)
     encoding = predictor.encoding

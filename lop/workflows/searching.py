@@ -12,7 +12,7 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
-from pruning.anatomy.architecture import DENSE, Sublayer
+from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import InputError
 from pruning.planning.ranking import Ranking
@@ -56,7 +56,7 @@ def search_model(
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
     settings.resolve_targets(model.anatomy)
-    check_group_order(settings.space(model.anatomy), ranking)
+    Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
     recipe = EvaluatorRecipe.of(model, ranking, conversations)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
@@ -68,23 +68,6 @@ def search_model(
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
-
-
-def check_group_order(space: Space, ranking: bytes) -> None:
-    """Raises InputError if `space` cuts KV groups, and the file `ranking` does not say which go first."""
-    some = (
-        site
-        for decision in space.decisions
-        for site, options in zip(decision.sites, decision.options, strict=True)
-        if site.sublayer is Sublayer.ATTENTION and ((options.units > 0) & (options.units < space.dense[site])).any()
-    )
-    first = next(some, None)
-    if first is not None and Ranking.from_bytes(ranking).kv_groups is None:
-        raise InputError(
-            "a search that cuts KV groups needs a ranking that orders them",
-            values=f"the model's ranking orders FFN channels only, and layer {first.layer} may lose groups",
-            remedy="Register the model anew, under another id, with `lop model add`",
-        )
 
 
 def record_result(

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan_parts import content_id
-from pruning.planning.prices import ffn_parameters, parameters
 from pruning.planning.space import Space
+from pruning.planning.target import counted
 from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
 from storage.records import PredictorRecord, Sample, SearchStatus
-from values.decisions import is_of_ffn, units_in
+from values.decisions import units_in
 from values.typical_kl import scored_alike
 
 _logger = logging.getLogger("lop.training")
@@ -87,11 +87,9 @@ def cross_validated(
 
     dense = next((sample.metrics for sample in samples if not sample.architecture.items), None)
     space = space or ffn_widths(anatomy, round_to=1)
-    of_ffn = is_of_ffn(space)
-    price = ffn_parameters(anatomy) if of_ffn else parameters(anatomy)
-    outside = 0 if of_ffn else anatomy.total_parameters - anatomy.decoder_parameters
+    price = counted(anatomy, name_of(space))
     of_space = [sample for sample in samples if units_in(space, sample.architecture) is not None]
-    cost = [price.cost(sample.architecture) - outside for sample in of_space]
+    cost = [price.cost(sample.architecture) for sample in of_space]
     found: dict[int, CrossValidation] = {}
     if dense is None:
         return found

@@ -1,4 +1,4 @@
-"""The methods that choose the widths of a plan: each is declared here, and nowhere else.
+"""The methods that choose what a plan keeps: each is declared here, and nowhere else.
 
 The names that a request may give, who answers for which, and what a user reads of them follow from the declarations.
 What computes with statistics is in `pruning.allocators.registry`.
@@ -7,26 +7,29 @@ What computes with statistics is in `pruning.allocators.registry`.
 from enum import Enum, StrEnum
 
 from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.axis_spaces import SpaceName
 
 
 class Family(Enum):
     """The data that a method decides from. The value says how a user comes by them."""
 
     PREDICTOR = "needs a predictor (`lop train`)"
-    SCAN = "needs a one-layer sensitivity scan (`lop search` begins with one)"
+    SCAN = "needs a sensitivity scan (`lop search` begins with one)"
     NOTHING = "needs no data"
     STATISTICS = "needs statistics of the model (`lop model measure`)"
     SEARCH = "needs a finished search near the target (`lop search --method`)"
 
 
 class Method(StrEnum):
-    """How the widths of a plan are chosen: the value is the name in requests and plans.
+    """How it is chosen what a plan keeps: the value is the name in requests and plans.
 
     Attributes:
         family: what it decides from.
         about: one line for who has not heard of it.
         statistics: the kind that it decides from, of the family STATISTICS.
         compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
+        spaces: what it can be asked to change. Unless it is said, all methods know all spaces, but those that decide
+            from statistics FFN widths alone.
     """
 
     _value_: str
@@ -34,6 +37,7 @@ class Method(StrEnum):
     about: str
     statistics: StatisticsKind | None
     compensates: bool
+    spaces: tuple[SpaceName, ...]
 
     def __new__(
         cls,
@@ -42,14 +46,16 @@ class Method(StrEnum):
         about: str = "",
         statistics: StatisticsKind | None = None,
         compensates: bool = False,
+        spaces: tuple[SpaceName, ...] = (),
     ) -> "Method":
         member = str.__new__(cls, name)
         member._value_ = name
         member.family, member.about, member.statistics, member.compensates = family, about, statistics, compensates
+        member.spaces = spaces or ((SpaceName.FFN,) if family is Family.STATISTICS else tuple(SpaceName))
         return member
 
     LOP = "lop", Family.PREDICTOR, "the predictor that was trained on searches of this model"
-    ADDITIVE_DP = "additive-dp", Family.SCAN, "the least sum of one-layer sensitivities, by dynamic programming"
+    ADDITIVE_DP = "additive-dp", Family.SCAN, "the least sum of sensitivities one by one, by dynamic programming"
     UNIFORM = "uniform", Family.NOTHING, "the same retention in every layer"
 
     WANDA_SP = (
@@ -67,7 +73,14 @@ class Method(StrEnum):
     )
     OWL = "owl", Family.STATISTICS, "layers with more outliers keep more", StatisticsKind.ACTIVATIONS
     ECOFLAP = "ecoflap", Family.STATISTICS, "losses under perturbed weights", StatisticsKind.ZEROTH_ORDER
-    SHORTGPT = "shortgpt", Family.STATISTICS, "layers that change their input less go", StatisticsKind.ACTIVATIONS
+    SHORTGPT = (
+        "shortgpt",
+        Family.STATISTICS,
+        "layers that change their input less go, one after the other",
+        StatisticsKind.ACTIVATIONS,
+        False,
+        (SpaceName.FFN, SpaceName.LAYERS, SpaceName.ALL),
+    )
 
     MCTS = "mcts", Family.SEARCH, "the best configuration of this product's search"
     EVOLUTION = "evolution", Family.SEARCH, "the best of an evolutionary search"
@@ -85,9 +98,18 @@ def describe_methods() -> str:
     *first, last = (f"`{method}`" for method in BEST_FIRST)
     families = []
     for family in Family:
-        members = "; ".join(f"`{method}`: {method.about}" for method in Method if method.family is family)
+        members = "; ".join(f"`{method}`: {_about(method)}" for method in Method if method.family is family)
         families.append(f"{members} ({family.value}).")
     return (
-        f"How widths are chosen. By default the first of {', '.join(first)} and {last} that the stored data allow, "
-        f"`{Method.MCTS}` only if a search is finished within one level step of the target. {' '.join(families)}"
+        f"How it is chosen what to keep. By default the first of {', '.join(first)} and {last} that the stored data "
+        f"allow, `{Method.MCTS}` only if a search is finished within one level step of the target. {' '.join(families)}"
     )
+
+
+def _about(method: Method) -> str:
+    """One line, with the spaces that it is for, if those are not all."""
+    if len(method.spaces) == len(SpaceName):
+        return method.about
+    *others, last = method.spaces
+    where = f"{', '.join(others)} and {last}" if others else f"{last} only"
+    return f"{method.about}, space {where}"

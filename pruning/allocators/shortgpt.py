@@ -1,37 +1,41 @@
-"""ShortGPT: the layers that change the hidden states least lose their FFNs first.
+"""ShortGPT: the layers that change the hidden states least go, one after the other, until the limits are met.
 
 Men et al., arXiv 2403.03853: block influence is the mean over tokens of 1 - cos(layer's input, its output), and the
-layers of least influence are removed at once. Differs from the paper: a layer loses its FFN only, down to one rounding
-step, and keeps its attention; the layer at which the budget is reached is cut in part. Differs from the published code
-in the influence: the mean is over tokens, not over the sums of samples, and the last output is taken before the final
-norm.
-"""
+layers of least influence are removed at once. In the space of whole layers it is just that, and so the layerwise
+paradigm of arXiv 2507.20749, too. Where decisions are finer, the last layer that goes is cut in part: what it need not
+give goes back to it. Where only FFN widths may change, a layer keeps its attention, and of its FFN one rounding step.
+Layers that a space does not let go as a whole (the first, see `pruning.planning.axis_spaces`) are cut last.
 
-import math
+Differs from the published code in the influence: the mean is over tokens, not over the sums of samples, and the last
+output is taken before the final norm.
+"""
 
 import numpy as np
 
-from pruning.allocators.allocation import Allocation, architecture_near, parameter_budget
+from pruning.allocators.allocation import Allocation
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.limits import Limits
 
 
 def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits: Limits) -> Allocation:
-    """Widths that meet `limits`: dense, or the narrowest, and one layer between.
+    """What meets `limits`: layers that are dense, others at the least that the space allows, and one between.
 
     Raises:
         FingerprintMismatchError, CheckpointError, InputError: as `ModelStatistics.check`, for ACTIVATIONS.
     """
     statistics.check(anatomy, StatisticsKind.ACTIVATIONS)
-    to_remove = anatomy.ffn_parameters - parameter_budget(anatomy, limits)
-    wished = [math.inf] * anatomy.num_layers
-    for index in np.argsort(statistics.arrays["block_influence"], kind="stable"):
-        if to_remove <= 0:
+    influence, space = statistics.arrays["block_influence"], limits.space
+    layers = np.array([decision.sites[0].layer for decision in space.decisions])
+    stays = np.zeros(anatomy.num_layers, dtype=np.bool_)
+    stays[[layer for layer, units in zip(layers, space.units, strict=True) if units[0] > 0]] = True
+    choice, floor = np.array(space.top), limits.table.floor
+    for layer in np.lexsort((influence, stays)):
+        if (limits.slack(choice) >= 0).all():
             break
-        layer = anatomy.layers[index]
-        removable = layer.ffn_width - int(limits.space.units[index][0])
-        removed = min(to_remove / layer.ffn_parameters_per_channel, removable)
-        wished[index] = layer.ffn_width - removed
-        to_remove -= math.ceil(removed * layer.ffn_parameters_per_channel)
-    return Allocation(architecture_near(limits, wished))
+        choice[layers == layer] = floor[layers == layer]
+    # The later a layer went, the more of it comes back: per unit of what is short, whichever half it is of.
+    worth = np.zeros(limits.table.exists.shape)
+    for row, costs, layer in zip(worth, limits.binding.costs, layers, strict=True):
+        row[: len(costs)] = max(float(influence[layer]), 1e-9) * costs
+    return Allocation(space.architecture(limits.fit(choice, worth)))

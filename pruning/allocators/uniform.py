@@ -10,9 +10,15 @@ from pruning.planning.space import Space
 def uniform_choice(limits: Limits) -> IntArray:
     """[N] the greatest equal retention that meets `limits`; then what still fits, narrow layers first. For ladders, and
     for decisions on several sites that keep as much of each, relatively."""
+    return limits.fit(_widest_equal(limits), even_worth(limits))
+
+
+def even_worth(limits: Limits) -> FloatArray:
+    """[N, K] what options are worth where decisions are to keep alike: `evenness`, in what units cost where those are
+    channels here and KV groups there."""
     kinds = {tuple(site.sublayer for site in decision.sites) for decision in limits.space.decisions}
     one_kind = len(kinds) == 1 and len(kinds.pop()) == 1
-    return limits.fit(_widest_equal(limits), evenness(limits.space) if one_kind else _evenness_by_cost(limits))
+    return evenness(limits.space) if one_kind else _evenness_by_cost(limits)
 
 
 def evenness(space: Space) -> FloatArray:
@@ -21,7 +27,7 @@ def evenness(space: Space) -> FloatArray:
 
 
 def _evenness_by_cost(limits: Limits) -> FloatArray:
-    """As `evenness`, where units are channels here and KV groups there: counted in what they cost instead."""
+    """As `evenness`, counted in what units cost."""
     worth = np.zeros(limits.table.exists.shape)
     for row, units, costs in zip(worth, limits.space.units, limits.binding.costs, strict=True):
         short = 1.0 - units[:-1] / max(units[-1], 1)

@@ -66,7 +66,7 @@ class Metrics:
     @property
     def is_scored_by_kl(self) -> bool:
         """Whether its score is nothing but its KL: without folds, or with those from before root KL."""
-        return self.folds is None or any(fold.root_kl is None for fold in self.folds)
+        return scored_by_kl(self.folds)
 
     def scored_by_kl(self) -> "Metrics":
         """The same without root KL."""
@@ -81,6 +81,11 @@ class Metrics:
         if self.agreement is None:
             del document["agreement"]
         return document
+
+
+def scored_by_kl(folds: Sequence[FoldMetrics] | None) -> bool:
+    """Whether what is known by these `folds` is scored by KL, as `Metrics.is_scored_by_kl`."""
+    return folds is None or any(fold.root_kl is None for fold in folds)
 
 
 def exact_match_tells(dense: Metrics | None) -> bool:

@@ -162,6 +162,14 @@ def parameters(anatomy: ModelAnatomy, *, compensates: bool = False) -> Price:
     return LinearPrice(LimitKind.PARAMETERS, weights.dense, weights.parameters, fixed)
 
 
+@lru_cache(maxsize=64)
+def decoder_parameters(anatomy: ModelAnatomy) -> Price:
+    """Parameters of the decoder's layers, norms included."""
+    weights = _site_weights(anatomy, compensates=False)
+    fixed = anatomy.decoder_parameters - weights.dense_total(weights.parameters)
+    return LinearPrice(LimitKind.PARAMETERS, weights.dense, weights.parameters, fixed)
+
+
 @lru_cache(maxsize=256)
 def weight_bytes(anatomy: ModelAnatomy, *, compensates: bool = False, header_bytes: int = 0) -> Price:
     """Weight files: tensors, and `header_bytes` for what stands before them."""

@@ -20,8 +20,9 @@ from safetensors.numpy import load, save
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.arrays import IntArray
-from pruning.errors import CheckpointError, FingerprintMismatchError, PlanError
+from pruning.errors import CheckpointError, FingerprintMismatchError, InputError, PlanError
 from pruning.planning.plan_parts import UPGRADE
+from pruning.planning.space import Space
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ class Ranking:
             for site, option in architecture.items
             if option.units
         }
+
+    def check_space(self, space: Space) -> None:
+        """Raises InputError if `space` may cut KV groups, and this ranking does not say which go first: nobody could
+        apply such a plan."""
+        if self.kv_groups is not None:
+            return
+        cut = (
+            site
+            for decision in space.decisions
+            for site, options in zip(decision.sites, decision.options, strict=True)
+            if site.sublayer is Sublayer.ATTENTION and ((options.units > 0) & (options.units < space.dense[site])).any()
+        )
+        first = next(cut, None)
+        if first is not None:
+            raise InputError(
+                "what cuts KV groups needs a ranking that orders them",
+                values=f"the model's ranking orders FFN channels only, and layer {first.layer} may lose groups",
+                remedy="Register the model anew, under another id, with `lop model add`",
+            )
 
     def check_architecture(self, architecture: Architecture, anatomy: ModelAnatomy) -> None:
         """Raises PlanError unless this version and this ranking can cut `architecture` out of the model.

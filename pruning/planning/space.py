@@ -184,6 +184,15 @@ class Space:
             alike.setdefault(row.tobytes(), []).append(n)
         return [(self.units[places[0]], places) for places in alike.values()]
 
+    def places_of(self, levels: "Space") -> IntArray | None:
+        """[N of `levels`] which decision of this space each of theirs is; None if this space decides anything else, of
+        which it leaves more than one option, or lacks one."""
+        places = {decision.sites: n for n, decision in enumerate(self.decisions)}
+        found = [places.pop(decision.sites, -1) for decision in levels.decisions]
+        if min(found) < 0 or any(self.counts[n] > 1 for n in places.values()):
+            return None
+        return np.array(found, dtype=np.int64)
+
     def not_below(self, units: Sequence[int]) -> "Space":
         """This space without options of fewer than `units` [N]; where all have fewer, the widest stays. For ladders."""
         kept = []

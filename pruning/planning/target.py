@@ -7,8 +7,8 @@ from pruning.anatomy.architecture import Architecture
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import ffn_widths
-from pruning.planning.limits import Limits
-from pruning.planning.prices import ffn_parameters, parameters
+from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.prices import Price, decoder_parameters, ffn_parameters, parameters
 from pruning.planning.scope import Scope, decoder_parameters_to_keep, parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
 
@@ -82,8 +82,27 @@ def decoder_parameter_limits(anatomy: ModelAnatomy, space: Space, most: int) -> 
 
 def least_decoder_parameters(anatomy: ModelAnatomy, space: Space) -> int:
     """What the decoder's layers have left when every decision of `space` takes its first option."""
-    outside = anatomy.total_parameters - anatomy.decoder_parameters
-    return parameters(anatomy).cost(space.architecture(space.bottom)) - outside
+    return decoder_parameters(anatomy).cost(space.architecture(space.bottom))
+
+
+def usual_scope(name: SpaceName) -> Scope:
+    """What sparsities are of in spaces of that name, if nothing is said."""
+    return Scope.FFN if name is SpaceName.FFN else Scope.DECODER
+
+
+def counted(anatomy: ModelAnatomy, name: SpaceName) -> Price:
+    """The parameters that targets of searches in spaces of that name count: of the FFNs where nothing else may change,
+    else of the decoder's layers."""
+    return ffn_parameters(anatomy) if name is SpaceName.FFN else decoder_parameters(anatomy)
+
+
+def counted_budget(anatomy: ModelAnatomy, limits: Limits) -> int | None:
+    """What a sparsity leaves of the parameters that are `counted`; None under other limits."""
+    (limit, *others) = limits.limits
+    if others or limit.kind not in (LimitKind.FFN_PARAMETERS, LimitKind.PARAMETERS):
+        return None
+    of_ffn = limit.kind is LimitKind.FFN_PARAMETERS
+    return limit.most if of_ffn else limit.most - (anatomy.total_parameters - anatomy.decoder_parameters)
 
 
 def achieved_sparsity(

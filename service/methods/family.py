@@ -69,14 +69,21 @@ class Unavailable:
     error: InputError
 
 
-def of_ffn_widths_only(method: Method, space: SpaceName) -> Unavailable:
-    """What a method says that knows nothing but FFN widths, when more may be changed."""
+def in_space(space: SpaceName) -> tuple[str, str]:
+    """What an error says of `space`, and the option of a command for it: nothing for the default."""
+    return ("", "") if space is SpaceName.FFN else (f" for the space '{space}'", f" --space {space}")
+
+
+def of_other_spaces(method: Method, space: SpaceName) -> Unavailable:
+    """What a method says that does not decide what may be changed."""
+    decided = " or ".join(f"'{name}'" for name in method.spaces)
+    others = ", ".join(f"'{other}'" for other in Method if space in other.spaces)
     error = InputError(
-        f"method '{method}' decides FFN widths",
+        f"method '{method}' is for the space {decided}",
         values=f"space '{space}'",
-        remedy=f"Ask for the method '{Method.LOP}' or '{Method.UNIFORM}', or leave `method` out",
+        remedy=f"Ask for one of the methods {others}, or leave `method` out",
     )
-    return Unavailable("it decides FFN widths", error)
+    return Unavailable(f"it is for the space {decided}", error)
 
 
 class MethodFamily(Protocol):

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -15,7 +15,7 @@ from pruning.planning.plan_parts import Provenance
 from pruning.planning.space import Space
 from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limits, least_decoder_parameters
 from service.lru_cache import LruCache
-from service.methods.family import Answer, Candidate, Question, Unavailable
+from service.methods.family import Answer, Candidate, Question, Unavailable, in_space
 from service.predictor_cache import PredictorCache
 from storage.contract import Catalogue
 from storage.records import PredictorRecord
@@ -61,7 +61,7 @@ class PredictorMethod:
         if record is not None:
             return Candidate(record.id, lambda: self._answer(record, question))
         space = question.request.space
-        of_space, option = ("", "") if space is SpaceName.FFN else (f" for the space '{space}'", f" --space {space}")
+        of_space, option = in_space(space)
         error = InputError(
             f"method '{method}' needs a trained predictor",
             values=f"model {question.model.id!r} has none{of_space}",
@@ -82,7 +82,7 @@ class PredictorMethod:
         return None if found is None else self._records.get(found, lambda: self._repository.get_predictor(found))
 
     def _look(self, model_id: str) -> dict[SpaceName, str]:
-        return {space_of(record): record.id for record in self._repository.list_predictors(model_id)}
+        return {_name_of(space): key for key, space in self._repository.list_predictor_spaces(model_id)}
 
     def judge(self, record: PredictorRecord, answer: Answer, ranking_sha256: str) -> Answer:
         """`answer`, of another method, with the quality that `record` expects of it; as it is where one was measured.
@@ -116,11 +116,11 @@ class PredictorMethod:
 
         What a prediction works out once for a model is time that no request should pay.
         """
-        newest = {(p.model_id, space_of(p)): p for p in self._repository.list_predictors()}
+        newest = {(p.model_id, _name_of(p.space)): p for p in self._repository.list_predictors()}
         for record in sorted(newest.values(), key=lambda p: p.created_at)[-self._predictors.capacity :]:
             try:
                 anatomy = self._repository.get_model(record.model_id).anatomy
-                space = fine_space(anatomy, name := space_of(record), round_to=DEFAULT_ROUND_TO)
+                space = fine_space(anatomy, name := _name_of(record.space), round_to=DEFAULT_ROUND_TO)
                 self._predictors.predict(record, anatomy, _halfway(anatomy, space, name))
             except InputError as error:
                 _logger.warning("predictor %s of model %s cannot be used: %s", record.id, record.model_id, error)
@@ -157,12 +157,12 @@ def _halfway(anatomy: ModelAnatomy, space: Space, name: SpaceName) -> Limits:
     return decoder_parameter_limits(anatomy, space, (least + anatomy.decoder_parameters) // 2)
 
 
-def space_of(record: PredictorRecord) -> SpaceName:
-    """What a predictor decides: FFN widths, if it is from before that was stored, or what is stored cannot be read."""
-    if record.space is None:
+def _name_of(space: dict[str, Any] | None) -> SpaceName:
+    """Of a predictor's: FFN widths, if it is from before a space was stored, or if what is stored cannot be read."""
+    if space is None:
         return SpaceName.FFN
     try:
-        return name_of(Space.from_document(record.space))
+        return name_of(Space.from_document(space))
     except (InputError, KeyError, TypeError, ValueError):
         return SpaceName.FFN  # which is tried, and refused as a whole
 

@@ -5,24 +5,26 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from pruning.allocators.allocation import parameter_budget
 from pruning.allocators.methods import Method
-from pruning.allocators.uniform import evenness
-from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.allocators.uniform import even_worth, uniform_choice
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.limits import Limits
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
-from pruning.planning.prices import ffn_parameters
-from pruning.planning.scope import Scope
+from pruning.planning.prices import Price
+from pruning.planning.space import Space
+from pruning.planning.target import counted, counted_budget, usual_scope
 from service.finished_searches import FoundConfiguration, SearchFinder
-from service.methods.family import Answer, Candidate, Question, Unavailable, of_ffn_widths_only
+from service.methods.family import Answer, Candidate, Question, Unavailable, in_space
 from storage.contract import Findings
 
 REACH = Fraction(1, 16)
-"""A configuration answers requests for up to this much more of the model's FFN parameters than it keeps."""
+"""A configuration answers requests for up to this much more of the parameters that targets count than it keeps."""
+
+_SKIPPED_LAST = 1e-6
+"""What filling up a sub-layer that was found skipped is worth of the usual: others grow first."""
 
 
 class SearchedMethods:
@@ -37,45 +39,55 @@ class SearchedMethods:
         A request that names no method is answered within one level step of the search only: further off, methods that
         work from all levels know more of the target than a neighbour that is filled up.
         """
-        if question.request.space is not SpaceName.FFN:
-            return of_ffn_widths_only(method, question.request.space)
-        found = self._searches.find(question.model, method)
+        space = question.request.space
+        found = self._searches.find(question.model, method, space)
         by_default = question.request.method is None
-        anatomy, limits = question.model.anatomy, question.limits
+        price, limits = counted(question.model.anatomy, space), question.limits
         best = best_configuration(
             found,
-            lambda x: lacking_parameters(x, anatomy, limits),
-            anatomy.ffn_parameters,
+            lambda x: lacking_parameters(x, price, limits),
+            price.total,
             within_one_step=by_default,
         )
         if best is not None:
             return Candidate(f"{best.search_id}: {best.label}", lambda: _answer(best, question))
         labels = dict.fromkeys(configuration.label for configuration in found)
-        request = question.request
-        sparsity, scope = request.sparsity, "" if request.scope is Scope.FFN else f" --scope {request.scope}"
-        if sparsity is None:
-            sparsity = math.ceil((1 - parameter_budget(anatomy, limits) / anatomy.ffn_parameters) * 1000) / 1000
+        of_space, option = in_space(space)
+        what, parameters = ("widths", "FFN") if space is SpaceName.FFN else ("configurations", "decoder")
         error = InputError(
-            f"method '{method}' needs a finished search whose widths fit the target and leave at most {REACH} of the "
-            "FFN parameters to add",
+            f"method '{method}' needs a finished search{of_space} whose {what} fit the target and leave at most "
+            f"{REACH} of the {parameters} parameters to add",
             values=f"model {question.model.id!r} was searched by it for {', '.join(labels) or 'nothing'}",
-            remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method} -s {sparsity}"
-            f"{scope}`, or leave `method` out",
+            remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method}{option} "
+            f"-s {_target(question, price)}`, or leave `method` out",
         )
-        return Unavailable("no search is finished within one level step of this target", error)
+        return Unavailable(f"no search{of_space} is finished within one level step of this target", error)
+
+
+def _target(question: Question, price: Price) -> str:
+    """The sparsity to search, and its scope where a command does not take it for granted."""
+    request, limits = question.request, question.limits
+    if request.sparsity is None:
+        kept = counted_budget(question.model.anatomy, limits)
+        if kept is None:
+            kept = price.cost(limits.space.architecture(uniform_choice(limits)))
+        return str(math.ceil((1 - kept / price.total) * 1000) / 1000)
+    return f"{request.sparsity}" + (
+        "" if request.counted is usual_scope(request.space) else f" --scope {request.counted}"
+    )
 
 
 def best_configuration(
     found: list[FoundConfiguration],
     lacking: Callable[[FoundConfiguration], float],
-    ffn_parameters: int,
+    parameters: int,
     *,
     within_one_step: bool = False,
 ) -> FoundConfiguration | None:
     """The configuration to answer with, or None.
 
-    `lacking` says how many FFN parameters would have to be added to use up what is asked for; it is negative for a
-    configuration that exceeds it. Of those that fit and lack at most `REACH` x `ffn_parameters` (and at most one step
+    `lacking` says how many parameters would have to be added to use up what is asked for; it is negative for a
+    configuration that exceeds it. Of those that fit and lack at most `REACH` x `parameters` (and at most one step
     of their search's levels, if `within_one_step`), the one of least KL; of equal ones the one that keeps more, then
     one that was validated, then the later. A KL says nothing about another calibration set: only those of one set
     count, the one of most answers, whose KLs are the least noisy; of equal ones the latest. Sets that are not known
@@ -83,7 +95,7 @@ def best_configuration(
     """
 
     def reach(x: FoundConfiguration) -> Fraction:
-        far = REACH * ffn_parameters
+        far = REACH * parameters
         return min(far, Fraction(x.level_step)) if within_one_step else far
 
     near = [(index, x) for index, x in enumerate(found) if 0 <= lacking(x) <= reach(x)]
@@ -94,15 +106,23 @@ def best_configuration(
     return min(compared, key=lambda e: (e[1].metrics.kl, -e[1].parameters, e[1].validation is None, -e[0]))[1]
 
 
-def lacking_parameters(found: FoundConfiguration, anatomy: ModelAnatomy, limits: Limits) -> float:
-    """FFN parameters that could be added to `found` until a limit is used up; negative if it exceeds one.
+def lacking_parameters(found: FoundConfiguration, price: Price, limits: Limits) -> float:
+    """Parameters, as `price` counts them, that could be added to `found` until a limit is used up; negative if it
+    exceeds one.
 
-    As far as parameters of all layers cost alike under each limit, and exactly for a limit on parameters.
+    As far as parameters of all decisions cost alike under each limit, and exactly for a limit on parameters.
     """
-    space, price = limits.space, ffn_parameters(anatomy)
+    space = limits.space
     removable = price.cost(space.architecture(space.top)) - price.cost(space.architecture(space.bottom))
-    slacks: list[int] = limits.slack(space.at_most(found.widths)).tolist()
+    slacks: list[int] = limits.slack(space.at_most(_units(found, space))).tolist()
     return min(slack * (removable / max(x.dense - x.least, 1)) for slack, x in zip(slacks, limits.limits, strict=True))
+
+
+def _units(found: FoundConfiguration, space: Space) -> list[int]:
+    """[N] what is kept of each decision's first site: of whole layers as much as of the other."""
+    options = found.architecture.options
+    first = [decision.sites[0] for decision in space.decisions]
+    return [options[site].units if site in options else space.dense[site] for site in first]
 
 
 def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
@@ -111,25 +131,34 @@ def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
 
 
 def _answer(found: FoundConfiguration, question: Question) -> Answer:
-    """The searched widths, filled up to the budget.
+    """What was found, filled up to the budget.
 
-    Channels are only added, so what was measured is to be expected, on validation data if there is some; unless
-    other widths are multiples of the request's `round_to`: then some layers lose channels, and it says nothing of them.
+    Units are only added, so what was measured is to be expected, on validation data if there is some; unless other
+    options are allowed by the request's `round_to` and `tp_size`: then some layers lose units, and it says nothing of
+    them.
     """
     request, limits = question.request, question.limits
     space = limits.space
-    choice = limits.fit(space.at_most(found.widths), evenness(space))
-    widths = space.units_of(choice)
+    then = _units(found, space)
+    worth = even_worth(limits)
+    worth[[n for n, units in enumerate(then) if units == 0]] *= _SKIPPED_LAST
+    choice = limits.fit(space.at_most(then), worth)
+    now = space.units_of(choice)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
-    measured = all(now >= then for now, then in zip(widths, found.widths, strict=True))
-    same_target = request.sparsity is not None and found.budget == limits.limits[0].most
-    filled_up = widths != found.widths and not same_target
+    measured = all(a >= b for a, b in zip(now, then, strict=True))
+    allowed = counted_budget(question.model.anatomy, limits)
+    same_target = request.sparsity is not None and found.budget == allowed
+    units = "channels" if request.space is SpaceName.FFN else "channels or KV groups"
+    filled_up = list(now) != then and not same_target
     if filled_up:
         notes.append("searched for another target and filled up to this one")
     if not measured:
-        notes.append(f"rounding to multiples of {request.round_to} took channels that were there when it was measured")
-    elif widths != found.widths and same_target:
-        notes.append("channels were added to what was measured, up to the target")
+        shared = "" if request.tp_size == 1 else f" and to what {request.tp_size} devices share"
+        notes.append(
+            f"rounding to multiples of {request.round_to}{shared} took {units} that were there when it was measured"
+        )
+    elif list(now) != then and same_target:
+        notes.append(f"{units} were added to what was measured, up to the target")
     if measured:
         notes.append(_meaning_of_quality(found))
     return Answer(

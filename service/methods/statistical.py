@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import CheckpointError, InputError, StorageError
-from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan_parts import Provenance
 from service.lru_cache import LruCache
-from service.methods.family import Answer, Candidate, Question, Unavailable, of_ffn_widths_only
+from service.methods.family import Answer, Candidate, Question, Unavailable, of_other_spaces
 from storage.contract import Registry
 from storage.records import StatisticsRecord
 
@@ -29,8 +28,8 @@ class StatisticalMethods:
 
     def find(self, method: Method, question: Question) -> Candidate | Unavailable:
         """The model's latest statistics of the kind that the allocator works from."""
-        if question.request.space is not SpaceName.FFN:
-            return of_ffn_widths_only(method, question.request.space)
+        if question.request.space not in method.spaces:
+            return of_other_spaces(method, question.request.space)
         from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 
         allocator = STATISTICAL_ALLOCATORS[method.value]

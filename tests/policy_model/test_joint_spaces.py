@@ -32,17 +32,6 @@ from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limi
 from storage.records import Sample
 from tests.tiny_models import save_tiny_checkpoint
 
-SETTINGS = TrainingSettings(
-    num_levels=4,
-    axes=SpaceName.ALL,
-    seed=3,
-    policy_rounds=2,
-    policy_steps_per_round=60,
-    problems_per_round=192,
-    batch_size=32,
-    policy_width=32,
-    policy_blocks=1,
-)
 KEPT = (0.85, 0.7, 0.55, 0.4)
 """Of the decoder's parameters."""
 
@@ -88,8 +77,8 @@ def space(anatomy: ModelAnatomy) -> Space:
 
 
 @pytest.fixture(scope="module")
-def predictor(anatomy: ModelAnatomy, space: Space) -> Predictor:
-    return train_predictor(anatomy, samples_of(anatomy, space, 400), SETTINGS)
+def predictor(anatomy: ModelAnatomy, space: Space, settings: TrainingSettings) -> Predictor:
+    return train_predictor(anatomy, samples_of(anatomy, space, 400), replace(settings, axes=SpaceName.ALL))
 
 
 def limits_of(anatomy: ModelAnatomy, space: Space) -> list[Limits]:
@@ -164,11 +153,11 @@ def test_other_decisions_are_refused(anatomy: ModelAnatomy, predictor: Predictor
 
 
 @pytest.mark.parametrize("name", [SpaceName.LAYERS, SpaceName.ATTENTION])
-def test_spaces_of_one_axis_are_learnt_too(name: SpaceName) -> None:
+def test_spaces_of_one_axis_are_learnt_too(name: SpaceName, settings: TrainingSettings) -> None:
     anatomy = read_anatomy(REFERENCE / "model")
     space = coarse_space(anatomy, name)
     samples = samples_of(anatomy, space, 250)
-    found = train_predictor(anatomy, samples, replace(SETTINGS, axes=name, num_levels=8))
+    found = train_predictor(anatomy, samples, replace(settings, axes=name, num_levels=8))
     fine = fine_space(anatomy, name, round_to=8)
     planned, drawn = [], []
     for kept in (0.85, 0.7):

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.allocators.methods import Method
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import DENSE, Sublayer
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from pruning.planning.plan import PruningPlan
@@ -309,7 +309,7 @@ def found(
     metrics = Metrics(kl, 1.0, 0.5, 1000, num_answers)
     validation = Validation("other.json", "v", metrics) if validated else None
     return FoundConfiguration(
-        "s", Method.RANDOM, "x", (1,), 1000, parameters, level_step, metrics, 10, 0, calibration_id, validation
+        "s", Method.RANDOM, "x", DENSE, 1000, parameters, level_step, metrics, 10, 0, calibration_id, validation
     )
 
 

@@ -53,6 +53,8 @@ def test_latest_is_by_created_at_and_of_one_model(filled: SqlRepository) -> None
     assert filled.latest_predictor("other") == foreign
     assert [p.id for p in filled.list_predictors()] == ["old", "new", "foreign"]
     assert [p.id for p in filled.list_predictors("m")] == ["old", "new"]
+    assert filled.list_predictor_spaces("m") == [(p.id, p.space) for p in filled.list_predictors("m")]
+    assert filled.list_predictor_spaces("none") == []
 
 
 @pytest.mark.parametrize("field", ["model_id", "weights_sha256"])

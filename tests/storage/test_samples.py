@@ -9,7 +9,7 @@ import pytest
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError, NotFoundError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from storage.sql_repository import SqlRepository
 from storage.sql_samples import LOOKUP_CHUNK
 from tests.storage.examples import ANATOMY, PROTOCOL, RANKING_SHA256, WEIGHTS_SHA256, calibration, model, sample
@@ -52,6 +52,24 @@ def test_model_ranking_and_calibration_set_tell_samples_apart(filled: SqlReposit
     assert filled.list_samples("m", ranking_sha256=WEIGHTS_SHA256) == [variants[3]]
     assert filled.list_samples("m", ranking_sha256=RANKING_SHA256, calibration_id="c") == [variants[0]]
     assert filled.list_samples("other") == [variants[1]]
+
+
+def test_whether_samples_of_one_setting_are_scored_by_kl(filled: SqlRepository) -> None:
+    """One without root KL is enough; those of another ranking, set or protocol say nothing."""
+    filled.add_calibration(calibration("d"))
+    folds = tuple(FoldMetrics(0.1, 0.8, 0.9, 320, 16, root_kl=0.3) for _ in range(2))
+    by_root = [
+        dataclasses.replace(s, metrics=dataclasses.replace(s.metrics, folds=folds)) for s in (sample(1), sample(2))
+    ]
+    others = [sample(1, calibration_id="d"), dataclasses.replace(sample(1), ranking_sha256=WEIGHTS_SHA256)]
+    filled.add_samples([*by_root, *others, dataclasses.replace(sample(1), protocol=PROTOCOL)])
+    assert not filled.is_scored_by_kl("m", RANKING_SHA256, "c")
+    assert filled.is_scored_by_kl("m", RANKING_SHA256, "d")
+    assert filled.is_scored_by_kl("m", WEIGHTS_SHA256, "c")
+    assert filled.is_scored_by_kl("m", RANKING_SHA256, "c", protocol=PROTOCOL)
+    filled.add_samples([sample(3)])
+    assert filled.is_scored_by_kl("m", RANKING_SHA256, "c")
+    assert not filled.is_scored_by_kl("missing", RANKING_SHA256, "c")
 
 
 def test_find_samples_returns_those_measured_for_exactly_this_setting(filled: SqlRepository) -> None:

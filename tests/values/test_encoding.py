@@ -28,11 +28,20 @@ def small() -> tuple[Space, Encoding]:
 
 def test_sensitivities_are_read_from_one_layer_samples_and_gaps_are_filled() -> None:
     _, encoding = small()
-    first = [log_kl(0.5), log_kl(0.5) + log_kl(0.1) - log_kl(0.2)]  # falls like the second
-    second = [log_kl(0.2), log_kl(0.1)]
-    third = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
-    np.testing.assert_allclose(encoding.log_sensitivity, [first, second, third])
+    first = [log_kl(0.5), log_kl(0.5 / 4)]  # half the removed fraction, squared
+    second = third = [log_kl(0.2), log_kl(0.1)]  # which is next to it
+    np.testing.assert_allclose(encoding.log_sensitivity, [first, second, third], rtol=1e-5)
     assert encoding.features[:, -2:].tolist() == [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+def test_single_cuts_at_other_widths_fill_the_gaps_too() -> None:
+    anatomy = anatomy_of([30, 30])
+    space = ffn_levels(anatomy, num_levels=3, round_to=10)
+    encoding = encode(anatomy, space, [sample(anatomy, [15, 30], 0.08), sample(anatomy, [30, 20], 0.02)])
+    scale = [log_kl(0.08 * 4), log_kl(0.02 * 9)]
+    expected = [[own + 2 * math.log(p) for p in (2 / 3, 1 / 3)] for own in scale]
+    np.testing.assert_allclose(encoding.log_sensitivity, expected, rtol=1e-4)
+    assert encoding.features[:, -2:].tolist() == [[0.0, 0.0], [0.0, 1.0]]
 
 
 def test_shape_features() -> None:

@@ -125,7 +125,7 @@ def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
     assert (layers.method, layers.target.space) == ("uniform", (Axis.SKIP,))
     assert "no predictor is trained for this model and space" in str(layers.provenance.note)
     for method, message in (
-        (Method.FLAP, "decides FFN widths"),
+        (Method.FLAP, r"for the space 'ffn' \(got space 'layers'\).*'shortgpt'"),
         (Method.LOP, r"for the space 'layers'.*--space layers"),
     ):
         with pytest.raises(InputError, match=message):
@@ -143,7 +143,7 @@ def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
     ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
     bare = repository.put_artifact(replace(ranking, kv_groups=None).to_bytes(), BINARY)
     repository.add_model(replace(model, id="bare", ranking_sha256=bare))
-    with pytest.raises(InputError, match="a search that cuts KV groups needs a ranking that orders them"):
+    with pytest.raises(InputError, match="what cuts KV groups needs a ranking that orders them"):
         search_model(repository, "bare", conversations, JOINT, name="data")
     layers = replace(JOINT, axes=SpaceName.LAYERS, sparsities=(0.25,), num_evaluations=2)
     assert search_model(repository, "bare", conversations, layers, name="data").targets[0].metrics.kl > 0.0

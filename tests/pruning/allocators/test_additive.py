@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.additive import additive_architecture, interpolated_losses
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.arrays import FloatArray, IntArray
-from pruning.errors import InfeasibleBudgetError
+from pruning.errors import InfeasibleBudgetError, InputError
 from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.space import Decision, Options, Space
 from tests.pruning.made_up_limits import ladders, limit
 from tests.pruning.made_up_scans import MadeUpScan, made_up_scan, total_loss
 
@@ -62,6 +64,39 @@ def test_losses_between_levels_are_linear() -> None:
     levels, space = ladders([8, 32], [8, 16]), ladders([8, 16, 24, 32], [8, 16])
     losses = interpolated_losses(levels, np.array([[3.0, 0.0], [1.0, 0.5]]), space)
     assert losses.tolist() == [[3.0, 2.0, 1.0, 0.0], [1.0, 0.5, 0.0, 0.0]]
+
+
+def joint(memory: int) -> MadeUpScan:
+    """KV groups, with one option more than the FFN and down to none, and an FFN; a byte a channel, 8 a group."""
+    attention, ffn = (Site(1, sublayer) for sublayer in (Sublayer.ATTENTION, Sublayer.FFN))
+    rows = {attention: [0, 1, 2, 3], ffn: [0, 16, 32]}
+    levels = Space(
+        tuple(Decision((site,), (Options(np.array(row)),)) for site, row in rows.items()), {attention: 3, ffn: 32}
+    )
+    fixed = Site(0, Sublayer.ATTENTION)  # which was not scanned: there is nothing to choose
+    fine = Space(
+        (
+            Decision((fixed,), (Options(np.array([1])),)),
+            levels.decisions[0],
+            Decision((ffn,), (Options(np.arange(0, 33, 8)),)),
+        ),
+        {fixed: 1, **levels.dense},
+    )
+    limits = Limits(fine, (limit(LimitKind.MEMORY_BYTES, memory, 0, (8,), (0, 8, 16, 24), tuple(range(0, 33, 8))),))
+    return MadeUpScan(levels, np.array([[5.0, 1.0, 0.2, 0.0], [3.0, 2.5, 0.0, 0.0]]), limits)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(8, [1, 0, 0]), (16, [1, 1, 0]), (40, [1, 2, 16]), (48, [1, 1, 32])])
+def test_decisions_of_several_kinds_by_hand(memory: int, expected: list[int]) -> None:
+    """The first group saves 4, the whole FFN 3 and half of it .5: levels are [5, 1, .2, 0] and [3, 2.5, 0]."""
+    scan = joint(memory)
+    assert scan.limits.units_of(solved(scan)) == expected
+
+
+def test_other_decisions_than_those_that_were_scanned_are_refused() -> None:
+    scan = joint(40)
+    with pytest.raises(InputError, match=r"decides what was scanned \(got asked for 2 decisions, scanned 2"):
+        additive_architecture(scan.levels, scan.loss, two_layers(56, 9).limits)
 
 
 def test_a_limit_that_nothing_meets_is_named() -> None:
