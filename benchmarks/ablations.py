@@ -18,7 +18,7 @@ from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.arrays import IntArray
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.roofline import RooflineLatency
@@ -70,15 +70,19 @@ class StairsLatency(LatencyModel):
 
     source = LatencySource.ROOFLINE
     description = "made up"
+    times_attention = False
 
     def __init__(self, anatomy: ModelAnatomy, workload: Workload, seed: int) -> None:
         super().__init__(workload)
         self._price = np.exp(np.random.default_rng(seed).normal(0.0, 0.2, anatomy.num_layers))
 
-    def layer_phases_ns(self, layer: int, widths: IntArray) -> tuple[IntArray, IntArray]:
-        tiles = -(-widths // TILE)
+    def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
+        """A layer's time is on its FFN."""
+        if site.sublayer is Sublayer.ATTENTION:
+            return np.zeros_like(units), np.zeros_like(units)
+        tiles = -(-units // TILE)
         prefill, decode = (
-            np.ceil(self._price[layer] * (wait + each * tiles)) for wait, each in ((9e4, 3e4), (4e3, 2e3))
+            np.ceil(self._price[site.layer] * (wait + each * tiles)) for wait, each in ((9e4, 3e4), (4e3, 2e3))
         )
         return prefill.astype(np.int64), decode.astype(np.int64)
 

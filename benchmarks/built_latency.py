@@ -1,7 +1,8 @@
 """How long a request takes on a device, from the modules of a model that was built: stated anew, without product code.
 
-From a profile's tables where they cover the request: a line between the two nearest widths, then between the two
-nearest lengths. Else from the device's two figures: a pass takes as long as its operations at the peak or as its bytes
+A layer is what is left of it without either half, its attention, and its FFN; what is skipped takes no time. From a
+profile's tables where they cover the request: a line between the two nearest numbers of units, then between the two
+nearest lengths. Else from the device's two figures: a half takes as long as its operations at the peak or as its bytes
 at the bandwidth, of which a data sheet's count 60% and 70% (docs/devices.md). In seconds and floating point; the
 product counts whole nanoseconds, rounded up, so `rounding_ms` says how far the two may be apart.
 """
@@ -14,7 +15,7 @@ from torch import nn
 
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.devices.device import Device
-from pruning.devices.profile import LayerTable, OutsideTable
+from pruning.devices.tables import LayerTable, OutsideTable
 from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ class BuiltLatency:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Sizes of a decoder layer: all parameters but a bias that compensation added, and what projections put out."""
+    """Sizes of a decoder layer: what projections put out, and parameters, without biases that compensation added: of
+    the attention and of the FFN, each with its norm, and what is left."""
 
     width: int
-    parameters: int
     queries: int
     keys_and_values: int
+    attention: int
+    ffn: int
+    shared: int
 
 
 def built_latency(
@@ -56,17 +60,25 @@ def built_latency(
         source, prefill, decode = "measured", *_from_tables(layer, outside, layers, workload, attended)
     else:
         source, prefill, decode = "roofline", *_roofline(model, device, workload, dtype, layers, attended or 0.0)
-    rounded = (len(layers) + 1) * (1 + steps)
+    rounded = (3 * len(layers) + 1) * (1 + steps)  # each half of a layer, and what is left of it
     return BuiltLatency((prefill + steps * decode) * 1e3, (rounded + 1) / 1e6, source)
 
 
 def _sizes(layer: nn.Module, compensated: bool) -> _Layer:
     linear = {name.split(".")[-1]: x for name, x in layer.named_modules() if isinstance(x, nn.Linear)}
-    down = linear["down_proj"]
-    added = down.bias.numel() if compensated and down.bias is not None else 0
-    parameters = sum(x.numel() for x in layer.parameters()) - added
-    kept = linear["k_proj"].out_features + linear["v_proj"].out_features
-    return _Layer(down.in_features, parameters, linear["q_proj"].out_features, kept)
+    down, query, key, value = (linear.get(name) for name in ("down_proj", "q_proj", "k_proj", "v_proj"))
+    added = down.bias.numel() if compensated and down is not None and down.bias is not None else 0
+    count = {name: x.numel() for name, x in layer.named_parameters()}
+    attention = sum(n for name, n in count.items() if name.startswith(("self_attn.", "input_layernorm.")))
+    ffn = sum(n for name, n in count.items() if name.startswith(("mlp.", "post_attention_layernorm."))) - added
+    return _Layer(
+        width=0 if down is None else down.in_features,
+        queries=0 if query is None else query.out_features,
+        keys_and_values=0 if key is None or value is None else key.out_features + value.out_features,
+        attention=attention,
+        ffn=ffn,
+        shared=sum(count.values()) - added - attention - ffn,
+    )
 
 
 def _roofline(
@@ -91,14 +103,15 @@ def _roofline(
     prefill = decode = 0.0
     for x in layers:
         pairs = prompt * (prompt + 1) / 2
-        prefill += seconds(
-            batch * (2 * x.parameters * prompt + 2 * 2 * x.queries * pairs),
-            x.parameters + batch * x.keys_and_values * prompt,
-        )
-        decode += seconds(
-            batch * (2 * x.parameters + 2 * 2 * x.queries * attended),
-            x.parameters + batch * x.keys_and_values * attended,
-        )
+        for half, queries, cached in ((x.attention, x.queries, x.keys_and_values), (x.ffn, 0, 0), (x.shared, 0, 0)):
+            prefill += seconds(
+                batch * (2 * half * prompt + 2 * 2 * queries * pairs),
+                half + batch * cached * prompt,
+            )
+            decode += seconds(
+                batch * (2 * half + 2 * 2 * queries * attended),
+                half + batch * cached * attended,
+            )
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     inside = sum(p.numel() for layer in decoder_view(model).layers for p in layer.parameters())
     rows = head.numel() if head is embedding else head.numel() + embedding.numel()
@@ -147,12 +160,23 @@ def _from_tables(
     prefill = _between(outside.prompt_tokens, outside.prefill_ms, prompt) + outside.vision_ms
     decode = outside.decode_ms
     for x in layers:
-        at_width = [_between(table.ffn_widths, row, x.width) for row in table.prefill_ms]
-        prefill += _between(table.prompt_tokens, at_width, prompt)
+        prefill += _between(table.prompt_tokens, _of_layer(table, x, "prefill_ms"), prompt)
         if attended is not None:
-            at_width = [_between(table.ffn_widths, row, x.width) for row in table.decode_ms]
-            decode += _between(table.cache_tokens, at_width, attended)
+            decode += _between(table.cache_tokens, _of_layer(table, x, "decode_ms"), attended)
     return prefill / 1e3, decode / 1e3
+
+
+def _of_layer(table: LayerTable, x: _Layer, phase: str) -> list[float]:
+    """Milliseconds of the layer at each of the table's lengths."""
+    whole, without = getattr(table, phase), getattr(table.attention, phase, None)
+    if without is None or table.attention is None:
+        return [_between(table.ffn_widths, row, x.width) for row in whole]
+    groups, axis = x.keys_and_values // (2 * table.shape.head_dim), table.attention.kv_groups
+    found = []
+    for row, by_groups in zip(whole, without, strict=True):
+        time = by_groups[0] if groups == 0 else _between(axis[1:], by_groups[1:], groups)
+        found.append(time + (0 if x.width == 0 else _between(table.ffn_widths, row, x.width) - by_groups[-1]))
+    return found
 
 
 def _between(axis: Sequence[int], values: Sequence[float], x: float) -> float:

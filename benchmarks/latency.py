@@ -19,6 +19,7 @@ import torch
 from benchmarks.machine import write_results
 from pruning.allocators.allocation import architecture_near
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.cutting.surgery import cut_model
@@ -28,6 +29,7 @@ from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.latency_model import LatencyModel, LatencySource, decode_steps
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.target import achieved_sparsity, ffn_parameter_limits
@@ -106,40 +108,46 @@ def measure(
     for model in models:
         assert model.source is LatencySource.MEASURED, model.description
     cut = plans(anatomy)
-    measured = _run_plans(dense, cut, [_inputs(sizes, config, x) for x in sizes.timed], sizes, on_step)
+    architectures = [anatomy.architecture(widths) for widths in cut]
+    inputs = [_inputs(sizes, config, x) for x in sizes.timed]
+    measured = run_architectures(dense, architectures, inputs, sizes.timed, sizes.requests, on_step)
     rows = [
         _row(number, anatomy, widths, model, times)
         for number, (widths, of_plan) in enumerate(zip(cut, measured, strict=True))
         for model, times in zip(models, of_plan, strict=True)
     ]
-    return rows, _summary(rows) | {
+    return rows, summary_of(rows) | {
         "profile_smoothing": profile.layers[0].smoothing,
         "profile_seconds": profile_seconds,
     }
 
 
-def _run_plans(
+def run_architectures(
     dense: "PreTrainedModel",
-    cut: Sequence[list[int]],
+    architectures: Sequence[Architecture],
     inputs: Sequence[dict[str, torch.Tensor]],
-    sizes: Sizes,
-    on_step: Callable[[int, int], None] | None,
+    workloads: Sequence[Workload],
+    requests: int,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> list[list[RequestTimes]]:
-    """The requests of each plan and of each of `sizes.timed`, whose `inputs` are given.
+    """[A][W] the requests of `dense` cut down to each of the `architectures` [A], of each of `workloads` [W], whose
+    `inputs` [W] are given; `requests` of each kind and visit, and one more that warms up.
 
-    Every plan is visited twice, there and back: what slows the machine down for a while slows down one visit, and a
-    drift of its clock weighs on all plans alike.
+    Every model is visited twice, there and back: what slows the machine down for a while slows down one visit, and a
+    drift of its clock weighs on all alike.
     """
     anatomy = anatomy_of(dense)
-    identity = Ranking.from_scores(anatomy, [-np.arange(x.ffn_width, dtype=np.float64) for x in anatomy.layers])
-    visits: list[list[list[RequestTimes]]] = [[] for _ in cut]
-    order = [*range(len(cut)), *reversed(range(len(cut)))]
+    in_order = [[-np.arange(x.units(sublayer), dtype=np.float64) for x in anatomy.layers] for sublayer in Sublayer]
+    by_sublayer = dict(zip(Sublayer, in_order, strict=True))
+    identity = Ranking.from_scores(anatomy, by_sublayer[Sublayer.FFN], group_scores=by_sublayer[Sublayer.ATTENTION])
+    visits: list[list[list[RequestTimes]]] = [[] for _ in architectures]
+    order = [*range(len(architectures)), *reversed(range(len(architectures)))]
     for done, number in enumerate(order):
         model = copy.deepcopy(dense)
-        cut_model(model, anatomy.architecture(cut[number]), identity)
+        cut_model(model, architectures[number], identity)
         model.to(_device())
         visits[number].append(
-            [run_requests(model, x, workload, sizes.requests) for x, workload in zip(inputs, sizes.timed, strict=True)]
+            [run_requests(model, x, workload, requests) for x, workload in zip(inputs, workloads, strict=True)]
         )
         del model
         if on_step is not None:
@@ -156,15 +164,25 @@ def _run_plans(
 def _row(
     number: int, anatomy: ModelAnatomy, widths: list[int], model: LatencyModel, measured: RequestTimes
 ) -> dict[str, Any]:
-    """Medians of all requests, as those of the profile are."""
-    expected = model.latency(widths)
-    prefill_ms, decode_ms = median(measured.prefill_ms), median(measured.decode_ms)
+    architecture = anatomy.architecture(widths)
     return {
         "plan": number,
-        "sparsity": achieved_sparsity(anatomy, anatomy.architecture(widths))[Scope.FFN],
+        "sparsity": achieved_sparsity(anatomy, architecture)[Scope.FFN],
         "widths": widths,
-        "prompt_tokens": model.workload.prompt_tokens,
-        "output_tokens": model.workload.output_tokens,
+        **compared(LatencyPrice(anatomy, model), architecture, model.workload, measured),
+    }
+
+
+def compared(
+    price: LatencyPrice, architecture: Architecture, workload: Workload, measured: RequestTimes
+) -> dict[str, Any]:
+    """What `price` says of `workload` beside what was measured: medians of all requests, as the profile has them."""
+    expected = price.latency(architecture)
+    assert expected is not None
+    prefill_ms, decode_ms = median(measured.prefill_ms), median(measured.decode_ms)
+    return {
+        "prompt_tokens": workload.prompt_tokens,
+        "output_tokens": workload.output_tokens,
         "predicted_prefill_ms": expected.prefill_ms,
         "measured_prefill_ms": prefill_ms,
         "prefill_error": expected.prefill_ms / prefill_ms - 1,
@@ -218,7 +236,8 @@ def run_requests(
     return RequestTimes(tuple(prefills[1:]), tuple(steps[1:]))
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean absolute errors, and the worst one, as fractions of what was measured."""
     prefill = mean(abs(row["prefill_error"]) for row in rows)
     decode = mean(abs(row["decode_error"]) for row in rows)
     return {

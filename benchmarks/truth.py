@@ -32,7 +32,7 @@ from benchmarks.machine import write_results
 from benchmarks.subject import REFERENCE
 from benchmarks.truth_applied import Applied, apply_plan
 from benchmarks.truth_checks import LIMITS, Checked, check_plan
-from benchmarks.truth_joint import measure_joint
+from benchmarks.truth_joint import PROFILED_SHARE, measure_joint, random_workload
 from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
 from lop.console.console import bar
 from pruning.allocators.methods import Method
@@ -65,9 +65,6 @@ CHUNK = 100
 RUNS = ("benchmarks.truth",)
 """What the processes run that check plans; they import more than the one that starts them."""
 
-PROFILED_SHARE, COVERED_SHARE = 0.1, 0.75
-"""Of the requests: those on a measured device, and of those: with a workload that its tables cover."""
-
 
 class RequestMaker:
     """Random requests that can be met, on `devices` and on none. Deterministic for a seed."""
@@ -99,7 +96,7 @@ class RequestMaker:
             scope = draw.choice(list(Scope))
             most = self._greatest_sparsity(space, scope)
             return PlanRequest(**fields, scope=scope, sparsity=draw.uniform(0, most))
-        workload = self._workload(device)
+        workload = random_workload(device, draw)
         limits = self._limits(space, workload, device)
         if device is not None and limits["memory_bytes"][0] > device.memory_bytes:
             device = fields["device"] = None
@@ -109,24 +106,6 @@ class RequestMaker:
             return PlanRequest(**fields, budget=Budget(**workload.model_dump()))
         chosen = {name: self._between(name, *limits[name]) for name in names}
         return PlanRequest(**fields, budget=Budget(**chosen, **workload.model_dump()))
-
-    def _workload(self, device: Device | None) -> Workload:
-        """Any; on a measured device mostly one that was measured."""
-        draw = self._random
-        if device is not None and device.profile is not None and draw.random() < COVERED_SHARE:
-            table = draw.choice(device.profile.layers)
-            # The last length is where the longest answer to the longest prompt ends.
-            shortest, longest, end = table.prompt_tokens[0], table.prompt_tokens[-2], table.prompt_tokens[-1]
-            return Workload(
-                batch=table.batch,
-                prompt_tokens=draw.randint(shortest, longest),
-                output_tokens=draw.randint(1, end - longest),
-            )
-        return Workload(
-            batch=draw.choice([1, 1, 2, 3, 8]),
-            prompt_tokens=int(2 ** draw.uniform(0, 11)),
-            output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
-        )
 
     def _can_share(self, tp_size: int) -> bool:
         layer = self._anatomy.layers[0]

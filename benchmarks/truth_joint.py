@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -18,22 +19,25 @@ from typing import Any
 import numpy as np
 
 from benchmarks.truth_applied import Applied, apply_plan
-from benchmarks.truth_checks import Checked, check_plan
+from benchmarks.truth_checks import LIMITS, Checked, check_plan
 from benchmarks.truth_subjects import TruthSubject
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
+from pruning.devices.device import Device
+from pruning.devices.latency import latency_model
 from pruning.planning.budget import limits_for_budget
+from pruning.planning.cost import achieved_costs
+from pruning.planning.limits import Limits
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.plan_parts import INT64_MAX
+from pruning.planning.prices import memory_bytes
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Decision, Options, Space
 from pruning.planning.workload import Budget, Workload
+from service.devices import list_devices
 from service.schemas import PlanRequest
 from storage.sql_repository import open_repository
-
-LIMITS = ("memory_bytes", "flops", "disk_bytes")
-"""Nothing is said about the time of attention that is cut, so no plan that cuts it can keep to a latency."""
 
 AXES: tuple[tuple[Axis, ...], ...] = (
     (Axis.FFN,),
@@ -45,6 +49,9 @@ AXES: tuple[tuple[Axis, ...], ...] = (
     (Axis.FFN, Axis.ATTENTION, Axis.SKIP),
 )
 """Of each space, equally often. Skips alone are of whole layers, or of single sub-layers."""
+
+PROFILED_SHARE, COVERED_SHARE = 0.1, 0.75
+"""Of all budgets: those on a measured device, and of those: with a workload that its tables cover."""
 
 STEPS = (1, 8, 8, 16, 64)
 CHUNK = 100
@@ -60,10 +67,19 @@ class JointPlan:
 
 
 class JointMaker:
-    """Random budgets that can be met, and a plan for each. Deterministic for a seed."""
+    """Random budgets that can be met, on `devices` and on none, and a plan for each. Deterministic for a seed."""
 
-    def __init__(self, anatomy: ModelAnatomy, model_id: str, seed: int, *, ranking_sha256: str = "0" * 64) -> None:
+    def __init__(
+        self,
+        anatomy: ModelAnatomy,
+        model_id: str,
+        seed: int,
+        *,
+        ranking_sha256: str = "0" * 64,
+        devices: Sequence[Device] = (),
+    ) -> None:
         self._anatomy, self._model_id, self._ranking = anatomy, model_id, PlanRanking(sha256=ranking_sha256)
+        self._devices, self._profiled = devices, [device for device in devices if device.is_measured]
         self._random = random.Random(seed)
 
     def make(self, *, compensates: bool | None = None) -> JointPlan:
@@ -73,29 +89,65 @@ class JointMaker:
         narrowest = min(layer.ffn_width for layer in self._anatomy.layers)
         axes, step = draw.choice(AXES), draw.choice([step for step in STEPS if step < narrowest])
         space = random_space(self._anatomy, axes, step, draw)
-        workload = Workload(
-            batch=draw.choice([1, 1, 2, 3, 8]),
-            prompt_tokens=int(2 ** draw.uniform(0, 11)),
-            output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
-        )
-        names = draw.sample(LIMITS, draw.randint(1, len(LIMITS)))
-        free = Budget(**dict.fromkeys(names, INT64_MAX), **workload.model_dump())
-        tables = limits_for_budget(self._anatomy, space, free, compensates=compensates).limits
-        most = {x.kind.value: x.least + int(draw.uniform(0, 1.02) * (x.dense - x.least)) for x in tables}
-        budget = Budget(**most, **workload.model_dump())
-        limits = limits_for_budget(self._anatomy, space, budget, compensates=compensates)
+        device = draw.choice([None, *self._devices])
+        if self._profiled and draw.random() < PROFILED_SHARE:
+            device = draw.choice(self._profiled)
+        workload = random_workload(device, draw)
+        if device is not None and memory_bytes(self._anatomy, workload).total > device.memory_bytes:
+            device = None  # its memory would be a limit, too
+        latency = None if device is None else latency_model(device, self._anatomy, workload)
+        known = [name for name in LIMITS if name != "latency_ms" or latency is not None]
+        names = draw.sample(known, draw.randint(1, len(known)))
+        if latency is not None and "latency_ms" not in names and draw.random() < 0.5:
+            names.append("latency_ms")
+        limits_for = partial(limits_for_budget, self._anatomy, space, latency=latency, compensates=compensates)
+        budget = random_budget(limits_for, names, workload, draw)
+        limits = limits_for(budget)
         rng = np.random.default_rng(draw.getrandbits(63))
         worth = rng.normal(size=(space.num_decisions, int(space.counts.max())))
+        architecture = space.architecture(limits.fit(rng.integers(space.counts), worth))
+        named = None if device is None else device.id
         plan = make_plan(
             self._anatomy,
-            space.architecture(limits.fit(rng.integers(space.counts), worth)),
+            architecture,
             model_id=self._model_id,
-            target=PlanTarget(budget=budget, space=axes),
+            target=PlanTarget(budget=budget, space=axes, device=named),
             ranking=self._ranking,
             method="random",
             compensates=compensates,
+            achieved=achieved_costs(self._anatomy, architecture, workload, compensates=compensates, latency=latency),
         )
-        return JointPlan(PlanRequest(model=self._model_id, budget=budget, round_to=step), plan, axes)
+        request = PlanRequest(model=self._model_id, budget=budget, round_to=step, device=named)
+        return JointPlan(request, plan, axes)
+
+
+def random_budget(
+    limits_for: Callable[[Budget], Limits], names: Sequence[str], workload: Workload, draw: random.Random
+) -> Budget:
+    """Limits of these `names`, each somewhere between what the smallest and the largest choice cost."""
+    free = {name: 1e12 if name == "latency_ms" else INT64_MAX for name in names}
+    tables = limits_for(Budget.model_validate(free | workload.model_dump())).limits
+    most = {x.kind: x.least + int(draw.uniform(0, 1.02) * (x.dense - x.least)) for x in tables}
+    said = {kind.value: kind.in_its_unit(count) for kind, count in most.items()}
+    return Budget.model_validate(said | workload.model_dump())
+
+
+def random_workload(device: Device | None, draw: random.Random) -> Workload:
+    """Any; on a measured device mostly one that was measured."""
+    if device is not None and device.profile is not None and draw.random() < COVERED_SHARE:
+        table = draw.choice(device.profile.layers)
+        # The last length is where the longest answer to the longest prompt ends.
+        shortest, longest, end = table.prompt_tokens[0], table.prompt_tokens[-2], table.prompt_tokens[-1]
+        return Workload(
+            batch=table.batch,
+            prompt_tokens=draw.randint(shortest, longest),
+            output_tokens=draw.randint(1, end - longest),
+        )
+    return Workload(
+        batch=draw.choice([1, 1, 2, 3, 8]),
+        prompt_tokens=int(2 ** draw.uniform(0, 11)),
+        output_tokens=draw.choice([0, 1, int(2 ** draw.uniform(0, 8))]),
+    )
 
 
 def random_space(anatomy: ModelAnatomy, axes: Sequence[Axis], step: int, draw: random.Random) -> Space:
@@ -137,7 +189,8 @@ def measure_joint(
 
     Returns:
         A row for each space, and a summary: `joint_violations` plans exceed their budgets, `joint_cost_errors` say
-        something of their costs that is not so, `joint_skipping` skip something. Of `joint_saved_plans` that were
+        something of their costs that is not so, `joint_skipping` skip something, `joint_latencies_by_tables` have
+        measured times. Of `joint_saved_plans` that were
         applied, the greatest difference in the bytes of files, and the largest share of the memory bound.
     """
     chunks = [
@@ -160,6 +213,7 @@ def measure_joint(
         "joint_violations": sum(bool(x.exceeded) for _, _, x in found),
         "joint_cost_errors": sum(bool(x.differing) for _, _, x in found),
         "joint_skipping": sum(skips for _, skips, _ in found),
+        "joint_latencies_by_tables": sum(x.is_measured for _, _, x in found),
         "joint_broken": [f"{x.model} {'+'.join(axes)} {x.asked}: {x.exceeded + x.differing}" for axes, x in broken[:9]],
         "joint_saved_plans": len(applied),
         "joint_disk_bytes_error": max(abs(x.disk_error) for x in applied),
@@ -190,12 +244,13 @@ def _check_chunk(
     logging.set_verbosity_error()
     with open_repository(database_url) as repository:
         anatomy = repository.get_model(subject.model_id).anatomy
-    maker = JointMaker(anatomy, subject.model_id, random.Random(seed).getrandbits(63))
+        devices = {device.id: device for device in list_devices(repository)}
+    maker = JointMaker(anatomy, subject.model_id, random.Random(seed).getrandbits(63), devices=tuple(devices.values()))
     found = []
     with TemporaryDirectory() as folder:
         for _ in range(count):
             made = maker.make()
-            checked = check_plan(made.request, made.plan, anatomy, subject.source, Path(folder))
+            checked = check_plan(made.request, made.plan, anatomy, subject.source, Path(folder), devices=devices)
             found.append((made.axes, _skips(made.plan.architecture(anatomy)), checked))
     return found
 

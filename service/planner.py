@@ -205,7 +205,8 @@ def _make_plan(
         )
     notes = [*notes, *answer.notes]
     if demand.latency is not None:
-        notes.append(f"latency: {demand.latency.description}")
+        unknown = "" if achieved.latency_ms is not None else ", so there is none for this plan"
+        notes.append(f"latency: {demand.latency.description}{unknown}")
     needed = achieved.memory_bytes
     if device is not None and needed > device.memory_bytes:
         notes.append(f"weights, KV cache and activations need {needed} bytes, {device.id} has {device.memory_bytes}")

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Row
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.devices.profile import STORED, DeviceProfile
+from pruning.devices.profile import DeviceProfile
+from pruning.devices.tables import STORED
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.plan import PruningPlan
 from storage.documents import configuration_architecture

@@ -46,7 +46,8 @@ def profile(
     database: OptionalDatabase = None,
     json: Json = False,
 ) -> None:
-    """Measure this machine and register it as a device: with the layers of a model at a ladder of FFN widths.
+    """Measure this machine and register it as a device: with the layers of a model, at ladders of FFN widths and of KV
+    groups.
 
     Plans for models of the same layer shape then have measured latencies on this device. Weights are random. Run it
     again with another model, or batch, to add to the profile; close other programs first.
@@ -75,7 +76,7 @@ def profile(
             assert checkpoint is not None
             timed = TimedModel.of_folder(checkpoint)
         plan = LadderPlan.of(timed.anatomy)
-        stderr().print(f"timing {len(plan.widths)} layers, {plan.weight_bytes / 2**20:,.0f} MiB of random weights")
+        stderr().print(f"timing {len(plan.rungs)} layers, {plan.weight_bytes / 2**20:,.0f} MiB of random weights")
         with bar("measuring") as on_step:
             measured = measure_machine(devices, device_id, timed, settings, name=name, replace=replace, on_step=on_step)
     if json:

@@ -17,7 +17,7 @@ def latency_model(device: Device, anatomy: ModelAnatomy, workload: Workload) -> 
     """
     found = find_tables(device, anatomy, workload)
     if isinstance(found, Coverage):
-        return MeasuredLatency(device, found, workload)
+        return MeasuredLatency(device, anatomy, found, workload)
     model = RooflineLatency(device, anatomy, workload)
     if device.is_measured:
         model.description += f"; {found.reason}"

@@ -1,198 +1,40 @@
-"""What was measured on one machine: the time of single decoder layers along a ladder of FFN widths, and the rest.
+"""What was measured on one machine: the time of single decoder layers along ladders of FFN widths and of KV groups, and
+the rest.
 
 Tables are by shape, not by model: every model whose layers have the same shape and dtype is priced by the same table.
-What is registered is checked: no time falls while a width grows, nor, by more than `LENGTH_NOISE`, while a length does.
-
-Letters: W widths of the ladder, P prompt lengths, C cache lengths.
+What is registered is checked, by the tables themselves and as a whole.
 """
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.devices.tables import (
+    STORED,
+    Count,
+    Dtype,
+    LayerShape,
+    LayerTable,
+    OutsideShape,
+    OutsideTable,
+    ProfilePart,
+    invalid_profile,
+)
 from pruning.errors import InputError
 
 MAX_TABLES = 64
 MAX_TIMES = 2**16
 """Numbers in all tables of a profile together: 1,024 for each of `MAX_TABLES`, where `lop device profile` measures some
-120 unless it is asked for more lengths."""
+200 unless it is asked for more lengths."""
 
 MAX_PROFILE_BYTES = 2 * 2**20
 """Of the largest profile's JSON, compact: no number is longer than 25 characters."""
 
-LENGTH_NOISE = 0.1
-"""How far a time may lie below that of a shorter length. `lop device profile` smooths what it measures; of times from
-elsewhere, a step is noise where one pass hardly takes longer than the other: decoding at two lengths of the cache."""
-
-STORED = {"stored": True}
-"""Validation context of profiles that were registered before: read as they are, if they lack what is checked today."""
-
 DEVICE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
-_Count = Annotated[int, Field(strict=True, ge=1, le=2**53)]
-_Milliseconds = Annotated[float, Field(strict=True, gt=0, le=1e9)]
 _PerSecond = Annotated[float, Field(strict=True, gt=0, le=1e21)]
 _Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Dtype = Literal["F64", "F32", "F16", "BF16"]
-TIMED_DTYPES: tuple[str, ...] = get_args(Dtype)
-
-_Row = Annotated[tuple[_Milliseconds, ...], Field(min_length=1, max_length=1024)]
-_Table = Annotated[tuple[_Row, ...], Field(min_length=1, max_length=1024)]
-_Axis = Annotated[tuple[_Count, ...], Field(min_length=1, max_length=1024)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LayerShape(_Part):
-    """What the time of a decoder layer depends on, beside its FFN width.
-
-    `ffn_parameters_per_channel` tells gated FFNs and biases apart, `other_parameters` (the layer without its FFN) the
-    biases and norms of the attention.
-    """
-
-    hidden_size: _Count
-    num_heads: _Count
-    num_kv_groups: _Count
-    head_dim: _Count
-    ffn_parameters_per_channel: _Count
-    other_parameters: Annotated[int, Field(strict=True, ge=0, le=2**53)]
-    dtype: Dtype
-
-    @classmethod
-    def is_of(cls, anatomy: ModelAnatomy, layer: DecoderLayer) -> Self:
-        """The shape of `layer`, which belongs to `anatomy`; raises InputError for a dtype that is not timed."""
-        try:
-            return cls(
-                hidden_size=anatomy.hidden_size,
-                num_heads=layer.num_heads,
-                num_kv_groups=layer.num_kv_groups,
-                head_dim=layer.head_dim,
-                ffn_parameters_per_channel=layer.ffn_parameters_per_channel,
-                other_parameters=layer.parameters - layer.ffn_parameters,
-                dtype=anatomy.dtype,
-            )
-        except ValidationError as error:
-            raise invalid_profile(error) from error
-
-
-class OutsideShape(_Part):
-    """What the time outside of the decoder layers depends on.
-
-    `parameters` counts all that lies there: embedding, norm, head, vision tower and projector.
-    """
-
-    hidden_size: _Count
-    vocab_size: _Count
-    parameters: _Count
-    dtype: Dtype
-
-    @classmethod
-    def is_of(cls, anatomy: ModelAnatomy) -> Self:
-        """The shape of what `anatomy` has outside of its layers; raises InputError for a dtype that is not timed."""
-        try:
-            return cls(
-                hidden_size=anatomy.hidden_size,
-                vocab_size=anatomy.vocab_size,
-                parameters=anatomy.total_parameters - anatomy.decoder_parameters,
-                dtype=anatomy.dtype,
-            )
-        except ValidationError as error:
-            raise invalid_profile(error) from error
-
-
-class LayerTable(_Part):
-    """Median times of one decoder layer, for one shape and batch, in milliseconds.
-
-    Attributes:
-        ffn_widths: the ladder, [W] ascending.
-        prompt_tokens: [P] ascending.
-        cache_tokens: positions that a decode step attends to, its own included, [C] ascending.
-        prefill_ms: [P][W], a whole prompt through the layer.
-        decode_ms: [C][W], one token a sequence through the layer.
-        smoothing: the most that a time was moved, as a fraction of it, so that none falls while the width or the
-            length grows.
-    """
-
-    shape: LayerShape
-    batch: _Count
-    ffn_widths: _Axis
-    prompt_tokens: _Axis
-    cache_tokens: _Axis
-    prefill_ms: _Table
-    decode_ms: _Table
-    smoothing: float = Field(default=0.0, strict=True, ge=0)
-
-    @model_validator(mode="after")
-    def _is_whole(self, info: ValidationInfo) -> Self:
-        for name in ("ffn_widths", "prompt_tokens", "cache_tokens"):
-            _check_ascending(name, getattr(self, name))
-        _check_table("prefill_ms", self.prefill_ms, rows=len(self.prompt_tokens), columns=len(self.ffn_widths))
-        _check_table("decode_ms", self.decode_ms, rows=len(self.cache_tokens), columns=len(self.ffn_widths))
-        if info.context != STORED:
-            for column, width in enumerate(self.ffn_widths):
-                at = f"at width {width}"
-                _check_lengths("prefill_ms", [row[column] for row in self.prefill_ms], self.prompt_tokens, at)
-                _check_lengths("decode_ms", [row[column] for row in self.decode_ms], self.cache_tokens, at)
-        return self
-
-    @property
-    def num_times(self) -> int:
-        """Numbers in the table, its axes included."""
-        lengths = len(self.prompt_tokens) + len(self.cache_tokens)
-        return (lengths + 1) * len(self.ffn_widths) + lengths
-
-    @property
-    def key(self) -> tuple[LayerShape, int]:
-        """There is one table of each key in a profile."""
-        return (self.shape, self.batch)
-
-
-class OutsideTable(_Part):
-    """Median times outside of the decoder layers, for one shape and batch, in milliseconds.
-
-    Attributes:
-        prompt_tokens: [P] ascending.
-        prefill_ms: [P]: embedding the prompt, final norm, and the head at the last position.
-        decode_ms: the same for one token a sequence.
-        vision_ms: vision tower and projector, one image a sequence; 0 if the model has none.
-    """
-
-    shape: OutsideShape
-    batch: _Count
-    prompt_tokens: _Axis
-    prefill_ms: _Row
-    decode_ms: _Milliseconds
-    vision_ms: float = Field(strict=True, ge=0, le=1e9)
-
-    @model_validator(mode="after")
-    def _is_whole(self, info: ValidationInfo) -> Self:
-        _check_ascending("prompt_tokens", self.prompt_tokens)
-        if len(self.prefill_ms) != len(self.prompt_tokens):
-            raise ValueError(
-                f"prefill_ms needs a time for each of {len(self.prompt_tokens)} prompt lengths, "
-                f"found {len(self.prefill_ms)}"
-            )
-        if info.context != STORED:
-            _check_lengths("prefill_ms", self.prefill_ms, self.prompt_tokens, "outside of the layers")
-        return self
-
-    @property
-    def num_times(self) -> int:
-        """Numbers in the table, its axis included."""
-        return 2 * len(self.prompt_tokens)
-
-    @property
-    def key(self) -> tuple[OutsideShape, int]:
-        """There is one table of each key in a profile."""
-        return (self.shape, self.batch)
-
 
 _EXAMPLE: dict[str, Any] = {
     "id": "office-workstation",
@@ -220,6 +62,11 @@ _EXAMPLE: dict[str, Any] = {
             "prefill_ms": [[5.1, 12.9, 20.7], [44.0, 108.0, 171.5]],
             "decode_ms": [[1.0, 2.6, 4.3], [1.1, 2.7, 4.4]],
             "smoothing": 0.0,
+            "attention": {
+                "kv_groups": [0, 1, 2, 3, 4],
+                "prefill_ms": [[0.1, 1.4, 2.6, 3.8, 5.0], [0.5, 12.0, 22.5, 33.0, 43.5]],
+                "decode_ms": [[0.05, 0.3, 0.5, 0.75, 0.95], [0.05, 0.35, 0.6, 0.85, 1.05]],
+            },
         }
     ],
     "outside": [
@@ -235,7 +82,7 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class DeviceProfile(_Part):
+class DeviceProfile(ProfilePart):
     """What `lop device profile` measured on one machine, and what `POST /v1/devices` takes.
 
     Attributes:
@@ -255,7 +102,7 @@ class DeviceProfile(_Part):
     name: _Text
     kind: Literal["cpu", "cuda"]
     machine: _Text
-    memory_bytes: _Count
+    memory_bytes: Count
     flops_per_s: dict[Dtype, _PerSecond]
     bandwidth_bytes_per_s: _PerSecond
     layers: Annotated[tuple[LayerTable, ...], Field(max_length=MAX_TABLES)] = ()
@@ -340,46 +187,3 @@ def check_same_machine(device_id: str, before: str, now: str) -> None:
             values=f"{device_id} was {before}, this is {now}",
             remedy="Choose another id, or start afresh with --replace",
         )
-
-
-def invalid_profile(error: ValidationError) -> InputError:
-    """What pydantic found first, as an error of our own."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "document"
-    return InputError(
-        f"not a valid device profile: {where}: {first['msg']}",
-        values=repr(first.get("input"))[:80],
-        remedy="Measure the device again with `lop device profile`",
-    )
-
-
-def _check_ascending(name: str, axis: Sequence[int]) -> None:
-    for before, after in pairwise(axis):
-        if after <= before:
-            raise ValueError(f"{name} must ascend, found {before} before {after}")
-
-
-def _check_table(name: str, table: Sequence[Sequence[float]], *, rows: int, columns: int) -> None:
-    """Raises ValueError unless `table` is [rows][columns] and no row falls."""
-    if len(table) != rows or any(len(row) != columns for row in table):
-        found = f"{len(table)} rows of {sorted({len(row) for row in table})}"
-        raise ValueError(f"{name} needs {rows} rows of {columns} times, one a width; found {found}")
-    for index, row in enumerate(table):
-        for column, (before, after) in enumerate(pairwise(row)):
-            if after < before:
-                raise ValueError(
-                    f"{name}[{index}] must not fall while the width grows, "
-                    f"found {before} ms and then {after} ms at width {column + 1}"
-                )
-
-
-def _check_lengths(name: str, times: Sequence[float], lengths: Sequence[int], where: str) -> None:
-    """Raises ValueError if one of `times` [P] lies more than `LENGTH_NOISE` below that of a shorter length."""
-    longest = 0.0
-    for length, time_ms in zip(lengths, times, strict=True):
-        if time_ms < longest * (1.0 - LENGTH_NOISE):
-            raise ValueError(
-                f"{name} must not fall by more than {LENGTH_NOISE:.0%} while the length grows, "
-                f"found {longest} ms and then {time_ms} ms at {length} tokens {where}"
-            )
-        longest = max(longest, time_ms)

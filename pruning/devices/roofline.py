@@ -1,20 +1,25 @@
 """Latency where nothing was measured: the roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)).
 
-A phase of a layer takes as long as its operations at the device's peak, or as its bytes at the memory's bandwidth,
-whichever is longer. That is a lower bound with peaks from a data sheet; `COMPUTE_FRACTION` and `BANDWIDTH_FRACTION`
-say what part of them is assumed to be reachable. The result is an estimate, never a measurement.
+A phase of a sub-layer takes as long as its operations at the device's peak, or as its bytes at the memory's bandwidth,
+whichever is longer; attention and FFN run one after the other, so their times add up. That is a lower bound with peaks
+from a data sheet; `COMPUTE_FRACTION` and `BANDWIDTH_FRACTION` say what part of them is assumed to be reachable. The
+result is an estimate, never a measurement.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Option, Site, Sublayer
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
+from pruning.planning import prices
 from pruning.planning.activations import vision_patches
 from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
+from pruning.planning.space import Options
 from pruning.planning.workload import Workload
 
 COMPUTE_FRACTION = 0.6
@@ -47,11 +52,11 @@ class Outside:
 
 
 class RooflineLatency(LatencyModel):
-    """The roofline of `device` for `anatomy`'s layers, at any width.
+    """The roofline of `device` for `anatomy`'s layers, with any units.
 
-    Counted: in each layer all weights once a pass, attention over the positions attended to, keys and values read
-    once; the head once a generated token; embedding rows; in the prefill vision tower and projector, one image a
-    sequence, each weight once a patch.
+    Counted: in each sub-layer its weights and norms once a pass; for each KV group attention over the positions
+    attended to, its keys and values read once; nothing of what is skipped; the head once a generated token; embedding
+    rows; in the prefill vision tower and projector, one image a sequence, each weight once a patch.
 
     Not counted: activations between operations, attention inside the vision tower, and the time to start a kernel. Of
     towers without a table of positions (Qwen2-VL's, whose images have any size) only the weights' bytes are.
@@ -62,6 +67,7 @@ class RooflineLatency(LatencyModel):
     def __init__(self, device: Device, anatomy: ModelAnatomy, workload: Workload) -> None:
         super().__init__(workload)
         self._anatomy = anatomy
+        self._parameters = prices.parameters(anatomy)
         self._outside = Outside.of(anatomy)
         self._element_bytes = DTYPE_BYTES[anatomy.dtype]
         # A profile's figures are what the machine did, not what a data sheet promises.
@@ -79,12 +85,15 @@ class RooflineLatency(LatencyModel):
             + ("" if self._outside.patches else "; the vision tower's operations are not counted")
         )
 
-    def layer_phases_ns(self, layer: int, widths: IntArray) -> tuple[IntArray, IntArray]:
-        prompt = float(self.workload.prompt_tokens)
-        prefill = self._layer_seconds(layer, widths, tokens=prompt, attended=prompt * (prompt + 1) / 2, cached=prompt)
-        cached = mean_cache_tokens(self.workload)
-        decode = self._layer_seconds(layer, widths, tokens=1.0, attended=cached, cached=cached)
-        return self.nanoseconds(prefill), self.nanoseconds(decode)
+    def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
+        parameters = self._parameters.of(site, Options(units)).astype(np.float64)
+        groups = units.astype(np.float64) if site.sublayer is Sublayer.ATTENTION else np.zeros(len(units))
+        return self._pass_ns(site.layer, parameters, groups)
+
+    def kind_of(self, site: Site) -> Hashable:
+        layer = self._anatomy.layers[site.layer]
+        parameters = self._parameters.cost_of(site, Option(1)), self._parameters.of_dense[site]
+        return *parameters, layer.units(site.sublayer), layer.heads_per_group, layer.head_dim, site.sublayer
 
     def fixed_phases_ns(self) -> tuple[int, int]:
         outside = self._outside
@@ -94,19 +103,30 @@ class RooflineLatency(LatencyModel):
         prefill = self._seconds(head_flops, outside.head + embedded * self.workload.prompt_tokens)
         vision = self._seconds(2.0 * outside.vision * outside.patches * batch, float(outside.vision))
         decode = self._seconds(head_flops, outside.head + embedded)
-        first, further = self.nanoseconds(np.array([prefill + vision, decode]))
-        return int(first), int(further)
+        first, further = self.nanoseconds(np.array([prefill + vision, decode])).tolist()
+        for layer in self._anatomy.layers:
+            # Norms that the halves share; all but FFN channels of an anatomy that lists no tensors.
+            known = sum(self._parameters.of_dense[Site(layer.index, sublayer)] for sublayer in Sublayer)
+            if shared := layer.parameters - known:
+                parameters: FloatArray = np.array([shared], dtype=np.float64)
+                prefill_ns, decode_ns = self._pass_ns(layer.index, parameters, np.zeros(1))
+                first, further = first + int(prefill_ns[0]), further + int(decode_ns[0])
+        return first, further
 
-    def _layer_seconds(
-        self, layer: int, widths: IntArray, *, tokens: float, attended: float, cached: float
-    ) -> FloatArray:
-        """[N] seconds of one pass: `tokens` positions a sequence go through, `attended` pairs, `cached` positions."""
+    def _pass_ns(self, layer: int, parameters: FloatArray, groups: FloatArray) -> tuple[IntArray, IntArray]:
+        """[K] of each phase: through `parameters` [K] of a layer, and attention with KV `groups` [K]."""
         spec, batch = self._anatomy.layers[layer], float(self.workload.batch)
-        dense = np.float64(spec.parameters)
-        parameters = dense - (spec.ffn_width - widths.astype(np.float64)) * spec.ffn_parameters_per_channel
-        flops = batch * (2.0 * parameters * tokens + 4.0 * spec.num_heads * spec.head_dim * attended)
-        elements = parameters + batch * 2.0 * spec.num_kv_groups * spec.head_dim * cached
-        return np.maximum(flops / self._flops_per_s, elements * self._element_bytes / self._bytes_per_s)
+
+        def seconds(tokens: float, attended: float, cached: float) -> FloatArray:
+            """Of one pass: `tokens` positions a sequence go through, `attended` pairs, `cached` positions."""
+            pairs = 4.0 * groups * spec.heads_per_group * spec.head_dim * attended
+            flops = batch * (2.0 * parameters * tokens + pairs)
+            elements = parameters + batch * 2.0 * groups * spec.head_dim * cached
+            return np.maximum(flops / self._flops_per_s, elements * self._element_bytes / self._bytes_per_s)
+
+        prompt, cached = float(self.workload.prompt_tokens), mean_cache_tokens(self.workload)
+        prefill = seconds(prompt, attended=prompt * (prompt + 1) / 2, cached=prompt)
+        return self.nanoseconds(prefill), self.nanoseconds(seconds(1.0, attended=cached, cached=cached))
 
     def _seconds(self, flops: float, elements: float) -> float:
         return max(flops / self._flops_per_s, elements * self._element_bytes / self._bytes_per_s)

@@ -44,8 +44,8 @@ def achieved_costs(
 ) -> Achieved:
     """All costs of `architecture`, with the biases that compensation adds or without.
 
-    `latency` prices `workload` on a device. It knows the time of whole attention only: where groups are cut, and
-    without it, nothing is said about time.
+    `latency` prices `workload` on a device. Without it, and where it has no time for what is cut, nothing is said about
+    time.
     """
     workload = workload or Workload()
     achieved = Achieved(
@@ -58,9 +58,9 @@ def achieved_costs(
         flops=prices.flops(anatomy, workload, compensates=compensates).cost(architecture),
         workload=workload,
     )
-    if latency is None or anatomy.kv_groups(architecture) != anatomy.kv_groups(Architecture()):
+    times = None if latency is None else prices.LatencyPrice(anatomy, latency).latency(architecture)
+    if latency is None or times is None:
         return achieved
-    times = latency.latency(anatomy.ffn_widths(architecture))
     return achieved.model_copy(
         update={
             "latency_ms": times.total_ms,

@@ -1,4 +1,4 @@
-"""How long a request takes on a device, layer by layer: what every source of that knowledge gives.
+"""How long a request takes on a device, sub-layer by sub-layer: what every source of that knowledge gives.
 
 A request is one prefill of the whole prompt, which gives the first token, and one decode step for each further token.
 The steps are all priced at the mean number of positions that they attend to: their time is linear in it.
@@ -6,12 +6,14 @@ The steps are all priced at the mean number of positions that they attend to: th
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import numpy as np
 
+from pruning.anatomy.architecture import Site
 from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
 from pruning.planning.workload import Workload
@@ -41,6 +43,12 @@ class Latency:
     decode_ms_per_token: float
     total_ms: float
 
+    @classmethod
+    def of_phases(cls, prefill_ns: int, decode_ns: int, workload: Workload) -> Self:
+        """From the prefill and one decode step."""
+        total = prefill_ns + decode_steps(workload) * decode_ns
+        return cls(prefill_ms=prefill_ns / 1e6, decode_ms_per_token=decode_ns / 1e6, total_ms=total / 1e6)
+
 
 def decode_steps(workload: Workload) -> int:
     """Forward passes after the prefill, which gives the first token itself."""
@@ -55,43 +63,55 @@ def mean_cache_tokens(workload: Workload) -> float:
 class LatencyModel(ABC):
     """Prices one workload on one device. All times are whole nanoseconds, rounded up.
 
+    A sub-layer takes no less time with more units, and none where it is skipped: so its smallest option is the cheapest
+    under this limit as it is under all others.
+
     Attributes:
         source: where the times come from.
         description: which profile or data sheet, and what is not counted: for the plan's note.
+        times_attention: False if only layers with whole attention were timed: then the time of a layer is on its FFN,
+            and there is none for cut attention, nor for anything that is skipped.
     """
 
     source: LatencySource
     description: str
+    times_attention: bool = True
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
+        self._known: dict[tuple[Hashable, bytes], tuple[IntArray, IntArray]] = {}
 
     @abstractmethod
-    def layer_phases_ns(self, layer: int, widths: IntArray) -> tuple[IntArray, IntArray]:
-        """The prefill and one decode step of `layer` at each of `widths` [N]: two [N] arrays, non-decreasing."""
+    def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
+        """The prefill and one decode step of `site` if it keeps each of `units` [K]: two [K] arrays.
+
+        They do not fall while `units` grow, and are 0 where those are. Raises InputError for units that nobody timed.
+        """
 
     @abstractmethod
     def fixed_phases_ns(self) -> tuple[int, int]:
-        """The prefill and one decode step of everything outside the decoder layers."""
+        """The prefill and one decode step of everything that no site's units change."""
 
-    def layer_ns(self, layer: int, widths: IntArray) -> IntArray:
-        """The whole request's time in `layer` at each of `widths` [N]; raises InputError for an endless workload."""
-        prefill, decode = self.layer_phases_ns(layer, widths)
-        return self._whole(prefill, decode)
+    def kind_of(self, site: Site) -> Hashable:
+        """Sites of one kind take the same time with the same units: it is worked out once for all of them."""
+        return site
+
+    def phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
+        """As `site_phases_ns`, remembered."""
+        key = (self.kind_of(site), units.tobytes())
+        if (found := self._known.get(key)) is None:
+            found = self._known[key] = self.site_phases_ns(site, units)
+        return found
+
+    def site_ns(self, site: Site, units: IntArray) -> IntArray:
+        """The whole request's time in `site` at each of `units` [K]; raises as `site_phases_ns`, and InputError for an
+        endless workload."""
+        return self._whole(*self.phases_ns(site, units))
 
     def fixed_ns(self) -> int:
-        """The whole request's time outside of the decoder layers; raises as `layer_ns`."""
+        """The whole request's time in what no site's units change; raises InputError for an endless workload."""
         prefill, decode = (np.array([x], dtype=np.int64) for x in self.fixed_phases_ns())
         return int(self._whole(prefill, decode)[0])
-
-    def latency(self, widths: Sequence[int]) -> Latency:
-        """A model whose FFNs have `widths` [L]; its total is the sum of `fixed_ns` and `layer_ns`."""
-        prefill, decode = self.fixed_phases_ns()
-        for layer, width in enumerate(widths):
-            more_prefill, more_decode = self.layer_phases_ns(layer, np.array([width], dtype=np.int64))
-            prefill, decode = prefill + int(more_prefill[0]), decode + int(more_decode[0])
-        total = prefill + decode_steps(self.workload) * decode
-        return Latency(prefill_ms=prefill / 1e6, decode_ms_per_token=decode / 1e6, total_ms=total / 1e6)
 
     def _whole(self, prefill: IntArray, decode: IntArray) -> IntArray:
         steps = decode_steps(self.workload)

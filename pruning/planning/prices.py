@@ -1,9 +1,8 @@
 """What a model costs, one price a limit kind: the tables of limits and the exact costs of plans are sums of the same.
 
 A price is a fixed part and one part for each site, which only depends on what that site keeps. So the costs of any
-architecture add up from tables, and tables are what a plan says of itself, but for two bounds from above: the length of
-file headers depends on all sites together, and is counted at its longest (`budget.header_bytes_bound`); KV groups that
-are cut count in time as if they were there, and such a plan says no time (`LatencyPrice`).
+architecture add up from tables, and tables are what a plan says of itself, but for one bound from above: the length of
+file headers depends on all sites together, and is counted at its longest (`budget.header_bytes_bound`).
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +21,7 @@ from pruning.errors import InputError
 from pruning.planning.activations import activation_bytes
 from pruning.planning.added_biases import added_biases, bias_parameters
 from pruning.planning.cost_table import NEVER
-from pruning.planning.latency_model import LatencyModel
+from pruning.planning.latency_model import Latency, LatencyModel
 from pruning.planning.limits import Limit, LimitKind
 from pruning.planning.space import Options, Space
 from pruning.planning.workload import Workload
@@ -52,9 +51,10 @@ class Price(ABC):
     @cached_property
     def of_dense(self) -> dict[Site, int]:
         """What each site of the dense model costs."""
-        return {site: self._one(site, Option(units)) for site, units in self.dense.items()}
+        return {site: self.cost_of(site, Option(units)) for site, units in self.dense.items()}
 
-    def _one(self, site: Site, option: Option) -> int:
+    def cost_of(self, site: Site, option: Option) -> int:
+        """What one option costs at `site`; raises as `of`."""
         return int(self.of(site, Options.of([option]))[0])
 
     @cached_property
@@ -65,11 +65,16 @@ class Price(ABC):
     def cost(self, architecture: Architecture) -> int:
         """What `architecture` costs. Raises InputError if it is of another model, and as `of`."""
         cost = self.total
+        for site, option in self._own_items(architecture):
+            cost += self.cost_of(site, option) - self.of_dense[site]
+        return cost
+
+    def _own_items(self, architecture: Architecture) -> tuple[tuple[Site, Option], ...]:
+        """What is not dense of it; raises InputError if it is of another model."""
         for site, option in architecture.items:
             if not 0 <= option.units <= self.dense.get(site, -1):
                 raise foreign_site(site, option, self.dense.get(site))
-            cost += self._one(site, option) - self.of_dense[site]
-        return cost
+        return architecture.items
 
     def limit(self, space: Space, most: int) -> Limit:
         """At most `most`, over what `space` decides; sites that it does not name are fixed, and dense."""
@@ -112,7 +117,7 @@ class LinearPrice(Price):
         found: IntArray = units * cost.per_unit + np.where(units > 0, cost.whole, 0)
         return found + np.where((units > 0) & (units < dense), cost.added, 0) if cost.added else found
 
-    def _one(self, site: Site, option: Option) -> int:
+    def cost_of(self, site: Site, option: Option) -> int:
         # In Python's own integers: a plan may say of a workload how much it costs, however much that is.
         _check_priced(option.bits, option.density)
         cost = self.sites[site]
@@ -122,11 +127,7 @@ class LinearPrice(Price):
 
 
 class LatencyPrice(Price):
-    """Nanoseconds of one request of a workload on a device; a layer's are on its FFN.
-
-    Profiles and rooflines time layers with whole attention: that of fewer KV groups, or of none, counts as whole, which
-    bounds the time from above. An FFN that is skipped counts as they know one without channels.
-    """
+    """Nanoseconds of one request of a workload on a device, by what `model` knows of it."""
 
     kind = LimitKind.LATENCY_MS
 
@@ -137,9 +138,22 @@ class LatencyPrice(Price):
 
     def of(self, site: Site, options: Options) -> IntArray:
         _check_priced(options.bits, options.density)
-        if site.sublayer is Sublayer.ATTENTION:
-            return np.zeros(len(options), dtype=np.int64)
-        return self._model.layer_ns(site.layer, options.units)
+        return self._model.site_ns(site, options.units)
+
+    def latency(self, architecture: Architecture) -> Latency | None:
+        """The time of `architecture` by phase; in all it is `cost`. None if the model has no time for it: see
+        `LatencyModel.times_attention`. Raises as `cost`."""
+        cut = self._own_items(architecture)
+        if not self._model.times_attention and any(
+            option.units == 0 or site.sublayer is Sublayer.ATTENTION for site, option in cut
+        ):
+            return None
+        phases = np.array(self._model.fixed_phases_ns(), dtype=np.int64)
+        for site, option in {**{site: Option(units) for site, units in self.dense.items()}, **dict(cut)}.items():
+            _check_priced(option.bits, option.density)
+            prefill, decode = self._model.phases_ns(site, np.array([option.units], dtype=np.int64))
+            phases += prefill[0], decode[0]
+        return Latency.of_phases(*phases.tolist(), self._model.workload)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from policy_model.choosing import Parts
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.planning.workload import Workload
 
@@ -35,9 +36,10 @@ def test_budgets_are_of_every_kind_and_all_of_them_bind(anatomy: ModelAnatomy) -
 
 def test_a_stair_is_a_tile_of_channels(anatomy: ModelAnatomy) -> None:
     stairs = ablations.StairsLatency(anatomy, Workload(), seed=0)
-    times = stairs.layer_ns(1, np.array([1, 40, 41, 80, 81]))
+    first, second = Site(0, Sublayer.FFN), Site(1, Sublayer.FFN)
+    times = stairs.site_ns(second, np.array([1, 40, 41, 80, 81]))
     assert times[0] == times[1] < times[2] == times[3] < times[4]
-    assert stairs.layer_ns(0, np.array([64]))[0] != stairs.layer_ns(1, np.array([64]))[0]
+    assert stairs.site_ns(first, np.array([64]))[0] != stairs.site_ns(second, np.array([64]))[0]
 
 
 def test_untrained_weights_are_always_the_same_and_score_nothing() -> None:

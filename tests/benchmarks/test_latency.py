@@ -4,16 +4,19 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import latency
 from benchmarks.latency import RequestTimes, Sizes, run_requests
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
+from pruning.arrays import IntArray
 from pruning.devices.timing import machine
 from pruning.devices.timing.profiling import ProfileSettings
-from pruning.planning.latency_model import Latency, LatencySource
+from pruning.planning.latency_model import LatencyModel, LatencySource
 from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 
@@ -61,17 +64,30 @@ def price(widths: "Sequence[int]", workload: Workload) -> tuple[float, float]:
     return workload.prompt_tokens * (100.0 + first + 3 * second), workload.output_tokens * (50.0 + 2 * first + second)
 
 
+def nanoseconds(widths: "Sequence[int]", workload: Workload) -> tuple[int, int]:
+    """The same."""
+    prefill, decode = price(widths, workload)
+    return round(prefill * 1e6), round(decode * 1e6)
+
+
 def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     visits: list[list[int]] = []
 
-    class Known:
-        source = LatencySource.MEASURED
+    class Known(LatencyModel):
+        source, description = LatencySource.MEASURED, "made up"
 
         def __init__(self, _device: object, _anatomy: ModelAnatomy, workload: Workload) -> None:
-            self.workload = workload
+            super().__init__(workload)
 
-        def latency(self, widths: "Sequence[int]") -> Latency:
-            return Latency(*price(widths, self.workload), 0.0)
+        def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
+            if site.sublayer is Sublayer.ATTENTION:
+                return 0 * units, 0 * units
+            widths = [[int(width), 0] if site.layer == 0 else [0, int(width)] for width in units]
+            prefill, decode = zip(*(nanoseconds(row, self.workload) for row in widths), strict=True)
+            return np.array(prefill) - self.fixed_phases_ns()[0], np.array(decode) - self.fixed_phases_ns()[1]
+
+        def fixed_phases_ns(self) -> tuple[int, int]:
+            return nanoseconds([0, 0], self.workload)
 
     def run(
         model: "PreTrainedModel", inputs: dict[str, torch.Tensor], workload: Workload, requests: int

@@ -1,6 +1,8 @@
 """Random budgets over both halves of every layer, on a tiny model: what is found, and that lies are."""
 
 import random
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Option, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.data.conversations import load_conversations
+from pruning.devices.device import profiled_device
 from pruning.planning.plan import Axis, Kept, PlanLayer
+from storage.records import DeviceRecord
 from storage.sql_repository import open_repository
+from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
@@ -32,12 +37,15 @@ def test_plans_of_random_spaces_keep_their_budgets(checkpoint: Path, tmp_path: P
     url = f"sqlite:///{tmp_path / 'truth.db'}"
     with open_repository(url, create=True) as repository:
         register_model(repository, "tiny", checkpoint, load_conversations(write_conversations(tmp_path / "data")))
+        profile = made_up_profile(anatomy=repository.get_model("tiny").anatomy, attention=True)
+        repository.add_device(DeviceRecord(profile, datetime.now(UTC)))
     subject = TruthSubject("tiny", checkpoint, 1.0, is_whole=True)
     rows, summary = measure_joint(url, [subject], num_budgets=40, num_saved=3, processes=1)
     assert summary["joint_budgets"] == sum(row["requests"] for row in rows) == 40
     assert (summary["joint_violations"], summary["joint_cost_errors"], summary["joint_broken"]) == (0, 0, [])
     assert summary["joint_disk_bytes_error"] == 0
     assert 10 < summary["joint_skipping"] < 40
+    assert 0 < summary["joint_latencies_by_tables"] < 40
     assert 0 < summary["joint_most_memory_used"] <= 1
     assert {row["space"] for row in rows} == {"+".join(axes) for axes in AXES}
 
@@ -62,21 +70,29 @@ def test_what_axes_allow(anatomy: ModelAnatomy) -> None:
 def test_a_plan_that_lies_about_groups_or_skips_is_found_out(
     checkpoint: Path, anatomy: ModelAnatomy, tmp_path: Path
 ) -> None:
-    maker = JointMaker(anatomy, "tiny", 5)
+    bench = profiled_device(made_up_profile(anatomy=anatomy, attention=True))
+    check = partial(check_plan, anatomy=anatomy, source=checkpoint, folder=tmp_path, devices={bench.id: bench})
+    maker = JointMaker(anatomy, "tiny", 5, devices=(bench,))
     made = next(
         x
         for x in (maker.make(compensates=False) for _ in range(50))
-        if Axis.ATTENTION in x.axes and Option(0) in x.plan.architecture(anatomy).options.values()
+        if Axis.ATTENTION in x.axes
+        and Option(0) in x.plan.architecture(anatomy).options.values()
+        and x.plan.achieved.latency_source == "measured"
     )
-    checked = check_plan(made.request, made.plan, anatomy, checkpoint, tmp_path)
+    checked = check(made.request, made.plan)
     assert (checked.exceeded, checked.differing) == ((), ())
+    said = made.plan.achieved.latency_ms
+    assert said is not None
+    quicker = made.plan.achieved.model_copy(update={"latency_ms": said * (1 - 1e-6)})
+    assert check(made.request, made.plan.model_copy(update={"achieved": quicker})).differing == ("latency_ms",)
     other = JointMaker(anatomy, "tiny", 5)
     assert [other.make().plan.plan_id for _ in range(3)] == [
         x.make().plan.plan_id for x in [JointMaker(anatomy, "tiny", 5)] for _ in range(3)
     ]
     kv_bytes = made.plan.achieved.model_copy(update={"kv_cache_bytes": made.plan.achieved.kv_cache_bytes + 4})
     liar = made.plan.model_copy(update={"achieved": kv_bytes})
-    assert check_plan(made.request, liar, anatomy, checkpoint, tmp_path).differing == ("kv_cache_bytes",)
+    assert check(made.request, liar).differing == ("kv_cache_bytes",)
     # Costs of another plan, which keeps a group or a channel of what this one skips.
     layers = {layer.index: layer for layer in made.plan.layers}
     index, layer = next((i, x) for i, x in layers.items() if Kept(units=0) in (x.ffn, x.attention))
@@ -86,5 +102,5 @@ def test_a_plan_that_lies_about_groups_or_skips_is_found_out(
         attention=Kept(units=1) if layer.attention == Kept(units=0) else layer.attention,
     )
     more = made.plan.model_copy(update={"layers": tuple((layers | {index: fuller}).values())})
-    found = check_plan(made.request, more, anatomy, checkpoint, tmp_path)
-    assert {"memory_bytes", "flops", "disk_bytes", "parameters"} <= set(found.differing)
+    found = check(made.request, more)
+    assert {"memory_bytes", "latency_ms", "flops", "disk_bytes", "parameters"} <= set(found.differing)

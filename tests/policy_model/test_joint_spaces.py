@@ -21,15 +21,20 @@ from pruning.allocators.additive_dp import cost_to_go
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.device import profiled_device
+from pruning.devices.latency import latency_model
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import Limits
-from pruning.planning.prices import parameters
+from pruning.planning.prices import LatencyPrice, memory_bytes, parameters
 from pruning.planning.space import Space
 from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limits
+from pruning.planning.workload import Workload
 from storage.records import Sample
+from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint
 
 KEPT = (0.85, 0.7, 0.55, 0.4)
@@ -129,6 +134,27 @@ def test_it_is_stored_and_read_back(anatomy: ModelAnatomy, space: Space, predict
     read = Predictor.load(tmp_path)
     for limits in limits_of(anatomy, space):
         assert read.plan(anatomy, limits) == predictor.plan(anatomy, limits)
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.75, 0.6])
+def test_budgets_of_time_are_kept_to_where_attention_costs_most_of_it(
+    anatomy: ModelAnatomy, predictor: Predictor, kept: float
+) -> None:
+    """Both by tables that a machine was measured for and by a data sheet, with a limit on memory beside them."""
+    bench = profiled_device(made_up_profile(anatomy=anatomy, attention=True))
+    workload = Workload(prompt_tokens=12, output_tokens=4)
+    fine, memory = fine_space(anatomy, SpaceName.ALL, round_to=8), memory_bytes(anatomy, workload)
+    for device in (bench, DEVICES["l4"]):
+        price = LatencyPrice(anatomy, latency_model(device, anatomy, workload))
+        least = price.limit(fine, 0).least
+        most = least + int(kept * (price.total - least))
+        limits = Limits(fine, (price.limit(fine, most), memory.limit(fine, int(0.98 * memory.total))))
+        plan = predictor.plan(anatomy, limits)
+        choice = fine.choice_of(plan.architecture)
+        assert choice is not None
+        assert price.cost(plan.architecture) <= most
+        assert limits.is_tight(choice)
+        assert not plan.below_space
 
 
 @pytest.mark.parametrize(("round_to", "tp_size"), [(8, 1), (48, 1), (8, 2), (8, 4)])

@@ -56,6 +56,12 @@ def test_a_registered_device_is_listed_behind_the_catalogue(client: TestClient, 
     assert (page["total"], page["items"][0]["id"], page["next"]) == (len(DEVICES) + 1, "bench", None)
 
 
+def test_times_of_attention_are_kept(client: TestClient, profile: dict[str, Any]) -> None:
+    attention()(profile)
+    assert client.post("/v1/devices", json=profile).status_code == 201
+    assert client.get("/v1/devices/bench").json()["profile"] == profile
+
+
 def test_a_later_profile_takes_the_place_of_an_earlier_one(
     client: TestClient, repository: Repository, profile: dict[str, Any]
 ) -> None:
@@ -132,7 +138,42 @@ def without(name: str) -> Edit:
 
 FALLING = [[1.0, 2.0, 3.0], [2.0, 4.0, 3.9]]
 
+
+def attention(**change: Any) -> Edit:
+    """Of a profile that has times of attention; the shape has 2 KV groups."""
+    table = {
+        "kv_groups": [0, 1, 2],
+        "prefill_ms": [[0.1, 0.3, 0.5], [0.2, 0.6, 1.0]],
+        "decode_ms": [[0.01, 0.03, 0.05], [0.01, 0.03, 0.05]],
+    }
+    return layer(attention=table | change)
+
+
 BROKEN: dict[str, tuple[Edit, str]] = {
+    "attention without an axis": (layer(attention={}), "attention.kv_groups"),
+    "a number of groups twice": (attention(kv_groups=[0, 2, 2]), "attention.kv_groups must ascend"),
+    "a ladder without no groups": (
+        attention(kv_groups=[1, 2], prefill_ms=[[0.3, 0.5]] * 2, decode_ms=[[0.03, 0.05]] * 2),
+        "attention.kv_groups go from 0 to the 2 of the shape",
+    ),
+    "a ladder that ends early": (
+        attention(kv_groups=[0, 1], prefill_ms=[[0.1, 0.3]] * 2, decode_ms=[[0.01, 0.03]] * 2),
+        "attention.kv_groups go from 0 to the 2 of the shape",
+    ),
+    "attention with a missing row": (attention(prefill_ms=[[0.1, 0.3, 0.5]]), "attention.prefill_ms needs 2 rows"),
+    "attention that falls": (
+        attention(decode_ms=[[0.01, 0.03, 0.02]] * 2),
+        "attention.decode_ms[0] must not fall while the number of groups grows",
+    ),
+    "attention that falls along the prompts": (
+        attention(prefill_ms=[[0.1, 0.3, 0.5], [0.05, 0.3, 0.5]]),
+        "attention.prefill_ms must not fall by more than 10% while the length grows",
+    ),
+    "a layer quicker than its attention": (
+        attention(prefill_ms=[[0.1, 0.3, 1.5], [0.2, 0.6, 1.6]]),
+        "prefill_ms[0] must not be below attention.prefill_ms[0]",
+    ),
+    "a time of attention of zero": (attention(decode_ms=[[0.0, 0.03, 0.05]] * 2), "attention.decode_ms.0.0"),
     "no id": (without("id"), "id"),
     "an id with a slash": (whole(id="a/b"), "id"),
     "an id that is no text": (whole(id=7), "id"),

@@ -1,4 +1,4 @@
-"""From the passes that were timed to a table in which no time falls while the width or the length grows."""
+"""From the passes that were timed to tables in which no time falls while a layer keeps more or the length grows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from pruning.arrays import FloatArray
-from pruning.devices.timing.ladder import LadderPlan
+from pruning.devices.tables import AttentionTable, LayerShape, LayerTable
+from pruning.devices.timing.ladder import LadderPlan, Rung
 from pruning.devices.timing.stopwatch import PassTimes
 
 SHORTEST_MS = 1e-6
@@ -17,8 +18,8 @@ SHORTEST_MS = 1e-6
 
 @dataclass(frozen=True)
 class LadderTimes:
-    """The ladder along the lengths P: a time a rung [P][W], what the passes took beyond them [P], and the most that a
-    rung was moved, as a fraction of it.
+    """The ladder along the lengths P: a time a rung [P][R], ascending; what the passes took beyond them [P]; and the
+    most that a rung was moved, as a fraction of it.
     """
 
     rungs_ms: tuple[tuple[float, ...], ...]
@@ -29,19 +30,19 @@ class LadderTimes:
     def of(cls, passes: Sequence[Sequence[PassTimes]], plan: LadderPlan) -> "LadderTimes":
         """From the `passes` of each length [P], ascending.
 
-        Rungs are medians over passes and over the layers of that width. They are made non-decreasing along the widths,
-        then along the lengths, which keeps the former: isotonic regression keeps the order of its inputs. The rest is
-        what the rungs leave of the whole pass, so that layers and rest add up to what was measured, made non-decreasing
-        along the lengths too.
+        Rungs are medians over passes and over the layers that keep as much. They are made non-decreasing along the
+        ladder, then along the lengths, which keeps the former: isotonic regression keeps the order of its inputs. The
+        rest is what the rungs leave of the whole pass, so that layers and rest add up to what was measured, made
+        non-decreasing along the lengths too.
         """
-        raw = np.array([_medians(one, plan) for one in passes])  # [P, W]
-        along_widths = np.array([isotonic_regression(row).x for row in raw])
-        fit: FloatArray = np.array([isotonic_regression(column).x for column in along_widths.T]).T
-        widths = sorted(set(plan.widths[1:]))
-        times = [dict(zip(widths, row, strict=True)) for row in fit]
+        raw = np.array([_medians(one, plan) for one in passes])  # [P, R]
+        along_ladder = np.array([isotonic_regression(row).x for row in raw])
+        fit: FloatArray = np.array([isotonic_regression(column).x for column in along_ladder.T]).T
+        fit = np.maximum.accumulate(fit, axis=1)  # means of equal times may differ in their last digit
+        times = [dict(zip(plan.ladder, row, strict=True)) for row in fit]
         outside = [
-            median(x.total_ms for x in one) - float(sum(by_width[width] for width in plan.widths))
-            for one, by_width in zip(passes, times, strict=True)
+            median(x.total_ms for x in one) - float(sum(by_rung[rung] for rung in plan.rungs))
+            for one, by_rung in zip(passes, times, strict=True)
         ]
         return cls(
             rungs_ms=tuple(tuple(map(float, row)) for row in fit),
@@ -50,10 +51,42 @@ class LadderTimes:
         )
 
 
+def layer_table(
+    shape: LayerShape,
+    batch: int,
+    lengths: Sequence[int],
+    plan: LadderPlan,
+    prefill: LadderTimes,
+    decode: LadderTimes,
+) -> LayerTable:
+    """What was measured of a layer, at prompts of `lengths` [P] and one position behind each."""
+    return LayerTable(
+        shape=shape,
+        batch=batch,
+        ffn_widths=tuple(rung.ffn_width for rung in plan.ladder if rung.ffn_width),
+        prompt_tokens=tuple(lengths),
+        cache_tokens=tuple(length + 1 for length in lengths),
+        prefill_ms=_rows(prefill, plan, with_ffn=True),
+        decode_ms=_rows(decode, plan, with_ffn=True),
+        smoothing=max(prefill.smoothing, decode.smoothing),
+        attention=AttentionTable(
+            kv_groups=tuple(rung.kv_groups for rung in plan.ladder if not rung.ffn_width),
+            prefill_ms=_rows(prefill, plan, with_ffn=False),
+            decode_ms=_rows(decode, plan, with_ffn=False),
+        ),
+    )
+
+
+def _rows(times: LadderTimes, plan: LadderPlan, *, with_ffn: bool) -> tuple[tuple[float, ...], ...]:
+    """[P] the times of the rungs that have an FFN, or of those that have none."""
+    places = [index for index, rung in enumerate(plan.ladder) if (rung.ffn_width > 0) is with_ffn]
+    return tuple(tuple(row[place] for place in places) for row in times.rungs_ms)
+
+
 def _medians(passes: Sequence[PassTimes], plan: LadderPlan) -> list[float]:
-    """[W] of each rung; the first layer only warms up."""
-    samples: dict[int, list[float]] = defaultdict(list)
+    """[R] of each rung, ascending; the first layer only warms up."""
+    samples: dict[Rung, list[float]] = defaultdict(list)
     for one in passes:
-        for width, layer_ms in zip(plan.widths[1:], one.layers_ms[1:], strict=True):
-            samples[width].append(layer_ms)
-    return [max(median(samples[width]), SHORTEST_MS) for width in sorted(samples)]
+        for rung, layer_ms in zip(plan.rungs[1:], one.layers_ms[1:], strict=True):
+            samples[rung].append(layer_ms)
+    return [max(median(samples[rung]), SHORTEST_MS) for rung in plan.ladder]

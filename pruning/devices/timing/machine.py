@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.anatomy.dtypes import torch_dtype
-from pruning.devices.profile import Dtype
+from pruning.devices.tables import Dtype
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """Measuring a device: what one model's layers, and the rest of it, take on this machine.
 
-1. Build a model whose layers are the rungs of a ladder of FFN widths (`ladder`).
+1. Build a model whose layers are the rungs of a ladder of KV groups and FFN widths (`ladder`).
 2. Round after round: every prompt length once, and decode steps behind each (`requests`); a first round warms up.
-3. Medians, then isotonic regression: a table in which no time falls while the width or the length grows
+3. Medians, then isotonic regression: tables in which no time falls while a layer keeps more or the length grows
    (`ladder_times`).
 """
 
@@ -17,15 +17,10 @@ import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.dtypes import torch_dtype
-from pruning.devices.profile import (
-    DeviceProfile,
-    LayerShape,
-    LayerTable,
-    OutsideShape,
-    OutsideTable,
-)
+from pruning.devices.profile import DeviceProfile
+from pruning.devices.tables import LayerShape, OutsideShape, OutsideTable
 from pruning.devices.timing.ladder import LadderPlan, build_ladder_model
-from pruning.devices.timing.ladder_times import LadderTimes
+from pruning.devices.timing.ladder_times import LadderTimes, layer_table
 from pruning.devices.timing.machine import (
     Machine,
     describe_machine,
@@ -133,18 +128,7 @@ def profile_device(
         memory_bytes=machine.memory_bytes,
         flops_per_s=flops,
         bandwidth_bytes_per_s=bandwidth,
-        layers=(
-            LayerTable(
-                shape=shape,
-                batch=settings.batch,
-                ffn_widths=tuple(sorted(set(plan.widths))),
-                prompt_tokens=lengths,
-                cache_tokens=tuple(n + 1 for n in lengths),
-                prefill_ms=prefill.rungs_ms,
-                decode_ms=decode.rungs_ms,
-                smoothing=max(prefill.smoothing, decode.smoothing),
-            ),
-        ),
+        layers=(layer_table(shape, settings.batch, lengths, plan, prefill, decode),),
         outside=(
             OutsideTable(
                 shape=OutsideShape.is_of(anatomy),
@@ -196,7 +180,7 @@ def _one_shape(anatomy: ModelAnatomy) -> LayerShape:
 def _check_memory(plan: LadderPlan, anatomy: ModelAnatomy, settings: ProfileSettings, machine: Machine) -> None:
     """Raises InputError unless weights, two copies of the cache and activations fit into what is free."""
     longest = Workload(batch=settings.batch, prompt_tokens=settings.lengths[-1], output_tokens=1)
-    cache = kv_cache_bytes(anatomy, longest) * len(plan.widths) // anatomy.num_layers
+    cache = kv_cache_bytes(anatomy, longest) * len(plan.rungs) // anatomy.num_layers
     needed = plan.weight_bytes + 2 * cache + activation_bytes(anatomy, longest)
     if needed > machine.free_bytes:
         raise InputError(

@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from pruning.devices.profile import (
-    MAX_PROFILE_BYTES,
-    MAX_TIMES,
-    LayerTable,
-    OutsideTable,
-    parse_profile,
-)
+from pruning.devices.profile import MAX_PROFILE_BYTES, MAX_TIMES, parse_profile
+from pruning.devices.tables import LayerTable, OutsideTable
 from pruning.errors import InputError
 from tests.pruning.made_up_devices import largest_profile, made_up_profile
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
 from pruning.devices.profile import parse_profile
 from pruning.devices.timing import ladder, machine, profiling
-from pruning.devices.timing.ladder import LadderPlan, build_ladder_model, ladder_widths
+from pruning.devices.timing.ladder import LadderPlan, Rung, build_ladder_model, ladder_groups, ladder_of, ladder_widths
 from pruning.devices.timing.ladder_times import LadderTimes
 from pruning.devices.timing.machine import Machine, describe_machine
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
@@ -21,6 +22,7 @@ from pruning.devices.timing.requests import DECODE_STEPS, random_prompt, time_im
 from pruning.devices.timing.stopwatch import PassTimes, Stopwatch
 from pruning.errors import InputError
 from pruning.planning.latency_model import LatencySource
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
 from tests.pruning.made_up_devices import made_up_profile
@@ -44,16 +46,27 @@ def test_the_ladder_of_a_width() -> None:
     assert ladder_widths(5) == (5,)
 
 
+def test_the_ladder_of_a_layer_goes_from_nothing_to_all_of_it() -> None:
+    assert ladder_groups(1) == (0, 1)
+    assert ladder_groups(3) == (0, 1, 2, 3)
+    assert ladder_groups(32) == (0, 1, 4, 8, 12, 16, 20, 24, 28, 32)
+    layer = made_up_anatomy([16], num_heads=6, num_kv_groups=3).layers[0]
+    assert ladder_of(layer) == (*((groups, 0) for groups in range(4)), (3, 8), (3, 16))
+
+
 def test_a_small_model_has_as_many_layers_as_the_real_one_and_a_large_one_every_rung_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    anatomy = made_up_anatomy([16] * 7)  # two rungs, 8 and 16
+    anatomy = made_up_anatomy([16] * 7)  # no, one and both KV groups without an FFN, then widths of 8 and 16
     plan = LadderPlan.of(anatomy)
-    assert plan.widths == (8, 8, 16, 8, 16, 8, 16, 8, 16)
-    layers = 5 * (1000 + 8 * 30) + 4 * (1000 + 16 * 30)
+    each = (Rung(0, 0), Rung(2, 0), Rung(2, 16), Rung(1, 0), Rung(2, 8))
+    assert plan.rungs == (Rung(2, 8), *each, *each)
+    assert plan.ladder == (Rung(0, 0), Rung(1, 0), Rung(2, 0), Rung(2, 8), Rung(2, 16))
+    # Of a made-up layer all but the FFN is said to stay.
+    layers = 11 * 1000 + 3 * 8 * 30 + 2 * 16 * 30
     assert plan.weight_bytes == 4 * (layers + 5000)
     monkeypatch.setattr(ladder, "COLD_BYTES", 1)
-    assert LadderPlan.of(anatomy).widths == (8, 8, 16)
+    assert LadderPlan.of(anatomy).rungs == (Rung(2, 8), *each)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -63,7 +76,12 @@ def test_the_model_is_as_large_as_was_said(name: str) -> None:
     built = build_ladder_model(model.config, plan, dtype=torch.float32, device=CPU)
     view = decoder_view(built)
     assert type(built) is type(model)
-    assert tuple(view.out_projection(i).in_features for i in range(len(view.layers))) == plan.widths
+    for index, rung in enumerate(plan.rungs):
+        assert view.ffn_width(index) == rung.ffn_width
+        attention = Site(index, Sublayer.ATTENTION)
+        kept = 0 if view.is_skipped(attention) else view.attention_out(index).in_features
+        heads = anatomy_of(model).layers[0]
+        assert kept == rung.kv_groups * heads.heads_per_group * heads.head_dim
     found = sum(p.numel() * p.element_size() for p in built.parameters())
     # Idefics2's projector has three matrices of the text config's FFN width, which is 8 while the ladder is built.
     projector = 4 * (48 - 8) * (16 + 16 + 32) if name == "idefics2" else 0
@@ -90,14 +108,25 @@ def test_every_family_can_be_profiled(name: str) -> None:
     assert table.ffn_widths == (8, 16, 24, 32, 40, 48)
     assert (table.prompt_tokens, table.cache_tokens) == ((6, 12, 16), (7, 13, 17))
     assert (outside.prompt_tokens, outside.vision_ms) == ((6, 12, 16), 0.0)
+    assert table.attention is not None
+    groups = anatomy.layers[0].num_kv_groups
+    assert table.attention.kv_groups == tuple(range(groups + 1))
     model_of_time = latency_model(profiled_device(profile), anatomy, Workload(prompt_tokens=8, output_tokens=4))
     assert model_of_time.source is LatencySource.MEASURED
-    narrow, dense = model_of_time.latency([8] * 4), model_of_time.latency([48] * 4)
-    assert 0 < narrow.total_ms <= dense.total_ms
+    price = LatencyPrice(anatomy, model_of_time)
+    skipped, cut, narrow, dense = (
+        price.latency(anatomy.architecture([width] * 4, [kept] * 4))
+        for width, kept in ((0, 0), (8, 1), (8, groups), (48, groups))
+    )
+    assert skipped is not None
+    assert cut is not None
+    assert narrow is not None
+    assert dense is not None
+    assert 0 < skipped.total_ms <= cut.total_ms <= narrow.total_ms <= dense.total_ms
 
 
 def test_layers_and_rest_add_up_to_what_was_measured() -> None:
-    plan = LadderPlan((8, 8, 24, 16, 32), 0)
+    plan = LadderPlan((Rung(1, 8), Rung(1, 8), Rung(1, 24), Rung(1, 16), Rung(1, 32)), 0)
     # The first layer warms up; 24 was slower than 32, so both become their mean.
     passes = [PassTimes(100.0, (50.0, 1.0, 6.0, 2.0, 4.0)), PassTimes(102.0, (9.0, 3.0, 6.0, 2.0, 4.0))]
     times = LadderTimes.of([passes], plan)
@@ -106,8 +135,18 @@ def test_layers_and_rest_add_up_to_what_was_measured() -> None:
     assert times.smoothing == pytest.approx(0.25)
 
 
+def test_a_layer_that_keeps_more_takes_no_less() -> None:
+    plan = LadderPlan((Rung(3, 8), Rung(3, 8), Rung(1, 0), Rung(3, 0), Rung(0, 0), Rung(2, 0)), 0)
+    # Three groups were quicker than two, and a narrow FFN than none: each pair becomes its mean.
+    times = LadderTimes.of([[PassTimes(50.0, (9.0, 4.0, 2.0, 5.0, 1.0, 7.0))]], plan)
+    assert plan.ladder == (Rung(0, 0), Rung(1, 0), Rung(2, 0), Rung(3, 0), Rung(3, 8))
+    assert times.rungs_ms == ((1.0, 2.0, *[pytest.approx(16 / 3)] * 3),)
+    assert times.smoothing == pytest.approx(1 / 3)
+    assert list(times.rungs_ms[0]) == sorted(times.rungs_ms[0])
+
+
 def test_a_longer_pass_takes_no_less() -> None:
-    plan = LadderPlan((8, 8, 16), 0)
+    plan = LadderPlan((Rung(1, 8), Rung(1, 8), Rung(1, 16)), 0)
     # At the longer length the narrow rung was quicker, and so was the rest.
     shorter, longer = PassTimes(20.0, (1.0, 2.0, 4.0)), PassTimes(19.0, (1.0, 1.0, 8.0))
     times = LadderTimes.of([[shorter], [longer]], plan)

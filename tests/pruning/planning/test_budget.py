@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pruning.allocators.uniform import evenness
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.checkpoints.safetensors_layout import plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.latency import latency_model
@@ -26,6 +27,7 @@ from pruning.planning.latency_model import LatencyModel, LatencySource
 from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PlanTarget
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.space import Space
 from pruning.planning.workload import Budget, Workload
 from tests.pruning.made_up import made_up_anatomy
@@ -174,8 +176,8 @@ def test_nanoseconds_are_counted_in_decimals() -> None:
 
         source, description = LatencySource.MEASURED, "made up"
 
-        def layer_phases_ns(self, layer: int, widths: Any) -> Any:  # noqa: ARG002
-            return widths * 100_000, np.zeros_like(widths)
+        def site_phases_ns(self, site: Site, units: Any) -> Any:
+            return units * (100_000 if site.sublayer is Sublayer.FFN else 0), np.zeros_like(units)
 
         def fixed_phases_ns(self) -> tuple[int, int]:
             return 0, 0
@@ -187,7 +189,9 @@ def test_nanoseconds_are_counted_in_decimals() -> None:
     for channels in (1, 23, 46, 51):
         limit = latency_limit(anatomy, space, model, channels / 10)
         assert limit.most == channels * 100_000
-        assert model.latency([channels]).total_ms == channels / 10
+        found = LatencyPrice(anatomy, model).latency(anatomy.architecture([channels]))
+        assert found is not None
+        assert found.total_ms == channels / 10
 
 
 def test_flops_worked_out_by_hand() -> None:

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Sublayer
 from pruning.checkpoints.safetensors_layout import safetensors_file_bytes
-from pruning.devices.catalogue import DEVICES
+from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
 from pruning.planning import prices
 from pruning.planning.cost import achieved_costs, kv_cache_bytes
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Workload
 from tests.pruning.made_up import made_up_anatomy
+from tests.pruning.made_up_devices import made_up_profile
 
 
 def flops(anatomy: ModelAnatomy, widths: list[int], workload: Workload) -> int:
@@ -57,15 +57,18 @@ def test_flops_are_an_upper_bound_where_windows_bound_attention() -> None:
     assert flops(windowed, [32], workload) == flops(anatomy, [32], workload)
 
 
-def test_nothing_is_said_about_time_where_groups_are_cut(anatomy: ModelAnatomy) -> None:
-    workload = Workload(batch=1, prompt_tokens=4, output_tokens=2)
-    latency = latency_model(DEVICES["l4"], anatomy, workload)
-    widths, dense = [8] * anatomy.num_layers, anatomy.dense_units(Sublayer.ATTENTION)
-    assert (
-        achieved_costs(anatomy, anatomy.architecture(widths, dense), workload, latency=latency).latency_ms is not None
-    )
-    cut = achieved_costs(anatomy, anatomy.architecture(widths, [1, *dense[1:]]), workload, latency=latency)
-    assert (cut.latency_ms, cut.prefill_ms, cut.decode_ms_per_token, cut.latency_source) == (None,) * 4
+def test_nothing_is_said_about_time_that_nobody_measured() -> None:
+    anatomy, workload = made_up_anatomy([32, 32]), Workload(batch=1, prompt_tokens=10, output_tokens=2)
+    narrow = anatomy.architecture([8, 8])
+    cuts = (anatomy.architecture([8, 8], [1, 2]), anatomy.architecture([8, 0]))
+    for attention in (False, True):
+        profile = made_up_profile(anatomy=anatomy, attention=attention)
+        latency = latency_model(profiled_device(profile), anatomy, workload)
+        assert achieved_costs(anatomy, narrow, workload, latency=latency).latency_source == "measured"
+        for cut in cuts:
+            costs = achieved_costs(anatomy, cut, workload, latency=latency)
+            said = (costs.latency_ms, costs.prefill_ms, costs.decode_ms_per_token, costs.latency_source)
+            assert (None not in said) if attention else said == (None,) * 4
 
 
 def test_parameters_and_sparsity_per_scope() -> None:

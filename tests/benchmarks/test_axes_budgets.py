@@ -1,0 +1,36 @@
+"""Random requests in the four spaces on a tiny model: all are kept to, and every kind is asked."""
+
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.axes_budgets import BudgetMaker, axes_budgets
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.devices.device import profiled_device
+from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.make_plan import exceeded_limits
+from tests.pruning.made_up_devices import made_up_profile
+from tests.tiny_models import save_tiny_checkpoint
+
+
+def test_every_request_is_kept_to_by_built_models(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    profile = made_up_profile("this-machine", anatomy=read_anatomy(checkpoint), attention=True)
+    found = axes_budgets(checkpoint, num_budgets=24, profile=profile, processes=1)
+    assert (found["budgets"], found["exceeded"], found["budget_cost_errors"], found["budgets_broken"]) == (24, 0, 0, [])
+    assert sum(row["budgets"] for row in found["rows"]) == 24
+    assert Counter(row["space"] for row in found["rows"]).keys() == {name.value for name in SpaceName}
+    assert min(found["budgets_by_tables"], found["budgets_by_roofline"]) > 0
+
+
+def test_requests_are_those_of_their_seed_and_of_every_kind(tmp_path: Path) -> None:
+    anatomy = read_anatomy(save_tiny_checkpoint(tmp_path / "model"))
+    machine = profiled_device(made_up_profile("this-machine", anatomy=anatomy, attention=True))
+    maker, again = (BudgetMaker(anatomy, machine, 7) for _ in range(2))
+    made = [maker.make() for _ in range(80)]
+    assert [x.plan.plan_id for x in made[:6]] == [again.make().plan.plan_id for _ in range(6)]
+    assert Counter(x.request.space for x in made) == dict.fromkeys(SpaceName, 20)
+    assert {x.plan.achieved.latency_source for x in made} == {None, "measured", "roofline"}
+    assert any(x.request.sparsity is not None for x in made)
+    limited = {name for x in made if x.request.budget is not None for name in x.request.budget.limits}
+    assert limited == {"memory_bytes", "latency_ms", "flops", "disk_bytes"}
+    assert all(exceeded_limits(x.plan.target, x.plan.achieved) == [] for x in made)
