@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,14 @@ class MeasuredModel:
         self.processor = load_processor(folder)
         self.anatomy = anatomy_of(load(folder))
         self._statistics: dict[StatisticsKind, tuple[ModelStatistics, float]] = {}
-        self.ranking = ranking_of(self.statistics(StatisticsKind.ACTIVATIONS)[0], self.anatomy)
         self._evaluators: dict[tuple[str, str], ConfigurationEvaluator] = {}
         self._kept: dict[tuple[str, str], KeptMetrics] = {}
         work.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The ranking that a model is registered with."""
+        return ranking_of(self.statistics(StatisticsKind.ACTIVATIONS)[0], self.anatomy)
 
     @property
     def num_conversations(self) -> int:
