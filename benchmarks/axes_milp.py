@@ -18,7 +18,7 @@ _TOLERANCE = 1e-6
 
 
 def least_sum(limits: Limits, loss: FloatArray) -> Choice:
-    """The choice [N] within `limits` of least summed `loss` [N, K], then filled up with what costs nothing.
+    """The choice [N] within `limits` of least summed `loss` [N, K], filled up where that makes the sum no larger.
 
     Where costs are so fine that the solver cannot tell them from the tolerance, a millionth of the room is left over.
     """
@@ -38,7 +38,11 @@ def least_sum(limits: Limits, loss: FloatArray) -> Choice:
     if found.x is not None:
         taken = found.x > 0.5
         choice[decisions[taken]] = options[taken]
-    return tuple(limits.fit(choice, -loss).tolist())
+    filled = limits.fit(choice, -loss)
+    every = np.arange(len(choice))
+    is_met = bool((limits.slack(choice) >= 0).all())
+    grows = loss[every, filled].sum() > loss[every, choice].sum()
+    return tuple((choice if is_met and grows else filled).tolist())
 
 
 def _most(limits: Limits) -> FloatArray:

@@ -4,7 +4,7 @@ A part is a function of the model's run. It may be killed at any moment: every e
 known, a training goes on from its checkpoint, and run again a part does the same again without measuring.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from benchmarks.axes_models import MODELS, AxesModel, Sizes
 from benchmarks.axes_predictor import LOP
 from benchmarks.axes_profile import machine_latency
 from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE, AxisSearch, Found
+from benchmarks.axes_summary import JOINT, SINGLES
 from benchmarks.axes_targets import BETWEEN, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
 from benchmarks.real_steps import Steps, say
@@ -32,7 +33,6 @@ from pruning.planning.scope import Scope
 from pruning.planning.space import Choice
 from pruning.planning.target import achieved_sparsity
 
-JOINT = SpaceName.ALL
 LEAST_SHARE = 1e-9
 """What rounding may make of a share."""
 
@@ -124,15 +124,20 @@ def check_met(found: Found, limits: TargetLimits) -> None:
         raise RuntimeError(f"{found.method} does not meet {target.name}: {found.architecture.document()}")
 
 
-def searches(run: ModelRun) -> dict[str, Any]:
-    """Every method at the sparsities, in every space."""
-    return _methods_at(run, SPARSITIES, run.limits())
+def singles(run: ModelRun) -> dict[str, Any]:
+    """Every method at the sparsities, in the spaces that change one thing."""
+    return _methods_at(run, SINGLES, SPARSITIES, run.limits())
+
+
+def joint(run: ModelRun) -> dict[str, Any]:
+    """The same in the space that changes all of them."""
+    return _methods_at(run, (JOINT,), SPARSITIES, run.limits())
 
 
 def latencies(run: ModelRun) -> dict[str, Any]:
     """Every method at the shares of the dense model's time, in every space; the predictors have searched none."""
     limits = run.limits(of_time=True)
-    found = _methods_at(run, LATENCIES, limits)
+    found = _methods_at(run, SpaceName, LATENCIES, limits)
     for space in SpaceName:
         predictor = run.predictor(space)
         if predictor is not None:
@@ -162,7 +167,8 @@ def tree(run: ModelRun) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[ModelRun], dict[str, Any]]] = {
-    "searches": searches,
+    "singles": singles,
+    "joint": joint,
     "predictors": predictors,
     "latencies": latencies,
     "tree": tree,
@@ -173,10 +179,12 @@ def _variants(space: SpaceName) -> tuple[str, ...]:
     return tuple(axes_predictor.PARTS) if space is JOINT else (LOP,)
 
 
-def _methods_at(run: ModelRun, targets: Sequence[Target], limits: TargetLimits) -> dict[str, Any]:
+def _methods_at(
+    run: ModelRun, spaces: Iterable[SpaceName], targets: Sequence[Target], limits: TargetLimits
+) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     scans: dict[str, int] = {}
-    for space in SpaceName:
+    for space in spaces:
         search = run.search(space, limits)
         scans[space.value] = search.scan_evaluations
         rows += run.rows(space, search.unsearched(targets), limits)

@@ -12,6 +12,7 @@ It learns from the search of the sparsities alone: budgets of time, and the spar
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.ablations import untrained_policy
@@ -39,6 +40,9 @@ PARTS = {
     POLICY_ALONE: Parts(walkers=0),
     UNTRAINED_ALONE: Parts(walkers=0),
 }
+TRAINING = TrainingSettings()
+"""As `lop train` has it, of each space and seed."""
+
 LEARNT_FROM = ("policy_model/", "values/")
 """What is imported from there decides what comes of a training, beside its samples and settings."""
 
@@ -64,7 +68,7 @@ def train(
     return train_predictor(
         model.anatomy,
         samples,
-        TrainingSettings(axes=name, seed=seed),
+        replace(TRAINING, axes=name, seed=seed),
         statistics=model.statistics(StatisticsKind.ACTIVATIONS)[0],
         checkpoint_folder=_folder(model, name, work, [*scored.items()], seed),
     )
