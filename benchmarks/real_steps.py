@@ -69,7 +69,8 @@ class Steps:
         step, before = _kept_in(path), _seconds_in(spent)
         if step is not None and self._renew and changes_since(step.code):
             say(f"{name}: again, since its code has changed")
-            step, before = None, before + step.seconds
+            before += step.seconds
+            step = None
         if step is None:
             say(f"{name}: {' '.join(key)}")
             started = time.perf_counter()
