@@ -6,7 +6,7 @@ known, a training goes on from its checkpoint, and run again a part does the sam
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,7 @@ def _dense_ms(run: ModelRun) -> float:
     return LatencyPrice(run.model.measured.anatomy, run.latency).total / 1e6
 
 
+@cache
 def scan_evaluations_32_layers() -> int:
     """Evaluations that the joint scan asks for of a model of 32 layers, by a made-up score."""
     from benchmarks.serving import large_model
