@@ -14,7 +14,7 @@ whose code has changed since is done again, which measures nothing that is known
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,13 +35,27 @@ SIZES = {
     "reference": Sizes(conversations=128, validation=None, evaluations=80),
     "smollm2": Sizes(conversations=24, validation=48, evaluations=80),
 }
-"""Measured on two cores: an evaluation of 128 conversations of the reference takes .9 s, of 24 of SmolLM2 2 s; each
-model has some 4,000 of them, and 300 on validation, at 1.5 and 4 s. So few conversations as 24 are for the time's sake:
-on the reference, where there is time for all, more of them are worth more than more evaluations (docs/search.md)."""
+"""An evaluation takes 1.8 CPU seconds on 128 conversations of the reference, 5 on 24 of SmolLM2 (a fifth less in a
+search, whose configurations begin alike), 2.5 and 13 on validation. Each model has some 4,300 of the former and 250 of
+the latter: on two cores 1.1 and 3.1 hours. So few conversations as 24 are for the time's sake; on the reference there is
+time for all, and more conversations are worth more there than more evaluations (docs/search.md)."""
 
-OTHER_PARTS: dict[str, Callable[[], dict[str, Any]]] = {}
-"""Parts that measure something else of joint plans, by name: each returns figures for the summary, and keeps what it
-has to of its own. Those with `rows` among them have these listed under the part's name."""
+
+@dataclass(frozen=True)
+class OtherPart:
+    """A part that measures something else of joint plans, and keeps what it has to by itself.
+
+    Attributes:
+        measure: figures for the summary; `rows` among them are listed under the part's name.
+        runs: modules that run in processes of its own.
+    """
+
+    measure: Callable[[], dict[str, Any]]
+    runs: tuple[str, ...] = ()
+
+
+OTHER_PARTS: dict[str, OtherPart] = {}
+"""By name, in the order in which they run."""
 
 
 def main(
@@ -67,8 +81,8 @@ def main(
     summary["settings"] = {"seed": SEED, "sizes": {name: asdict(of) for name, of in sizes.items()}}
     name = "axes" if whole else "axes-partial"
     path = write_results(name, summary, rows, earlier=[step.code for step in steps.finished.values()])
-    if any("method" in row for row in rows):
-        draw_axes([row for row in rows if "method" in row], RESULTS_DIR / f"{name}.png")
+    if searched := _searched(rows):
+        draw_axes(searched, RESULTS_DIR / f"{name}.png")
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 
@@ -101,7 +115,9 @@ def _run(parts: list[str], sizes: Mapping[str, Sizes], steps: Steps) -> Iterator
                 yield label, steps.call(label, key, partial(PARTS[part], run)).document
     for part in parts:
         if part in OTHER_PARTS:
-            yield part, steps.call(part, [], OTHER_PARTS[part]).document
+            other = OTHER_PARTS[part]
+            modules = (other.measure.__module__, *other.runs)
+            yield part, steps.call(part, [], other.measure, modules=modules).document
 
 
 def _result(found: Mapping[str, dict[str, Any]], steps: Steps) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -118,7 +134,7 @@ def _result(found: Mapping[str, dict[str, Any]], steps: Steps) -> tuple[dict[str
         else:
             rows += own
             details[name] = figures
-    summary = summary_of([row for row in rows if "method" in row], others)
+    summary = summary_of(_searched(rows), others)
     seconds = {name: step.seconds for name, step in steps.finished.items()}
     return {
         **summary,
@@ -127,6 +143,11 @@ def _result(found: Mapping[str, dict[str, Any]], steps: Steps) -> tuple[dict[str
         "minutes_by_part": {name: of / 60 for name, of in seconds.items()},
         "parts_of_other_commits": sorted(n for n, step in steps.finished.items() if step.commit != COMMIT_AT_START),
     }, rows
+
+
+def _searched(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those of other parts."""
+    return [row for row in rows if "part" not in row]
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import COMMIT_AT_START
-from benchmarks.measured_code import changes_since, measured_code
+from benchmarks.measured_code import AT_START, changes_since, measured_code
 from pruning.atomic_file import replace_file
 
 _HEARTBEAT_SECONDS = 5.0
@@ -54,14 +55,25 @@ class Steps:
         Raises RuntimeError if the command fails; what it said about that is on stderr.
         """
         runs = (f"lop.commands.{arguments[0]}",)
-        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent), runs)
+        code = partial(measured_code, runs)
+        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent), code)
 
-    def call(self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]]) -> Step:
-        """`function` in this process; `key` says all that its result depends on."""
-        return self._once(name, key, lambda spent: _while_counting(function, spent))
+    def call(
+        self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]], *, modules: Sequence[str] = ()
+    ) -> Step:
+        """`function` in this process; `key` says all that its result depends on.
+
+        `modules`: what it runs, here or in processes that it starts; by default whatever this process has imported.
+        """
+        code = partial(_code_of, modules) if modules else measured_code
+        return self._once(name, key, lambda spent: _while_counting(function, spent), code)
 
     def _once(
-        self, name: str, key: Sequence[str], run: Callable[[Path], dict[str, Any]], runs: Sequence[str] = ()
+        self,
+        name: str,
+        key: Sequence[str],
+        run: Callable[[Path], dict[str, Any]],
+        code: Callable[[], dict[str, str]],
     ) -> Step:
         digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
         path = self._folder / f"{name.replace(' ', '-')}-{digest}.json"
@@ -76,7 +88,7 @@ class Steps:
             started = time.perf_counter()
             document = run(spent)
             seconds = before + time.perf_counter() - started
-            step = Step(document, seconds, COMMIT_AT_START, measured_code(runs))
+            step = Step(document, seconds, COMMIT_AT_START, code())
             replace_file(path, json.dumps(asdict(step), indent=1).encode())
             spent.unlink(missing_ok=True)
             say(f"{name}: {seconds:.0f} s")
@@ -107,6 +119,11 @@ class Steps:
             raise RuntimeError(f"lop {' '.join(arguments)} failed with exit code {process.returncode}")
         document: dict[str, Any] = json.loads(stdout)
         return document
+
+
+def _code_of(modules: Sequence[str]) -> dict[str, str]:
+    """Of `modules` and all that they import."""
+    return AT_START.digests(AT_START.reached(modules))
 
 
 def _while_counting(function: Callable[[], dict[str, Any]], spent: Path) -> dict[str, Any]:
