@@ -37,8 +37,8 @@ SIZES = {
 }
 """An evaluation takes 1.8 CPU seconds on 128 conversations of the reference, 5 on 24 of SmolLM2 (a fifth less in a
 search, whose configurations begin alike), 2.5 and 13 on validation. Each model has some 4,300 of the former and 250 of
-the latter: on two cores 1.1 and 3.1 hours. So few conversations as 24 are for the time's sake; on the reference there is
-time for all, and more conversations are worth more there than more evaluations (docs/search.md)."""
+the latter: on two cores 1.1 and 3.1 hours. So few conversations as 24 are for the time's sake: on the reference there
+is time for all, and there they are worth more than as many tokens of evaluations (docs/search.md)."""
 
 
 @dataclass(frozen=True)
