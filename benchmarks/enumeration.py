@@ -5,13 +5,13 @@ Six decisions of five levels on the reference model: decision i sets the widths 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.kept_metrics import KeptMetrics
-from benchmarks.subject import Subject
+from benchmarks.subject import ENUMERATION, Subject
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_choices, scan_sensitivity
 from mcts.settings import SearchSettings, SearchTarget
@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 class TiedLayers:
     """An Evaluate of 6 widths: each is that of two neighbouring layers."""
 
-    def __init__(self, evaluate: KeptMetrics) -> None:
+    def __init__(self, evaluate: Callable[[Widths], Metrics]) -> None:
         self._evaluate = evaluate
         self.measured: dict[Widths, Metrics] = {}
 
@@ -52,7 +52,7 @@ def check_against_enumeration(subject: Subject) -> dict[str, Any]:
     limits = [_limits(space, price, subject.budget(s, 1)) for s in SPARSITIES]
     runs = [_search(subject, limits, seed) for seed in SEEDS]
     everything = list(itertools.product(range(LEVELS), repeat=decisions))
-    enumerated = TiedLayers(subject.kept("enumeration"))
+    enumerated = TiedLayers(partial(subject.evaluate, ENUMERATION))
     kl = np.array([m.kl for m in enumerated([space.units_of(c) for c in everything])])
     spent = limits[0].table.spent(np.array(everything))
     optima = [float(kl[(spent <= x.spare).all(axis=1)].min()) for x in limits]
@@ -77,7 +77,7 @@ def _limits(space: Space, price: int, budget: int) -> Limits:
 
 def _search(subject: Subject, limits: list[Limits], seed: int) -> tuple[list[float], int]:
     """The least KL found at every budget, and how many configurations were scored for all of them together."""
-    evaluate = TiedLayers(subject.kept("enumeration"))
+    evaluate = TiedLayers(partial(subject.evaluate, ENUMERATION))
     space = limits[0].space
 
     def score(choices: Sequence[Choice]) -> list[Metrics]:

@@ -10,15 +10,17 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import COMMIT_AT_START
-from benchmarks.measured_code import measured_code
+from benchmarks.measured_code import AT_START, changes_since, measured_code
 from pruning.atomic_file import replace_file
 
 _HEARTBEAT_SECONDS = 5.0
@@ -35,10 +37,14 @@ class Step:
 
 
 class Steps:
-    """Runs steps, and keeps what they say in `folder`. One process at a time: its commands inherit the `lock`."""
+    """Runs steps, and keeps what they say in `folder`. One process at a time: its commands inherit the `lock`.
 
-    def __init__(self, folder: Path, *, lock: int | None = None) -> None:
-        self._folder = folder
+    With `renew`, a step whose code has changed since is done again, and the seconds of both times count: for steps that
+    keep what is dear in them themselves.
+    """
+
+    def __init__(self, folder: Path, *, lock: int | None = None, renew: bool = False) -> None:
+        self._folder, self._renew = folder, renew
         self._inherited = () if lock is None else (lock,)
         folder.mkdir(parents=True, exist_ok=True)
         self.finished: dict[str, Step] = {}
@@ -49,25 +55,40 @@ class Steps:
         Raises RuntimeError if the command fails; what it said about that is on stderr.
         """
         runs = (f"lop.commands.{arguments[0]}",)
-        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent), runs)
+        code = partial(measured_code, runs)
+        return self._once(name, arguments, lambda spent: self._command(arguments, makes, spent), code)
 
-    def call(self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]]) -> Step:
-        """`function` in this process; `key` says all that its result depends on."""
-        return self._once(name, key, lambda _: function())
+    def call(
+        self, name: str, key: Sequence[str], function: Callable[[], dict[str, Any]], *, modules: Sequence[str] = ()
+    ) -> Step:
+        """`function` in this process; `key` says all that its result depends on.
+
+        `modules`: what it runs, here or in processes that it starts; by default whatever this process has imported.
+        """
+        code = partial(_code_of, modules) if modules else measured_code
+        return self._once(name, key, lambda spent: _while_counting(function, spent), code)
 
     def _once(
-        self, name: str, key: Sequence[str], run: Callable[[Path], dict[str, Any]], runs: Sequence[str] = ()
+        self,
+        name: str,
+        key: Sequence[str],
+        run: Callable[[Path], dict[str, Any]],
+        code: Callable[[], dict[str, str]],
     ) -> Step:
         digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
         path = self._folder / f"{name.replace(' ', '-')}-{digest}.json"
         spent = path.with_suffix(".seconds")
-        step = _kept_in(path)
+        step, before = _kept_in(path), _seconds_in(spent)
+        if step is not None and self._renew and changes_since(step.code):
+            say(f"{name}: again, since its code has changed")
+            before += step.seconds
+            step = None
         if step is None:
             say(f"{name}: {' '.join(key)}")
-            before, started = _seconds_in(spent), time.perf_counter()
+            started = time.perf_counter()
             document = run(spent)
             seconds = before + time.perf_counter() - started
-            step = Step(document, seconds, COMMIT_AT_START, measured_code(runs))
+            step = Step(document, seconds, COMMIT_AT_START, code())
             replace_file(path, json.dumps(asdict(step), indent=1).encode())
             spent.unlink(missing_ok=True)
             say(f"{name}: {seconds:.0f} s")
@@ -98,6 +119,28 @@ class Steps:
             raise RuntimeError(f"lop {' '.join(arguments)} failed with exit code {process.returncode}")
         document: dict[str, Any] = json.loads(stdout)
         return document
+
+
+def _code_of(modules: Sequence[str]) -> dict[str, str]:
+    """Of `modules` and all that they import."""
+    return AT_START.digests(AT_START.reached(modules))
+
+
+def _while_counting(function: Callable[[], dict[str, Any]], spent: Path) -> dict[str, Any]:
+    """`function()`, while the seconds of this attempt and those before are written to `spent`."""
+    before, started, ended = _seconds_in(spent), time.perf_counter(), threading.Event()
+
+    def count() -> None:
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            replace_file(spent, str(before + time.perf_counter() - started).encode())
+
+    counter = threading.Thread(target=count, daemon=True)
+    counter.start()
+    try:
+        return function()
+    finally:
+        ended.set()
+        counter.join()
 
 
 @contextmanager
