@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.truth_applied import Applied, apply_plan
 from benchmarks.truth_checks import Checked, check_plan
-from benchmarks.truth_subjects import TruthSubject
+from benchmarks.truth_subjects import TruthSubject, in_chunks
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.planning.budget import limits_for_budget
@@ -47,7 +47,6 @@ AXES: tuple[tuple[Axis, ...], ...] = (
 """Of each space, equally often. Skips alone are of whole layers, or of single sub-layers."""
 
 STEPS = (1, 8, 8, 16, 64)
-CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,7 @@ def measure_joint(
         something of their costs that is not so, `joint_skipping` skip something. Of `joint_saved_plans` that were
         applied, the greatest difference in the bytes of files, and the largest share of the memory bound.
     """
-    chunks = [
-        (database_url, subject, min(CHUNK, round(num_budgets * subject.share) - start), f"joint {seed}:{index}:{start}")
-        for index, subject in enumerate(subjects)
-        for start in range(0, round(num_budgets * subject.share), CHUNK)
-    ]
+    chunks = in_chunks(database_url, subjects, num_budgets, f"joint {seed}")
     found: list[tuple[tuple[Axis, ...], bool, Checked]] = []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for chunk in pool.map(_check_chunk, *zip(*chunks, strict=True)):

@@ -152,16 +152,16 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
 
 def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
     """[L] how much log KL falls per dense width of a layer, going from `levels` [L] one level up; 0 where dense."""
-    layers = np.arange(len(levels))
+    layers, fractions = np.arange(len(levels)), table.fractions_of(levels)[None]
     up = table.up[layers, levels]
     own = table.own[layers, levels]
     owns = np.append(own.sum() + table.own[layers, up] - own, own.sum())
     base = np.log(np.maximum(owns, 0.0) + KL_FLOOR_NATS)
     process, apart = _process(table, levels)
     here = table.values.faded_alpha @ np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
-    singles = np.repeat(levels[None], len(levels) + 1, axis=0)
-    singles[layers, layers] = up
-    regressions = table.values.regression(table.fractions_of(singles), table.own[layers, singles])
+    regressions = np.append(
+        _replacing(table, levels, up), table.values.regression(fractions, table.own[layers, levels][None])
+    )
     values = base + regressions + np.append(process[:, -1], here)
     wider = table.fractions[layers, up] - table.fractions[layers, levels]
     worth: FloatArray = np.where(wider > 0.0, (values[-1] - values[:-1]) / np.maximum(wider, 1e-12), 0.0)
@@ -185,17 +185,20 @@ def _valid(costs: DecisionCosts, levels: IntArray, up: IntArray, down: IntArray,
 
 def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArray) -> FloatArray:
     """[L, L + 1] the regression's part of every move, as the sum of what its two halves change."""
-    L = len(levels)
-    layers = np.arange(L)
-    singles = np.repeat(levels[None], 2 * L + 1, axis=0)
-    singles[layers, layers] = up
-    singles[L + layers, layers] = down
-    owns = table.own[layers, singles]
-    found = table.values.regression(table.fractions_of(singles), owns)
-    here = found[-1]
-    lowered = np.append(found[L : 2 * L] - here, 0.0)
-    regression: FloatArray = found[:L, None] + lowered
+    fractions, own = table.fractions_of(levels)[None], table.own[np.arange(len(levels)), levels][None]
+    here = table.values.regression(fractions, own)
+    lowered = np.append(_replacing(table, levels, down) - here, 0.0)
+    regression: FloatArray = _replacing(table, levels, up)[:, None] + lowered
     return regression
+
+
+def _replacing(table: LevelValues, levels: IntArray, other: IntArray) -> FloatArray:
+    """[L] the regression's part of `levels` [L] in which one layer alone is at its level in `other` [L]."""
+    layers = np.arange(len(levels))
+    now = table.fractions_of(levels)[None], table.own[layers, levels][None]
+    then = table.fractions_of(other)[None], table.own[layers, other][None]
+    replacing: FloatArray = table.values.regression.replacing(*now, *then)[0]
+    return replacing
 
 
 def _process(table: LevelValues, levels: IntArray) -> tuple[FloatArray, Float32Array]:

@@ -149,16 +149,13 @@ class Teacher:
 
     def _regression(self, choices: IntArray, up: IntArray, down: IntArray) -> FloatArray:
         """[P, N, N + 1] the regression's part of every move, as the sum of what its two halves change."""
-        P, N = choices.shape
-        n = np.arange(N)
-        singles = np.repeat(choices[:, None], 2 * N + 1, axis=1)
-        singles[:, n, n] = up
-        singles[:, N + n, n] = down
-        flat = singles.reshape(-1, N)
-        found = self.table.values.regression(self.table.fractions_of(flat), self.table.own[n, flat]).reshape(P, -1)
-        here = found[:, -1:]
-        lowered = np.concatenate([found[:, N : 2 * N] - here, np.zeros((P, 1))], axis=1)
-        regression: FloatArray = found[:, :N, None] + lowered[:, None]
+        n = np.arange(choices.shape[1])
+        of = self.table.values.regression
+        now = self.table.fractions_of(choices), self.table.own[n, choices]
+        raised, lowered = (of.replacing(*now, self.table.fractions_of(x), self.table.own[n, x]) for x in (up, down))
+        lowered -= of(*now)[:, None]
+        lowered = np.concatenate([lowered, np.zeros((len(choices), 1))], axis=1)
+        regression: FloatArray = raised[:, :, None] + lowered[:, None]
         return regression
 
     def _process(self, choices: IntArray, up: IntArray, down: IntArray) -> Float32Array:

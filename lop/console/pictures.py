@@ -4,10 +4,13 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruning.atomic_file import MAX_NAME_BYTES, replace_file
 from pruning.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lop.console.kept_layers import KeptLayers
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -91,18 +94,31 @@ def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -
 
 
 def draw_search(
-    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, first: Mapping[str, int] | None = None
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    *,
+    first: Mapping[str, int] | None = None,
+    found: "Sequence[tuple[str, KeptLayers]]" = (),
 ) -> None:
     """Least score so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names).
 
-    `first` says how many evaluations a method had spent before the first of its curve: its share of a scan.
+    `first` says how many evaluations a method had spent before the first of its curve: its share of a scan. What was
+    `found` for each target, if given, is drawn layer by layer below.
     """
+    from lop.console.layer_pictures import draw_panels, panel_height, picture_width
+
     pyplot = require_pyplot()
-    columns = min(3, len(curves))
+    columns = 2 if len(curves) == 4 else min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(0.8 + 3.4 * columns, 0.4 + 2.7 * rows), squeeze=False, layout="constrained"
-    )
+    width, height = 0.8 + 3.4 * columns, 0.4 + 2.7 * rows
+    if found:
+        below = 0.7 + panel_height(found) * len(found)
+        whole = pyplot.figure(figsize=(max(width, picture_width(found)), height + below), layout="constrained")
+        figure, layers = whole.subfigures(2, 1, height_ratios=(height, below))
+        draw_panels(layers, found)
+    else:
+        whole = figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     for axis in axes.flat[len(curves) :]:
         axis.remove()
@@ -121,8 +137,8 @@ def draw_search(
     if len(names) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_figure(whole, path)
+    pyplot.close(whole)
 
 
 def _curve_style(method: str, index: int) -> dict[str, Any]:
