@@ -146,8 +146,11 @@ class PolicyDecoder:
         here = self.num_decisions + n
         cache[:, :, :, here] = qkv[:, 1:].transpose(1, 0, 2, 3)
         keys, values = cache[:, :, :, : here + 1]
-        p = _softmax(np.matmul(keys, qkv[:, 0, :, :, None])[..., 0])  # [B, H, N + n + 1]
-        attended = np.matmul(p[:, :, None], values)
+        p = np.matmul(keys, qkv[:, 0, :, :, None])[..., 0]  # [B, H, N + n + 1]
+        p -= np.maximum.reduce(p, axis=-1, keepdims=True)
+        np.exp(p, out=p)
+        attended = np.matmul(p[:, :, None], values)[:, :, 0]
+        attended /= np.add.reduce(p, axis=-1, keepdims=True)  # fewer than what it is a mean of
         return _finish(block, x, attended.reshape(B, D))
 
     def _encode_decisions(self, x: Float32Array) -> Float32Array:

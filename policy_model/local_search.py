@@ -152,16 +152,15 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
 
 def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
     """[L] how much log KL falls per dense width of a layer, going from `levels` [L] one level up; 0 where dense."""
-    layers, fractions = np.arange(len(levels)), table.fractions_of(levels)[None]
+    layers = np.arange(len(levels))
     up = table.up[layers, levels]
     own = table.own[layers, levels]
     owns = np.append(own.sum() + table.own[layers, up] - own, own.sum())
     base = np.log(np.maximum(owns, 0.0) + KL_FLOOR_NATS)
     process, apart = _process(table, levels)
     here = table.values.faded_alpha @ np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
-    regressions = np.append(
-        _replacing(table, levels, up), table.values.regression(fractions, table.own[layers, levels][None])
-    )
+    raised, same = _replacing(table, levels, np.stack([up, levels]))
+    regressions = np.append(raised, same[0])
     values = base + regressions + np.append(process[:, -1], here)
     wider = table.fractions[layers, up] - table.fractions[layers, levels]
     worth: FloatArray = np.where(wider > 0.0, (values[-1] - values[:-1]) / np.maximum(wider, 1e-12), 0.0)
@@ -185,19 +184,18 @@ def _valid(costs: DecisionCosts, levels: IntArray, up: IntArray, down: IntArray,
 
 def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArray) -> FloatArray:
     """[L, L + 1] the regression's part of every move, as the sum of what its two halves change."""
-    fractions, own = table.fractions_of(levels)[None], table.own[np.arange(len(levels)), levels][None]
-    here = table.values.regression(fractions, own)
-    lowered = np.append(_replacing(table, levels, down) - here, 0.0)
-    regression: FloatArray = _replacing(table, levels, up)[:, None] + lowered
+    raised, lowered, here = _replacing(table, levels, np.stack([up, down, levels]))
+    regression: FloatArray = raised[:, None] + np.append(lowered - here, 0.0)
     return regression
 
 
-def _replacing(table: LevelValues, levels: IntArray, other: IntArray) -> FloatArray:
-    """[L] the regression's part of `levels` [L] in which one layer alone is at its level in `other` [L]."""
+def _replacing(table: LevelValues, levels: IntArray, others: IntArray) -> FloatArray:
+    """[B, L] the regression's part of `levels` [L] in which one layer alone is at its level in `others` [B, L]."""
     layers = np.arange(len(levels))
-    now = table.fractions_of(levels)[None], table.own[layers, levels][None]
-    then = table.fractions_of(other)[None], table.own[layers, other][None]
-    replacing: FloatArray = table.values.regression.replacing(*now, *then)[0]
+    now = np.broadcast_to(levels, others.shape)
+    replacing: FloatArray = table.values.regression.replacing(
+        table.fractions_of(now), table.own[layers, now], table.fractions_of(others), table.own[layers, others]
+    )
     return replacing
 
 

@@ -57,15 +57,21 @@ def save_figure(figure: Any, path: Path) -> None:
         ) from error
 
 
-def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path, *, exact_match: bool = True) -> None:
+def draw_comparison(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    exact_match: bool = True,
+    kept: "Sequence[tuple[str, KeptLayers]]" = (),
+) -> None:
     """Quality against sparsity, a curve a method. `rows` hold method, sparsity, kl, accuracy and agreement.
 
-    A panel for KL, one for exact match unless it tells nothing (`exact_match`), one for agreement if all have it.
+    A panel for KL, one for exact match unless it tells nothing (`exact_match`), one for agreement if all have it. Plans
+    in `kept`, if given, are drawn layer by layer below.
     """
-    pyplot = require_pyplot()
     panels = comparison_panels(rows, exact_match=exact_match)
-    size = (1.4 + 4.8 * len(panels), 4.2)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    whole, figure = _figure((1.4 + 4.8 * len(panels), 4.2), kept)
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["sparsity"]))
         style = _curve_style(method, index)
@@ -79,8 +85,8 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path, *, exact_matc
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_figure(whole, path)
+    require_pyplot().close(whole)
 
 
 def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -> list[tuple[str, str, float]]:
@@ -105,19 +111,9 @@ def draw_search(
     `first` says how many evaluations a method had spent before the first of its curve: its share of a scan. What was
     `found` for each target, if given, is drawn layer by layer below.
     """
-    from lop.console.layer_pictures import draw_panels, panel_height, picture_width
-
-    pyplot = require_pyplot()
     columns = 2 if len(curves) == 4 else min(3, len(curves))
     rows = -(-len(curves) // columns)
-    width, height = 0.8 + 3.4 * columns, 0.4 + 2.7 * rows
-    if found:
-        below = 0.7 + panel_height(found) * len(found)
-        whole = pyplot.figure(figsize=(max(width, picture_width(found)), height + below), layout="constrained")
-        figure, layers = whole.subfigures(2, 1, height_ratios=(height, below))
-        draw_panels(layers, found)
-    else:
-        whole = figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    whole, figure = _figure((0.8 + 3.4 * columns, 0.4 + 2.7 * rows), found)
     axes = figure.subplots(rows, columns, squeeze=False)
     names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     for axis in axes.flat[len(curves) :]:
@@ -138,7 +134,23 @@ def draw_search(
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     save_figure(whole, path)
-    pyplot.close(whole)
+    require_pyplot().close(whole)
+
+
+def _figure(size: tuple[float, float], kept: "Sequence[tuple[str, KeptLayers]]") -> tuple[Any, Any]:
+    """A figure, and the part of it that is for curves, `size` in inches: all, unless plans are `kept` below them."""
+    from lop.console.layer_pictures import draw_panels, panel_height, picture_width
+
+    pyplot = require_pyplot()
+    if not kept:
+        figure = pyplot.figure(figsize=size, layout="constrained")
+        return figure, figure
+    width, height = size
+    below = 0.7 + panel_height(kept) * len(kept)
+    whole = pyplot.figure(figsize=(max(width, picture_width(kept)), height + below), layout="constrained")
+    curves, layers = whole.subfigures(2, 1, height_ratios=(height, below))
+    draw_panels(layers, kept)
+    return whole, curves
 
 
 def _curve_style(method: str, index: int) -> dict[str, Any]:

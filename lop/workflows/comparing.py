@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.allocators.methods import Method
-from pruning.anatomy.architecture import DENSE
+from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
@@ -56,12 +57,14 @@ class Comparison:
 
     Attributes:
         plans: by method and sparsity.
+        architectures: what each of them keeps.
         dense: metrics of the dense model on the conversations.
         missing: why plans are not there: the data of a method are missing, or targets out of its reach.
         calibrated: methods with plans that were chosen on the very conversations they are scored on.
     """
 
     plans: tuple[ComparedPlan, ...]
+    architectures: tuple[Architecture, ...]
     dense: Metrics
     missing: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
@@ -75,10 +78,11 @@ def compare_methods(
     *,
     methods: Sequence[Method] | None = None,
     scope: Scope = Scope.FFN,
+    space: SpaceName = SpaceName.FFN,
     round_to: int,
     on_plan: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Score the plans of `methods` (default: all that the stored data allow) on `conversations`.
+    """Score the plans of `methods` (default: all that the stored data allow, and that know `space`) on `conversations`.
 
     `on_plan(done, total)` is told of progress.
 
@@ -92,7 +96,7 @@ def compare_methods(
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import make_batches
 
-    plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, round_to)
+    plans, missing = _request_plans(repository, model_id, sparsities, methods, scope, space, round_to)
     model = repository.get_model(model_id)
     check_weights(model)
     folder = Path(model.path)
@@ -129,6 +133,7 @@ def compare_methods(
     return Comparison(
         dense=dense,
         plans=tuple(compared[plan.plan_id] for _, plan in plans),
+        architectures=tuple(plan.architecture(model.anatomy) for _, plan in plans),
         missing=tuple(missing),
         calibrated=tuple(dict.fromkeys(plan.method for _, plan in plans if plan.provenance.calibration == data)),
     )
@@ -162,6 +167,7 @@ def _request_plans(
     sparsities: Sequence[float],
     methods: Sequence[Method] | None,
     scope: Scope,
+    space: SpaceName,
     round_to: int,
 ) -> tuple[list[tuple[float, PruningPlan]], list[str]]:
     """The plans with the sparsity asked for, method by method, and what is missing: a line a method and reason."""
@@ -173,7 +179,8 @@ def _request_plans(
     missing: dict[tuple[Method, str], list[tuple[float, InputError]]] = {}
     for method in dict.fromkeys(methods or tuple(Method)):
         for sparsity in dict.fromkeys(sparsities):
-            request = PlanRequest(model=model_id, sparsity=sparsity, scope=scope, round_to=round_to, method=method)
+            asked = {"sparsity": sparsity, "scope": scope, "space": space, "round_to": round_to, "method": method}
+            request = PlanRequest.model_validate({"model": model_id, **asked})
             try:
                 plans.append((sparsity, planner.plan(request)))
             except InfeasibleTargetError as error:
