@@ -44,6 +44,7 @@ from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Choice, Space
+from service.plan_forms import PlanForm
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
 from storage.sql_repository import open_repository
@@ -160,7 +161,8 @@ def _own_kl(site: Site, part: float) -> float:
 def request_milliseconds(url: str, model: str, num_requests: int, *, seed: int) -> dict[Asked, list[float]]:
     """Of `num_requests` requests of each kind, shuffled, for new plans of `model`."""
     spent: dict[Asked, list[float]] = {kind: [] for kind in Asked}
-    with httpx.Client(base_url=url, timeout=60.0) as client:
+    # Of schema 2, as `lop.Client` asks for.
+    with httpx.Client(base_url=url, timeout=60.0, headers={"Accept": PlanForm.SCHEMA_2.value}) as client:
         bodies = joint_bodies(client, model, num_requests + WARM_UP_REQUESTS // len(Asked), seed=seed)
         for number, (kind, body) in enumerate(bodies):
             elapsed = milliseconds(client, body)

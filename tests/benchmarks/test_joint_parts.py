@@ -30,7 +30,7 @@ def anatomy() -> ModelAnatomy:
 def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
     anatomy: ModelAnatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(axes_http, "ROUND_TO", 8)
+    monkeypatch.setattr(axes_http, "ROUND_TO", 4)
     url = f"sqlite:///{tmp_path / 'lop.db'}"
     with open_repository(url, create=True) as repository:
         register_joint(repository, anatomy, 30)
@@ -47,7 +47,7 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
 
 
 def test_the_landscape_knows_neighbours_and_skips(anatomy: ModelAnatomy) -> None:
-    space = coarse_space(anatomy, SpaceName.ALL, round_to=8)
+    space = coarse_space(anatomy, SpaceName.ALL, round_to=4)
     choices = made_up_choices(space, 60)
     assert len(set(choices)) == 60
     assert space.top in choices
@@ -61,7 +61,7 @@ def test_the_landscape_knows_neighbours_and_skips(anatomy: ModelAnatomy) -> None
 
 
 def test_half_of_the_decoder_goes_in_two_ways(anatomy: ModelAnatomy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(axes_speed, "ROUND_TO", 8)
+    monkeypatch.setattr(axes_speed, "ROUND_TO", 4)
     plans = half_plans(anatomy, "0" * 64)
     removed = {name: plan.achieved.removed[Scope.DECODER] for name, plan in plans.items()}
     assert all(0.5 <= of < 0.56 for of in removed.values()), removed
