@@ -82,13 +82,15 @@ def family_rows() -> list[dict[str, Any]]:
 
     `family` and `checkpoints` name it, `text_model_type` is its row of the family table. Then, true or false: `ffn` and
     `kv_groups` (cut in the tests), `fused`, `biases`, `tied`, `qk_norms`, `windows`, `mrope` (what its decoder has),
-    `image` (tested with one). `tests` were run and `green` says that all passed.
+    `image` (tested with one). `tests` were run, of so many `suites`, and `green` says that all passed.
     """
-    outcomes = _outcomes(_run_suites())
+    report = _run_suites()
+    outcomes, suites = _outcomes(report), _suites(report)
     rows = []
     for family in CHECKPOINTS:
         passed = outcomes.get(family, [])
-        rows.append({**_traits(family), "tests": len(passed), "green": bool(passed) and all(passed)})
+        told = {"tests": len(passed), "suites": len(suites.get(family, ())), "green": bool(passed) and all(passed)}
+        rows.append({**_traits(family), **told})
     return rows
 
 
@@ -118,6 +120,16 @@ def _outcomes(report: ET.Element) -> dict[str, list[bool]]:
         if family is not None:
             bad = any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
             found.setdefault(family, []).append(not bad)
+    return found
+
+
+def _suites(report: ET.Element) -> dict[str, set[str]]:
+    """For each family, the suites that have tests of it."""
+    found: dict[str, set[str]] = {}
+    for case in report.iter("testcase"):
+        family = family_of_test(case.get("name", ""))
+        if family is not None:
+            found.setdefault(family, set()).add(case.get("classname", ""))
     return found
 
 

@@ -46,7 +46,7 @@ CALIBRATION_CONVERSATIONS = 32
 
 _TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0)
 
-_SKIPPED = (
+SKIPPED = (
     Site(0, Sublayer.ATTENTION),  # the layer that llama.cpp reads the head size from
     Site(5, Sublayer.ATTENTION),
     Site(6, Sublayer.FFN),
@@ -56,7 +56,7 @@ _SKIPPED = (
 _MODELS: tuple[tuple[str, bool, tuple[Site, ...]], ...] = (
     ("ffn", False, ()),
     ("ffn and KV groups", True, ()),
-    ("ffn, KV groups and skips", True, _SKIPPED),
+    ("ffn, KV groups and skips", True, SKIPPED),
 )
 """A name, whether KV groups are cut, and the sub-layers that are skipped."""
 

@@ -142,7 +142,7 @@ def request_milliseconds(url: str, served: Served) -> dict[Asked, list[float]]:
         bodies = _bodies(client, served)
         spent: dict[Asked, list[float]] = {kind: [] for kind in Asked}
         for number, (kind, body) in enumerate(bodies):
-            elapsed = _milliseconds(client, body)
+            elapsed = milliseconds(client, body)
             if number >= WARM_UP_REQUESTS:
                 spent[kind].append(elapsed)
     return spent
@@ -155,13 +155,13 @@ def rounded_milliseconds(url: str, rounded: Rounded) -> list[float]:
     usual["method"] = rounded.method
     with httpx.Client(base_url=url) as client:
         spent = [
-            _milliseconds(client, usual | {"sparsity": float(sparsity)})
+            milliseconds(client, usual | {"sparsity": float(sparsity)})
             for sparsity in rng.uniform(SMALLEST_SPARSITY, rounded.largest, WARM_UP_REQUESTS + NUM_ROUNDED_REQUESTS)
         ]
     return spent[WARM_UP_REQUESTS:]
 
 
-def _milliseconds(client: httpx.Client, body: dict[str, Any]) -> float:
+def milliseconds(client: httpx.Client, body: dict[str, Any]) -> float:
     """Until `body`, a request for a new plan, is answered."""
     started = time.perf_counter()
     response = client.post("/v1/plans", json=body)
@@ -319,7 +319,7 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
     found: dict[str, Any] = {}
     with serving(database) as url:
         for name, model in served.items():
-            found |= _percentiles(name, request_milliseconds(url, model))
+            found |= percentiles(name, request_milliseconds(url, model))
         for name, rounded in ROUNDED.items():
             found[f"http_p50_ms_{name}"] = float(np.median(rounded_milliseconds(url, rounded)))
     slow = measure_large_allocation()
@@ -333,7 +333,7 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
     }
 
 
-def _percentiles(name: str, spent: Mapping[Asked, Sequence[float]]) -> dict[str, Any]:
+def percentiles(name: str, spent: Mapping[Asked, Sequence[float]]) -> dict[str, Any]:
     """p50 and p95 of the mix, and the p50 of each kind."""
     mix = np.concatenate([*spent.values()])
     return {

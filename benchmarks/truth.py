@@ -33,7 +33,7 @@ from benchmarks.subject import REFERENCE
 from benchmarks.truth_applied import Applied, apply_plan
 from benchmarks.truth_checks import LIMITS, Checked, check_plan
 from benchmarks.truth_joint import PROFILED_SHARE, measure_joint, random_workload
-from benchmarks.truth_subjects import TruthSubject, register_large, register_machine, register_reference
+from benchmarks.truth_subjects import TruthSubject, in_chunks, register_large, register_machine, register_reference
 from lop.console.console import bar
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -61,7 +61,6 @@ NUM_REQUESTS = 10_000
 NUM_SAVED = 36
 ROUNDINGS = (1, 2, 8, 8, 8, 16, 64)
 PARALLEL = (1, 1, 1, 2, 4)
-CHUNK = 100
 RUNS = ("benchmarks.truth",)
 """What the processes run that check plans; they import more than the one that starts them."""
 
@@ -153,11 +152,7 @@ def measure_truth(
         Requests were for `devices` of the catalogue and for `measured` profiles, which may all be of one machine.
     """
     started = time.perf_counter()
-    chunks = [
-        (database_url, subject, min(CHUNK, round(num_requests * subject.share) - start), f"{seed}:{index}:{start}")
-        for index, subject in enumerate(subjects)
-        for start in range(0, round(num_requests * subject.share), CHUNK)
-    ]
+    chunks = in_chunks(database_url, subjects, num_requests, f"{seed}")
     checked: list[Checked] = []
     # Processes that are forked may hold locks of torch's threads.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:

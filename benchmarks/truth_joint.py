@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.truth_applied import Applied, apply_plan
 from benchmarks.truth_checks import LIMITS, Checked, check_plan
-from benchmarks.truth_subjects import TruthSubject
+from benchmarks.truth_subjects import TruthSubject, in_chunks
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.devices.device import Device
@@ -54,7 +54,6 @@ PROFILED_SHARE, COVERED_SHARE = 0.1, 0.75
 """Of all budgets: those on a measured device, and of those: with a workload that its tables cover."""
 
 STEPS = (1, 8, 8, 16, 64)
-CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -193,11 +192,7 @@ def measure_joint(
         measured times. Of `joint_saved_plans` that were
         applied, the greatest difference in the bytes of files, and the largest share of the memory bound.
     """
-    chunks = [
-        (database_url, subject, min(CHUNK, round(num_budgets * subject.share) - start), f"joint {seed}:{index}:{start}")
-        for index, subject in enumerate(subjects)
-        for start in range(0, round(num_budgets * subject.share), CHUNK)
-    ]
+    chunks = in_chunks(database_url, subjects, num_budgets, f"joint {seed}")
     found: list[tuple[tuple[Axis, ...], bool, Checked]] = []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for chunk in pool.map(_check_chunk, *zip(*chunks, strict=True)):

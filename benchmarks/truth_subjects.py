@@ -1,5 +1,6 @@
 """The models that `benchmarks.truth` asks plans for, registered in its database."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from storage.records import BINARY, CalibrationRecord, ModelRecord
 
 LARGE = "llava-1.5-7b-shaped"
 MACHINE = "this-machine"
+CHUNK = 100
 PROFILED_PROMPTS, PROFILED_ANSWER = (32, 64, 128, 256), 64
 
 
@@ -48,6 +50,17 @@ class TruthSubject:
     source: Path
     share: float
     is_whole: bool
+
+
+def in_chunks(
+    database_url: str, subjects: Sequence[TruthSubject], count: int, seed: str
+) -> list[tuple[str, TruthSubject, int, str]]:
+    """What processes share: each subject's part of `count` in pieces of `CHUNK` at most, with a seed of its own."""
+    return [
+        (database_url, subject, min(CHUNK, round(count * subject.share) - start), f"{seed}:{index}:{start}")
+        for index, subject in enumerate(subjects)
+        for start in range(0, round(count * subject.share), CHUNK)
+    ]
 
 
 def register_reference(

@@ -123,6 +123,11 @@ class Client:
         """The models that the server has plans for."""
         return self._all_items("/v1/models")
 
+    def model(self, model_id: str) -> dict[str, Any]:
+        """One of them; raises NotFoundError."""
+        document: dict[str, Any] = self._request("GET", f"/v1/models/{quote(model_id)}").json()
+        return document
+
     def _all_items(self, path: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         page: str | None = path

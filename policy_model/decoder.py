@@ -32,7 +32,8 @@ def gumbel_noise(num_decisions: int, batch: int, num_options: int, seed: int | S
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """The weights of one block; those that write to the residual stream are centred."""
+    """The weights of one block; those that write to the residual stream are centred, and those that read from a norm
+    hold its factor. Queries come out scaled as attention needs them."""
 
     query_key_value: Float32Array
     attention_out: Float32Array
@@ -40,9 +41,12 @@ class _Block:
     down: Float32Array
 
     @classmethod
-    def of(cls, weights: Mapping[str, Float32Array], index: int) -> "_Block":
+    def of(cls, weights: Mapping[str, Float32Array], index: int, num_heads: int) -> "_Block":
         found = {name: weights[f"blocks.{index}.{name}.weight"] for name in _BLOCK_WEIGHTS}
-        return cls(**{name: _centred(w) if name in _WRITING else w for name, w in found.items()})
+        found = {name: _centred(w) if name in _WRITING else _after_norm(w) for name, w in found.items()}
+        width = len(found["query_key_value"])
+        found["query_key_value"][:, :width] *= np.float32((width // num_heads) ** -0.5)
+        return cls(**found)
 
 
 _BLOCK_WEIGHTS = ("query_key_value", "attention_out", "up", "down")
@@ -65,7 +69,7 @@ class PolicyDecoder:
         found = (sum(name.endswith(".up.weight") for name in weights), *weights["read_decision.weight"].shape)
         if found != (config.num_blocks, config.width, decisions.shape[1]):
             raise ValueError(f"blocks, width and features are {found}, configuration says {config}")
-        self._blocks = [_Block.of(weights, index) for index in range(config.num_blocks)]
+        self._blocks = [_Block.of(weights, index, config.num_heads) for index in range(config.num_blocks)]
         self._num_heads = config.num_heads
         own = decisions.astype(np.float32) @ weights["read_decision.weight"].T + weights["read_decision.bias"]
         # What a decision's token is made of, but for what is left and the option before.
@@ -73,7 +77,7 @@ class PolicyDecoder:
         self._read_step = _centred(weights["read_step.weight"])
         self._read_previous = _centred(weights["read_previous.weight"].T), _centred(weights["read_previous.bias"])
         self._read_option = np.ascontiguousarray(weights["read_option.weight"].T), weights["read_option.bias"]
-        self._read_taken, self._read_state = weights["read_taken.weight"], weights["read_state.weight"]
+        self._read_taken, self._read_state = weights["read_taken.weight"], _after_norm(weights["read_state.weight"])
         self._score = weights["score"]
         self._prefix = self._encode_decisions(_centred(own))
 
@@ -142,9 +146,11 @@ class PolicyDecoder:
         here = self.num_decisions + n
         cache[:, :, :, here] = qkv[:, 1:].transpose(1, 0, 2, 3)
         keys, values = cache[:, :, :, : here + 1]
-        q = qkv[:, 0] * np.float32(self._head_width**-0.5)  # [B, H, D / H]
-        p = _softmax(np.matmul(keys, q[..., None])[..., 0])
-        attended = np.matmul(p[:, :, None], values)
+        p = np.matmul(keys, qkv[:, 0, :, :, None])[..., 0]  # [B, H, N + n + 1]
+        p -= np.maximum.reduce(p, axis=-1, keepdims=True)
+        np.exp(p, out=p)
+        attended = np.matmul(p[:, :, None], values)[:, :, 0]
+        attended /= np.add.reduce(p, axis=-1, keepdims=True)  # fewer than what it is a mean of
         return _finish(block, x, attended.reshape(B, D))
 
     def _encode_decisions(self, x: Float32Array) -> Float32Array:
@@ -154,7 +160,7 @@ class PolicyDecoder:
             N, D = x.shape
             q, k, v = (_norm(x) @ block.query_key_value).reshape(N, 3, self._num_heads, -1).transpose(1, 2, 0, 3)
             prefix.append(np.stack([k, v]))
-            p = _softmax(np.matmul(q * np.float32(self._head_width**-0.5), k.transpose(0, 2, 1)))
+            p = _softmax(np.matmul(q, k.transpose(0, 2, 1)))
             x = _finish(block, x, np.matmul(p, v).transpose(1, 0, 2).reshape(N, D))
         return np.stack(prefix)
 
@@ -195,10 +201,17 @@ def _centred(x: Float32Array) -> Float32Array:
 
 
 def _norm(x: Float32Array) -> Float32Array:
-    """Layer norm without weights of x [..., D], whose mean is 0."""
-    variance = np.einsum("...d,...d->...", x, x)[..., None] * np.float32(1.0 / x.shape[-1])
-    normed: Float32Array = x / np.sqrt(variance + NORM_EPSILON)
+    """Layer norm without weights of x [..., D], whose mean is 0, over the root of D: see `_after_norm`."""
+    length: Float32Array = np.vecdot(x, x)[..., None]
+    length += NORM_EPSILON * np.float32(x.shape[-1])
+    normed: Float32Array = x / np.sqrt(length, out=length)
     return normed
+
+
+def _after_norm(weight: Float32Array) -> Float32Array:
+    """`weight` [D, O] of what reads from a norm, times the root of D that `_norm` leaves out."""
+    scaled: Float32Array = weight * np.float32(weight.shape[0] ** 0.5)
+    return scaled
 
 
 def _softmax(scores: FloatT) -> FloatT:

@@ -159,9 +159,8 @@ def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:
     base = np.log(np.maximum(owns, 0.0) + KL_FLOOR_NATS)
     process, apart = _process(table, levels)
     here = table.values.faded_alpha @ np.exp(np.float32(-1.0 / table.values.kernel.length) * apart)
-    singles = np.repeat(levels[None], len(levels) + 1, axis=0)
-    singles[layers, layers] = up
-    regressions = table.values.regression(table.fractions_of(singles), table.own[layers, singles])
+    raised, same = _replacing(table, levels, np.stack([up, levels]))
+    regressions = np.append(raised, same[0])
     values = base + regressions + np.append(process[:, -1], here)
     wider = table.fractions[layers, up] - table.fractions[layers, levels]
     worth: FloatArray = np.where(wider > 0.0, (values[-1] - values[:-1]) / np.maximum(wider, 1e-12), 0.0)
@@ -185,17 +184,19 @@ def _valid(costs: DecisionCosts, levels: IntArray, up: IntArray, down: IntArray,
 
 def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArray) -> FloatArray:
     """[L, L + 1] the regression's part of every move, as the sum of what its two halves change."""
-    L = len(levels)
-    layers = np.arange(L)
-    singles = np.repeat(levels[None], 2 * L + 1, axis=0)
-    singles[layers, layers] = up
-    singles[L + layers, layers] = down
-    owns = table.own[layers, singles]
-    found = table.values.regression(table.fractions_of(singles), owns)
-    here = found[-1]
-    lowered = np.append(found[L : 2 * L] - here, 0.0)
-    regression: FloatArray = found[:L, None] + lowered
+    raised, lowered, here = _replacing(table, levels, np.stack([up, down, levels]))
+    regression: FloatArray = raised[:, None] + np.append(lowered - here, 0.0)
     return regression
+
+
+def _replacing(table: LevelValues, levels: IntArray, others: IntArray) -> FloatArray:
+    """[B, L] the regression's part of `levels` [L] in which one layer alone is at its level in `others` [B, L]."""
+    layers = np.arange(len(levels))
+    now = np.broadcast_to(levels, others.shape)
+    replacing: FloatArray = table.values.regression.replacing(
+        table.fractions_of(now), table.own[layers, now], table.fractions_of(others), table.own[layers, others]
+    )
+    return replacing
 
 
 def _process(table: LevelValues, levels: IntArray) -> tuple[FloatArray, Float32Array]:

@@ -15,8 +15,11 @@ from pruning.arrays import BoolArray, FloatArray, IntArray
 from values.basis import Float32Array
 from values.kl_floor import KL_FLOOR_NATS
 
-CHUNK = 128
-"""Problems that take a step together."""
+MOST_TOGETHER = 128
+FEW_TOGETHER = 8
+CHUNK_NUMBERS = 2**20
+"""Problems take a step together, as many as have so many numbers [P, N, M] between them: more leave the cache, and take
+half as long again each (64 decisions, 1,000 anchors)."""
 
 NUM_JUDGED = 3
 """Neighbours of a choice that are judged in full: those that promise most."""
@@ -37,6 +40,8 @@ class Teacher:
         self.table, self._elites = table, elites
         scale = np.float32(-1.0 / table.values.kernel.length)
         self._correlation: Float32Array = np.exp(scale * table.apart)  # [N, K, M] of each decision alone
+        N, _, M = self._correlation.shape
+        self._together = min(max(CHUNK_NUMBERS // max(N * M, 1), FEW_TOGETHER), MOST_TOGETHER)
 
     def solve(self, problems: Problems, starts: list[IntArray]) -> tuple[IntArray, FloatArray]:
         """The best choices [P, N] that descents from `starts`, each [P, N], end at; and their pessimistic log KL."""
@@ -78,7 +83,9 @@ class Teacher:
 
     def judge(self, choices: IntArray) -> FloatArray:
         """Pessimistic log KL [P] of choices [P, N]."""
-        return np.concatenate([self.table.pessimistic(choices[rows]) for rows in _chunks(len(choices), 4 * CHUNK)])
+        return np.concatenate(
+            [self.table.pessimistic(choices[rows]) for rows in _chunks(len(choices), 4 * MOST_TOGETHER)]
+        )
 
     def _improve(self, problems: Problems, starts: IntArray) -> tuple[IntArray, FloatArray]:
         """Where descents from `starts` [P, N] end, and the pessimistic log KL [P] there."""
@@ -89,7 +96,7 @@ class Teacher:
         active = np.arange(len(problems))
         for _ in range(MAX_ROUNDS):
             going: list[IntArray] = []
-            for chunk in _chunks(len(active), CHUNK):
+            for chunk in _chunks(len(active), self._together):
                 rows = active[chunk]
                 moved, fits = self._promising(problems.of(rows), choices[rows], free[rows])
                 found = self.table.pessimistic(moved.reshape(-1, N)).reshape(len(rows), -1)
@@ -149,16 +156,13 @@ class Teacher:
 
     def _regression(self, choices: IntArray, up: IntArray, down: IntArray) -> FloatArray:
         """[P, N, N + 1] the regression's part of every move, as the sum of what its two halves change."""
-        P, N = choices.shape
-        n = np.arange(N)
-        singles = np.repeat(choices[:, None], 2 * N + 1, axis=1)
-        singles[:, n, n] = up
-        singles[:, N + n, n] = down
-        flat = singles.reshape(-1, N)
-        found = self.table.values.regression(self.table.fractions_of(flat), self.table.own[n, flat]).reshape(P, -1)
-        here = found[:, -1:]
-        lowered = np.concatenate([found[:, N : 2 * N] - here, np.zeros((P, 1))], axis=1)
-        regression: FloatArray = found[:, :N, None] + lowered[:, None]
+        n = np.arange(choices.shape[1])
+        of = self.table.values.regression
+        now = self.table.fractions_of(choices), self.table.own[n, choices]
+        raised, lowered = (of.replacing(*now, self.table.fractions_of(x), self.table.own[n, x]) for x in (up, down))
+        lowered -= of(*now)[:, None]
+        lowered = np.concatenate([lowered, np.zeros((len(choices), 1))], axis=1)
+        regression: FloatArray = raised[:, :, None] + lowered[:, None]
         return regression
 
     def _process(self, choices: IntArray, up: IntArray, down: IntArray) -> Float32Array:

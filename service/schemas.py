@@ -143,6 +143,7 @@ class ModelResponse(BaseModel):
                     "dtype": "F32",
                     "hidden_size": 128,
                     "ffn_widths": [256, 256],
+                    "kv_groups": [4, 4],
                     "parameters": {"ffn": 196608, "decoder": 295424, "model": 500000},
                     "ranking": {"sha256": _SHA, "url": "/v1/models/llava-reference/ranking"},
                     "created_at": _CREATED,
@@ -159,6 +160,7 @@ class ModelResponse(BaseModel):
     dtype: str
     hidden_size: int
     ffn_widths: list[int] = Field(description="Dense FFN width of each decoder layer.")
+    kv_groups: list[int] = Field(description="KV groups of each decoder layer of the dense model.")
     parameters: ModelParameters
     ranking: RankingLink
     created_at: datetime
@@ -175,6 +177,7 @@ class ModelResponse(BaseModel):
             dtype=anatomy.dtype,
             hidden_size=anatomy.hidden_size,
             ffn_widths=[layer.ffn_width for layer in anatomy.layers],
+            kv_groups=[layer.num_kv_groups for layer in anatomy.layers],
             parameters=ModelParameters(
                 ffn=anatomy.ffn_parameters, decoder=anatomy.decoder_parameters, model=anatomy.total_parameters
             ),

@@ -4,6 +4,8 @@ The terms of the regression, their sum with given weights, and the coordinates o
 for the formula and the letters.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -138,6 +140,7 @@ class Regression:
         for place, block in enumerate((of_p, of_q, of_pq)):
             rows = slice(place * L, (place + 1) * L)
             self._quadratic[rows, rows] = block
+        self._of_p, self._of_q, self._of_pq = (_Form.of(block) for block in (of_p, of_q, of_pq))
 
     def __call__(self, fractions: FloatArray, own: FloatArray) -> FloatArray:
         """[B] of kept fractions [B, L] and what layers lose on their own [B, L]: `Basis.terms` times w."""
@@ -145,8 +148,56 @@ class Regression:
         total = own.sum(axis=1) + KL_FLOOR_NATS
         q = np.sqrt(own / total[:, None])
         mean, log_total = p.mean(axis=1), 0.2 * np.log(total)
-        w = self._whole
         x = np.concatenate([p, q, p * q], axis=1)
         found: FloatArray = np.einsum("bi,bi->b", x @ self._quadratic + self._linear, x)
-        found += w[0] + mean * (w[1] + w[2] * mean + w[5] * log_total) + log_total * (w[3] + w[4] * log_total)
+        found += self._of_whole(mean, log_total)
         return found
+
+    def replacing(
+        self, fractions: FloatArray, own: FloatArray, instead: FloatArray, own_instead: FloatArray
+    ) -> FloatArray:
+        """[B, L] the same of `fractions` [B, L] in which decision l alone keeps `instead` [B, L], and loses
+        `own_instead` [B, L] on its own rather than `own` [B, L].
+
+        A change of one entry changes a quadratic form by one row of it: all L of them take no longer than one value.
+        """
+        p, root, L = 1.0 - fractions, np.sqrt(own), fractions.shape[1]
+        more_p, more_root = fractions - instead, np.sqrt(own_instead) - root
+        total = own.sum(axis=1, keepdims=True) + KL_FLOOR_NATS
+        total = np.maximum(total - own + own_instead, KL_FLOOR_NATS)
+        # q is the root of own over the root of the total, which every change moves: both of its forms scale with it.
+        of_q = self._of_q.replacing(root, more_root)
+        of_q += self._of_pq.replacing(p * root, (p + more_p) * (root + more_root) - p * root)
+        linear = self._linear[L : 2 * L]
+        of_q /= total
+        of_q += (root @ linear[:, None] + more_root * linear) / np.sqrt(total)
+        mean, log_total = p.mean(axis=1, keepdims=True) + more_p / L, 0.2 * np.log(total)
+        linear = self._linear[:L]
+        found: FloatArray = self._of_p.replacing(p, more_p) + (p @ linear[:, None] + more_p * linear) + of_q
+        found += self._of_whole(mean, log_total)
+        return found
+
+    def _of_whole(self, mean: FloatArray, log_total: FloatArray) -> FloatArray:
+        """What belongs to no decision."""
+        w = self._whole
+        found: FloatArray = w[0] + mean * (w[1] + w[2] * mean + w[5] * log_total)
+        found += log_total * (w[3] + w[4] * log_total)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """x^T A x, by A + A^T [L, L] and its diagonal [L]."""
+
+    both: FloatArray
+    diagonal: FloatArray
+
+    @classmethod
+    def of(cls, matrix: FloatArray) -> "_Form":
+        return cls(matrix + matrix.T, matrix.diagonal().copy())
+
+    def replacing(self, x: FloatArray, more: FloatArray) -> FloatArray:
+        """[B, L] of x [B, L] with `more` [B, L] added to one entry each."""
+        slope = x @ self.both
+        found: FloatArray = 0.5 * (slope * x).sum(axis=1, keepdims=True)
+        return found + more * (slope + more * self.diagonal)

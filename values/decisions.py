@@ -66,8 +66,10 @@ def kind_of(decision: Decision) -> tuple[Sublayer, ...]:
 
 def padded(rows: Sequence[IntArray]) -> IntArray:
     """[N, K] of ragged rows [N][K]: shorter ones repeat their last entry."""
-    longest = max(len(row) for row in rows)
-    return np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+    found = np.empty((len(rows), max(len(row) for row in rows)), dtype=np.int64)
+    for row, filled in zip(rows, found, strict=True):
+        filled[: len(row)], filled[len(row) :] = row, row[-1]
+    return found
 
 
 def is_of_ffn(space: Space) -> bool:

@@ -1,7 +1,7 @@
 """`lop compare`: the quality of all methods against sparsity."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,11 +17,17 @@ from lop.commands.options import (
 from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from pruning.allocators.methods import Method
+from pruning.anatomy.architecture import Sublayer
 from pruning.measuring.metrics import exact_match_tells
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope, check_sparsity
 from pruning.planning.target import usual_scope
+
+if TYPE_CHECKING:
+    from lop.console.kept_layers import KeptLayers
+    from lop.workflows.comparing import Comparison
+    from pruning.anatomy.anatomy import ModelAnatomy
 
 
 def compare(
@@ -58,7 +64,13 @@ def compare(
     ] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths are multiples of this.")] = DEFAULT_ROUND_TO,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (PNG, SVG or PDF).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the curves into this file (PNG, SVG or PDF); in other spaces than ffn also what each method "
+            "keeps of every layer, at the target in the middle."
+        ),
+    ] = None,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
@@ -66,10 +78,12 @@ def compare(
     from lop.console.pictures import check_picture, draw_comparison
     from lop.workflows.comparing import compare_methods
 
+    is_of_ffn = space is SpaceName.FFN
     sparsities = [check_sparsity(s) for s in sparsity or default_targets(space)]
     if plot is not None:
         check_picture(plot)
     with open_database(database) as repository:
+        anatomy = repository.get_model(model).anatomy
         loaded = conversations_of(data, conversations)
         with bar("scoring plans") as on_plan:
             comparison = compare_methods(
@@ -91,7 +105,8 @@ def compare(
         )
     if plot is not None:
         rows = [plan.to_dict() for plan in comparison.plans]
-        draw_comparison(rows, plot, exact_match=exact_match_tells(comparison.dense))
+        kept = [] if is_of_ffn else _kept_at(sorted(sparsities)[len(sparsities) // 2], comparison, anatomy)
+        draw_comparison(rows, plot, exact_match=exact_match_tells(comparison.dense), kept=kept)
         stderr().print(f"wrote {plot}", markup=False)
     if json:
         document = {"model": model, "data": str(data), "space": space, "dense": comparison.dense.to_dict()}
@@ -117,3 +132,15 @@ def compare(
         print_line(NO_EXACT_MATCH)
     if any(plan.filled_up for plan in comparison.plans):
         print_line("filled up: what was searched for another target, with channels or KV groups added up to this one")
+
+
+def _kept_at(sparsity: float, comparison: "Comparison", anatomy: "ModelAnatomy") -> "list[tuple[str, KeptLayers]]":
+    """What each method's plan for `sparsity` keeps."""
+    from lop.console.kept_layers import KeptLayers
+
+    dense = {sublayer: anatomy.dense_units(sublayer) for sublayer in Sublayer}
+    return [
+        (f"{plan.method}, {sparsity:.0%}: KL {plan.kl:.3g}", KeptLayers.of(architecture, dense))
+        for plan, architecture in zip(comparison.plans, comparison.architectures, strict=True)
+        if plan.sparsity == sparsity
+    ]

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from lop.commands.options import Json, ModelId, OptionalDatabase
-from lop.console.console import print_json, print_line, print_table, stderr
+from lop.console.console import print_json, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.allocators.methods import Method, describe_methods
 from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
-from pruning.planning.plan import Kept, PruningPlan
+from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
 
 
@@ -70,6 +70,10 @@ def plan(
         ),
     ] = 2,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw what is kept of FFN and attention of every layer into this file (PNG, SVG or PDF)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Get the per-layer plan for a sparsity or a hardware budget: from a server (--url), or from the database without
@@ -77,6 +81,10 @@ def plan(
     """
     from lop.workflows.planning import plan_from_database, plan_from_server
 
+    if plot is not None:
+        from lop.console.pictures import check_picture
+
+        check_picture(plot)
     if url is not None and database is not None:
         raise InputError("a plan comes from a server or from a database", values=f"--url {url} and --database")
     budget: dict[str, Any] = {
@@ -111,83 +119,26 @@ def plan(
         "tp_size": tp_size,
         "method": method,
     }
+    shows = not json and (out is None or typer.get_text_stream("stdout").isatty())
     if url is not None:
-        found, ranking = plan_from_server(url, schema=schema, with_ranking=out is not None, **request)
+        draws = shows or plot is not None
+        found = plan_from_server(url, schema=schema, with_ranking=out is not None, with_dense=draws, **request)
     else:
-        found, ranking = plan_from_database(database, schema=schema, **request)
+        found = plan_from_database(database, schema=schema, **request)
+    document = found.plan.model_dump(mode="json")
     if out is not None:
         from lop.workflows.planning import write_plan
 
-        write_plan(found, ranking, out)
+        write_plan(found.plan, found.ranking, out)
         stderr().print(f"wrote {out}", markup=False)
+    if plot is not None:
+        from lop.console.plan_report import draw_plan
+
+        draw_plan(PruningPlan.from_document(document), found.dense, plot)
+        stderr().print(f"wrote {plot}", markup=False)
     if json:
-        print_json(found.model_dump(mode="json"))
-    elif out is None or typer.get_text_stream("stdout").isatty():
-        show(PruningPlan.from_document(found.model_dump(mode="json")))
+        print_json(document)
+    elif shows:
+        from lop.console.plan_report import show_plan
 
-
-def show(plan: PruningPlan) -> None:
-    """The plan as a table, and what is limited against what is reached."""
-    achieved = plan.achieved
-    print_table(
-        f"plan {plan.plan_id} for {plan.model.id}, method {plan.method}: layers that are not listed stay dense",
-        ["layer", "FFN width", "KV groups"],
-        [[x.index, _kept(x.ffn), _kept(x.attention)] for x in plan.layers],
-    )
-    sparsities = ", ".join(f"{scope} {value:.4f}" for scope, value in achieved.removed.items())
-    print_line(f"achieved sparsity: {sparsities}")
-    print_line(f"parameters {achieved.parameters:,}")
-    for line in cost_lines(plan):
-        print_line(line)
-    if plan.predicted is not None:
-        where = f" ({plan.predicted.of} data)"
-        print_line(
-            f"predicted KL to dense: {plan.predicted.quality:.4f}{_range(plan.predicted.interval, '.4f')}{where}"
-        )
-        for what, share, interval in (
-            ("exact match", plan.predicted.accuracy, plan.predicted.accuracy_interval),
-            ("agreement with the dense model", plan.predicted.agreement, plan.predicted.agreement_interval),
-        ):
-            if share is not None:
-                print_line(f"predicted {what}: {share:.1%}{_range(interval, '.1%')}{where}")
-    if plan.provenance.note:
-        print_line(f"note: {plan.provenance.note}")
-
-
-def _kept(kept: Kept | None) -> str:
-    if kept is None:
-        return "dense"
-    bits = "" if kept.bits is None else f", {kept.bits} bits"
-    density = "" if kept.density is None else f", density {kept.density:g}"
-    return f"{kept.units}{bits}{density}" if kept.units else "skipped"
-
-
-def _range(bounds: tuple[float, float] | None, form: str) -> str:
-    """What nine plans in ten keep to, if it is known."""
-    return "" if bounds is None else f" ({bounds[0]:{form}} to {bounds[1]:{form}})"
-
-
-def cost_lines(plan: PruningPlan) -> list[str]:
-    """What the plan costs, each with its limit if there is one, and the workload that it is for."""
-    achieved, budget = plan.achieved, plan.target.budget
-    lines = []
-    for name, label, unit in (
-        ("disk_bytes", "on disk", "bytes"),
-        ("memory_bytes", "in memory", "bytes"),
-        ("flops", "operations", "FLOPs"),
-        ("latency_ms", "latency", "ms"),
-    ):
-        reached = getattr(achieved, name)
-        if reached is None:
-            continue
-        most = None if budget is None else getattr(budget, name)
-        limit = "" if most is None else f", at most {most:,} allowed"
-        lines.append(f"{label} {reached:,} {unit}{limit}")
-    if achieved.prefill_ms is not None and achieved.decode_ms_per_token is not None:
-        lines[-1] += (
-            f" ({achieved.latency_source}: prefill {achieved.prefill_ms:,.3f} ms, "
-            f"then {achieved.decode_ms_per_token:,.3f} ms a token)"
-        )
-    work = achieved.workload
-    lines.append(f"for batch {work.batch}, {work.prompt_tokens} prompt tokens and {work.output_tokens} output tokens")
-    return lines
+        show_plan(PruningPlan.from_document(document), found.dense)

@@ -32,6 +32,7 @@ from pruning.planning.target import usual_scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lop.console.kept_layers import KeptLayers
     from lop.workflows.validating import Validated
     from mcts.result import SearchResult
     from mcts.settings import SearchSettings
@@ -104,7 +105,7 @@ def search(
         Path | None,
         typer.Option(
             help="Draw the best KL so far against evaluations, each target's share of the scan before them, into this "
-            "file (PNG, SVG or PDF)."
+            "file (PNG, SVG or PDF); in other spaces than ffn also what the best configurations keep of every layer."
         ),
     ] = None,
     parallel_leaves: Annotated[
@@ -196,7 +197,12 @@ def search(
         samples = repository.count_samples(model)
         if plot is not None:
             share = -(-result.scan_evaluations // len(result.targets))
-            draw_search({t.label: {str(method): t.curve} for t in result.targets}, plot, first={str(method): share})
+            draw_search(
+                {t.label: {str(method): t.curve} for t in result.targets},
+                plot,
+                first={str(method): share},
+                found=[] if space is SpaceName.FFN else _best_layers(settings, anatomy, result),
+            )
             stderr().print(f"wrote {plot}", markup=False)
         dense = dense_metrics(repository, repository.get_model(model), calibration_id(loaded))
         validated = None
@@ -264,6 +270,17 @@ def _show(
             [[label, *_expected(point)] for label, point in points.items()],
         )
     print_line(_advice([*points.values()]))
+
+
+def _best_layers(
+    settings: "SearchSettings", anatomy: "ModelAnatomy", result: "SearchResult"
+) -> "list[tuple[str, KeptLayers]]":
+    """The best configuration of each target, by its label."""
+    from lop.console.kept_layers import KeptLayers
+
+    dense = {sublayer: anatomy.dense_units(sublayer) for sublayer in Sublayer}
+    searched = settings.space(anatomy)
+    return [(t.label, KeptLayers.of(searched.architecture(t.choice), dense)) for t in result.targets]
 
 
 def _changed(axes: SpaceName) -> dict[str, Sublayer]:

@@ -36,7 +36,8 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_unicode(stream: TextIO) -> bool:
+def is_unicode(stream: TextIO) -> bool:
+    """Whether `stream` has more characters than ASCII."""
     return (getattr(stream, "encoding", None) or "").lower().startswith("utf")
 
 
@@ -98,7 +99,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for index, column in enumerate(columns):
         numeric = bool(rows) and isinstance(rows[0][index], int | float)
         # Only Unicode has the character that shows where a cell was cut.
-        overflow: OverflowMethod = "ellipsis" if _is_unicode(sys.stdout) else "fold"
+        overflow: OverflowMethod = "ellipsis" if is_unicode(sys.stdout) else "fold"
         table.add_column(column, justify="right" if numeric else "left", overflow=overflow)
     for row in rows:
         table.add_row(*(Text(f"{x:.4g}" if isinstance(x, float) else str(x)) for x in row))

@@ -4,10 +4,13 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruning.atomic_file import MAX_NAME_BYTES, replace_file
 from pruning.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lop.console.kept_layers import KeptLayers
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -54,15 +57,21 @@ def save_figure(figure: Any, path: Path) -> None:
         ) from error
 
 
-def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path, *, exact_match: bool = True) -> None:
+def draw_comparison(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    exact_match: bool = True,
+    kept: "Sequence[tuple[str, KeptLayers]]" = (),
+) -> None:
     """Quality against sparsity, a curve a method. `rows` hold method, sparsity, kl, accuracy and agreement.
 
-    A panel for KL, one for exact match unless it tells nothing (`exact_match`), one for agreement if all have it.
+    A panel for KL, one for exact match unless it tells nothing (`exact_match`), one for agreement if all have it. Plans
+    in `kept`, if given, are drawn layer by layer below.
     """
-    pyplot = require_pyplot()
     panels = comparison_panels(rows, exact_match=exact_match)
-    size = (1.4 + 4.8 * len(panels), 4.2)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    whole, figure = _figure((1.4 + 4.8 * len(panels), 4.2), kept)
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["sparsity"]))
         style = _curve_style(method, index)
@@ -76,8 +85,8 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], path: Path, *, exact_matc
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_figure(whole, path)
+    require_pyplot().close(whole)
 
 
 def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -> list[tuple[str, str, float]]:
@@ -91,18 +100,21 @@ def comparison_panels(rows: Sequence[Mapping[str, Any]], *, exact_match: bool) -
 
 
 def draw_search(
-    curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, first: Mapping[str, int] | None = None
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    *,
+    first: Mapping[str, int] | None = None,
+    found: "Sequence[tuple[str, KeptLayers]]" = (),
 ) -> None:
     """Least score so far against evaluations: a panel a target (by its label), a curve a method (or whatever it names).
 
-    `first` says how many evaluations a method had spent before the first of its curve: its share of a scan.
+    `first` says how many evaluations a method had spent before the first of its curve: its share of a scan. What was
+    `found` for each target, if given, is drawn layer by layer below.
     """
-    pyplot = require_pyplot()
-    columns = min(3, len(curves))
+    columns = 2 if len(curves) == 4 else min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(0.8 + 3.4 * columns, 0.4 + 2.7 * rows), squeeze=False, layout="constrained"
-    )
+    whole, figure = _figure((0.8 + 3.4 * columns, 0.4 + 2.7 * rows), found)
+    axes = figure.subplots(rows, columns, squeeze=False)
     names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     for axis in axes.flat[len(curves) :]:
         axis.remove()
@@ -121,8 +133,24 @@ def draw_search(
     if len(names) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    save_figure(figure, path)
-    pyplot.close(figure)
+    save_figure(whole, path)
+    require_pyplot().close(whole)
+
+
+def _figure(size: tuple[float, float], kept: "Sequence[tuple[str, KeptLayers]]") -> tuple[Any, Any]:
+    """A figure, and the part of it that is for curves, `size` in inches: all, unless plans are `kept` below them."""
+    from lop.console.layer_pictures import draw_panels, panel_height, picture_width
+
+    pyplot = require_pyplot()
+    if not kept:
+        figure = pyplot.figure(figsize=size, layout="constrained")
+        return figure, figure
+    width, height = size
+    below = 0.7 + panel_height(kept) * len(kept)
+    whole = pyplot.figure(figsize=(max(width, picture_width(kept)), height + below), layout="constrained")
+    curves, layers = whole.subfigures(2, 1, height_ratios=(height, below))
+    draw_panels(layers, kept)
+    return whole, curves
 
 
 def _curve_style(method: str, index: int) -> dict[str, Any]:

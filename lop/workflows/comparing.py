@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.allocators.methods import Method
-from pruning.anatomy.architecture import DENSE
+from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.measuring.metrics import Metrics
@@ -58,12 +58,14 @@ class Comparison:
 
     Attributes:
         plans: by method and sparsity.
+        architectures: what each of them keeps.
         dense: metrics of the dense model on the conversations.
         missing: why plans are not there: the data of a method are missing, or targets out of its reach.
         calibrated: methods with plans that were chosen on the very conversations they are scored on.
     """
 
     plans: tuple[ComparedPlan, ...]
+    architectures: tuple[Architecture, ...]
     dense: Metrics
     missing: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
@@ -135,6 +137,7 @@ def compare_methods(
     return Comparison(
         dense=dense,
         plans=tuple(compared[plan.plan_id] for _, plan in plans),
+        architectures=tuple(plan.architecture(model.anatomy) for _, plan in plans),
         missing=tuple(missing),
         calibrated=tuple(dict.fromkeys(plan.method for _, plan in plans if plan.provenance.calibration == data)),
     )

@@ -69,20 +69,24 @@ class DecoderView:
         """The FFN channels of `layer` now; 0 where it is skipped."""
         return 0 if self.is_skipped(Site(layer, Sublayer.FFN)) else self.out_projection(layer).in_features
 
+    def modules_of(self, sublayer: Sublayer) -> tuple[str, ...]:
+        """Names of what a layer has of a sub-layer: attention or FFN, then its norms."""
+        own = self.family.ffn if sublayer is Sublayer.FFN else self.family.attention
+        return (own, *self.family.norms(sublayer))
+
     def skip(self, site: Site) -> None:
         """Take a sub-layer and its norms out of the model."""
-        layer, family = self.layers[site.layer], self.family
-        if site.sublayer is Sublayer.FFN:
-            layer.set_submodule(family.ffn, SkippedFfn(), strict=True)
-        else:
-            layer.set_submodule(family.attention, SkippedAttention(site.layer), strict=True)
-        for name in family.norms(site.sublayer):
+        layer = self.layers[site.layer]
+        own, *norms = self.modules_of(site.sublayer)
+        skipped = SkippedFfn() if site.sublayer is Sublayer.FFN else SkippedAttention(site.layer)
+        layer.set_submodule(own, skipped, strict=True)
+        for name in norms:
             layer.set_submodule(name, nn.Identity(), strict=True)
 
     def is_skipped(self, site: Site) -> bool:
         """Whether nothing is left of a sub-layer."""
-        name = self.family.ffn if site.sublayer is Sublayer.FFN else self.family.attention
-        return isinstance(self.layers[site.layer].get_submodule(name), SkippedFfn | SkippedAttention)
+        own = self.layers[site.layer].get_submodule(self.modules_of(site.sublayer)[0])
+        return isinstance(own, SkippedFfn | SkippedAttention)
 
     def channel_rows(self, layer: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views [W, ...] of `tensors` [rows, ...], rows of in-projections: several of each that is fused."""

@@ -19,6 +19,7 @@ images have any size). Others are known by theirs, one image to a sequence.
 """
 
 import re
+from functools import lru_cache
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.dtypes import DTYPE_BYTES
@@ -28,6 +29,7 @@ _POSITIONS = re.compile(r"vision.*position_embedding\.weight$")
 _VISION_LAYER = re.compile(r"vision.*layers\.\d+\..*weight$")
 
 
+@lru_cache(maxsize=256)
 def activation_bytes(anatomy: ModelAnatomy, workload: Workload) -> int:
     """The bound, for the decoder and vision tower of `anatomy`, dense or pruned."""
     batch, prompt = workload.batch, workload.prompt_tokens

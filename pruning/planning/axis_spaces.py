@@ -58,6 +58,7 @@ def coarse_space(
     return ffn if name is SpaceName.FFN else joint_space(anatomy, ffn.units, _group_ladders(anatomy, num_levels))
 
 
+@lru_cache(maxsize=128)
 def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size: int = 1) -> Space:
     """What a plan of that name is made in: FFN widths as `ffn_widths`, each number of KV groups that `tp_size` devices
     can share; 0 comes on top where a sub-layer may be skipped. Of one option a decision may be, unlike in a coarse

@@ -5,7 +5,17 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.families import BEGIN, CHECKPOINTS, DOCUMENT, END, _outcomes, family_of_test, table, with_table
+from benchmarks.families import (
+    BEGIN,
+    CHECKPOINTS,
+    DOCUMENT,
+    END,
+    _outcomes,
+    _suites,
+    family_of_test,
+    table,
+    with_table,
+)
 from tests.tiny_models import BUILDERS
 
 
@@ -49,6 +59,14 @@ def test_one_failure_among_many_is_seen() -> None:
         "qwen3": [False],
         "gemma2": [True],
     }
+
+
+def test_a_family_is_counted_in_each_suite_that_has_tests_of_it() -> None:
+    report = ET.fromstring(  # noqa: S314
+        "<suite><testcase classname='cuts' name='a[llama]'/><testcase classname='cuts' name='b[llama]'/>"
+        "<testcase classname='skips' name='c[llama-x]'/><testcase classname='skips' name='c[phi]'/></suite>"
+    )
+    assert _suites(report) == {"llama": {"cuts", "skips"}, "phi": {"skips"}}
 
 
 def test_the_table_is_put_between_its_markers() -> None:

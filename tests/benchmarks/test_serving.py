@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from benchmarks import serving
 from benchmarks.flap_statistics import flap_statistics
-from benchmarks.serving import ROUNDED, Asked, Rounded, Served, _bodies, _percentiles, rounded_milliseconds
+from benchmarks.serving import ROUNDED, Asked, Rounded, Served, _bodies, percentiles, rounded_milliseconds
 from benchmarks.subject import REFERENCE
 from pruning.allocators.flap import allocate_flap
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
@@ -69,7 +69,7 @@ def test_a_device_that_was_not_measured_is_no_device_of_the_mix(tmp_path: Path) 
 
 
 def test_the_median_is_of_the_mix() -> None:
-    found = _percentiles("x", {Asked.SPARSITY: [1.0, 2.0], Asked.MEMORY: [3.0, 4.0], Asked.MEMORY_AND_LATENCY: [9.0]})
+    found = percentiles("x", {Asked.SPARSITY: [1.0, 2.0], Asked.MEMORY: [3.0, 4.0], Asked.MEMORY_AND_LATENCY: [9.0]})
     assert found["http_p50_ms_x"] == 3.0
     assert found["http_p50_ms_x_by_kind"] == {"sparsity": 1.5, "memory": 3.5, "memory_and_latency": 9.0}
 
@@ -81,7 +81,7 @@ def test_requests_of_another_rounding_are_new_ones_in_its_range(monkeypatch: pyt
         bodies.append(body)
         return float(len(bodies))
 
-    monkeypatch.setattr(serving, "_milliseconds", milliseconds)
+    monkeypatch.setattr(serving, "milliseconds", milliseconds)
     spent = rounded_milliseconds("http://127.0.0.1", Rounded("tiny", 24, tp_size=2, largest=0.3))
     assert spent == [float(n) for n in range(serving.WARM_UP_REQUESTS + 1, len(bodies) + 1)]
     assert len(spent) == 20

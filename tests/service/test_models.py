@@ -19,6 +19,7 @@ def test_a_model_as_the_service_shows_it(client: TestClient) -> None:
         "dtype": "F32",
         "hidden_size": 16,
         "ffn_widths": [64, 64, 128, 64],
+        "kv_groups": [2, 2, 2, 2],
         "parameters": {"ffn": 15360, "decoder": 18560, "model": 21760},
         "ranking": {"sha256": SHA256, "url": "/v1/models/tiny/ranking"},
         "created_at": "2026-01-31T12:00:00Z",

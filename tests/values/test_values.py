@@ -83,6 +83,21 @@ def test_the_regression_is_its_terms_times_the_readout(encoding: Encoding, num_l
         np.testing.assert_allclose(Regression(readout, num_layers)(x, own), terms @ readout, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 6])
+def test_changes_of_one_layer_are_as_if_each_was_looked_at_by_itself(encoding: Encoding, num_layers: int) -> None:
+    basis, rng = Basis(encoding), np.random.default_rng(0)
+    basis.pairs = np.triu_indices(num_layers, k=1)
+    x, own, other, own_other = rng.uniform(0.0, 1.0, (4, 5, num_layers))
+    own[0] = own_other[0, 0] = 0.0
+    regression = Regression(rng.normal(size=basis.terms(x, own).shape[1]), num_layers)
+    found = regression.replacing(x, own, other, own_other)
+    assert found.shape == (5, num_layers)
+    for layer in range(num_layers):
+        changed = np.arange(num_layers) == layer
+        expected = regression(np.where(changed, other, x), np.where(changed, own_other, own))
+        np.testing.assert_allclose(found[:, layer], expected, rtol=1e-9, atol=1e-11)
+
+
 def test_distances_add_up_over_layers() -> None:
     a, b = np.array([[0.0, 1.0]], dtype=np.float32), np.array([[0.5, 3.0], [0.0, 1.0]], dtype=np.float32)
     assert distances(a, b).tolist() == [[2.5, 0.0]]

@@ -71,6 +71,20 @@ def test_the_table_says_what_is_not_dense(lop: Lop, source: tuple[str, str]) -> 
         assert "achieved sparsity: ffn 0.4" in out
 
 
+def test_a_plan_of_both_halves_is_drawn_and_shown(lop: Lop, source: tuple[str, str], tmp_path: Path) -> None:
+    command = ("plan", "-m", "tiny", "-s", 0.3, "--space", "all", "--method", "uniform", *source)
+    code, out, err = lop(*command, "--plot", tmp_path / "plan.png")
+    assert code == 0, err
+    assert "wrote " in err
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line.split("│")[2:4] for line in out.splitlines() if line.startswith("│")]
+    assert all(half.strip().startswith("█") for row in rows for half in row)
+    assert all(any("█░" in row[half] for row in rows) for half in (0, 1))
+    code, out, err = lop(*command, "--plot", tmp_path / "plan.txt")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert ".png, .svg, .pdf" in err
+
+
 @pytest.mark.parametrize("wrong", [0, 3, "two"])
 def test_there_are_two_schemas(lop: Lop, source: tuple[str, str], wrong: object) -> None:
     code, out, err = lop("plan", "-m", "tiny", "-s", 0.4, *source, "--schema", wrong)

@@ -69,9 +69,13 @@ def test_an_infeasible_target_is_refused_before_anything_is_evaluated_or_asked(
 
 
 @pytest.mark.parametrize("space", ["attention", "layers", "all"])
-def test_other_spaces_count_the_decoder_and_show_what_they_changed(run: Run, database: str, space: str) -> None:
-    code, out, err = run(database, "-s", 0.1, "-n", 3, "--space", space, "--num-levels", 3)
+def test_other_spaces_count_the_decoder_and_show_what_they_changed(
+    run: Run, database: str, space: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / "search.svg"
+    code, out, err = run(database, "-s", 0.1, "-n", 3, "--space", space, "--num-levels", 3, "--plot", picture)
     assert code == 0, err
+    assert "decoder layer" in picture.read_text()  # what the axis below the curves says
     assert "(decoder)" in out
     assert "KV groups" in out
     assert ("FFN widths" in out) == (space != "attention")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lop.cli import main
+from lop.console.kept_layers import KeptLayers
 from lop.console.pictures import check_picture, comparison_panels, draw_comparison, draw_search
 from lop.workflows.comparing import compare_methods
 from lop.workflows.compute import load_for_compute
@@ -19,6 +20,7 @@ from lop.workflows.searching import search_model
 from lop.workflows.validating import check_disjoint, validate
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.allocators.methods import Method
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.surgery import apply_plan
 from pruning.data.batches import make_batches
@@ -236,7 +238,11 @@ def test_curves_of_several_methods_and_targets(folder: Path) -> None:
     draw_comparison(rows, folder / "comparison.png")
     agreeing = [row | {"agreement": 1 - s / 2} for row, s in zip(rows, (0.2, 0.4) * 2, strict=True)]
     assert [name for name, _, _ in comparison_panels(agreeing, exact_match=False)] == ["kl", "agreement"]
+    dense = {Sublayer.FFN: (64, 64), Sublayer.ATTENTION: (2, 2)}
+    kept = [("mcts", KeptLayers.of(Architecture.of({Site(1, Sublayer.ATTENTION): Option(0)}), dense))]
     draw_comparison(agreeing, folder / "agreement.png", exact_match=False)
+    draw_comparison(agreeing, folder / "layers.svg", exact_match=False, kept=kept)
+    assert "decoder layer" in (folder / "layers.svg").read_text()
     assert (folder / "agreement.png").stat().st_size > 10_000
     assert (folder / "curves.png").stat().st_size > 10_000
     assert (folder / "comparison.png").stat().st_size > 10_000

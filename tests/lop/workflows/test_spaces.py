@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lop.workflows.comparing import compare_methods
 from lop.workflows.searching import run_queued, search_model, search_request
 from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
@@ -76,6 +77,19 @@ def test_a_search_of_everything_is_validated_and_run_again_it_measures_nothing(
     assert again.metrics == tuple(target.metrics for target in result.targets)
     monkeypatch.setattr("lop.workflows.engines.EvaluatorRecipe.__call__", lambda _: pytest.fail("evaluated again"))
     assert search_model(repository, "tiny", conversations, JOINT, name="data") == result
+
+
+def test_methods_are_compared_where_everything_may_change(
+    repository: Repository, conversations: list[Conversation]
+) -> None:
+    found = compare_methods(
+        repository, "tiny", conversations, [0.3], scope=Scope.DECODER, space=SpaceName.ALL, round_to=8
+    )
+    uniform = next(n for n, plan in enumerate(found.plans) if plan.method == Method.UNIFORM)
+    assert found.plans[uniform].achieved_sparsity >= 0.3
+    assert found.plans[uniform].kl > 0.0
+    assert {site.sublayer for site, _ in found.architectures[uniform].items} == {Sublayer.ATTENTION, Sublayer.FFN}
+    assert any(reason.startswith("flap at 0.3: ") for reason in found.missing)
 
 
 def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(

@@ -1,0 +1,74 @@
+"""What an architecture keeps of each decoder layer, in a form that tables and pictures share.
+
+Letters: L decoder layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pruning.anatomy.architecture import Architecture, Sublayer
+
+FFN, ATTENTION = Sublayer.FFN, Sublayer.ATTENTION
+Units = Mapping[Sublayer, Sequence[int]]
+"""[L] FFN channels and KV groups, by sub-layer."""
+
+
+@dataclass(frozen=True)
+class KeptLayers:
+    """Units [L] that each sub-layer keeps, of the units [L] that it has in the dense model."""
+
+    units: Units
+    dense: Units
+
+    @classmethod
+    def of(cls, architecture: Architecture, dense: Units) -> "KeptLayers":
+        """Raises InputError if `architecture` names a layer beyond those of `dense`."""
+        return cls({sublayer: architecture.units(sublayer, dense[sublayer]) for sublayer in (FFN, ATTENTION)}, dense)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.dense[FFN])
+
+    @property
+    def changes_attention(self) -> bool:
+        """Whether any layer's attention is not as in the dense model."""
+        return tuple(self.units[ATTENTION]) != tuple(self.dense[ATTENTION])
+
+    def fractions(self, sublayer: Sublayer) -> list[float]:
+        """[L] kept fractions."""
+        return [kept / most for kept, most in zip(self.units[sublayer], self.dense[sublayer], strict=True)]
+
+    def skipped(self, sublayer: Sublayer) -> list[int]:
+        """Layers whose `sublayer` is skipped while the other one is not."""
+        other = ATTENTION if sublayer is FFN else FFN
+        return [i for i in self._without(sublayer) if self.units[other][i] > 0]
+
+    @property
+    def gone(self) -> list[int]:
+        """Layers both of whose sub-layers are skipped."""
+        return [i for i in self._without(FFN) if self.units[ATTENTION][i] == 0]
+
+    def _without(self, sublayer: Sublayer) -> list[int]:
+        return [i for i, kept in enumerate(self.units[sublayer]) if kept == 0]
+
+
+def skips_in_words(kept: KeptLayers) -> str:
+    """The sub-layers that are not run, by layer; empty if all are."""
+    groups = (
+        ("whole layers", kept.gone),
+        ("attention of layers", kept.skipped(ATTENTION)),
+        ("FFN of layers", kept.skipped(FFN)),
+    )
+    return "; ".join(f"{name} {', '.join(map(str, layers))}" for name, layers in groups if layers)
+
+
+def gauge(fraction: float, width: int = 8, *, plain: bool = False) -> str:
+    """A bar of `width` characters, filled as far as `fraction` says: never full or empty unless it is 1 or 0.
+
+    `plain` is for terminals that have no blocks.
+    """
+    filled = round(fraction * width)
+    if 0.0 < fraction < 1.0:
+        filled = min(max(filled, 1), width - 1)
+    full, empty = "#." if plain else "█░"
+    return full * filled + empty * (width - filled)
