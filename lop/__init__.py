@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lop.client import Client as Client
     from lop.client import ServerError as ServerError
     from pruning.checkpoints.loading import load_pruned as load_pruned
+    from pruning.checkpoints.registering import register_transformers as register_transformers
     from pruning.cutting.prune_checkpoint import save_pruned as save_pruned
     from pruning.errors import LopError as LopError
     from pruning.planning.plan import PruningPlan as PruningPlan
@@ -28,6 +29,7 @@ _HOMES = {
     "ServerError": "lop.client",
     "apply_plan": "lop.applying",
     "load_pruned": "pruning.checkpoints.loading",
+    "register_transformers": "pruning.checkpoints.registering",
     "save_pruned": "pruning.cutting.prune_checkpoint",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "ServerError",
     "apply_plan",
     "load_pruned",
+    "register_transformers",
     "save_pruned",
 ]
 

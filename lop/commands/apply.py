@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 _SKIPS = (
     "config.json lists the skipped sub-layers as transformers records them, but its from_pretrained makes them anew, "
-    "of random weights: load the folder with lop.load_pruned"
+    "of random weights, unless lop.register_transformers() was called: call it, or load the folder with lop.load_pruned"
 )
 
 
