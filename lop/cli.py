@@ -19,6 +19,7 @@ from lop.commands import (
     device,
     evaluate,
     export,
+    inspect,
     model,
     plan,
     queue,
@@ -64,6 +65,7 @@ app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
+app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
