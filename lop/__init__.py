@@ -6,11 +6,14 @@
     lop.apply_plan(model, plan)                  # a transformers model, in place
     model = lop.load_pruned("pruned-checkpoint")
 
-Importing this package is cheap: torch, FastAPI and the database are imported by what needs them, when it is used.
+Importing this package is cheap: torch, FastAPI and the database are imported by what needs them, when it is used. `pip
+install lop-service` is the client alone; what else is needed is named with its command when it is asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from pruning.missing_packages import needing
 
 if TYPE_CHECKING:
     from lop.applying import apply_plan as apply_plan
@@ -48,7 +51,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lop' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with needing("apply"):
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
