@@ -17,6 +17,7 @@ from pruning.cutting.surgery import apply_plan
 from pruning.errors import InputError
 from pruning.planning.plan import Predicted, PruningPlan
 from pruning.planning.ranking import Ranking
+from pruning.planning.scope import Scope
 from tests.pruning.cut_models import plan_for, random_ranking
 
 BASE_CARD = "---\nlicense: llama2\nlanguage:\n- en\ntags: [vision]\nbase_model: someone/else\n---\n# A card, kept\n"
@@ -65,7 +66,7 @@ def test_the_card_says_what_the_hub_and_a_reader_want(dense: Path, tmp_path: Pat
     for said in (
         plan.plan_id, plan.ranking.sha256, plan.model.fingerprint, "Licence of the base model: llama2",
         f"{achieved.parameters:,} parameters, {achieved.disk_bytes:,} bytes",
-        f"{achieved.removed['decoder']:.1%} of the decoder",
+        f"{achieved.removed[Scope.DECODER]:.1%} of the decoder",
         "KL to the dense model, nats a token: 0.25 (90% interval 0.2 to 0.5)", "90.0% (90% interval 80.0% to 95.0%)",
         "lop.register_transformers()", "AutoModelForImageTextToText.from_pretrained", "lop export gguf",
     ):  # fmt: skip
