@@ -21,7 +21,7 @@ COPY reference reference
 COPY service service
 COPY storage storage
 COPY values values
-RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt . \
+RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt '.[all]' \
     && useradd --create-home --uid 10001 lop
 
 # The default SQLite database is a file of the working directory.

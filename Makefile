@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes results clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
 	@echo "make test       all tests"
+	@echo "make test-newest  the tests of cutting and loading, against the newest transformers (for a job once a week)"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
@@ -36,6 +37,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# In an environment of its own: constraints.txt keeps every other version.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
+	LOP_NEWEST=1 $(VENV)-newest/bin/python -m pytest tests/pruning/cutting tests/pruning/checkpoints
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -85,4 +93,4 @@ results: $(STAMP)
 	$(BIN)/python -m benchmarks.show $(NAME)
 
 clean:
-	rm -rf $(VENV) demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) $(VENV)-newest demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

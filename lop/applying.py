@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lop.client import ServerError, fetch_ranking
 from pruning.atomic_file import beside
 from pruning.errors import CheckpointError, LopError
+from pruning.missing_packages import needing
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 
@@ -75,9 +76,11 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSour
         FingerprintMismatchError: plan, ranking and model do not belong together; the model is untouched.
         PlanError: the plan asks for what cannot be cut; the model is untouched.
         CheckpointError, ServerError: the ranking cannot be read.
+        MissingExtraError: torch or transformers is not installed.
     """
-    from pruning.checkpoints.anatomy_reader import anatomy_of
-    from pruning.cutting import surgery
+    with needing("apply"):
+        from pruning.checkpoints.anatomy_reader import anatomy_of
+        from pruning.cutting import surgery
 
     plan.check_fingerprint(anatomy_of(model).fingerprint)
     return surgery.apply_plan(model, plan, load_ranking(plan, ranking))

@@ -19,6 +19,7 @@ from lop.commands import (
     device,
     evaluate,
     export,
+    inspect,
     model,
     plan,
     queue,
@@ -29,8 +30,14 @@ from lop.commands import (
 )
 from lop.console.console import accept_any_text, fail, print_line
 from pruning.errors import LopError
+from pruning.missing_packages import needing
 
 INTERRUPTED = 130
+
+_EXTRA_OF = dict.fromkeys(("apply", "evaluate", "export", "inspect", "data"), "apply") | dict.fromkeys(
+    ("serve", "plan", "db", "queue"), "server"
+)
+"""What to install for a command, where several extras would do; `search` for the others."""
 
 app = typer.Typer(
     name="lop",
@@ -64,6 +71,7 @@ app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
+app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
@@ -83,7 +91,8 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     accept_any_text()
     try:
-        code = app(prog_name="lop", standalone_mode=False)
+        with needing(_EXTRA_OF.get(next(iter(sys.argv[1:]), ""), "search")):
+            code = app(prog_name="lop", standalone_mode=False)
     except typer.TyperException as error:  # a command line that does not parse
         if message := error.format_message():
             fail(f"{message.rstrip('.')}. `lop --help` and `lop COMMAND --help` list what there is")

@@ -13,6 +13,7 @@
     |  '- NotFoundError                an id that nothing is registered under
     |- ConflictError                 an id that is registered with other content
     |- MissingExtraError (ImportError) an optional dependency is not installed
+    |- UnsupportedVersionError (ImportError) a package is installed in a version that was not tested
     '- StorageError
        |- SchemaRevisionError          the database is older or newer than the code
        '- StorageUnavailableError      the database does not answer
@@ -100,6 +101,10 @@ class ConflictError(LopError):
 
 class MissingExtraError(LopError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class UnsupportedVersionError(LopError, ImportError):
+    """A package is installed in a version that what was asked for was not tested with."""
 
 
 class StorageError(LopError):

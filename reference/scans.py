@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pruning.missing_packages import missing_extra
+
 Pool = Literal["train", "validation", "test"]
 
 GLYPH_PX = 32
@@ -19,10 +21,6 @@ GLYPH_PX = 32
 
 _POOL_SEED = 1797
 _HELD_OUT = 256  # scans in each of the validation and test pools
-
-
-class ScikitLearnMissingError(ImportError):
-    """scikit-learn, which bundles the scans, is not installed."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ def _all_scans() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ScikitLearnMissingError(
-            "the reference world is made of the digit scans bundled in scikit-learn, which is not installed; "
-            'run: pip install "lop-service[reference]"'
+        raise missing_extra(
+            "reference",
+            "the reference world is made of the digit scans bundled in scikit-learn, which is not installed",
         ) from error
     bundle = load_digits()
     small = np.clip(np.asarray(bundle.images) * (255.0 / 16.0), 0, 255).astype(np.uint8)

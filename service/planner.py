@@ -30,7 +30,7 @@ from service.methods.searched import SearchedMethods
 from service.methods.statistical import StatisticalMethods
 from service.methods.uniform import UniformMethod
 from service.predictor_cache import PredictorCache
-from service.rankings import model_ranking_url, ranking_url
+from service.ranking_urls import model_ranking_url, ranking_url
 from service.schemas import PlanRequest
 from storage.contract import Repository
 from storage.records import BINARY, ModelRecord, PlanRecord, PredictorRecord

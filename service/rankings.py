@@ -1,8 +1,7 @@
-"""Ranking files: where the server offers them, and how they are handed out."""
+"""Ranking files, and how they are handed out."""
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import Request, Response, status
 
@@ -25,16 +24,6 @@ RANKING_RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "The client's copy is current."},
     **problems(404, 422, 503),
 }
-
-
-def model_ranking_url(model_id: str) -> str:
-    """Where the server offers a model's ranking file, relative to its own address."""
-    return f"/v1/models/{quote(model_id, safe='/')}/ranking"
-
-
-def ranking_url(sha256: str) -> str:
-    """Where the server offers the ranking file with this sha256, relative to its own address."""
-    return f"/v1/rankings/{sha256}"
 
 
 def find_ranking(repository: Artifacts, sha256: str) -> Artifact:

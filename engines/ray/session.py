@@ -16,17 +16,14 @@ from typing import Any
 
 from engines.ray.cluster_address import ClusterAddress
 from engines.ray.last_words import LastWords
-from pruning.errors import InputError, LopError, MissingExtraError
+from pruning.errors import InputError, LopError
+from pruning.missing_packages import missing_extra
 
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 except ImportError as error:
-    raise MissingExtraError(
-        "searching with Ray needs the ray extra",
-        values=str(error),
-        remedy='Install it with `pip install "lop-service[ray]"`',
-    ) from error
+    raise missing_extra("ray", "searching with Ray needs the ray extra", values=str(error)) from error
 
 __all__ = ["RayError", "RaySession", "RayTaskError", "RuntimeEnvSetupError", "cluster_lost", "ray", "reason_of"]
 

@@ -55,6 +55,9 @@ def gguf(
         bool,
         typer.Option(help="If llama-cpp-python is installed: refuse a tokenizer that llama.cpp understands otherwise."),
     ] = True,
+    card: Annotated[
+        bool, typer.Option(help="Write README.md, a model card, beside the file, unless there is one already.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Write GGUF files for llama.cpp, Ollama, LM Studio and others. Needs the gguf extra.
@@ -69,6 +72,7 @@ def gguf(
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from pruning.cutting.gguf.export import export_gguf
+    from pruning.cutting.gguf.export_card import write_export_card
 
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         export = export_gguf(
@@ -82,6 +86,7 @@ def gguf(
             checks_encoding=check,
             on_bytes=on_bytes,
         )
+    written = write_export_card(model, out, mmproj, tensor_type) if card else None
     for note in export.notes:
         warn(note)
     if export.num_f16_fallbacks:
@@ -92,13 +97,15 @@ def gguf(
             f"otherwise than transformers, the first {export.encoding_differences[0].text!r}"
         )
     if json:
-        print_json(_document(export, out, mmproj))
+        print_json(_document(export, out, mmproj) | {"card": None if written is None else str(written)})
         return
     widths = export.sizes.ffn_widths
     print_line(
         f"wrote {out}: {len(widths)} layers, FFN widths {min(widths)} to {max(widths)}, architecture "
         f"{export.architecture}, {export.file_bytes:,} bytes"
     )
+    if written is not None:
+        print_line(f"wrote {written}: a model card")
     if mmproj is not None:
         print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.atomic_file import MAX_NAME_BYTES, replace_file
-from pruning.errors import InputError, MissingExtraError
+from pruning.errors import InputError
+from pruning.missing_packages import missing_extra
 
 if TYPE_CHECKING:
     from lop.console.kept_layers import KeptLayers
@@ -23,9 +24,7 @@ def require_pyplot() -> Any:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise MissingExtraError(
-            "drawing needs matplotlib", remedy='Install it with: pip install "lop-service[plots]"'
-        ) from error
+        raise missing_extra("plots", "drawing needs matplotlib") from error
     return pyplot
 
 

@@ -1,14 +1,13 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.architecture import Sublayer
-from pruning.anatomy.families import family_of
+from pruning.anatomy.decoder_view import decoder_view
 from pruning.anatomy.layer_config import document_with_global_access, recorded_architecture
 from pruning.anatomy.model_class import model_class
-from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.adapters import WITHOUT_ADAPTERS
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.generation_file import special_tokens_alone
@@ -17,7 +16,8 @@ from pruning.checkpoints.loading_arguments import accepted_arguments
 from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import is_tied_wrongly
 from pruning.checkpoints.processor import Embeddings, note_embeddings, tokenizer_of
-from pruning.checkpoints.resizing import resize_model
+from pruning.checkpoints.registering import is_registered
+from pruning.checkpoints.resizing import add_biases, biased_layers, resize_layers
 from pruning.checkpoints.wrapped_names import check_unwrapped
 from pruning.errors import CheckpointError, InputError, LopError
 from pruning.missing_packages import missing_package
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     from pruning.checkpoints.processor import Processor
 
 PLAN_NAME = "lop_plan.json"
-
-
-def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
-    """The decoder layers whose down projection has a bias, by the checkpoint's tensor names.
-
-    No config field of transformers says so of one projection and one layer (Llama's `mlp_bias` is about all three of
-    every layer), so the weight files are where it is recorded.
-    """
-    family = family_of(config.get_text_config(decoder=True))
-    found = (decoder_tensor(name) for name in names)
-    return {layer for layer, inside in filter(None, found) if inside == f"{family.ffn_out}.bias"}
 
 
 def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
@@ -153,8 +142,12 @@ def resized_class(config: "PreTrainedConfig", *, compensated: Collection[int] = 
     class Resized(known_class):  # type: ignore[misc, valid-type]
         def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            if architecture is not None:
-                resize_model(self, architecture, compensated=compensated)
+            if architecture is None:
+                return
+            view = decoder_view(self)
+            if not is_registered():
+                resize_layers(view, self.config, architecture)
+            add_biases(view, compensated)
 
     return posing_as(known_class, Resized)
 

@@ -1,6 +1,6 @@
 """Giving the layers of a model in memory other sizes: tensors first, then the numbers that modules keep beside them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,22 +9,27 @@ from torch import nn
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
+from pruning.anatomy.families import family_of
 from pruning.anatomy.layer_config import LayerConfig
-from pruning.anatomy.tensor_roles import layer_tensor
+from pruning.anatomy.tensor_roles import decoder_tensor, layer_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def resize_model(model: "PreTrainedModel", architecture: Architecture, *, compensated: Collection[int] = ()) -> None:
-    """Give the layers of a dense model the sizes of `architecture`, with new, uninitialised weights on the same device
-    where it is cut, and take the sub-layers out that it skips.
-
-    The down projections of the layers in `compensated` get a bias [D] if they have none.
-    """
+    """Give the layers of a dense model the sizes of `architecture`, and biases to those in `compensated`."""
     view = decoder_view(model)
-    dense = layer_shapes(model.config)
+    resize_layers(view, model.config, architecture)
+    add_biases(view, compensated)
+
+
+def resize_layers(view: DecoderView, config: "PreTrainedConfig", architecture: Architecture) -> None:
+    """Give dense layers, whose sizes `config` tells, those of `architecture`: new, uninitialised weights, on the same
+    device, where it is cut, and nothing in the place of the sub-layers that it skips.
+    """
+    dense = layer_shapes(config)
     for site, option in architecture.items:
         if option.units == 0:
             view.skip(site)
@@ -34,13 +39,28 @@ def resize_model(model: "PreTrainedModel", architecture: Architecture, *, compen
             assert shape is not None, f"{site} keeps {option.units} units"
             bias = None if linear.bias is None else linear.bias.new_empty(shape[0])
             replace_parameters(linear, linear.weight.new_empty(shape), bias)
-    for index in compensated:
+    set_counts(view, dense, architecture)
+
+
+def add_biases(view: DecoderView, layers: Collection[int]) -> None:
+    """Give the down projections of `layers` an uninitialised bias [D] if they have none; a skipped FFN gets none."""
+    for index in layers:
         if view.is_skipped(Site(index, Sublayer.FFN)):
             continue  # loading names the bias as one too many
         out = view.out_projection(index)
         if "bias" not in dict(out.named_parameters()):
             replace_parameters(out, out.weight, out.weight.new_empty(out.out_features))
-    set_counts(view, dense, architecture)
+
+
+def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:
+    """The decoder layers whose down projection has a bias, by the checkpoint's tensor names.
+
+    No config field of transformers says so of one projection and one layer (Llama's `mlp_bias` is about all three of
+    every layer), so the weight files are where it is recorded.
+    """
+    family = family_of(config.get_text_config(decoder=True))
+    found = (decoder_tensor(name) for name in names)
+    return {layer for layer, inside in filter(None, found) if inside == f"{family.ffn_out}.bias"}
 
 
 def weights_of(view: DecoderView, layer: DecoderLayer, sublayer: Sublayer) -> Iterator[tuple[nn.Linear, TensorSpec]]:

@@ -7,12 +7,13 @@ The format: 8 bytes with the header's length, the header as JSON, the tensors' b
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.anatomy.tensor_roles import TensorHeader
+
+if TYPE_CHECKING:
+    from huggingface_hub import StateDictSplit
 
 MAX_SHARD_SIZE = 5 * 10**9
 """Bytes of tensors in one weight file: the hub's default, 5GB."""
@@ -32,8 +33,10 @@ def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     return size
 
 
-def plan_shards(tensors: Sequence[TensorHeader], *, max_shard_size: int = MAX_SHARD_SIZE) -> StateDictSplit:
+def plan_shards(tensors: Sequence[TensorHeader], *, max_shard_size: int = MAX_SHARD_SIZE) -> "StateDictSplit":
     """Which file each tensor goes to, by the rule and the file names of the Hugging Face hub."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     return split_state_dict_into_shards_factory(
         {name: (shape, dtype) for name, shape, dtype in tensors},
         get_storage_size=lambda header: tensor_bytes(header[0], header[1]),

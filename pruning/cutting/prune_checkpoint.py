@@ -16,6 +16,8 @@ from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, file_layout, plan_shards
+from pruning.cutting.base_model import base_of_loaded, read_base_model
+from pruning.cutting.model_card import write_card
 from pruning.cutting.pruned_config import write_config
 from pruning.cutting.streaming.bias import check_biases
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
@@ -47,6 +49,7 @@ def prune_checkpoint(
     out: str | Path,
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
+    base_model: str | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
     on_warning: Callable[[str], None] = logger.warning,
 ) -> Path:
@@ -61,6 +64,7 @@ def prune_checkpoint(
         source: the dense checkpoint's folder; it is never touched.
         max_shard_size: bytes of tensors in one weight file, at most. `plan.achieved.disk_bytes` is what the default
             comes to; each file more or less is one header more or less.
+        base_model: the dense model's id on the hub, for the model card; by default what its folder says.
         on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
         on_warning: told, when `out` is there, that these are not the weights that were ranked. The plan is applied all
             the same: shapes fit, and the same weights may lie in other files.
@@ -69,9 +73,11 @@ def prune_checkpoint(
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
         PlanError: the plan asks for what cannot be cut.
+        InputError: `base_model` can be no id.
     """
     source, out = Path(source), Path(out)
     check_place(out, source=source)
+    base = read_base_model(source, base_model)
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
     check_applicable(plan, anatomy, ranking)
@@ -101,8 +107,9 @@ def prune_checkpoint(
         with checked_alongside(source, plan) as warning_of_weights:
             with draft.writing(sizes) as folder:
                 advance(0)
-                write_config(source, plan, folder, anatomy)
+                config = write_config(source, plan, folder, anatomy)
                 copy_companions(source, folder)
+                write_card(folder, base, plan, config, anatomy.layers)
                 (folder / PLAN_NAME).write_text(plan.to_json())
                 for file_name, layout in layouts.items():
                     if file_name in missing:
@@ -155,5 +162,7 @@ def save_pruned(
             model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
             if processor is not None:
                 processor.save_pretrained(folder)
+            base = base_of_loaded(str(model.name_or_path), plan.model.id)
+            write_card(folder, base, plan, model.config, dense)
             (folder / PLAN_NAME).write_text(plan.to_json())
     return out

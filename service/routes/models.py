@@ -5,7 +5,8 @@ from fastapi import APIRouter, Request, Response
 from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, ModelId, Offset, RegistryDep
 from service.openapi import problems
 from service.pagination import page_of
-from service.rankings import RANKING_RESPONSES, model_ranking_url, ranking_response
+from service.ranking_urls import model_ranking_url
+from service.rankings import RANKING_RESPONSES, ranking_response
 from service.root_path import seen_from_outside
 from service.schemas import ModelResponse, Page
 from storage.records import ModelRecord

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pruning.errors import MissingExtraError
 from reference import scans
 from reference.glyphs import CELL_PX, CELLS, COLOURS, EMPTY, IMAGE_PX, KINDS, load_bank, render_cells
-from reference.scans import ScikitLearnMissingError, load_scans
+from reference.scans import load_scans
 from reference.scenes import render_scenes, sample_scene
 
 
@@ -63,5 +64,5 @@ def test_missing_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPat
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ScikitLearnMissingError, match=r"pip install \"lop-service\[reference\]\""):
+    with pytest.raises(MissingExtraError, match=r"pip install \"lop-service\[reference\]\""):
         scans._all_scans.__wrapped__()

@@ -9,7 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from pruning.cutting.gguf.tensor_types import Float32Array
-from pruning.errors import CheckpointError, MissingExtraError
+from pruning.errors import CheckpointError
+from pruning.missing_packages import missing_extra
 
 
 def require_llama_cpp() -> None:
@@ -20,10 +21,11 @@ def require_llama_cpp() -> None:
     try:
         import llama_cpp  # noqa: F401
     except Exception as error:
-        raise MissingExtraError(
+        raise missing_extra(
+            "llama-cpp",
             "running a GGUF file needs the llama-cpp extra",
             values=str(error) or type(error).__name__,
-            remedy='Install it with `pip install "lop-service[llama-cpp]"`; it compiles for some minutes',
+            note="; it compiles for some minutes",
         ) from error
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
 

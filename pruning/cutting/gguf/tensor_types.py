@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.cutting.gguf.options import TensorType
-from pruning.errors import MissingExtraError
+from pruning.missing_packages import missing_extra
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -65,8 +65,4 @@ def require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            "exporting to GGUF needs the gguf extra",
-            values=str(error),
-            remedy='Install it with `pip install "lop-service[gguf]"`',
-        ) from error
+        raise missing_extra("gguf", "exporting to GGUF needs the gguf extra", values=str(error)) from error

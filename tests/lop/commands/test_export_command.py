@@ -37,6 +37,8 @@ def test_both_files_and_what_is_said_of_them(checkpoint: Path, tmp_path: Path) -
     assert found["f16_fallbacks"] > 4
     assert f"{found['f16_fallbacks']} matrices are f16" in done.stderr
     assert "#25814" in done.stderr
+    assert found["card"] == str(tmp_path / "README.md")
+    assert "llama-mtmd-cli -m a.gguf --mmproj b.gguf" in (tmp_path / "README.md").read_text()
 
 
 def test_a_users_mistake_is_one_line(checkpoint: Path, tmp_path: Path) -> None:

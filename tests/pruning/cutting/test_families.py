@@ -38,6 +38,7 @@ from tests.pruning.cut_models import (
     text_inputs,
     weight_bytes,
 )
+from tests.pruning.registered_loading import loaded_by_transformers
 from tests.pruning.reloading import seen
 from tests.tiny_models import BUILDERS, save_tiny_checkpoint
 
@@ -123,6 +124,20 @@ def test_what_is_cut_has_the_plans_shapes(family: str, workshop: Workshop) -> No
     if cut.anatomy.layers[0].num_kv_groups > 1:
         assert len({*kv_groups}) > 1
         assert min(kv_groups) >= 1
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_registered_transformers_loads_and_saves_it_alone(
+    family: str, workshop: Workshop, registered: None, tmp_path: Path
+) -> None:
+    cut = workshop.cut(family)
+    expected = seen(cut.model, family)
+    model = loaded_by_transformers(cut.from_files, family)
+    assert type(model) is type(cut.model)
+    assert seen(model, family) == expected
+    model.save_pretrained(tmp_path)
+    assert seen(loaded_by_transformers(tmp_path, family), family) == expected
+    assert seen(load_pruned(tmp_path), family) == expected
 
 
 @pytest.mark.parametrize("family", BUILDERS)

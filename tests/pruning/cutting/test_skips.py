@@ -41,7 +41,8 @@ from tests.pruning.cut_models import (
     weight_bytes,
     with_tokens,
 )
-from tests.pruning.reloading import digest
+from tests.pruning.registered_loading import loaded_by_transformers
+from tests.pruning.reloading import digest, seen
 from tests.tiny_models import BUILDERS, save_tiny_checkpoint
 
 NEW_TOKENS = 6
@@ -199,6 +200,16 @@ def test_it_is_recorded_as_transformers_records_it_and_saved_again(
     assert torch.equal(logits_of(again, text_inputs()), logits_of(model, text_inputs()))
     save_pruned(model, made.plan, tmp_path / "pruned")
     assert (tmp_path / "pruned" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_registered_transformers_loads_it_alone(family: str, workshop: Workshop, registered: None) -> None:
+    made = workshop.skipping(family)
+    model = loaded_by_transformers(made.out, family)
+    expected = seen(apply_plan(load_model(made.dense), made.plan, made.ranking), family)
+    assert seen(model, family) == expected
+    inputs = text_inputs()
+    assert greedy(model, inputs) == greedy_without_cache(model, inputs)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gemma2", "qwen3-vl"])

@@ -19,6 +19,7 @@ from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import INDEX_NAME, stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME, load_model
 from pruning.checkpoints.safetensors_layout import file_layout, plan_shards
+from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.streaming import bias, shard_writer
 from pruning.cutting.streaming.companions import companion_files
@@ -195,13 +196,17 @@ def test_what_belongs_to_the_checkpoint_comes_along(checkpoint: Path, tmp_path: 
     ranking = random_ranking(anatomy)
     plan = plan_for(anatomy, ranking, WIDTHS)
     out = prune_checkpoint(source, plan, ranking, tmp_path / "out")
-    for name, text in along.items():
-        assert (out / name).read_text() == text
+    for name, text in along.items():  # the base model's card makes room for the pruned one's
+        assert (out / (BASE_CARD_NAME if name == CARD_NAME else name)).read_text() == text
     assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     weights = {path.name for path in out.glob("model*.safetensors")}
     assert not any(path.is_symlink() for path in out.iterdir())
-    assert written == {str(path) for path in companion_files(source)} | weights | {"config.json", PLAN_NAME}
+    assert written == {str(path) for path in companion_files(source)} | weights | {
+        "config.json",
+        PLAN_NAME,
+        BASE_CARD_NAME,
+    }
     assert (out / PLAN_NAME).read_text() == plan.to_json()
 
 

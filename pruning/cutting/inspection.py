@@ -1,0 +1,113 @@
+"""What a checkpoint folder holds, layer by layer, from its config, its headers and its plan: no weight is read."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.dtypes import FLOAT_DTYPES
+from pruning.anatomy.families import family_of
+from pruning.anatomy.layer_config import recorded_architecture
+from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
+from pruning.checkpoints.file_errors import reading
+from pruning.checkpoints.headers import stored_tensors, weight_files
+from pruning.checkpoints.loading import PLAN_NAME
+from pruning.checkpoints.output_head import needed_tensors
+from pruning.checkpoints.resizing import biased_layers
+from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
+from pruning.cutting.gguf.language_model import FAMILIES as EXPORTED_FAMILIES
+from pruning.planning.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """What one decoder layer has, and had in the dense model; 0: it is skipped."""
+
+    index: int
+    ffn_width: int
+    dense_ffn_width: int
+    kv_groups: int
+    dense_kv_groups: int
+    has_added_bias: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder says of itself.
+
+    Attributes:
+        family: `model_type` of the language model.
+        base: the model that it was made from, as its card says; of a dense folder, itself.
+        is_pruned: whether layers have sizes of their own, or a plan lies there.
+        plan: the one in the folder; None: there is none (it was saved again, or is dense).
+        parameters, weights_bytes: of the whole model.
+        layers: [L].
+        runs_in: what can load or export it.
+    """
+
+    model_type: str
+    family: str
+    base: BaseModel
+    is_pruned: bool
+    plan: PruningPlan | None
+    parameters: int
+    weights_bytes: int
+    layers: tuple[InspectedLayer, ...]
+    runs_in: tuple[str, ...]
+
+
+def inspect_checkpoint(folder: str | Path) -> Inspection:
+    """Read what `folder` says of itself.
+
+    Raises:
+        CheckpointError: it is no checkpoint, damaged or half-written.
+        UnsupportedModelError: its family is not in the table, or its layers differ in something else.
+        PlanError: the plan in it cannot be read.
+    """
+    folder = Path(folder)
+    stored = stored_tensors(folder)
+    config = load_config(folder)
+    text = config.get_text_config(decoder=True)
+    family_of(text)
+    recorded = recorded_architecture(config)
+    plan = PruningPlan.load(folder / PLAN_NAME) if (folder / PLAN_NAME).is_file() else None
+    is_pruned = recorded is not None or plan is not None
+    dense = layer_shapes(config)
+    architecture = recorded or Architecture()
+    widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
+    groups = architecture.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
+    biased = biased_layers(config, stored) if plan is not None and plan.compensates else set[int]()
+    needed = needed_tensors(config, stored).values()
+    with reading(folder):
+        weights_bytes = sum(path.stat().st_size for path in weight_files(folder))
+    return Inspection(
+        model_type=str(config.model_type),
+        family=str(text.model_type),
+        base=_base(folder, plan, is_pruned=is_pruned),
+        is_pruned=is_pruned,
+        plan=plan,
+        parameters=sum(math.prod(tensor.shape) for tensor in needed if tensor.dtype in FLOAT_DTYPES),
+        weights_bytes=weights_bytes,
+        layers=tuple(
+            InspectedLayer(x.index, width, x.ffn_width, kept, x.num_kv_groups, x.index in biased)
+            for x, width, kept in zip(dense, widths, groups, strict=True)
+        ),
+        runs_in=_runtimes(str(text.model_type), alike=recorded is None),
+    )
+
+
+def _base(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:
+    """What the folder was made from: the id in its card, else how its plan calls the model. A dense one is its own."""
+    own, said = read_base_model(folder), card_metadata(folder).get("base_model")
+    if isinstance(said, str):
+        return BaseModel(said, said, own.metadata)
+    if not is_pruned:
+        return own
+    return BaseModel("a model that the folder does not name" if plan is None else plan.model.id, None, own.metadata)
+
+
+def _runtimes(family: str, *, alike: bool) -> tuple[str, ...]:
+    runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
+    if alike:
+        runtimes = ["transformers, vLLM and whatever runs the dense model"]
+    return (*runtimes, *(["llama.cpp, by lop export gguf"] if family in EXPORTED_FAMILIES else []))

@@ -1,0 +1,163 @@
+"""The model card of a pruned checkpoint: what it is, what was cut, what to expect, how to load it, where it is from.
+
+Metadata is YAML as the hub wants it. Everything comes from the plan and from what the base model says of itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.checkpoints.loading import PLAN_NAME
+from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, BaseModel
+from pruning.cutting.gguf.language_model import FAMILIES as EXPORTED_FAMILIES
+from pruning.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MARK = "<!-- written by lop -->"
+"""Tells a card of ours from one that somebody wrote."""
+
+
+def write_card(
+    folder: Path, base: BaseModel, plan: PruningPlan, config: "PreTrainedConfig", dense: Sequence[DecoderLayer]
+) -> None:
+    """Write the card of the pruned checkpoint in `folder`; the base model's own, if it was copied there, is moved.
+
+    `config` is the pruned model's, `dense` are the base model's decoder layers [L]. Raises OSError.
+    """
+    card = folder / CARD_NAME
+    has_own = card.is_file()
+    if has_own:
+        card.replace(folder / BASE_CARD_NAME)
+    text = config.get_text_config(decoder=True)
+    sections = [
+        *_what_it_is(base, plan),
+        *_what_was_cut(plan, dense),
+        *_what_to_expect(plan),
+        *_how_to_load(str(text.model_type), sees=text is not config),
+        *_where_from(base, plan, has_own_card=has_own),
+    ]
+    metadata = card_yaml(base, tags=["lop", "pruned"], library="transformers", task=_task(sees=text is not config))
+    card.write_text(f"{metadata}{MARK}\n" + "\n".join(sections) + "\n", encoding="utf-8")
+
+
+def card_yaml(base: BaseModel, *, tags: Sequence[str], library: str, task: str) -> str:
+    """The metadata between two lines `---`, by the hub's names."""
+    import yaml  # type: ignore[import-untyped]
+
+    said: dict[str, Any] = {} if base.hub_id is None else {"base_model": base.hub_id}
+    said |= {"library_name": library, "pipeline_tag": task, **base.metadata, "tags": list(tags)}
+    return f"---\n{yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _task(*, sees: bool) -> str:
+    return "image-text-to-text" if sees else "text-generation"
+
+
+def _what_it_is(base: BaseModel, plan: PruningPlan) -> Iterable[str]:
+    name = plain(base.name)
+    shown = name if base.hub_id is None else f"[{name}](https://huggingface.co/{base.hub_id})"
+    removed = ", ".join(f"{share:.1%} of {_SCOPES[scope]}" for scope, share in plan.achieved.removed.items())
+    yield f"# {name.rpartition('/')[2]}, pruned"
+    yield ""
+    yield f"{shown} without {removed},"
+    yield f"cut out by [LOP](https://arxiv.org/abs/2506.12826) as plan `{plan.plan_id}` says."
+    if base.licence is not None:
+        yield f"Licence of the base model: {plain(base.licence)}."
+    else:
+        yield "The base model's folder names no licence: ask where it came from."
+
+
+_SCOPES = {"ffn": "the FFN parameters", "decoder": "the decoder", "model": "all parameters"}
+
+
+def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[str]:
+    architecture, achieved = plan.architecture_of(dense), plan.achieved
+    yield from ("", "## What is left", "")
+    yield f"{achieved.parameters:,} parameters, {achieved.disk_bytes:,} bytes of weights."
+    yield from ("", "| layer | FFN channels | KV groups |", "|---|---|---|")
+    for layer in dense:
+        ffn, groups = (_kept(architecture, layer, half) for half in (Sublayer.FFN, Sublayer.ATTENTION))
+        yield f"| {layer.index} | {ffn} | {groups} |"
+    if plan.compensates:
+        yield from ("", "Down projections that were cut have a bias for what they lost.")
+
+
+def _kept(architecture: Architecture, layer: DecoderLayer, half: Sublayer) -> str:
+    dense = layer.units(half)
+    kept = architecture.options.get(Site(layer.index, half), Option(dense)).units
+    return "skipped" if kept == 0 else f"{dense:,}" if kept == dense else f"{kept:,} of {dense:,}"
+
+
+def _what_to_expect(plan: PruningPlan) -> Iterable[str]:
+    yield from ("", "## What to expect", "")
+    yield from expected_lines(plan) or (
+        "The plan's method predicts no quality. Measure it: `lop evaluate FOLDER --data validation.json --dense BASE`.",
+    )
+
+
+def expected_lines(plan: PruningPlan) -> list[str]:
+    """What the plan predicts, a line each; none if it predicts nothing."""
+    predicted = plan.predicted
+    if predicted is None:
+        return []
+    where = "conversations that nothing was chosen on" if predicted.of == "unseen" else "the calibration conversations"
+    lines = [f"Predicted before cutting, on {where}, not measured:", ""]
+    lines.append(
+        f"- KL to the dense model, nats a token: {predicted.quality:.4g}{_interval(predicted.interval, '.4g')}"
+    )
+    for what, share, interval in (
+        ("answers that are exact", predicted.accuracy, predicted.accuracy_interval),
+        ("answer tokens as the dense model's", predicted.agreement, predicted.agreement_interval),
+    ):
+        if share is not None:
+            lines.append(f"- {what}: {share:.1%}{_interval(interval, '.1%')}")
+    return lines
+
+
+def _interval(bounds: tuple[float, float] | None, form: str) -> str:
+    return "" if bounds is None else f" (90% interval {bounds[0]:{form}} to {bounds[1]:{form}})"
+
+
+def _how_to_load(family: str, *, sees: bool) -> Iterable[str]:
+    auto_class = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+    yield from ("", "## How to load it", "", "Layers differ in size (`per_layer_config` in config.json), so a runtime")
+    yield 'must build each by its own numbers. With `pip install "lop-service[apply]"`:'
+    yield from ("", "```python", "import lop", f"from transformers import {auto_class}", "")
+    yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
+    yield "lop.register_transformers()"
+    yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
+    if family in EXPORTED_FAMILIES:
+        yield "- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`."
+    else:
+        yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
+    yield "- vLLM, SGLang, TensorRT-LLM: they build every layer of one size, and stop at the first shape that differs."
+
+
+def _where_from(base: BaseModel, plan: PruningPlan, *, has_own_card: bool) -> Iterable[str]:
+    came = plan.provenance
+    facts = {
+        "base model": plain(base.name),
+        "plan": f"`{plan.plan_id}`, made {plan.created_at:%Y-%m-%d}; all of it in [{PLAN_NAME}]({PLAN_NAME})",
+        "method": plain(plan.method),
+        "model id, fingerprint": f"{plain(plan.model.id)}, `{plan.model.fingerprint}`",
+        "weights that were ranked, sha256": None
+        if plan.model.weights_sha256 is None
+        else f"`{plan.model.weights_sha256}`",
+        "ranking, sha256": f"`{plan.ranking.sha256}`",
+        "calibration": came.calibration and f"`{plain(came.calibration)}`",
+        "predictor": came.predictor and f"`{plain(came.predictor)}`",
+        "note": came.note and plain(came.note),
+    }
+    yield from ("", "## Where it comes from", "", "| | |", "|---|---|")
+    yield from (f"| {name} | {value} |" for name, value in facts.items() if value)
+    if has_own_card:
+        yield from ("", f"The base model's own card: [{BASE_CARD_NAME}]({BASE_CARD_NAME}).")
+
+
+def plain(text: str) -> str:
+    """`text` on one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
