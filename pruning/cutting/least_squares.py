@@ -61,7 +61,7 @@ def solve_kept(weight: torch.Tensor, products: torch.Tensor, kept: torch.Tensor,
 def solve_with_chosen_damping(weight: torch.Tensor, products: InputProducts, kept: torch.Tensor) -> Solved:
     """W' with the damping that is best on the held-out tokens, then solved from all of them. Shapes as `solve_kept`."""
     problem, held_out = _Problem(weight, products.fit, kept), products.held_out
-    size = output_size(weight, held_out)
+    size = output_size(weight, held_out) or 1.0
     losses: dict[int, float] = {}
 
     def loss(index: int) -> float:

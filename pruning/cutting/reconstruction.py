@@ -97,7 +97,8 @@ class SolvedInMemory:
         return self.layers.get(layer)
 
     def put(self, layer: int, solved: SolvedLayer) -> None:
-        self.layers[layer] = solved
+        with torch.inference_mode(False):  # weights are ordinary tensors, which may be trained
+            self.layers[layer] = SolvedLayer({name: x.clone() for name, x in solved.tensors.items()}, solved.sites)
 
 
 @torch.inference_mode()

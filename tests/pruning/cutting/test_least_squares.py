@@ -106,6 +106,7 @@ def test_where_nothing_helps_the_plain_cut_stays() -> None:
     other = x.clone()
     other[:, 1] *= -1
     w = torch.ones(5, 12)
+    w[:, 0] = 2
     solved = solve_with_chosen_damping(w, products_of(x, other), torch.tensor([0]))
     assert math.isinf(solved.damping)
     assert torch.equal(solved.weight, w[:, :1].double())
