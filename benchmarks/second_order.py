@@ -9,8 +9,8 @@ Of every model and at every FFN sparsity the same number of channels goes from e
 
 SmolLM2-135M-Instruct answers its prompts itself first (`benchmarks.second_order_data`); the reference has data of its
 own. Dampings and elimination see calibration data alone. Every figure is a step that is kept: kill it anywhere and run
-it again. On two cores that are not busy otherwise, SmolLM2's answers take a quarter of an hour, an elimination ten
-minutes, a figure with a solve four minutes, and one without half a minute; the reference takes a few minutes in all.
+it again. By estimate, SmolLM2 takes two hours on two cores that are not busy otherwise: fifteen solves over all
+calibration tokens make most of it, and its own answers a quarter of an hour; the reference takes a quarter of an hour.
 """
 
 import json
@@ -18,7 +18,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,7 +161,8 @@ def main(
     results: Annotated[str, typer.Option(help="Name of the files in benchmarks/results.")] = "second-order",
 ) -> None:
     """Write results/second-order.json and .png."""
-    rows, earlier = [], []
+    rows: list[dict[str, Any]] = []
+    earlier: list[dict[str, str]] = []
     asked = tuple(sparsities or SPARSITIES)
     with alone_in(WORK) as lock:
         for name in models or list(BARS):
@@ -188,15 +189,12 @@ def prepared(name: str, checkpoint: Path, folder: Path, steps: Steps, limit: int
 
 def measured(model: Model, sparsities: Sequence[float], steps: Steps) -> list[dict[str, Any]]:
     """All rows of a model, variant by variant."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in VARIANTS:
-        steps.call(f"rank {variant.ranking}", model.key, lambda by=variant.ranking: model.rank(by))  # type: ignore[misc]
+        steps.call(f"rank {variant.ranking}", model.key, partial(model.rank, variant.ranking))
         for sparsity in sparsities:
-            found = steps.call(
-                f"{variant.name} {sparsity}",
-                [*model.key, variant.name, str(sparsity)],
-                lambda s=sparsity, v=variant: model.score(s, v),  # type: ignore[misc]
-            )
+            name, key = f"{variant.name} {sparsity}", [*model.key, variant.name, str(sparsity)]
+            found = steps.call(name, key, partial(model.score, sparsity, variant))
             rows.append({**found.document, "seconds": found.seconds})
     return rows
 

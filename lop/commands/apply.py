@@ -11,6 +11,7 @@ from lop.commands.options import Json, conversations_of
 from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
 if TYPE_CHECKING:
+    from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
 
 INTERRUPTED = 130
@@ -78,8 +79,9 @@ def apply(
     solved: list[SolvedSite] = []
     try:
         with ExitStack() as stack:
+            how: Reconstruction | None = None
             if reconstruct is None:
-                how, on_bytes = None, stack.enter_context(bar("writing", DownloadColumn(), TransferSpeedColumn()))
+                on_bytes = stack.enter_context(bar("writing", DownloadColumn(), TransferSpeedColumn()))
             else:
                 stage = stack.enter_context(stages())
                 loaded = conversations_of(reconstruct, conversations)

@@ -76,7 +76,7 @@ class InputProducts:
     @classmethod
     def empty(cls, size: int, device: torch.device) -> "InputProducts":
         """Of no tokens, A = `size`."""
-        return cls(*(torch.zeros(size, size, device=device) for _ in range(2)))
+        return cls(torch.zeros(size, size, device=device), torch.zeros(size, size, device=device))
 
     def add(self, rows: torch.Tensor, *, held_out: bool) -> None:
         """Take in tokens [N, A]."""

@@ -67,7 +67,7 @@ class SecondOrderStore:
         with _on_disk(folder):
             if folder.exists() and not (folder / _STATE).is_file() and any(folder.iterdir()):
                 raise _other_folder(folder, "files that are none of second-order statistics")
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / _STATE).is_file():
                 replace_file(folder / _STATE, json.dumps(state, indent=1).encode())
             found = (folder / _STATE).read_text(encoding="utf-8")

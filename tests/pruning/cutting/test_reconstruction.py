@@ -44,9 +44,12 @@ def told(
     return Reconstruction(batches, calibration_id(conversations), CPU, on_batch=on_batch, on_solved=on_solved)
 
 
-def planned(anatomy: ModelAnatomy) -> tuple[PruningPlan, Ranking]:
-    ranking = random_ranking(anatomy)
-    return plan_for(anatomy, ranking, WIDTHS, kept_groups(anatomy)), ranking
+def planned(anatomy: ModelAnatomy, *, skips: bool = False) -> tuple[PruningPlan, Ranking]:
+    """Every layer loses channels or groups; if it `skips`, also all of a sub-layer: first attention, then the FFN."""
+    ranking, widths, groups = random_ranking(anatomy), list(WIDTHS), kept_groups(anatomy)
+    if skips:
+        widths[1] = groups[0] = 0
+    return plan_for(anatomy, ranking, widths, groups), ranking
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -89,7 +92,7 @@ def test_what_is_kept_takes_over_for_its_copies(checkpoint: Path, conversations:
 def test_files_and_memory_agree(family: str, tmp_path: Path, conversations: list[Conversation]) -> None:
     folder = save_tiny_checkpoint(tmp_path / "dense", family, shard="60KB")
     data = conversations if family == "llava-llama" else load_conversations(text_only(tmp_path))
-    plan, ranking = planned(read_anatomy(folder))
+    plan, ranking = planned(read_anatomy(folder), skips=family == "gemma2")
     sites: list[SolvedSite] = []
     out = prune_checkpoint(folder, plan, ranking, tmp_path / "out", reconstruction=told(folder, data, sites=sites))
     model = load_model(folder)
@@ -251,3 +254,13 @@ def test_inputs_come_through_what_is_cut(checkpoint: Path, conversations: list[C
     assert torch.equal(through[0].tensors[name], dense[0].tensors[name])
     assert not torch.equal(through[3].tensors[name], dense[3].tensors[name])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_and_the_models_own_processor_will_do(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_conversations(tmp_path / "data", 3)
+    plan, ranking = planned(read_anatomy(checkpoint))
+    model = lop.apply_plan(load_model(checkpoint), plan, ranking, reconstruct=data)
+    other = load_model(checkpoint)
+    reconstruct_and_cut(other, plan, ranking, load_conversations(data), load_processor(checkpoint))
+    assert torch.equal(next_token_logits(model), next_token_logits(other))
+    assert all(parameter.requires_grad for parameter in model.parameters())  # to be trained on
