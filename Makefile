@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest results clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
+	@echo "make bench-second-order  reconstruction and elimination order on the reference and SmolLM2 (two hours; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -87,6 +88,11 @@ bench-real: $(STAMP)
 bench-axes: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.axes
+
+# Parts that are finished are kept: kill it and run it again.
+bench-second-order: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.second_order
 
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)

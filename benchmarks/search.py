@@ -40,6 +40,7 @@ from benchmarks.local_swaps import improve_by_swaps
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.subject import REFERENCE, SECOND, Subject
 from lop.console.pictures import draw_comparison, draw_search
+from lop.workflows.measuring import OF_METHODS
 from mcts.result import SearchResult, TargetResult
 from mcts.sensitivity import scan_choices
 from mcts.settings import SearchMethod, SearchSettings, SearchTarget
@@ -50,7 +51,6 @@ from pruning.allocators.registry import STATISTICAL_ALLOCATORS
 from pruning.allocators.uniform import uniform_choice
 from pruning.arrays import FloatArray
 from pruning.measuring.metrics import Widths
-from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
 from pruning.planning.limits import Limits
 from pruning.planning.prices import ffn_parameters
@@ -252,7 +252,7 @@ def _without_search(subject: Subject, budgets: Mapping[float, int]) -> list[Foun
     found: list[Found] = []
     space = subject_space(subject)
     scan = len(scan_choices(space))
-    statistics = {kind: subject.statistics(kind) for kind in StatisticsKind}
+    statistics = {kind: subject.statistics(kind) for kind in OF_METHODS}
     scans = {"additive-dp": subject.scan(space, by_kl=True), "additive-dp" + ROOTS: subject.scan(space)}
     fine = ffn_widths(subject.anatomy, round_to=ROUND_TO)
     for sparsity, budget in budgets.items():

@@ -13,6 +13,8 @@ from pruning.planning.ranking import Ranking
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pruning.checkpoints.processor import Processor
+
 RankingSource = Ranking | bytes | str | Path | None
 """A ranking, its file's content, its path, or None: from the plan's URL."""
 
@@ -64,18 +66,29 @@ def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:
         raise CheckpointError("the ranking file must be readable", values=f"{source}: {error.strerror}") from error
 
 
-def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSource = None) -> "PreTrainedModel":
+def apply_plan(
+    model: "PreTrainedModel",
+    plan: PruningPlan,
+    ranking: RankingSource = None,
+    *,
+    reconstruct: str | Path | None = None,
+    processor: "Processor | None" = None,
+) -> "PreTrainedModel":
     """Cut `model` in place as `plan` says; returns the model, ready to run or to `lop.save_pruned`.
 
     Args:
         model: the dense transformers model that the plan was made for.
         plan: from `Client.plan` or `PruningPlan.load`.
         ranking: which channels to keep; by default it is downloaded from the plan's URL.
+        reconstruct: a file of conversations, LLaVA-format JSON. The projections out of what is cut are solved anew on
+            them, so that what is kept takes over for what goes; `model.config` and `lop.save_pruned` record it.
+        processor: of the model, for these conversations; by default that of the folder which the model came from.
 
     Raises:
         FingerprintMismatchError: plan, ranking and model do not belong together; the model is untouched.
         PlanError: the plan asks for what cannot be cut; the model is untouched.
         CheckpointError, ServerError: the ranking cannot be read.
+        DatasetError, InputError: the conversations cannot be used; the model is untouched.
         MissingExtraError: torch or transformers is not installed.
     """
     with needing("apply"):
@@ -83,4 +96,13 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSour
         from pruning.cutting import surgery
 
     plan.check_fingerprint(anatomy_of(model).fingerprint)
-    return surgery.apply_plan(model, plan, load_ranking(plan, ranking))
+    if reconstruct is None:
+        return surgery.apply_plan(model, plan, load_ranking(plan, ranking))
+    with needing("apply"):
+        from pruning.checkpoints.loading import load_processor
+        from pruning.cutting.reconstruct_model import reconstruct_and_cut
+        from pruning.data.conversations import load_conversations
+
+    own = processor or load_processor(Path(model.config.name_or_path))
+    reconstruct_and_cut(model, plan, load_ranking(plan, ranking), load_conversations(reconstruct), own)
+    return model

@@ -1,15 +1,18 @@
 """`lop apply`: cut a checkpoint."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lop.commands.options import Json
-from lop.console.console import bar, fail, print_json, print_line, warn
+from lop.commands.options import Json, conversations_of
+from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
 if TYPE_CHECKING:
+    from pruning.cutting.reconstruct_checkpoint import Reconstruction
+    from pruning.cutting.reconstruction import SolvedSite
     from pruning.planning.plan import PruningPlan
     from pruning.planning.ranking import Ranking
 
@@ -29,6 +32,16 @@ def apply(
         Path | None,
         typer.Option(help="Ranking file. Default: the one beside the plan, else the plan's URL."),
     ] = None,
+    reconstruct: Annotated[
+        Path | None,
+        typer.Option(
+            "--reconstruct",
+            metavar="DATA",
+            help="Solve the projections out of what is cut anew, by least squares on these conversations (LLaVA-format "
+            "JSON): what is kept takes over for what goes.",
+        ),
+    ] = None,
+    conversations: Annotated[int | None, typer.Option(min=1, help="Of --reconstruct, use only the first N.")] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Tensors in one weight file, at most; memory does not depend on it.")
     ] = "5GB",
@@ -45,17 +58,30 @@ def apply(
 
     Only what is kept is read, in blocks: under half a gigabyte of memory whatever the model's size. The output folder
     is complete or absent; interrupted or killed, the same command goes on. `lop.load_pruned(folder)` loads the result.
-    With --check, a folder that is there already is compared with the plan: sizes, shapes, bytes, every weight.
+    With --check, a folder that is there already is compared with the plan: sizes, shapes, bytes, every weight (of what
+    --reconstruct solved, shapes alone).
+
+    With --reconstruct all conversations go through one decoder layer after the other, twice through each that is cut.
+    Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.applying import load_ranking, load_ranking_of
     from lop.console.quantities import parse_bytes
     from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.reconstructing import reconstruction_on, summary_of, warnings_of
     from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.cutting.streaming.draft import draft_folder
+    from pruning.cutting.streaming.solved import solved_folder
+    from pruning.errors import InputError
     from pruning.planning.plan import PruningPlan
 
+    if reconstruct is None and conversations is not None:
+        raise InputError(
+            "a number of conversations is of --reconstruct",
+            values=f"--conversations {conversations}",
+            remedy="Give --reconstruct FILE",
+        )
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
@@ -64,8 +90,17 @@ def apply(
         return
     warn_of_adapter(model)
     warnings: list[str] = []
+    solved: list[SolvedSite] = []
     try:
-        with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
+        with ExitStack() as stack:
+            how: Reconstruction | None = None
+            if reconstruct is None:
+                on_bytes = stack.enter_context(bar("writing", DownloadColumn(), TransferSpeedColumn()))
+            else:
+                stage = stack.enter_context(stages())
+                loaded = conversations_of(reconstruct, conversations)
+                how = reconstruction_on(model, loaded, on_batch=stage("solving"), on_solved=solved.extend)
+                on_bytes = stage("writing")
             prune_checkpoint(
                 model,
                 document,
@@ -73,14 +108,17 @@ def apply(
                 out,
                 max_shard_size=shard_bytes,
                 base_model=base_model,
+                reconstruction=how,
                 on_bytes=on_bytes,
                 on_warning=warnings.append,
             )
     except KeyboardInterrupt:
-        if not draft_folder(out).is_dir():
+        places = [folder for folder in (draft_folder(out), solved_folder(out)) if folder.is_dir()]
+        if not places:
             raise
-        fail(f"interrupted; what is finished is in {draft_folder(out)}: run the same command to go on, or remove it")
+        fail(f"interrupted; what is finished is in {places[0]}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
+    warnings += warnings_of(solved)
     if document.skips:
         warnings.append(_SKIPS)
     for warning in warnings:
@@ -89,9 +127,16 @@ def apply(
     weights = sum(path.stat().st_size for path in files)
     parameters = document.achieved.parameters
     if json:
-        print_json({"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters})
+        written = {"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters}
+        print_json(written if reconstruct is None else {**written, "reconstruction": summary_of(solved)})
     else:
         print_line(f"wrote {out}: {parameters:,} parameters, {weights:,} bytes of weights")
+        if solved:
+            found = summary_of(solved)
+            print_line(
+                f"solved {found['projections']} projections from {found['tokens']:,} tokens: of their outputs on those "
+                f"held out they lose {found['lost_output']:.1%}, {found['lost_output_without']:.1%} without"
+            )
 
 
 def _check(model: Path, plan: "PruningPlan", ranking: "Ranking", out: Path, *, json: bool) -> None:
@@ -102,6 +147,8 @@ def _check(model: Path, plan: "PruningPlan", ranking: "Ranking", out: Path, *, j
     with bar("comparing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         found = check_pruned(model, plan, ranking, out, on_bytes=on_bytes)
     if json:
-        print_json({"out": str(out), "tensors": found.num_tensors, "weights_bytes": found.weights_bytes})
-    else:
-        print_line(f"{out} is what plan {plan.plan_id} makes of {model}: {found.num_tensors} tensors, byte for byte")
+        counts = {"tensors": found.num_tensors, "solved": found.num_solved, "weights_bytes": found.weights_bytes}
+        print_json({"out": str(out), **counts})
+        return
+    apart = f", but for {found.num_solved} that were solved anew, of which shapes" if found.num_solved else ""
+    print_line(f"{out} is what plan {plan.plan_id} makes of {model}: {found.num_tensors} tensors, byte for byte{apart}")

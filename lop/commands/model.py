@@ -7,6 +7,7 @@ import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, conversations_of, open_database
 from lop.console.console import bar, print_json, print_line, print_table, stages
+from pruning.measuring.criterion import Criterion
 
 app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
 
@@ -22,6 +23,17 @@ def add(
         bool, typer.Option("--weights-only", help="Rank by the weights alone, instead of on --data: quick, and worse.")
     ] = False,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N.")] = None,
+    criterion: Annotated[
+        Criterion,
+        typer.Option(
+            help="activations: by the size of what a unit adds. elimination: units go one after the other, each time "
+            "the one of which least is lost once the others make up for it: for `lop apply --reconstruct`."
+        ),
+    ] = Criterion.ACTIVATIONS,
+    second_order: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what elimination measures, to be kept. Default: a temporary one."),
+    ] = None,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
@@ -31,12 +43,25 @@ def add(
     largest part (all but the decoder, or one layer) and about 3 GB; hidden states beyond a gigabyte wait in a temporary
     file: in TMPDIR if that is set, else in /tmp, or in /var/tmp where /tmp is kept in memory. Without data,
     --weights-only ranks from the files; then no statistics are stored.
+
+    --criterion elimination needs more: on the disk the squares of all layers' FFN and attention widths, 4 bytes each
+    (18 GB for a 7B model), in memory ten times those of one layer. Killed, the same command goes on.
     """
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.registration import register_by_weights, register_model
     from pruning.checkpoints.anatomy_reader import read_anatomy
     from pruning.errors import InputError
 
+    if second_order is not None and criterion is not Criterion.ELIMINATION:
+        raise InputError(
+            "a folder for second-order statistics belongs to --criterion elimination",
+            values=f"--criterion {criterion}",
+            remedy="Leave --second-order out, or choose that criterion",
+        )
+    if weights_only and criterion is not Criterion.ACTIVATIONS:
+        raise InputError(
+            "a criterion is of rankings on data", values="--weights-only", remedy="Give --data FILE instead"
+        )
     if weights_only == (data is not None) or (weights_only and conversations is not None):
         raise InputError(
             "a ranking is made on data or by weights only",
@@ -55,9 +80,19 @@ def add(
         with open_database(database, create=True) as repository, stages() as stage:
             told = stage("reading weights"), stage("measuring activations")
             record = register_model(
-                repository, model_id, folder, loaded, name=data.name, on_bytes=told[0], on_batch=told[1]
+                repository,
+                model_id,
+                folder,
+                loaded,
+                name=data.name,
+                criterion=criterion,
+                work=second_order,
+                on_bytes=told[0],
+                on_batch=told[1],
+                on_layer=stage("eliminating units") if criterion is Criterion.ELIMINATION else None,
             )
-        ranked = f"on {len(loaded)} conversations"
+        how = "by elimination " if criterion is Criterion.ELIMINATION else ""
+        ranked = f"{how}on {len(loaded)} conversations"
     anatomy = record.anatomy
     if json:
         print_json(
@@ -85,7 +120,8 @@ def measure(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="activations, gradients or zeroth-order; repeat for several. Default: all that the model lacks.",
+            help="activations, gradients, zeroth-order or second-order; repeat for several. Default: all that the "
+            "model lacks, but second-order, by which no method decides.",
         ),
     ] = None,
     conversations: Annotated[
@@ -98,7 +134,8 @@ def measure(
     """Measure statistics of a registered model: what `lop plan --method flap`, `owl`, `ecoflap`, ... decide from.
 
     Activations take one forward pass over the data (`lop model add --data` made one already), gradients one backward
-    pass, zeroth-order six forward passes a layer and batch of 8. What is stored for the same conversations is not
+    pass, zeroth-order six forward passes a layer and batch of 8; second-order is what --criterion elimination of
+    `lop model add` ranks by. What is stored for the same conversations is not
     measured again.
 
     Activations need memory for one decoder layer at a time. The other two load the whole model: gradients need room for

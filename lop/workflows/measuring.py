@@ -1,5 +1,7 @@
 """Measuring statistics of registered models, and storing them: what methods without a search decide from."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from storage.records import BINARY, CalibrationRecord, StatisticsRecord
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.data.batches import Batch
+    from pruning.data.batches import Batch, BatchStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,16 @@ RECIPES: dict[StatisticsKind, Recipe] = {
     StatisticsKind.GRADIENTS: Recipe(num_conversations=10, batch_size=1),
     # ECoFLaP's 32 samples in batches of 8 (arXiv 2310.02998): one perturbation a matrix and batch.
     StatisticsKind.ZEROTH_ORDER: Recipe(num_conversations=32, batch_size=8),
+    StatisticsKind.SECOND_ORDER: Recipe(num_conversations=None, batch_size=16),
 }
+
+OF_METHODS = tuple(kind for kind in StatisticsKind if kind is not StatisticsKind.SECOND_ORDER)
+"""Kinds that methods decide from. By second-order statistics models are ranked (`lop model add --criterion`)."""
 
 
 MAX_BATCH_TOKENS = 2**12
-"""Tokens of a batch of ACTIVATIONS, image tokens and padding included: a layer of LLaVA-1.5-7B then works on 0.8 GB in
-float32, in which most CPUs compute it."""
+"""Tokens of a batch where a layer is in memory at a time, image tokens and padding included: a layer of LLaVA-1.5-7B
+then works on 0.8 GB in float32, in which most CPUs compute it."""
 
 
 class StatisticsMeasurer:
@@ -62,8 +68,9 @@ class StatisticsMeasurer:
         self._model: PreTrainedModel | None = None
 
     def missing(self) -> list[StatisticsKind]:
-        """The kinds of which the model has no statistics at all."""
-        return [kind for kind in StatisticsKind if self._repository.latest_statistics(self._record.id, kind) is None]
+        """The kinds that methods decide from, and of which the model has no statistics at all."""
+        latest = self._repository.latest_statistics
+        return [kind for kind in OF_METHODS if latest(self._record.id, kind) is None]
 
     def measure(
         self,
@@ -90,6 +97,9 @@ class StatisticsMeasurer:
         self._check_weights()
         if kind is StatisticsKind.ACTIVATIONS:
             statistics = measure_activations(Path(self._record.path), used, on_batch=on_batch)
+        elif kind is StatisticsKind.SECOND_ORDER:
+            weights = self._record.weights_sha256
+            statistics = measure_second_order(Path(self._record.path), weights, used, on_batch=on_batch)
         else:
             batches = self._batches(used, recipe.batch_size)
             try:
@@ -129,15 +139,60 @@ def measure_activations(
         InputError: torch has no such device as LOP_TORCH_DEVICE says, or the disk has no room for hidden states.
         CheckpointError, UnsupportedModelError, DatasetError: the checkpoint or the conversations cannot be used.
     """
+    warn_of_dtype(folder)
+    return measure_checkpoint(folder, streamed(folder, conversations), compute_device(), on_batch=on_batch)
+
+
+def streamed(folder: Path, conversations: Sequence[Conversation]) -> "BatchStream":
+    """Batches for passes that have a layer in memory at a time.
+
+    Raises CheckpointError, DatasetError: the checkpoint's processor or the conversations cannot be used.
+    """
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import BatchStream
 
+    batch_size = RECIPES[StatisticsKind.ACTIVATIONS].batch_size
+    return BatchStream(conversations, load_processor(folder), batch_size=batch_size, max_tokens=MAX_BATCH_TOKENS)
+
+
+def measure_second_order(
+    folder: Path,
+    weights_sha256: str,
+    conversations: Sequence[Conversation],
+    *,
+    work: Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> ModelStatistics:
+    """The SECOND_ORDER statistics of the dense checkpoint in `folder`, one decoder layer in memory at a time.
+
+    Its sums lie in the folder `work`, to be gone on with and used again. By default that is one of this checkpoint and
+    calibration set among the temporary files, which goes at the end.
+
+    Raises:
+        InputError: torch has no such device as LOP_TORCH_DEVICE says, there are no two conversations, `work` holds
+            something else, or a disk has no room.
+        CheckpointError, UnsupportedModelError, DatasetError: the checkpoint or the conversations cannot be used.
+    """
+    from pruning.forward.spill_folder import spill_folder
+    from pruning.measuring.statistics import measure_elimination
+
     warn_of_dtype(folder)
-    recipe = RECIPES[StatisticsKind.ACTIVATIONS]
-    batches = BatchStream(
-        conversations, load_processor(folder), batch_size=recipe.batch_size, max_tokens=MAX_BATCH_TOKENS
+    used = calibration_id(conversations)
+    place = work or spill_folder() / f"lop-{os.getuid()}-second-order-{weights_sha256[:16]}-{used[:16]}"
+    statistics = measure_elimination(
+        folder,
+        streamed(folder, conversations),
+        used,
+        weights_sha256,
+        compute_device(),
+        place,
+        on_batch=on_batch,
+        on_layer=on_layer,
     )
-    return measure_checkpoint(folder, batches, compute_device(), on_batch=on_batch)
+    if work is None:
+        shutil.rmtree(place)
+    return statistics
 
 
 def kinds_of(names: Sequence[str]) -> list[StatisticsKind]:

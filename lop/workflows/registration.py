@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from pruning.data.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, InputError, NotFoundError
+from pruning.measuring.criterion import Criterion
 from storage.contract import Registry
 from storage.records import BINARY, WEIGHTS, ModelRecord, RankingOrigin
 
@@ -41,34 +42,56 @@ def register_model(
     conversations: Sequence[Conversation],
     *,
     name: str = "calibration",
+    criterion: Criterion = Criterion.ACTIVATIONS,
+    work: Path | None = None,
     on_bytes: Progress | None = None,
     on_batch: Progress | None = None,
+    on_layer: Progress | None = None,
 ) -> ModelRecord:
     """Rank channels and KV groups of the checkpoint in `folder` on `conversations` and register it as `model_id`.
 
-    One forward pass over the conversations, one decoder layer at a time, gives the activation statistics, which are
-    stored, and the ranking follows from them. `name` is the calibration set's; `on_bytes(done, total)` is told how much
-    of the files was read to tell this checkpoint from others, then `on_batch(done, total)` of the pass. Registering an
-    equal model again measures nothing.
+    One forward pass over the conversations, one decoder layer at a time, gives the statistics of the `criterion`, which
+    are stored, and the ranking follows from them. `name` is the calibration set's; `on_bytes(done, total)` is told how
+    much of the files was read to tell this checkpoint from others, then `on_batch(done, total)` of the pass, and of an
+    elimination `on_layer(done, total)`, whose sums lie in `work` (`measure_second_order`). Registering an equal model
+    again measures nothing.
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
         ConflictError: `model_id` is registered with other weights or another ranking; before anything is measured where
             it is known what it was ranked by, and else the statistics are kept.
     """
-    from lop.workflows.measuring import find_statistics, measure_activations, record_calibration, store_statistics
+    from lop.workflows.measuring import (
+        find_statistics,
+        measure_activations,
+        measure_second_order,
+        record_calibration,
+        store_statistics,
+    )
     from pruning.measuring.importance import ranking_of
     from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 
     used = calibration_id(conversations)
-    origin = RankingOrigin(StatisticsKind.ACTIVATIONS.value, used)
+    eliminates = criterion is Criterion.ELIMINATION
+    kind = StatisticsKind.SECOND_ORDER if eliminates else StatisticsKind.ACTIVATIONS
+    origin = RankingOrigin(kind.value, used)
     candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
-    stored = find_statistics(repository, model_id, StatisticsKind.ACTIVATIONS, used)
+    stored = find_statistics(repository, model_id, kind, used)
     if stored is not None:
         statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
         return candidate.register(repository, ranking_of(statistics, candidate.anatomy), origin)
     candidate.check_not_ranked_otherwise(repository, origin)
-    statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
+    if eliminates:
+        statistics = measure_second_order(
+            candidate.folder,
+            candidate.weights_sha256,
+            conversations,
+            work=work,
+            on_batch=on_batch,
+            on_layer=on_layer,
+        )
+    else:
+        statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)
 
     def store() -> None:
         store_statistics(repository, model_id, statistics, record_calibration(repository, conversations, name))
@@ -176,7 +199,7 @@ class _Candidate:
             return
         how = "by its weights alone"
         if found.calibration_id is not None:
-            how = "on other conversations"
+            how = "on other conversations" if found.kind == origin.kind else f"by {found.kind} statistics"
             with suppress(NotFoundError):  # the registration was stopped before they were noted
                 how += f", {repository.get_calibration(found.calibration_id).name}"
         raise ConflictError(

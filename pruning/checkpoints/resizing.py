@@ -76,18 +76,23 @@ def set_counts(view: DecoderView, dense: Sequence[DecoderLayer], architecture: A
     widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
     kv_groups = architecture.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
     for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
-        ffn = view.layers[layer.index].get_submodule(view.family.ffn)
-        attention: Any = view.layers[layer.index].get_submodule(view.family.attention)
-        heads = groups * layer.heads_per_group
-        for module, name, count in (
-            (ffn, view.family.width_attribute, width),
-            (attention, "num_heads", heads),
-            (attention, "num_key_value_heads", groups),
-        ):
-            if hasattr(module, name):
-                setattr(module, name, count)
-        if view.family.rows_from_config and groups:
-            attention.config = LayerConfig(attention.config, num_attention_heads=heads, num_key_value_heads=groups)
+        set_layer_counts(view, layer, width, groups)
+
+
+def set_layer_counts(view: DecoderView, dense: DecoderLayer, width: int, groups: int) -> None:
+    """Those of one layer, which keeps `width` channels and `groups` KV groups."""
+    ffn = view.layers[dense.index].get_submodule(view.family.ffn)
+    attention: Any = view.layers[dense.index].get_submodule(view.family.attention)
+    heads = groups * dense.heads_per_group
+    for module, name, count in (
+        (ffn, view.family.width_attribute, width),
+        (attention, "num_heads", heads),
+        (attention, "num_key_value_heads", groups),
+    ):
+        if hasattr(module, name):
+            setattr(module, name, count)
+    if view.family.rows_from_config and groups:
+        attention.config = LayerConfig(attention.config, num_attention_heads=heads, num_key_value_heads=groups)
 
 
 def replace_parameters(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -15,7 +15,7 @@ from pruning.checkpoints.blocks import BLOCK_BYTES, Bytes, open_weights, read_by
 from pruning.checkpoints.file_errors import reading
 from pruning.checkpoints.headers import StoredTensor, stored_tensors, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.cutting.streaming.outputs import OutputTensor, output_tensors
+from pruning.cutting.streaming.outputs import OutputTensor, is_cut_of_inputs, output_tensors
 from pruning.cutting.surgery import check_applicable
 from pruning.errors import CheckpointError
 from pruning.planning.plan import PruningPlan
@@ -26,10 +26,14 @@ _AGAIN = "It was changed, or is not of this plan: run `lop apply` into another f
 
 @dataclass(frozen=True, slots=True)
 class CheckedFolder:
-    """A folder that is what its plan says: how many tensors were compared, and the bytes of its weight files."""
+    """A folder that is what its plan says: how many tensors were compared, and the bytes of its weight files.
+
+    Of `num_solved` of the tensors, which a reconstruction made, shapes alone were compared.
+    """
 
     num_tensors: int
     weights_bytes: int
+    num_solved: int = 0
 
 
 def check_pruned(
@@ -45,6 +49,8 @@ def check_pruned(
     In this order: the plan that lies in the folder, the sizes in its config, every tensor's name, shape and dtype, the
     bytes of the weight files against `plan.achieved.disk_bytes`, then every byte of every tensor. How the tensors are
     spread over files is free: the bytes of the files then differ by headers, and are compared tensor by tensor alone.
+    Where the folder's plan says that the projections out of what is cut were solved anew, of these no bytes are
+    compared: they are not what cutting makes.
 
     Args:
         on_bytes: told of `(done, total)` bytes of tensors.
@@ -57,10 +63,11 @@ def check_pruned(
     source, out = Path(source), Path(out)
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
-    check_applicable(plan, anatomy, ranking)
+    inside = _plan_inside(out)
+    check_applicable(plan, anatomy, ranking, reconstructs=inside.reconstructs)
     found = stored_tensors(out)
     planned = plan.architecture(anatomy)
-    _check_plan(plan, planned, anatomy, out)
+    _check_plan(plan, planned, anatomy, inside, out)
     recorded = recorded_architecture(load_config(out)) or Architecture()
     if recorded != planned:
         raise CheckpointError(
@@ -71,18 +78,24 @@ def check_pruned(
     outputs = output_tensors(anatomy, plan, ranking, stored)
     _check_headers(outputs, found, out)
     weights_bytes = _check_sizes(plan, out)
-    _check_contents(outputs, found, on_bytes)
-    return CheckedFolder(len(outputs), weights_bytes)
+    solved = {name for name, x in outputs.items() if inside.reconstructs and is_cut_of_inputs(x)}
+    _check_contents({name: x for name, x in outputs.items() if name not in solved}, found, on_bytes)
+    return CheckedFolder(len(outputs), weights_bytes, len(solved))
 
 
-def _check_plan(plan: PruningPlan, planned: Architecture, anatomy: ModelAnatomy, out: Path) -> None:
+def _plan_inside(out: Path) -> PruningPlan:
     if not (out / PLAN_NAME).is_file():
         raise CheckpointError(
             f"a folder that `lop apply` wrote holds {PLAN_NAME}",
             values=str(out),
             remedy="One that was saved again by save_pretrained has other weights: `lop inspect` says what it holds",
         )
-    inside = PruningPlan.load(out / PLAN_NAME)
+    return PruningPlan.load(out / PLAN_NAME)
+
+
+def _check_plan(
+    plan: PruningPlan, planned: Architecture, anatomy: ModelAnatomy, inside: PruningPlan, out: Path
+) -> None:
     same_names = (inside.plan_id, inside.ranking.sha256) == (plan.plan_id, plan.ranking.sha256)
     if not same_names or inside.architecture(anatomy) != planned:
         raise CheckpointError(
@@ -129,7 +142,7 @@ def _check_contents(
     found: Mapping[str, StoredTensor],
     on_bytes: Callable[[int, int], None] | None,
 ) -> None:
-    total, done = sum(tensor.num_bytes for tensor in found.values()), 0
+    total, done = sum(found[name].num_bytes for name in outputs), 0
     for name, output in outputs.items():
         with closing(_differences(output.blocks(BLOCK_BYTES), found[name])) as blocks:
             for num_bytes, differs in blocks:

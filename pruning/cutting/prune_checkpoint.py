@@ -5,7 +5,8 @@ Both write next to the output folder and rename it into place at the end: an out
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,22 @@ from pruning.checkpoints.anatomy_reader import anatomy_of, layer_shapes, read_an
 from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, file_layout, plan_shards
+from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, file_layout, plan_shards, tensor_bytes
 from pruning.cutting.base_model import base_of_loaded, read_base_model
 from pruning.cutting.model_card import write_card
-from pruning.cutting.pruned_config import write_config
+from pruning.cutting.pruned_config import RECOVERY_KEY, write_config
+from pruning.cutting.reconstruct_checkpoint import Reconstruction
 from pruning.cutting.streaming.bias import check_biases
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
 from pruning.cutting.streaming.draft import SAVED_MODEL, draft_contents, draft_folder, locked_draft
-from pruning.cutting.streaming.outputs import output_tensors
+from pruning.cutting.streaming.outputs import OutputTensor, TensorCut, is_cut_of_inputs, output_tensors
 from pruning.cutting.streaming.place import check_place, check_room
 from pruning.cutting.streaming.ranked_weights import checked_alongside
 from pruning.cutting.streaming.shard_writer import write_shard
+from pruning.cutting.streaming.solved import solved_files, solved_folder
 from pruning.cutting.surgery import check_applicable
 from pruning.errors import CheckpointError
-from pruning.planning.plan import PruningPlan
+from pruning.planning.plan import PruningPlan, RecoveryStep
 from pruning.planning.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def prune_checkpoint(
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
     base_model: str | None = None,
+    reconstruction: Reconstruction | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
     on_warning: Callable[[str], None] = logger.warning,
 ) -> Path:
@@ -65,6 +69,9 @@ def prune_checkpoint(
         max_shard_size: bytes of tensors in one weight file, at most. `plan.achieved.disk_bytes` is what the default
             comes to; each file more or less is one header more or less.
         base_model: the dense model's id on the hub, for the model card; by default what its folder says.
+        reconstruction: solve the projections out of what is cut anew (`pruning.cutting.reconstruction`), one decoder
+            layer in memory at a time; plan and config of the output say so. Layers that a killed run has solved are
+            not solved again.
         on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
         on_warning: told, when `out` is there, that these are not the weights that were ranked. The plan is applied all
             the same: shapes fit, and the same weights may lie in other files.
@@ -72,15 +79,18 @@ def prune_checkpoint(
     Raises:
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
-        PlanError: the plan asks for what cannot be cut.
+        PlanError: the plan asks for what cannot be cut, or counts on a reconstruction that is not asked for.
+        InputError: a reconstruction has no two conversations.
         InputError: `base_model` can be no id.
     """
     source, out = Path(source), Path(out)
+    if reconstruction is not None:
+        plan = plan.recovered_by(reconstruction.step)
     check_place(out, source=source)
     base = read_base_model(source, base_model)
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
-    check_applicable(plan, anatomy, ranking)
+    check_applicable(plan, anatomy, ranking, reconstructs=reconstruction is not None)
     outputs = output_tensors(anatomy, plan, ranking, stored)
     shards = plan_shards([output.header for output in outputs.values()], max_shard_size=max_shard_size)
     layouts = {
@@ -88,13 +98,24 @@ def prune_checkpoint(
         for file_name, names in shards.filename_to_tensors.items()
     }
     sizes = {file_name: layout.file_bytes for file_name, layout in layouts.items()}
-    contents = draft_contents(plan.architecture(anatomy), ranking, stored, max_shard_size=max_shard_size)
+    contents = draft_contents(
+        plan.architecture(anatomy),
+        ranking,
+        stored,
+        max_shard_size=max_shard_size,
+        calibration_id=None if reconstruction is None else reconstruction.calibration_id,
+    )
     rest = companion_bytes(source) + _REST_BYTES
-    with writing(out, draft=draft_folder(out)), locked_draft(out, contents) as draft:
+    kept = draft_folder(out) if reconstruction is None else solved_folder(out)
+    with writing(out, draft=kept), locked_draft(out, contents) as draft, ExitStack() as stack:
         finished = draft.finished(sizes)
         done, total = sum(sizes[name] for name in finished), sum(sizes.values())
         draft.make_way(sizes)  # what a run that was killed left half-written takes room
-        check_room({out: total - done + rest})
+        check_room({out: total - done + rest + (0 if reconstruction is None else _solved_bytes(outputs))})
+        if reconstruction is not None:
+            files = stack.enter_context(solved_files(out, contents))
+            reconstruction.solve(source, anatomy, plan.architecture(anatomy), ranking, files)
+            outputs |= {name: TensorCut(outputs[name].header, x) for name, x in files.stored(anatomy).items()}
         missing = sizes.keys() - finished
         check_biases(outputs[name] for file_name in missing for name in shards.filename_to_tensors[file_name])
 
@@ -120,6 +141,12 @@ def prune_checkpoint(
             if warning := warning_of_weights():
                 on_warning(warning)
     return out
+
+
+def _solved_bytes(outputs: Mapping[str, OutputTensor]) -> int:
+    """Bytes of the weights that are solved anew: those of which inputs are cut."""
+    cut = (x for x in outputs.values() if is_cut_of_inputs(x))
+    return sum(tensor_bytes(x.header[1], x.header[2]) for x in cut)
 
 
 def save_pruned(
@@ -153,6 +180,8 @@ def save_pruned(
             values=f"plan {plan.plan_id} compensates for what it removes",
             remedy="Call apply_plan(model, plan) first",
         )
+    for step in getattr(model.config, RECOVERY_KEY, ()):
+        plan = plan.recovered_by(RecoveryStep.model_validate(step))
     out = Path(out)
     check_place(out)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

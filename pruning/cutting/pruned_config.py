@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+RECOVERY_KEY = "lop_recovery"
+"""In configs: the recovery steps of a plan, where weights were solved anew. transformers keeps it as it is."""
+
+
 def write_config(
     source: Path, plan: PruningPlan, draft: Path, anatomy: ModelAnatomy | None = None
 ) -> "PreTrainedConfig":
@@ -49,6 +53,8 @@ def write_config(
         place["head_dim"] = anatomy.layers[0].head_dim
         place["per_layer_config"] = {str(layer): changed for layer, changed in overrides.items()}
         place["allow_global_per_layer_attribute_access"] = True
+    if plan.reconstructs:
+        document[RECOVERY_KEY] = [step.model_dump(mode="json") for step in plan.recovery]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     written = load_config(draft)
     if (recorded_architecture(written) or Architecture()) != architecture:

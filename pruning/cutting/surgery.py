@@ -3,20 +3,22 @@ in lockstep."""
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
+from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.anatomy.layer_config import layer_overrides
 from pruning.arrays import IntArray
 from pruning.checkpoints.anatomy_reader import anatomy_of
-from pruning.checkpoints.resizing import replace_parameters, set_counts, weights_of
+from pruning.checkpoints.resizing import replace_parameters, set_layer_counts, weights_of
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.forward.compensation import compensated_bias
-from pruning.planning.plan import BIAS, PruningPlan
+from pruning.planning.plan import BIAS, RECONSTRUCTION, PruningPlan
 from pruning.planning.plan_parts import UPGRADE
 from pruning.planning.ranking import Ranking
 
@@ -25,13 +27,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Replaced = Mapping[str, torch.Tensor]
+"""Tensors of a layer by their names in it, at the sizes that it keeps: what is put in instead of being sliced."""
+
 
 @torch.no_grad()
-def cut_model(model: "PreTrainedModel", architecture: Architecture, ranking: Ranking) -> None:
+def cut_model(
+    model: "PreTrainedModel",
+    architecture: Architecture,
+    ranking: Ranking,
+    *,
+    solved: Mapping[int, Replaced] = MappingProxyType({}),
+) -> None:
     """Cut `model`, in place, down to the best channels and groups of `architecture`; the config records how many.
 
     If the ranking holds means, the down projections that are cut get a bias for what they lose. Of a sub-layer that is
-    skipped nothing is left, nor is there a bias for it.
+    skipped nothing is left, nor is there a bias for it. `solved`: of layers, what stands in for weights that would be
+    sliced (`pruning.cutting.reconstruction`).
 
     Raises:
         FingerprintMismatchError: the ranking is of another model.
@@ -44,37 +56,69 @@ def cut_model(model: "PreTrainedModel", architecture: Architecture, ranking: Ran
     ranking.check_architecture(architecture, anatomy)
     view = decoder_view(model)
     kept_units = ranking.kept_units(architecture)
-    biases = _compensated_biases(view, kept_units, ranking) if ranking.compensates else {}
-    for site, units in kept_units.items():
-        dense = anatomy.layers[site.layer]
-        for linear, spec in weights_of(view, dense, site.sublayer):
-            weight, bias = linear.weight, linear.bias
-            kept = torch.from_numpy(spec.kept_indices(units)).to(weight.device)
-            if spec.axis == 0:
-                replace_parameters(linear, weight[kept], None if bias is None else bias[kept])
-            else:
-                replace_parameters(linear, weight[:, kept], biases.get(site, bias))
-        logger.info("layer %d: %s %d -> %d", site.layer, site.sublayer, dense.units(site.sublayer), len(units))
+    replaced = {
+        layer.index: solved[layer.index] if layer.index in solved else _biases(view, layer, kept_units, ranking)
+        for layer in anatomy.layers
+    }
+    for layer in anatomy.layers:
+        cut_layer(view, layer, architecture, kept_units, replaced[layer.index])
     for site, option in architecture.items:
-        if option.units == 0:
-            view.skip(site)
-            logger.info(
-                "layer %d: %s %d -> 0", site.layer, site.sublayer, anatomy.layers[site.layer].units(site.sublayer)
-            )
-    set_counts(view, anatomy.layers, architecture)
+        logger.info(
+            "layer %d: %s %d -> %d",
+            site.layer,
+            site.sublayer,
+            anatomy.layers[site.layer].units(site.sublayer),
+            option.units,
+        )
     _record(model, architecture, anatomy)
 
 
-def _compensated_biases(
-    view: DecoderView, kept_units: Mapping[Site, IntArray], ranking: Ranking
-) -> dict[Site, torch.Tensor]:
-    """The bias [D] of the down projection of each FFN that loses channels."""
-    found = {}
-    for site, units in kept_units.items():
-        if site.sublayer is Sublayer.FFN:
-            out = view.out_projection(site.layer)
-            found[site] = compensated_bias(out.weight, out.bias, ranking, site.layer, len(units))
-    return found
+def cut_layer(
+    view: DecoderView,
+    dense: DecoderLayer,
+    architecture: Architecture,
+    kept_units: Mapping[Site, IntArray],
+    replaced: Replaced,
+) -> None:
+    """Cut one layer of `view`, in place, down to `kept_units` (`Ranking.kept_units`) and what `architecture` skips.
+
+    What is in `replaced` is put in; of all other tensors what is kept is sliced out.
+    """
+    options = architecture.options
+    kept = {}
+    for sublayer in Sublayer:
+        site = Site(dense.index, sublayer)
+        kept[sublayer] = options[site].units if site in options else dense.units(sublayer)
+        if site in kept_units:
+            for linear, spec in weights_of(view, dense, sublayer):
+                indices = torch.from_numpy(spec.kept_indices(kept_units[site])).to(linear.weight.device)
+                weight = _put(replaced, f"{spec.name}.weight", linear.weight)
+                bias = _put(replaced, f"{spec.name}.bias", linear.weight)
+                if weight is None:
+                    weight = linear.weight.index_select(spec.axis or 0, indices)
+                if bias is None and linear.bias is not None:
+                    bias = linear.bias[indices] if spec.axis == 0 else linear.bias
+                replace_parameters(linear, weight, bias)
+        elif kept[sublayer] == 0:
+            view.skip(site)
+    set_layer_counts(view, dense, kept[Sublayer.FFN], kept[Sublayer.ATTENTION])
+
+
+def _put(replaced: Replaced, name: str, like: torch.Tensor) -> torch.Tensor | None:
+    tensor = replaced.get(name)
+    return None if tensor is None else tensor.to(like.device, like.dtype)
+
+
+def _biases(
+    view: DecoderView, layer: DecoderLayer, kept_units: Mapping[Site, IntArray], ranking: Ranking
+) -> dict[str, torch.Tensor]:
+    """The bias [D] of the down projection of a layer whose FFN loses channels, if the ranking compensates."""
+    site = Site(layer.index, Sublayer.FFN)
+    if not ranking.compensates or site not in kept_units:
+        return {}
+    out = view.out_projection(layer.index)
+    bias = compensated_bias(out.weight, out.bias, ranking, layer.index, len(kept_units[site]))
+    return {f"{view.family.ffn_out}.bias": bias}
 
 
 def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) -> "PreTrainedModel":
@@ -90,8 +134,10 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) ->
     return model
 
 
-def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking) -> None:
+def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking, *, reconstructs: bool = False) -> None:
     """Check, before anything is cut, that plan, ranking and model belong together and that every axis can be applied.
+
+    `reconstructs`: what is kept will be solved anew, which a plan may count on.
 
     Raises:
         FingerprintMismatchError: they do not belong together.
@@ -105,11 +151,17 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking)
             remedy="Fetch the ranking from the plan's ranking.url",
         )
     ranking.check(anatomy)
-    if any(step != BIAS for step in plan.recovery):
+    if any(step != BIAS and step.kind != RECONSTRUCTION for step in plan.recovery):
         raise PlanError(
-            "this version recovers by biases only",
+            "this version recovers by biases and by reconstruction only",
             values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
             remedy=UPGRADE,
+        )
+    if plan.reconstructs and not reconstructs:
+        raise PlanError(
+            "a plan that counts on reconstruction is applied with calibration data",
+            values=f"plan {plan.plan_id}",
+            remedy="Give the data: `lop apply --reconstruct FILE`, apply_plan(..., reconstruct=FILE)",
         )
     if ranking.compensates != plan.compensates:
         raise PlanError(

@@ -115,6 +115,11 @@ class BatchStream:
         yield from self._fitting(texts[middle:])
 
 
+def num_rows(batches: Sequence[Batch]) -> int:
+    """Rows of all of them together."""
+    return sum(len(batch.inputs["attention_mask"]) for batch in batches)
+
+
 def _texts_of(conversations: Sequence[Conversation], processor: "Processor") -> list[RenderedText]:
     texts = [text for conversation in conversations for text in rendered_texts(conversation, processor)]
     check_texts(texts, processor)

@@ -78,19 +78,29 @@ class DecoderPass:
         self._decoder = source.release_front_end()
 
     @torch.inference_mode()
-    def through(self, index: int, layer: nn.Module, start_batch: Callable[[torch.Tensor], None]) -> None:
+    def through(
+        self,
+        index: int,
+        layer: nn.Module,
+        start_batch: Callable[[torch.Tensor], None] | None = None,
+        *,
+        advances: bool = True,
+    ) -> None:
         """Take every batch through layer `index`, which is `layer`. Layers come in order, each once.
 
         `start_batch(mask)` is told the mask [B, T] of each batch before it is computed; hooks of `layer` see the rest.
+        Where the pass does not advance, batches stay before the layer, to be taken through it, or another in its
+        place, once more.
 
         Raises UnsupportedModelError if the layer's output is no hidden state.
         """
-        is_last = index + 1 == len(self._source.slots)
+        stays = not advances or index + 1 == len(self._source.slots)
         for waiting in self._waiting:
-            start_batch(waiting.mask.to(self._device))
+            if start_batch is not None:
+                start_batch(waiting.mask.to(self._device))
             hidden = self._store.get(waiting.hidden, self._device)
             inputs = get_all(self._store, waiting.inputs, self._device)
-            if is_last:
+            if stays:
                 self._run(index, layer, hidden, inputs)
             else:
                 self._store.replace(waiting.hidden, self._run(index, layer, hidden, inputs))

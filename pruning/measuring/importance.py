@@ -28,7 +28,7 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.arrays import FloatArray
-from pruning.measuring.statistics import ModelStatistics
+from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 from pruning.planning.ranking import Ranking
 
 
@@ -55,7 +55,10 @@ def group_scores(statistics: ModelStatistics, anatomy: ModelAnatomy) -> list[Flo
 
 
 def ranking_of(statistics: ModelStatistics, anatomy: ModelAnatomy) -> Ranking:
-    """The ranking that a model with these statistics, of kind ACTIVATIONS, is registered with."""
+    """The ranking that a model with these statistics, of kind ACTIVATIONS or SECOND_ORDER, is registered with."""
+    if statistics.kind is StatisticsKind.SECOND_ORDER:
+        channels, eliminated = (statistics.per_layer(name) for name in ("ffn_elimination", "group_elimination"))
+        return Ranking.from_scores(anatomy, channels, group_scores=eliminated)
     groups = group_scores(statistics, anatomy)
     return Ranking.from_scores(anatomy, channel_scores(statistics), group_scores=groups)
 

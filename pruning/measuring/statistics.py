@@ -1,7 +1,7 @@
 """What a dense model shows of itself on calibration data: the numbers that allocators decide from.
 
-Three kinds, by what they cost: one forward pass, one backward pass, or forward passes with perturbed weights. A kind is
-measured once for a model and serves every target.
+Four kinds, by what they cost: one forward pass, one backward pass, forward passes with perturbed weights, or a forward
+pass and an elimination of all units. A kind is measured once for a model and serves every target.
 
 Letters: L decoder layers, W channels of a layer's FFN, x the input of its down projection, W_down its weight [D, W];
 A channels of all query heads together, z the input of the attention's output projection, W_out its weight [D, A]; G KV
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,26 +57,35 @@ class StatisticsKind(StrEnum):
 
     ZEROTH_ORDER, forward passes only:
         `ffn_zeroth_order` [L]                ECoFLaP: sum of |projected gradient| over an FFN's matrices and batches
+
+    SECOND_ORDER, one forward pass, then an elimination of all units of every layer (`pruning.measuring.elimination`):
+        `layers.{l}.ffn_elimination` [W]      share of the FFN's output that is lost, after compensation, once a channel
+                                              and all that go before it are gone
+        `layers.{l}.group_elimination` [G]    the same of KV groups, and of attention's output
     """
 
     ACTIVATIONS = "activations"
     GRADIENTS = "gradients"
     ZEROTH_ORDER = "zeroth-order"
+    SECOND_ORDER = "second-order"
 
 
 _PER_CHANNEL: dict[StatisticsKind, tuple[str, ...]] = {
     StatisticsKind.ACTIVATIONS: ("ffn_mean", "ffn_second_moment", "ffn_variance", "down_mean_abs", "down_norm"),
     StatisticsKind.GRADIENTS: ("ffn_taylor",),
     StatisticsKind.ZEROTH_ORDER: (),
+    StatisticsKind.SECOND_ORDER: ("ffn_elimination",),
 }
 _PER_ATTENTION_CHANNEL = ("attention_second_moment", "out_norm")
 """Of ACTIVATIONS: all of them, or none."""
 _PER_GROUP = "group_contribution"
 """Of ACTIVATIONS, or absent."""
+_GROUP_ELIMINATION = "group_elimination"
 _PER_LAYER: dict[StatisticsKind, tuple[str, ...]] = {
     StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
     StatisticsKind.GRADIENTS: (),
     StatisticsKind.ZEROTH_ORDER: ("ffn_zeroth_order",),
+    StatisticsKind.SECOND_ORDER: (),
 }
 
 
@@ -141,6 +151,8 @@ class ModelStatistics:
             }
         if self.has_groups:
             expected |= {f"layers.{x.index}.{_PER_GROUP}": (x.num_kv_groups,) for x in anatomy.layers}
+        if self.kind is StatisticsKind.SECOND_ORDER:
+            expected |= {f"layers.{x.index}.{_GROUP_ELIMINATION}": (x.num_kv_groups,) for x in anatomy.layers}
         found = {name: array.shape for name, array in self.arrays.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:
@@ -193,6 +205,8 @@ def measure_statistics(
 ) -> ModelStatistics:
     """Measure one kind of statistics of a dense `model` over all `batches`. The weights are afterwards as before.
 
+    SECOND_ORDER keeps its sums in a temporary folder meanwhile; of a checkpoint, `measure_elimination` is resumable.
+
     The papers take 10 conversations for GRADIENTS and 32 in batches of 8 for ZEROTH_ORDER, which perturbs once for
     each matrix and batch; ACTIVATIONS are the better the more there are. Equal inputs and seeds give equal numbers.
 
@@ -206,9 +220,13 @@ def measure_statistics(
         CheckpointError: numbers are not finite.
     """
     from pruning.checkpoints.anatomy_reader import anatomy_of
+    from pruning.data.batches import num_rows
     from pruning.forward.layer_source import loaded_layers
+    from pruning.forward.spill_folder import spill_folder
     from pruning.measuring.activation_statistics import measure_activations
+    from pruning.measuring.eliminated_units import eliminate
     from pruning.measuring.gradient_statistics import measure_gradients
+    from pruning.measuring.second_order import MeasuredOn, SecondOrderStore, measure_second_order
     from pruning.measuring.zeroth_order_statistics import measure_zeroth_order
 
     if not batches:
@@ -217,13 +235,17 @@ def measure_statistics(
     model.eval()
     match kind:
         case StatisticsKind.ACTIVATIONS:
-            rows = sum(len(batch.inputs["attention_mask"]) for batch in batches)
             with loaded_layers(model) as source:
-                arrays = measure_activations(source, batches, num_rows=rows, on_batch=on_batch)
+                arrays = measure_activations(source, batches, num_rows=num_rows(batches), on_batch=on_batch)
         case StatisticsKind.GRADIENTS:
             arrays = measure_gradients(model, batches, on_batch=on_batch)
         case StatisticsKind.ZEROTH_ORDER:
             arrays = measure_zeroth_order(model, batches, seed=seed, on_batch=on_batch)
+        case StatisticsKind.SECOND_ORDER:
+            with TemporaryDirectory(dir=spill_folder()) as folder, loaded_layers(model) as source:
+                store = SecondOrderStore(Path(folder), MeasuredOn(anatomy.fingerprint, "", ""))
+                measure_second_order(source, batches, store, num_rows=num_rows(batches), on_batch=on_batch)
+                arrays = eliminate(source, anatomy, store)
     statistics = ModelStatistics(kind, anatomy.fingerprint, arrays)
     statistics.check(anatomy)
     return statistics
@@ -257,5 +279,45 @@ def measure_checkpoint(
     statistics = ModelStatistics(StatisticsKind.ACTIVATIONS, anatomy.fingerprint, arrays)
     if statistics.infinite():
         check_finite_weights(folder)  # the likeliest reason, and another remedy
+    statistics.check(anatomy)
+    return statistics
+
+
+def measure_elimination(
+    folder: str | Path,
+    batches: "BatchStream",
+    calibration_id: str,
+    weights_sha256: str,
+    device: "torch.device",
+    work: Path,
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> ModelStatistics:
+    """The SECOND_ORDER statistics of the dense checkpoint in `folder`, one decoder layer in memory at a time.
+
+    Args:
+        work: the folder of H (`pruning.measuring.second_order`, with what it takes): layers that are there already, of
+            an equal model and calibration set, are not measured again. It stays.
+        on_batch: told of progress of the pass as (done, total), `on_layer` then of the elimination.
+
+    Raises:
+        InputError: there are no two conversations, `work` holds something else, or a disk is full.
+        UnsupportedModelError: the language model is of no supported family, or is pruned already.
+        CheckpointError: the folder is damaged, or numbers are not finite: layer and projection are named.
+    """
+    from pruning.checkpoints.anatomy_reader import read_anatomy
+    from pruning.forward.layer_source import CheckpointLayers
+    from pruning.measuring.eliminated_units import eliminate
+    from pruning.measuring.second_order import MeasuredOn, SecondOrderStore, measure_second_order
+
+    anatomy = read_anatomy(folder)
+    store = SecondOrderStore(work, MeasuredOn(anatomy.fingerprint, weights_sha256, calibration_id))
+    if not store.is_whole(anatomy.num_layers):
+        source = CheckpointLayers(folder, device)
+        measure_second_order(source, batches, store, num_rows=batches.num_rows, on_batch=on_batch)
+        del source  # its front end may be gone
+    arrays = eliminate(CheckpointLayers(folder, device), anatomy, store, on_layer=on_layer)
+    statistics = ModelStatistics(StatisticsKind.SECOND_ORDER, anatomy.fingerprint, arrays)
     statistics.check(anatomy)
     return statistics

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -51,6 +51,7 @@ class RecoveryStep(Part):
     """What is done after cutting, before the model is used.
 
     `bias`: every down projection that is cut gets a bias for what it loses, from the channel means in the ranking file.
+    `reconstruction`: the projections out of what is cut are solved anew (`reconstruction_step`).
     `settings` are a step's own, as canonical JSON: keys in order, absent where there are none.
     """
 
@@ -65,6 +66,12 @@ class RecoveryStep(Part):
 
 
 BIAS = RecoveryStep(kind="bias")
+RECONSTRUCTION: Final = "reconstruction"
+
+
+def reconstruction_step(calibration_id: str) -> RecoveryStep:
+    """Projections out of what is cut are solved anew by least squares, from inputs on that calibration set."""
+    return RecoveryStep(kind=RECONSTRUCTION, settings={"calibration": calibration_id})
 
 
 class PlanTarget(TargetV1):
@@ -202,6 +209,25 @@ class PruningPlan(Part):
     def compensates(self) -> bool:
         """Whether every down projection that is cut gets a bias for what it loses."""
         return BIAS in self.recovery
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the projections out of what is cut are solved anew."""
+        return any(step.kind == RECONSTRUCTION for step in self.recovery)
+
+    def recovered_by(self, step: RecoveryStep) -> "PruningPlan":
+        """The plan after which `step` was done, too: in place of one of its kind, or as the last.
+
+        Raises PlanError if the plan counts on a step of that kind with other settings.
+        """
+        own = next((x for x in self.recovery if x.kind == step.kind), None)
+        if own is not None and own.settings and own != step:
+            raise PlanError(
+                f"a plan that counts on {step.kind} says with which settings",
+                values=f"plan {own.settings}, asked for {step.settings}",
+                remedy="Use the data that the plan names, or fetch a plan without that step",
+            )
+        return self.model_copy(update={"recovery": (*(x for x in self.recovery if x.kind != step.kind), step)})
 
     @property
     def skips(self) -> bool:

@@ -57,12 +57,16 @@ def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int
         StatisticsKind.ACTIVATIONS: ("ffn_mean", "ffn_second_moment", "ffn_variance", "down_mean_abs", "down_norm"),
         StatisticsKind.GRADIENTS: ("ffn_taylor",),
         StatisticsKind.ZEROTH_ORDER: (),
+        StatisticsKind.SECOND_ORDER: ("ffn_elimination",),
     }
     per_layer = {
         StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
         StatisticsKind.GRADIENTS: (),
         StatisticsKind.ZEROTH_ORDER: ("ffn_zeroth_order",),
+        StatisticsKind.SECOND_ORDER: (),
     }
     arrays = {f"layers.{x.index}.{n}": rng.random(x.ffn_width) for n in per_channel[kind] for x in anatomy.layers}
     arrays |= {name: rng.random(anatomy.num_layers) for name in per_layer[kind]}
+    if kind is StatisticsKind.SECOND_ORDER:
+        arrays |= {f"layers.{x.index}.group_elimination": rng.random(x.num_kv_groups) for x in anatomy.layers}
     return ModelStatistics(kind, anatomy.fingerprint, arrays)

@@ -126,11 +126,13 @@ _PER_CHANNEL = {
     StatisticsKind.ACTIVATIONS: ("ffn_mean", "ffn_second_moment", "ffn_variance", "down_mean_abs", "down_norm"),
     StatisticsKind.GRADIENTS: ("ffn_taylor",),
     StatisticsKind.ZEROTH_ORDER: (),
+    StatisticsKind.SECOND_ORDER: ("ffn_elimination",),
 }
 _PER_LAYER = {
     StatisticsKind.ACTIVATIONS: ("outlier_ratio", "block_influence"),
     StatisticsKind.GRADIENTS: (),
     StatisticsKind.ZEROTH_ORDER: ("ffn_zeroth_order",),
+    StatisticsKind.SECOND_ORDER: (),
 }
 
 
@@ -140,6 +142,8 @@ def made_up_statistics(anatomy: ModelAnatomy, kind: StatisticsKind, *, seed: int
     arrays = {name: rng.uniform(0.01, 0.1, anatomy.num_layers) for name in _PER_LAYER[kind]}
     for layer in anatomy.layers:
         arrays |= {f"layers.{layer.index}.{name}": rng.uniform(0.1, 2, layer.ffn_width) for name in _PER_CHANNEL[kind]}
+        if kind is StatisticsKind.SECOND_ORDER:
+            arrays[f"layers.{layer.index}.group_elimination"] = rng.uniform(0.1, 1, layer.num_kv_groups)
     return ModelStatistics(kind, anatomy.fingerprint, arrays)
 
 

@@ -46,9 +46,16 @@ def draft_folder(out: Path) -> Path:
 
 
 def draft_contents(
-    architecture: Architecture, ranking: Ranking, stored: Mapping[str, StoredTensor], *, max_shard_size: int
+    architecture: Architecture,
+    ranking: Ranking,
+    stored: Mapping[str, StoredTensor],
+    *,
+    max_shard_size: int,
+    calibration_id: str | None = None,
 ) -> Contents:
     """What decides every byte of the weight files; the source counts by its headers, and its files' sizes and times.
+
+    `calibration_id`: of what weights are solved anew on; None where they are only cut.
 
     Raises CheckpointError if a weight file is gone.
     """
@@ -66,6 +73,7 @@ def draft_contents(
         "ranking": ranking.sha256,
         "source": source.hexdigest(),
         "max_shard_size": max_shard_size,
+        **({} if calibration_id is None else {"reconstruction": calibration_id}),
     }
 
 

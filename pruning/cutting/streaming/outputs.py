@@ -52,3 +52,8 @@ def output_tensors(
             own, width = stored.get(spec.name), len(kept[site])
             outputs[spec.name] = CompensatedBias(header, stored[weight.name], own, ranking, site.layer, width)
     return outputs
+
+
+def is_cut_of_inputs(tensor: OutputTensor) -> bool:
+    """Whether it is a weight of which inputs are cut: what a reconstruction solves anew."""
+    return isinstance(tensor, TensorCut) and tensor.axis == 1

@@ -13,8 +13,9 @@ import pytest
 from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import weights_sha256
-from pruning.cutting import prune_checkpoint
+from pruning.cutting import prune_checkpoint, reconstruct_checkpoint
 from pruning.cutting.streaming.draft import draft_folder
+from pruning.cutting.streaming.solved import solved_folder
 from pruning.planning.plan import PruningPlan
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
@@ -181,3 +182,30 @@ def test_a_ranking_that_is_not_beside_the_plan_is_named(
         assert "--ranking FILE" in message
         assert also in message
     assert lop_apply(monkeypatch, plan_path, checkpoint, "--ranking", plan_path.with_name("elsewhere.safetensors")) == 0
+
+
+def test_what_is_kept_is_solved_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path, data: Path
+) -> None:
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--conversations", 3) == 2
+    assert "a number of conversations is of --reconstruct" in capsys.readouterr().err
+    options = ("--reconstruct", data, "--conversations", 3, "--json")
+    assert lop_apply(monkeypatch, plan_path, checkpoint, *options) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["reconstruction"]
+    assert found["projections"] == 6  # three FFNs and three attentions are cut
+    assert 0 <= found["lost_output"] <= found["lost_output_without"]
+    assert PruningPlan.load(plan_path.parent / "out" / "lop_plan.json").reconstructs
+    # Three conversations have some forty tokens each, the widest projection keeps 40 inputs.
+    assert ("without damping nothing could be solved" in err) is (found["tokens"] < 40)
+
+
+def test_an_interrupt_of_the_solve_says_where_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, checkpoint: Path, data: Path
+) -> None:
+    def interrupted(*_arguments: object, **_keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reconstruct_checkpoint, "reconstruct", interrupted)
+    assert lop_apply(monkeypatch, plan_path, checkpoint, "--reconstruct", data) == 130
+    assert f"what is finished is in {solved_folder(plan_path.parent / 'out')}" in capsys.readouterr().err

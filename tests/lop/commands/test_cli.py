@@ -102,10 +102,17 @@ def test_a_model_without_data(run: Run, checkpoint: Path, data: Path, tmp_path: 
     """Ranked by its weights alone: what needs statistics says how to get them, everything else works."""
     url = f"sqlite:///{tmp_path / 'new.db'}"
     add = ("model", "add", "bare", checkpoint)
-    for wrong in ((), ("--weights-only", "--data", data), ("--weights-only", "--conversations", 3)):
+    either = "on data or by weights only"
+    for wrong, rule in (
+        ((), either),
+        (("--weights-only", "--data", data), either),
+        (("--weights-only", "--conversations", 3), either),
+        (("--weights-only", "--criterion", "elimination"), "a criterion is of rankings on data"),
+        (("--data", data, "--second-order", tmp_path / "sums"), "belongs to --criterion elimination"),
+    ):
         code, _, err = run(*add, *wrong, database=url)
         assert code == 2
-        assert "on data or by weights only" in err
+        assert rule in err
     assert not (tmp_path / "new.db").exists()
     code, out, err = run(*add, "--weights-only", database=url)
     assert code == 0, err

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from lop.workflows import measuring
-from lop.workflows.measuring import StatisticsMeasurer, store_statistics
+from lop.workflows.measuring import OF_METHODS, StatisticsMeasurer, store_statistics
 from lop.workflows.registration import register_by_weights, register_model
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import make_batches
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, FingerprintMismatchError, InputError, NotFoundError
+from pruning.measuring.criterion import Criterion
 from pruning.measuring.importance import ranking_of
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind, measure_statistics
 from pruning.measuring.weight_importance import rank_by_weights
@@ -24,7 +26,7 @@ from pruning.planning.ranking import Ranking
 from service.app import create_app
 from service.settings import Settings
 from storage.contract import Repository
-from storage.records import BINARY, RankingOrigin
+from storage.records import BINARY, ModelRecord, RankingOrigin
 from storage.sql_repository import SqlRepository, open_repository
 from storage.tables import ModelRow
 from tests.tiny_models import save_tiny_checkpoint
@@ -219,7 +221,7 @@ def test_a_registration_that_stopped_before_its_statistics_is_completed(
 def test_a_model_of_an_earlier_version_is_completed(old_database: str, conversations: list[Conversation]) -> None:
     with open_repository(old_database) as repository:
         measurer = StatisticsMeasurer(repository, "tiny")
-        assert measurer.missing() == list(StatisticsKind)
+        assert measurer.missing() == list(OF_METHODS)
         for kind in measurer.missing():
             measurer.measure(kind, conversations, name="c")
         assert measurer.missing() == []
@@ -334,3 +336,43 @@ def test_an_id_of_an_earlier_version_keeps_working(repository: Repository, check
     record = register_by_weights(repository, "new", checkpoint)
     old = repository.add_model(replace(record, id="./old"))
     assert register_by_weights(repository, "./old", checkpoint) == old
+
+
+def test_a_model_is_ranked_by_elimination(
+    repository: Repository,
+    checkpoint: Path,
+    conversations: list[Conversation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The statistics are stored, and are those of the ranking; the folder of sums stays where it is named."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    few, sums = conversations[:8], tmp_path / "sums"
+    told: list[tuple[int, int]] = []
+
+    def register(name: str, work: Path | None) -> ModelRecord:
+        return register_model(
+            repository,
+            name,
+            checkpoint,
+            few,
+            criterion=Criterion.ELIMINATION,
+            work=work,
+            on_layer=lambda *x: told.append(x),
+        )
+
+    record = register("eliminated", sums)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert record.ranking_origin == RankingOrigin("second-order", calibration_id(few))
+    (stored,) = repository.list_statistics("eliminated")
+    statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
+    assert statistics.kind is StatisticsKind.SECOND_ORDER
+    assert ranking_of(statistics, record.anatomy).sha256 == record.ranking_sha256
+    assert record.ranking_sha256 != repository.get_model("tiny").ranking_sha256
+    assert len(list(sums.glob("layer-?????.safetensors"))) == 4
+    # Without a folder of their own, sums are temporary.
+    assert register("again", None).ranking_sha256 == record.ranking_sha256
+    assert [path.name for path in tmp_path.iterdir() if "second-order" in path.name] == []
+    with pytest.raises(ConflictError, match="'eliminated' was ranked by second-order statistics"):
+        register_model(repository, "eliminated", checkpoint, few)

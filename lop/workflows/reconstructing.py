@@ -1,0 +1,68 @@
+"""Solving what is kept anew on calibration conversations: for `lop apply --reconstruct`."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.data.conversations import Conversation, calibration_id
+
+if TYPE_CHECKING:
+    from pruning.cutting.reconstruct_checkpoint import Reconstruction
+    from pruning.cutting.reconstruction import SolvedSite
+
+
+def reconstruction_on(
+    folder: Path,
+    conversations: Sequence[Conversation],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_solved: "Callable[[tuple[SolvedSite, ...]], None] | None" = None,
+) -> "Reconstruction":
+    """How `prune_checkpoint` is to solve what it keeps of the checkpoint in `folder`.
+
+    Raises:
+        InputError: torch has no such device as LOP_TORCH_DEVICE says.
+        CheckpointError, DatasetError: the checkpoint's processor or the conversations cannot be used.
+    """
+    from lop.workflows.compute import compute_device, warn_of_dtype
+    from lop.workflows.measuring import streamed
+    from pruning.cutting.reconstruct_checkpoint import Reconstruction
+
+    warn_of_dtype(folder)
+    return Reconstruction(
+        streamed(folder, conversations),
+        calibration_id(conversations),
+        compute_device(),
+        on_batch=on_batch,
+        on_solved=on_solved,
+    )
+
+
+def warnings_of(sites: "Sequence[SolvedSite]") -> list[str]:
+    """What a user should know of how projections were solved."""
+    short = [site for site in sites if site.tokens < site.inputs]
+    if not short:
+        return []
+    widest = max(site.inputs for site in short)
+    return [
+        f"{short[0].tokens:,} calibration tokens for up to {widest:,} inputs of a projection: without damping nothing "
+        f"could be solved, with it {len(short)} of {len(sites)} projections gain less than they could. Use more "
+        "conversations: some ten tokens an input"
+    ]
+
+
+def summary_of(sites: "Sequence[SolvedSite]") -> dict[str, Any]:
+    """For JSON: how many projections were solved, from how many tokens, and what they lose of their outputs, in the
+    mean over them and on tokens that were held out."""
+    if not sites:
+        return {"projections": 0}
+    finite = [site.damping for site in sites if math.isfinite(site.damping)]
+    return {
+        "projections": len(sites),
+        "tokens": sites[0].tokens,
+        "lost_output": sum(site.loss for site in sites) / len(sites),
+        "lost_output_without": sum(site.plain_loss for site in sites) / len(sites),
+        "damping": [min(finite), max(finite)] if finite else None,
+        "left_as_cut": len(sites) - len(finite),
+    }

@@ -1,0 +1,62 @@
+"""The second-order benchmark: its rows on a tiny model, and its figures worked by hand."""
+
+from pathlib import Path
+
+import pytest
+from benchmarks.real_steps import Steps
+
+from benchmarks import real_steps, second_order
+from benchmarks.real_data import CALIBRATION, VALIDATION
+from benchmarks.second_order import VARIANTS, Model, figures, measured
+from benchmarks.second_order_picture import draw_second_order
+from tests.tiny_models import save_tiny_checkpoint, write_conversations
+
+
+def test_every_variant_is_a_row_that_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_steps, "measured_code", lambda _runs: {})  # digests take longer than the rows
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    data = {
+        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
+        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
+    }
+    model = Model("reference", checkpoint, data, tmp_path / "found", None)
+    rows = measured(model, [0.5], Steps(tmp_path / "found" / "steps"))
+    assert [row["variant"] for row in rows] == [variant.name for variant in VARIANTS]
+    kl = {row["variant"]: row["kl"] for row in rows}
+    assert len(set(kl.values())) == len(VARIANTS)
+    assert all(x > 0 for x in kl.values())
+    solved = [row for row in rows if "calibration_tokens" in row]
+    assert [row["variant"] for row in solved] == ["reconstructed", "elimination_reconstructed", "dense_inputs"]
+    assert all(len(row["dampings"]) == 4 for row in solved)
+    assert figures(rows)["reconstruction_kl_ratio"] == {"reference": pytest.approx(kl["reconstructed"] / kl["plain"])}
+    draw_second_order(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+    def again(*_: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(second_order.Model, "score", again)
+    monkeypatch.setattr(second_order.Model, "rank", again)
+    assert measured(model, [0.5], Steps(tmp_path / "found" / "steps")) == rows
+
+
+def test_figures_worked_by_hand() -> None:
+    """Ratios .5 and .8 have the geometric mean .632, 1.2 and .3 have .6: the mean holds, but one sparsity is worse."""
+    kl = {
+        "plain": (1.0, 2.0),
+        "reconstructed": (1.2, 0.6),
+        "elimination_reconstructed": (0.5, 1.6),
+        "elimination": (1.0, 2.0),
+        "dense_inputs": (1.0, 2.0),
+    }
+    rows = [
+        {"model": "smollm2", "variant": name, "sparsity": sparsity, "kl": value, "calibration_tokens": 40_000}
+        for name, values in kl.items()
+        for sparsity, value in zip((0.1, 0.5), values, strict=True)
+    ]
+    found = figures(rows)
+    assert found["reconstruction_kl_ratio"]["smollm2"] == pytest.approx(0.6)
+    assert found["reconstruction_kl_ratio_worst"]["smollm2"] == pytest.approx(1.2)
+    assert found["obs_order_kl_ratio"]["smollm2"] == pytest.approx(0.4**0.5)
+    assert found["holds"] == {"smollm2": {"reconstruction": False, "obs_order": True}}
+    assert found["calibration_tokens"] == {"smollm2": 40_000}
