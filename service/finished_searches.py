@@ -17,7 +17,7 @@ from pruning.planning.space import Space
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from storage.contract import Findings
-from storage.records import ModelRecord, SearchRecord, SearchStatus
+from storage.records import ModelRecord, SearchRecord
 from values.unseen import UnseenPoint
 
 _logger = logging.getLogger("service.searches")
@@ -87,13 +87,13 @@ class SearchFinder:
 
     def find(self, model: ModelRecord, method: Method) -> list[FoundConfiguration]:
         """What `method` found, in the order in which the searches were stored."""
-        ids = self._repository.list_search_ids(model.id, SearchStatus.DONE)
+        ids = self._repository.list_search_ids(model.id)
         found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
         return [configuration for configuration in found if configuration.method is method]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
-        for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+        for search in self._repository.list_searches(model.id):
             if searched_axes(search) is not SpaceName.FFN:
                 continue  # a finished search answers requests of its own by FFN widths only
             try:
@@ -117,7 +117,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     """
     from mcts.result import SearchResult
 
-    document = search.result or {}
+    document = search.result
     level_step = _largest_step(searched_space(search, anatomy), anatomy)
     try:
         settings = search.settings["search"]

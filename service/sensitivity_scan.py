@@ -16,7 +16,7 @@ from pruning.planning.space import Space
 from service.finished_searches import searched_space
 from service.lru_cache import LruCache
 from storage.contract import Findings
-from storage.records import ModelRecord, Sample, SearchStatus
+from storage.records import ModelRecord, Sample
 
 _MAX_CACHED = 64
 
@@ -106,12 +106,12 @@ class ScanFinder:
     def find(self, model: ModelRecord) -> SensitivityScan | None:
         """The scan to allocate by; None if no complete one is stored for the model's ranking."""
         count = self._repository.count_samples(model.id)
-        searches = self._repository.list_search_ids(model.id, SearchStatus.DONE)
+        searches = self._repository.list_search_ids(model.id)
         return self._found.get((model.id, count, searches), lambda: self._look(model))
 
     def _look(self, model: ModelRecord) -> SensitivityScan | None:
         spaces = []
-        for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+        for search in self._repository.list_searches(model.id):
             try:
                 spaces.append(searched_space(search, model.anatomy))
             except InputError as error:
