@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,37 +109,23 @@ def test_limits_are_exact(tmp_path: Path, make: Callable[..., bytes]) -> None:
             ([*full, ("f", b"")], "at most 5 files"),
             ([("a", b"x" * 1001)], "a file of an archive has at most 1000 bytes"),
             ([*full[:2], ("c", b"x" * 501)], "2500 bytes together"),
-            ([("a", b"1"), ("a", b"2")], "every file once"),
             ([("a", b"1"), ("./a", b"2")], "every file once"),
         ]
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with (
-            pytest.warns(UserWarning, match="Duplicate")
-            if rule == "every file once" and make is zipped and entries[1][0] == "a"
-            else _nothing(),
-            pytest.raises(DatasetError, match=rule),
-        ):
+        with pytest.raises(DatasetError, match=rule):
             unpacked(make(*entries), folder)
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def test_a_bomb_is_stopped_where_the_limit_is(tmp_path: Path) -> None:
     limits = ArchiveLimits(files=10, file_bytes=2**20, total_bytes=2**20)
-    for number, bomb in enumerate(
-        (zipped(("a", bytes(2**24))), gzip.compress(tarred(("a", bytes(2**24)))), gzip.compress(bytes(2**24)))
-    ):
+    for number, bomb in enumerate((zipped(("a", bytes(2**24))), gzip.compress(tarred(("a", bytes(2**24)))))):
         folder = tmp_path / str(number)
         folder.mkdir()
         with pytest.raises(DatasetError, match="bytes"):
             unpacked(bomb, folder, limits)
-        assert sum(path.stat().st_size for path in folder.rglob("*") if path.name != "archive") <= 2**20 + 2**20
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.name != "archive") <= 2**21
 
 
 def test_a_zip_directory_that_lies_about_sizes_unpacks_no_more(tmp_path: Path) -> None:
@@ -151,16 +138,14 @@ def test_a_zip_directory_that_lies_about_sizes_unpacks_no_more(tmp_path: Path) -
 
 
 def test_a_zip_directory_of_many_files_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = zipped(*((str(number), b"") for number in range(6)))
-    monkeypatch.setattr("zipfile.ZipFile", lambda *_: pytest.fail("read"))
-    with pytest.raises(DatasetError, match="at most 5 files"):
-        unpacked(content, tmp_path)
-    # A count that lies, over a directory that is too long.
+    many = zipped(*((str(number), b"") for number in range(6)))
     long = bytearray(zipped(*((f"{number:0500}", b"") for number in range(30))))
     place = long.rfind(b"PK\x05\x06")
-    long[place + 8 : place + 12] = struct.pack("<HH", 1, 1)
-    with pytest.raises(DatasetError, match="at most 5 files"):
-        unpacked(bytes(long), tmp_path)
+    long[place + 8 : place + 12] = struct.pack("<HH", 1, 1)  # a count that lies
+    monkeypatch.setattr("zipfile.ZipFile", lambda *_: pytest.fail("read"))
+    for content in (many, bytes(long)):
+        with pytest.raises(DatasetError, match="at most 5 files"):
+            unpacked(content, tmp_path)
 
 
 def test_long_headers_are_not_read(tmp_path: Path) -> None:
@@ -171,7 +156,7 @@ def test_long_headers_are_not_read(tmp_path: Path) -> None:
     endless = tarfile.TarInfo("x")
     endless.type, endless.size = tarfile.XHDTYPE, 0
     with pytest.raises(DatasetError, match="whole zip or tar file"):
-        unpacked(endless.tobuf(tarfile.USTAR_FORMAT) * 3000, tmp_path)
+        unpacked(endless.tobuf(tarfile.USTAR_FORMAT) * 3000, tmp_path, ArchiveLimits())
 
 
 def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
@@ -184,12 +169,10 @@ def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
         unpacked(bytes(block) + bytes(1024), tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\x00", b"PK\x03\x04", bytes(5000)])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\x00", b"PK\x03\x04", b"x" * 5000])
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
-    try:
-        assert unpacked(content, tmp_path) == {}  # a tar file of no members
-    except DatasetError as error:
-        assert "whole zip or tar file" in str(error)
+    with pytest.raises(DatasetError, match="whole zip or tar file"):
+        unpacked(content, tmp_path)
 
 
 def test_a_password(tmp_path: Path) -> None:
@@ -200,7 +183,7 @@ def test_a_password(tmp_path: Path) -> None:
         unpacked(bytes(content), tmp_path)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(number=st.integers(0, 3), data=st.data())
 def test_damage_anywhere_is_told_in_one_way(
     tmp_path_factory: pytest.TempPathFactory, number: int, data: st.DataObject
@@ -210,9 +193,7 @@ def test_damage_anywhere_is_told_in_one_way(
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(0, len(content)))
-    try:
+    found: dict[str, bytes] = {}
+    with suppress(DatasetError):
         found = unpacked(bytes(content[:end]), tmp_path_factory.mktemp("damaged"))
-    except DatasetError as error:
-        assert "\n" not in str(error)
-    else:
-        assert sum(map(len, found.values())) <= SMALL.total_bytes
+    assert sum(map(len, found.values())) <= SMALL.total_bytes
