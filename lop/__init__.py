@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lop.applying import apply_plan as apply_plan
     from lop.client import Client as Client
-    from lop.client import ServerError as ServerError
     from pruning.checkpoints.loading import load_pruned as load_pruned
     from pruning.cutting.prune_checkpoint import save_pruned as save_pruned
     from pruning.errors import LopError as LopError
+    from pruning.errors import LopServerError as LopServerError
     from pruning.planning.plan import PruningPlan as PruningPlan
 
 _HOMES = {
     "Client": "lop.client",
     "LopError": "pruning.errors",
     "PruningPlan": "pruning.planning.plan",
-    "ServerError": "lop.client",
+    "LopServerError": "pruning.errors",
     "apply_plan": "lop.applying",
     "load_pruned": "pruning.checkpoints.loading",
     "save_pruned": "pruning.cutting.prune_checkpoint",
@@ -34,8 +34,8 @@ _HOMES = {
 __all__ = [
     "Client",
     "LopError",
+    "LopServerError",
     "PruningPlan",
-    "ServerError",
     "apply_plan",
     "load_pruned",
     "save_pruned",

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lop.client import ServerError, fetch_ranking
+from lop.client import fetch_ranking
 from pruning.atomic_file import beside
-from pruning.errors import CheckpointError, LopError
+from pruning.errors import CheckpointError, LopError, LopServerError
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 
@@ -39,7 +39,7 @@ def load_ranking_of(plan: PruningPlan, plan_path: Path) -> Ranking:
     try:
         return load_ranking(plan)
     except LopError as error:
-        kind = ServerError if isinstance(error, ServerError) else CheckpointError
+        kind = LopServerError if isinstance(error, LopServerError) else CheckpointError
         values = f"{missing}; from its URL: {error.rule}: {error.values}"
         raise kind(rule, values=values, remedy=advice) from error
 
@@ -49,7 +49,7 @@ def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:
 
     Raises:
         CheckpointError: the file is missing, damaged, or not what the plan names.
-        ServerError: the plan's URL does not answer.
+        LopServerError: the plan's URL does not answer.
     """
     if isinstance(source, Ranking):
         return source
@@ -74,7 +74,7 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: RankingSour
     Raises:
         FingerprintMismatchError: plan, ranking and model do not belong together; the model is untouched.
         PlanError: the plan asks for what cannot be cut; the model is untouched.
-        CheckpointError, ServerError: the ranking cannot be read.
+        CheckpointError, LopServerError: the ranking cannot be read.
     """
     from pruning.checkpoints.anatomy_reader import anatomy_of
     from pruning.cutting import surgery

@@ -179,6 +179,9 @@ class Jobs(Protocol):
     def heartbeat_job(self, job_id: str, worker: str) -> JobSignal:
         """Say that the job is still worked on, and hear whether it is still to be."""
 
+    def job_signal(self, job_id: str, worker: str) -> JobSignal:
+        """What `heartbeat_job` would say, without a heartbeat: for a worker that asks at every evaluation."""
+
     def report_job(
         self,
         job_id: str,
@@ -373,8 +376,8 @@ class Findings(Samples, Searches, Protocol):
     """What was scored, and the searches that asked for it."""
 
 
-class Requests(Catalogue, Jobs, Datasets, Protocol):
-    """The queue, and what its jobs name."""
+class JobCatalogue(Catalogue, Datasets, Plans, Protocol):
+    """What jobs name."""
 
 
 class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, Plans, Protocol):

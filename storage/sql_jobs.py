@@ -11,6 +11,7 @@ from sqlalchemy import (
     Select,
     Update,
     and_,
+    bindparam,
     case,
     false,
     func,
@@ -32,6 +33,9 @@ from storage.tables import JobEventRow, JobRow, UtcDateTime
 
 _REMEDY = "List the jobs with `lop job list`"
 _AGAIN = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PARKED)
+_SIGNAL = select(JobRow.is_cancelling).where(
+    JobRow.id == bindparam("job_id"), JobRow.worker == bindparam("worker"), JobRow.status == JobStatus.RUNNING.value
+)
 
 
 class JobStore(SqlStore, Jobs):
@@ -131,6 +135,12 @@ class JobStore(SqlStore, Jobs):
 
     def heartbeat_job(self, job_id: str, worker: str) -> JobSignal:
         return self.report_job(job_id, worker)
+
+    def job_signal(self, job_id: str, worker: str) -> JobSignal:
+        is_cancelling = self._read_one(_SIGNAL, job_id=job_id, worker=worker)
+        if is_cancelling is None:
+            return JobSignal.LOST
+        return JobSignal.CANCEL if is_cancelling else JobSignal.CONTINUE
 
     def report_job(
         self,

@@ -70,6 +70,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "count_jobs": lambda r: r.count_jobs(),
     "claim_job": lambda r: r.claim_job("w", stale_after=timedelta(0)),
     "heartbeat_job": lambda r: r.heartbeat_job("j", "w"),
+    "job_signal": lambda r: r.job_signal("j", "w"),
     "report_job": lambda r: r.report_job("j", "w"),
     "finish_job": lambda r: r.finish_job("j", "w"),
     "release_job": lambda r: r.release_job("j", "w"),

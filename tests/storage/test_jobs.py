@@ -125,7 +125,8 @@ def test_job_of_a_lost_worker_is_taken_over(filled: SqlRepository) -> None:
     assert filled.claim_job("next", stale_after=HOUR) is None
     taken = claim(filled, "next", AT_ONCE)
     assert (taken.id, taken.worker, taken.attempts) == (stored.id, "next", 2)
-    assert filled.heartbeat_job(stored.id, "lost") is JobSignal.LOST
+    assert filled.heartbeat_job(stored.id, "lost") is filled.job_signal(stored.id, "lost") is JobSignal.LOST
+    assert filled.job_signal(stored.id, "next") is JobSignal.CONTINUE
     assert filled.report_job(stored.id, "lost", log=["I am still here"]) is JobSignal.LOST
     assert not filled.finish_job(stored.id, "lost", result={"from": "the lost one"})
     assert not filled.release_job(stored.id, "lost")
@@ -240,7 +241,7 @@ def test_cancelling(filled: SqlRepository) -> None:
     asked = filled.cancel_job(running.id, stale_after=HOUR)
     assert (asked.status, asked.is_cancelling) == (JobStatus.RUNNING, True)
     assert filled.cancel_job(running.id, stale_after=HOUR) == asked
-    assert filled.heartbeat_job(running.id, "w") is JobSignal.CANCEL
+    assert filled.heartbeat_job(running.id, "w") is filled.job_signal(running.id, "w") is JobSignal.CANCEL
     assert filled.finish_job(running.id, "w", cancelled=True)
     assert filled.cancel_job(running.id, stale_after=HOUR).status is JobStatus.CANCELLED
     claim(filled, "gone")
