@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lop.applying import apply_plan as apply_plan
+    from lop.async_client import AsyncClient as AsyncClient
     from lop.client import Client as Client
     from pruning.checkpoints.loading import load_pruned as load_pruned
     from pruning.cutting.prune_checkpoint import save_pruned as save_pruned
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pruning.planning.plan import PruningPlan as PruningPlan
 
 _HOMES = {
+    "AsyncClient": "lop.async_client",
     "Client": "lop.client",
     "LopError": "pruning.errors",
     "PruningPlan": "pruning.planning.plan",
@@ -32,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "LopError",
     "LopServerError",

@@ -1,5 +1,6 @@
 """What one application holds open while it runs: its database, its predictors, its planner."""
 
+import asyncio
 from collections.abc import Callable
 from threading import Lock
 
@@ -21,6 +22,8 @@ class Resources:
         self._opened: SqlRepository | None = None
         self._planner: Planner | None = None
         self._store: DataStore | None = None
+        self.unpacking = asyncio.Semaphore(2)
+        """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
         self.is_stopping: Callable[[], bool] = lambda: False
         """Whether the server was told to stop: answers without an end then end."""

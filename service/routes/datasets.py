@@ -1,12 +1,12 @@
 """Data sets: conversations with their pictures, handed in as an archive and named by their content."""
 
-import asyncio
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from pruning.errors import StorageUnavailableError
 from pruning.reasons import reason_of
@@ -32,8 +32,6 @@ _ARCHIVE: dict[str, Any] = {
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVE_TYPES},
     }
 }
-_checking = asyncio.Semaphore(2)
-"""Archives that are unpacked at once: each takes a core, and disk for what it holds."""
 
 
 @router.post(
@@ -66,9 +64,11 @@ async def add_dataset(
             archive = FilePath(folder) / "archive"
             if not await _received(request, archive, most):
                 return too_long(request.url.path, most, "a longer stream", "LOP_MAX_DATASET_BYTES")
-            async with _checking:
+            async with resources.unpacking:
                 shelf = await run_in_threadpool(lambda: resources.shelf)
                 record = await run_in_threadpool(shelf.add_archive, archive, name=name, added_by=asker.name)
+    except ClientDisconnect:
+        return Response(status_code=status.HTTP_400_BAD_REQUEST)  # which nobody hears
     except OSError as error:
         raise StorageUnavailableError(
             "the server needs room for an archive and what is in it",

@@ -86,7 +86,6 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({"kind": "measure", "model": "tiny", "dataset": DATASET, "statistics": ["magic"]}, 422, "statistics"),
         ({"kind": "apply", "plan": "nope"}, 404, "plan"),
         ([], 422, ""),
-        (None, 422, ""),
     ],
 )
 def test_what_is_wrong_is_told_before_it_waits(client: TestClient, body: Any, status: int, words: str) -> None:
