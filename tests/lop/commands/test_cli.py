@@ -260,7 +260,7 @@ def mistakes(checkpoint: Path, data: Path, tmp_path: Path) -> dict[str, tuple[tu
             "schema version",
         ),
         "no checkpoint": (("evaluate", tmp_path / "none", "-d", data), "checkpoint folder"),
-        "remote host": (("serve", "--host", "0.0.0.0"), "--allow-remote"),
+        "remote host": (("serve", "--host", "0.0.0.0"), "lop key create"),
         "not a number": (("plan", "-m", "tiny", "-s", "abc"), "--sparsity"),
         "no target": (("plan", "-m", "tiny"), "Give --sparsity, a budget (--memory"),
         "two targets": (("plan", "-m", "tiny", "-s", 0.4, "--memory", "6GiB"), "a sparsity or for a budget"),
