@@ -22,7 +22,9 @@ COPY service service
 COPY storage storage
 COPY values values
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt '.[all]' \
-    && useradd --create-home --uid 10001 lop
+    && useradd --create-home --uid 10001 lop \
+    && mkdir /home/lop/data /home/lop/output \
+    && chown lop:lop /home/lop/data /home/lop/output
 
 # The default SQLite database is a file of the working directory.
 WORKDIR /home/lop
@@ -32,5 +34,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('LOP_PORT', '8000')}/readyz\", timeout=4)"]
 
-# Inside a container the loopback address reaches nobody; who may reach the published port is up to the host.
-CMD ["lop", "serve", "--host", "0.0.0.0", "--allow-remote"]
+# Inside a container the loopback address reaches nobody. Any other one takes a key: `lop key create` before the start.
+CMD ["lop", "serve", "--host", "0.0.0.0"]

@@ -17,19 +17,21 @@ from pruning.missing_packages import needing
 
 if TYPE_CHECKING:
     from lop.applying import apply_plan as apply_plan
+    from lop.async_client import AsyncClient as AsyncClient
     from lop.client import Client as Client
-    from lop.client import ServerError as ServerError
     from pruning.checkpoints.loading import load_pruned as load_pruned
     from pruning.checkpoints.registering import register_transformers as register_transformers
     from pruning.cutting.prune_checkpoint import save_pruned as save_pruned
     from pruning.errors import LopError as LopError
+    from pruning.errors import LopServerError as LopServerError
     from pruning.planning.plan import PruningPlan as PruningPlan
 
 _HOMES = {
+    "AsyncClient": "lop.async_client",
     "Client": "lop.client",
     "LopError": "pruning.errors",
     "PruningPlan": "pruning.planning.plan",
-    "ServerError": "lop.client",
+    "LopServerError": "pruning.errors",
     "apply_plan": "lop.applying",
     "load_pruned": "pruning.checkpoints.loading",
     "register_transformers": "pruning.checkpoints.registering",
@@ -37,10 +39,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "LopError",
+    "LopServerError",
     "PruningPlan",
-    "ServerError",
     "apply_plan",
     "load_pruned",
     "register_transformers",

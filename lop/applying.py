@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lop.client import ServerError, fetch_ranking
+from lop.client import fetch_ranking
 from pruning.atomic_file import beside
-from pruning.errors import CheckpointError, LopError
+from pruning.errors import CheckpointError, LopError, LopServerError
 from pruning.missing_packages import needing
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
@@ -42,7 +42,7 @@ def load_ranking_of(plan: PruningPlan, plan_path: Path) -> Ranking:
     try:
         return load_ranking(plan)
     except LopError as error:
-        kind = ServerError if isinstance(error, ServerError) else CheckpointError
+        kind = LopServerError if isinstance(error, LopServerError) else CheckpointError
         values = f"{missing}; from its URL: {error.rule}: {error.values}"
         raise kind(rule, values=values, remedy=advice) from error
 
@@ -52,7 +52,7 @@ def load_ranking(plan: PruningPlan, source: RankingSource = None) -> Ranking:
 
     Raises:
         CheckpointError: the file is missing, damaged, or not what the plan names.
-        ServerError: the plan's URL does not answer.
+        LopServerError: the plan's URL does not answer.
     """
     if isinstance(source, Ranking):
         return source
@@ -87,7 +87,7 @@ def apply_plan(
     Raises:
         FingerprintMismatchError: plan, ranking and model do not belong together; the model is untouched.
         PlanError: the plan asks for what cannot be cut; the model is untouched.
-        CheckpointError, ServerError: the ranking cannot be read.
+        CheckpointError, LopServerError: the ranking cannot be read.
         DatasetError, InputError: the conversations cannot be used; the model is untouched.
         MissingExtraError: torch or transformers is not installed.
     """

@@ -20,9 +20,10 @@ from lop.commands import (
     evaluate,
     export,
     inspect,
+    job,
+    key,
     model,
     plan,
-    queue,
     search,
     serve,
     train,
@@ -76,7 +77,8 @@ app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("worker")(worker.worker)
-app.command("queue")(queue.queue)
+app.add_typer(job.app, name="job")
+app.add_typer(key.app, name="key")
 app.add_typer(device.app, name="device")
 app.add_typer(db.app, name="db")
 

@@ -1,43 +1,43 @@
-"""The HTTP client: a target in, a plan out.
+"""The HTTP client: a target in, a plan out; a job in, its result out.
 
 Tests hand in a transport that calls the application without a socket (`httpx` documents how).
 """
 
 import hashlib
-from collections.abc import Mapping
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from lop.http_clients import http_client
-from pruning.errors import (
-    CheckpointError,
-    InfeasibleBudgetError,
-    InfeasibleTargetError,
-    InputError,
-    LopError,
-    NotFoundError,
+from lop.asking import (
+    SCHEMA_1,
+    SCHEMA_2,
+    UPLOAD,
+    UPLOAD_SECONDS,
+    check_source,
+    headers_with_key,
+    jobs_query,
+    packed_data,
+    plan_body,
+    search_body,
 )
+from lop.http_clients import http_client
+from lop.job_handle import JobHandle
+from lop.sending import DEFAULT_RETRIES, UNSENT, checked, pause_after, pauses, unreachable
+from pruning.errors import CheckpointError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_v1 import PlanV1
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Budget
-from pruning.reasons import reason_of
-from service.plan_forms import PlanForm
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-# Servers of before there was a second schema do not look at it, and answer with schema 1, which is understood.
-_SCHEMA_2 = {"Accept": f"{PlanForm.SCHEMA_2}, {PlanForm.SCHEMA_1};q=0.5"}
-_SCHEMA_1 = {"Accept": PlanForm.SCHEMA_1.value}
-
-
-class ServerError(LopError):
-    """The server cannot be reached, or answered in a way that is not its contract."""
 
 
 class Client:
@@ -45,7 +45,9 @@ class Client:
 
     Args:
         url: where the server listens.
+        key: a key of `lop key create`, where the server has any; by default that of LOP_KEY.
         timeout_seconds: for each request.
+        retries: further tries of a request that a server answers with 429, 502 or 503, each after a longer pause.
         transport: replaces the network, for tests.
 
     Raises what `lop.http_clients.http_client` raises of the URL and of the environment's proxies.
@@ -55,10 +57,14 @@ class Client:
         self,
         url: str = DEFAULT_URL,
         *,
+        key: str | None = None,
         timeout_seconds: float = 30.0,
+        retries: int = DEFAULT_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = http_client(url, base_url=url, timeout=timeout_seconds, transport=transport)
+        headers = headers_with_key(os.environ.get("LOP_KEY") if key is None else key)
+        self._http = http_client(url, base_url=url, timeout=timeout_seconds, transport=transport, headers=headers)
+        self._retries = retries
 
     def plan(
         self,
@@ -90,34 +96,37 @@ class Client:
         Raises:
             InputError: the request breaks a rule (its subclasses NotFoundError, InfeasibleTargetError and
                 InfeasibleBudgetError included).
-            ServerError: there is no such server, or it is out of order.
+            AccessError: the server wants a key, or another one.
+            LopServerError: there is no such server, or it is out of order.
         """
-        asked = {
-            "sparsity": sparsity,
-            "budget": _without_none(budget.model_dump() if isinstance(budget, Budget) else budget),
-            "scope": None if scope is None else str(scope),
-            "space": None if space is None else str(space),
-            "device": device,
-            "round_to": round_to,
-            "tp_size": tp_size,
-            "method": method,
-        }
-        body = {"model": model, **{k: v for k, v in asked.items() if v is not None}}
-        return self._plan(self._request("POST", "/v1/plans", json=body, headers=_SCHEMA_2))
+        body = plan_body(
+            model,
+            sparsity=sparsity,
+            budget=budget,
+            scope=scope,
+            space=space,
+            device=device,
+            round_to=round_to,
+            tp_size=tp_size,
+            method=method,
+        )
+        return self._plan(self._request("POST", "/v1/plans", json=body, headers=SCHEMA_2))
 
     def get_plan(self, plan_id: str) -> PruningPlan:
         """A plan that was made before; raises NotFoundError if there is none with this id."""
-        return self._plan(self._request("GET", _path_of(plan_id), headers=_SCHEMA_2))
+        return self._plan(self._request("GET", _path_of(plan_id), headers=SCHEMA_2))
 
     def get_plan_v1(self, plan_id: str) -> PlanV1:
         """The same plan as a document of schema 1; raises NotFoundError, InputError if schema 1 cannot say it."""
-        plan = PlanV1.from_json(self._request("GET", _path_of(plan_id), headers=_SCHEMA_1).content)
+        plan = PlanV1.from_json(self._request("GET", _path_of(plan_id), headers=SCHEMA_1).content)
         ranking = plan.ranking.model_copy(update={"url": self._absolute(plan.ranking.url)})
         return plan.model_copy(update={"ranking": ranking})
 
     def ranking(self, plan: PruningPlan) -> bytes:
         """The ranking file that `plan` names, checked against its sha256."""
-        return fetch_ranking(plan, self._http)
+        # A key goes to its own server, whatever address a plan's document has.
+        is_own = plan.ranking.url is None or plan.ranking.url.startswith(("/", f"{self._base}/"))
+        return fetch_ranking(plan, self._http if is_own else None)
 
     def models(self) -> list[dict[str, Any]]:
         """The models that the server has plans for."""
@@ -149,10 +158,71 @@ class Client:
     def register_device(self, profile: Mapping[str, Any]) -> dict[str, Any]:
         """Register a measured profile (`pruning.devices.profile.DeviceProfile`, as JSON types); returns the device.
 
-        Raises InputError if it breaks a rule, or its id is one of the catalogue's.
+        Raises InputError if it breaks a rule, ConflictError if its id is one of the catalogue's.
         """
         registered: dict[str, Any] = self._request("POST", "/v1/devices", json=dict(profile)).json()
         return registered
+
+    def upload(self, data: str | Path, *, name: str | None = None, conversations: int | None = None) -> dict[str, Any]:
+        """Hand in the first `conversations` of a LLaVA-format file, with their pictures; returns the data set.
+
+        Content that the server has already is not stored again. Raises DatasetError for a file that cannot be used.
+        """
+        path = Path(data)
+        with packed_data(path, conversations) as packed:
+            content = packed.read_bytes()
+        query = {"name": (name or path.name)[:200]}
+        found: dict[str, Any] = self._request(
+            "POST", "/v1/datasets", params=query, content=content, headers=UPLOAD, timeout=UPLOAD_SECONDS
+        ).json()
+        return found
+
+    def submit(self, job: Mapping[str, Any], *, idempotency_key: str | None = None) -> JobHandle:
+        """Ask for a job: `kind` and its settings, as `POST /v1/jobs` takes them.
+
+        Equal keys of one asker mean one job; by default each call has its own, so that a try that got lost on its way
+        asks for no second one.
+        """
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        document = self._request("POST", "/v1/jobs", json=dict(job), headers=headers).json()
+        return JobHandle(self._request, document)
+
+    def search(
+        self,
+        *,
+        model: str,
+        data: str | Path | None = None,
+        dataset: str | None = None,
+        sparsities: Sequence[float],
+        idempotency_key: str | None = None,
+        **settings: Any,
+    ) -> JobHandle:
+        """Have a worker search the best configurations for some sparsities, and train the model's predictor.
+
+        Args:
+            model: id of a registered model.
+            data: a LLaVA-format file, which is handed in; or instead of it
+            dataset: the id of a data set that the server has.
+            sparsities: targets.
+            settings: the others of `service.jobs.settings.SearchJob`: evaluations, space, seed, ...
+
+        Raises as `upload` and `plan`.
+        """
+        check_source(data, dataset)
+        found = dataset if data is None else self.upload(data)["id"]
+        return self.submit(search_body(model, str(found), sparsities, settings), idempotency_key=idempotency_key)
+
+    def job(self, job_id: str) -> JobHandle:
+        """A job that was asked for before; raises NotFoundError."""
+        return JobHandle(self._request, self._request("GET", f"/v1/jobs/{quote(job_id, safe='')}").json())
+
+    def jobs(
+        self, *, status: str | None = None, kind: str | None = None, model: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """The documents of the newest `limit` jobs of that status, kind and model."""
+        page = self._request("GET", "/v1/jobs", params=jobs_query(status, kind, model, limit)).json()
+        items: list[dict[str, Any]] = page["items"]
+        return items
 
     def close(self) -> None:
         """Close connections."""
@@ -174,7 +244,11 @@ class Client:
     def _absolute(self, url: str | None) -> str | None:
         if url is None or not url.startswith("/"):
             return url
-        return str(self._http.base_url).rstrip("/") + self._below_base(url)
+        return self._base + self._below_base(url)
+
+    @property
+    def _base(self) -> str:
+        return str(self._http.base_url).rstrip("/")
 
     def _below_base(self, path: str) -> str:
         """`path` as it follows the client's own URL. A server that knows of the prefix that a proxy puts before its
@@ -183,15 +257,11 @@ class Client:
         return path.removeprefix(base) if base and path.startswith(f"{base}/") else path
 
     def _request(self, verb: str, path: str, **kwargs: Any) -> httpx.Response:
-        return _send(self._http, verb, path, **kwargs)
+        return _send(self._http, verb, path, self._retries, **kwargs)
 
 
 def _path_of(plan_id: str) -> str:
     return f"/v1/plans/{quote(plan_id, safe='')}"
-
-
-def _without_none(fields: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if fields is None else {name: value for name, value in fields.items() if value is not None}
 
 
 def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
@@ -199,7 +269,7 @@ def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
 
     Raises:
         CheckpointError: the plan has no URL, or what came is not the file that the plan names.
-        ServerError: the server cannot be reached.
+        LopServerError: the server cannot be reached.
     """
     if not plan.ranking.url:
         raise CheckpointError(
@@ -214,9 +284,9 @@ def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
                 values=f"plan {plan.plan_id}, url {plan.ranking.url}",
                 remedy="Pass the file: --ranking FILE, or apply_plan(..., ranking=FILE)",
             )
-        with http_client(plan.ranking.url, timeout=60.0) as own:
+        with http_client(plan.ranking.url, timeout=60.0, headers=_key_for(plan.ranking.url)) as own:
             return fetch_ranking(plan, own)
-    content = _send(http, "GET", plan.ranking.url).content
+    content = _send(http, "GET", plan.ranking.url, DEFAULT_RETRIES).content
     digest = hashlib.sha256(content).hexdigest()
     if digest != plan.ranking.sha256:
         raise CheckpointError(
@@ -226,37 +296,20 @@ def fetch_ranking(plan: PruningPlan, http: httpx.Client | None = None) -> bytes:
     return content
 
 
-def _send(http: httpx.Client, verb: str, url: str, **kwargs: Any) -> httpx.Response:
-    try:
-        response = http.request(verb, url, **kwargs)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerError(
-            "the server must answer",
-            values=f"{str(http.base_url).rstrip('/')}{url}: {reason_of(error)}",
-            remedy="Start it with `lop serve`, or correct the URL",
-        ) from error
-    except ValueError as error:  # NaN or infinity in the body
-        raise InputError("a request holds finite numbers", values=str(error)) from error
-    if response.is_success:
-        return response
-    raise _problem(response)
+def _key_for(url: str) -> dict[str, str]:
+    """LOP_KEY, for addresses of LOP_URL and no others."""
+    base = os.environ.get("LOP_URL", "").rstrip("/")
+    return headers_with_key(os.environ.get("LOP_KEY")) if base and url.startswith(f"{base}/") else {}
 
 
-def _problem(response: httpx.Response) -> LopError:
-    """The error of the tree that a problem+json answer stands for."""
-    try:
-        problem = response.json()
-        detail = str(problem.get("rule") or problem.get("detail") or problem["title"])
-        values, remedy = str(problem.get("values") or ""), str(problem.get("remedy") or "")
-    except (ValueError, KeyError, AttributeError):
-        return ServerError("the server must answer in its own format", values=f"HTTP {response.status_code}")
-    if response.status_code == httpx.codes.NOT_FOUND:
-        return NotFoundError(detail, values=values, remedy=remedy)
-    if response.is_server_error:
-        return ServerError(detail, values=values, remedy=remedy)
-    nearest, binding = problem.get("nearest_values"), problem.get("binding")
-    if isinstance(nearest, dict) and binding in nearest:
-        return InfeasibleBudgetError(detail, values=values, remedy=remedy, binding=binding, nearest_values=nearest)
-    if problem.get("nearest") is not None:
-        return InfeasibleTargetError(detail, values=values, remedy=remedy, nearest=float(problem["nearest"]))
-    return InputError(detail, values=values, remedy=remedy)
+def _send(http: httpx.Client, verb: str, url: str, retries: int, **kwargs: Any) -> httpx.Response:
+    waits = pauses(retries)
+    while True:
+        try:
+            response = http.request(verb, url, **kwargs)
+        except UNSENT as error:
+            raise unreachable(http, url, error) from error
+        wait = pause_after(response, pause) if (pause := next(waits, None)) is not None else None
+        if wait is None:
+            return checked(response)
+        time.sleep(wait)

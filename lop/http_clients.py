@@ -6,7 +6,8 @@ SOCKS proxy without the package for it ends every client, also of an address tha
 
 import ipaddress
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -14,6 +15,8 @@ import httpx
 
 from pruning.errors import InputError, MissingExtraError
 from pruning.reasons import reason_of
+
+Made = TypeVar("Made", httpx.Client, httpx.AsyncClient)
 
 
 def http_client(url: str, **options: Any) -> httpx.Client:
@@ -23,13 +26,22 @@ def http_client(url: str, **options: Any) -> httpx.Client:
         InputError: the URL is none, or the environment's proxies or certificates cannot be used.
         MissingExtraError: the proxy needs a package that is not installed.
     """
+    return _made(httpx.Client, url, options)
+
+
+def async_http_client(url: str, **options: Any) -> httpx.AsyncClient:
+    """As `http_client`, for an event loop."""
+    return _made(httpx.AsyncClient, url, options)
+
+
+def _made(make: Callable[..., Made], url: str, options: dict[str, Any]) -> Made:
     if not url.startswith(("http://", "https://")):
         raise InputError("the server's URL starts with http:// or https://", values=repr(url))
     host = _host(url)
     try:
         if needs_no_proxy(host):
             options = {"verify": httpx.create_ssl_context(), "trust_env": False, **options}
-        return httpx.Client(**options)
+        return make(**options)
     except ImportError as error:
         raise MissingExtraError(
             "a SOCKS proxy needs the package socksio",

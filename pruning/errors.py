@@ -12,6 +12,11 @@
     |  |  '- PlanSchemaError              a plan that says more than the schema that was asked for can
     |  '- NotFoundError                an id that nothing is registered under
     |- ConflictError                 an id that is registered with other content
+    |- AccessError                 a key is missing, unknown, expired or revoked
+    |  '- ScopeError                  a key that may not do this
+    |- TooManyRequestsError        a key asked for more than its limit
+    |- LopServerError              the server cannot be reached, or answered that it cannot serve
+    |- JobError                    a job that was waited for failed, was cancelled or parked
     |- MissingExtraError (ImportError) an optional dependency is not installed
     |- UnsupportedVersionError (ImportError) a package is installed in a version that was not tested
     '- StorageError
@@ -20,6 +25,8 @@
 
 A message has three parts: the rule that was broken, the values that broke it, and the remedy.
 """
+
+from typing import Any
 
 
 class LopError(Exception):
@@ -97,6 +104,56 @@ class NotFoundError(InputError):
 
 class ConflictError(LopError):
     """The id is taken by something else."""
+
+
+class AccessError(LopError):
+    """A key is missing, unknown, expired or revoked."""
+
+
+class ScopeError(AccessError):
+    """A key may not do this: that takes the scope `needs`."""
+
+    def __init__(self, rule: str, *, values: str = "", remedy: str = "", needs: str) -> None:
+        super().__init__(rule, values=values, remedy=remedy)
+        self.needs = needs
+
+
+class TooManyRequestsError(LopError):
+    """More requests than a key may make; the next one is answered after `retry_after` seconds."""
+
+    def __init__(self, rule: str, *, values: str = "", remedy: str = "", retry_after: int = 1) -> None:
+        super().__init__(rule, values=values, remedy=remedy)
+        self.retry_after = retry_after
+
+
+class LopServerError(LopError):
+    """The server cannot be reached (`status` is None), or answered that it cannot serve.
+
+    Attributes:
+        status: of its answer.
+        problem: the answer's document (application/problem+json), if it was one.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        values: str = "",
+        remedy: str = "",
+        status: int | None = None,
+        problem: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(rule, values=values, remedy=remedy)
+        self.status = status
+        self.problem = problem
+
+
+class JobError(LopError):
+    """A job that was waited for did not end well; `job` is its document, as the server gives it."""
+
+    def __init__(self, rule: str, *, values: str = "", remedy: str = "", job: dict[str, Any]) -> None:
+        super().__init__(rule, values=values, remedy=remedy)
+        self.job = job
 
 
 class MissingExtraError(LopError, ImportError):

@@ -4,11 +4,12 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
+from service.keys import Asker
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources
 from service.schemas import NAME_PATTERN
-from storage.contract import Artifacts, Catalogue, Plans, Registry, Repository
+from storage.contract import Artifacts, Catalogue, Datasets, JobCatalogue, Jobs, Plans, Registry, Repository
 
 
 def _resources(request: Request) -> Resources:
@@ -32,6 +33,17 @@ ArtifactsDep = Annotated[Artifacts, Depends(_repository)]
 CatalogueDep = Annotated[Catalogue, Depends(_repository)]
 RegistryDep = Annotated[Registry, Depends(_repository)]
 PlansDep = Annotated[Plans, Depends(_repository)]
+
+
+def _asker(request: Request) -> Asker:
+    return cast(Asker, request.scope["lop.asker"])
+
+
+JobsDep = Annotated[Jobs, Depends(_repository)]
+JobCatalogueDep = Annotated[JobCatalogue, Depends(_repository)]
+DatasetsDep = Annotated[Datasets, Depends(_repository)]
+ResourcesDep = Annotated[Resources, Depends(_resources)]
+WhoAsksDep = Annotated[Asker, Depends(_asker)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 

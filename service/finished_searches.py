@@ -19,7 +19,7 @@ from pruning.planning.target import counted
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from storage.contract import Findings
-from storage.records import ModelRecord, SearchRecord, SearchStatus
+from storage.records import ModelRecord, SearchRecord
 from values.unseen import UnseenPoint
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ class SearchFinder:
 
     def find(self, model: ModelRecord, method: Method, space: SpaceName = SpaceName.FFN) -> list[FoundConfiguration]:
         """What `method` found in spaces of that name, in the order in which the searches were stored."""
-        ids = self._repository.list_search_ids(model.id, SearchStatus.DONE)
+        ids = self._repository.list_search_ids(model.id)
         found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
         return [x for x in found if x.method is method and x.space is space]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
-        for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+        for search in self._repository.list_searches(model.id):
             try:
                 found += read_search(search, model.anatomy)
             except InputError as error:
@@ -123,7 +123,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     """
     from mcts.result import SearchResult
 
-    document = search.result or {}
+    document = search.result
     name, space = searched_axes(search), searched_space(search, anatomy)
     if name is None:
         raise InputError("a search is of a space that this version knows", values=repr(search.settings["search"]))

@@ -19,4 +19,4 @@ class HeadAsGet:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self.app({**scope, "method": "GET"}, receive, without_content)
+        await self.app({**scope, "method": "GET", "lop.is_head": True}, receive, without_content)

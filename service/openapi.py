@@ -10,9 +10,12 @@ from service.problems import MEDIA_TYPE
 from service.schemas import Problem
 
 _DESCRIPTIONS = {
+    401: "The server has keys, and the request has none, or one that is unknown, expired or revoked.",
+    403: "The request's key may not do this: `needs` is the scope that may.",
     404: "Nothing is registered under an id that the request names.",
     406: "The request accepts no form that the plan has: `remedy` says what to ask for.",
-    409: "The stored data contradicts the request.",
+    409: "The stored data contradicts the request, or the state of a job does.",
+    429: "The key's limit of requests is reached: see Retry-After.",
     413: "The request body is too large.",
     415: "The request body is not declared as JSON, or is compressed.",
     422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
@@ -97,6 +100,19 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses}
 
 
+def _need_keys(schema: dict[str, Any]) -> None:
+    """Say of every path but those about health that a key is needed, if the server has keys, and what is said then."""
+    scheme = {"type": "http", "scheme": "bearer", "description": "A key of `lop key create`, once the server has any."}
+    schema["components"]["securitySchemes"] = {"key": scheme}
+    for path, operations in schema["paths"].items():
+        if not path.startswith("/v1/"):
+            continue
+        for operation in operations.values():
+            operation["security"] = [{"key": []}, {}]
+            for number, response in problems(401, 403, 429).items():
+                operation["responses"][str(number)] = response
+
+
 def install_openapi(app: FastAPI) -> None:
     """Let the document of `app` hold the Problem schema, and those of plan schema 2, which no endpoint
     returns as its model."""
@@ -111,6 +127,7 @@ def install_openapi(app: FastAPI) -> None:
             plan = PruningPlan.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
             for name, part in (*plan.pop("$defs").items(), (PruningPlan.__name__, plan)):
                 components.setdefault(name, part)
+            _need_keys(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -20,8 +20,14 @@ def page_of(
     everything: Sequence[ITEM], *, limit: int, offset: int, path: str, query: dict[str, str] | None = None
 ) -> tuple[Sequence[ITEM], PageOf]:
     """The items of the page, and what says where it lies. `query` is kept in the link to the next page."""
+    total = len(everything)
+    link = next_page(total, limit=limit, offset=offset, path=path, query=query)
+    return everything[offset : offset + limit], PageOf(total=total, limit=limit, offset=offset, next=link)
+
+
+def next_page(total: int, *, limit: int, offset: int, path: str, query: dict[str, str] | None = None) -> str | None:
+    """Path and query of the page after this one of `total` items; None if this is the last."""
     following = offset + limit
-    link = None
-    if following < len(everything):
-        link = f"{path}?{urlencode({**(query or {}), 'limit': limit, 'offset': following})}"
-    return everything[offset:following], PageOf(total=len(everything), limit=limit, offset=offset, next=link)
+    if following >= total:
+        return None
+    return f"{path}?{urlencode({**(query or {}), 'limit': limit, 'offset': following})}"

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from pruning.errors import (
+    AccessError,
     CheckpointError,
     ConflictError,
     FingerprintMismatchError,
@@ -21,8 +22,10 @@ from pruning.errors import (
     LopError,
     NotFoundError,
     SchemaRevisionError,
+    ScopeError,
     StorageError,
     StorageUnavailableError,
+    TooManyRequestsError,
 )
 from service.plan_forms import NotAcceptableError
 from service.schemas import Problem
@@ -48,6 +51,9 @@ _KINDS: tuple[tuple[type[LopError], HTTPStatus, str, str], ...] = (
     (SchemaRevisionError, HTTPStatus.SERVICE_UNAVAILABLE, "schema-revision", "The database is at another revision"),
     (StorageUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer"),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE, "storage", "The database cannot be used"),
+    (ScopeError, HTTPStatus.FORBIDDEN, "forbidden", "The key may not do this"),
+    (AccessError, HTTPStatus.UNAUTHORIZED, "unauthorized", "A key is needed"),
+    (TooManyRequestsError, HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "The key's limit is reached"),
 )
 
 _repr = reprlib.Repr()
@@ -98,8 +104,23 @@ def problem_of(error: LopError, instance: str) -> Problem:
                 nearest=nearest if nearest is not None and math.isfinite(nearest) else None,
                 binding=None if budget is None else budget.binding,
                 nearest_values=None if budget is None else budget.nearest_values,
+                needs=error.needs if isinstance(error, ScopeError) else None,
             )
     return _internal(instance)
+
+
+def headers_of(error: LopError) -> dict[str, str]:
+    """What else an answer that tells of `error` says."""
+    if isinstance(error, StorageUnavailableError):
+        return {"Retry-After": "5"}  # a database that restarts is back within seconds
+    if isinstance(error, TooManyRequestsError):
+        return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, NotAcceptableError):
+        return {"Vary": "Accept"}
+    if isinstance(error, AccessError):  # RFC 6750, section 3
+        lacks = f', error="insufficient_scope", scope="{error.needs}"' if isinstance(error, ScopeError) else ""
+        return {"WWW-Authenticate": f'Bearer realm="lop"{lacks}'}
+    return {}
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -110,11 +131,7 @@ def install_problem_handlers(app: FastAPI) -> None:
         problem = problem_of(error, _instance(request))
         if problem.status >= 500:
             _logger.error("%s %s: %s", request.method, request.url.path, error)
-        # A database that restarts is back within seconds.
-        headers = {"Retry-After": "5"} if isinstance(error, StorageError) else {}
-        if isinstance(error, NotAcceptableError):
-            headers = {"Vary": "Accept"}
-        return problem_response(problem, headers)
+        return problem_response(problem, headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid_request(request: Request, error: RequestValidationError) -> Response:

@@ -1,6 +1,6 @@
 """Requests refused before anything parses them: a body that is too large, is not JSON, or is encoded."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from email.message import Message
 from typing import Any
 
@@ -17,16 +17,25 @@ class RequestSizeLimit:
     """ASGI middleware: answers 413 to a body of over `max_bytes`, whether its length is declared or it is streamed.
 
     A body within the limit is read whole before the application starts; the limit is what it may cost in memory.
-    `larger` has the paths whose requests are longer by their nature, and their limits.
+    `larger` has the paths whose requests are longer by their nature, and their limits; `streamed` those whose endpoints
+    read the body piece by piece, with a limit of their own.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, larger: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int,
+        larger: Mapping[str, int] | None = None,
+        streamed: Collection[str] = (),
+    ) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.larger = dict(larger or {})
+        self.streamed = frozenset(streamed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or own_path(scope) in self.streamed:
             await self.app(scope, receive, send)
             return
         most = max(self.max_bytes, self.larger.get(own_path(scope), 0))
@@ -57,15 +66,20 @@ class RequestSizeLimit:
         await self.app(scope, replay, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, most: int, found: str) -> None:
-        problem = plain_problem(
-            413,
-            scope["path"],
-            rule=f"a request body has at most {most} bytes",
-            values=found,
-            remedy="Send less, or raise LOP_MAX_REQUEST_BYTES on the server",
-        )
-        # What is left of the body is never read, so the connection cannot be used again.
-        await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+        await too_long(scope["path"], most, found, "LOP_MAX_REQUEST_BYTES")(scope, receive, send)
+
+
+def too_long(path: str, most: int, found: str, setting: str) -> Response:
+    """The answer to a body of over `most` bytes, which `setting` allows."""
+    problem = plain_problem(
+        413,
+        path,
+        rule=f"a request body has at most {most} bytes",
+        values=found,
+        remedy=f"Send less, or raise {setting} on the server",
+    )
+    # What is left of the body is never read, so the connection cannot be used again.
+    return problem_response(problem, {"Connection": "close"})
 
 
 class JsonBodyRoute(APIRoute):

@@ -1,11 +1,15 @@
 """What one application holds open while it runs: its database, its predictors, its planner."""
 
+import asyncio
+from collections.abc import Callable
 from threading import Lock
 
+from service.datasets import DatasetShelf
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.settings import Settings
 from storage.contract import Repository
+from storage.data_store import DataStore, open_store
 from storage.sql_repository import SqlRepository, open_repository
 
 
@@ -17,7 +21,12 @@ class Resources:
         self._repository = repository
         self._opened: SqlRepository | None = None
         self._planner: Planner | None = None
+        self._store: DataStore | None = None
+        self.unpacking = asyncio.Semaphore(2)
+        """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
+        self.is_stopping: Callable[[], bool] = lambda: False
+        """Whether the server was told to stop: answers without an end then end."""
 
     @property
     def repository(self) -> Repository:
@@ -26,6 +35,20 @@ class Resources:
             if self._repository is None:
                 self._repository = self._opened = open_repository(self._settings.database_url)
             return self._repository
+
+    @property
+    def shelf(self) -> DatasetShelf:
+        """The data sets of `repository`; raises as it does."""
+        repository = self.repository
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self._settings.data_store)
+            return DatasetShelf(repository, self._store)
+
+    @property
+    def settings(self) -> Settings:
+        """What the operator set."""
+        return self._settings
 
     @property
     def planner(self) -> Planner:

@@ -13,12 +13,11 @@ from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from pruning.planning.target import usual_scope
 from pruning.planning.workload import Budget
-from storage.records import ModelRecord, PredictorRecord
+from service.jobs.settings import NAME_PATTERN
+from storage.records import DatasetRecord, ModelRecord, PredictorRecord
 
 ITEM = TypeVar("ITEM")
 
-# Control characters name nothing, and PostgreSQL cannot store a NUL.
-NAME_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NAME_PATTERN)]
 
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -274,6 +273,49 @@ class DeviceDetails(DeviceResponse):
         return cls(**DeviceResponse.of(device).model_dump(), profile=device.profile)
 
 
+class DatasetResponse(BaseModel):
+    """Conversations that were handed in. Jobs name them by `id`, the sha256 of their content."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _SHA,
+                    "name": "calibration",
+                    "conversations": 128,
+                    "answers": 1280,
+                    "pictures": 128,
+                    "size_bytes": 4000000,
+                    "added_by": "notebook",
+                    "created_at": _CREATED,
+                }
+            ]
+        }
+    )
+
+    id: str
+    name: str
+    conversations: int
+    answers: int
+    pictures: int = Field(description="Each counted once.")
+    size_bytes: int = Field(description="As it is stored.")
+    added_by: str = Field(description="The name of the key that it came with, or where it came from.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: DatasetRecord) -> Self:
+        return cls(
+            id=record.id,
+            name=record.name,
+            conversations=record.num_conversations,
+            answers=record.num_answers,
+            pictures=record.num_pictures,
+            size_bytes=record.size_bytes,
+            added_by=record.added_by,
+            created_at=record.created_at,
+        )
+
+
 class Page(BaseModel, Generic[ITEM]):
     """One page of a list: `items[offset : offset + limit]` of `total`; `next` is None on the last page."""
 
@@ -348,6 +390,7 @@ class Problem(BaseModel):
     values: str = ""
     remedy: str = ""
     nearest: float | None = Field(default=None, description="Closest feasible value, for an infeasible target.")
+    needs: str | None = Field(default=None, description="The scope of a key that may do what this one may not.")
     binding: str | None = Field(default=None, description="The limit that an infeasible budget exceeds most.")
     nearest_values: dict[str, int | float] | None = Field(
         default=None, description="Closest feasible value of every limit of an infeasible budget, `binding` included."

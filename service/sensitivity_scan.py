@@ -16,7 +16,7 @@ from pruning.planning.space import Choice, Space
 from service.finished_searches import searched_axes, searched_space
 from service.lru_cache import LruCache
 from storage.contract import Findings
-from storage.records import ModelRecord, Sample, SearchStatus
+from storage.records import ModelRecord, Sample
 from values.decisions import check_space
 
 _MAX_CACHED = 64
@@ -146,12 +146,12 @@ class ScanFinder:
     def find(self, model: ModelRecord, name: SpaceName = SpaceName.FFN) -> SensitivityScan | None:
         """The scan to allocate by in spaces of that name; None if none is stored for the model's ranking."""
         count = self._repository.count_samples(model.id)
-        searches = self._repository.list_search_ids(model.id, SearchStatus.DONE)
+        searches = self._repository.list_search_ids(model.id)
         return self._found.get((model.id, name, count, searches), lambda: self._look(model, name))
 
     def _look(self, model: ModelRecord, name: SpaceName) -> SensitivityScan | None:
         spaces: dict[str, Space] = {}
-        for search in self._repository.list_searches(model_id=model.id, status=SearchStatus.DONE):
+        for search in self._repository.list_searches(model.id):
             if searched_axes(search) is not name:
                 continue
             try:

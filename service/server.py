@@ -28,14 +28,21 @@ def serve(settings: Settings) -> None:
     Raises:
         SchemaRevisionError: the database is older or newer than this code; names the command that upgrades it.
         StorageUnavailableError: the database does not answer.
-        InputError: the address cannot be listened on.
+        InputError: the address cannot be listened on, or others can reach it and there is no key.
     """
     configure_logging(settings.log_level)
     app = create_app(settings)
     resources: Resources = app.state.resources
-    resources.repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
-    if not settings.is_loopback:
-        _logger.warning("%s can be reached from other machines, and there is no authentication", settings.host)
+    repository = resources.repository
+    repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
+    if not repository.has_keys():
+        if not settings.is_loopback:
+            raise InputError(
+                "a server that other machines can reach needs a key",
+                values=f"host {settings.host}, no key",
+                remedy="Make one with `lop key create --scope run NAME`, or use --host 127.0.0.1",
+            )
+        _logger.warning("there is no key yet: whoever is on this machine may do everything (`lop key create`)")
     # What is loaded by now stays: no garbage collection in the middle of a request need look through it.
     gc.collect()
     gc.freeze()
@@ -50,6 +57,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
         server = uvicorn.Server(config)
+        resources.is_stopping = lambda: server.should_exit
         # uvicorn raises the signal that ended it once more afterwards: a stop that was asked for is no failure.
         previous = {number: signal.signal(number, _ignore) for number in _stop_signals()}
         try:

@@ -1,11 +1,13 @@
 """What an operator can set, from `LOP_...` environment variables or the command line; unsafe values are refused."""
 
 import ipaddress
+import os
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruning.errors import InputError
@@ -29,12 +31,20 @@ class Settings(BaseSettings):
 
     Attributes:
         database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
-        allow_remote: there is no authentication, so an address that others can reach has to be allowed explicitly.
+        host: other machines reach any but a loopback address: such a server needs a key (`lop key create`) to start.
+        key_limit: requests that a key may make, such as "100/minute", in each server process; a key may have its own.
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.
         cached_predictors: predictors kept in memory, least recently used ones leave first.
         root_path: the prefix of the service's paths as clients see them, which a proxy takes away: "/lop".
         shutdown_seconds: how long running requests may take to end after SIGTERM.
+        model_roots: folders, separated as in PATH, under which jobs may name a checkpoint's folder. None: jobs register
+            nothing.
+        data_store: folder, or address of `fsspec`, with the content of data sets; server and workers share it.
+        data_cache: folder of the worker in which unpacked data sets are kept; none: a temporary one for each job. For
+            Ray it must be at the same path on every machine.
+        output_root: folder of the worker into which jobs write checkpoints.
+        max_dataset_bytes: a longer archive is answered 413.
     """
 
     model_config = SettingsConfigDict(env_prefix="LOP_", extra="forbid", frozen=True, validate_default=True)
@@ -42,12 +52,17 @@ class Settings(BaseSettings):
     database_url: str = Field(default="sqlite:///lop.db", repr=False)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
-    allow_remote: bool = False
+    key_limit: str = "6000/minute"
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
     cached_predictors: int = Field(default=8, ge=1, le=1024)
     root_path: str = ""
     shutdown_seconds: int = Field(default=20, ge=1, le=3600)
+    model_roots: str = ""
+    data_store: str = Field(default="lop-data", min_length=1)
+    data_cache: str = ""
+    output_root: str = Field(default="lop-output", min_length=1)
+    max_dataset_bytes: int = Field(default=2**30, ge=1024, le=2**36)
 
     @field_validator("database_url")
     @classmethod
@@ -73,14 +88,18 @@ class Settings(BaseSettings):
     def _any_case(cls, level: Any) -> Any:
         return level.lower() if isinstance(level, str) else level
 
-    @model_validator(mode="after")
-    def _remote_only_if_allowed(self) -> "Settings":
-        if not self.is_loopback and not self.allow_remote:
-            raise ValueError(
-                f"host {self.host} can be reached from other machines and the service has no authentication; "
-                "set LOP_ALLOW_REMOTE=true (or --allow-remote) behind a gateway that authenticates, or use 127.0.0.1"
-            )
-        return self
+    @field_validator("key_limit")
+    @classmethod
+    def _a_limit(cls, limit: str) -> str:
+        from service.keys import parse_limit
+
+        parse_limit(limit)
+        return limit
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """`model_roots`, one by one."""
+        return tuple(Path(root) for root in self.model_roots.split(os.pathsep) if root)
 
     @property
     def is_loopback(self) -> bool:

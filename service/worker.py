@@ -1,8 +1,9 @@
-"""The worker loop: claims queued searches and runs them, one at a time, until it is told to stop.
+"""The worker loop: claims queued jobs and runs them, one at a time, until it is told to stop.
 
 The database is the queue. A claim is kept alive by heartbeats from a thread; a worker that dies stops sending them,
-and after `stale_after` another one takes its search over. The search then replays from the stored samples, so what is
-lost are the evaluations in flight: it is deterministic and memoised.
+and after `stale_after` another one takes its job over, at most `max_attempts` times. A search then replays from the
+stored samples, so what is lost are the evaluations in flight: it is deterministic and memoised. A worker that is told
+to stop gives its job back.
 """
 
 import json
@@ -12,7 +13,7 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,11 +21,13 @@ from types import FrameType
 from typing import Any
 
 from pruning.errors import InputError, LopError, StorageUnavailableError
+from service.jobs.reporting import JobLog, JobReporter, JobStopped
 from storage.contract import Jobs
-from storage.records import SearchRecord
+from storage.records import JobRecord, JobSignal
 
-Handler = Callable[[SearchRecord], dict[str, Any]]
-"""Runs a claimed search and returns its result, a JSON document. May raise: the search is then marked failed."""
+Handler = Callable[[JobRecord, JobReporter], dict[str, Any]]
+"""Runs a claimed job and returns its result, a JSON document. Tells the reporter how far it is, which may raise to stop
+it. May raise: the job is then marked failed."""
 
 _logger = logging.getLogger("service.worker")
 
@@ -35,18 +38,22 @@ class WorkerStopped(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker waits.
+    """How a worker waits, and what it takes.
 
     Attributes:
         poll_seconds: between two looks at an empty queue.
         heartbeat_seconds: between two signs of life.
-        stale_seconds: without a sign of life before another worker takes a search over; several heartbeats.
+        stale_seconds: without a sign of life before another worker takes a job over; several heartbeats.
+        max_attempts: workers that a job may lose before it is parked.
+        kinds: of jobs that it takes; None: all.
         once: run what is queued and return, instead of waiting for more.
     """
 
     poll_seconds: float = 2.0
     heartbeat_seconds: float = 10.0
     stale_seconds: float = 60.0
+    max_attempts: int = 3
+    kinds: Sequence[str] | None = None
     once: bool = False
 
     def __post_init__(self) -> None:
@@ -57,7 +64,7 @@ class WorkerOptions:
             )
         if not 2 * self.heartbeat_seconds <= self.stale_seconds < float("inf"):
             raise InputError(
-                "a search may go stale only after at least two missed heartbeats",
+                "a job may go stale only after at least two missed heartbeats",
                 values=f"stale after {self.stale_seconds} s, heartbeat every {self.heartbeat_seconds} s",
                 remedy="Raise stale_seconds or lower heartbeat_seconds",
             )
@@ -69,10 +76,7 @@ def worker_name() -> str:
 
 
 class Worker:
-    """One worker. `run` returns after SIGTERM, SIGINT or `stop`, or with `once` when the queue is empty.
-
-    A search that is running when the worker stops is left as it is and taken over when it goes stale.
-    """
+    """One worker. `run` returns after SIGTERM, SIGINT or `stop`, or with `once` when the queue is empty."""
 
     def __init__(
         self, repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
@@ -83,94 +87,120 @@ class Worker:
         self._options = options or WorkerOptions()
         self._stopping = threading.Event()
         self._handling = False
+        self._to_release: str | None = None
 
     def stop(self) -> None:
-        """Return after the search at hand. May be called from any thread."""
+        """Return after the job at hand. May be called from any thread."""
         self._stopping.set()
 
     def run(self) -> int:
-        """Work; returns how many searches were finished, failed ones included.
+        """Work; returns how many jobs were ended, failed ones included.
 
-        A database that goes away is waited for, except with `once`.
+        A database that goes away is waited for, except with `once`; the job at hand is then given back when it returns.
 
         Raises:
             StorageError: the database cannot be used (unavailable only with `once`).
         """
-        finished = 0
+        ended = 0
         with self._stop_on_signals():
-            _logger.info("worker %s waits for searches", self.name)
+            _logger.info("worker %s waits for jobs", self.name)
             while not self._stopping.is_set():
                 try:
-                    search = self._repository.claim_search(
-                        self.name, stale_after=timedelta(seconds=self._options.stale_seconds)
+                    self._release()
+                    job = self._repository.claim_job(
+                        self.name,
+                        stale_after=timedelta(seconds=self._options.stale_seconds),
+                        kinds=self._options.kinds,
+                        max_attempts=self._options.max_attempts,
                     )
-                    if search is not None:
-                        finished += self._work_on(search)
+                    if job is not None:
+                        ended += self._work_on(job)
                         continue
                 except StorageUnavailableError as error:
                     if self._options.once:
                         raise
                     _logger.warning("the database is away, trying again: %s", error)
                 except WorkerStopped:
-                    _logger.info("stopped within a search; another worker will take it over")
+                    _logger.info("stopped within a job; it is given back to the queue")
                     break
                 if self._options.once:
                     break
                 self._stopping.wait(self._options.poll_seconds)
+        try:
+            self._release()
+        except StorageUnavailableError as error:
+            _logger.warning("the job at hand is taken over when it goes stale: %s", error)
         _logger.info("worker %s stopped", self.name)
-        return finished
+        return ended
 
-    def _work_on(self, search: SearchRecord) -> bool:
-        """Run one claimed search and write down how it ended; False if the claim was lost meanwhile."""
-        _logger.info("search %s of model %s begins", search.id, search.model_id)
+    def _release(self) -> None:
+        if self._to_release is not None:
+            self._repository.release_job(self._to_release, self.name)
+            self._to_release = None
+
+    def _work_on(self, job: JobRecord) -> bool:
+        """Run one claimed job and write down how it ended; False if the claim was lost meanwhile."""
+        _logger.info("%s job %s of model %s begins", job.kind, job.id, job.model_id)
         result: dict[str, Any] | None = None
         failure: str | None = None
-        with self._heartbeats(search):
+        is_cancelled = False
+        reporter = JobReporter(self._repository, job.id, self.name)
+        self._to_release = job.id
+        with self._heartbeats(job, reporter), JobLog(reporter):
             try:
-                result = self._handle(search)
+                result = self._handle(job, reporter)
                 json.dumps(result, allow_nan=False)
             except StorageUnavailableError:
-                raise  # nothing can be written down now; the search goes stale and is run again
+                raise  # nothing can be written down now
+            except JobStopped as stopped:
+                is_cancelled = stopped.signal is JobSignal.CANCEL
             except LopError as error:
                 failure = str(error)
-                _logger.warning("search %s failed: %s", search.id, failure)
+                _logger.warning("job %s failed: %s", job.id, failure)
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
-                _logger.exception("search %s failed", search.id)
-            kept = self._repository.finish_search(
-                search.id, self.name, result=None if failure else result, error=failure
+                _logger.exception("job %s failed", job.id)
+            reporter.flush()
+            kept = self._repository.finish_job(
+                job.id,
+                self.name,
+                result=None if failure is not None or is_cancelled else result,
+                error=failure,
+                cancelled=is_cancelled,
             )
+        self._to_release = None
         if not kept:
-            _logger.warning("search %s was taken over by another worker; its result here is dropped", search.id)
+            _logger.warning("job %s was taken over by another worker; its result here is dropped", job.id)
         elif failure is None:
-            _logger.info("search %s is done", search.id)
+            _logger.info("job %s is %s", job.id, "cancelled" if is_cancelled else "done")
         return kept
 
-    def _handle(self, search: SearchRecord) -> dict[str, Any]:
+    def _handle(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
         self._handling = True
         try:
             # A signal between the claim and this line found nothing to interrupt.
             if self._stopping.is_set():
                 raise WorkerStopped
-            return self._handler(search)
+            return self._handler(job, reporter)
         finally:
             self._handling = False
 
     @contextmanager
-    def _heartbeats(self, search: SearchRecord) -> Iterator[None]:
-        """Keep the claim on `search` alive while the block runs."""
+    def _heartbeats(self, job: JobRecord, reporter: JobReporter) -> Iterator[None]:
+        """Keep the claim on `job` alive while the block runs."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(self._options.heartbeat_seconds):
                 try:
-                    if not self._repository.heartbeat(search.id, self.name):
-                        _logger.warning("search %s is no longer this worker's", search.id)
+                    reporter.hear(self._repository.heartbeat_job(job.id, self.name))
+                    if reporter.signal is JobSignal.LOST:
+                        _logger.warning("job %s is no longer this worker's", job.id)
                         return
                 except LopError as error:
-                    _logger.warning("heartbeat of search %s: %s", search.id, error)
+                    _logger.warning("heartbeat of job %s: %s", job.id, error)
 
-        thread = threading.Thread(target=beat, name=f"heartbeat-{search.id}", daemon=True)
+        thread = threading.Thread(target=beat, name=f"heartbeat-{job.id}", daemon=True)
         thread.start()
         try:
             yield
@@ -180,7 +210,7 @@ class Worker:
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:
-        """In the main thread, let SIGTERM and SIGINT stop the worker, at once even within a search."""
+        """In the main thread, let SIGTERM and SIGINT stop the worker, at once even within a job."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -202,5 +232,5 @@ class Worker:
 def run_worker(
     repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
 ) -> int:
-    """Run one worker until it is told to stop; returns how many searches it finished. Raises as `Worker.run`."""
+    """Run one worker until it is told to stop; returns how many jobs it ended. Raises as `Worker.run`."""
     return Worker(repository, handler, options=options, name=name).run()

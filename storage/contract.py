@@ -9,10 +9,11 @@ Read consistency: a method sees everything that was committed before it was call
 that is not committed. What it returns is of one moment, and of no earlier one: nothing is cached but the anatomies of
 models, which never change. Two calls are two moments. Where that is not so, the method says it.
 
-Immutable once written: models, calibration sets, statistics, samples, predictors, plans, artifacts, device profiles.
-Writing the same value again changes nothing; writing another one under a taken key raises ConflictError, except where
-the method says otherwise. What does change: a search, along SearchStatus, until it is done or failed; a model's `path`,
-which follows its checkpoint; a predictor's `created_at`, which is its latest training.
+Immutable once written: models, calibration sets, data sets, statistics, samples, searches, predictors, plans,
+artifacts, device profiles. Writing the same value again changes nothing; writing another one under a taken key raises
+ConflictError, except where the method says otherwise. What does change: a job, along JobStatus; a model's `path`, which
+follows its checkpoint; a predictor's `created_at`, which is its latest training; when a key was used, and whether it is
+revoked.
 
 Raises: every method StorageUnavailableError if the database does not answer, and SchemaRevisionError if its schema is
 not at our revision; every method that writes InputError for a value that no database can hold. A method's own "Raises"
@@ -20,7 +21,7 @@ comes on top.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from pruning.anatomy.architecture import Architecture
@@ -29,13 +30,20 @@ from pruning.planning.space import Space
 from storage.records import (
     Artifact,
     CalibrationRecord,
+    DatasetRecord,
     DeviceRecord,
+    JobEvent,
+    JobProgress,
+    JobRecord,
+    JobSignal,
+    JobStatus,
+    KeyRecord,
     ModelRecord,
+    NewJob,
     PlanRecord,
     PredictorRecord,
     Sample,
     SearchRecord,
-    SearchStatus,
     StatisticsRecord,
 )
 
@@ -100,14 +108,8 @@ class Samples(Protocol):
         """Samples of a model over all rankings, calibration sets and protocols."""
 
 
-class Jobs(Protocol):
-    """Searches: rows that workers claim, and what finished ones found."""
-
-    def add_search(self, model_id: str, settings: dict[str, Any], *, space: Space | None = None) -> SearchRecord:
-        """Queue a search in `space`.
-
-        Raises NotFoundError for an unknown model, InputError for settings that are not JSON.
-        """
+class Searches(Protocol):
+    """What finished searches found."""
 
     def record_search(
         self,
@@ -118,44 +120,157 @@ class Jobs(Protocol):
         space: Space | None = None,
         validation: dict[str, Any] | None = None,
     ) -> SearchRecord:
-        """Store a search that ran outside the queue: done from the start, no worker ever claims it.
+        """Store a search that is finished.
 
         A search is a function of what it reads, so one that is run again ends the same: if one of equal settings and
-        result is done already, that one is returned. `validation`, if there is any, is kept in the stored result under
-        "validation". It tells no searches apart, and neither does a space that one of them does not say: a search with
-        another validation than the stored one replaces it, under a new id since a finished search never changes.
+        result is stored already, that one is returned. `validation`, if there is any, is kept in the stored result
+        under "validation". It tells no searches apart, and neither does a space that one of them does not say: a search
+        with another validation than the stored one replaces it, under a new id since a finished search never changes.
 
         Raises NotFoundError for an unknown model, InputError for settings, a result or a validation that is not JSON.
         """
 
-    def list_searches(self, *, model_id: str | None = None, status: SearchStatus | None = None) -> list[SearchRecord]:
-        """Searches of one model or of all, in one status or any, oldest first."""
+    def list_searches(self, model_id: str | None = None) -> list[SearchRecord]:
+        """Searches of one model or of all, oldest first."""
 
-    def list_search_ids(self, model_id: str, status: SearchStatus) -> tuple[str, ...]:
-        """The ids alone, oldest first: equal ids of finished searches mean that nothing about them changed."""
+    def list_search_ids(self, model_id: str) -> tuple[str, ...]:
+        """The ids alone, oldest first: equal ids mean that nothing about the model's searches changed."""
 
-    def claim_search(self, worker: str, *, stale_after: timedelta) -> SearchRecord | None:
-        """Make the oldest queued search (or running one without a heartbeat for `stale_after`) this worker's own.
 
-        One conditional UPDATE: of several workers that claim at once, exactly one gets a given search. None if there
-        is nothing to do. Raises InputError if `stale_after` is negative.
+class Jobs(Protocol):
+    """The queue: what was asked for over HTTP or with `--queue`, claimed by workers."""
+
+    def add_job(self, job: NewJob) -> tuple[JobRecord, bool]:
+        """Queue a job, and say whether it is a new one: the same asker's job of an equal idempotency key is returned.
+
+        Raises ConflictError if that one is of another kind or has other settings, InputError for settings that are not
+        JSON.
         """
 
-    def heartbeat(self, search_id: str, worker: str) -> bool:
-        """Say that the search is still worked on; False if it is no longer this worker's."""
+    def get_job(self, job_id: str) -> JobRecord:
+        """Raises NotFoundError."""
 
-    def finish_search(
+    def list_jobs(
         self,
-        search_id: str,
+        *,
+        status: JobStatus | None = None,
+        kind: str | None = None,
+        model_id: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[JobRecord]:
+        """Jobs of that status, kind and model, newest first."""
+
+    def count_jobs(
+        self, *, status: JobStatus | None = None, kind: str | None = None, model_id: str | None = None
+    ) -> int:
+        """How many `list_jobs` would list without a limit."""
+
+    def claim_job(
+        self, worker: str, *, stale_after: timedelta, kinds: Sequence[str] | None = None, max_attempts: int = 3
+    ) -> JobRecord | None:
+        """Make the oldest queued job of `kinds` (any, if None), or running one that lost its worker, this worker's own.
+
+        A running job has lost its worker if there was no heartbeat for `stale_after`, or if the last one lies as far in
+        the future: then the clock was set back. One that `max_attempts` workers have lost is parked, with the reason,
+        and one that was to be cancelled is cancelled.
+
+        One conditional UPDATE: of several workers that claim at once, exactly one gets a given job. None if there is
+        nothing to do. Raises InputError if `stale_after` is negative.
+        """
+
+    def heartbeat_job(self, job_id: str, worker: str) -> JobSignal:
+        """Say that the job is still worked on, and hear whether it is still to be."""
+
+    def job_signal(self, job_id: str, worker: str) -> JobSignal:
+        """What `heartbeat_job` would say, without a heartbeat: for a worker that asks at every evaluation."""
+
+    def report_job(
+        self,
+        job_id: str,
+        worker: str,
+        *,
+        progress: JobProgress | None = None,
+        as_event: bool = False,
+        log: Sequence[str] = (),
+    ) -> JobSignal:
+        """A heartbeat that tells how far the job is, with lines for its log.
+
+        With `as_event`, the progress is also kept as an event. Nothing is stored if the job is not this worker's.
+        """
+
+    def finish_job(
+        self,
+        job_id: str,
         worker: str,
         *,
         result: dict[str, Any] | None = None,
         error: str | None = None,
+        cancelled: bool = False,
     ) -> bool:
-        """Mark it done (or failed, with `error`); False, and no change, if it is no longer this worker's.
+        """Mark it done (failed, with `error`, or cancelled); False, and no change, if it is no longer this worker's.
 
         Raises InputError for a result that is not JSON.
         """
+
+    def release_job(self, job_id: str, worker: str) -> bool:
+        """Give it back to the queue, as if this worker had never claimed it; cancelled, if that was asked for.
+
+        False, and no change, if it is no longer this worker's.
+        """
+
+    def cancel_job(self, job_id: str, *, stale_after: timedelta) -> JobRecord:
+        """Cancel a queued job; ask the worker of a running one to stop, or cancel that one too if it lost its worker.
+
+        A job that is cancelled stays as it is. Raises NotFoundError, ConflictError for one that ended otherwise.
+        """
+
+    def retry_job(self, job_id: str) -> JobRecord:
+        """Queue a job again that failed, was cancelled or parked.
+
+        Raises NotFoundError, ConflictError for any other one.
+        """
+
+    def list_job_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[JobEvent]:
+        """Events of a job with numbers above `after`, in their order. Empty for an unknown job."""
+
+    def last_job_log(self, job_id: str, limit: int) -> list[str]:
+        """The last `limit` lines of its log, in their order."""
+
+
+class Datasets(Protocol):
+    """Conversations that were handed in; their content is in the data store."""
+
+    def add_dataset(self, dataset: DatasetRecord) -> DatasetRecord:
+        """Register a data set whose content is stored; of equal content, the stored record is returned."""
+
+    def get_dataset(self, dataset_id: str) -> DatasetRecord:
+        """Raises NotFoundError."""
+
+    def list_datasets(self) -> list[DatasetRecord]:
+        """All of them, oldest first."""
+
+
+class Keys(Protocol):
+    """Keys to the server."""
+
+    def add_key(self, key: KeyRecord) -> KeyRecord:
+        """Store a new key. Raises ConflictError if its id is taken."""
+
+    def find_key(self, key_id: str) -> KeyRecord | None:
+        """The key of this id, revoked and expired ones included."""
+
+    def list_keys(self) -> list[KeyRecord]:
+        """All keys, oldest first."""
+
+    def has_keys(self) -> bool:
+        """Whether there ever was a key: revoked ones count, so that a server never opens by revoking the last one."""
+
+    def revoke_key(self, key_id: str) -> KeyRecord:
+        """From now on it opens nothing; one that is revoked stays as it is. Raises NotFoundError."""
+
+    def note_key_use(self, key_id: str, at: datetime) -> None:
+        """Keep when the key was used last."""
 
 
 class Catalogue(Protocol):
@@ -263,11 +378,15 @@ class Registry(Catalogue, Artifacts, Protocol):
     """What is registered, and the files that its records name."""
 
 
-class Findings(Samples, Jobs, Protocol):
+class Findings(Samples, Searches, Protocol):
     """What was scored, and the searches that asked for it."""
 
 
-class Repository(Artifacts, Samples, Jobs, Catalogue, Plans, Protocol):
+class JobCatalogue(Catalogue, Datasets, Plans, Protocol):
+    """What jobs name."""
+
+
+class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, Plans, Protocol):
     """Everything that outlives a process."""
 
     def check(self) -> None:

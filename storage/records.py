@@ -85,36 +85,180 @@ class StatisticsRecord:
     created_at: datetime
 
 
-class SearchStatus(StrEnum):
-    """A search's life: queued -> running -> done or failed; running -> queued when its worker is lost.
-
-    A search that ran outside the queue is done from the start.
-    """
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-
-
 @dataclass(frozen=True, slots=True)
 class SearchRecord:
-    """One search request and how far it is. `settings` and `result` are JSON documents.
+    """One finished search. `settings` and `result` are JSON documents.
 
-    `space` is what it searches, as `pruning.planning.space.Space.from_document` reads it; None in searches of before
+    `space` is what it searched, as `pruning.planning.space.Space.from_document` reads it; None in searches of before
     it was stored.
     """
 
     id: str
     model_id: str
     settings: dict[str, Any]
-    status: SearchStatus
-    worker: str | None
-    heartbeat_at: datetime | None
-    result: dict[str, Any] | None
-    error: str | None
+    result: dict[str, Any]
     created_at: datetime
     space: dict[str, Any] | None = None
+
+
+class JobStatus(StrEnum):
+    """A job's life: queued -> running -> done, failed or cancelled; running -> queued when its worker is lost or stops,
+    and parked when that happened too often. What failed, was cancelled or parked can be queued again.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PARKED = "parked"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing happens to the job any more unless somebody asks for it."""
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How far a running job is.
+
+    Attributes:
+        done, total: steps of `stage`: evaluations of a search, bytes or batches of what is read.
+        stage: what is being done, in words.
+        best: the KL of the best configuration so far, where there is one.
+        seconds_left: of the stage, about; None where nothing is known yet.
+    """
+
+    done: int
+    total: int
+    stage: str
+    best: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What is asked of a worker.
+
+    Attributes:
+        kind: what is to be done, in the words of `service.jobs.settings`.
+        model_id: of the model that it is about; it need not be registered.
+        settings: a JSON document.
+        asked_by: who asked: the name of a key, or where the request came from.
+        idempotency_key: of those that one asker gives, equal ones mean one job.
+    """
+
+    kind: str
+    model_id: str
+    settings: dict[str, Any]
+    asked_by: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job and how far it is.
+
+    Attributes:
+        is_cancelling: somebody asked for it to be cancelled, and its worker has not stopped yet.
+        attempts: workers that have begun it and neither finished it nor gave it back.
+        result: a JSON document, of a job that is done.
+        error: why it failed, or was parked.
+    """
+
+    id: str
+    kind: str
+    model_id: str
+    settings: dict[str, Any]
+    status: JobStatus
+    asked_by: str
+    created_at: datetime
+    is_cancelling: bool = False
+    worker: str | None = None
+    heartbeat_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: int = 0
+    progress: JobProgress | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class JobSignal(StrEnum):
+    """What the database says to a worker about the job that it works on."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+class JobEventKind(StrEnum):
+    """What an event tells of: a change of status, how far the job is, or a line of its log."""
+
+    STATUS = "status"
+    PROGRESS = "progress"
+    LOG = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job; `number` counts the job's events from 1. `document` is JSON."""
+
+    number: int
+    kind: JobEventKind
+    document: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """Conversations with their pictures that were handed in; `id` is the sha256 of the content in the data store."""
+
+    id: str
+    name: str
+    num_conversations: int
+    num_answers: int
+    num_pictures: int
+    size_bytes: int
+    added_by: str
+    created_at: datetime
+
+
+class KeyScope(StrEnum):
+    """What a key may do; each may do what those before it may."""
+
+    READ = "read"
+    PLAN = "plan"
+    RUN = "run"
+    ADMIN = "admin"
+
+    def allows(self, needed: "KeyScope") -> bool:
+        """Whether a key of this scope may do what needs `needed`."""
+        order = list(KeyScope)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key to the server, of which only a salted hash is stored.
+
+    Attributes:
+        id: the part of the key that it is found by; no secret.
+        digest: sha256 over `salt` and the secret part, in hex digits.
+        limit: requests that it may make, such as "100/minute"; None: the server's own limit.
+    """
+
+    id: str
+    name: str
+    scope: KeyScope
+    salt: str = field(repr=False)
+    digest: str = field(repr=False)
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,29 @@ from pruning.planning.plan import PruningPlan
 from storage.documents import configuration_architecture
 from storage.records import (
     CalibrationRecord,
+    DatasetRecord,
     DeviceRecord,
+    JobEvent,
+    JobEventKind,
+    JobProgress,
+    JobRecord,
+    JobStatus,
+    KeyRecord,
+    KeyScope,
     ModelRecord,
     PredictorRecord,
     RankingOrigin,
     Sample,
     SearchRecord,
-    SearchStatus,
     StatisticsRecord,
 )
 from storage.tables import (
     CalibrationRow,
+    DatasetRow,
     DeviceRow,
+    JobEventRow,
+    JobRow,
+    KeyRow,
     ModelRow,
     PredictorRow,
     SampleRow,
@@ -35,7 +46,9 @@ from storage.tables import (
 )
 
 
-def column_values(record: CalibrationRecord | ModelRecord | PredictorRecord | StatisticsRecord) -> dict[str, Any]:
+def column_values(
+    record: CalibrationRecord | DatasetRecord | KeyRecord | ModelRecord | PredictorRecord | StatisticsRecord,
+) -> dict[str, Any]:
     """Field values by name: the columns of these tables are named like the fields."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     if isinstance(record, ModelRecord):
@@ -124,11 +137,60 @@ def search_record(row: SearchRow) -> SearchRecord:
         id=row.id,
         model_id=row.model_id,
         settings=row.settings,
-        status=SearchStatus(row.status),
-        worker=row.worker,
-        heartbeat_at=row.heartbeat_at,
         result=row.result,
-        error=row.error,
         created_at=row.created_at,
         space=row.space,
+    )
+
+
+def job_record(row: JobRow) -> JobRecord:
+    return JobRecord(
+        id=row.id,
+        kind=row.kind,
+        model_id=row.model_id,
+        settings=row.settings,
+        status=JobStatus(row.status),
+        asked_by=row.asked_by,
+        created_at=row.created_at,
+        is_cancelling=row.is_cancelling,
+        worker=row.worker,
+        heartbeat_at=row.heartbeat_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        attempts=row.attempts,
+        progress=None if row.progress is None else JobProgress(**row.progress),
+        result=row.result,
+        error=row.error,
+    )
+
+
+def job_event(row: JobEventRow) -> JobEvent:
+    return JobEvent(row.number, JobEventKind(row.kind), row.document, row.created_at)
+
+
+def dataset_record(row: DatasetRow) -> DatasetRecord:
+    return DatasetRecord(
+        id=row.id,
+        name=row.name,
+        num_conversations=row.num_conversations,
+        num_answers=row.num_answers,
+        num_pictures=row.num_pictures,
+        size_bytes=row.size_bytes,
+        added_by=row.added_by,
+        created_at=row.created_at,
+    )
+
+
+def key_record(row: KeyRow) -> KeyRecord:
+    return KeyRecord(
+        id=row.id,
+        name=row.name,
+        scope=KeyScope(row.scope),
+        salt=row.salt,
+        digest=row.digest,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
+        revoked_at=row.revoked_at,
+        limit=row.limit,
     )

@@ -14,7 +14,10 @@ from storage.database import check_revision, create_database_engine, migrate, sh
 from storage.documents import json_document
 from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord, PredictorRecord
 from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
+from storage.sql_datasets import DatasetStore
 from storage.sql_devices import DeviceStore
+from storage.sql_jobs import JobStore
+from storage.sql_keys import KeyStore
 from storage.sql_samples import SampleStore
 from storage.sql_searches import SearchStore
 from storage.sql_statistics import StatisticsStore
@@ -63,7 +66,9 @@ def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
     return SqlRepository(engine)
 
 
-class SqlRepository(StatisticsStore, SampleStore, SearchStore, DeviceStore, Repository):
+class SqlRepository(
+    StatisticsStore, SampleStore, SearchStore, JobStore, DatasetStore, KeyStore, DeviceStore, Repository
+):
     """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The tables, as SQLAlchemy 2 declarative classes; `migrations/` builds the same schema step by step.
 
 Strings have no length: SQLite would not enforce one, and the two databases must accept the same values. Counts are
-64-bit. Rows are only ever inserted, but for `searches`, whose status, worker, heartbeat, result and error change.
+64-bit. Rows are only ever inserted, but for `jobs`, which live along `JobStatus`, and for `keys`, which are used and
+revoked.
 """
 
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from pruning.errors import InputError
-from storage.records import SearchStatus
+from storage.records import JobStatus
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -194,21 +195,85 @@ class DeviceRow(Base):
 
 
 class SearchRow(Base):
+    """A search that is finished."""
+
     __tablename__ = "searches"
-    __table_args__ = (
-        UniqueConstraint("id"),
-        Index(None, "status", "number"),
-        CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in SearchStatus)})", name="status_known"),
-    )
+    __table_args__ = (UniqueConstraint("id"), Index(None, "model_id", "number"))
 
     number: Mapped[int] = mapped_column(_RowNumber, primary_key=True)
     id: Mapped[str]
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     settings: Mapped[dict[str, Any]]
-    status: Mapped[str]
-    worker: Mapped[str | None]
-    heartbeat_at: Mapped[datetime | None]
-    result: Mapped[dict[str, Any] | None]
-    error: Mapped[str | None]
+    result: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
     space: Mapped[dict[str, Any] | None]
+
+
+class JobRow(Base):
+    """What workers claim. `model_id` refers to nothing: the model may be registered by the job, or gone."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("id"),
+        UniqueConstraint("asked_by", "idempotency_key", name="uq_jobs_idempotency"),
+        Index(None, "status", "number"),
+        CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in JobStatus)})", name="status_known"),
+    )
+
+    number: Mapped[int] = mapped_column(_RowNumber, primary_key=True)
+    id: Mapped[str]
+    kind: Mapped[str]
+    model_id: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    status: Mapped[str]
+    is_cancelling: Mapped[bool]
+    asked_by: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    worker: Mapped[str | None]
+    heartbeat_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    attempts: Mapped[int]
+    progress: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+    num_events: Mapped[int]
+    created_at: Mapped[datetime]
+
+
+class JobEventRow(Base):
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    document: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class DatasetRow(Base):
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    num_conversations: Mapped[int]
+    num_answers: Mapped[int]
+    num_pictures: Mapped[int]
+    size_bytes: Mapped[int]
+    added_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class KeyRow(Base):
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    scope: Mapped[str]
+    salt: Mapped[str]
+    digest: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    limit: Mapped[str | None]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from storage.sql_repository import SqlRepository
 
 DEFAULT_DATABASE = "sqlite:///lop.db"
+DEFAULT_STORE = "lop-data"
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DEFAULT_DECODER_TARGETS = (0.15, 0.3, 0.45, 0.6)
 
@@ -31,6 +32,15 @@ Database = Annotated[
 OptionalDatabase = Annotated[
     str | None, typer.Option("--database", help="Database to use, as LOP_DATABASE_URL; default sqlite:///lop.db.")
 ]
+Store = Annotated[
+    str,
+    typer.Option(
+        envvar="LOP_DATA_STORE",
+        help="Folder with the content of data sets, which servers and workers share.",
+        show_envvar=True,
+    ),
+]
+Url = Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 ModelId = Annotated[str, typer.Option("--model", "-m", help="Id of a registered model (`lop model list`).")]

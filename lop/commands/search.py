@@ -8,10 +8,12 @@ import typer
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
 from lop.commands.options import (
     DEFAULT_DATABASE,
+    DEFAULT_STORE,
     Database,
     Json,
     ModelId,
     Seed,
+    Store,
     conversations_of,
     default_targets,
     open_database,
@@ -130,8 +132,12 @@ def search(
     actors: NumActors = None,
     cache_gib: CacheGib = None,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Leave it to a `lop worker` instead of running it here.")
+        bool,
+        typer.Option(
+            "--queue", help="Leave it to a `lop worker`, with the content of the data, instead of running it here."
+        ),
     ] = False,
+    store: Store = DEFAULT_STORE,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
@@ -141,12 +147,14 @@ def search(
     with --validation for a search that is done: nothing is searched again.
     """
     from lop.console.pictures import check_picture, draw_search
-    from lop.workflows.searching import record_result, search_model, search_request
+    from lop.workflows.queueing import queue_search
+    from lop.workflows.searching import record_result, search_model
     from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
     from pruning.data.conversations import calibration_id
     from service.dense_metrics import dense_metrics
+    from storage.data_store import open_store
 
     options = EngineOptions(engine, address, actors, cache_gib)
     if plot is not None:
@@ -182,13 +190,11 @@ def search(
         held_out = [] if validation is None else conversations_of(validation)
         check_disjoint(loaded, held_out)
         if queue:
-            queued = repository.add_search(
-                model, search_request(data, conversations, settings), space=settings.space(anatomy)
-            )
+            job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name)
             if json:
-                print_json({"search": queued.id, "status": queued.status})
+                print_json({"job": job.id, "status": job.status, "dataset": job.settings["dataset"]})
             else:
-                print_line(f"queued search {queued.id}; a running `lop worker` takes it")
+                print_line(f"queued job {job.id}; a running `lop worker` takes it, `lop job show {job.id}` tells of it")
             return
         with SearchProgressBar() as progress:
             result = search_model(

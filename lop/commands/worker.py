@@ -1,41 +1,77 @@
-"""`lop worker`: runs queued searches."""
+"""`lop worker`: runs jobs."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
-from lop.commands.options import DEFAULT_DATABASE, Database, open_database
-from lop.console.console import stderr
+from lop.commands.options import DEFAULT_DATABASE, DEFAULT_STORE, Database, Store, open_database
 from lop.workflows.engines import Engine, EngineOptions, check_engine
+from pruning.errors import InputError
 
 
 def worker(
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="Jobs that it takes, such as search,train. Default: register, measure, search, train, apply."
+        ),
+    ] = None,
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Pause between two looks at an empty queue.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
+    model_roots: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LOP_MODEL_ROOTS",
+            help="Folders, separated as in PATH, under which jobs may name a checkpoint to register.",
+            show_envvar=True,
+        ),
+    ] = None,
+    outputs: Annotated[
+        Path,
+        typer.Option(envvar="LOP_OUTPUT_ROOT", help="Folder into which jobs write checkpoints.", show_envvar=True),
+    ] = Path("lop-output"),
+    store: Store = DEFAULT_STORE,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LOP_DATA_CACHE",
+            help="Keep unpacked data sets in this folder; with Ray, at the same path on every machine.",
+            show_envvar=True,
+        ),
+    ] = None,
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
     cache_gib: CacheGib = None,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
-    """Run the searches that `lop search --queue` left, each followed by training the model's predictor."""
-    from lop.workflows.searching import run_queued
-    from mcts.progress import SearchProgressBar
+    """Run jobs that were asked for over HTTP, or left by `lop search --queue`, one at a time.
+
+    Start as many as you like, on any machine that has the database, the data store and the models. Killed in the middle
+    of a job, another one goes on with it; a job that three workers were lost with is parked (`lop job retry`).
+    """
+    from lop.workflows.jobs import JobRunner
+    from service.jobs.settings import KINDS
     from service.logs import configure_logging
     from service.settings import load_settings
     from service.worker import WorkerOptions, run_worker
-    from storage.records import SearchRecord
+    from storage.data_store import open_store
 
     options = EngineOptions(engine, address, actors, cache_gib)
     check_engine(options)  # now, not once for every search
-    configure_logging(load_settings(database_url=database).log_level)
+    settings = load_settings(database_url=database, data_store=store, model_roots=model_roots)
+    configure_logging(settings.log_level)
+    asked = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
+    if asked is not None and (unknown := [kind for kind in asked if kind not in KINDS]):
+        raise InputError(
+            "a worker takes jobs of known kinds", values=", ".join(unknown), remedy=f"Known are {', '.join(KINDS)}"
+        )
     repository = open_database(database)
     repository.check()
+    runner = JobRunner(
+        repository, open_store(store), roots=settings.model_folders, outputs=outputs, cache=cache, engine=options
+    )
 
-    def handle(search: SearchRecord) -> dict[str, Any]:
-        stderr().print(f"search {search.id} of {search.model_id}", markup=False)
-        with SearchProgressBar() as progress:
-            return run_queued(repository, search, progress, engine=options)
-
-    run_worker(repository, handle, options=WorkerOptions(poll_seconds=poll_seconds, once=once))
+    run_worker(repository, runner, options=WorkerOptions(poll_seconds=poll_seconds, once=once, kinds=asked))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InputError
@@ -17,7 +17,7 @@ from pruning.planning.space import Space
 from pruning.planning.target import counted
 from service.finished_searches import searched_axes
 from storage.contract import Findings, Registry, Repository
-from storage.records import PredictorRecord, Sample, SearchStatus
+from storage.records import PredictorRecord, Sample
 from values.decisions import units_in
 from values.typical_kl import scored_alike
 
@@ -60,10 +60,10 @@ def searched_budgets(
     from mcts.result import SearchResult
 
     found: set[int] = set()
-    for search in repository.list_searches(model_id=model_id, status=SearchStatus.DONE):
+    for search in repository.list_searches(model_id):
         try:
-            document: Any = search.result
-            if document is None or document.get("calibration_id") != calibration_id:
+            document = search.result
+            if document.get("calibration_id") != calibration_id:
                 continue
             if searched_axes(search) is not axes:
                 continue

@@ -13,14 +13,16 @@ from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
 @pytest.fixture(autouse=True)
-def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def _process_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One thread, no settings of the user's, and a `lop worker` that leaves the logging of the test process alone.
 
     Its handler would write to the standard error of its own test for ever, and fail loudly once that is closed.
     """
     torch.set_num_threads(1)
-    for name in ("LOP_DATABASE_URL", "LOP_URL"):
+    for name in ("LOP_DATABASE_URL", "LOP_URL", "LOP_KEY", "LOP_MODEL_ROOTS", "LOP_DATA_CACHE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOP_DATA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LOP_OUTPUT_ROOT", str(tmp_path / "output"))
     monkeypatch.setattr("service.logs.configure_logging", lambda _level: None)
 
 

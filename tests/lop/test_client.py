@@ -119,10 +119,10 @@ def test_mistakes_are_the_errors_of_the_tree(client: lop.Client) -> None:
 
 
 def test_a_server_that_is_away_or_something_else(tmp_path: Path) -> None:
-    with lop.Client("http://127.0.0.1:9") as client, pytest.raises(lop.ServerError, match="lop serve"):
+    with lop.Client("http://127.0.0.1:9") as client, pytest.raises(lop.LopServerError, match="lop serve"):
         client.plan(model="tiny", sparsity=0.4)
     other = httpx.MockTransport(lambda _: httpx.Response(404, html="<h1>It works!</h1>"))
-    with lop.Client("http://x", transport=other) as client, pytest.raises(lop.ServerError, match="own format"):
+    with lop.Client("http://x", transport=other) as client, pytest.raises(lop.LopServerError, match="own format"):
         client.models()
     with pytest.raises(InputError, match="http://"):
         lop.Client("localhost:8000")
@@ -133,7 +133,7 @@ def test_a_database_at_another_revision_is_a_server_error(tmp_path: Path) -> Non
     app = create_app(Settings(database_url=f"sqlite:///{tmp_path / 'old.db'}"))
     with (
         lop.Client("http://lop.test", transport=AppTransport(app)) as client,
-        pytest.raises(lop.ServerError, match="lop db upgrade"),
+        pytest.raises(lop.LopServerError, match="lop db upgrade"),
     ):
         client.plan(model="tiny", sparsity=0.4)
 

@@ -8,9 +8,9 @@ from threading import Thread
 import httpx
 import pytest
 
-from lop.client import Client, ServerError
+from lop.client import Client
 from lop.http_clients import http_client, needs_no_proxy
-from pruning.errors import InputError, LopError, MissingExtraError
+from pruning.errors import InputError, LopError, LopServerError, MissingExtraError
 
 NAMES = ("all", "http", "https", "no")
 
@@ -115,7 +115,7 @@ def test_the_demo_finds_its_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named_once() -> None:
-    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:9/v1/models: "):
+    with pytest.raises(LopServerError, match=r"http://127\.0\.0\.1:9/v1/models: "):
         Client("http://127.0.0.1:9").models()
 
 

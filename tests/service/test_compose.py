@@ -19,11 +19,11 @@ import typer
 import yaml  # type: ignore[import-untyped]
 
 from lop.cli import app
-from storage.records import SearchStatus
+from service.keys import new_key
+from storage.records import JobStatus, KeyScope, NewJob
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server
 from tests.service.made_up import register_model
-from tests.storage.examples import search_of
 
 __all__ = ["postgres_server"]
 
@@ -72,9 +72,9 @@ def test_every_command_is_one_that_lop_has() -> None:
         parse(command_of(name))
     assert command_of("migrate") == ["lop", "db", "upgrade"]
     served = parse(command_of("server"))
-    assert (served["host"], served["port"], served["allow_remote"]) == ("0.0.0.0", 8000, True)
+    assert (served["host"], served["port"], served["store"]) == ("0.0.0.0", 8000, None)
     assert parse(command_of("worker"))["poll_seconds"] == 5
-    assert parse(image_command())["allow_remote"] is True
+    assert parse(image_command())["host"] == "0.0.0.0"
 
 
 def test_no_secret_has_a_default() -> None:
@@ -93,8 +93,9 @@ def test_who_waits_for_whom() -> None:
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert SERVICES["migrate"]["restart"] == "no"
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["server"]["ports"])
-    volumes = [volume.partition(":")[0] for volume in SERVICES["db"]["volumes"]]
-    assert set(volumes) == set(COMPOSE["volumes"])
+    volumes = [volume for name in ("db", "server", "worker") for volume in SERVICES[name]["volumes"]]
+    assert {volume.partition(":")[0] for volume in volumes} >= set(COMPOSE["volumes"])
+    assert [v for v in SERVICES["server"]["volumes"] if v in SERVICES["worker"]["volumes"]] == ["data:/home/lop/data"]
 
 
 def test_the_image_holds_every_package_and_no_root_process() -> None:
@@ -138,7 +139,9 @@ def test_the_commands_work_together(environment: dict[str, str], tmp_path: Path)
         assert migrate.wait(120) == 0, (tmp_path / "migrate.log").read_text()
     with open_repository(url) as repository:
         register_model(repository)
-        search = repository.add_search("tiny", {"sparsities": [0.5]})
+        queued, _ = repository.add_job(NewJob("search", "tiny", {"sparsities": [0.5]}, "somebody"))
+        record, key = new_key("test", KeyScope.PLAN)
+        repository.add_key(record)
         log = tmp_path / "server.log"
         # The compose file's command, but for a port that is surely free.
         command = ["0" if word == "8000" else word for word in command_of("server")]
@@ -149,19 +152,20 @@ def test_the_commands_work_together(environment: dict[str, str], tmp_path: Path)
             while (found := re.search(r"listening on http://0\.0\.0\.0:(\d+)", log.read_text())) is None:
                 assert server.poll() is None, log.read_text()
                 time.sleep(0.05)
-            assert "there is no authentication" in log.read_text()
+            assert "no key" not in log.read_text()
             subprocess.run(
                 [sys.executable, *health_command()[1:]], env=environment | {"LOP_PORT": found[1]}, check=True
             )
-            with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=60) as client:
+            headers = {"Authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=60, headers=headers) as client:
                 assert client.get("/readyz").json() == {"status": "ready"}
                 assert client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).status_code == 201
-            # The search lacks what a queued search needs: that the worker says so shows that it claimed it.
-            while search_of(repository, search.id).status in {SearchStatus.QUEUED, SearchStatus.RUNNING}:
+            # The job lacks what a search needs: that the worker says so shows that it claimed it.
+            while not repository.get_job(queued.id).status.is_final:
                 assert worker.poll() is None, (tmp_path / "worker.log").read_text()
                 time.sleep(0.05)
-            failed_search = search_of(repository, search.id)
-            assert (failed_search.status, bool(failed_search.error)) == (SearchStatus.FAILED, True)
+            ended = repository.get_job(queued.id)
+            assert (ended.status, "a kind that this version knows" in str(ended.error)) == (JobStatus.FAILED, True)
             for process in (server, worker):
                 process.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0, log.read_text()

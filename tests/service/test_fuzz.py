@@ -16,8 +16,12 @@ from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.target import ffn_parameter_limits
+from service.jobs.settings import KINDS
+from service.keys import new_key
 from storage.contract import Repository
+from storage.records import KeyScope
 from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples, widths_of
+from tests.storage.examples import dataset
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
@@ -114,6 +118,73 @@ def test_any_budget(client: TestClient, known: None, body: dict[str, object]) ->
         assert ("nearest_values" in problem) == (problem["type"] == "urn:lop:infeasible-target")
 
 
+# Mostly valid, so that the fuzz reaches the queue too.
+SPARSITIES = st.lists(st.floats(0.05, 0.8), min_size=1, max_size=3, unique=True)
+JOBS = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from([*KINDS, "search", "search"]) | JSON_VALUES,
+        "model": st.just("tiny") | JSON_VALUES,
+        "dataset": st.just("d" * 64) | JSON_VALUES,
+        "sparsities": SPARSITIES | SPARSITIES | JSON_VALUES,
+    },
+    optional={
+        "folder": st.sampled_from(["llava", "../x", "/etc"]) | st.text(st.characters(codec=None), max_size=20),
+        "space": st.sampled_from(["ffn", "attention", "layers", "all"]) | JSON_VALUES,
+        "evaluations": st.integers(1, 300) | JSON_VALUES,
+        "num_levels": st.integers(2, 12) | JSON_VALUES,
+        "plan": JSON_VALUES,
+        "data": JSON_VALUES,
+    },
+).map(lambda body: {k: v for k, v in body.items() if k in FIELDS.get(str(body["kind"]), body)})
+FIELDS = {
+    "register": ("kind", "model", "dataset", "folder"),
+    "measure": ("kind", "model", "dataset"),
+    "train": ("kind", "model", "dataset", "space", "num_levels"),
+    "apply": ("kind", "plan"),
+    "search": ("kind", "model", "dataset", "sparsities", "space", "evaluations", "num_levels", "data"),
+}
+
+
+@settings(QUICK, max_examples=150)
+@given(body=JOBS | JOBS | JSON_VALUES, key=st.none() | st.text(string.printable, max_size=10))
+def test_any_job(client: TestClient, repository: Repository, body: object, key: str | None) -> None:
+    repository.add_dataset(dataset("d" * 64))
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Idempotency-Key": key.strip()})
+    answer = client.post("/v1/jobs", content=json.dumps(body), headers=headers)
+    assert answer.status_code in {200, 201, 404, 409, 422}, answer.text
+    if not answer.is_success:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["rule"]
+        return
+    document = answer.json()
+    assert document["settings"]["kind"] == document["kind"]
+    assert client.get(f"/v1/jobs/{document['id']}").json() == document
+    assert client.delete(f"/v1/jobs/{document['id']}").status_code == 200
+
+
+@settings(QUICK, max_examples=60)
+@given(
+    body=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"BZh9", b"\xfd7zXZ\x00"]),
+)
+def test_any_archive(client: TestClient, body: bytes, start: bytes) -> None:
+    answer = client.post("/v1/datasets", content=start + body, headers={"Content-Type": "application/zip"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["rule"]
+
+
+@settings(QUICK, max_examples=60)
+@given(value=st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=80))
+def test_any_key(client: TestClient, repository: Repository, value: str) -> None:
+    if not repository.has_keys():
+        repository.add_key(new_key("n", KeyScope.ADMIN)[0])
+        ring = next(m.kwargs["ring"] for m in client.app.user_middleware if "ring" in m.kwargs)  # type: ignore[attr-defined]
+        ring._open_until = 0.0
+    answer = client.get("/v1/models", headers=[(b"Authorization", value.encode("latin-1"))])
+    assert answer.status_code == 401
+    assert answer.json()["type"] == "urn:lop:unauthorized"
+
+
 @settings(QUICK, max_examples=40)
 @given(body=st.binary(max_size=60), content_type=st.text(string.printable.strip(), max_size=30))
 def test_any_bytes_of_any_type(client: TestClient, body: bytes, content_type: str) -> None:
@@ -122,7 +193,18 @@ def test_any_bytes_of_any_type(client: TestClient, body: bytes, content_type: st
 
 
 @pytest.mark.parametrize(
-    "prefix", ["/v1/plans/", "/v1/models/", "/v1/rankings/", "/v1/predictors/", "/v1/models?limit=", "/v1/"]
+    "prefix",
+    [
+        "/v1/plans/",
+        "/v1/models/",
+        "/v1/rankings/",
+        "/v1/predictors/",
+        "/v1/jobs/",
+        "/v1/jobs?status=",
+        "/v1/datasets/",
+        "/v1/models?limit=",
+        "/v1/",
+    ],
 )
 @settings(QUICK, max_examples=15)
 @given(octets=st.binary(min_size=1, max_size=20))

@@ -7,6 +7,8 @@ from pydantic import BaseModel
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.plan import PruningPlan
 from service import schemas
+from service.jobs.responses import JobResponse
+from service.jobs.settings import ApplyJob, MeasureJob, RegisterJob, SearchJob, TrainJob
 from service.openapi import PLAN_EXAMPLE
 
 
@@ -38,6 +40,12 @@ def test_the_paths(document: dict[str, Any]) -> None:
         "/v1/predictors/{predictor_id}": ["get"],
         "/v1/devices": ["get", "post"],
         "/v1/devices/{device_id}": ["get"],
+        "/v1/datasets": ["get", "post"],
+        "/v1/datasets/{dataset_id}": ["get"],
+        "/v1/jobs": ["get", "post"],
+        "/v1/jobs/{job_id}": ["delete", "get"],
+        "/v1/jobs/{job_id}/retry": ["post"],
+        "/v1/jobs/{job_id}/events": ["get"],
         "/healthz": ["get"],
         "/readyz": ["get"],
     }
@@ -61,6 +69,8 @@ def has_example(document: dict[str, Any], content: dict[str, Any]) -> bool:
     schema = content.get("schema", {})
     if "example" in content or "examples" in schema or schema.get("format") == "binary":
         return True
+    if "oneOf" in schema:
+        return all(has_example(document, {"schema": kind}) for kind in schema["oneOf"])
     if "$ref" in schema:
         return has_example(document, {"schema": document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]})
     items = schema.get("properties", {}).get("items")
@@ -85,6 +95,13 @@ def test_every_request_and_response_has_an_example(document: dict[str, Any]) -> 
         schemas.DeviceResponse,
         schemas.DeviceDetails,
         DeviceProfile,
+        schemas.DatasetResponse,
+        RegisterJob,
+        MeasureJob,
+        SearchJob,
+        TrainJob,
+        ApplyJob,
+        JobResponse,
         schemas.Liveness,
         schemas.Readiness,
         schemas.Problem,
@@ -95,6 +112,16 @@ def test_examples_are_valid(model: type[BaseModel]) -> None:
     assert examples
     for example in examples:
         assert model.model_validate(example).model_dump(mode="json", exclude_unset=True) == example
+
+
+def test_every_path_but_those_of_health_says_that_it_takes_a_key(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            says = {"401", "403", "429"} <= set(operation["responses"]) and operation.get("security") == [
+                {"key": []},
+                {},
+            ]
+            assert says == path.startswith("/v1/"), path
 
 
 def test_the_plan_example_is_a_plan() -> None:

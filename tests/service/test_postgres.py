@@ -13,11 +13,11 @@ from service.app import create_app
 from service.settings import Settings
 from service.worker import WorkerOptions, run_worker
 from storage.contract import Repository
-from storage.records import SearchStatus
+from storage.records import JobStatus
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server, postgres_url
 from tests.service.made_up import add_calibration, add_search, add_statistics, register_model, scan_samples
-from tests.storage.examples import search_of
+from tests.storage.examples import job
 
 __all__ = ["postgres_server", "postgres_url"]
 
@@ -78,10 +78,10 @@ def test_odd_names_are_the_senders_problem(client: TestClient, text: str) -> Non
 
 
 def test_the_worker(repository: Repository) -> None:
-    search = repository.add_search("tiny", {"seed": 1})
-    assert run_worker(repository, lambda s: s.settings, options=WorkerOptions(once=True)) == 1
-    done = search_of(repository, search.id)
-    assert (done.status, done.result) == (SearchStatus.DONE, {"seed": 1})
+    queued, _ = repository.add_job(job(1))
+    assert run_worker(repository, lambda claimed, _: claimed.settings, options=WorkerOptions(once=True)) == 1
+    done = repository.get_job(queued.id)
+    assert (done.status, done.result) == (JobStatus.DONE, queued.settings)
 
 
 def test_a_database_that_goes_away_is_503_until_it_is_back(postgres_server: PostgresServer) -> None:

@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
+from service.keys import new_key
 from service.server import _listen, serve
 from service.settings import Settings
 from storage.contract import Repository
+from storage.records import KeyScope
 
 SERVE = "from service.server import serve; from service.settings import load_settings; serve(load_settings())"
 
@@ -76,6 +78,15 @@ def test_running_requests_end_before_the_server_does(database_url: str, reposito
             connection.sendall(body[10:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 201 ")
         assert process.wait(30) == 0
+
+
+def test_other_machines_reach_no_server_without_a_key(database_url: str, repository: Repository) -> None:
+    with pytest.raises(InputError, match=r"needs a key.*0\.0\.0\.0.*lop key create"):
+        serve(Settings(database_url=database_url, host="0.0.0.0", port=0))
+    record, _ = new_key("first", KeyScope.READ)
+    repository.add_key(record)
+    with socket.create_server(("0.0.0.0", 0)) as taken, pytest.raises(InputError, match="LOP_PORT"):
+        serve(Settings(database_url=database_url, host="0.0.0.0", port=taken.getsockname()[1]))
 
 
 def test_a_taken_port_is_one_line(database_url: str) -> None:

@@ -7,7 +7,6 @@ from service.settings import LogLevel, Settings, load_settings
 def test_defaults_are_the_safe_ones() -> None:
     settings = load_settings()
     assert (settings.database_url, settings.host, settings.port) == ("sqlite:///lop.db", "127.0.0.1", 8000)
-    assert not settings.allow_remote
     assert settings.is_loopback
 
 
@@ -22,14 +21,12 @@ def test_environment_is_read_with_the_prefix_and_overrides_win(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.2", "example.org"])
-def test_a_host_that_others_can_reach_has_to_be_allowed(host: str) -> None:
-    with pytest.raises(InputError, match="LOP_ALLOW_REMOTE=true"):
-        load_settings(host=host)
-    assert load_settings(host=host, allow_remote=True).host == host
+def test_hosts_that_others_can_reach(host: str) -> None:
+    assert not load_settings(host=host).is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_hosts_need_no_permission(host: str) -> None:
+def test_loopback_hosts(host: str) -> None:
     assert load_settings(host=host).is_loopback
 
 
@@ -45,6 +42,7 @@ def test_loopback_hosts_need_no_permission(host: str) -> None:
         ({"database_url": "sqlite://"}, "LOP_DATABASE_URL"),
         ({"host": ""}, "LOP_HOST"),
         ({"prot": 80}, "LOP_PROT"),
+        ({"key_limit": "many"}, "LOP_KEY_LIMIT"),
     ],
 )
 def test_an_unsafe_value_is_refused_by_name(override: dict[str, object], message: str) -> None:

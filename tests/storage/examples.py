@@ -13,16 +13,19 @@ from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan import Achieved, Kept, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.plan_parts import PlanModel, Provenance
 from pruning.planning.scope import Scope
-from storage.contract import Jobs, Repository
+from storage.contract import Repository
 from storage.documents import canonical_protocol
 from storage.records import (
     CalibrationRecord,
+    DatasetRecord,
     DeviceRecord,
+    KeyRecord,
+    KeyScope,
     ModelRecord,
+    NewJob,
     PredictorRecord,
     RankingOrigin,
     Sample,
-    SearchRecord,
     StatisticsRecord,
 )
 from tests.pruning.made_up_devices import made_up_profile
@@ -149,15 +152,22 @@ def plan(plan_id: str = "plan-1", *, method: str = "predictor", created_at: date
 
 
 def search_document() -> dict[str, Any]:
-    """What `lop search --queue` leaves for a worker; simulations were on by default up to revision 0005."""
+    """Settings that a finished search is stored with; simulations were on by default up to revision 0005."""
     settings = SearchSettings(sparsities=(0.3,), num_evaluations=60, seed=7, num_simulations=8)
     return {"data": "/data/calibration.json", "conversations": 32, "search": settings.to_dict()}
 
 
-def search_of(repository: Jobs, search_id: str) -> SearchRecord:
-    """The search as it is now."""
-    (found,) = (search for search in repository.list_searches() if search.id == search_id)
-    return found
+def job(number: int = 0, *, kind: str = "search", model_id: str = "m", key: str | None = None) -> NewJob:
+    """A job that somebody asks for."""
+    return NewJob(kind, model_id, {"kind": kind, "number": number}, "somebody", key)
+
+
+def dataset(dataset_id: str = "d" * 64) -> DatasetRecord:
+    return DatasetRecord(dataset_id, "thirty-two", 32, 64, 30, 5_000_000_000, "somebody", MORNING)
+
+
+def key(key_id: str = "0123456789ab", **values: Any) -> KeyRecord:
+    return KeyRecord(key_id, "notebook", KeyScope.RUN, "salt", "e" * 64, MORNING, **values)
 
 
 def store_basics(repository: Repository) -> None:

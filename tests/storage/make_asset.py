@@ -13,7 +13,10 @@ from storage.records import PlanRecord
 from storage.sql_repository import open_repository
 from tests.storage.examples import (
     SPACE,
+    dataset,
     device,
+    job,
+    key,
     plan,
     predictor,
     sample,
@@ -38,7 +41,9 @@ def make_asset(path: Path) -> None:
             repository.add_predictor(predictor())
             repository.add_device(device())
             repository.add_plan(PlanRecord("request", plan()))
-            repository.add_search("m", search_document(), space=SPACE)
+            repository.add_job(job(key="once"))
+            repository.add_dataset(dataset())
+            repository.add_key(key())
             repository.record_search("m", search_document(), {"best_kl": 0.02}, space=SPACE, validation={"id": "c"})
         connection = sqlite3.connect(work)
         # Pages of 1 KiB instead of 4 for a small file; their size can only be changed outside of WAL.

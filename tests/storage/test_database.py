@@ -12,15 +12,19 @@ from sqlalchemy import text
 from pruning.anatomy.architecture import DENSE
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
 from storage.contract import Repository
-from storage.records import PlanRecord, SearchStatus
+from storage.records import PlanRecord
 from storage.sql_repository import SqlRepository, open_repository
 from storage.tables import Base
 from tests.postgres import PostgresServer
 from tests.storage.examples import (
+    MORNING,
     RANKING_SHA256,
     SAFETENSORS,
     calibration,
+    dataset,
     device,
+    job,
+    key,
     model,
     plan,
     predictor,
@@ -59,13 +63,32 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "add_plan": lambda r: r.add_plan(PlanRecord("request", plan())),
     "get_plan": lambda r: r.get_plan("plan-1"),
     "find_plan": lambda r: r.find_plan("request"),
-    "add_search": lambda r: r.add_search("m", {}),
     "record_search": lambda r: r.record_search("m", {}, {}),
     "list_searches": lambda r: r.list_searches(),
-    "list_search_ids": lambda r: r.list_search_ids("m", SearchStatus.DONE),
-    "claim_search": lambda r: r.claim_search("w", stale_after=timedelta(0)),
-    "heartbeat": lambda r: r.heartbeat("s", "w"),
-    "finish_search": lambda r: r.finish_search("s", "w"),
+    "list_search_ids": lambda r: r.list_search_ids("m"),
+    "add_job": lambda r: r.add_job(job()),
+    "get_job": lambda r: r.get_job("j"),
+    "list_jobs": lambda r: r.list_jobs(),
+    "count_jobs": lambda r: r.count_jobs(),
+    "claim_job": lambda r: r.claim_job("w", stale_after=timedelta(0)),
+    "heartbeat_job": lambda r: r.heartbeat_job("j", "w"),
+    "job_signal": lambda r: r.job_signal("j", "w"),
+    "report_job": lambda r: r.report_job("j", "w"),
+    "finish_job": lambda r: r.finish_job("j", "w"),
+    "release_job": lambda r: r.release_job("j", "w"),
+    "cancel_job": lambda r: r.cancel_job("j", stale_after=timedelta(0)),
+    "retry_job": lambda r: r.retry_job("j"),
+    "list_job_events": lambda r: r.list_job_events("j"),
+    "last_job_log": lambda r: r.last_job_log("j", 1),
+    "add_dataset": lambda r: r.add_dataset(dataset()),
+    "get_dataset": lambda r: r.get_dataset("d"),
+    "list_datasets": lambda r: r.list_datasets(),
+    "add_key": lambda r: r.add_key(key()),
+    "find_key": lambda r: r.find_key("k"),
+    "list_keys": lambda r: r.list_keys(),
+    "has_keys": lambda r: r.has_keys(),
+    "revoke_key": lambda r: r.revoke_key("k"),
+    "note_key_use": lambda r: r.note_key_use("k", MORNING),
     "check": lambda r: r.check(),
 }
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,21 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Executable, insert, inspect, select, text, update
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    DateTime,
+    Executable,
+    Integer,
+    String,
+    column,
+    insert,
+    inspect,
+    select,
+    table,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from mcts.result import SearchResult
@@ -27,9 +42,9 @@ from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_downgrade import downgrade
 from storage import migration
 from storage.database import create_database_engine, upgrade
-from storage.records import PlanRecord, SearchStatus
+from storage.records import JobStatus, PlanRecord
 from storage.sql_repository import SqlRepository, open_repository
-from storage.tables import Base, PlanRow, SearchRow
+from storage.tables import Base, JobRow, PlanRow, SearchRow
 from storage.url import parse_url
 from tests.storage.examples import (
     ANATOMY,
@@ -37,7 +52,10 @@ from tests.storage.examples import (
     PROTOCOL,
     SPACE,
     calibration,
+    dataset,
     device,
+    job,
+    key,
     model,
     plan,
     predictor,
@@ -97,10 +115,10 @@ def test_migrated_schema_equals_the_tables(database_url: str) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
         inspector = inspect(connection)
-        for name, table in Base.metadata.tables.items():  # what compare_metadata does not look at
+        for name, expected in Base.metadata.tables.items():  # what compare_metadata does not look at
             checks = {check["name"] for check in inspector.get_check_constraints(name)}
-            assert checks == {c.name for c in table.constraints if isinstance(c, CheckConstraint)}
-            assert inspector.get_pk_constraint(name)["name"] == table.primary_key.name
+            assert checks == {c.name for c in expected.constraints if isinstance(c, CheckConstraint)}
+            assert inspector.get_pk_constraint(name)["name"] == expected.primary_key.name
     engine.dispose()
 
 
@@ -128,19 +146,24 @@ def test_database_of_every_released_revision_upgrades_and_keeps_its_rows(asset: 
         assert list(found.values()) == [s.metrics for s in samples]
         assert repository.list_predictors() == [predictor(has_space=says)]
         assert repository.find_plan("request") == PlanRecord("request", plan())
-        (queued,) = repository.list_searches(status=SearchStatus.QUEUED)
-        (done,) = repository.list_searches(status=SearchStatus.DONE)
+        (done,) = repository.list_searches()
+        jobs = repository.list_jobs()
+        of_today = asset.stem >= "revision_0007"
         assert repository.list_devices() == ([device()] if asset.stem >= "revision_0003" else [])
         if asset.stem >= "revision_0002":
             assert repository.list_statistics("m") == [statistics()]
-            assert (queued.settings, done.settings) == (search_document(), search_document())
+            assert done.settings == search_document()
             assert done.result == {"best_kl": 0.02, "validation": {"id": "c"}}
+            (waiting,) = jobs
+            assert waiting.settings == (job(key="once").settings if of_today else search_document())
+            assert waiting.status is (JobStatus.QUEUED if of_today else JobStatus.FAILED)
         else:
             assert repository.list_statistics("m") == []
             assert done.result == {"search": {"targets": [], "scan_evaluations": 15}, "predictor": "p"}
         assert repository.add_statistics(statistics("gradients")) == statistics("gradients")
-        assert {search.space is not None for search in (queued, done)} == {says}
-        assert says is False or queued.space == done.space == SPACE.document()
+        assert done.space == (SPACE.document() if says else None)
+        assert repository.list_datasets() == ([dataset()] if of_today else [])
+        assert repository.list_keys() == ([key()] if of_today else [])
         assert repository.add_samples([sample(5), sample(6)]) == 1  # what was measured before stays as it was
         assert repository.add_samples([grouped, repaired]) == (0 if says else 2)
         assert repository.list_samples("m")[:5] == samples
@@ -193,6 +216,24 @@ OWNER_OF_SEARCHES = (
 )
 """A model as revisions up to 0004 store it."""
 
+OWNER_OF_SEARCHES_OF_0006 = (
+    OWNER_OF_SEARCHES[0],
+    text("INSERT INTO models VALUES ('m', '{}', 'w', 's', '/m', '2025-03-01 08:00:00+00:00', NULL)"),
+)
+
+SEARCHES_OF_OLD = table(
+    "searches",
+    column("number", Integer),
+    column("id", String),
+    column("model_id", String),
+    column("settings", JSON),
+    column("status", String),
+    column("result", JSON(none_as_null=True)),
+    column("error", String),
+    column("created_at", DateTime(timezone=True)),
+)
+"""Searches as revisions up to 0006 store them: those that wait or run, too."""
+
 
 def found(**choice: list[int]) -> dict[str, Any]:
     """The result of a search as it is stored, but for what it calls the choice."""
@@ -211,15 +252,15 @@ def schema(url: str) -> dict[str, Any]:
     with engine.connect() as connection:
         inspector = inspect(connection)
         found: dict[str, Any] = {
-            table: (
-                [{**column, "type": str(column["type"])} for column in inspector.get_columns(table)],
-                inspector.get_pk_constraint(table),
-                sorted(inspector.get_unique_constraints(table), key=str),
-                sorted(inspector.get_check_constraints(table), key=str),
-                sorted(inspector.get_foreign_keys(table), key=str),
-                sorted(inspector.get_indexes(table), key=str),
+            name: (
+                [{**found, "type": str(found["type"])} for found in inspector.get_columns(name)],
+                inspector.get_pk_constraint(name),
+                sorted(inspector.get_unique_constraints(name), key=str),
+                sorted(inspector.get_check_constraints(name), key=str),
+                sorted(inspector.get_foreign_keys(name), key=str),
+                sorted(inspector.get_indexes(name), key=str),
             )
-            for table in inspector.get_table_names()
+            for name in inspector.get_table_names()
         }
         if connection.dialect.name == "sqlite":
             found["sql"] = connection.execute(text("SELECT sql FROM sqlite_master ORDER BY name")).scalars().all()
@@ -283,7 +324,7 @@ def add_predictor_of_today(repository: SqlRepository) -> None:
 
 
 def add_searches(repository: SqlRepository) -> None:
-    repository.add_search("m", search_document(), space=SPACE)
+    repository.record_search("m", search_document(), {}, space=SPACE)
     repository.record_search("m", {}, {}, space=SPACE)
 
 
@@ -317,11 +358,11 @@ def test_results_of_searches_of_before_count_options_from_0(empty_url: str) -> N
     run_sql(
         empty_url,
         *OWNER_OF_SEARCHES,
-        *(insert(SearchRow).values(id=f"s{n}", number=n, result=x, **values) for n, x in enumerate(results, start=1)),
+        *(insert(SEARCHES_OF_OLD).values(id=f"s{n}", number=n, result=x, **values) for n, x in enumerate(results, 1)),
     )
     upgrade(empty_url)
     left = run_sql(empty_url, select(SearchRow.result).order_by(SearchRow.number))
-    assert left == [(OF_0005,), *((result,) for result in results[1:])]
+    assert left == [(OF_0005,), *((result,) for result in results[1:-1])]  # one without a result is none
     assert SearchResult.from_dict(OF_0005["search"]).to_dict() == OF_0005["search"]
 
 
@@ -333,9 +374,13 @@ def test_searches_that_wait_lose_the_settings_that_there_are_no_more(tmp_path: P
     assert all(dropped < set(document["search"]) for document in before)
     upgrade(url)
     with open_repository(url) as repository:
-        done, running, queued = repository.list_searches()
-    statuses = [SearchStatus.DONE, SearchStatus.RUNNING, SearchStatus.QUEUED]
-    assert [search.status for search in (done, running, queued)] == statuses
+        (done,) = repository.list_searches()
+        queued, running = repository.list_jobs()
+        number = repository.record_search("m", {}, {}).id
+        assert repository.list_search_ids("m") == (done.id, number)
+    for ended in (running, queued):
+        assert (ended.kind, ended.model_id, ended.status) == ("search", "m", JobStatus.FAILED)
+        assert "names a file on the server's disk" in str(ended.error)
     assert done.settings == before[0]
     for search, old, sparsity in ((running, before[1], 0.5), (queued, before[2], 0.3)):
         kept = {name: value for name, value in old["search"].items() if name not in dropped}
@@ -358,16 +403,55 @@ def test_waiting_searches_of_any_form_upgrade_on_any_database(empty_url: str) ->
         empty_url,
         *OWNER_OF_SEARCHES,
         *(
-            insert(SearchRow).values(
-                id=f"s{n}", number=n, model_id="m", settings=document, status=status, created_at=MORNING
+            insert(SEARCHES_OF_OLD).values(
+                id=f"s{n}", number=n, model_id="m", settings=document, status=status, created_at=MORNING, result=None
             )
             for n, (status, document) in enumerate(rows, start=1)
         ),
     )
     upgrade(empty_url)
-    left = run_sql(empty_url, select(SearchRow.settings).order_by(SearchRow.number))
+    left = run_sql(empty_url, select(JobRow.settings).order_by(JobRow.number))
     expected = [{"search": {"seed": 7}, "data": "d"}, {"search": 3}, [1], {"search": {"refit_every": 8}}]
     assert left == [(document,) for document in expected]
+    with open_repository(empty_url) as repository:
+        (last, *_), events = repository.list_jobs(), repository.list_job_events("s1")
+        assert [event.document["status"] for event in events] == ["failed"]
+        added, _ = repository.add_job(job())
+        assert repository.list_jobs()[:2] == [added, last]  # numbers go on
+        assert repository.retry_job("s1").status is JobStatus.QUEUED
+
+
+def test_0007_can_be_undone_and_what_waited_has_failed(empty_url: str) -> None:
+    migrate_to(empty_url, "0006")
+    before = schema(empty_url)
+    values = {"model_id": "m", "settings": {"data": "/d"}, "created_at": MORNING}
+    rows = [("done", {"kl": 0.5}, None), ("failed", None, "why"), ("queued", None, None)]
+    run_sql(
+        empty_url,
+        *OWNER_OF_SEARCHES_OF_0006,
+        *(
+            insert(SEARCHES_OF_OLD).values(id=f"s{n}", number=n, status=status, result=result, error=error, **values)
+            for n, (status, result, error) in enumerate(rows, 1)
+        ),
+    )
+    upgrade(empty_url)
+    with open_repository(empty_url) as repository:
+        repository.add_job(job())
+        with pytest.raises(CommandError, match="revision 0006 cannot hold 1 jobs that wait or run"):
+            migrate_to(empty_url, "0006", down=True)
+        assert repository.claim_job("w", stale_after=timedelta(hours=1))
+        (running, *_) = repository.list_jobs()
+        repository.finish_job(running.id, "w", result={})
+    migrate_to(empty_url, "0006", down=True)
+    assert schema(empty_url) == before
+    left = run_sql(empty_url, select(SEARCHES_OF_OLD).order_by(SEARCHES_OF_OLD.c.number))
+    assert [(row.id, row.status, row.result) for row in left] == [
+        ("s1", "done", {"kl": 0.5}),
+        ("s2", "failed", None),
+        ("s3", "failed", None),
+    ]
+    assert left[1].error == "why"
+    assert "lop search --queue" in left[2].error
 
 
 def test_every_released_revision_has_its_asset_and_it_is_small() -> None:
@@ -435,7 +519,7 @@ def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
     with engine.execution_options(write=True).begin() as connection:
         connection.execute(text("DROP TABLE alembic_version"))
     engine.dispose()
-    with pytest.raises(SchemaRevisionError, match=r"artifacts, .*, devices, models.*Use a database of its own"):
+    with pytest.raises(SchemaRevisionError, match=r"artifacts, .*, devices, .*models.*Use a database of its own"):
         upgrade(empty_url)
 
 

@@ -11,7 +11,7 @@ from storage.database import create_database_engine, lock_out_migrations
 from storage.sql_repository import SqlRepository, open_repository
 from storage.sqlite import create_file
 from storage.url import parse_url
-from tests.storage.examples import model, sample, store_basics
+from tests.storage.examples import job, model, sample, store_basics
 from tests.storage.workers import WorkerProcess
 
 
@@ -58,16 +58,14 @@ def test_processes_with_overlapping_samples_lose_and_double_none(
     assert sorted(stored, key=lambda s: s.metrics.kl) == [sample(number) for number in numbers]
 
 
-def test_processes_claim_every_search_once(
-    workers: list[WorkerProcess], filled: SqlRepository, database_url: str
-) -> None:
-    queued = [filled.add_search("m", {}).id for _ in range(30)]
+def test_processes_claim_every_job_once(workers: list[WorkerProcess], filled: SqlRepository, database_url: str) -> None:
+    queued = [filled.add_job(job(number))[0].id for number in range(30)]
     for index, worker in enumerate(workers):
         worker.send("claim_all", database_url, worker=f"worker-{index}")
     claims = {f"worker-{index}": worker.receive() for index, worker in enumerate(workers)}
-    assert sorted(search_id for claimed in claims.values() for search_id in claimed) == sorted(queued)
-    assert {s.id: s.worker for s in filled.list_searches()} == {
-        search_id: name for name, claimed in claims.items() for search_id in claimed
+    assert sorted(job_id for claimed in claims.values() for job_id in claimed) == sorted(queued)
+    assert {found.id: found.worker for found in filled.list_jobs()} == {
+        job_id: name for name, claimed in claims.items() for job_id in claimed
     }
 
 

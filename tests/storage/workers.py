@@ -93,9 +93,9 @@ def write_for_ever(url: str, batch_size: int) -> None:
 def claim_all(url: str, worker: str) -> list[str]:
     claimed = []
     with open_repository(url) as repository:
-        while (search := repository.claim_search(worker, stale_after=timedelta(hours=1))) is not None:
-            assert search.worker == worker
-            claimed.append(search.id)
+        while (job := repository.claim_job(worker, stale_after=timedelta(hours=1))) is not None:
+            assert job.worker == worker
+            claimed.append(job.id)
     return claimed
 
 

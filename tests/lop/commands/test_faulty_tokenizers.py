@@ -10,7 +10,7 @@ import pytest
 
 from lop.cli import main
 from storage.contract import Repository
-from storage.records import SearchStatus
+from storage.records import JobStatus
 from storage.sql_repository import open_repository
 from tests.tiny_models import save_tiny_checkpoint
 from tests.tiny_models.hub_folders import save_hub_folder
@@ -100,7 +100,7 @@ def test_no_other_command_measures_with_it(run: Run, registered: Path, questions
         assert (words[0], code) == (words[0], 2)
         assert line.startswith(f"error: {REFUSED} (got {registered}: ")
     run("worker", "--once")
-    (queued,) = (x for x in repository.list_searches() if x.status is SearchStatus.FAILED)
+    (queued,) = repository.list_jobs(status=JobStatus.FAILED)
     assert REFUSED in str(queued.error)
     assert repository.count_samples("mine") == samples
 

@@ -18,7 +18,6 @@ from mcts.progress import SearchProgressBar
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import CheckpointError
 from pruning.measuring.metrics import Metrics
-from storage.records import SearchStatus
 from storage.sql_repository import open_repository
 from tests.postgres import StoppableServer
 from tests.tiny_models import write_conversations
@@ -161,7 +160,7 @@ def test_a_validation_that_fails_loses_nothing_of_the_search(
         assert "samples stored" in out
     assert picture.is_file()
     with open_repository(database) as repository:
-        assert len(repository.list_search_ids("tiny", SearchStatus.DONE)) == 1
+        assert len(repository.list_search_ids("tiny")) == 1
 
 
 def test_validation_runs_on_the_engine_of_the_search(

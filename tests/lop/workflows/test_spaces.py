@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from lop.workflows.comparing import compare_methods
-from lop.workflows.searching import run_queued, search_model, search_request
+from lop.workflows.jobs import JobRunner
+from lop.workflows.queueing import queue_search
+from lop.workflows.searching import search_model
 from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS
@@ -22,14 +24,15 @@ from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import Axis
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.space import Space
 from pruning.planning.workload import Workload
 from service.finished_searches import SearchFinder, searched_space
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
+from service.worker import WorkerOptions, run_worker
 from storage.contract import Repository
-from storage.records import BINARY, SearchStatus
+from storage.data_store import open_store
+from storage.records import BINARY
 
 JOINT = SearchSettings(sparsities=(0.3, 0.6), scope=Scope.DECODER, axes=SpaceName.ALL, num_evaluations=10, num_levels=3)
 
@@ -54,7 +57,7 @@ def test_a_search_keeps_to_its_budget_and_changes_what_it_may(
     settings = replace(JOINT, axes=axes, sparsities=sparsities, method=method)
     result = search_model(repository, "tiny", conversations, settings, name="data")
     anatomy = repository.get_model("tiny").anatomy
-    (stored,) = repository.list_searches(model_id="tiny", status=SearchStatus.DONE)
+    (stored,) = repository.list_searches("tiny")
     space = searched_space(stored, anatomy)
     assert space.document() == settings.space(anatomy).document()
     assert result.scan_evaluations <= MAX_SCAN_EVALUATIONS
@@ -116,14 +119,20 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
 
 
 def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
-    repository: Repository, data: Path
+    repository: Repository, data: Path, tmp_path: Path
 ) -> None:
     anatomy = repository.get_model("tiny").anatomy
     settings = replace(JOINT, sparsities=(0.3, 0.5), num_evaluations=32, num_levels=2)
-    queued = repository.add_search("tiny", search_request(data, None, settings), space=settings.space(anatomy))
-    assert Space.from_document(queued.space or {}).num_decisions == 2 * anatomy.num_layers
-    document = run_queued(repository, queued)
-    assert len(document["search"]["targets"]) == 2
+    store = open_store(str(tmp_path / "store"))
+    queue_search(repository, store, "tiny", load_conversations(data), settings, name="data")
+    assert run_worker(repository, JobRunner(repository, store), options=WorkerOptions(once=True)) == 1
+    (job,) = repository.list_jobs()
+    document = job.result
+    assert document is not None, job.error
+    assert len(document["targets"]) == 2
+    (search,) = repository.list_searches("tiny")
+    assert search.id == document["search"]
+    assert searched_space(search, anatomy).num_decisions == 2 * anatomy.num_layers
     planner = Planner(repository, PredictorCache(repository, capacity=2))
     plan = planner.plan(PlanRequest(model="tiny", sparsity=0.4, space=SpaceName.ALL))
     assert plan.method == "lop"

@@ -1,0 +1,100 @@
+"""`lop key`: who may use the server."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
+from lop.console.console import print_json, print_line, print_table, stderr
+from pruning.errors import InputError
+from storage.records import KeyRecord, KeyScope
+
+app = typer.Typer(help="Make keys to the server, list and revoke them.", no_args_is_help=True)
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Who it is for, or what. Keys of one name may change each other's jobs.")],
+    scope: Annotated[
+        KeyScope,
+        typer.Option(
+            help="What it may do, each with all before it: read what there is; plan; run jobs, hand in data and "
+            "devices; admin: change everybody's jobs."
+        ),
+    ],
+    expires: Annotated[
+        str | None, typer.Option(help="Time to live, such as 12h, 30d or 52w. Default: for ever.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option(help="Requests that it may make, such as 100/minute. Default: LOP_KEY_LIMIT.")
+    ] = None,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Make a key. It is shown once, and only a salted hash of it is stored.
+
+    From the first key on, the server answers nobody without one, on this machine either.
+    """
+    from service.keys import new_key
+
+    record, key = new_key(name, scope, lifetime=None if expires is None else _lifetime(expires), limit=limit)
+    with open_database(database) as repository:
+        repository.add_key(record)
+    if json:
+        print_json({**_row(record), "key": key})
+        return
+    stderr().print("this key is shown once; clients take it as LOP_KEY:", markup=False)
+    print_line(key)
+
+
+@app.command("list")
+def list_keys(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:
+    """List keys, those that were revoked or have expired included; never the keys themselves."""
+    with open_database(database) as repository:
+        rows = [_row(record) for record in repository.list_keys()]
+    if json:
+        print_json(rows)
+    else:
+        print_table("keys", list(rows[0]) if rows else ["id"], [[x or "-" for x in row.values()] for row in rows])
+
+
+@app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Of the key, from `lop key list`.")],
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Revoke a key: within two seconds it opens nothing. A server whose keys are all revoked answers nobody."""
+    with open_database(database) as repository:
+        row = _row(repository.revoke_key(key_id))
+    if json:
+        print_json(row)
+    else:
+        print_line(f"revoked key {row['id']} ({row['name']})")
+
+
+def _row(record: KeyRecord) -> dict[str, str | None]:
+    moments = {
+        "created": record.created_at,
+        "expires": record.expires_at,
+        "last used": record.last_used_at,
+        "revoked": record.revoked_at,
+    }
+    return {
+        "id": record.id,
+        "name": record.name,
+        "scope": record.scope.value,
+        "limit": record.limit,
+        **{name: None if at is None else at.isoformat(timespec="seconds") for name, at in moments.items()},
+    }
+
+
+def _lifetime(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,5})([hdw])", text)
+    if found is None:
+        raise InputError("a key lives for hours, days or weeks", values=repr(text), remedy="Write 12h, 30d or 52w")
+    return int(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,255 @@
+"""What a worker does for each kind of job: the workflows of the commands, with data by content and folders by name."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions
+from mcts.result import SearchResult
+from pruning.data.conversations import Conversation
+from pruning.errors import CheckpointError, InputError
+from pruning.measuring.metrics import Metrics
+from service.datasets import DatasetShelf
+from service.jobs.reporting import JobReporter
+from service.jobs.settings import (
+    ApplyJob,
+    JobSettings,
+    MeasureJob,
+    RegisterJob,
+    SearchJob,
+    TrainJob,
+    read_settings,
+)
+from storage.contract import Repository
+from storage.data_store import DataStore
+from storage.records import JobRecord
+
+if TYPE_CHECKING:
+    from policy_model.progress import TrainingProgress
+
+_logger = logging.getLogger("lop.jobs")
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """Runs jobs of every kind; what `service.worker.Worker` calls for each.
+
+    Attributes:
+        store: where the content of data sets is.
+        roots: folders under which a job may name a checkpoint.
+        outputs: folder into which checkpoints are written.
+        cache: folder for unpacked data sets; None: a temporary one for each job.
+        engine: where evaluations run.
+    """
+
+    repository: Repository
+    store: DataStore
+    roots: tuple[Path, ...] = ()
+    outputs: Path = Path("lop-output")
+    cache: Path | None = None
+    engine: EngineOptions = LOCAL_ENGINE
+
+    def __call__(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
+        """The result of a claimed job, a JSON document.
+
+        Raises InputError for settings that this version does not know, and what the workflow of its kind raises.
+        """
+        settings = read_settings(job.settings)
+        if settings is None:
+            raise InputError(
+                "a job has settings of a kind that this version knows",
+                values=f"kind {job.kind!r}",
+                remedy="Ask for it again, or run a `lop worker` of the version that queued it",
+            )
+        return self._run(settings, reporter)
+
+    def _run(self, settings: JobSettings, reporter: JobReporter) -> dict[str, Any]:
+        match settings:
+            case RegisterJob():
+                return self._register(settings, reporter)
+            case MeasureJob():
+                return self._measure(settings, reporter)
+            case SearchJob():
+                return self._search(settings, reporter)
+            case TrainJob():
+                return self._train(settings, reporter)
+            case ApplyJob():
+                return self._apply(settings, reporter)
+
+    @contextmanager
+    def _conversations(self, dataset: str, limit: int | None) -> Iterator[tuple[str, list[Conversation]]]:
+        if self.cache is not None:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        shelf = DatasetShelf(self.repository, self.store)
+        with shelf.unpacked(dataset, limit, cache=self.cache) as found:
+            yield found
+
+    def _register(self, job: RegisterJob, reporter: JobReporter) -> dict[str, Any]:
+        from lop.workflows.registration import register_by_weights, register_model
+
+        folder = folder_below(self.roots, job.folder)
+        reading = _steps(reporter, "reading weights")
+        if job.dataset is None:
+            record = register_by_weights(
+                self.repository, job.model, folder, on_bytes=reading, on_rank=_steps(reporter, "ranking")
+            )
+        else:
+            with self._conversations(job.dataset, job.conversations) as (name, conversations):
+                record = register_model(
+                    self.repository,
+                    job.model,
+                    folder,
+                    conversations,
+                    name=name,
+                    on_bytes=reading,
+                    on_batch=_steps(reporter, "measuring activations"),
+                )
+        return {"model": record.id, "fingerprint": record.anatomy.fingerprint}
+
+    def _measure(self, job: MeasureJob, reporter: JobReporter) -> dict[str, Any]:
+        from lop.workflows.measuring import StatisticsMeasurer
+
+        measurer = StatisticsMeasurer(self.repository, job.model)
+        measured = []
+        with self._conversations(job.dataset, job.conversations) as (name, conversations):
+            for kind in job.statistics or measurer.missing():
+                record = measurer.measure(
+                    kind,
+                    conversations,
+                    name=name,
+                    num_conversations=job.conversations,
+                    on_batch=_steps(reporter, f"measuring {kind}"),
+                )
+                measured.append({"kind": record.kind, "calibration": record.calibration_id, "sha256": record.sha256})
+        return {"model": job.model, "statistics": measured}
+
+    def _search(self, job: SearchJob, reporter: JobReporter) -> dict[str, Any]:
+        from lop.workflows.searching import record_result, search_model
+        from pruning.data.conversations import calibration_id
+
+        settings = job.search_settings()
+
+        def on_evaluation(done: int, total: int, target: str, best: Metrics | None, /) -> None:
+            reporter.step(done, total, target, None if best is None else best.kl)
+
+        with self._conversations(job.dataset, job.conversations) as (name, conversations):
+            result = search_model(
+                self.repository,
+                job.model,
+                conversations,
+                settings,
+                name=name,
+                progress=on_evaluation,
+                engine=self.engine,
+                record=False,
+            )
+            record = record_result(self.repository, job.model, conversations, settings, result, name=name)
+            calibration = calibration_id(conversations)
+        outcome = {
+            "model": job.model,
+            "search": record.id,
+            "calibration": calibration,
+            "targets": _targets(result),
+        }
+        if not job.train:
+            return outcome
+        try:
+            return outcome | {"predictor": self._predictor(job, calibration, reporter, result)}
+        except InputError as error:  # what was found is not lost where there is too little to learn from
+            _logger.warning("no predictor is trained: %s", error)
+            return outcome | {"not_trained": str(error)}
+
+    def _train(self, job: TrainJob, reporter: JobReporter) -> dict[str, Any]:
+        from pruning.data.conversations import calibration_id
+
+        calibration = None
+        if job.dataset is not None:
+            with self._conversations(job.dataset, job.conversations) as (_, conversations):
+                calibration = calibration_id(conversations)
+        return {"model": job.model, "predictor": self._predictor(job, calibration, reporter)}
+
+    def _predictor(
+        self,
+        job: SearchJob | TrainJob,
+        calibration: str | None,
+        reporter: JobReporter,
+        result: SearchResult | None = None,
+    ) -> str:
+        """Train on what is known of the set; returns the predictor's id."""
+        from lop.workflows.training import train_model
+        from policy_model.training import TrainingSettings
+
+        def on_step(progress: "TrainingProgress") -> None:
+            reporter.step(progress.step, progress.num_steps, f"training: {progress.phase}")
+
+        settings = TrainingSettings(num_levels=job.num_levels, round_to=job.round_to, axes=job.space, seed=job.seed)
+        budgets = [] if result is None else [target.budget for target in result.targets]
+        record = train_model(
+            self.repository, job.model, settings, calibration_id=calibration, budgets=budgets, progress=on_step
+        )
+        return record.id
+
+    def _apply(self, job: ApplyJob, reporter: JobReporter) -> dict[str, Any]:
+        from pruning.cutting.prune_checkpoint import prune_checkpoint
+        from pruning.planning.ranking import Ranking
+
+        plan = self.repository.get_plan(job.plan).plan
+        model = self.repository.get_model(plan.model.id)
+        ranking = Ranking.from_bytes(self.repository.get_artifact(plan.ranking.sha256).content)
+        out = self.outputs.resolve() / plan.plan_id
+        if not out.is_dir():  # a folder is complete or absent: what another run made is not made again
+            self.outputs.mkdir(parents=True, exist_ok=True)
+            prune_checkpoint(
+                model.path, plan, ranking, out, on_bytes=_steps(reporter, "writing"), on_warning=_logger.warning
+            )
+        files = sorted(path for path in out.iterdir() if path.is_file())
+        return {
+            "model": model.id,
+            "plan": plan.plan_id,
+            "folder": plan.plan_id,
+            "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
+        }
+
+
+def folder_below(roots: tuple[Path, ...], name: str) -> Path:
+    """The folder `name` under the first root that has it.
+
+    Raises InputError without roots, CheckpointError if no root has it, or if it is a link to a place elsewhere.
+    """
+    if not roots:
+        raise InputError(
+            "a worker registers checkpoints from folders that it was given",
+            values="none",
+            remedy="Start it with --model-roots FOLDER, or set LOP_MODEL_ROOTS",
+        )
+    for root in roots:
+        folder = (root / name).resolve()
+        if folder.is_dir() and folder.is_relative_to(root.resolve()):
+            return folder
+    raise CheckpointError(
+        "a checkpoint is a folder under one of the worker's roots",
+        values=repr(name),
+        remedy="Copy it there, or correct the name",
+    )
+
+
+def _steps(reporter: JobReporter, stage: str) -> Callable[[int, int], None]:
+    """A callback of (done, total)."""
+    return lambda done, total: reporter.step(done, total, stage)
+
+
+def _targets(result: SearchResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": target.label,
+            "sparsity": target.sparsity,
+            "budget": target.budget,
+            "kl": target.metrics.kl,
+            "agreement": target.metrics.agreement,
+            "evaluations": target.evaluations,
+        }
+        for target in result.targets
+    ]

@@ -1,0 +1,26 @@
+"""What is known to be wrong with a job before it waits: told to who asks, not found in a log an hour later."""
+
+from pruning.errors import InputError
+from service.jobs.settings import ApplyJob, JobSettings, MeasureJob, RegisterJob, SearchJob, TrainJob
+from storage.contract import JobCatalogue
+
+
+def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
+    """The id of the model that the job is about.
+
+    Raises NotFoundError for a model, a data set or a plan that is not there, InputError for settings that make no sense
+    together, InfeasibleTargetError for a sparsity that no configuration reaches.
+    """
+    if isinstance(settings, ApplyJob):
+        return catalogue.get_plan(settings.plan).plan.model.id
+    if settings.dataset is not None:
+        catalogue.get_dataset(settings.dataset)
+    if isinstance(settings, RegisterJob):
+        if settings.dataset is None and settings.conversations is not None:
+            raise InputError("without a data set there are no conversations", values=str(settings.conversations))
+        return settings.model
+    anatomy = catalogue.get_model(settings.model).anatomy
+    if isinstance(settings, SearchJob):
+        settings.search_settings().resolve_targets(anatomy)
+    assert isinstance(settings, MeasureJob | SearchJob | TrainJob)
+    return settings.model

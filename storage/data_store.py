@@ -1,0 +1,175 @@
+"""Where the content of data sets lies: whole files, each under its sha256, never changed.
+
+A folder by default, which servers and workers share; or whatever `fsspec` has an address for, such as s3://bucket/lop.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from pruning.errors import InputError, MissingExtraError, NotFoundError, StorageUnavailableError
+from pruning.reasons import reason_of
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DataStore(Protocol):
+    """Files by their sha256. Any thread and any process may call any method at any time.
+
+    A file is there as a whole or not at all; putting it again changes nothing. Every method raises
+    StorageUnavailableError if the store cannot be reached, read or written, a full disk included.
+    """
+
+    def put(self, source: Path) -> str:
+        """Store a copy of the file `source`; returns its sha256."""
+
+    def has(self, sha256: str) -> bool:
+        """Whether there is such a file."""
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        """Copy the file to `target`, its content checked.
+
+        Raises NotFoundError if there is none, StorageUnavailableError if it is damaged.
+        """
+
+
+def open_store(place: str) -> DataStore:
+    """The store at `place`: a folder, which is made when something is put there, or an address with a scheme.
+
+    Raises MissingExtraError if the address needs a package that is not installed, InputError if it is none.
+    """
+    if "://" not in place:
+        return FolderStore(Path(place))
+    try:
+        import fsspec
+
+        system, root = fsspec.url_to_fs(place)
+    except ImportError as error:
+        raise MissingExtraError(
+            "a data store that is not a folder needs the store extra",
+            values=f"{place.partition('://')[0]}://...: {reason_of(error)}",
+            remedy='Install it with `pip install "lop-service[store]"`',
+        ) from error
+    except ValueError as error:
+        raise InputError("a data store is a folder or an address", values=reason_of(error)) from error
+    return RemoteStore(system, root)
+
+
+class FolderStore:
+    """A `DataStore` in a folder: the first two digits of the sha256 are a folder each."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, source: Path) -> str:
+        with _store_errors(str(self._root)):
+            sha256 = _digest(source)
+            path = self._path(sha256)
+            if path.is_file():
+                return sha256
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+            try:
+                with os.fdopen(handle, "wb") as out, source.open("rb") as content:
+                    shutil.copyfileobj(content, out, 2**20)
+                    out.flush()
+                    os.fsync(out.fileno())
+                Path(draft).replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    Path(draft).unlink()
+                raise
+            return sha256
+
+    def has(self, sha256: str) -> bool:
+        with _store_errors(str(self._root)):
+            return self._path(sha256).is_file()
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        with _store_errors(str(self._root)):
+            try:
+                shutil.copyfile(self._path(sha256), target)
+            except FileNotFoundError as error:
+                raise _absent(sha256) from error
+            _check(target, sha256)
+
+    def _path(self, sha256: str) -> Path:
+        _check_name(sha256)
+        return self._root / sha256[:2] / sha256
+
+
+class RemoteStore:
+    """A `DataStore` in a file system of `fsspec`, whose `put_file` makes a file as a whole, as object stores do."""
+
+    def __init__(self, system: Any, root: str) -> None:
+        self._system, self._root = system, root.rstrip("/")
+
+    def put(self, source: Path) -> str:
+        with _store_errors(self._root):
+            sha256 = _digest(source)
+            if not self._system.exists(self._path(sha256)):
+                self._system.makedirs(self._path(sha256).rpartition("/")[0], exist_ok=True)
+                self._system.put_file(str(source), self._path(sha256))
+            return sha256
+
+    def has(self, sha256: str) -> bool:
+        with _store_errors(self._root):
+            return bool(self._system.exists(self._path(sha256)))
+
+    def fetch(self, sha256: str, target: Path) -> None:
+        with _store_errors(self._root):
+            try:
+                self._system.get_file(self._path(sha256), str(target))
+            except FileNotFoundError as error:
+                raise _absent(sha256) from error
+            _check(target, sha256)
+
+    def _path(self, sha256: str) -> str:
+        _check_name(sha256)
+        return f"{self._root}/{sha256[:2]}/{sha256}"
+
+
+def _check_name(sha256: str) -> None:
+    if not _SHA256.fullmatch(sha256):
+        raise InputError("what is stored has a sha256 of 64 hex digits", values=repr(sha256[:80]))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, sha256: str) -> None:
+    if (found := _digest(path)) != sha256:
+        path.unlink()
+        raise StorageUnavailableError(
+            "what is stored under a sha256 must have it",
+            values=f"{sha256[:12]} has {found[:12]}",
+            remedy="The data store is damaged: remove that file, and hand the data set in again",
+        )
+
+
+def _absent(sha256: str) -> NotFoundError:
+    return NotFoundError(
+        "the content of a data set must be in the data store",
+        values=f"nothing under {sha256[:12]}...",
+        remedy="Let server and worker use the same LOP_DATA_STORE, or hand the data set in again",
+    )
+
+
+@contextmanager
+def _store_errors(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailableError(
+            "the data store must be readable and writable, and have room",
+            values=f"{place}: {reason_of(error)}",
+            remedy="Check LOP_DATA_STORE, its permissions and the free disk space",
+        ) from error

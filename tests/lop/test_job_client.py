@@ -1,0 +1,274 @@
+"""Jobs through the client, against the real application and a real worker."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import lop
+from lop.client import fetch_ranking
+from lop.sending import pause_after
+from lop.workflows.jobs import JobRunner, folder_below
+from pruning.errors import (
+    AccessError,
+    CheckpointError,
+    ConflictError,
+    InputError,
+    JobError,
+    LopServerError,
+    NotFoundError,
+    ScopeError,
+)
+from service.app import create_app
+from service.jobs.reporting import JobReporter
+from service.keys import new_key
+from service.settings import Settings
+from service.worker import WorkerOptions, run_worker
+from storage.contract import Repository
+from storage.data_store import open_store
+from storage.records import KeyScope
+from tests.lop.app_transport import AppTransport
+
+QUICK = {"evaluations": 6, "num_levels": 6, "conversations": 4}
+
+
+@pytest.fixture
+def app(database: str, tmp_path: Path) -> FastAPI:
+    return create_app(Settings(database_url=database, data_store=str(tmp_path / "store")))
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[lop.Client]:
+    with lop.Client("http://lop.test", transport=AppTransport(app), retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def work(repository: Repository, tmp_path: Path, checkpoint: Path) -> Callable[[], int]:
+    """Run what is queued."""
+    store = open_store(str(tmp_path / "store"))
+    runner = JobRunner(repository, store, roots=(checkpoint.parent,), outputs=tmp_path / "output")
+    return lambda: run_worker(repository, runner, options=WorkerOptions(once=True))
+
+
+def test_a_search_is_handed_in_run_and_waited_for(
+    client: lop.Client, data: Path, work: Callable[[], int], repository: Repository
+) -> None:
+    handle = client.search(model="tiny", data=data, sparsities=[0.3], train=False, **QUICK)
+    assert (handle.status, handle.progress()) == ("queued", None)
+    with pytest.raises(TimeoutError, match="queued after 0 s"):
+        handle.wait(timeout_seconds=0, poll_seconds=0)
+    assert work() == 1
+    told: list[dict[str, object]] = []
+    result = handle.wait(on_progress=told.append)
+    assert [target["label"] for target in result["targets"]] == ["sparsity 0.3 (ffn)"]
+    assert told[-1]["done"] == told[-1]["total"]
+    assert [search.id for search in repository.list_searches("tiny")] == [result["search"]]
+    assert client.job(handle.id).document == handle.document
+    # Asked for again: another job, of the same data, that measures nothing and ends the same.
+    samples = repository.count_samples("tiny")
+    again = client.search(
+        model="tiny", dataset=handle.document["settings"]["dataset"], sparsities=[0.3], train=False, **QUICK
+    )
+    assert work() == 1
+    assert again.wait() == result
+    assert repository.count_samples("tiny") == samples
+    assert [job["id"] for job in client.jobs(kind="search", status="done")] == [again.id, handle.id]
+
+
+def test_a_running_search_is_cancelled_and_goes_on_from_what_it_stored(
+    client: lop.Client, data: Path, work: Callable[[], int], repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = client.search(model="tiny", data=data, sparsities=[0.3], train=False, **QUICK)
+    step, samples = JobReporter.step, []
+
+    def cancelling(self: JobReporter, done: int, total: int, stage: str, best: float | None = None) -> None:
+        samples.append(repository.count_samples("tiny"))
+        if done == 3:
+            assert handle.cancel()["is_cancelling"]
+        step(self, done, total, stage, best)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobReporter, "step", cancelling)
+        assert work() == 1
+    assert client.job(handle.id).status == "cancelled"
+    assert repository.count_samples("tiny") == samples[-1] > 0
+    assert repository.list_searches("tiny") == []
+    handle.retry()
+    assert work() == 1
+    result = handle.wait()
+    undisturbed = client.search(
+        model="tiny", dataset=handle.document["settings"]["dataset"], sparsities=[0.3], train=False, **QUICK
+    )
+    assert work() == 1
+    assert undisturbed.wait() == result
+
+
+def test_every_other_kind_of_job(client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path) -> None:
+    dataset = client.upload(data, conversations=40)["id"]
+    register = client.submit({"kind": "register", "model": "again", "folder": "model", "dataset": dataset})
+    assert work() == 1
+    assert register.wait()["model"] == "again"
+    measure = client.submit(
+        {"kind": "measure", "model": "again", "dataset": dataset, "statistics": ["gradients"], "conversations": 2}
+    )
+    plan = client.plan(model="again", sparsity=0.4)
+    apply = client.submit({"kind": "apply", "plan": plan.plan_id})
+    train = client.submit({"kind": "train", "model": "again"})
+    assert work() == 3
+    assert [found["kind"] for found in measure.wait()["statistics"]] == ["gradients"]
+    written = apply.wait()
+    assert {file["name"] for file in written["files"]} >= {"config.json", "model.safetensors"}
+    model = lop.load_pruned(tmp_path / "output" / written["folder"])
+    assert sum(p.numel() for p in model.parameters()) == plan.achieved.parameters
+    with pytest.raises(JobError, match=r"failed: a predictor is trained on the samples of a search") as caught:
+        train.wait()
+    assert caught.value.job["status"] == "failed"
+    assert train.retry()["status"] == "queued"
+    assert train.cancel()["status"] == "cancelled"
+    with pytest.raises(JobError, match="somebody cancelled it"):
+        train.wait()
+    with pytest.raises(ConflictError):
+        apply.cancel()
+
+
+def test_a_model_or_data_that_went_meanwhile_fails_the_job(
+    client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path
+) -> None:
+    handle = client.search(model="tiny", data=data, sparsities=[0.3], **QUICK)
+    absent = client.submit({"kind": "register", "model": "new", "folder": "not/there"})
+    for path in (tmp_path / "store").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert work() == 2
+    for job, words in ((handle, "LOP_DATA_STORE"), (absent, "under one of the worker's roots")):
+        with pytest.raises(JobError, match=words):
+            job.wait()
+
+
+def test_folders_are_below_the_roots(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    (root / "a" / "b").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "inside").symlink_to(root / "a")
+    assert folder_below((tmp_path / "none", root), "a/b") == root / "a" / "b"
+    assert folder_below((root,), "inside") == root / "a"
+    for name in ("link", "../elsewhere", str(tmp_path / "elsewhere"), "c"):
+        with pytest.raises(CheckpointError, match="under one of the worker's roots"):
+            folder_below((root,), name)
+    with pytest.raises(InputError, match="--model-roots"):
+        folder_below((), "a")
+
+
+def test_mistakes(client: lop.Client, data: Path) -> None:
+    with pytest.raises(NotFoundError):
+        client.job("nope")
+    with pytest.raises(InputError, match="not both"):
+        client.search(model="tiny", sparsities=[0.3])
+    with pytest.raises(InputError, match="evaluation"):
+        client.search(model="tiny", data=data, sparsities=[0.3], evaluation=3)
+    with pytest.raises(InputError, match="as `lop key create` showed it"):
+        lop.Client("http://lop.test", key="two words")
+
+
+def test_keys_and_scopes(app: FastAPI, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, key = new_key("notebook", KeyScope.PLAN)
+    repository.add_key(record)
+    with (
+        lop.Client("http://lop.test", transport=AppTransport(app)) as client,
+        pytest.raises(AccessError, match="LOP_KEY"),
+    ):
+        client.models()
+    monkeypatch.setenv("LOP_KEY", key)
+    with lop.Client("http://lop.test", transport=AppTransport(app)) as client:
+        plan = client.plan(model="tiny", sparsity=0.4)
+        assert client.ranking(plan)
+        with pytest.raises(ScopeError, match="a key of scope run") as caught:
+            client.submit({"kind": "train", "model": "tiny"})
+        assert caught.value.needs == "run"
+
+
+def test_a_key_goes_to_its_own_server_alone(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, bool]] = []
+
+    def note(http: httpx.Client, _verb: str, url: str, _retries: int, **_: object) -> httpx.Response:
+        sent.append((url, "authorization" in http.headers))
+        raise LopServerError("noted")
+
+    with lop.Client("http://lop.test", key="lop_x", transport=AppTransport(app)) as client:
+        plan = client.plan(model="tiny", sparsity=0.4)
+        monkeypatch.setattr("lop.client._send", note)
+        monkeypatch.setenv("LOP_KEY", "lop_x")
+        monkeypatch.setenv("LOP_URL", "http://lop.test")
+        for url in ("http://lop.test/r", "http://lop.test.evil.example/r", "https://evil.example/r"):
+            elsewhere = plan.model_copy(update={"ranking": plan.ranking.model_copy(update={"url": url})})
+            for fetch in (client.ranking, fetch_ranking):
+                with pytest.raises(LopServerError, match="noted"):
+                    fetch(elsewhere)
+    assert [has_key for _, has_key in sent] == [True, True, False, False, False, False]
+
+
+def answers(*found: httpx.Response) -> Callable[[httpx.Request], httpx.Response]:
+    remaining = list(found)
+    return lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_what_passes_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("lop.client.time.sleep", waited.append)
+    page = {"items": [], "next": None}
+    busy, fine = httpx.Response(status, headers={"Retry-After": "7"}), httpx.Response(200, json=page)
+    with lop.Client("http://x", transport=httpx.MockTransport(answers(busy, busy, fine))) as client:
+        assert client.models() == []
+    assert waited == [7.0, 7.0]
+    with (
+        lop.Client("http://x", transport=httpx.MockTransport(answers(busy)), retries=2) as client,
+        pytest.raises(LopServerError) as caught,
+    ):
+        client.models()
+    assert (caught.value.status, len(waited)) == (status, 4)
+
+
+def test_pauses_grow_and_what_does_not_pass_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("lop.client.time.sleep", waited.append)
+    with (
+        lop.Client("http://x", transport=httpx.MockTransport(answers(httpx.Response(502)))) as client,
+        pytest.raises(LopServerError),
+    ):
+        client.models()
+    assert [0.125 * 2**n <= pause <= 0.25 * 2**n for n, pause in enumerate(waited)] == [True] * 4
+    problem = {"content-type": "application/problem+json"}
+    assert pause_after(httpx.Response(503, headers=problem), 1.0) is None  # such as another revision of the database
+    assert pause_after(httpx.Response(503, headers=problem | {"retry-after": "5"}), 1.0) == 5.0
+    assert pause_after(httpx.Response(503, headers={"retry-after": "99999"}), 1.0) == 30.0
+    assert pause_after(httpx.Response(503, headers={"retry-after": "Sat, 28 Nov"}), 1.0) == 1.0
+    assert [pause_after(httpx.Response(code), 1.0) for code in (200, 400, 404, 409, 500, 504)] == [None] * 6
+
+
+def test_the_asynchronous_client(app: FastAPI, data: Path, work: Callable[[], int]) -> None:
+    async def ask() -> None:
+        async with lop.AsyncClient("http://lop.test", transport=httpx.ASGITransport(app), retries=0) as client:
+            plan = await client.plan(model="tiny", sparsity=0.4)
+            assert plan.method == "uniform"
+            handle = await client.search(model="tiny", data=data, sparsities=[0.3], train=False, **QUICK)
+            assert await handle.progress() is None
+            other = await client.submit({"kind": "train", "model": "tiny"})
+            assert (await other.cancel())["status"] == "cancelled"
+            assert await asyncio.to_thread(work) == 1
+            result = await handle.wait()
+            assert result["targets"][0]["label"] == "sparsity 0.3 (ffn)"
+            assert (await client.job(handle.id)).status == "done"
+            assert [job["id"] for job in await client.jobs()] == [other.id, handle.id]
+            with pytest.raises(JobError):
+                await other.wait()
+            assert (await other.retry())["status"] == "queued"
+            with pytest.raises(NotFoundError):
+                await client.job("nope")
+
+    asyncio.run(ask())
