@@ -26,7 +26,7 @@ from benchmarks.axes_parts import PARTS, ModelRun, scan_evaluations_32_layers
 from benchmarks.axes_picture import draw_axes
 from benchmarks.axes_summary import summary_of
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
-from benchmarks.real_steps import Steps, alone_in
+from benchmarks.steps import Steps, alone_in
 
 WORK = Path(__file__).parent / ".work" / "axes"
 SEED = 0

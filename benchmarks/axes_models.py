@@ -14,7 +14,7 @@ from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION as RANKED_BY
 from benchmarks.real_data import PROMPTS, SELECTION, write_split
 from benchmarks.real_data import VALIDATION as JUDGED_BY
-from benchmarks.real_steps import Steps
+from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
 from lop.workflows.compute import load_for_compute
 from pruning.data.conversations import load_conversations

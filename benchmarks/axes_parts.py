@@ -20,7 +20,7 @@ from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TR
 from benchmarks.axes_summary import JOINT, SINGLES
 from benchmarks.axes_targets import BETWEEN, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
-from benchmarks.real_steps import Steps, say
+from benchmarks.steps import Steps, say
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_sensitivity
 from policy_model.predictor import Predictor
 from pruning.checkpoints.anatomy_reader import anatomy_of

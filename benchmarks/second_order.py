@@ -27,9 +27,9 @@ import typer
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, VALIDATION
-from benchmarks.real_steps import Steps, alone_in
 from benchmarks.second_order_data import answered
 from benchmarks.second_order_picture import draw_second_order
+from benchmarks.steps import Steps, alone_in
 from benchmarks.subject import REFERENCE
 from lop.workflows.measuring import measure_activations, measure_second_order, streamed
 from pruning.anatomy.anatomy import ModelAnatomy

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_data import CALIBRATION, PROMPTS, VALIDATION, split
-from benchmarks.real_steps import Steps
+from benchmarks.steps import Steps
 from pruning.atomic_file import replace_file
 
 MAX_NEW_TOKENS: Mapping[str, int] = {CALIBRATION: 256, VALIDATION: 48}

@@ -10,9 +10,10 @@ import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -55,20 +56,29 @@ def hidden_modules(extras: Iterable[str]) -> set[str]:
     }
 
 
-class Hiding(MetaPathFinder):
-    """Says of some modules that they are not installed."""
+class Hiding:
+    """A finder of modules that does not find some: importing these fails, and asking for them says that there are none,
+    as it does of what is not installed."""
 
-    def __init__(self, hidden: set[str]) -> None:
+    def __init__(self, finder: Any, hidden: set[str]) -> None:
+        self._finder = finder
         self._hidden = hidden
 
-    def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
         if fullname.partition(".")[0] in self._hidden:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+            return None
+        spec: ModuleSpec | None = self._finder.find_spec(fullname, path, target)
+        return spec
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
 
 def main(extras: str, words: Sequence[str]) -> None:
     hidden = hidden_modules(filter(None, extras.split(",")))
-    sys.meta_path.insert(0, Hiding(hidden))
+    sys.meta_path[:] = [Hiding(finder, hidden) for finder in sys.meta_path]
     for name in [name for name in sys.modules if name.partition(".")[0] in hidden]:
         del sys.modules[name]
     if words[0] == "-c":

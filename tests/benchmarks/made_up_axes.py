@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.real_steps import Steps
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.ablations import StairsLatency
@@ -14,6 +13,7 @@ from benchmarks.axes_models import AxesModel, Sizes
 from benchmarks.axes_profile import WORKLOAD
 from benchmarks.kept_metrics import KeptMetrics
 from benchmarks.measured_model import MeasuredModel
+from benchmarks.steps import Steps
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.checkpoints.anatomy_reader import anatomy_of

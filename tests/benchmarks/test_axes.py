@@ -246,6 +246,6 @@ def test_a_part_whose_code_has_changed_is_done_again_without_measuring(
     options = {"part": ["joint"], "model": ["one"]}
     first = run(tmp_path, "axes-partial", **options)
     before = len(set(models.measured))
-    monkeypatch.setattr("benchmarks.real_steps.changes_since", lambda _code: {"mcts/search.py": "has changed"})
+    monkeypatch.setattr("benchmarks.steps.changes_since", lambda _code: {"mcts/search.py": "has changed"})
     assert run(tmp_path, "axes-partial", **options) == first
     assert len(set(models.measured)) == before

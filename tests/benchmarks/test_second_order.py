@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import pytest
-from benchmarks.real_steps import Steps
 
-from benchmarks import real_steps, second_order
+from benchmarks import second_order
+from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order import VARIANTS, Model, figures, measured
 from benchmarks.second_order_picture import draw_second_order
+from benchmarks.steps import Steps
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
 def test_every_variant_is_a_row_that_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real_steps, "measured_code", lambda _runs: {})  # digests take longer than the rows
+    monkeypatch.setattr(steps_module, "measured_code", lambda _runs: {})  # digests take longer than the rows
     checkpoint = save_tiny_checkpoint(tmp_path / "model")
     data = {
         CALIBRATION: write_conversations(tmp_path / "calibration", 6),

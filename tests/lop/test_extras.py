@@ -91,6 +91,7 @@ def test_registering_needs_the_extra_search(checkpoint: Path, tmp_path: Path) ->
 
 
 MISSING = {
+    "apply --plan p --model m --out o": "apply",
     "inspect m": "apply",
     "evaluate m --data d": "apply",
     "export gguf --model m --out o": "apply",
@@ -119,11 +120,6 @@ def test_what_is_missing_is_named_with_its_command() -> None:
     errors = alone("", "-c", RUN_ALL, *MISSING).stderr.splitlines()
     named = [re.search(r'which is not installed.*pip install "lop-service\[(.+)\]"', line) for line in errors]
     assert [match and match[1] for match in named] == [*MISSING.values()]
-
-
-def test_the_client_reads_plans_itself(tmp_path: Path) -> None:
-    words = ("apply", "--plan", tmp_path / "absent.json", "--model", "m", "--out", "o")
-    assert "plan file must be readable" in alone("", *words, expected=2).stderr
 
 
 def test_python_names_the_command_too() -> None:
