@@ -149,7 +149,7 @@ def made_up_kl(space: Space, choice: Choice) -> float:
     sites = [decision.sites[0] for decision in space.decisions]
     own = [_own_kl(site, part) for site, part in zip(sites, gone, strict=True)]
     pairs = [math.sqrt(a * b) for a, b in pairwise(own)]
-    return (sum(own) + 0.6 * sum(pairs)) * math.exp(2.0 * sum(gone) / len(gone))
+    return float((sum(own) + 0.6 * sum(pairs)) * math.exp(2.0 * sum(gone) / len(gone)))
 
 
 def _own_kl(site: Site, part: float) -> float:

@@ -333,7 +333,7 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
     }
 
 
-def percentiles(name: str, spent: Mapping[Asked, Sequence[float]]) -> dict[str, Any]:
+def percentiles(name: str, spent: Mapping[Any, Sequence[float]]) -> dict[str, Any]:
     """p50 and p95 of the mix, and the p50 of each kind."""
     mix = np.concatenate([*spent.values()])
     return {

@@ -4,11 +4,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
+from service.jobs.settings import NAME_PATTERN
 from service.keys import Asker
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources
-from service.schemas import NAME_PATTERN
 from storage.contract import Artifacts, Catalogue, Datasets, JobCatalogue, Jobs, Plans, Registry, Repository
 
 

@@ -44,7 +44,9 @@ RECIPES: dict[StatisticsKind, Recipe] = {
     StatisticsKind.SECOND_ORDER: Recipe(num_conversations=None, batch_size=16),
 }
 
-OF_METHODS = tuple(kind for kind in StatisticsKind if kind is not StatisticsKind.SECOND_ORDER)
+OF_METHODS: tuple[StatisticsKind, ...] = tuple(
+    kind for kind in StatisticsKind if kind is not StatisticsKind.SECOND_ORDER
+)
 """Kinds that methods decide from. By second-order statistics models are ranked (`lop model add --criterion`)."""
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,11 +14,11 @@ PLAN = {"model": "tiny", "sparsity": 0.5}
 JSON = {"Content-Type": "application/json"}
 
 
-def problem_of(answer: object, status: int) -> dict[str, object]:
+def problem_of(answer: object, status: int) -> dict[str, Any]:
     """The body of an error answer, after what every one of them must hold."""
     assert answer.status_code == status, answer.text  # type: ignore[attr-defined]
     assert answer.headers["content-type"] == "application/problem+json"  # type: ignore[attr-defined]
-    problem: dict[str, object] = answer.json()  # type: ignore[attr-defined]
+    problem: dict[str, Any] = answer.json()  # type: ignore[attr-defined]
     assert problem["status"] == status
     assert {"type", "title", "status", "detail", "instance", "rule", "values", "remedy"} <= set(problem)
     assert problem["rule"]
