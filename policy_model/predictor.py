@@ -247,7 +247,9 @@ class Predictor:
         """The choice [N] for a search: at most `spare` parameters above the narrowest one, which it must be able to
         spend."""
         costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
-        return tuple(self._chooser.choose(costs, slack, self._chooser.space_values).tolist())
+        chosen = self._chooser.choose(costs, slack, self._chooser.space_values)
+        # Decisions of fewer options repeat their last one.
+        return tuple(np.minimum(chosen, self.encoding.space.top).tolist())
 
     def uncertainty(self, choice: Choice) -> float:
         """The error to expect of the log KL of a choice [L]: a standard deviation, roughly.
@@ -266,7 +268,9 @@ class Predictor:
         """
         costs, chosen = self._parameter_costs, np.array(prefix, dtype=np.int64)
         spent = int(costs.excess[0, np.arange(len(prefix)), chosen].sum())
-        return self._chooser.next_option(costs, np.array([slack + spent], dtype=np.int64), chosen)
+        found = self._chooser.next_option(costs, np.array([slack + spent], dtype=np.int64), chosen)
+        last = self.encoding.space.top[len(prefix)]  # which decisions of fewer options repeat
+        return np.concatenate([found[:last], [found[last:].sum()], np.zeros(len(found) - last - 1)])
 
     def _choice(self, limits: Limits, places: IntArray) -> IntArray | None:
         """[N] in the space of `limits`: the chosen levels, filled up; None if not even the narrowest meet the limits.

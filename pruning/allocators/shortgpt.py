@@ -34,8 +34,8 @@ def allocate_shortgpt(anatomy: ModelAnatomy, statistics: ModelStatistics, limits
         if (limits.slack(choice) >= 0).all():
             break
         choice[layers == layer] = floor[layers == layer]
-    # The later a layer went, the more of it comes back: per unit of what is short, whichever half it is of.
+    # The later a layer went, the more of it comes back: a half is worth what all of it costs, each unit its share.
     worth = np.zeros(limits.table.exists.shape)
-    for row, costs, layer in zip(worth, limits.binding.costs, layers, strict=True):
-        row[: len(costs)] = max(float(influence[layer]), 1e-9) * costs
+    for row, units, costs, layer in zip(worth, space.units, limits.binding.costs, layers, strict=True):
+        row[: len(units)] = max(float(influence[layer]), 1e-9) * float(costs.max()) * units / max(units[-1], 1)
     return Allocation(space.architecture(limits.fit(choice, worth)))

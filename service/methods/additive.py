@@ -48,7 +48,9 @@ def _answer(scan: SensitivityScan, question: Question) -> Answer:
     """
     space = question.limits.space
     least = np.zeros(space.num_decisions, dtype=np.int64)
-    least[space.places_of(scan.space)] = scan.space.units_of(scan.space.bottom)
+    places = space.places_of(scan.space)
+    assert places is not None  # `find_scan` finds no other
+    least[places] = scan.space.units_of(scan.space.bottom)
     limits = question.demand.limits_for(at_least=least.tolist())
     architecture = additive_architecture(scan.space, scan.table, limits)
     options = int(scan.space.counts.sum()) - scan.space.num_decisions

@@ -153,7 +153,8 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     if filled_up:
         notes.append("searched for another target and filled up to this one")
     if not measured:
-        shared = "" if request.tp_size == 1 else f" and to what {request.tp_size} devices share"
+        alone = request.tp_size == 1 or request.space is SpaceName.FFN
+        shared = "" if alone else f" and to what {request.tp_size} devices share"
         notes.append(
             f"rounding to multiples of {request.round_to}{shared} took {units} that were there when it was measured"
         )

@@ -129,6 +129,24 @@ def test_the_policy_alone_is_better_than_an_untrained_one(
     assert kl[0] < 0.75 * kl[1]
 
 
+def test_what_it_proposes_to_a_search_are_options_of_the_space(
+    anatomy: ModelAnatomy, space: Space, predictor: Predictor
+) -> None:
+    """Decisions have different numbers of options; in a predictor, all as many."""
+    spare = predictor.encoding.most_parameters - predictor.encoding.least_parameters
+    for share in (0.3, 0.6, 1.0):
+        choice = predictor.propose(int(share * spare))
+        assert all(0 <= k < count for k, count in zip(choice, space.counts, strict=True))
+        assert parameters(anatomy).cost(space.architecture(choice)) <= (
+            parameters(anatomy).cost(space.architecture(space.bottom)) + int(share * spare)
+        )
+    few = int(np.argmin(space.counts))
+    prior = predictor.prior(space.top[:few], spare)
+    assert prior.sum() == pytest.approx(1.0)
+    assert not prior[space.counts[few] :].any()
+    assert len(prior) == space.counts.max() > space.counts[few]
+
+
 def test_it_is_stored_and_read_back(anatomy: ModelAnatomy, space: Space, predictor: Predictor, tmp_path: Path) -> None:
     predictor.save(tmp_path)
     read = Predictor.load(tmp_path)

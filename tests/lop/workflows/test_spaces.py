@@ -155,7 +155,10 @@ def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
             planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.LAYERS, method=method))
     with pytest.raises(InputError, match="for the space that changes FFN widths alone"):
         planner.plan(PlanRequest(model="tiny", sparsity=0.25, space=SpaceName.ALL, scope=Scope.FFN))
-    with pytest.raises(InfeasibleTargetError, match=r"in the space 'attention'.*or for the space 'all'"):
+    with pytest.raises(
+        InfeasibleTargetError,
+        match=r"in the space 'attention'.*; of the other spaces 'ffn' .*'layers' reaches 0\.75, 'all' reaches it",
+    ):
         planner.plan(PlanRequest(model="tiny", sparsity=0.9, space=SpaceName.ATTENTION))
 
 
@@ -168,5 +171,8 @@ def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
     repository.add_model(replace(model, id="bare", ranking_sha256=bare))
     with pytest.raises(InputError, match="what cuts KV groups needs a ranking that orders them"):
         search_model(repository, "bare", conversations, JOINT, name="data")
+    planner = Planner(repository, PredictorCache(repository, capacity=1))
+    with pytest.raises(InputError, match="what cuts KV groups needs a ranking that orders them"):
+        planner.plan(PlanRequest(model="bare", sparsity=0.3, space=SpaceName.ALL))
     layers = replace(JOINT, axes=SpaceName.LAYERS, sparsities=(0.25,), num_evaluations=2)
     assert search_model(repository, "bare", conversations, layers, name="data").targets[0].metrics.kl > 0.0
