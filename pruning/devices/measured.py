@@ -111,7 +111,7 @@ class MeasuredLatency(LatencyModel):
             batch = "" if self.workload.batch == 1 else f" --batch {self.workload.batch}"
             raise InputError(
                 "a latency where attention or skips may change needs a profile that times them",
-                values=f"that of {self._device.id!r} times FFN widths of layers with whole attention",
+                values=f"{self._device.id!r}, measured by an earlier version: FFN widths with whole attention alone",
                 remedy=f"Measure it again with this version: `lop device profile {self._device.id} --model ID{batch}`, "
                 "or ask for the space 'ffn'",
             )

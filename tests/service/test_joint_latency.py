@@ -61,7 +61,7 @@ def test_a_plan_keeps_to_its_latency_and_a_floor_is_told(
 ) -> None:
     price = price_on(repository, anatomy, device)
     problem = problem_of(client.post("/v1/plans", json=request(space, device, 1e-6)), 422)
-    assert problem["type"] == "urn:lop:infeasible-budget"
+    assert problem["type"] == "urn:lop:infeasible-target"
     least = problem["nearest_values"]["latency_ms"]
     dense = price.total / 1e6
     assert problem["binding"] == "latency_ms"

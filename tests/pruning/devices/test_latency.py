@@ -218,7 +218,7 @@ def test_a_profile_from_before_has_no_time_for_cut_attention_or_skips() -> None:
     price = LatencyPrice(ANATOMY, model)
     for cut in (ANATOMY.architecture([32, 32], [2, 1]), ANATOMY.architecture([0, 32])):
         assert price.latency(cut) is None
-    message = r"needs a profile that times them: that of 'bench'.*lop device profile bench --model ID`, or.*'ffn'"
+    message = r"a profile that times them \(got 'bench', .*lop device profile bench --model ID`, or .*'ffn'"
     for site, units in ((FIRST_ATTENTION, [1, 2]), (FIRST_ATTENTION, [0]), (FIRST_FFN, [0, 8])):
         with pytest.raises(InputError, match=message):
             model.site_ns(site, np.array(units))
