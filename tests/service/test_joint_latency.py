@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.latency import latency_model
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.prices import LatencyPrice, flops
@@ -95,12 +95,13 @@ def test_a_device_from_before_attention_was_timed_refuses_budgets_it_cannot_pric
     assert OLD in str(problem["values"])
     assert f"lop device profile {OLD} --model ID" in str(problem["remedy"])
     # What limits no time is answered, and says that there is none; what changes FFN widths alone is as it was.
-    most = int(0.95 * flops(anatomy, Workload(**WORKLOAD)).total)
+    operations, allowed = flops(anatomy, Workload(**WORKLOAD)), fine_space(anatomy, space, round_to=8)
+    most = (operations.cost(allowed.architecture(allowed.bottom)) + operations.total) // 2
     untimed = request(space, OLD, 1.0) | {"budget": {"flops": most, **WORKLOAD}}
     plan = client.post("/v1/plans", json=untimed).json()
     assert plan["achieved"]["flops"] <= most
     assert plan["achieved"].get("latency_ms") is None
-    assert "so there is none for this plan" in plan["provenance"]["note"]
+    assert "with whole attention only: none is known of this plan" in plan["provenance"]["note"]
     widths = client.post("/v1/plans", json=request(SpaceName.FFN, OLD, 60.0)).json()
     same = client.post("/v1/plans", json=request(SpaceName.FFN, NEW, 60.0)).json()
     assert widths["layers"] == same["layers"]
