@@ -1,10 +1,10 @@
 """How long a request takes on a device, from the modules of a model that was built: stated anew, without product code.
 
-A layer is what is left of it without either half, its attention, and its FFN; what is skipped takes no time. From a
-profile's tables where they cover the request: a line between the two nearest numbers of units, then between the two
-nearest lengths. Else from the device's two figures: a half takes as long as its operations at the peak or as its bytes
-at the bandwidth, of which a data sheet's count 60% and 70% (docs/devices.md). In seconds and floating point; the
-product counts whole nanoseconds, rounded up, so `rounding_ms` says how far the two may be apart.
+A layer takes what it would without an FFN and with the KV groups that it keeps, and what its FFN adds to whole
+attention. Both from a profile's tables where they cover the request: a line between the two nearest numbers of units,
+then between the two nearest lengths. Else from the device's two figures: a pass takes as long as its operations at the
+peak or as its bytes at the bandwidth, of which a data sheet's count 60% and 70% (docs/devices.md). In seconds and
+floating point; the product counts whole nanoseconds, so `rounding_ms` says how far the two may be apart.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ DATA_SHEET_COMPUTE, DATA_SHEET_BANDWIDTH = 0.6, 0.7
 
 @dataclass(frozen=True)
 class BuiltLatency:
-    """Of a whole request; `rounding_ms` is the most that rounding up adds to it."""
+    """Of a whole request; `rounding_ms` is the most that rounding adds to it or takes off."""
 
     total_ms: float
     rounding_ms: float
@@ -60,7 +60,7 @@ def built_latency(
         source, prefill, decode = "measured", *_from_tables(layer, outside, layers, workload, attended)
     else:
         source, prefill, decode = "roofline", *_roofline(model, device, workload, dtype, layers, attended or 0.0)
-    rounded = (3 * len(layers) + 1) * (1 + steps)  # each half of a layer, and what is left of it
+    rounded = (3 * len(layers) + 1) * (1 + steps)  # three times of each layer, and the rest
     return BuiltLatency((prefill + steps * decode) * 1e3, (rounded + 1) / 1e6, source)
 
 
@@ -100,18 +100,23 @@ def _roofline(
     def seconds(operations: float, elements: float) -> float:
         return max(operations / peak, elements * element / bandwidth)
 
-    prefill = decode = 0.0
-    for x in layers:
+    def passes(weights: float, queries: float, cached: float) -> tuple[float, float]:
+        """A prompt and a token through `weights` of a layer, and attention of projections that put out so much."""
         pairs = prompt * (prompt + 1) / 2
-        for half, queries, cached in ((x.attention, x.queries, x.keys_and_values), (x.ffn, 0, 0), (x.shared, 0, 0)):
-            prefill += seconds(
-                batch * (2 * half * prompt + 2 * 2 * queries * pairs),
-                half + batch * cached * prompt,
-            )
-            decode += seconds(
-                batch * (2 * half + 2 * 2 * queries * attended),
-                half + batch * cached * attended,
-            )
+        return (
+            seconds(batch * (2 * weights * prompt + 2 * 2 * queries * pairs), weights + batch * cached * prompt),
+            seconds(batch * (2 * weights + 2 * 2 * queries * attended), weights + batch * cached * attended),
+        )
+
+    prefill = decode = 0.0
+    whole = _dense_attention(model)
+    for x in layers:
+        times = [(1, passes(x.shared + x.attention, x.queries, x.keys_and_values))]
+        if x.width:
+            times.append((1, passes(x.shared + whole.attention + x.ffn, whole.queries, whole.keys_and_values)))
+            times.append((-1, passes(x.shared + whole.attention, whole.queries, whole.keys_and_values)))
+        for sign, (first, further) in times:
+            prefill, decode = prefill + sign * first, decode + sign * further
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     inside = sum(p.numel() for layer in decoder_view(model).layers for p in layer.parameters())
     rows = head.numel() if head is embedding else head.numel() + embedding.numel()
@@ -121,6 +126,15 @@ def _roofline(
     prefill += seconds(2 * vision * _patches(model) * batch, vision)
     decode += seconds(2 * head.numel() * batch, head.numel() + hidden * batch)
     return prefill, decode
+
+
+def _dense_attention(model: "PreTrainedModel") -> _Layer:
+    """Attention as the config's own numbers have it, from which single layers differ."""
+    text = model.config.get_text_config(decoder=True)
+    assert not text.attention_bias
+    queries, cached = text.num_attention_heads * text.head_dim, 2 * text.num_key_value_heads * text.head_dim
+    weights = text.hidden_size * (2 * queries + cached + 1)  # the norm's, too
+    return _Layer(width=0, queries=queries, keys_and_values=cached, attention=weights, ffn=0, shared=0)
 
 
 def _patches(model: nn.Module) -> int:

@@ -57,7 +57,7 @@ def check_plan(
     assert said.activation_bytes is not None
     costs = {
         "memory_bytes": built.weight_bytes + built.kv_cache_bytes + said.activation_bytes,
-        "latency_ms": None if built.latency is None else built.latency.total_ms,
+        "latency_ms": None if built.latency is None else built.latency.total_ms - built.latency.rounding_ms,
         "flops": built.flops,
         "disk_bytes": built.disk_bytes,
     }
@@ -101,12 +101,11 @@ def _exceeds(name: str, cost: float, most: float) -> bool:
 
 
 def _latency_differs(built: BuiltLatency | None, said: Achieved) -> bool:
-    """What the plan says is not what was counted, up to the nanoseconds that it rounds up by, or not of its source."""
+    """What the plan says is not what was counted, up to the nanoseconds that it rounds by, or not of its source."""
     if built is None or said.latency_ms is None:
         return (built is None) != (said.latency_ms is None)
-    above = said.latency_ms - built.total_ms
-    float_error = EPSILON * built.total_ms
-    return said.latency_source != built.source or not -float_error <= above <= built.rounding_ms + float_error
+    apart = abs(said.latency_ms - built.total_ms)
+    return said.latency_source != built.source or apart > built.rounding_ms + EPSILON * built.total_ms
 
 
 def _asked_for(request: PlanRequest) -> str:

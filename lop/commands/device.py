@@ -119,17 +119,22 @@ def show(device_id: DeviceId, url: Url = None, database: OptionalDatabase = None
 
 
 def _show_profile(profile: "DeviceProfile") -> None:
-    """Every table of a profile: dense and narrowest times."""
+    """Every table of a profile: a layer that is skipped, with attention alone, and with an FFN beside it."""
     print_line(f"{profile.id}: {profile.name}, measured on {profile.machine}")
     rows = []
     for table in profile.layers:
         shape = f"D {table.shape.hidden_size}, {table.shape.num_heads}/{table.shape.num_kv_groups} heads"
+        without = table.attention
         for index, tokens in enumerate(table.prompt_tokens):
-            rows.append([shape, table.shape.dtype, table.batch, f"prefill {tokens}", *_ends(table.prefill_ms[index])])
+            times = [*_ends(None if without is None else without.prefill_ms[index]), *_ends(table.prefill_ms[index])]
+            rows.append([shape, table.shape.dtype, table.batch, f"prefill {tokens}", *times])
         for index, tokens in enumerate(table.cache_tokens):
-            rows.append([shape, table.shape.dtype, table.batch, f"decode at {tokens}", *_ends(table.decode_ms[index])])
-    columns = ["layer", "dtype", "batch", "pass", "narrowest ms", "dense ms"]
-    print_table("one decoder layer", columns, rows)
+            times = [*_ends(None if without is None else without.decode_ms[index]), *_ends(table.decode_ms[index])]
+            rows.append([shape, table.shape.dtype, table.batch, f"decode at {tokens}", *times])
+    columns = ["layer", "dtype", "batch", "pass", "skipped", "no FFN", "narrowest FFN", "dense"]
+    print_table("one decoder layer, in milliseconds", columns, rows)
+    if any(table.attention is None for table in profile.layers):
+        print_line(f"layers without an FFN were not timed: measure again with `lop device profile {profile.id}`")
     outside = [
         [
             f"D {x.shape.hidden_size}, vocabulary {x.shape.vocab_size}",
@@ -144,8 +149,8 @@ def _show_profile(profile: "DeviceProfile") -> None:
     print_table("outside of the layers", columns, outside)
 
 
-def _ends(row: tuple[float, ...]) -> list[float]:
-    return [row[0], row[-1]]
+def _ends(row: tuple[float, ...] | None) -> list[float | str]:
+    return ["?", "?"] if row is None else [row[0], row[-1]]
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,8 @@
 """Latency where nothing was measured: the roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)).
 
-A phase of a sub-layer takes as long as its operations at the device's peak, or as its bytes at the memory's bandwidth,
-whichever is longer; attention and FFN run one after the other, so their times add up. That is a lower bound with peaks
-from a data sheet; `COMPUTE_FRACTION` and `BANDWIDTH_FRACTION` say what part of them is assumed to be reachable. The
-result is an estimate, never a measurement.
+A phase of a layer takes as long as its operations at the device's peak, or as its bytes at the memory's bandwidth,
+whichever is longer. That is a lower bound with peaks from a data sheet; `COMPUTE_FRACTION` and `BANDWIDTH_FRACTION`
+say what part of them is assumed to be reachable. The result is an estimate, never a measurement.
 """
 
 from collections.abc import Hashable
@@ -16,9 +15,11 @@ from pruning.anatomy.architecture import Option, Site, Sublayer
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.arrays import FloatArray, IntArray
 from pruning.devices.device import Device
+from pruning.devices.layered import LayeredLatency, Phases
+from pruning.errors import InputError
 from pruning.planning import prices
 from pruning.planning.activations import vision_patches
-from pruning.planning.latency_model import LatencyModel, LatencySource, mean_cache_tokens
+from pruning.planning.latency_model import LatencySource, mean_cache_tokens
 from pruning.planning.space import Options
 from pruning.planning.workload import Workload
 
@@ -51,12 +52,12 @@ class Outside:
         return cls(head, max(outside - max(matrices, 1) * head, 0), vision_patches(anatomy))
 
 
-class RooflineLatency(LatencyModel):
+class RooflineLatency(LayeredLatency):
     """The roofline of `device` for `anatomy`'s layers, with any units.
 
-    Counted: in each sub-layer its weights and norms once a pass; for each KV group attention over the positions
-    attended to, its keys and values read once; nothing of what is skipped; the head once a generated token; embedding
-    rows; in the prefill vision tower and projector, one image a sequence, each weight once a patch.
+    Counted: in each layer the weights and norms that it keeps once a pass, for each KV group attention over the
+    positions attended to, its keys and values read once; the head once a generated token; embedding rows; in the
+    prefill vision tower and projector, one image a sequence, each weight once a patch.
 
     Not counted: activations between operations, attention inside the vision tower, and the time to start a kernel. Of
     towers without a table of positions (Qwen2-VL's, whose images have any size) only the weights' bytes are.
@@ -65,7 +66,7 @@ class RooflineLatency(LatencyModel):
     source = LatencySource.ROOFLINE
 
     def __init__(self, device: Device, anatomy: ModelAnatomy, workload: Workload) -> None:
-        super().__init__(workload)
+        super().__init__(anatomy, workload)
         self._anatomy = anatomy
         self._parameters = prices.parameters(anatomy)
         self._outside = Outside.of(anatomy)
@@ -85,17 +86,21 @@ class RooflineLatency(LatencyModel):
             + ("" if self._outside.patches else "; the vision tower's operations are not counted")
         )
 
-    def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
-        parameters = self._parameters.of(site, Options(units)).astype(np.float64)
-        groups = units.astype(np.float64) if site.sublayer is Sublayer.ATTENTION else np.zeros(len(units))
-        return self._pass_ns(site.layer, parameters, groups)
+    def layer_phases_ns(self, layer: int, widths: IntArray) -> Phases:
+        spec = self._anatomy.layers[layer]
+        dense = np.float64(spec.parameters)
+        parameters = dense - (spec.ffn_width - widths.astype(np.float64)) * spec.ffn_parameters_per_channel
+        return self._pass_ns(layer, parameters, np.full(len(widths), float(spec.num_kv_groups)))
 
-    def kind_of(self, site: Site) -> Hashable:
-        layer = self._anatomy.layers[site.layer]
-        parameters = self._parameters.cost_of(site, Option(1)), self._parameters.of_dense[site]
-        return *parameters, layer.units(site.sublayer), layer.heads_per_group, layer.head_dim, site.sublayer
+    def attention_phases_ns(self, layer: int, groups: IntArray) -> Phases:
+        # What no half takes along stays: norms that the two share, and all but channels of an anatomy without tensors.
+        attention, ffn = Site(layer, Sublayer.ATTENTION), Site(layer, Sublayer.FFN)
+        dense = self._parameters.of_dense
+        shared = self._anatomy.layers[layer].parameters - dense[attention] - dense[ffn]
+        parameters = (shared + self._parameters.of(attention, Options(groups))).astype(np.float64)
+        return self._pass_ns(layer, parameters, groups.astype(np.float64))
 
-    def fixed_phases_ns(self) -> tuple[int, int]:
+    def outside_phases_ns(self) -> tuple[int, int]:
         outside = self._outside
         batch = float(self.workload.batch)
         head_flops = 2.0 * outside.head * batch
@@ -103,17 +108,18 @@ class RooflineLatency(LatencyModel):
         prefill = self._seconds(head_flops, outside.head + embedded * self.workload.prompt_tokens)
         vision = self._seconds(2.0 * outside.vision * outside.patches * batch, float(outside.vision))
         decode = self._seconds(head_flops, outside.head + embedded)
-        first, further = self.nanoseconds(np.array([prefill + vision, decode])).tolist()
-        for layer in self._anatomy.layers:
-            # Norms that the halves share; all but FFN channels of an anatomy that lists no tensors.
-            known = sum(self._parameters.of_dense[Site(layer.index, sublayer)] for sublayer in Sublayer)
-            if shared := layer.parameters - known:
-                parameters: FloatArray = np.array([shared], dtype=np.float64)
-                prefill_ns, decode_ns = self._pass_ns(layer.index, parameters, np.zeros(1))
-                first, further = first + int(prefill_ns[0]), further + int(decode_ns[0])
-        return first, further
+        first, further = self.nanoseconds(np.array([prefill + vision, decode]))
+        return int(first), int(further)
 
-    def _pass_ns(self, layer: int, parameters: FloatArray, groups: FloatArray) -> tuple[IntArray, IntArray]:
+    def kind_of(self, site: Site) -> Hashable:
+        layer = self._anatomy.layers[site.layer]
+        parameters = layer.parameters, self._parameters.of_dense[site], self._parameters.cost_of(site, Option(1))
+        return *parameters, layer.ffn_width, layer.num_kv_groups, layer.num_heads, layer.head_dim, site.sublayer
+
+    def untimed(self) -> InputError:
+        raise AssertionError("a roofline knows all layers")
+
+    def _pass_ns(self, layer: int, parameters: FloatArray, groups: FloatArray) -> Phases:
         """[K] of each phase: through `parameters` [K] of a layer, and attention with KV `groups` [K]."""
         spec, batch = self._anatomy.layers[layer], float(self.workload.batch)
 

@@ -61,7 +61,7 @@ def mean_cache_tokens(workload: Workload) -> float:
 
 
 class LatencyModel(ABC):
-    """Prices one workload on one device. All times are whole nanoseconds, rounded up.
+    """Prices one workload on one device. All times are whole nanoseconds.
 
     A sub-layer takes no less time with more units, and none where it is skipped: so its smallest option is the cheapest
     under this limit as it is under all others.

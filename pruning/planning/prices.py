@@ -148,12 +148,12 @@ class LatencyPrice(Price):
             option.units == 0 or site.sublayer is Sublayer.ATTENTION for site, option in cut
         ):
             return None
-        phases = np.array(self._model.fixed_phases_ns(), dtype=np.int64)
+        first, further = self._model.fixed_phases_ns()
         for site, option in {**{site: Option(units) for site, units in self.dense.items()}, **dict(cut)}.items():
             _check_priced(option.bits, option.density)
             prefill, decode = self._model.phases_ns(site, np.array([option.units], dtype=np.int64))
-            phases += prefill[0], decode[0]
-        return Latency.of_phases(*phases.tolist(), self._model.workload)
+            first, further = first + int(prefill[0]), further + int(decode[0])
+        return Latency.of_phases(first, further, self._model.workload)
 
 
 @lru_cache(maxsize=64)

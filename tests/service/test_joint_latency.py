@@ -9,10 +9,10 @@ from fastapi.testclient import TestClient
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.latency import latency_model
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
-from pruning.planning.prices import LatencyPrice
+from pruning.planning.prices import LatencyPrice, flops
 from pruning.planning.ranking import Ranking
 from pruning.planning.workload import Workload
 from service.devices import find_device
@@ -61,8 +61,10 @@ def test_a_plan_keeps_to_its_latency_and_a_floor_is_told(
 ) -> None:
     price = price_on(repository, anatomy, device)
     problem = problem_of(client.post("/v1/plans", json=request(space, device, 1e-6)), 422)
-    assert problem["type"] == "urn:lop:infeasible-budget"
-    least = problem["nearest_values"]["latency_ms"]
+    assert problem["type"] == "urn:lop:infeasible-target"
+    nearest = problem["nearest_values"]
+    assert isinstance(nearest, dict)
+    least = nearest["latency_ms"]
     dense = price.total / 1e6
     assert problem["binding"] == "latency_ms"
     assert 0 < least < dense
@@ -86,16 +88,20 @@ def test_a_plan_keeps_to_its_latency_and_a_floor_is_told(
 
 @pytest.mark.parametrize("space", [SpaceName.ATTENTION, SpaceName.LAYERS, SpaceName.ALL])
 def test_a_device_from_before_attention_was_timed_refuses_budgets_it_cannot_price(
-    client: TestClient, space: SpaceName
+    client: TestClient, anatomy: ModelAnatomy, space: SpaceName
 ) -> None:
     problem = problem_of(client.post("/v1/plans", json=request(space, OLD, 60.0)), 422)
-    assert "needs a profile that times them" in problem["rule"]
-    assert OLD in problem["values"]
-    assert f"lop device profile {OLD} --model ID" in problem["remedy"]
+    assert "needs a profile that times them" in str(problem["rule"])
+    assert OLD in str(problem["values"])
+    assert f"lop device profile {OLD} --model ID" in str(problem["remedy"])
     # What limits no time is answered, and says that there is none; what changes FFN widths alone is as it was.
-    plan = client.post("/v1/plans", json={"model": "joint", "space": space.value, "sparsity": 0.15, "device": OLD})
-    assert plan.json()["achieved"]["latency_ms"] is None
-    assert "so there is none for this plan" in plan.json()["provenance"]["note"]
+    operations, allowed = flops(anatomy, Workload(**WORKLOAD)), fine_space(anatomy, space, round_to=8)
+    most = (operations.cost(allowed.architecture(allowed.bottom)) + operations.total) // 2
+    untimed = request(space, OLD, 1.0) | {"budget": {"flops": most, **WORKLOAD}}
+    plan = client.post("/v1/plans", json=untimed).json()
+    assert plan["achieved"]["flops"] <= most
+    assert plan["achieved"].get("latency_ms") is None
+    assert "with whole attention only: none is known of this plan" in plan["provenance"]["note"]
     widths = client.post("/v1/plans", json=request(SpaceName.FFN, OLD, 60.0)).json()
     same = client.post("/v1/plans", json=request(SpaceName.FFN, NEW, 60.0)).json()
     assert widths["layers"] == same["layers"]

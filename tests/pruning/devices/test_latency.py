@@ -140,10 +140,7 @@ def test_an_estimate_says_that_it_is_one() -> None:
 def test_tables_at_their_own_points() -> None:
     model = latency_model(BENCH, ANATOMY, Workload(prompt_tokens=10, output_tokens=3))
     assert model.source is LatencySource.MEASURED
-    assert model.description == (
-        "measured: profile of Test bench (measured on a made-up processor, 2 threads); "
-        "of layers with whole attention only"
-    )
+    assert model.description == "measured: profile of Test bench (measured on a made-up processor, 2 threads)"
     assert site_us(model, FIRST_FFN, [8, 16, 32]) == pytest.approx([1200, 2400, 3600])
     assert model.fixed_ns() == 46_000_000
     assert latency_of(model, [8, 32]) == Latency(prefill_ms=49.0, decode_ms_per_token=0.9, total_ms=50.8)
@@ -218,7 +215,7 @@ def test_a_profile_from_before_has_no_time_for_cut_attention_or_skips() -> None:
     price = LatencyPrice(ANATOMY, model)
     for cut in (ANATOMY.architecture([32, 32], [2, 1]), ANATOMY.architecture([0, 32])):
         assert price.latency(cut) is None
-    message = r"needs a profile that times them: that of 'bench'.*lop device profile bench --model ID`, or.*'ffn'"
+    message = r"a profile that times them \(got 'bench', .*lop device profile bench --model ID`, or .*'ffn'"
     for site, units in ((FIRST_ATTENTION, [1, 2]), (FIRST_ATTENTION, [0]), (FIRST_FFN, [0, 8])):
         with pytest.raises(InputError, match=message):
             model.site_ns(site, np.array(units))
