@@ -1,6 +1,6 @@
 """A made-up model for `benchmarks.axes`: a real anatomy of four small layers, and metrics that take no forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class MadeUpModel(MeasuredModel):
         work.mkdir(parents=True, exist_ok=True)
 
     @property
-    def ranking(self) -> Ranking:  # type: ignore[override]
+    def ranking(self) -> Ranking:
         return Ranking(tuple(np.arange(64, dtype=np.int32) for _ in range(4)), self.anatomy.fingerprint)
 
     @property
@@ -103,7 +103,7 @@ class MadeUpModels:
         }
         self.makers = {name: self._maker(name) for name in names}
 
-    def _maker(self, name: str):  # noqa: ANN202
+    def _maker(self, name: str) -> Callable[[Sizes, Path, Steps], AxesModel]:
         def make(_sizes: Sizes, work: Path, _steps: Steps) -> AxesModel:
             return AxesModel(MadeUpModel(work / name, self.metrics[name]), Path("nowhere"))
 

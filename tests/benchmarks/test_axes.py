@@ -12,7 +12,7 @@ import typer
 from benchmarks import axes, axes_parts, axes_predictor, machine
 from benchmarks.axes_milp import least_sum
 from benchmarks.axes_models import Sizes
-from benchmarks.axes_searches import EVOLUTION, MILP, MILP_COMPLETE, SEARCH, AxisSearch, drop_by_influence
+from benchmarks.axes_searches import EVOLUTION, MILP, MILP_COMPLETE, SEARCH, AxisSearch, Found, drop_by_influence
 from benchmarks.axes_summary import GAINS, RATIOS, summary_of
 from benchmarks.axes_targets import LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from policy_model.training import TrainingSettings
@@ -93,9 +93,7 @@ def test_equal_evaluations_and_every_target_met(tmp_path: Path) -> None:
     assert reached[SpaceName.ALL] == [*SPARSITIES, LATENCIES[0]]  # layers of this machine wait more than they compute
     removed = achieved_sparsity(anatomy(), found[0].architecture)[Scope.DECODER]
     with pytest.raises(RuntimeError, match="does not meet"):
-        axes_parts.check_met(
-            axes_parts.Found(SEARCH, Target(Kind.SPARSITY, removed + 0.1), found[0].architecture, 1), limits()
-        )
+        axes_parts.check_met(Found(SEARCH, Target(Kind.SPARSITY, removed + 0.1), found[0].architecture, 1), limits())
 
 
 def row(model: str, space: str, method: str, target: float, kl: float, kind: str = "sparsity") -> dict[str, Any]:
@@ -181,9 +179,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpModels:
     monkeypatch.setattr(axes_predictor, "TRAINING", TrainingSettings(**small, policy_width=8))  # type: ignore[arg-type]
     monkeypatch.setattr(axes, "SIZES", {name: Sizes(8, 8, EVALUATIONS) for name in made_up.makers})
     monkeypatch.setattr(axes, "WORK", tmp_path / "work")
-    monkeypatch.setattr(
-        axes, "OTHER_PARTS", {"more": lambda: {"http_p50_ms_joint_32_layers": 12.5, "rows": [{"a": 1}]}}
-    )
+    more = axes.OtherPart(lambda: {"http_p50_ms_joint_32_layers": 12.5, "rows": [{"a": 1}]})
+    monkeypatch.setattr(axes, "OTHER_PARTS", {"more": more})
     for module in (axes, machine):
         monkeypatch.setattr(module, "RESULTS_DIR", tmp_path / "results")
     return made_up
