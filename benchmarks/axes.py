@@ -151,4 +151,6 @@ def _searched(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command(help=__doc__)(main)
+    app()

@@ -67,4 +67,4 @@ def _draw(axis: Any, rows: Sequence[Row], by: str, colours: Mapping[str, str], t
     axis.set_xlabel(below)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(loc="upper left" if below == AXES[Kind.SPARSITY] else "upper right", frameon=False, fontsize=8)

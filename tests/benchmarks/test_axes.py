@@ -179,9 +179,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpModels:
     monkeypatch.setattr(axes_predictor, "TRAINING", TrainingSettings(**small, policy_width=8))  # type: ignore[arg-type]
     monkeypatch.setattr(axes, "SIZES", {name: Sizes(8, 8, EVALUATIONS) for name in made_up.makers})
     monkeypatch.setattr(axes, "WORK", tmp_path / "work")
-    monkeypatch.setattr(
-        axes, "OTHER_PARTS", {"more": lambda: {"http_p50_ms_joint_32_layers": 12.5, "rows": [{"a": 1}]}}
-    )
+    more = axes.OtherPart(lambda: {"http_p50_ms_joint_32_layers": 12.5, "rows": [{"a": 1}]})
+    monkeypatch.setattr(axes, "OTHER_PARTS", {"more": more})
     for module in (axes, machine):
         monkeypatch.setattr(module, "RESULTS_DIR", tmp_path / "results")
     return made_up
