@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from benchmarks import axes_families, axes_http, axes_speed
 from benchmarks.axes_http import Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
 from benchmarks.axes_speed import ALL, DENSE, FFN, half_plans, measure_model, speed_figures
+from benchmarks.serving import LARGE
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import anatomy_of
@@ -37,7 +38,7 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
     asked: dict[Asked, list[dict[str, Any]]] = {kind: [] for kind in Asked}
     with TestClient(create_app(Settings(database_url=url))) as client:
         for seed in (0, 1):
-            for kind, body in joint_bodies(cast("httpx.Client", client), axes_http.LARGE, 4, seed=seed):
+            for kind, body in joint_bodies(cast("httpx.Client", client), LARGE, 4, seed=seed):
                 asked[kind].append(body)
                 answer = client.post("/v1/plans", json=body | {"method": "uniform"})
                 assert answer.status_code == 201, answer.text  # 200 is one that was made before
