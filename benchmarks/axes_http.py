@@ -154,8 +154,8 @@ def made_up_kl(space: Space, choice: Choice) -> float:
 
 def _own_kl(site: Site, part: float) -> float:
     if site.sublayer is Sublayer.ATTENTION:
-        return 0.002 * math.exp(1.5 * math.cos(1.9 * site.layer)) * part**1.5 * (2.0 if part == 1.0 else 1.0)
-    return 0.003 * math.exp(2.0 * math.sin(2.4 * site.layer)) * part**2 * (1.5 if part == 1.0 else 1.0)
+        return 0.002 * math.exp(1.5 * math.cos(1.9 * site.layer)) * math.pow(part, 1.5) * (2.0 if part == 1.0 else 1.0)
+    return 0.003 * math.exp(2.0 * math.sin(2.4 * site.layer)) * part * part * (1.5 if part == 1.0 else 1.0)
 
 
 def request_milliseconds(url: str, model: str, num_requests: int, *, seed: int) -> dict[Asked, list[float]]:

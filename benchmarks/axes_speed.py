@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,26 +172,49 @@ def measure_model(folder: Path, prompt_tokens: int, output_tokens: int) -> dict[
     prefill, decode = _answer(model, prompt, output_tokens)
     streamed = _streamed_bytes(model)
     return {
-        "prefill_tokens_per_s": prompt_tokens / prefill,
-        "decode_tokens_per_s": output_tokens / decode,
+        "prefill_tokens_per_s": prompt_tokens / prefill.wall,
+        "decode_tokens_per_s": output_tokens / decode.wall,
+        "prefill_cpu_seconds": prefill.cpu,
+        "decode_cpu_seconds": decode.cpu,
         "weight_bytes_a_token": streamed,
-        "streamed_gb_per_s": streamed * output_tokens / decode / 1e9,
+        "streamed_gb_per_s": streamed * output_tokens / decode.wall / 1e9,
         "threads": torch.get_num_threads(),
     }
 
 
-def _answer(model: "PreTrainedModel", prompt: Any, output_tokens: int) -> tuple[float, float]:
-    """Seconds of the prefill, and of `output_tokens` further passes of one token each."""
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """Seconds by the clock, and of all of this process's threads: where others run too, those say what it took."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass
+class _Watch:
+    """Times one thing after another."""
+
+    wall: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
+
+    def lap(self) -> _Spent:
+        before = self.wall, self.cpu
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return _Spent(self.wall - before[0], self.cpu - before[1])
+
+
+def _answer(model: "PreTrainedModel", prompt: Any, output_tokens: int) -> tuple[_Spent, _Spent]:
+    """What the prefill took, and `output_tokens` further passes of one token each."""
     import torch
 
     with torch.inference_mode():
-        started = time.perf_counter()
+        watch = _Watch()
         out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        prefilled = time.perf_counter()
+        prefill = watch.lap()
         for _ in range(output_tokens):
             token = out.logits[:, -1:].argmax(dim=-1)
             out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-        return prefilled - started, time.perf_counter() - prefilled
+        return prefill, watch.lap()
 
 
 def _streamed_bytes(model: "PreTrainedModel") -> int:

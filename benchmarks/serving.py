@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -46,6 +46,8 @@ from pruning.planning.target import ffn_parameter_limits
 from pruning.planning.workload import Workload
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, DeviceRecord, ModelRecord, Sample
+
+KindT = TypeVar("KindT", bound=StrEnum)
 
 LARGE = "large"
 NUM_LAYERS = 32
@@ -333,7 +335,7 @@ def measure_serving(repository: Repository, database: str, reference: str) -> di
     }
 
 
-def percentiles(name: str, spent: Mapping[Any, Sequence[float]]) -> dict[str, Any]:
+def percentiles(name: str, spent: Mapping[KindT, Sequence[float]]) -> dict[str, Any]:
     """p50 and p95 of the mix, and the p50 of each kind."""
     mix = np.concatenate([*spent.values()])
     return {

@@ -204,7 +204,8 @@ def _norm(x: Float32Array) -> Float32Array:
     """Layer norm without weights of x [..., D], whose mean is 0, over the root of D: see `_after_norm`."""
     length: Float32Array = np.vecdot(x, x)[..., None]
     length += NORM_EPSILON * np.float32(x.shape[-1])
-    normed: Float32Array = x / np.sqrt(length, out=length)
+    np.sqrt(length, out=length)
+    normed: Float32Array = x / length
     return normed
 
 

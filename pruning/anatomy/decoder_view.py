@@ -69,24 +69,23 @@ class DecoderView:
         """The FFN channels of `layer` now; 0 where it is skipped."""
         return 0 if self.is_skipped(Site(layer, Sublayer.FFN)) else self.out_projection(layer).in_features
 
-    def modules_of(self, sublayer: Sublayer) -> tuple[str, ...]:
-        """Names of what a layer has of a sub-layer: attention or FFN, then its norms."""
-        own = self.family.ffn if sublayer is Sublayer.FFN else self.family.attention
-        return (own, *self.family.norms(sublayer))
+    def stand_ins(self, site: Site) -> dict[str, nn.Module]:
+        """By its name in the layer, what is in the place of a sub-layer that is skipped, and of its norms: those before
+        and after it give back what they take, and it adds nothing, however a family orders them."""
+        is_ffn = site.sublayer is Sublayer.FFN
+        own = SkippedFfn() if is_ffn else SkippedAttention(site.layer)
+        norms = {name: nn.Identity() for name in self.family.norms(site.sublayer)}
+        return {self.family.ffn if is_ffn else self.family.attention: own, **norms}
 
     def skip(self, site: Site) -> None:
         """Take a sub-layer and its norms out of the model."""
-        layer = self.layers[site.layer]
-        own, *norms = self.modules_of(site.sublayer)
-        skipped = SkippedFfn() if site.sublayer is Sublayer.FFN else SkippedAttention(site.layer)
-        layer.set_submodule(own, skipped, strict=True)
-        for name in norms:
-            layer.set_submodule(name, nn.Identity(), strict=True)
+        for name, module in self.stand_ins(site).items():
+            self.layers[site.layer].set_submodule(name, module, strict=True)
 
     def is_skipped(self, site: Site) -> bool:
         """Whether nothing is left of a sub-layer."""
-        own = self.layers[site.layer].get_submodule(self.modules_of(site.sublayer)[0])
-        return isinstance(own, SkippedFfn | SkippedAttention)
+        name = self.family.ffn if site.sublayer is Sublayer.FFN else self.family.attention
+        return isinstance(self.layers[site.layer].get_submodule(name), SkippedFfn | SkippedAttention)
 
     def channel_rows(self, layer: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views [W, ...] of `tensors` [rows, ...], rows of in-projections: several of each that is fused."""

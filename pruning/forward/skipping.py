@@ -1,9 +1,12 @@
-"""Sub-layers that are not run for a while, as if the model had been cut without them."""
+"""Sub-layers that are not run for a while, nor the norms that belong to them.
+
+The modules stay in the model, since others look at them meanwhile (packed rows read the config of each attention); what
+they compute is for that while what stands in for them where a sub-layer is skipped for good.
+"""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-
-from torch import nn
+from typing import Any
 
 from pruning.anatomy.architecture import Site
 from pruning.anatomy.decoder_view import DecoderView
@@ -11,14 +14,15 @@ from pruning.anatomy.decoder_view import DecoderView
 
 @contextmanager
 def skipping(view: DecoderView, sites: Collection[Site]) -> Iterator[None]:
-    """In the block the sub-layers `sites` are out of the model (`DecoderView.skip`); afterwards they are back."""
-    taken: list[tuple[nn.Module, str, nn.Module]] = []
+    """In the block the sub-layers `sites` are not run."""
+    changed: list[Any] = []
     try:
         for site in sites:
-            layer = view.layers[site.layer]
-            taken += [(layer, name, layer.get_submodule(name)) for name in view.modules_of(site.sublayer)]
-            view.skip(site)
+            for name, stand_in in view.stand_ins(site).items():
+                module: Any = view.layers[site.layer].get_submodule(name)
+                module.forward = stand_in.forward
+                changed.append(module)
         yield
     finally:
-        for layer, name, module in taken:
-            layer.set_submodule(name, module, strict=True)
+        for module in changed:
+            del module.forward  # the class's own comes back

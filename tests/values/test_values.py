@@ -89,7 +89,7 @@ def test_changes_of_one_layer_are_as_if_each_was_looked_at_by_itself(encoding: E
     basis.pairs = np.triu_indices(num_layers, k=1)
     x, own, other, own_other = rng.uniform(0.0, 1.0, (4, 5, num_layers))
     own[0] = own_other[0, 0] = 0.0
-    regression = Regression(rng.normal(size=basis.terms(x, own).shape[1]), num_layers)
+    regression = Regression(rng.normal(size=(basis.terms(x, own).shape[1],)), num_layers)
     found = regression.replacing(x, own, other, own_other)
     assert found.shape == (5, num_layers)
     for layer in range(num_layers):
