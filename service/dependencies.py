@@ -5,10 +5,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Query, Request
 
 from service.keys import Asker
+from service.names import NAME_PATTERN
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources
-from service.schemas import NAME_PATTERN
 from storage.contract import Artifacts, Catalogue, Datasets, JobCatalogue, Jobs, Plans, Registry, Repository
 
 

@@ -11,12 +11,13 @@ from starlette.requests import ClientDisconnect
 from pruning.errors import StorageUnavailableError
 from pruning.reasons import reason_of
 from service.dependencies import DEFAULT_LIMIT, DatasetsDep, Limit, Offset, ResourcesDep, WhoAsksDep
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import page_of
 from service.problems import plain_problem, problem_response
 from service.request_limits import too_long
 from service.root_path import seen_from_outside
-from service.schemas import NAME_PATTERN, DatasetResponse, Page
+from service.schemas import DatasetResponse, Page
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

@@ -13,11 +13,12 @@ from service.dependencies import DEFAULT_LIMIT, JobCatalogueDep, JobsDep, Limit,
 from service.jobs.checks import check_job
 from service.jobs.responses import JobEventData, JobResponse
 from service.jobs.settings import KINDS, JobSettings
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import next_page
 from service.request_limits import JsonBodyRoute
 from service.root_path import seen_from_outside
-from service.schemas import NAME_PATTERN, Page
+from service.schemas import Page
 from storage.contract import Jobs
 from storage.records import JobRecord, JobStatus, NewJob
 

@@ -5,10 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, Offset, PredictorId
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import page_of
 from service.root_path import seen_from_outside
-from service.schemas import NAME_PATTERN, Page, PredictorResponse
+from service.schemas import Page, PredictorResponse
 
 router = APIRouter(prefix="/v1/predictors", tags=["predictors"])
 
