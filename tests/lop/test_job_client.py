@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ from storage.data_store import open_store
 from storage.records import KeyScope
 from tests.lop.app_transport import AppTransport
 
-QUICK = {"evaluations": 6, "num_levels": 6, "conversations": 4}
+QUICK: dict[str, Any] = {"evaluations": 6, "num_levels": 6, "conversations": 4}
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def answers(*found: httpx.Response) -> Callable[[httpx.Request], httpx.Response]
 def test_what_passes_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("lop.client.time.sleep", waited.append)
-    page = {"items": [], "next": None}
+    page: dict[str, Any] = {"items": [], "next": None}
     busy, fine = httpx.Response(status, headers={"Retry-After": "7"}), httpx.Response(200, json=page)
     with lop.Client("http://x", transport=httpx.MockTransport(answers(busy, busy, fine))) as client:
         assert client.models() == []

@@ -144,9 +144,12 @@ def test_use_is_noted_now_and_then(repository: Repository, monkeypatch: pytest.M
     ring = KeyRing(lambda: repository, is_loopback=True, limit="1000/minute")
     notes: list[datetime] = []
     note = type(repository).note_key_use
-    monkeypatch.setattr(
-        type(repository), "note_key_use", lambda self, key_id, at: (notes.append(at), note(self, key_id, at))
-    )
+
+    def noting(self: Repository, key_id: str, at: datetime) -> None:
+        notes.append(at)
+        note(self, key_id, at)
+
+    monkeypatch.setattr(type(repository), "note_key_use", noting)
     for _ in range(3):
         ring.find([f"Bearer {key}"])
     assert [record.last_used_at for record in repository.list_keys()] == notes
