@@ -88,7 +88,7 @@ def _error_of(response: httpx.Response) -> LopError:
     if status == httpx.codes.CONFLICT:
         return ConflictError(detail, **said)
     nearest, binding = problem.get("nearest_values"), problem.get("binding")
-    if isinstance(nearest, dict) and binding in nearest:
+    if isinstance(nearest, dict) and isinstance(binding, str) and binding in nearest:
         return InfeasibleBudgetError(detail, **said, binding=binding, nearest_values=nearest)
     if problem.get("nearest") is not None:
         return InfeasibleTargetError(detail, **said, nearest=float(problem["nearest"]))

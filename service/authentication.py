@@ -39,7 +39,9 @@ class Authentication:
             return
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         try:
-            asker = self.ring.known(sent) or await run_in_threadpool(self.ring.find, sent)
+            asker = self.ring.known(sent)
+            if asker is None:
+                asker = await run_in_threadpool(self.ring.find, sent)
             asker.check(needed)
         except LopError as error:
             response = problem_response(problem_of(error, scope["path"]), headers_of(error))

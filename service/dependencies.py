@@ -4,8 +4,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
-from service.jobs.settings import NAME_PATTERN
 from service.keys import Asker
+from service.names import NAME_PATTERN
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
 from service.resources import Resources

@@ -13,7 +13,7 @@ from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from pruning.planning.target import usual_scope
 from pruning.planning.workload import Budget
-from service.jobs.settings import NAME_PATTERN
+from service.names import NAME_PATTERN
 from storage.records import DatasetRecord, ModelRecord, PredictorRecord
 
 ITEM = TypeVar("ITEM")

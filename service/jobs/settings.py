@@ -13,9 +13,8 @@ from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
+from service.names import NAME_PATTERN
 
-NAME_PATTERN = r"^[^\x00-\x1f\x7f]+$"
-"""Control characters name nothing, and PostgreSQL cannot store a NUL."""
 FOLDER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
 MAX_EVALUATIONS = 1_000_000
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from pruning.errors import StorageUnavailableError
 from pruning.reasons import reason_of
 from service.dependencies import DEFAULT_LIMIT, DatasetsDep, Limit, Offset, ResourcesDep, WhoAsksDep
-from service.jobs.settings import NAME_PATTERN
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import page_of
 from service.problems import plain_problem, problem_response

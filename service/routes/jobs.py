@@ -12,7 +12,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from service.dependencies import DEFAULT_LIMIT, JobCatalogueDep, JobsDep, Limit, Offset, ResourcesDep, WhoAsksDep
 from service.jobs.checks import check_job
 from service.jobs.responses import JobEventData, JobResponse
-from service.jobs.settings import KINDS, NAME_PATTERN, JobSettings
+from service.jobs.settings import KINDS, JobSettings
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import next_page
 from service.request_limits import JsonBodyRoute

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.dependencies import DEFAULT_LIMIT, CatalogueDep, Limit, Offset, PredictorId
-from service.jobs.settings import NAME_PATTERN
+from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import page_of
 from service.root_path import seen_from_outside

@@ -222,7 +222,7 @@ def answers(*found: httpx.Response) -> Callable[[httpx.Request], httpx.Response]
 def test_what_passes_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("lop.client.time.sleep", waited.append)
-    page: dict[str, object] = {"items": [], "next": None}
+    page: dict[str, Any] = {"items": [], "next": None}
     busy, fine = httpx.Response(status, headers={"Retry-After": "7"}), httpx.Response(200, json=page)
     with lop.Client("http://x", transport=httpx.MockTransport(answers(busy, busy, fine))) as client:
         assert client.models() == []

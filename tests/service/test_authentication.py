@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -146,11 +145,11 @@ def test_use_is_noted_now_and_then(repository: Repository, monkeypatch: pytest.M
     notes: list[datetime] = []
     note = type(repository).note_key_use
 
-    def noted(self: Any, key_id: str, at: datetime) -> None:
+    def noting(self: Repository, key_id: str, at: datetime) -> None:
         notes.append(at)
         note(self, key_id, at)
 
-    monkeypatch.setattr(type(repository), "note_key_use", noted)
+    monkeypatch.setattr(type(repository), "note_key_use", noting)
     for _ in range(3):
         ring.find([f"Bearer {key}"])
     assert [record.last_used_at for record in repository.list_keys()] == notes

@@ -120,6 +120,13 @@ def test_any_budget(client: TestClient, known: None, body: dict[str, object]) ->
 
 # Mostly valid, so that the fuzz reaches the queue too.
 SPARSITIES = st.lists(st.floats(0.05, 0.8), min_size=1, max_size=3, unique=True)
+FIELDS = {
+    "register": ("kind", "model", "dataset", "folder"),
+    "measure": ("kind", "model", "dataset"),
+    "train": ("kind", "model", "dataset", "space", "num_levels"),
+    "apply": ("kind", "plan"),
+    "search": ("kind", "model", "dataset", "sparsities", "space", "evaluations", "num_levels", "data"),
+}
 JOBS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from([*KINDS, "search", "search"]) | JSON_VALUES,
@@ -136,13 +143,6 @@ JOBS = st.fixed_dictionaries(
         "data": JSON_VALUES,
     },
 ).map(lambda body: {k: v for k, v in body.items() if k in FIELDS.get(str(body["kind"]), body)})
-FIELDS = {
-    "register": ("kind", "model", "dataset", "folder"),
-    "measure": ("kind", "model", "dataset"),
-    "train": ("kind", "model", "dataset", "space", "num_levels"),
-    "apply": ("kind", "plan"),
-    "search": ("kind", "model", "dataset", "sparsities", "space", "evaluations", "num_levels", "data"),
-}
 
 
 @settings(QUICK, max_examples=150)

@@ -236,10 +236,9 @@ def test_a_new_search_makes_a_new_plan(client: TestClient, repository: Repositor
     assert widths_of(ask(client)) == [32, 32, 32, 64]
 
 
-def test_searches_of_other_models_and_unfinished_ones_do_not_count(client: TestClient, repository: Repository) -> None:
+def test_searches_of_other_models_do_not_count(client: TestClient, repository: Repository) -> None:
     register_model(repository, "twin")
     add_search(repository, HALF, 0.02, model_id="twin")
-    repository.add_search("tiny", {"search": {"method": "evolution"}})
     assert "nothing" in refusal(client, 0.5)["values"]
 
 

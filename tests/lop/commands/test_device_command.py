@@ -143,7 +143,7 @@ def test_an_id_stands_for_one_machine(client: lop.Client, checkpoint: Path) -> N
 def test_the_client_reports_what_the_server_refuses(client: lop.Client) -> None:
     with pytest.raises(NotFoundError, match="toaster"):
         client.device("toaster")
-    with pytest.raises(InputError, match="must not be one of the catalogue"):
+    with pytest.raises(ConflictError, match="must not be one of the catalogue"):
         client.register_device(made_up_profile("l4").model_dump(mode="json"))
     with pytest.raises(InputError, match="memory_bytes"):
         client.register_device(made_up_profile("x").model_dump(mode="json") | {"memory_bytes": 0})
