@@ -231,7 +231,7 @@ class _Run:
         """FLAP's bias for what is lost in spite of the new `weight` [D, K]: W m - W' m[S], m the channels' means."""
         assert self.ranking.ffn_means is not None
         means = torch.from_numpy(self.ranking.ffn_means[layer]).to(linear.weight.device).double()
-        bias = linear.weight.double() @ means - weight.double() @ means[kept]
+        bias: torch.Tensor = linear.weight.double() @ means - weight.double() @ means[kept]
         return bias if linear.bias is None else bias + linear.bias.double()
 
     def _cut(self, layer: nn.Module, dense: DecoderLayer, family: Family, tensors: Replaced) -> nn.Module:

@@ -60,7 +60,8 @@ def _block_of_channels(
     """The next `count` channels to go, what each costs, and what their going changes: P by -U^T U, W by -V^T U."""
     inverse_diagonal, norms = P.diagonal().clone(), W.square().sum(dim=0)
     U, V = W.new_zeros(count, P.shape[1]), W.new_zeros(count, len(W))
-    gone, increments = [], []
+    gone: list[int] = []
+    increments: list[float] = []
     for step in range(count):
         costs = norms / inverse_diagonal
         costs[gone] = torch.inf

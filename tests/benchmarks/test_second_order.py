@@ -14,7 +14,7 @@ from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
 def test_every_variant_is_a_row_that_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps_module, "measured_code", lambda _runs: {})  # digests take longer than the rows
+    monkeypatch.setattr(steps_module, "measured_code", lambda *_: {})  # digests take longer than the rows
     checkpoint = save_tiny_checkpoint(tmp_path / "model")
     data = {
         CALIBRATION: write_conversations(tmp_path / "calibration", 6),

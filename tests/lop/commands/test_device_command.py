@@ -62,7 +62,7 @@ def client(database: str) -> Iterator[lop.Client]:
 def test_a_machine_is_measured_listed_and_shown(run: Run, database: str) -> None:
     code, out, err = run("profile", "bench", "--model", "tiny", "--name", "Test bench", *SHORT, "--json")
     assert code == 0, err
-    assert "timing 7 layers, 0 MiB of random weights" in err  # 8 to warm up, and six rungs
+    assert "timing 10 layers, 0 MiB of random weights" in err  # to warm up, six widths, and numbers of KV groups
     profile = json.loads(out)
     assert (profile["id"], profile["name"], profile["kind"]) == ("bench", "Test bench", "cpu")
     assert profile["layers"][0]["prompt_tokens"] == [6, 12, 16]

@@ -11,7 +11,7 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import Batch, make_batches, num_rows
 from pruning.data.conversations import Conversation
 from pruning.errors import CheckpointError, InputError
-from pruning.forward.input_products import InputRole
+from pruning.forward.input_products import InputRole, ProductRecorder
 from pruning.forward.layer_source import CheckpointLayers, LayerSource, loaded_layers
 from pruning.measuring import second_order
 from pruning.measuring.eliminated_units import eliminate
@@ -67,12 +67,12 @@ def test_a_run_that_stops_is_gone_on_with(
 ) -> None:
     def measure(folder: str, stop_at: int | None = None) -> list[int]:
         recorded: list[int] = []
-        real = second_order.ProductRecorder
 
-        class Counting(real):  # type: ignore[misc, valid-type]
-            def __enter__(self) -> object:
+        class Counting(ProductRecorder):
+            def __enter__(self) -> "Counting":
                 recorded.append(1)
-                return super().__enter__()
+                super().__enter__()
+                return self
 
         monkeypatch.setattr(second_order, "ProductRecorder", Counting)
         store = SecondOrderStore(tmp_path / folder, OF)
@@ -85,7 +85,7 @@ def test_a_run_that_stops_is_gone_on_with(
         measure_second_order(
             CheckpointLayers(checkpoint, CPU), batches, store, num_rows=num_rows(batches), on_batch=progress
         )
-        monkeypatch.setattr(second_order, "ProductRecorder", real)
+        monkeypatch.setattr(second_order, "ProductRecorder", ProductRecorder)
         return recorded
 
     assert len(measure("whole")) == 4
