@@ -121,11 +121,14 @@ class KeyRing:
         """Who asks, without a look into the database; None if that takes one. Raises as `find`."""
         if self._clock() < self._open_until:
             return Asker(LOOPBACK, KeyScope.ADMIN)
-        token = _token(authorization) if authorization else None
-        remembered = self._remembered.get(token[0]) if token is not None else None
-        if token is None or remembered is None or self._clock() >= remembered[0]:
+        try:
+            key_id, secret = _token(authorization)
+        except AccessError:
+            return None  # whether that is refused, `find` knows
+        remembered = self._remembered.get(key_id)
+        if remembered is None or self._clock() >= remembered[0]:
             return None
-        return self._checked(remembered[1], token[1])
+        return self._checked(remembered[1], secret)
 
     def find(self, authorization: Sequence[str]) -> Asker:
         """Who asks, by the Authorization headers of a request.
@@ -184,7 +187,7 @@ def _digest(salt: str, secret: str) -> str:
 
 def _token(authorization: Sequence[str]) -> tuple[str, str]:
     """Id and secret of the one key; raises AccessError without showing any of it."""
-    if len(authorization) > 1:
+    if len(authorization) != 1:
         raise AccessError("a request has one key", values=f"{len(authorization)} Authorization headers", remedy=_REMEDY)
     scheme, _, token = authorization[0].strip().partition(" ")
     found = _KEY.fullmatch(token.strip())

@@ -119,7 +119,7 @@ def test_every_other_kind_of_job(client: lop.Client, data: Path, work: Callable[
     )
     plan = client.plan(model="again", sparsity=0.4)
     apply = client.submit({"kind": "apply", "plan": plan.plan_id})
-    train = client.submit({"kind": "train", "model": "again"})
+    train = client.submit({"kind": "train", "model": "again", "num_levels": 6})
     assert work() == 3
     assert [found["kind"] for found in measure.wait()["statistics"]] == ["gradients"]
     written = apply.wait()
