@@ -36,7 +36,7 @@ def queue_search(
         sparsities=list(settings.sparsities),
         scope=settings.scope,
         space=settings.axes,
-        method=Method(settings.method),  # type: ignore[arg-type]
+        method=Method(settings.method),
         evaluations=settings.num_evaluations,
         seed=settings.seed,
         num_levels=settings.num_levels,
