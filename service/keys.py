@@ -119,13 +119,16 @@ class KeyRing:
 
     def known(self, authorization: Sequence[str]) -> Asker | None:
         """Who asks, without a look into the database; None if that takes one. Raises as `find`."""
-        if not authorization and self._clock() < self._open_until:
+        if self._clock() < self._open_until:
             return Asker(LOOPBACK, KeyScope.ADMIN)
-        token = _token(authorization) if authorization else None
-        remembered = self._remembered.get(token[0]) if token is not None else None
-        if token is None or remembered is None or self._clock() >= remembered[0]:
+        try:
+            key_id, secret = _token(authorization)
+        except AccessError:
+            return None  # whether that is refused, `find` knows
+        remembered = self._remembered.get(key_id)
+        if remembered is None or self._clock() >= remembered[0]:
             return None
-        return self._checked(remembered[1], token[1])
+        return self._checked(remembered[1], secret)
 
     def find(self, authorization: Sequence[str]) -> Asker:
         """Who asks, by the Authorization headers of a request.
@@ -136,10 +139,10 @@ class KeyRing:
             StorageError: the database cannot be used.
         """
         keys = self._keys()
+        if self._is_loopback and not keys.has_keys():  # then a key of another server does no harm
+            self._open_until = self._clock() + REMEMBERED_SECONDS
+            return Asker(LOOPBACK, KeyScope.ADMIN)
         if not authorization:
-            if self._is_loopback and not keys.has_keys():
-                self._open_until = self._clock() + REMEMBERED_SECONDS
-                return Asker(LOOPBACK, KeyScope.ADMIN)
             raise AccessError("a request needs a key", values="none", remedy=_REMEDY)
         key_id, secret = _token(authorization)
         record = keys.find_key(key_id)
@@ -184,7 +187,7 @@ def _digest(salt: str, secret: str) -> str:
 
 def _token(authorization: Sequence[str]) -> tuple[str, str]:
     """Id and secret of the one key; raises AccessError without showing any of it."""
-    if len(authorization) > 1:
+    if len(authorization) != 1:
         raise AccessError("a request has one key", values=f"{len(authorization)} Authorization headers", remedy=_REMEDY)
     scheme, _, token = authorization[0].strip().partition(" ")
     found = _KEY.fullmatch(token.strip())

@@ -43,7 +43,7 @@ def list_jobs(
             _status_of(job),
             _progress_of(job) or "-",
             job["asked_by"],
-            job["created_at"],
+            job["created_at"][:16].replace("T", " "),
             job["error"] or "-",
         ]
         for job in found

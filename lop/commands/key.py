@@ -1,7 +1,7 @@
 """`lop key`: who may use the server."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -55,11 +55,12 @@ def create(
 def list_keys(database: Database = DEFAULT_DATABASE, json: Json = False) -> None:
     """List keys, those that were revoked or have expired included; never the keys themselves."""
     with open_database(database) as repository:
-        rows = [_row(record) for record in repository.list_keys()]
+        keys = repository.list_keys()
     if json:
-        print_json(rows)
-    else:
-        print_table("keys", list(rows[0]) if rows else ["id"], [[x or "-" for x in row.values()] for row in rows])
+        print_json([_row(record) for record in keys])
+        return
+    rows = [[key.id, key.name, key.scope.value, key.limit or "-", _date(key.last_used_at), _state(key)] for key in keys]
+    print_table("keys", ["id", "name", "scope", "limit", "last used", "state"], rows)
 
 
 @app.command("revoke")
@@ -91,6 +92,18 @@ def _row(record: KeyRecord) -> dict[str, str | None]:
         "limit": record.limit,
         **{name: None if at is None else at.isoformat(timespec="seconds") for name, at in moments.items()},
     }
+
+
+def _date(at: datetime | None) -> str:
+    return "-" if at is None else at.date().isoformat()
+
+
+def _state(record: KeyRecord) -> str:
+    if record.revoked_at is not None:
+        return "revoked"
+    if record.expires_at is None:
+        return "good"
+    return "expired" if record.expires_at <= datetime.now(UTC) else f"until {_date(record.expires_at)}"
 
 
 def _lifetime(text: str) -> timedelta:

@@ -144,6 +144,7 @@ class JobRunner:
                 name=name,
                 progress=on_evaluation,
                 engine=self.engine,
+                on_stored=reporter.check,
                 record=False,
             )
             record = record_result(self.repository, job.model, conversations, settings, result, name=name)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mcts.settings import SearchSettings
+from pruning.allocators.methods import Method
 from pruning.data.conversations import Conversation
 from service.datasets import DatasetShelf
 from service.jobs.settings import SearchJob
@@ -35,7 +36,7 @@ def queue_search(
         sparsities=list(settings.sparsities),
         scope=settings.scope,
         space=settings.axes,
-        method=settings.method,
+        method=Method(settings.method),
         evaluations=settings.num_evaluations,
         seed=settings.seed,
         num_levels=settings.num_levels,

@@ -1,16 +1,16 @@
 """Running a search: the engine that evaluates, the calibration set's record, and the search over both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from engines.memo import MemoisedEvaluator
+from engines.memo import EvaluateInOrder, Measured, MemoisedEvaluator
 from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
 from lop.workflows.measuring import record_calibration
 from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
-from pruning.anatomy.architecture import DENSE
+from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
@@ -29,12 +29,14 @@ def search_model(
     name: str,
     progress: Progress = silent,
     engine: EngineOptions = LOCAL_ENGINE,
+    on_stored: Callable[[], None] | None = None,
     record: bool = True,
 ) -> SearchResult:
     """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
 
     The engine changes how long it takes, never the result. With `record`, the result is kept among the finished
-    searches by `record_result`.
+    searches by `record_result`. `on_stored` is called after each sample that is stored: more often than `progress`, of
+    which one-layer scans give a batch at a time. It may raise to stop the search.
 
     Raises:
         NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
@@ -53,7 +55,8 @@ def search_model(
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
     recipe = EvaluatorRecipe.of(model, ranking, conversations)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
-    with open_engine(recipe, engine, parallel_leaves=leaves) as evaluate:
+    with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
+        evaluate = opened if on_stored is None else _telling(opened, on_stored)
         result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
@@ -62,6 +65,17 @@ def search_model(
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
+
+
+def _telling(evaluate: EvaluateInOrder, on_stored: Callable[[], None]) -> EvaluateInOrder:
+    """The same engine, which tells when it is asked for the next measurement: then the one before is stored."""
+
+    def told(architectures: Sequence[Architecture]) -> Iterator[Measured]:
+        for measured in evaluate(architectures):
+            yield measured
+            on_stored()
+
+    return told
 
 
 def record_result(

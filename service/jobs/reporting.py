@@ -76,6 +76,12 @@ class JobReporter:
         if self.signal is not JobSignal.CONTINUE:
             raise JobStopped(self.signal)
 
+    def check(self) -> None:
+        """Between two steps that are far apart: raises JobStopped as `step`."""
+        self.hear(self._signal())
+        if self.signal is not JobSignal.CONTINUE:
+            raise JobStopped(self.signal)
+
     def log(self, line: str) -> None:
         """Keep a line of the job's log; it is stored with the next step."""
         with self._lock:

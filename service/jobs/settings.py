@@ -4,16 +4,19 @@ No field holds a path: data sets are named by the sha256 of their content, model
 to be registered by the name of a folder under the worker's own roots.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod, SearchSettings
+from pruning.allocators.methods import Method
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from service.names import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from mcts.settings import SearchSettings
 
 FOLDER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
 MAX_EVALUATIONS = 1_000_000
@@ -93,7 +96,9 @@ class SearchJob(_Job):
         default=None, description="What the sparsities count: `ffn` in the space `ffn`, `decoder` in the others."
     )
     space: SpaceName = SpaceName.FFN
-    method: SearchMethod = SearchMethod.MCTS
+    method: Literal[Method.MCTS, Method.EVOLUTION, Method.RANDOM] = Field(
+        default=Method.MCTS, description="This product's search, or one to compare it with."
+    )
     evaluations: int = Field(
         default=200, strict=True, ge=1, le=MAX_EVALUATIONS, description="Configurations scored a target."
     )
@@ -101,23 +106,33 @@ class SearchJob(_Job):
     num_levels: _NumLevels = DEFAULT_NUM_LEVELS
     round_to: _RoundTo = DEFAULT_ROUND_TO
     conversations: _Conversations = None
-    parallel_leaves: int = Field(default=DEFAULT_PARALLEL_LEAVES, strict=True, ge=1, le=4096)
-    simulations: int = Field(default=DEFAULT_SIMULATIONS, strict=True, ge=0, le=100_000)
+    parallel_leaves: int | None = Field(
+        default=None, strict=True, ge=1, le=4096, description="Configurations chosen at once; null: the search's own."
+    )
+    simulations: int | None = Field(
+        default=None,
+        strict=True,
+        ge=0,
+        le=100_000,
+        description="Tree simulations an evaluation; null: the search's own.",
+    )
     train: bool = Field(default=True, strict=True, description="Train the model's predictor afterwards.")
 
-    def search_settings(self) -> SearchSettings:
+    def search_settings(self) -> "SearchSettings":
         """Of the search itself; raises InputError where they make no sense together."""
+        from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod, SearchSettings
+
         return SearchSettings(
             sparsities=tuple(self.sparsities),
             scope=self.scope or (Scope.FFN if self.space is SpaceName.FFN else Scope.DECODER),
             axes=self.space,
-            method=self.method,
+            method=SearchMethod(self.method),
             num_evaluations=self.evaluations,
             seed=self.seed,
             num_levels=self.num_levels,
             round_to=self.round_to,
-            parallel_leaves=self.parallel_leaves,
-            num_simulations=self.simulations,
+            parallel_leaves=DEFAULT_PARALLEL_LEAVES if self.parallel_leaves is None else self.parallel_leaves,
+            num_simulations=DEFAULT_SIMULATIONS if self.simulations is None else self.simulations,
         )
 
 

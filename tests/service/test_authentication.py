@@ -42,7 +42,9 @@ def test_a_key_is_stored_as_a_salted_hash(repository: Repository) -> None:
 
 
 def test_from_the_first_key_on_nobody_is_let_in_without_one(client: TestClient, repository: Repository) -> None:
-    assert client.get("/v1/models").status_code == 200
+    stale = bearer(new_key("of another server", KeyScope.READ)[1])
+    for headers in ({}, stale, {"Authorization": "nonsense"}):
+        assert client.get("/v1/models", headers=headers).status_code == 200
     key = make(repository)
     with TestClient(client.app) as fresh:  # the other one remembers for two seconds that there was none
         refused = TestClient(create_app(client.app.state.resources.settings)).get("/v1/models")  # type: ignore[attr-defined]

@@ -72,6 +72,9 @@ def test_a_key_is_shown_once(run: Run, repository: Repository) -> None:
     assert secret not in out
     assert (row["name"], row["scope"], row["limit"], row["revoked"]) == ("notebook", "plan", "5/minute", None)
     assert (row["expires"] > row["created"], row["last used"] is not None) == (True, True)
-    assert "notebook" in run("key", "list")[1]
+    table = run("key", "list")[1]
+    assert row["id"] in table
+    assert f"until {row['expires'][:10]}" in table
     assert run("key", "revoke", row["id"])[0] == 0
+    assert "revoked" in run("key", "list")[1]
     assert json.loads(run("key", "list", "--json")[1])[0]["revoked"] is not None
