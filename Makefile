@@ -16,7 +16,7 @@ help:
 	@echo "make bench-search     the search against every other method, on validation (two hours or more; resumable)"
 	@echo "make bench-evaluator  evaluations per second against cutting copies (three minutes)"
 	@echo "make bench-ray  searching on Ray's actors against one process (three minutes)"
-	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (half an hour)"
+	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (an hour; resumable)"
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"

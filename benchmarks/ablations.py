@@ -151,7 +151,7 @@ def measure(predictor: Predictor, anatomy: ModelAnatomy) -> tuple[list[dict[str,
         kl[name] = [_predicted_kl(planner, anatomy, x) for x in asked]
     kinds = [x.kind for x in asked]
     rows = [
-        {"part": "ablations", "variant": name, "kind": kind, "kl_vs_full": _ratio(kl, name, kinds, kind)}
+        {"variant": name, "kind": kind, "kl_vs_full": _ratio(kl, name, kinds, kind)}
         for name in kl
         for kind in dict.fromkeys(kinds)
     ]

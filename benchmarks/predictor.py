@@ -6,13 +6,17 @@ samples in the latter none was trained on but the one-layer scan, which is in bo
 Every plan comes from the service's planner. KLs of plans are of the validation conversations, but where they are held
 against intervals: those are of the calibration conversations. Ablations are judged by the predictor's own values.
 
-`--parts` runs some of it only, and writes to a file of its own.
+`--parts` runs some of it only, and writes to a file of its own. Predictors and finished parts are kept in
+benchmarks/.work: a run that was killed goes on (`--fresh` forgets).
 """
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
 from tempfile import TemporaryDirectory
@@ -31,20 +35,16 @@ from benchmarks.collect import (
     TRAINED_TARGETS,
 )
 from benchmarks.flap_statistics import flap_statistics
-from benchmarks.intervals import coverage_of_other_methods, coverage_of_plans
+from benchmarks.intervals import bias_of_other_methods, coverage_of_plans
+from benchmarks.learned import Learned
 from benchmarks.machine import RESULTS_DIR, write_results
+from benchmarks.steps import Steps, alone_in
 from benchmarks.stored_samples import read_samples
-from benchmarks.subject import MODEL_ID, REFERENCE, Subject
+from benchmarks.subject import MODEL_ID, REFERENCE, WORK_DIR, Subject
 from lop.console.pictures import draw_comparison
-from lop.workflows.measuring import record_calibration
-from lop.workflows.registration import register_model
-from lop.workflows.training import train_model
-from mcts.settings import SearchSettings
 from policy_model.predictor import Predictor
-from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.loading import load_model
-from pruning.data.conversations import load_conversations
 from pruning.errors import DatasetError
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.plan import PruningPlan
@@ -54,14 +54,16 @@ from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
 from storage.contract import Repository
-from storage.records import PredictorRecord, Sample
-from storage.sql_repository import open_repository
+from storage.records import Sample
 from values.kl_floor import log_kl
 
 METHODS = (Method.LOP, Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
 BASELINES = (Method.ADDITIVE_DP, Method.UNIFORM, Method.FLAP)
 SEARCHED = "mcts"
 TRAINING_SEEDS = (0, 1, 2)
+
+_Measured = tuple[dict[str, Any], list[dict[str, Any]]]
+"""A summary and its rows."""
 
 
 class Part(StrEnum):
@@ -78,98 +80,123 @@ class Part(StrEnum):
 def main(
     parts: Annotated[list[Part] | None, typer.Option(help="Only these.")] = None,
     requests: Annotated[int, typer.Option(min=100, help="Random requests that are checked.")] = truth.NUM_REQUESTS,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run left.")] = False,
 ) -> None:
     """Write results/predictor.json and predictor.png."""
     wanted = list(parts or Part)
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
+    folder = WORK_DIR / "predictor"
+    with alone_in(folder) as lock:
+        if fresh:
+            shutil.rmtree(folder / "steps", ignore_errors=True)
+            for learned in folder.glob("learned-*"):
+                shutil.rmtree(learned)
+        run = _Run(folder, requests)
+        steps = Steps(folder / "steps", lock=lock)
+        done = [
+            steps.call(part.value, [run.key, str(requests)], partial(run.measure, part))
+            for part in Part
+            if part in wanted
+        ]
     summary: dict[str, Any] = {"search_evaluations": EVALUATIONS}
-    subject = Subject(REFERENCE, None, fresh=False)
-    trained = read_samples(SAMPLES_DIR / TRAINED_FILE, subject)
-    held_out = [sample for _, sample in read_samples(SAMPLES_DIR / HELD_OUT_FILE, subject)]
-    with TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder) / 'lop.db'}"
-        with open_repository(url, create=True) as repository:
-            _register(repository)
-            repository.add_samples([sample for number, sample in trained if number == 0])
-            before = train_model(repository, MODEL_ID, TrainingSettings())
-            repository.add_samples([sample for _, sample in trained])
-            training = time.perf_counter()
-            predictor = _trained(repository, TRAINING_SEEDS[0])
-            summary["training_seconds"] = time.perf_counter() - training
-            if Part.QUALITY in wanted:
-                quality = _quality(repository, subject, [sample for _, sample in trained], held_out)
-                rows += quality
-                summary |= _summary_of_quality(quality)
-                summary |= _knowledge(predictor.of_calibration(), subject, [sample for _, sample in trained], held_out)
-                known = {subject.widths(sample) for _, sample in trained}
-                targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
-                summary |= coverage_of_other_methods(_planner(repository), subject, targets, known)
-                summary |= _before_rounds(repository, subject, before, held_out)
-                draw_comparison(_curves(quality), RESULTS_DIR / "predictor.png")
-            if Part.UNSEEN in wanted:
-                if predictor.unseen is None:
-                    raise DatasetError(
-                        "expectations of unseen conversations are learnt from samples by fold",
-                        values=f"{TRAINED_FILE} has none",
-                        remedy="Collect them again with `python -m benchmarks.collect`",
-                    )
-                seeds = [predictor, *(_trained(repository, seed) for seed in TRAINING_SEEDS[1:])]
-                judged, of_unseen = unseen.unseen_coverage(seeds, subject, (*TRAINED_TARGETS, *HELD_OUT_TARGETS))
-                rows += [{"part": "unseen", **row} for row in judged]
-                summary |= of_unseen
-            if Part.ABLATIONS in wanted:
-                ablated, of_parts = ablations.measure(predictor, subject.anatomy)
-                rows += ablated
-                summary |= of_parts
-            if Part.SERVING in wanted:
-                served = serving.measure_serving(repository, url, MODEL_ID)
-                search = sum(sample.seconds for _, sample in trained if sample.source == SEARCHED)
-                searched = sum(sample.source == SEARCHED for _, sample in trained)
-                per_target = search / searched * EVALUATIONS
-                flap = _flap_seconds(subject)
-                p50 = served["http_p50_ms_reference"]
-                served["speedup_vs_search_reference"] = per_target / p50 * 1e3
-                served["speedup_vs_flap_reference"] = flap / p50 * 1e3
-                summary |= served
-            if Part.TRUTH in wanted:
-                subjects = [
-                    truth_subjects.TruthSubject(MODEL_ID, REFERENCE / "model", 0.95, is_whole=True),
-                    truth_subjects.register_large(repository, Path(folder) / "large"),
-                ]
-                truth_subjects.register_machine(repository, subjects[0])
-                checked, found = truth.measure_truth(url, subjects, num_requests=requests)
-                rows += [{"part": "truth", **row} for row in checked]
-                summary |= {
-                    key: found[key]
-                    for key in ("budget_violations", "disk_bytes_error", "cost_errors", "memory_bounds_exceeded")
-                }
-                summary["truth"] = found
-    if Part.LATENCY in wanted:
-        timed, found = latency.measure()
-        rows += [{"part": "latency", **row} for row in timed]
-        summary |= found
+    for step in done:
+        summary |= step.document["summary"]
     summary["holds"] = _holds(summary)
-    summary["minutes"] = (time.perf_counter() - started) / 60
+    summary["minutes"] = sum(step.seconds for step in done) / 60
+    rows = [row for step in done for row in step.document["rows"]]
+    if curves := [row for row in rows if row["part"] == Part.QUALITY]:
+        draw_comparison(_curves(curves), RESULTS_DIR / "predictor.png")
     whole = set(wanted) == set(Part)
     name = "predictor" if whole else "predictor-" + "-".join(sorted(set(wanted)))
-    path = write_results(name, summary, rows, runs=(*serving.RUNS, *truth.RUNS))
+    earlier = [step.code for step in done]
+    path = write_results(name, summary, rows, runs=(*serving.RUNS, *truth.RUNS), earlier=earlier)
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 
-def _trained(repository: Repository, seed: int) -> Predictor:
-    """On all stored samples, and on what they know of unseen conversations."""
-    settings = TrainingSettings(seed=seed)
-    targets = SearchSettings(sparsities=TRAINED_TARGETS).resolve_targets(repository.get_model(MODEL_ID).anatomy)
-    record = train_model(repository, MODEL_ID, settings, budgets=[target.budget for target in targets])
-    return Predictor.stored(repository, record)
+class _Run:
+    """What the parts share; each measures on a database of its own.
 
+    Args:
+        folder: in which predictors are kept.
+        requests: random ones that are checked.
+    """
 
-def _register(repository: Repository) -> None:
-    """The reference model with its statistics, and the calibration set of the samples."""
-    conversations = load_conversations(REFERENCE / "data" / "calibration.json")
-    register_model(repository, MODEL_ID, REFERENCE / "model", conversations)
-    record_calibration(repository, conversations, "calibration.json")
+    def __init__(self, folder: Path, requests: int) -> None:
+        self._requests = requests
+        self._subject = Subject(REFERENCE, None, fresh=False)
+        trained = read_samples(SAMPLES_DIR / TRAINED_FILE, self._subject)
+        self._trained = [sample for _, sample in trained]
+        self._held_out = [sample for _, sample in read_samples(SAMPLES_DIR / HELD_OUT_FILE, self._subject)]
+        contents = [(SAMPLES_DIR / name).read_bytes() for name in (TRAINED_FILE, HELD_OUT_FILE)]
+        self.key = hashlib.sha256(b"".join(contents)).hexdigest()
+        self._learned = Learned(folder, trained, self.key)
+
+    def measure(self, part: Part) -> dict[str, Any]:
+        """{"summary", "rows"} of one part."""
+        summary, rows = {
+            Part.QUALITY: self._quality,
+            Part.UNSEEN: self._unseen,
+            Part.ABLATIONS: self._ablations,
+            Part.SERVING: self._serving,
+            Part.TRUTH: self._truth,
+            Part.LATENCY: self._latency,
+        }[part]()
+        return {"summary": summary, "rows": [{"part": part.value, **row} for row in rows]}
+
+    def _quality(self) -> _Measured:
+        subject = self._subject
+        predictor = self._learned.predictor(TRAINING_SEEDS[0])
+        with self._learned.repository(TRAINING_SEEDS[0]) as (repository, _):
+            rows = _quality(repository, subject, self._trained, self._held_out)
+            known = {subject.widths(sample) for sample in self._trained}
+            targets = (*TRAINED_TARGETS, *HELD_OUT_TARGETS)
+            others = bias_of_other_methods(_planner(repository), subject, targets, known)
+        summary = {
+            "training_seconds": self._learned.training_seconds(TRAINING_SEEDS[0]),
+            **_summary_of_quality(rows),
+            **_knowledge(predictor.of_calibration(), subject, self._trained, self._held_out),
+            **others,
+            **_before_rounds(subject, self._learned.of_searches_alone(), self._held_out),
+        }
+        return summary, rows
+
+    def _unseen(self) -> _Measured:
+        predictors = [self._learned.predictor(seed) for seed in TRAINING_SEEDS]
+        if any(predictor.unseen is None for predictor in predictors):
+            raise DatasetError(
+                "expectations of unseen conversations are learnt from samples by fold",
+                values=f"{TRAINED_FILE} has none",
+                remedy="Collect them again with `python -m benchmarks.collect`",
+            )
+        rows, summary = unseen.unseen_coverage(predictors, self._subject, (*TRAINED_TARGETS, *HELD_OUT_TARGETS))
+        return summary, rows
+
+    def _ablations(self) -> _Measured:
+        rows, summary = ablations.measure(self._learned.predictor(TRAINING_SEEDS[0]), self._subject.anatomy)
+        return summary, rows
+
+    def _serving(self) -> _Measured:
+        with self._learned.repository(TRAINING_SEEDS[0]) as (repository, url):
+            served = serving.measure_serving(repository, url, MODEL_ID)
+        searched = [sample.seconds for sample in self._trained if sample.source == SEARCHED]
+        p50 = served["http_p50_ms_reference"]
+        served["speedup_vs_search_reference"] = float(np.mean(searched)) * EVALUATIONS / p50 * 1e3
+        served["speedup_vs_flap_reference"] = _flap_seconds(self._subject) / p50 * 1e3
+        return served, []
+
+    def _truth(self) -> _Measured:
+        with self._learned.repository(TRAINING_SEEDS[0]) as (repository, url), TemporaryDirectory() as folder:
+            subjects = [
+                truth_subjects.TruthSubject(MODEL_ID, REFERENCE / "model", 0.95, is_whole=True),
+                truth_subjects.register_large(repository, Path(folder) / "large"),
+            ]
+            truth_subjects.register_machine(repository, subjects[0])
+            rows, found = truth.measure_truth(url, subjects, num_requests=self._requests)
+        names = ("budget_violations", "disk_bytes_error", "cost_errors", "memory_bounds_exceeded")
+        return {**{name: found[name] for name in names}, "truth": found}, rows
+
+    def _latency(self) -> _Measured:
+        rows, summary = latency.measure()
+        return summary, rows
 
 
 def _flap_seconds(subject: Subject) -> float:
@@ -225,7 +252,6 @@ def _measured(
     calibration = subject.evaluate("calibration", widths, ranking)
     validation = subject.evaluate("validation", widths, ranking)
     return {
-        "part": "quality",
         "method": method,
         "sparsity": sparsity,
         "in_training": in_training,
@@ -311,11 +337,8 @@ def _within_targets(
     }
 
 
-def _before_rounds(
-    repository: Repository, subject: Subject, record: PredictorRecord, held_out: Sequence[Sample]
-) -> dict[str, Any]:
+def _before_rounds(subject: Subject, predictor: Predictor, held_out: Sequence[Sample]) -> dict[str, Any]:
     """What the predictor of the searches alone reaches at the targets left out: what the rounds gained."""
-    predictor = Predictor.stored(repository, record)
     space = ffn_widths(subject.anatomy, round_to=8)
     ratios = []
     for sparsity in HELD_OUT_TARGETS:

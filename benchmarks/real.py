@@ -33,7 +33,7 @@ from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, begun_answers, write_split
 from benchmarks.real_figures import METHODS, SEARCHES, comparison_figures, rows_of, seconds_of
 from benchmarks.real_picture import draw_real
-from benchmarks.real_steps import Steps, alone_in, say
+from benchmarks.steps import Steps, alone_in, say
 from mcts.settings import SearchMethod
 from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy

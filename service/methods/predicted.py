@@ -87,6 +87,8 @@ class PredictorMethod:
     def judge(self, record: PredictorRecord, answer: Answer, ranking_sha256: str) -> Answer:
         """`answer`, of another method, with the quality that `record` expects of it; as it is where one was measured.
 
+        No interval: those of the predictor are made for what resembles its samples, and of the plans of other methods
+        they held too few (docs/predictor.md).
         A predictor knows the ranking of its samples: nothing is predicted of channels that are kept in another order,
         or whose loss is compensated. The note says so, and what an unreadable predictor leaves unsaid.
         """
@@ -102,9 +104,12 @@ class PredictorMethod:
             _logger.warning("predictor %s cannot be used: %s", record.id, error)
             note = f"no quality is predicted: this version cannot read predictor {record.id}"
             return replace(answer, notes=(*answer.notes, note))
-        note = f"quality as predictor {record.id} expects it of any configuration, on the calibration conversations"
+        note = (
+            f"quality as predictor {record.id} expects it of any configuration, on the calibration conversations: an "
+            "estimate without an interval"
+        )
         notes = (*answer.notes, note, *((EXTRAPOLATED,) if prediction.extrapolated else ()))
-        return replace(answer, predicted=predicted(prediction), notes=notes)
+        return replace(answer, predicted=without_intervals(predicted(prediction)), notes=notes)
 
     def preload(self) -> None:
         """Load the newest predictor of each model, as far as the cache holds them, and let each predict once.
@@ -173,3 +178,8 @@ def predicted(prediction: "Prediction") -> Predicted:
         agreement=prediction.agreement,
         agreement_interval=prediction.agreement_interval,
     )
+
+
+def without_intervals(of: Predicted) -> Predicted:
+    """The estimates alone."""
+    return of.model_copy(update={"interval": None, "accuracy_interval": None, "agreement_interval": None})

@@ -95,37 +95,31 @@ def test_the_samples_that_judge_were_not_trained_on_but_for_the_scan() -> None:
     assert {widths for widths, source in held_out.items() if source != SEARCHED} == both
 
 
-def test_intervals_of_other_methods_are_held_against_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates_of_other_methods_are_held_against_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each plan's only width says its target and method; `kl` has what is measured of it."""
     monkeypatch.setattr(intervals, "NUM_OTHER_BUDGETS", 0)
 
     def plan(request: PlanRequest) -> SimpleNamespace:
         assert request.sparsity is not None
         width = round(100 * request.sparsity) + (request.method == Method.UNIFORM)
-        predicted = Predicted(
-            quality=0.5, of="calibration", interval=(0.4, 0.6), accuracy=0.5, accuracy_interval=(0.45, 0.55)
-        )
-        return SimpleNamespace(ffn_widths=lambda _: (width,), predicted=predicted)
+        return SimpleNamespace(ffn_widths=lambda _: (width,), predicted=Predicted(quality=0.5, of="calibration"))
 
-    kl = {10: 0.4, 11: 0.39, 20: 0.61, 21: 0.5, 30: 0.5, 40: 0.5, 41: 0.2}
+    kl = {10: 0.25, 11: 0.5, 20: 1.0, 21: 2.0, 31: 0.5}
 
     def evaluate(split: str, widths: tuple[int, ...]) -> Metrics:
         assert split == "calibration"
-        return Metrics(kl=kl[widths[0]], nll=0.0, accuracy=0.5 if widths[0] < 40 else 0.6, num_tokens=1, num_answers=1)
+        return Metrics(kl=kl[widths[0]], nll=0.0, accuracy=0.5, num_tokens=1, num_answers=1)
 
-    found = intervals.coverage_of_other_methods(
+    found = intervals.bias_of_other_methods(
         cast("Planner", SimpleNamespace(plan=plan)),
         cast("Subject", SimpleNamespace(evaluate=evaluate, anatomy=None)),
-        targets=(0.1, 0.1, 0.2, 0.3, 0.4),
-        known={(31,)},
+        targets=(0.1, 0.1, 0.2),
+        known={(11,)},
     )
-    assert found == {
-        "interval_coverage_of_other_methods": 4 / 7,
-        "accuracy_interval_coverage_of_other_methods": 5 / 7,
-        "judged_plans_of_other_methods": 7,
-        "interval_coverage_by_method": {"uniform": 1 / 3, "additive-dp": 3 / 4},
-        "other_methods_below_interval": 2,
-    }
+    assert found["judged_plans_of_other_methods"] == 3
+    ratios = found["kl_over_predicted_of_other_methods"]
+    assert ratios["additive-dp"] == [pytest.approx(1.0), 0.5, 2.0]
+    assert ratios["uniform"] == [pytest.approx(4.0), 4.0, 4.0]
 
 
 def test_rank_correlation() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import real_steps
+from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, begun_answers, split, write_split
 from benchmarks.real_figures import METHODS, comparison_figures, geomean_vs_best_other, rows_of, seconds_of
 from benchmarks.real_picture import draw_real
-from benchmarks.real_steps import Steps, alone_in
+from benchmarks.steps import Steps, alone_in
 from pruning.data.conversations import load_conversations
 from pruning.data.prompts import load_prompts
 
@@ -143,7 +143,7 @@ def test_a_finished_step_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_the_seconds_of_an_attempt_that_failed_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real_steps, "_HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(steps_module, "_HEARTBEAT_SECONDS", 0.01)
     data = tmp_path / "data.json"
     command = ("check", "data", "check", str(data))
     with pytest.raises(RuntimeError, match="lop data check"):

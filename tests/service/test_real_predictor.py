@@ -110,11 +110,9 @@ def test_other_methods_say_what_the_predictor_expects_of_their_plans(
         expected = predictor.judge(plan.architecture(made_up_anatomy()))
         assert plan.method == method
         assert plan.predicted is not None
-        assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, expected.interval)
-        assert (plan.predicted.accuracy, plan.predicted.accuracy_interval) == (
-            expected.accuracy,
-            expected.accuracy_interval,
-        )
+        assert (plan.predicted.quality, plan.predicted.interval) == (expected.kl, None)
+        assert (plan.predicted.accuracy, plan.predicted.accuracy_interval) == (expected.accuracy, None)
+        assert plan.predicted.agreement_interval is None
         assert "quality as predictor first expects it of any configuration" in str(plan.provenance.note)
         assert plan.provenance.predictor is None
 

@@ -43,8 +43,8 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(database: str, data: Pat
     low, high = plan["predicted"]["interval"]
     assert low <= plan["predicted"]["quality"] <= high
     uniform = lop(database, "plan", "-m", "tiny", "-s", 0.45, "--method", "uniform")
-    assert re.search(r"predicted KL to dense: \d\.\d{4} \(\d\.\d{4} to \d+\.\d{4}\) \(calibration data\)", uniform)
-    assert re.search(r"predicted agreement with the dense model: \d+\.\d% \(\d+\.\d% to \d+\.\d%\)", uniform)
+    assert re.search(r"predicted KL to dense: \d\.\d{4} \(calibration data\)", uniform)
+    assert re.search(r"predicted agreement with the dense model: \d+\.\d% \(calibration data\)", uniform)
     # The tiny model was never trained: it gives no answer exactly, and exact match says nothing.
     assert plan["predicted"].keys() == {"quality", "interval", "metric", "of", "agreement", "agreement_interval"}
     assert "exact match" not in uniform
