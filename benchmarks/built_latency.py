@@ -4,7 +4,8 @@ A layer takes what it would without an FFN and with the KV groups that it keeps,
 attention. Both from a profile's tables where they cover the request: a line between the two nearest numbers of units,
 then between the two nearest lengths. Else from the device's two figures: a pass takes as long as its operations at the
 peak or as its bytes at the bandwidth, of which a data sheet's count 60% and 70% (docs/devices.md). In seconds and
-floating point; the product counts whole nanoseconds, so `rounding_ms` says how far the two may be apart.
+floating point; the product counts whole nanoseconds. It rounds up, but takes the difference of two rounded times for an
+FFN beside cut attention: how far it may be above and below is said too.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,11 @@ DATA_SHEET_COMPUTE, DATA_SHEET_BANDWIDTH = 0.6, 0.7
 
 @dataclass(frozen=True)
 class BuiltLatency:
-    """Of a whole request; `rounding_ms` is the most that rounding adds to it or takes off."""
+    """Of a whole request; `rounding_ms` is the most that rounding adds to it, `short_ms` the most that it takes off."""
 
     total_ms: float
     rounding_ms: float
+    short_ms: float
     source: str
 
 
@@ -60,8 +62,10 @@ def built_latency(
         source, prefill, decode = "measured", *_from_tables(layer, outside, layers, workload, attended)
     else:
         source, prefill, decode = "roofline", *_roofline(model, device, workload, dtype, layers, attended or 0.0)
-    rounded = (3 * len(layers) + 1) * (1 + steps)  # three times of each layer, and the rest
-    return BuiltLatency((prefill + steps * decode) * 1e3, (rounded + 1) / 1e6, source)
+    whole = _dense_attention(model).keys_and_values
+    differences = sum(x.width > 0 and x.keys_and_values < whole for x in layers)
+    above, below = ((count * (1 + steps) + 1) / 1e6 for count in (len(layers) + 1 + differences, differences))
+    return BuiltLatency((prefill + steps * decode) * 1e3, above, below if differences else 0.0, source)
 
 
 def _sizes(layer: nn.Module, compensated: bool) -> _Layer:

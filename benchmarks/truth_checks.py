@@ -57,7 +57,7 @@ def check_plan(
     assert said.activation_bytes is not None
     costs = {
         "memory_bytes": built.weight_bytes + built.kv_cache_bytes + said.activation_bytes,
-        "latency_ms": None if built.latency is None else built.latency.total_ms - built.latency.rounding_ms,
+        "latency_ms": None if built.latency is None else built.latency.total_ms - built.latency.short_ms,
         "flops": built.flops,
         "disk_bytes": built.disk_bytes,
     }
@@ -104,8 +104,8 @@ def _latency_differs(built: BuiltLatency | None, said: Achieved) -> bool:
     """What the plan says is not what was counted, up to the nanoseconds that it rounds by, or not of its source."""
     if built is None or said.latency_ms is None:
         return (built is None) != (said.latency_ms is None)
-    apart = abs(said.latency_ms - built.total_ms)
-    return said.latency_source != built.source or apart > built.rounding_ms + EPSILON * built.total_ms
+    above, error = said.latency_ms - built.total_ms, EPSILON * built.total_ms
+    return said.latency_source != built.source or not -built.short_ms - error <= above <= built.rounding_ms + error
 
 
 def _asked_for(request: PlanRequest) -> str:

@@ -121,18 +121,20 @@ def show(device_id: DeviceId, url: Url = None, database: OptionalDatabase = None
 def _show_profile(profile: "DeviceProfile") -> None:
     """Every table of a profile: a layer that is skipped, with attention alone, and with an FFN beside it."""
     print_line(f"{profile.id}: {profile.name}, measured on {profile.machine}")
-    rows = []
     for table in profile.layers:
-        shape = f"D {table.shape.hidden_size}, {table.shape.num_heads}/{table.shape.num_kv_groups} heads"
-        without = table.attention
+        shape, without = table.shape, table.attention
+        layer = (
+            f"D {shape.hidden_size}, {shape.num_heads}/{shape.num_kv_groups} heads, {shape.dtype}, batch {table.batch}"
+        )
+        rows: list[list[Any]] = []
         for index, tokens in enumerate(table.prompt_tokens):
-            times = [*_ends(None if without is None else without.prefill_ms[index]), *_ends(table.prefill_ms[index])]
-            rows.append([shape, table.shape.dtype, table.batch, f"prefill {tokens}", *times])
+            bare = None if without is None else without.prefill_ms[index]
+            rows.append([f"prefill {tokens}", *_ends(bare), *_ends(table.prefill_ms[index])])
         for index, tokens in enumerate(table.cache_tokens):
-            times = [*_ends(None if without is None else without.decode_ms[index]), *_ends(table.decode_ms[index])]
-            rows.append([shape, table.shape.dtype, table.batch, f"decode at {tokens}", *times])
-    columns = ["layer", "dtype", "batch", "pass", "skipped", "no FFN", "narrowest FFN", "dense"]
-    print_table("one decoder layer, in milliseconds", columns, rows)
+            bare = None if without is None else without.decode_ms[index]
+            rows.append([f"decode at {tokens}", *_ends(bare), *_ends(table.decode_ms[index])])
+        columns = ["pass", "skipped", "no FFN", "narrowest FFN", "dense"]
+        print_table(f"one decoder layer ({layer}), in milliseconds", columns, rows)
     if any(table.attention is None for table in profile.layers):
         print_line(f"layers without an FFN were not timed: measure again with `lop device profile {profile.id}`")
     outside = [

@@ -7,6 +7,8 @@ attention. So a layer with whole attention takes what is known of it, to the nan
 """
 
 from abc import abstractmethod
+from collections import Counter
+from functools import cached_property
 
 import numpy as np
 
@@ -59,9 +61,17 @@ class LayeredLatency(LatencyModel):
         return np.where(units > 0, whole[0] - without[0], 0), np.where(units > 0, whole[1] - without[1], 0)
 
     def fixed_phases_ns(self) -> tuple[int, int]:
+        return self._fixed
+
+    @cached_property
+    def _fixed(self) -> tuple[int, int]:
         first, further = self.outside_phases_ns()
-        if self.times_attention:
-            for layer in range(len(self._groups)):
-                prefill, decode = self.attention_phases_ns(layer, np.zeros(1, dtype=np.int64))
-                first, further = first + int(prefill[0]), further + int(decode[0])
+        if not self.times_attention:
+            return first, further
+        layers = [Site(layer, Sublayer.ATTENTION) for layer in range(len(self._groups))]
+        alike = Counter(self.kind_of(site) for site in layers)
+        for site in {self.kind_of(site): site for site in layers}.values():
+            prefill, decode = self.attention_phases_ns(site.layer, np.zeros(1, dtype=np.int64))
+            count = alike[self.kind_of(site)]
+            first, further = first + count * int(prefill[0]), further + count * int(decode[0])
         return first, further

@@ -130,7 +130,7 @@ class LayerTimes:
 
     def at_widths(self, widths: IntArray) -> tuple[FloatArray, FloatArray]:
         """[K] of each phase."""
-        prefill, decode = (np.interp(widths.astype(np.float64), self.widths, row) for row in self.with_ffn)
+        prefill, decode = (_between(widths, self.widths, row) for row in self.with_ffn)
         return prefill, decode
 
     def at_groups(self, groups: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -138,11 +138,16 @@ class LayerTimes:
         assert self.groups is not None
         assert self.without_ffn is not None
         rungs = self.groups[1:]
-        prefill, decode = (
-            np.where(groups > 0, np.interp(groups.astype(np.float64), rungs, row[1:]), row[0])
-            for row in self.without_ffn
-        )
+        prefill, decode = (np.where(groups > 0, _between(groups, rungs, row[1:]), row[0]) for row in self.without_ffn)
         return prefill, decode
+
+
+def _between(units: IntArray, rungs: FloatArray, row: FloatArray) -> FloatArray:
+    """[K] on the line between the rungs [R] around each of `units`, whose times are `row` [R]."""
+    above = row[np.minimum(np.searchsorted(rungs, units), len(rungs) - 1)]
+    # No rounding of the line leads beyond the next rung: what keeps more takes no less.
+    found: FloatArray = np.minimum(np.interp(units.astype(np.float64), rungs, row), above)
+    return found
 
 
 def _at_length(rows: Sequence[Sequence[float]], lengths: Sequence[int], length: float) -> FloatArray:

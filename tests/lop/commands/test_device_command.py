@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pruning.devices.timing.profiling import ProfileSettings
 from pruning.errors import ConflictError, DatasetError, InputError, NotFoundError
 from service.app import create_app
 from service.settings import Settings
+from storage.records import DeviceRecord
 from storage.sql_repository import open_repository
 from tests.lop.app_transport import AppTransport
 from tests.pruning.made_up_devices import made_up_profile
@@ -62,7 +64,7 @@ def client(database: str) -> Iterator[lop.Client]:
 def test_a_machine_is_measured_listed_and_shown(run: Run, database: str) -> None:
     code, out, err = run("profile", "bench", "--model", "tiny", "--name", "Test bench", *SHORT, "--json")
     assert code == 0, err
-    assert "timing 10 layers, 0 MiB of random weights" in err  # to warm up, six widths, and numbers of KV groups
+    assert "timing 10 layers, 0 MiB of random weights" in err  # 8 channels to warm up, 3 rungs of groups, 6 of widths
     profile = json.loads(out)
     assert (profile["id"], profile["name"], profile["kind"]) == ("bench", "Test bench", "cpu")
     assert profile["layers"][0]["prompt_tokens"] == [6, 12, 16]
@@ -77,6 +79,19 @@ def test_a_machine_is_measured_listed_and_shown(run: Run, database: str) -> None
     assert code == 0
     assert "Test bench" in out
     assert "decode at 17" in out
+    assert "no FFN" in out
+    assert "not timed" not in out
+
+
+def test_a_profile_from_before_attention_was_timed_says_so(run: Run, database: str) -> None:
+    with open_repository(database) as repository:
+        repository.add_device(DeviceRecord(made_up_profile("bench"), datetime.now(UTC)))
+    code, out, _ = run("show", "bench")
+    assert code == 0
+    assert "decode at 31" in out
+    assert "layers without an FFN were not timed: measure again with `lop device profile bench`" in " ".join(
+        out.split()
+    )
 
 
 def test_the_catalogue_is_shown(run: Run) -> None:

@@ -280,7 +280,7 @@ def test_total_is_the_sum_of_the_parts_and_no_time_falls(device: Device, workloa
     for row in times.values():
         assert row.dtype == np.int64
         assert (np.diff(row) >= 0).all()
-        assert row[0] == 0 < row[1]
+        assert row[0] == 0 < row[-1]  # a unit may take less than a nanosecond
     for widths, groups in (([32, 32], [2, 2]), ([1, 17], [1, 2]), ([0, 31], [2, 0])):
         total = model.fixed_ns()
         for layer in range(2):
