@@ -43,8 +43,8 @@ class Learned:
     """
 
     def __init__(self, work: Path, trained: Sequence[tuple[int, Sample]], samples: str) -> None:
-        self.code = AT_START.digests(AT_START.reached(_TRAINS))
-        self._folder = work / f"learned-{content_id({'samples': samples, 'code': self.code})}"
+        code = AT_START.digests(AT_START.reached(_TRAINS))
+        self._folder = work / f"learned-{content_id({'samples': samples, 'code': code})}"
         self._trained = trained
 
     def predictor(self, seed: int) -> Predictor:

@@ -4,7 +4,8 @@ Learns from the samples in reference/search/trained.csv, which `benchmarks.colle
 that are in that file's searches and on seven that are not (held_out.csv; the rounds kept away from them). Of the
 samples in the latter none was trained on but the one-layer scan, which is in both files and in no held-out figure.
 Every plan comes from the service's planner. KLs of plans are of the validation conversations, but where they are held
-against intervals: those are of the calibration conversations. Ablations are judged by the predictor's own values.
+against intervals of the calibration conversations, and of new draws against those of unseen ones. Ablations are
+judged by the predictor's own values.
 
 `--parts` runs some of it only, and writes to a file of its own. Predictors and finished parts are kept in
 benchmarks/.work: a run that was killed goes on (`--fresh` forgets).

@@ -7,7 +7,7 @@ with the highest expected improvement is expanded and scored, and its value back
 a function of the settings, the seed and the metrics read so far.
 
 What does the work is the additive program that it starts from, the moves, and the surrogate. Simulations are not run by
-default: they propose what moves propose anyway, or what is worse (docs/search.md).
+default: as proposals they are as good as moves, and add nothing to them (docs/search.md).
 """
 
 from collections.abc import Callable, Sequence
