@@ -21,6 +21,10 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import axes_families, axes_http, axes_speed
+from benchmarks.axes_budgets import axes_budgets
+from benchmarks.axes_gguf import gguf_joint
+from benchmarks.axes_latency import axes_latency
 from benchmarks.axes_models import Sizes
 from benchmarks.axes_parts import PARTS, ModelRun, scan_evaluations_32_layers
 from benchmarks.axes_picture import draw_axes
@@ -54,7 +58,14 @@ class OtherPart:
     runs: tuple[str, ...] = ()
 
 
-OTHER_PARTS: dict[str, OtherPart] = {}
+OTHER_PARTS = {
+    "latency": OtherPart(axes_latency),
+    "budgets": OtherPart(axes_budgets),
+    "speed": OtherPart(axes_speed.speed_at_half, axes_speed.RUNS),
+    "http": OtherPart(axes_http.http_joint, axes_http.RUNS),
+    "gguf": OtherPart(gguf_joint),
+    "families": OtherPart(axes_families.families_joint, axes_families.RUNS),
+}
 """By name, in the order in which they run."""
 
 

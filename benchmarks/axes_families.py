@@ -16,12 +16,13 @@ __all__ = ["RUNS", "families_joint"]
 
 
 def families_joint() -> dict[str, Any]:
-    """`families`, and how many of them are green with groups and skips; `families_not_green` by name."""
+    """`families`, how many are green with groups and skips, and how many are not: `families_not_green` by name."""
     rows = family_rows()
     red = [row["family"] for row in rows if not row["green"] or row["suites"] < len(SUITES)]
     return {
         "families": len(rows),
         "families_green_joint": len(rows) - len(red),
+        "families_red_joint": len(red),
         "families_not_green": red,
         "family_tests": sum(row["tests"] for row in rows),
     }

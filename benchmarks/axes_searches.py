@@ -28,14 +28,13 @@ from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_choices
 from mcts.settings import SearchSettings, SearchTarget
 from pruning.allocators.evolution import evolve
+from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.architecture import Architecture
-from pruning.arrays import FloatArray
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
-from pruning.planning.limits import Limits
 from pruning.planning.space import Choice, Space
 from values.surrogate import retentions
 
@@ -159,30 +158,13 @@ class AxisSearch:
         """`SHORTGPT` and `UNIFORM`, which score nothing."""
         fine = fine_space(self._model.anatomy, self.name, round_to=DEFAULT_ROUND_TO)
         statistics, _ = self._model.statistics(StatisticsKind.ACTIVATIONS)
-        influence = np.asarray(statistics.arrays["block_influence"], dtype=np.float64)
         found = []
         for target in targets:
             coarse, limits = self._limits.of(self.space, target), self._limits.of(fine, target)
             if coarse is not None:
-                dropped = self.space.architecture(drop_by_influence(coarse, influence))
-                found.append(Found(SHORTGPT, target, dropped, 0.0))
+                dropped = allocate_shortgpt(self._model.anatomy, statistics, coarse)
+                found.append(Found(SHORTGPT, target, dropped.architecture, 0.0))
             if limits is not None:
                 equal = fine.architecture(uniform_choice(limits))
                 found.append(Found(UNIFORM, target, equal, 0.0))
         return found
-
-
-def drop_by_influence(limits: Limits, influence: FloatArray) -> Choice:
-    """ShortGPT (arXiv 2403.03853) in any space: layers of least block `influence` [L] lose all that the space can take,
-    until the limits are met; the last of them gets back what still fits."""
-    space = limits.space
-    layers = np.array([decision.sites[0].layer for decision in space.decisions])
-    choice = np.array(space.top)
-    for layer in np.argsort(influence, kind="stable"):
-        if (limits.slack(choice) >= 0).all():
-            break
-        choice[layers == layer] = 0
-    kept = np.zeros(limits.table.exists.shape)
-    for row, units, layer in zip(kept, space.units, layers, strict=True):
-        row[: len(units)] = influence[layer] * units / units[-1]
-    return tuple(limits.fit(choice, kept).tolist())

@@ -9,6 +9,7 @@ from lop.commands.options import Json
 from lop.console.console import print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from lop.console.kept_layers import KeptLayers
     from pruning.cutting.inspection import Inspection
 
 
@@ -29,9 +30,9 @@ def inspect(
         check_picture(plot)
     found = inspect_checkpoint(folder)
     if plot is not None:
-        from lop.console.layer_picture import draw_layers
+        from lop.console.layer_pictures import draw_plans
 
-        draw_layers(found.layers, plot)
+        draw_plans([(f"{folder.resolve().name}: {found.parameters:,} parameters", _kept(found))], plot)
     if json:
         print_json(_document(found))
     else:
@@ -66,6 +67,15 @@ def _show(folder: Path, found: "Inspection") -> None:
         print_line("no plan in the folder: it was saved again since `lop apply`, and its weights may have changed")
     for runtime in found.runs_in:
         print_line(f"runs in {runtime}")
+
+
+def _kept(found: "Inspection") -> "KeptLayers":
+    from lop.console.kept_layers import ATTENTION, FFN, KeptLayers
+
+    return KeptLayers(
+        {FFN: [x.ffn_width for x in found.layers], ATTENTION: [x.kv_groups for x in found.layers]},
+        {FFN: [x.dense_ffn_width for x in found.layers], ATTENTION: [x.dense_kv_groups for x in found.layers]},
+    )
 
 
 def _document(found: "Inspection") -> dict[str, Any]:

@@ -108,5 +108,5 @@ def test_a_family_that_a_suite_leaves_out_is_not_green(monkeypatch: pytest.Monke
     ]
     monkeypatch.setattr(axes_families, "family_rows", lambda: rows)
     found = axes_families.families_joint()
-    assert (found["families"], found["families_green_joint"]) == (3, 1)
+    assert (found["families"], found["families_green_joint"], found["families_red_joint"]) == (3, 1, 2)
     assert found["families_not_green"] == ["phi", "gemma2"]
