@@ -37,7 +37,7 @@ demo: $(STAMP)
 	$(BIN)/lop demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 # In an environment of its own: constraints.txt keeps every other version.
 test-newest:
