@@ -34,7 +34,8 @@ def progress_bar(console: Console | None = None) -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None, error=float("nan"))
+        # Nothing is shown before there is something to tell: a training that is refused leaves no bar behind.
+        task = bar.add_task("training", total=None, error=float("nan"), visible=False)
 
         def show(progress: TrainingProgress) -> None:
             bar.update(
@@ -43,6 +44,7 @@ def progress_bar(console: Console | None = None) -> Iterator[ProgressCallback]:
                 completed=progress.step,
                 total=progress.num_steps,
                 error=progress.error,
+                visible=True,
             )
 
         yield show

@@ -129,7 +129,9 @@ def check_samples(space: Space, samples: Sequence[Sample]) -> list[Sample]:
             f"training a predictor needs at least {MIN_SAMPLES} samples, {MIN_SEARCHED_SAMPLES} of which prune two "
             f"{what} or more",
             values=f"{len(distinct)} samples, {searched} of them prune two {what} or more",
-            remedy="Add some with `lop search`" if space.num_decisions > 1 else "One decision has nothing to allocate",
+            remedy="Add some with `lop search` in the same space"
+            if space.num_decisions > 1
+            else "One decision has nothing to allocate",
         )
     return [distinct[units] for units in sorted(distinct)]
 
