@@ -4,12 +4,12 @@ query, key, value and output projections, without a copy."""
 from collections.abc import Sequence
 from typing import Any
 
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.anatomy.layer_config import LayerConfig
 from pruning.checkpoints.resizing import weights_of
-from pruning.forward.sliced_linear import SlicedLinear
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, output_of
 from pruning.planning.ranking import Ranking
 
 
@@ -21,8 +21,14 @@ class SlicedAttention:
     heads are all that has to follow.
     """
 
-    def __init__(self, view: DecoderView, layers: Sequence[DecoderLayer], ranking: Ranking) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        view: DecoderView,
+        layers: Sequence[DecoderLayer],
+        ranking: Ranking,
+        solver: OutputSolver | None = None,
+    ) -> None:
+        self._layers, self._solver = layers, solver
         orders = ranking.kv_groups or (None,) * len(layers)
         self._projections = [
             [SlicedLinear(linear, spec, order) for linear, spec in weights_of(view, layer, Sublayer.ATTENTION)]
@@ -41,6 +47,8 @@ class SlicedAttention:
                 self._groups[index] = kept  # first: what is interrupted here must be undone
                 for projection in self._projections[index]:
                     projection.keep(kept)
+                if self._solver is not None and 0 < kept < self.dense_groups[index]:
+                    output_of(self._projections[index]).solve(Site(index, Sublayer.ATTENTION), kept, self._solver)
                 self._count(index, kept)
 
     def _count(self, index: int, groups: int) -> None:

@@ -5,20 +5,26 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pruning.anatomy.architecture import Sublayer
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.checkpoints.resizing import weights_of
 from pruning.forward.compensation import compensated_bias
-from pruning.forward.sliced_linear import SlicedLinear
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, output_of
 from pruning.planning.ranking import Ranking
 
 
 class SlicedFfn:
     """The FFN projections of a model whose channels are reordered in place, which leaves its function as it was."""
 
-    def __init__(self, view: DecoderView, layers: Sequence[DecoderLayer], ranking: Ranking) -> None:
-        self._ranking = ranking
+    def __init__(
+        self,
+        view: DecoderView,
+        layers: Sequence[DecoderLayer],
+        ranking: Ranking,
+        solver: OutputSolver | None = None,
+    ) -> None:
+        self._ranking, self._solver = ranking, solver
         self._biases: dict[tuple[int, int], nn.Parameter | None] = {}
         self._projections = [
             [SlicedLinear(linear, spec, order) for linear, spec in weights_of(view, layer, Sublayer.FFN)]
@@ -31,6 +37,8 @@ class SlicedFfn:
         for layer, (width, projections) in enumerate(zip(widths, self._projections, strict=True)):
             for projection in projections:
                 projection.keep(width)
+            if self._solver is not None and 0 < width < self.dense_widths[layer]:
+                output_of(projections).solve(Site(layer, Sublayer.FFN), width, self._solver)
             if self._ranking.compensates and width:
                 projections[-1].linear.register_parameter("bias", self._out_bias(layer, width))
 

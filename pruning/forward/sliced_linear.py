@@ -1,11 +1,24 @@
 """A projection whose units are in ranking order: then any number of the best ones is a prefix slice, without a copy."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pruning.anatomy.architecture import Site
 from pruning.anatomy.decoder_layer import TensorSpec
+
+
+class OutputSolver(Protocol):
+    """Gives projections out of what is cut other weights than a slice (`pruning.measuring.solved_outputs`)."""
+
+    def __call__(self, site: Site, weight: torch.Tensor, places: torch.Tensor | None, kept: int) -> torch.Tensor:
+        """Weights [D, K] for the first `kept` (K) inputs of `weight` [D, A]; `places` [A] are where its inputs stand in
+        the model, None: as they stand."""
+        ...
 
 
 class SlicedLinear:
@@ -20,11 +33,13 @@ class SlicedLinear:
     def __init__(self, linear: nn.Linear, spec: TensorSpec, order: NDArray[np.int32] | None) -> None:
         self.linear = linear
         self._axis, self._parts = spec.axis, spec.parts
+        self._places: torch.Tensor | None = None
         weight, bias = linear.weight, linear.bias
         if order is not None and not np.array_equal(order, np.arange(len(order))):
             with torch.no_grad():
                 places = torch.from_numpy(spec.kept_indices(order.astype(np.int64))).to(weight.device)
                 weight.copy_(weight[places] if self._axis == 0 else weight[:, places])
+                self._places = places
                 if bias is not None and self._axis == 0:
                     bias.copy_(bias[places])
         self.weight: torch.Tensor = weight.data
@@ -40,8 +55,23 @@ class SlicedLinear:
         if self.bias is not None:
             self.linear.bias = nn.Parameter(self._best_rows(self.bias, units), requires_grad=False)
 
+    def solve(self, site: Site, units: int, solver: OutputSolver) -> None:
+        """Let a layer whose columns are units have its best `units`, with what `solver` makes of their weights."""
+        solved = solver(site, self.weight, self._places, units * self._parts[0].size)
+        self.linear.weight = nn.Parameter(solved, requires_grad=False)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether its columns are units, and not its rows."""
+        return self._axis == 1
+
     def _best_rows(self, tensor: torch.Tensor, units: int) -> torch.Tensor:
         if len(self._parts) == 1:
             return tensor[: units * self._parts[0].size]
         runs = torch.split(tensor, [part.count * part.size for part in self._parts])
         return torch.cat([run[: units * part.size] for run, part in zip(runs, self._parts, strict=True)])
+
+
+def output_of(projections: Sequence[SlicedLinear]) -> SlicedLinear:
+    """The one of a sub-layer's projections whose columns are units."""
+    return next(projection for projection in projections if projection.is_output)

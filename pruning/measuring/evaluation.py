@@ -32,6 +32,7 @@ from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.forward.skipping import skipping
 from pruning.forward.sliced_attention import SlicedAttention
 from pruning.forward.sliced_ffn import SlicedFfn
+from pruning.forward.sliced_linear import OutputSolver
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ranking import Ranking
@@ -86,6 +87,8 @@ class ConfigurationEvaluator:
         cache_bytes: bound of what is kept between evaluations: the dense model's probabilities, if they take no more
             than half of it, and hidden states of configurations that begin alike. 0 keeps nothing, None is
             `default_cache_bytes`.
+        solver: of the weights that projections out of what is cut have; None: they keep those that they had. With one,
+            the ranking adds no biases.
     """
 
     def __init__(
@@ -96,10 +99,12 @@ class ConfigurationEvaluator:
         *,
         folds: Sequence[int] | None = None,
         cache_bytes: int | None = None,
+        solver: OutputSolver | None = None,
     ) -> None:
         self._fold_of = None if folds is None else _checked_folds(folds, batches)
         self._anatomy = anatomy_of(model)
         ranking.check(self._anatomy)
+        assert solver is None or not ranking.compensates, "a bias would make up for what is solved already"
         self._view = decoder_view(model.eval())
         self._is_wide = is_computed_wide(model)
         widen([*self._view.final_norm.parameters()])
@@ -107,10 +112,11 @@ class ConfigurationEvaluator:
             cache_bytes = default_cache_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
         workers = torch.get_num_threads() if model.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        with _on_one_thread(model):  # as all that follows, for equal numbers
+        self._device = model.device
+        with _on_one_thread(model.device):  # as all that follows, for equal numbers
             recorded = record_batches(model, self._view, batches)
-        self._ffn = SlicedFfn(self._view, self._anatomy.layers, ranking)
-        self._attention = SlicedAttention(self._view, self._anatomy.layers, ranking)
+        self._ffn = SlicedFfn(self._view, self._anatomy.layers, ranking, solver)
+        self._attention = SlicedAttention(self._view, self._anatomy.layers, ranking, solver)
         self._orders_groups = ranking.kv_groups is not None
         self._head = AnswerHead(self._view)
         self._choose_rows(model, batches, recorded)
@@ -140,8 +146,9 @@ class ConfigurationEvaluator:
         kept = {Sublayer.FFN: widths, Sublayer.ATTENTION: groups}
         skipped = [Site(layer, x) for x, units in kept.items() for layer, count in enumerate(units) if count == 0]
         try:
-            self._ffn.slice(widths)
-            self._attention.slice(groups)
+            with _on_one_thread(self._device):  # what is solved must not depend on their number
+                self._ffn.slice(widths)
+                self._attention.slice(groups)
             with skipping(self._view, skipped):
                 measured = self._of_each_row(tuple(zip(widths, groups, strict=True)), self._compare)
         except BaseException:
@@ -355,9 +362,9 @@ def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | Non
 
 
 @contextmanager
-def _on_one_thread(model: "PreTrainedModel") -> Iterator[None]:
+def _on_one_thread(device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
-    if model.device.type == "cpu":
+    if device.type == "cpu":
         torch.set_num_threads(1)
     try:
         yield
