@@ -218,6 +218,7 @@ def _make_plan(
         ranking=ranking,
         method=method.value,
         compensates=compensates,
+        reconstructed_on=question.model.reconstructed_on if answer.ranking is None else None,
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
         achieved=achieved,

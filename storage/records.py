@@ -17,10 +17,14 @@ WEIGHTS: Final = "weights"
 
 @dataclass(frozen=True, slots=True)
 class RankingOrigin:
-    """What a ranking was made by: a kind of statistics measured on a calibration set, or by `WEIGHTS` alone."""
+    """What a ranking was made by: a kind of statistics measured on a calibration set, or by `WEIGHTS` alone.
+
+    `reconstructs`: plans of the model count on reconstruction on that set, and its samples are of what that gives.
+    """
 
     kind: str
     calibration_id: str | None = None
+    reconstructs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class ModelRecord:
     path: str
     created_at: datetime
     ranking_origin: RankingOrigin | None = None
+
+    @property
+    def reconstructed_on(self) -> str | None:
+        """The calibration set on which what is cut out of the model is solved anew; None: it is not."""
+        origin = self.ranking_origin
+        return origin.calibration_id if origin is not None and origin.reconstructs else None
 
 
 @dataclass(frozen=True, slots=True)

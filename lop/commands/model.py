@@ -34,6 +34,14 @@ def add(
         Path | None,
         typer.Option(help="Folder for what elimination measures, to be kept. Default: a temporary one."),
     ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct",
+            help="Search, predict and plan for models whose kept weights are solved anew on --data, as `lop apply "
+            "--reconstruct` does: its plans are applied with that.",
+        ),
+    ] = False,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
@@ -45,7 +53,9 @@ def add(
     --weights-only ranks from the files; then no statistics are stored.
 
     --criterion elimination needs more: on the disk the squares of all layers' FFN and attention widths, 4 bytes each
-    (18 GB for a 7B model), in memory ten times those of one layer. Killed, the same command goes on.
+    (18 GB for a 7B model), in memory ten times those of one layer. Killed, the same command goes on. With
+    --reconstruct as much stays in the folder that LOP_SECOND_ORDER names (default: lop/second-order in the user's
+    cache), on every machine that evaluates.
     """
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.registration import register_by_weights, register_model
@@ -57,6 +67,12 @@ def add(
             "a folder for second-order statistics belongs to --criterion elimination",
             values=f"--criterion {criterion}",
             remedy="Leave --second-order out, or choose that criterion",
+        )
+    if reconstruct and (weights_only or second_order is not None):
+        raise InputError(
+            "what is solved anew is solved on data, from statistics that stay where LOP_SECOND_ORDER says",
+            values=f"--weights-only {weights_only}, --second-order {second_order}",
+            remedy="Give --data FILE and --reconstruct, without these",
         )
     if weights_only and criterion is not Criterion.ACTIVATIONS:
         raise InputError(
@@ -86,13 +102,14 @@ def add(
                 loaded,
                 name=data.name,
                 criterion=criterion,
+                reconstructs=reconstruct,
                 work=second_order,
                 on_bytes=told[0],
                 on_batch=told[1],
                 on_layer=stage("eliminating units") if criterion is Criterion.ELIMINATION else None,
             )
         how = "by elimination " if criterion is Criterion.ELIMINATION else ""
-        ranked = f"{how}on {len(loaded)} conversations"
+        ranked = f"{how}on {len(loaded)} conversations" + (", to be reconstructed on them" if reconstruct else "")
     anatomy = record.anatomy
     if json:
         print_json(

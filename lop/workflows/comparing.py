@@ -157,9 +157,12 @@ def _score(
     Returns the dense model's metrics, which are those of every ranking, if they are asked for.
     """
     from lop.workflows.compute import load_for_compute
+    from lop.workflows.products import solver_of
     from pruning.measuring.evaluation import ConfigurationEvaluator
 
-    evaluator = ConfigurationEvaluator(load_for_compute(Path(model.path)), batches, ranking)
+    # A method that ranks by itself counts on no reconstruction.
+    solver = solver_of(model) if ranking.sha256 == model.ranking_sha256 else None
+    evaluator = ConfigurationEvaluator(load_for_compute(Path(model.path)), batches, ranking, solver=solver)
     for sparsity, plan in plans:
         on_scored(sparsity, plan, *evaluator([plan.architecture(model.anatomy)]))
     return evaluator([DENSE])[0] if with_dense else None

@@ -97,8 +97,10 @@ class EvaluatorRecipe:
             CheckpointError, DatasetError: the checkpoint's folder or an image cannot be read on this machine, or the
                 images are others.
             FingerprintMismatchError: the checkpoint changed since it was registered.
+            InputError: this machine lacks the products that reconstruction solves from.
         """
         from lop.workflows.compute import load_for_compute
+        from lop.workflows.products import solver_of
         from pruning.checkpoints.loading import load_processor
         from pruning.data.batches import make_batches
         from pruning.data.folds import fold_numbers
@@ -106,6 +108,7 @@ class EvaluatorRecipe:
         from pruning.planning.ranking import Ranking
 
         self._check_files()
+        solver = solver_of(self.model)
         folder = Path(self.model.path)
         batches = make_batches(self.conversations, load_processor(folder))
         return ConfigurationEvaluator(
@@ -114,6 +117,7 @@ class EvaluatorRecipe:
             Ranking.from_bytes(self.ranking),
             folds=fold_numbers(self.conversations),
             cache_bytes=self.cache_bytes,
+            solver=solver,
         )
 
     def _check_files(self) -> None:
@@ -191,11 +195,13 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     """
     from pruning.checkpoints.safetensors_layout import tensor_bytes
     from pruning.forward.prefix_cache import default_cache_bytes
+    from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES
 
     tensors = recipe.model.anatomy.tensors
     weights = sum(max(tensor_bytes(x.shape, x.dtype), tensor_bytes(x.shape, "F32")) for x in tensors)
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
-    return weights + kept + PROCESS_BYTES
+    solved = 0 if recipe.model.reconstructed_on is None else DEFAULT_SOLVED_BYTES
+    return weights + kept + solved + PROCESS_BYTES
 
 
 def check_engine(options: EngineOptions) -> None:

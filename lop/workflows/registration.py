@@ -43,6 +43,7 @@ def register_model(
     *,
     name: str = "calibration",
     criterion: Criterion = Criterion.ACTIVATIONS,
+    reconstructs: bool = False,
     work: Path | None = None,
     on_bytes: Progress | None = None,
     on_batch: Progress | None = None,
@@ -54,7 +55,8 @@ def register_model(
     are stored, and the ranking follows from them. `name` is the calibration set's; `on_bytes(done, total)` is told how
     much of the files was read to tell this checkpoint from others, then `on_batch(done, total)` of the pass, and of an
     elimination `on_layer(done, total)`, whose sums lie in `work` (`measure_second_order`). Registering an equal model
-    again measures nothing.
+    again measures nothing. With `reconstructs`, samples, predictors and plans are of models whose projections out of
+    what is cut are solved anew on the conversations, and this machine keeps the products for it (`products_folder`).
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
@@ -68,16 +70,24 @@ def register_model(
         record_calibration,
         store_statistics,
     )
+    from lop.workflows.products import measure_products, products_folder
     from pruning.measuring.importance import ranking_of
     from pruning.measuring.statistics import ModelStatistics, StatisticsKind
 
     used = calibration_id(conversations)
     eliminates = criterion is Criterion.ELIMINATION
     kind = StatisticsKind.SECOND_ORDER if eliminates else StatisticsKind.ACTIVATIONS
-    origin = RankingOrigin(kind.value, used)
+    origin = RankingOrigin(kind.value, used, reconstructs)
     candidate = _Candidate.read(repository, model_id, Path(folder), on_bytes)
+    if reconstructs:
+        candidate.check_not_ranked_otherwise(repository, origin)
+        work = products_folder(candidate.weights_sha256, used)
+        of = (candidate.anatomy.fingerprint, candidate.weights_sha256)
+        measure_products(candidate.folder, *of, conversations, on_batch=on_batch)
     stored = find_statistics(repository, model_id, kind, used)
     if stored is not None:
+        if candidate.taken is not None and candidate.taken.ranking_origin is not None:
+            candidate.check_not_ranked_otherwise(repository, origin)  # the same statistics, but for reconstruction
         statistics = ModelStatistics.from_bytes(repository.get_artifact(stored.sha256).content)
         return candidate.register(repository, ranking_of(statistics, candidate.anatomy), origin)
     candidate.check_not_ranked_otherwise(repository, origin)
@@ -195,13 +205,17 @@ class _Candidate:
         if self.taken is None:
             return
         found = self.taken.ranking_origin or self._find_origin(repository)
-        if found is None or found == origin:
+        if found == origin or (found is None and not origin.reconstructs):
             return
-        how = "by its weights alone"
-        if found.calibration_id is not None:
-            how = "on other conversations" if found.kind == origin.kind else f"by {found.kind} statistics"
+        how = "by its weights alone" if found is not None else "by a version that did not note how"
+        if found is not None and found.calibration_id is not None:
+            how = f"by {found.kind} statistics"
+            if found.kind == origin.kind:
+                how = "on other conversations" if found.calibration_id != origin.calibration_id else "on these"
             with suppress(NotFoundError):  # the registration was stopped before they were noted
                 how += f", {repository.get_calibration(found.calibration_id).name}"
+            if found.reconstructs != origin.reconstructs:
+                how += ", with reconstruction" if found.reconstructs else ", without reconstruction"
         raise ConflictError(
             "a registered model keeps its ranking",
             values=f"{self.model_id!r} was ranked {how}",

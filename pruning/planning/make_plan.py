@@ -5,7 +5,16 @@ from datetime import UTC, datetime
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.planning.cost import achieved_costs
-from pruning.planning.plan import BIAS, Achieved, PlanLayer, PlanRanking, PlanTarget, Predicted, PruningPlan
+from pruning.planning.plan import (
+    BIAS,
+    Achieved,
+    PlanLayer,
+    PlanRanking,
+    PlanTarget,
+    Predicted,
+    PruningPlan,
+    reconstruction_step,
+)
 from pruning.planning.plan_parts import PlanModel, Provenance, content_id
 from pruning.planning.workload import Workload
 
@@ -19,6 +28,7 @@ def make_plan(
     ranking: PlanRanking,
     method: str,
     compensates: bool = False,
+    reconstructed_on: str | None = None,
     predicted: Predicted | None = None,
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
@@ -28,12 +38,16 @@ def make_plan(
     """A plan that keeps `architecture`. Its id is a hash of the document but for `created_at`.
 
     `compensates`: layers that are cut get a bias for what they lose, from the means in the ranking file.
+    `reconstructed_on`: the calibration set on which the projections out of what is cut are to be solved anew.
     `achieved` is what that costs, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
     if achieved is None:
         workload = Workload() if target.budget is None else target.budget.workload
         achieved = achieved_costs(anatomy, architecture, workload, compensates=compensates)
+    recovery = [BIAS] if compensates else []
+    if reconstructed_on is not None:
+        recovery.append(reconstruction_step(reconstructed_on))
     layers = tuple(PlanLayer.model_validate(layer) for layer in architecture.document())
     draft = PruningPlan(
         plan_id="",
@@ -43,7 +57,7 @@ def make_plan(
         target=target,
         layers=layers,
         ranking=ranking,
-        recovery=(BIAS,) if compensates else (),
+        recovery=tuple(recovery),
         achieved=achieved,
         predicted=predicted,
         provenance=provenance or Provenance(),

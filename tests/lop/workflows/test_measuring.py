@@ -80,7 +80,7 @@ def test_statistics_on_other_data_do_not_make_another_ranking(
 ) -> None:
     other = conversations[:20]
     StatisticsMeasurer(repository, "tiny").measure(StatisticsKind.ACTIVATIONS, other, name="half")
-    with pytest.raises(ConflictError, match="another ranking_sha256"):
+    with pytest.raises(ConflictError, match="was ranked on other conversations"):
         register_model(repository, "tiny", checkpoint, other)
 
 
