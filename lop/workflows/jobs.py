@@ -29,6 +29,7 @@ from storage.records import JobRecord
 
 if TYPE_CHECKING:
     from policy_model.progress import TrainingProgress
+    from pruning.cutting.reconstruct_checkpoint import Reconstruction
 
 _logger = logging.getLogger("lop.jobs")
 
@@ -104,8 +105,11 @@ class JobRunner:
                     folder,
                     conversations,
                     name=name,
+                    criterion=job.criterion,
+                    reconstructs=job.reconstruct,
                     on_bytes=reading,
                     on_batch=_steps(reporter, "measuring activations"),
+                    on_layer=_steps(reporter, "eliminating units"),
                 )
         return {"model": record.id, "fingerprint": record.anatomy.fingerprint}
 
@@ -200,19 +204,40 @@ class JobRunner:
         plan = self.repository.get_plan(job.plan).plan
         model = self.repository.get_model(plan.model.id)
         ranking = Ranking.from_bytes(self.repository.get_artifact(plan.ranking.sha256).content)
-        out = self.outputs.resolve() / plan.plan_id
-        if not out.is_dir():  # a folder is complete or absent: what another run made is not made again
-            self.outputs.mkdir(parents=True, exist_ok=True)
-            prune_checkpoint(
-                model.path, plan, ranking, out, on_bytes=_steps(reporter, "writing"), on_warning=_logger.warning
-            )
+        with self._reconstruction(job, Path(model.path), reporter) as (reconstruction, name):
+            out = self.outputs.resolve() / name
+            if not out.is_dir():  # a folder is complete or absent: what another run made is not made again
+                self.outputs.mkdir(parents=True, exist_ok=True)
+                prune_checkpoint(
+                    model.path,
+                    plan,
+                    ranking,
+                    out,
+                    reconstruction=reconstruction,
+                    on_bytes=_steps(reporter, "writing"),
+                    on_warning=_logger.warning,
+                )
         files = sorted(path for path in out.iterdir() if path.is_file())
         return {
             "model": model.id,
             "plan": plan.plan_id,
-            "folder": plan.plan_id,
+            "folder": out.name,
             "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
         }
+
+    @contextmanager
+    def _reconstruction(
+        self, job: ApplyJob, checkpoint: Path, reporter: JobReporter
+    ) -> "Iterator[tuple[Reconstruction | None, str]]":
+        """How to solve what is kept, and the name of the folder to write."""
+        from lop.workflows.reconstructing import reconstruction_on
+
+        if job.reconstruct is None:
+            yield None, job.plan
+            return
+        with self._conversations(job.reconstruct, job.conversations) as (_, conversations):
+            found = reconstruction_on(checkpoint, conversations, on_batch=_steps(reporter, "solving"))
+            yield found, f"{job.plan}-{found.calibration_id[:12]}"
 
 
 def folder_below(roots: tuple[Path, ...], name: str) -> Path:

@@ -12,7 +12,16 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     together, InfeasibleTargetError for a sparsity that no configuration reaches.
     """
     if isinstance(settings, ApplyJob):
-        return catalogue.get_plan(settings.plan).plan.model.id
+        plan = catalogue.get_plan(settings.plan).plan
+        if settings.reconstruct is not None:
+            catalogue.get_dataset(settings.reconstruct)
+        elif plan.reconstructs or settings.conversations is not None:
+            raise InputError(
+                "a plan that counts on reconstruction is applied with a data set, and conversations are of one",
+                values="reconstruct names none",
+                remedy="Name the data set that the model was registered with",
+            )
+        return plan.model.id
     if settings.dataset is not None:
         catalogue.get_dataset(settings.dataset)
     if isinstance(settings, RegisterJob):

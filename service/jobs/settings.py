@@ -4,11 +4,12 @@ No field holds a path: data sets are named by the sha256 of their content, model
 to be registered by the name of a folder under the worker's own roots.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from pruning.allocators.methods import Method
+from pruning.measuring.criterion import Criterion
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
@@ -57,6 +58,14 @@ class RegisterJob(_Job):
     )
     dataset: _Dataset | None = Field(default=None, description="Measured on; null: it is ranked by its weights alone.")
     conversations: _Conversations = None
+    criterion: Criterion = Field(default=Criterion.ACTIVATIONS, description="What the ranking goes by.")
+    reconstruct: bool = Field(default=False, description="Plan for models whose kept weights are solved anew.")
+
+    @model_validator(mode="after")
+    def _by_data(self) -> Self:
+        if self.dataset is None and (self.criterion is not Criterion.ACTIVATIONS or self.reconstruct):
+            raise ValueError("a criterion and a reconstruction need a dataset")
+        return self
 
 
 class MeasureJob(_Job):
@@ -160,6 +169,8 @@ class ApplyJob(_Job):
 
     kind: Literal["apply"]
     plan: _Name = Field(description="Id of a plan of this server.")
+    reconstruct: _Dataset | None = Field(default=None, description="What is kept is solved anew on it.")
+    conversations: _Conversations = None
 
 
 JobSettings = Annotated[RegisterJob | MeasureJob | SearchJob | TrainJob | ApplyJob, Field(discriminator="kind")]

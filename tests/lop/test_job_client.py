@@ -1,6 +1,7 @@
 """Jobs through the client, against the real application and a real worker."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,26 @@ def test_every_other_kind_of_job(client: lop.Client, data: Path, work: Callable[
         train.wait()
     with pytest.raises(ConflictError):
         apply.cancel()
+
+
+def test_a_model_is_registered_and_cut_with_reconstruction(
+    client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOP_SECOND_ORDER", str(tmp_path / "second-order"))
+    dataset = client.upload(data, conversations=8)["id"]
+    of = {"kind": "register", "model": "solved", "folder": "model", "criterion": "elimination", "reconstruct": True}
+    with pytest.raises(InputError, match="need a dataset"):
+        client.submit(of)
+    client.submit({**of, "dataset": dataset})
+    assert work() == 1
+    plan = client.plan(model="solved", sparsity=0.4, method="uniform")
+    assert plan.reconstructs
+    with pytest.raises(InputError, match="is applied with a data set"):
+        client.submit({"kind": "apply", "plan": plan.plan_id})
+    apply = client.submit({"kind": "apply", "plan": plan.plan_id, "reconstruct": dataset})
+    assert work() == 1
+    written = tmp_path / "output" / apply.wait()["folder"]
+    assert json.loads((written / "lop_plan.json").read_text())["recovery"][0]["kind"] == "reconstruction"
 
 
 def test_a_model_or_data_that_went_meanwhile_fails_the_job(
