@@ -15,6 +15,7 @@ from service.authentication import Authentication
 from service.head_requests import HeadAsGet
 from service.keys import KeyRing
 from service.openapi import install_openapi
+from service.page.views.every import VIEWS
 from service.problems import install_problem_handlers
 from service.request_limits import RequestSizeLimit
 from service.resources import Resources
@@ -41,11 +42,13 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         redirect_slashes=False,
     )
     resources = app.state.resources = Resources(settings, repository)
-    ring = KeyRing(lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit)
+    ring = app.state.ring = KeyRing(lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit)
     install_problem_handlers(app)
     install_openapi(app)
     for routes in (plans, models, rankings, predictors, devices, datasets, jobs, health):
         app.include_router(routes.router)
+    for view in VIEWS:
+        app.include_router(view)
     app.include_router(plans.reading)
     app.include_router(devices.reading)
     app.include_router(jobs.reading)

@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
-from service.keys import Asker
+from service.keys import Asker, KeyRing
 from service.names import NAME_PATTERN
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
@@ -39,11 +39,16 @@ def _asker(request: Request) -> Asker:
     return cast(Asker, request.scope["lop.asker"])
 
 
+def _ring(request: Request) -> KeyRing:
+    return cast(KeyRing, request.app.state.ring)
+
+
 JobsDep = Annotated[Jobs, Depends(_repository)]
 JobCatalogueDep = Annotated[JobCatalogue, Depends(_repository)]
 DatasetsDep = Annotated[Datasets, Depends(_repository)]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 WhoAsksDep = Annotated[Asker, Depends(_asker)]
+KeyRingDep = Annotated[KeyRing, Depends(_ring)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 

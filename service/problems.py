@@ -123,28 +123,34 @@ def headers_of(error: LopError) -> dict[str, str]:
     return {}
 
 
+def log_server_error(request: Request, problem: Problem, error: LopError) -> None:
+    """Tell the operator of what is not the client's doing."""
+    if problem.status >= 500:
+        _logger.error("%s %s: %s", request.method, request.url.path, error)
+
+
+def invalid_request_problem(request: Request, error: RequestValidationError) -> Problem:
+    """What tells a client about the first field that breaks a rule."""
+    first = error.errors()[0]
+    message = _printable(first["msg"]).removeprefix("Value error, ")
+    where = ".".join(_printable(str(part))[:80] for part in first["loc"])
+    found = "" if first["type"] in {"json_invalid", "missing"} else _short(first.get("input"))
+    problem = plain_problem(422, _instance(request), rule=f"{where}: {message}", values=found, remedy=_REMEDIES[422])
+    return problem.model_copy(update={"type": "urn:lop:invalid-input", "title": "The request breaks a rule"})
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of `app`, also those of routing and parsing, a problem document."""
 
     @app.exception_handler(LopError)
     def lop_error(request: Request, error: LopError) -> Response:
         problem = problem_of(error, _instance(request))
-        if problem.status >= 500:
-            _logger.error("%s %s: %s", request.method, request.url.path, error)
+        log_server_error(request, problem, error)
         return problem_response(problem, headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid_request(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        message = _printable(first["msg"]).removeprefix("Value error, ")
-        where = ".".join(_printable(str(part))[:80] for part in first["loc"])
-        found = "" if first["type"] in {"json_invalid", "missing"} else _short(first.get("input"))
-        problem = plain_problem(
-            422, _instance(request), rule=f"{where}: {message}", values=found, remedy=_REMEDIES[422]
-        )
-        return problem_response(
-            problem.model_copy(update={"type": "urn:lop:invalid-input", "title": "The request breaks a rule"})
-        )
+        return problem_response(invalid_request_problem(request, error))
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> Response:

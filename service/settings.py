@@ -11,10 +11,11 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruning.errors import InputError
+from service.page.paths import SEGMENTS
 from storage.url import parse_url
 
 _PREFIX = r"(/[A-Za-z0-9._~-]+)+"
-_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz")
+_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
 
 
 class LogLevel(StrEnum):
