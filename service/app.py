@@ -42,7 +42,9 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         redirect_slashes=False,
     )
     resources = app.state.resources = Resources(settings, repository)
-    ring = app.state.ring = KeyRing(lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit)
+    ring = app.state.ring = KeyRing(
+        lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit
+    )
     install_problem_handlers(app)
     install_openapi(app)
     for routes in (plans, models, rankings, predictors, devices, datasets, jobs, health):

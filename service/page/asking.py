@@ -1,7 +1,7 @@
 """The explorer's form: what its fields say as the JSON that `POST /v1/plans` takes, and back.
 
-The fields are named as in the API; memory is asked for in MiB, since nobody drags a slider over bytes. The page's address
-holds the fields, so it is a link to what is seen.
+The fields are named as in the API; memory is asked for in MiB, since nobody drags a slider over bytes. The address of
+the page holds the fields, so it is a link to what is seen.
 """
 
 import math

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 12.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 14.0, 12.0, 40.0
 _FLOOR = 1e-9
 """A divergence of nothing has no logarithm; this is far below anything that was ever measured."""
 

@@ -12,7 +12,7 @@ from pruning.anatomy.architecture import Architecture, Sublayer
 _LEFT, _RIGHT, _TOP = 46.0, 8.0, 6.0
 _HEIGHTS = {Sublayer.FFN: 110.0, Sublayer.ATTENTION: 56.0}
 _GAP, _FOOT = 14.0, 18.0
-_MOST_WIDTH, _STEPS = 760.0, (26.0, 8.0)
+_MOST_WIDTH, _STEPS = 760.0, (48.0, 8.0)
 """Columns are between these widths, so that few layers do not look like walls and many still fit."""
 
 

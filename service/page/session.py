@@ -67,4 +67,3 @@ def keep(response: Response, request: Request, session: str) -> None:
         httponly=True,
         samesite="strict",
     )
-

@@ -59,10 +59,9 @@ def explore(request: Request, catalogue: CatalogueDep, planner: PlannerDep, aske
     )
 
 
-_NOTHING: dict[str, Any] = {
-    name: None
-    for name in ("problem", "nearest", "shown", "bounds", "curl", "python", "permalink", "curve_link", "compare_link")
-}
+_NOTHING: dict[str, Any] = dict.fromkeys(
+    ("problem", "nearest", "shown", "bounds", "curl", "python", "permalink", "curve_link", "compare_link")
+)
 
 
 def _answer(
@@ -93,7 +92,8 @@ def _answer(
         "permalink": f"{root}/explorer?{asking.link_of(fields, against='')}",
         "curve_link": f"{root}/explorer/curve?{asking.link_of({'model': asked.model, 'space': asked.space.value})}"
         f"&plan={plan.plan_id}",
-        "compare_link": f"{root}/compare?left={against or plan.plan_id}" + (f"&right={plan.plan_id}" if against else ""),
+        "compare_link": f"{root}/compare?left={against or plan.plan_id}"
+        + (f"&right={plan.plan_id}" if against else ""),
     }
 
 
