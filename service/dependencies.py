@@ -5,6 +5,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Query, Request
 
 from service.keys import Asker, KeyRing
+from service.metrics import ServiceMetrics
 from service.names import NAME_PATTERN
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
@@ -14,6 +15,10 @@ from storage.contract import Artifacts, Catalogue, Datasets, JobCatalogue, Jobs,
 
 def _resources(request: Request) -> Resources:
     return cast(Resources, request.app.state.resources)
+
+
+def _metrics(resources: Annotated[Resources, Depends(_resources)]) -> ServiceMetrics:
+    return resources.metrics
 
 
 def _repository(resources: Annotated[Resources, Depends(_resources)]) -> Repository:
@@ -49,6 +54,7 @@ DatasetsDep = Annotated[Datasets, Depends(_repository)]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 WhoAsksDep = Annotated[Asker, Depends(_asker)]
 KeyRingDep = Annotated[KeyRing, Depends(_ring)]
+MetricsDep = Annotated[ServiceMetrics, Depends(_metrics)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 

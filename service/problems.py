@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from pruning.errors import (
     AccessError,
+    BusyError,
     CheckpointError,
     ConflictError,
     FingerprintMismatchError,
@@ -51,6 +52,7 @@ _KINDS: tuple[tuple[type[LopError], HTTPStatus, str, str], ...] = (
     (SchemaRevisionError, HTTPStatus.SERVICE_UNAVAILABLE, "schema-revision", "The database is at another revision"),
     (StorageUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer"),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE, "storage", "The database cannot be used"),
+    (BusyError, HTTPStatus.SERVICE_UNAVAILABLE, "busy", "The server does as much of this as it may"),
     (ScopeError, HTTPStatus.FORBIDDEN, "forbidden", "The key may not do this"),
     (AccessError, HTTPStatus.UNAUTHORIZED, "unauthorized", "A key is needed"),
     (TooManyRequestsError, HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "The key's limit is reached"),
@@ -111,8 +113,8 @@ def problem_of(error: LopError, instance: str) -> Problem:
 
 def headers_of(error: LopError) -> dict[str, str]:
     """What else an answer that tells of `error` says."""
-    if isinstance(error, StorageUnavailableError):
-        return {"Retry-After": "5"}  # a database that restarts is back within seconds
+    if isinstance(error, StorageUnavailableError | BusyError):
+        return {"Retry-After": "5"}  # within seconds a database is back, and a stream ends
     if isinstance(error, TooManyRequestsError):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, NotAcceptableError):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from threading import Lock
 
 from service.datasets import DatasetShelf
+from service.event_streams import EventStreams
+from service.metrics import ServiceMetrics
 from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
@@ -27,6 +29,8 @@ class Resources:
         self.unpacking = asyncio.Semaphore(2)
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
+        self.metrics = ServiceMetrics(lambda: self.repository)
+        self.event_streams = EventStreams(settings.max_event_streams, self.metrics)
         self.is_stopping: Callable[[], bool] = lambda: False
         """Whether the server was told to stop: answers without an end then end."""
 

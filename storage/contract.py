@@ -166,6 +166,9 @@ class Jobs(Protocol):
     ) -> int:
         """How many `list_jobs` would list without a limit."""
 
+    def job_counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and status."""
+
     def claim_job(
         self, worker: str, *, stale_after: timedelta, kinds: Sequence[str] | None = None, max_attempts: int = 3
     ) -> JobRecord | None:

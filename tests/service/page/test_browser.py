@@ -142,6 +142,9 @@ def test_a_slider_shows_another_plan_and_the_address_reproduces_it(browser: Any,
         for _ in range(20):
             page.keyboard.press("ArrowRight")
     page.wait_for_function("before => document.querySelector('#result .id').textContent !== before", arg=before)
+    page.wait_for_function(
+        "() => new URLSearchParams(location.search).get('sparsity') === document.getElementById('sparsity').value"
+    )
     assert page.evaluate("document.activeElement.type") == "range"
     plan = page.locator("#result .id").first.text_content()
     assert "sparsity=0." in page.url
