@@ -291,6 +291,9 @@ class Catalogue(Protocol):
     def get_model(self, model_id: str) -> ModelRecord:
         """Raises NotFoundError."""
 
+    def registered_at(self, model_id: str) -> datetime | None:
+        """When the model of this id was registered, None if there is none: tells it from another that had the id."""
+
     def list_models(self) -> list[ModelRecord]:
         """All models, oldest first."""
 

@@ -99,10 +99,10 @@ def chart(
     mark = None
     if marked is not None:
         mark = Mark(place_x(marked[0]), place_y(marked[1]), place_y(marked[2]), place_y(marked[3]))
-    form = (lambda x: f"{x:.0%}") if percent else (lambda x: f"{x:,.0f}")
+    form = "{:.0%}" if percent else "{:,.0f}"
     return Chart(
         tuple(drawn),
-        x_ticks=tuple((form(x), place_x(x)) for x in _even(x_low, x_high)),
+        x_ticks=tuple((form.format(x), place_x(x)) for x in _even(x_low, x_high)),
         y_ticks=tuple((f"{y:g}", place_y(y)) for y in _decades(low, high)),
         x_label=x_label,
         y_label=y_label,
