@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
 	@echo "make test       all tests"
-	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm)"
+	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm); the Kubernetes manifests by their schema"
 	@echo "make test-newest  the tests of cutting and loading, against the newest transformers (for a job once a week)"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
@@ -42,9 +42,9 @@ test: $(STAMP)
 
 # The browser is Debian's package; axe-core comes from npm, and is kept beside the environment.
 test-page: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1
-	LOP_AXE=$(VENV)/npm/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest tests/service/page/test_browser.py -s
+	LOP_AXE=$(VENV)/npm/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest tests/service/page/test_browser.py tests/service/test_kubernetes.py -s
 
 # In an environment of its own: constraints.txt keeps every other version.
 test-newest:
