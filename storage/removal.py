@@ -110,13 +110,13 @@ def _artifacts_of(model_id: str) -> Select[Any]:
 def _is_referred_to(session: Session, sha256: str, *, but: str | None = None) -> bool:
     """Whether a row names the artifact, of another model than `but`."""
     for column, owner in _REFERENCES:
-        query = select(literal_column("1")).where(column == sha256)
+        query: Select[Any] = select(literal_column("1")).where(column == sha256)
         if but is not None:
             query = query.where(owner != but)
         if session.scalar(query.limit(1)) is not None:
             return True
     ranking = PlanRow.document["ranking"]["sha256"].as_string()
-    plans = select(literal_column("1")).where(ranking == sha256)
+    plans: Select[Any] = select(literal_column("1")).where(ranking == sha256)
     if but is not None:
         plans = plans.where(PlanRow.model_id != but)
     return session.scalar(plans.limit(1)) is not None

@@ -29,8 +29,13 @@ HEADERS = {
 }
 """Of every page: nothing in it is loaded from elsewhere or written inline, and no other site may frame it."""
 
-_NAVIGATION = (("/", "Models"), ("/explorer", "Explorer"), ("/jobs", "Jobs"), ("/compare", "Compare"))
-_NAVIGATION += (("/devices", "Devices"),)
+_NAVIGATION = (
+    ("/", "Models"),
+    ("/explorer", "Explorer"),
+    ("/jobs", "Jobs"),
+    ("/compare", "Compare"),
+    ("/devices", "Devices"),
+)
 
 
 @lru_cache(maxsize=1)
