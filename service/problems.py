@@ -128,7 +128,7 @@ def headers_of(error: LopError) -> dict[str, str]:
 def log_server_error(request: Request, problem: Problem, error: LopError) -> None:
     """Tell the operator of what is not the client's doing."""
     if problem.status >= 500:
-        _logger.error("%s %s: %s", request.method, request.url.path, error)
+        _logger.error("%s %s: %s", request.method, request.scope["path"], error)
 
 
 def invalid_request_problem(request: Request, error: RequestValidationError) -> Problem:
@@ -166,7 +166,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
-        _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        _logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
         return problem_response(_internal(_instance(request)))
 
 
@@ -177,7 +177,7 @@ def _internal(instance: str) -> Problem:
 
 
 def _instance(request: Request) -> str:
-    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.url.path
+    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.scope["path"]
 
 
 def _short(value: object) -> str:

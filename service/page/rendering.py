@@ -111,7 +111,7 @@ def to_login(request: Request) -> Response:
     """
     root = request.scope.get("root_path", "")
     here = request.scope["path"].removeprefix(root)
-    query = request.url.query
+    query = request.scope.get("query_string", b"").decode("latin-1")
     target = f"{quote(here)}?{query}" if query else quote(here)
     if request.headers.get("sec-fetch-site") == "cross-site" and session.session_of(request.scope) is None:
         # No cookie is set: a new one would take the place of the one that the browser has.
@@ -133,7 +133,7 @@ class PageRoute(APIRoute):
             try:
                 return await handle(request)
             except LopError as error:
-                problem = problem_of(error, request.url.path)
+                problem = problem_of(error, request.scope["path"])
                 log_server_error(request, problem, error)
                 return problem_page(request, problem, headers_of(error))
             except RequestValidationError as error:

@@ -63,7 +63,7 @@ def keep(response: Response, request: Request, session: str) -> None:
         COOKIE,
         session,
         path=request.scope.get("root_path", "") or "/",
-        secure=request.url.scheme == "https",
+        secure=request.scope.get("scheme") == "https",
         httponly=True,
         samesite="strict",
     )

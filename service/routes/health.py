@@ -25,12 +25,12 @@ def readyz(resources: ResourcesDep, request: Request) -> Readiness | Response:
     answer of 200.
     """
     if resources.is_stopping():
-        problem = plain_problem(503, request.url.path, rule="the server is not stopping", remedy="Ask another one")
+        problem = plain_problem(503, request.scope["path"], rule="the server is not stopping", remedy="Ask another one")
         return problem_response(_naming(problem, "server", "it was told to stop"), {"Retry-After": "5"})
     try:
         resources.repository.check()
     except LopError as error:
-        problem = problem_of(error, request.url.path)
+        problem = problem_of(error, request.scope["path"])
         return problem_response(_naming(problem, "database", str(error)), headers_of(error))
     try:
         resources.shelf.check()

@@ -29,7 +29,7 @@ def compare(request: Request, catalogue: CatalogueDep, plans: PlansDep, planner:
             try:
                 found[side] = _shown(plan_id, catalogue, plans, planner)
             except NotFoundError as error:
-                problems[side] = problem_of(error, request.url.path)
+                problems[side] = problem_of(error, request.scope["path"])
     status = 404 if any(problems.values()) else 200
     return page(request, "compare.html", status=status, ids=ids, plans=found, problems=problems)
 

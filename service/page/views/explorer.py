@@ -78,7 +78,7 @@ def _answer(
         asker.check(KeyScope.PLAN)
         plan = planner.plan(asked)
     except LopError as error:
-        problem = problem_of(error, request.url.path)
+        problem = problem_of(error, request.scope["path"])
         log_server_error(request, problem, error)
         nearest = asking.nearest_link(error, fields) if isinstance(error, InfeasibleTargetError) else None
         return found | {"problem": problem, "nearest": nearest}

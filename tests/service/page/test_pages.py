@@ -285,6 +285,41 @@ def test_behind_a_prefix_every_address_has_it(database_url: str, repository: Rep
     assert dict(parse_qsl(link.query)) == {}
 
 
+@pytest.mark.parametrize("host", ["[::1", "a b", "x:99999999", '"><script>', ""])
+def test_a_host_that_is_none_does_no_harm(client: TestClient, known: None, host: str) -> None:
+    for path in ("/", "/explorer?model=tiny", "/explorer?model=nope", "/nowhere", "/v1/models/nope", "/v1/plans/nope"):
+        answer = client.get(path, headers={"Host": host})
+        assert answer.status_code in (200, 404), (path, answer.text)
+        assert "<script>" not in answer.text
+    refused = client.post("/v1/jobs", content=b"", headers={"Host": host})
+    assert refused.status_code == 415
+
+
+ODD = ("%00", "%ff", "%ed%a0%80", "'--", "x" * 5000, "%F0%9F%98%80", "../..")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/explorer?model=",
+        "/explorer?device=",
+        "/explorer?sparsity=",
+        "/explorer/curve?model=tiny&plan=",
+        "/jobs?model=",
+        "/jobs?status=",
+        "/jobs?offset=",
+        "/jobs/",
+        "/compare?left=",
+        "/devices/",
+        "/devices?limit=",
+        "/login?next=",
+    ],
+)
+def test_odd_values_are_refused_or_ignored(client: TestClient, path: str) -> None:
+    for value in ODD:
+        assert client.get(path + value).status_code < 500, value
+
+
 def test_a_page_is_no_part_of_the_api(client: TestClient) -> None:
     assert all(path.startswith(("/v1/", "/healthz", "/readyz")) for path in client.get("/openapi.json").json()["paths"])
     assert client.get("/nowhere").headers["content-type"] == "application/problem+json"
