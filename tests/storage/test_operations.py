@@ -97,6 +97,11 @@ def test_a_backup_is_all_of_it_and_comes_back(
     assert check_database(empty_url).findings == ()
 
 
+def test_jobs_are_counted(filled: SqlRepository) -> None:
+    filled.add_job(NewJob("train", "m", {"kind": "train"}, "somebody"))
+    assert filled.job_counts() == {("train", "running"): 1, ("train", "queued"): 1}
+
+
 def test_nothing_is_overwritten(filled: SqlRepository, database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     backup(database_url, file)

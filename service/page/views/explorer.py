@@ -44,8 +44,9 @@ def explore(request: Request, catalogue: CatalogueDep, planner: PlannerDep, aske
     values = {"fields": fields, **_NOTHING, **answer}
     status = problem.status if problem is not None else 200
     if is_part:
-        # 200 in any case: htmx shows nothing of an answer that is an error.
-        return page(request, "plan_part.html", **values)
+        # 200 in any case: htmx shows nothing of an answer that is an error. The browser's address becomes short.
+        here = f"{request.scope.get('root_path', '')}/explorer?{asking.link_of(fields)}"
+        return page(request, "plan_part.html", headers={"HX-Push-Url": here}, **values)
     return page(
         request,
         "explorer.html",

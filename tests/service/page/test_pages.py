@@ -149,6 +149,7 @@ def test_the_explorer_shows_what_the_api_answers(client: TestClient, known: None
     assert json.loads(block(client.get(link).text, "JSON of the plan")) == plan
     part = client.get(link, headers={"HX-Request": "true"})
     assert "<html" not in part.text
+    assert part.headers["hx-push-url"] == "/explorer?model=tiny&ask=sparsity&sparsity=0.42&space=layers&device=l4"
     assert json.loads(block(part.text, "JSON of the plan")) == plan
 
 
