@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order results clean
+.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
 	@echo "make test       all tests"
+	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm); the Kubernetes manifests by their schema"
 	@echo "make test-newest  the tests of cutting and loading, against the newest transformers (for a job once a week)"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
@@ -38,6 +39,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
+
+# The browser is Debian's package; axe-core comes from npm, and is kept beside the environment.
+test-page: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1
+	LOP_AXE=$(VENV)/npm/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest tests/service/page/test_browser.py tests/service/test_kubernetes.py -s
 
 # In an environment of its own: constraints.txt keeps every other version.
 test-newest:

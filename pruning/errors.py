@@ -15,6 +15,7 @@
     |- AccessError                 a key is missing, unknown, expired or revoked
     |  '- ScopeError                  a key that may not do this
     |- TooManyRequestsError        a key asked for more than its limit
+    |- BusyError                  the server does as much of this at once as it may
     |- LopServerError              the server cannot be reached, or answered that it cannot serve
     |- JobError                    a job that was waited for failed, was cancelled or parked
     |- MissingExtraError (ImportError) an optional dependency is not installed
@@ -124,6 +125,10 @@ class TooManyRequestsError(LopError):
     def __init__(self, rule: str, *, values: str = "", remedy: str = "", retry_after: int = 1) -> None:
         super().__init__(rule, values=values, remedy=remedy)
         self.retry_after = retry_after
+
+
+class BusyError(LopError):
+    """The server does as much of this at once as it may: later there is room again."""
 
 
 class LopServerError(LopError):

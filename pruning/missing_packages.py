@@ -18,7 +18,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "apply": _APPLY,
         "search": (*_APPLY, *_PLANNING, "pydantic_settings"),
-        "server": ("fastapi", "starlette", "uvicorn", "pydantic_settings", "torch", *_PLANNING),
+        "server": (
+            *("fastapi", "starlette", "uvicorn", "pydantic_settings", "torch", *_PLANNING),
+            *("jinja2", "limits", "prometheus_client"),
+        ),
         "postgres": ("psycopg",),
         "ray": ("ray",),
         "plots": ("matplotlib",),

@@ -1,19 +1,33 @@
-"""One structured line per request, in logfmt: easy to read and to parse."""
+"""What is told of every request: a line in the log, a count in the metrics, an id in the answer."""
 
 import json
 import logging
 import time
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.metrics import ServiceMetrics
+from service.request_id import HEADER, begin_request
+
 _logger = logging.getLogger("service.access")
+
+_NOTES = "lop.notes"
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What is found out about a request on its way in."""
+
+    route: str = "-"
 
 
 class AccessLog:
-    """ASGI middleware: logs method, path, status, duration and bytes sent of every HTTP request."""
+    """ASGI middleware, the outermost one: logs method, path, status, duration, bytes sent and id of every request."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: ServiceMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -21,25 +35,48 @@ class AccessLog:
             return
         started = time.perf_counter()
         status, size = 500, 0
+        notes = _Notes()
+        request_id = begin_request(scope["headers"])
 
         async def counted(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message["headers"], (HEADER, request_id.encode())]}
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
             await send(message)
 
+        with self.metrics.in_flight():
+            try:
+                await self.app({**scope, _NOTES: notes}, receive, counted)
+            finally:
+                seconds = time.perf_counter() - started
+                self.metrics.observe(scope["method"], notes.route, status, seconds)
+                if _logger.isEnabledFor(logging.INFO):
+                    fields = {
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "duration_ms": round(seconds * 1000, 1),
+                        "bytes": size,
+                        "client": (scope.get("client") or ("-",))[0],
+                    }
+                    # Quoted and escaped: a path must not be able to forge a second line.
+                    words = (f"{name}={json.dumps(x) if name == 'path' else x}" for name, x in fields.items())
+                    _logger.info("%s", " ".join(words), extra={"fields": fields | {"route": notes.route}})
+
+
+class RouteNote:
+    """ASGI middleware, the innermost one: notes the template of the route that answered, such as /v1/jobs/{job_id}."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, send)
         finally:
-            _logger.info(
-                "method=%s path=%s status=%d duration_ms=%.1f bytes=%d client=%s",
-                scope["method"],
-                # Quoted and escaped: a path must not be able to forge a second line.
-                json.dumps(scope["path"]),
-                status,
-                (time.perf_counter() - started) * 1000,
-                size,
-                (scope.get("client") or ("-",))[0],
-            )
+            route = scope.get("route")
+            if route is not None and _NOTES in scope:
+                scope[_NOTES].route = getattr(route, "path", "-")

@@ -10,16 +10,17 @@ from fastapi import FastAPI
 
 from pruning.devices.profile import MAX_PROFILE_BYTES
 from pruning.errors import LopError
-from service.access_log import AccessLog
+from service.access_log import AccessLog, RouteNote
 from service.authentication import Authentication
 from service.head_requests import HeadAsGet
 from service.keys import KeyRing
 from service.openapi import install_openapi
+from service.page.views.every import VIEWS
 from service.problems import install_problem_handlers
 from service.request_limits import RequestSizeLimit
 from service.resources import Resources
 from service.root_path import RootPath
-from service.routes import datasets, devices, health, jobs, models, plans, predictors, rankings
+from service.routes import datasets, devices, health, jobs, metrics, models, plans, predictors, rankings
 from service.settings import Settings
 from storage.contract import Repository
 
@@ -41,14 +42,19 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         redirect_slashes=False,
     )
     resources = app.state.resources = Resources(settings, repository)
-    ring = KeyRing(lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit)
+    ring = app.state.ring = KeyRing(
+        lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit
+    )
     install_problem_handlers(app)
     install_openapi(app)
-    for routes in (plans, models, rankings, predictors, devices, datasets, jobs, health):
+    for routes in (plans, models, rankings, predictors, devices, datasets, jobs, health, metrics):
         app.include_router(routes.router)
+    for view in VIEWS:
+        app.include_router(view)
     app.include_router(plans.reading)
     app.include_router(devices.reading)
     app.include_router(jobs.reading)
+    app.add_middleware(RouteNote)
     app.add_middleware(HeadAsGet)
     app.add_middleware(
         RequestSizeLimit,
@@ -58,7 +64,7 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
     )
     app.add_middleware(Authentication, ring=ring)
     app.add_middleware(RootPath, root_path=settings.root_path)
-    app.add_middleware(AccessLog)
+    app.add_middleware(AccessLog, metrics=resources.metrics)
     return app
 
 

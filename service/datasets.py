@@ -22,6 +22,10 @@ class DatasetShelf:
     def __init__(self, repository: Datasets, store: DataStore) -> None:
         self._repository, self._store = repository, store
 
+    def check(self) -> None:
+        """Raises StorageUnavailableError if the data store cannot be used."""
+        self._store.check()
+
     def add_archive(self, archive: Path, *, name: str, added_by: str, limits: ArchiveLimits = LIMITS) -> DatasetRecord:
         """Check and store what a user's archive holds; beside it, its files are unpacked for a while.
 

@@ -4,7 +4,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
 
-from service.keys import Asker
+from service.keys import Asker, KeyRing
+from service.metrics import ServiceMetrics
 from service.names import NAME_PATTERN
 from service.plan_forms import PlanForm, wanted_forms
 from service.planner import Planner
@@ -14,6 +15,10 @@ from storage.contract import Artifacts, Catalogue, Datasets, JobCatalogue, Jobs,
 
 def _resources(request: Request) -> Resources:
     return cast(Resources, request.app.state.resources)
+
+
+def _metrics(resources: Annotated[Resources, Depends(_resources)]) -> ServiceMetrics:
+    return resources.metrics
 
 
 def _repository(resources: Annotated[Resources, Depends(_resources)]) -> Repository:
@@ -39,11 +44,17 @@ def _asker(request: Request) -> Asker:
     return cast(Asker, request.scope["lop.asker"])
 
 
+def _ring(request: Request) -> KeyRing:
+    return cast(KeyRing, request.app.state.ring)
+
+
 JobsDep = Annotated[Jobs, Depends(_repository)]
 JobCatalogueDep = Annotated[JobCatalogue, Depends(_repository)]
 DatasetsDep = Annotated[Datasets, Depends(_repository)]
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 WhoAsksDep = Annotated[Asker, Depends(_asker)]
+KeyRingDep = Annotated[KeyRing, Depends(_ring)]
+MetricsDep = Annotated[ServiceMetrics, Depends(_metrics)]
 PlannerDep = Annotated[Planner, Depends(_planner)]
 WantedForms = Annotated[tuple[PlanForm, ...], Depends(_wanted)]
 

@@ -117,6 +117,11 @@ class KeyRing:
         self._open_until = -float("inf")
         self._lock = Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody was let in a moment ago."""
+        return self._clock() < self._open_until
+
     def known(self, authorization: Sequence[str]) -> Asker | None:
         """Who asks, without a look into the database; None if that takes one. Raises as `find`."""
         if self._clock() < self._open_until:

@@ -25,6 +25,11 @@ class LruCache(Generic[Key, Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def forget(self, key: Key) -> None:
+        """Make it anew the next time, if it is there."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
         """The value under `key`, from `make` if it is not there; what `make` raises is not kept.
 

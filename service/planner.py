@@ -109,11 +109,16 @@ class Planner:
             if judge is not None:
                 answer = self._predictor_method.judge(judge, answer, ranking.sha256)
             plan = _make_plan(question, target, device, method, answer, ranking, notes)
+            if self._repository.registered_at(request.model) != question.model.created_at:
+                # It was removed, and perhaps registered anew under the same id, since it was read.
+                self._models.forget(request.model)
+                return self.plan(request)
             return self._repository.add_plan(PlanRecord(key, plan)).plan
         raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
 
     def model(self, model_id: str) -> ModelRecord:
-        """A registered model; raises NotFoundError. It never changes, and reading it means parsing every shape."""
+        """A registered model; raises NotFoundError. It never changes, and reading it means parsing every shape; but one
+        that was removed may come back as another, which `plan` looks for before it stores anything."""
         return self._models.get(model_id, lambda: self._repository.get_model(model_id))
 
     def _question(self, request: PlanRequest) -> tuple[Question, PlanTarget, KnownDevice | None]:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from pruning.errors import (
     AccessError,
+    BusyError,
     CheckpointError,
     ConflictError,
     FingerprintMismatchError,
@@ -51,6 +52,7 @@ _KINDS: tuple[tuple[type[LopError], HTTPStatus, str, str], ...] = (
     (SchemaRevisionError, HTTPStatus.SERVICE_UNAVAILABLE, "schema-revision", "The database is at another revision"),
     (StorageUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer"),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE, "storage", "The database cannot be used"),
+    (BusyError, HTTPStatus.SERVICE_UNAVAILABLE, "busy", "The server does as much of this as it may"),
     (ScopeError, HTTPStatus.FORBIDDEN, "forbidden", "The key may not do this"),
     (AccessError, HTTPStatus.UNAUTHORIZED, "unauthorized", "A key is needed"),
     (TooManyRequestsError, HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "The key's limit is reached"),
@@ -111,8 +113,8 @@ def problem_of(error: LopError, instance: str) -> Problem:
 
 def headers_of(error: LopError) -> dict[str, str]:
     """What else an answer that tells of `error` says."""
-    if isinstance(error, StorageUnavailableError):
-        return {"Retry-After": "5"}  # a database that restarts is back within seconds
+    if isinstance(error, StorageUnavailableError | BusyError):
+        return {"Retry-After": "5"}  # within seconds a database is back, and a stream ends
     if isinstance(error, TooManyRequestsError):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, NotAcceptableError):
@@ -123,28 +125,34 @@ def headers_of(error: LopError) -> dict[str, str]:
     return {}
 
 
+def log_server_error(request: Request, problem: Problem, error: LopError) -> None:
+    """Tell the operator of what is not the client's doing."""
+    if problem.status >= 500:
+        _logger.error("%s %s: %s", request.method, request.scope["path"], error)
+
+
+def invalid_request_problem(request: Request, error: RequestValidationError) -> Problem:
+    """What tells a client about the first field that breaks a rule."""
+    first = error.errors()[0]
+    message = _printable(first["msg"]).removeprefix("Value error, ")
+    where = ".".join(_printable(str(part))[:80] for part in first["loc"])
+    found = "" if first["type"] in {"json_invalid", "missing"} else _short(first.get("input"))
+    problem = plain_problem(422, _instance(request), rule=f"{where}: {message}", values=found, remedy=_REMEDIES[422])
+    return problem.model_copy(update={"type": "urn:lop:invalid-input", "title": "The request breaks a rule"})
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of `app`, also those of routing and parsing, a problem document."""
 
     @app.exception_handler(LopError)
     def lop_error(request: Request, error: LopError) -> Response:
         problem = problem_of(error, _instance(request))
-        if problem.status >= 500:
-            _logger.error("%s %s: %s", request.method, request.url.path, error)
+        log_server_error(request, problem, error)
         return problem_response(problem, headers_of(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid_request(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        message = _printable(first["msg"]).removeprefix("Value error, ")
-        where = ".".join(_printable(str(part))[:80] for part in first["loc"])
-        found = "" if first["type"] in {"json_invalid", "missing"} else _short(first.get("input"))
-        problem = plain_problem(
-            422, _instance(request), rule=f"{where}: {message}", values=found, remedy=_REMEDIES[422]
-        )
-        return problem_response(
-            problem.model_copy(update={"type": "urn:lop:invalid-input", "title": "The request breaks a rule"})
-        )
+        return problem_response(invalid_request_problem(request, error))
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> Response:
@@ -158,7 +166,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
-        _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        _logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
         return problem_response(_internal(_instance(request)))
 
 
@@ -169,7 +177,7 @@ def _internal(instance: str) -> Problem:
 
 
 def _instance(request: Request) -> str:
-    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.url.path
+    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.scope["path"]
 
 
 def _short(value: object) -> str:

@@ -93,7 +93,7 @@ class JsonBodyRoute(APIRoute):
             if not _is_json(declared):
                 problem = plain_problem(
                     415,
-                    request.url.path,
+                    request.scope["path"],
                     rule="the request body must be JSON",
                     values=repr(declared[:100]) if declared else "no Content-Type",
                     remedy="Send Content-Type: application/json",
@@ -103,7 +103,7 @@ class JsonBodyRoute(APIRoute):
             if encoding.strip().lower() not in ("", "identity"):
                 problem = plain_problem(
                     415,
-                    request.url.path,
+                    request.scope["path"],
                     rule="the request body must be sent as it is, without a content coding",
                     values=f"Content-Encoding: {encoding[:100]}",
                     remedy="Leave the body uncompressed: it is small",

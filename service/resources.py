@@ -5,6 +5,9 @@ from collections.abc import Callable
 from threading import Lock
 
 from service.datasets import DatasetShelf
+from service.event_streams import EventStreams
+from service.metrics import ServiceMetrics
+from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.settings import Settings
@@ -21,10 +24,13 @@ class Resources:
         self._repository = repository
         self._opened: SqlRepository | None = None
         self._planner: Planner | None = None
+        self._drawer: CurveDrawer | None = None
         self._store: DataStore | None = None
         self.unpacking = asyncio.Semaphore(2)
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
+        self.metrics = ServiceMetrics(lambda: self.repository)
+        self.event_streams = EventStreams(settings.max_event_streams, self.metrics)
         self.is_stopping: Callable[[], bool] = lambda: False
         """Whether the server was told to stop: answers without an end then end."""
 
@@ -62,6 +68,15 @@ class Resources:
                 )
                 self._planner = Planner(repository, predictors)
             return self._planner
+
+    @property
+    def curve_drawer(self) -> CurveDrawer:
+        """What draws the quality of all methods over `planner`; raises as it does."""
+        planner = self.planner
+        with self._lock:
+            if self._drawer is None:
+                self._drawer = CurveDrawer(planner)
+            return self._drawer
 
     def close(self) -> None:
         """Close the connections that were opened here; a repository that was handed in stays open."""

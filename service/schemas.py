@@ -340,6 +340,11 @@ class Readiness(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready"}]})
 
     status: Literal["ready"] = "ready"
+    degraded: dict[str, str] | None = Field(
+        default=None,
+        description="What does not work, and why, though plans are answered.",
+        exclude_if=lambda value: value is None,
+    )
 
 
 class Problem(BaseModel):
@@ -390,6 +395,7 @@ class Problem(BaseModel):
     values: str = ""
     remedy: str = ""
     nearest: float | None = Field(default=None, description="Closest feasible value, for an infeasible target.")
+    not_ready: dict[str, str] | None = Field(default=None, description="Of /readyz: what does not work, and why.")
     needs: str | None = Field(default=None, description="The scope of a key that may do what this one may not.")
     binding: str | None = Field(default=None, description="The limit that an infeasible budget exceeds most.")
     nearest_values: dict[str, int | float] | None = Field(

@@ -30,7 +30,7 @@ def serve(settings: Settings) -> None:
         StorageUnavailableError: the database does not answer.
         InputError: the address cannot be listened on, or others can reach it and there is no key.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
     resources: Resources = app.state.resources
     repository = resources.repository

@@ -11,10 +11,11 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruning.errors import InputError
+from service.page.paths import SEGMENTS
 from storage.url import parse_url
 
 _PREFIX = r"(/[A-Za-z0-9._~-]+)+"
-_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz")
+_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
 
 
 class LogLevel(StrEnum):
@@ -24,6 +25,13 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """Lines for people, or a JSON document a line."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class Settings(BaseSettings):
@@ -44,6 +52,9 @@ class Settings(BaseSettings):
         data_cache: folder of the worker in which unpacked data sets are kept; none: a temporary one for each job. For
             Ray it must be at the same path on every machine.
         output_root: folder of the worker into which jobs write checkpoints.
+        log_format: lines of the log as text, or each as a JSON document.
+        max_event_streams: streams of job events that one process keeps open; one more is answered 503. Every stream
+            asks the database twice a second.
         max_dataset_bytes: a longer archive is answered 413.
     """
 
@@ -55,6 +66,8 @@ class Settings(BaseSettings):
     key_limit: str = "6000/minute"
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT
+    max_event_streams: int = Field(default=200, ge=1, le=100_000)
     cached_predictors: int = Field(default=8, ge=1, le=1024)
     root_path: str = ""
     shutdown_seconds: int = Field(default=20, ge=1, le=3600)

@@ -166,6 +166,9 @@ class Jobs(Protocol):
     ) -> int:
         """How many `list_jobs` would list without a limit."""
 
+    def job_counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and status."""
+
     def claim_job(
         self, worker: str, *, stale_after: timedelta, kinds: Sequence[str] | None = None, max_attempts: int = 3
     ) -> JobRecord | None:
@@ -287,6 +290,9 @@ class Catalogue(Protocol):
 
     def get_model(self, model_id: str) -> ModelRecord:
         """Raises NotFoundError."""
+
+    def registered_at(self, model_id: str) -> datetime | None:
+        """When the model of this id was registered, None if there is none: tells it from another that had the id."""
 
     def list_models(self) -> list[ModelRecord]:
         """All models, oldest first."""

@@ -38,6 +38,9 @@ class DataStore(Protocol):
         Raises NotFoundError if there is none, StorageUnavailableError if it is damaged.
         """
 
+    def check(self) -> None:
+        """Whether it can be reached at all; what is in it is not looked at."""
+
 
 def open_store(place: str) -> DataStore:
     """The store at `place`: a folder, which is made when something is put there, or an address with a scheme.
@@ -99,6 +102,14 @@ class FolderStore:
                 raise _absent(sha256) from error
             _check(target, sha256)
 
+    def check(self) -> None:
+        there = next(place for place in (self._root.absolute(), *self._root.absolute().parents) if place.exists())
+        with _store_errors(str(self._root)):
+            if not there.is_dir():
+                raise NotADirectoryError(f"{there} is no folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(f"{there} cannot be written to")
+
     def _path(self, sha256: str) -> Path:
         _check_name(sha256)
         return self._root / sha256[:2] / sha256
@@ -129,6 +140,9 @@ class RemoteStore:
             except FileNotFoundError as error:
                 raise _absent(sha256) from error
             _check(target, sha256)
+
+    def check(self) -> None:
+        self.has("0" * 64)
 
     def _path(self, sha256: str) -> str:
         _check_name(sha256)

@@ -95,6 +95,11 @@ class JobStore(SqlStore, Jobs):
         with self._reading() as session:
             return session.scalar(query) or 0
 
+    def job_counts(self) -> dict[tuple[str, str], int]:
+        query = select(JobRow.kind, JobRow.status, func.count()).group_by(JobRow.kind, JobRow.status)
+        with self._reading() as session:
+            return {(kind, status): number for kind, status, number in session.execute(query)}
+
     def claim_job(
         self, worker: str, *, stale_after: timedelta, kinds: Sequence[str] | None = None, max_attempts: int = 3
     ) -> JobRecord | None:

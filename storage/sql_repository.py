@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,6 +14,7 @@ from storage.contract import Repository
 from storage.database import check_revision, create_database_engine, migrate, share_between_processes
 from storage.documents import json_document
 from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord, PredictorRecord
+from storage.removal import RemovalStore
 from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
 from storage.sql_datasets import DatasetStore
 from storage.sql_devices import DeviceStore
@@ -33,6 +35,7 @@ _LATEST_PREDICTOR_ID = (
     .order_by(PredictorRow.created_at.desc(), PredictorRow.id.desc())
     .limit(1)
 )
+_REGISTERED_AT = select(ModelRow.created_at).where(ModelRow.id == bindparam("model_id"))
 _ANSWERED_PLAN = (
     select(PlanRow.document)
     .join(PlanRequestRow, PlanRequestRow.plan_id == PlanRow.id)
@@ -67,7 +70,15 @@ def open_repository(url: str, *, create: bool = False) -> "SqlRepository":
 
 
 class SqlRepository(
-    StatisticsStore, SampleStore, SearchStore, JobStore, DatasetStore, KeyStore, DeviceStore, Repository
+    StatisticsStore,
+    SampleStore,
+    SearchStore,
+    JobStore,
+    DatasetStore,
+    KeyStore,
+    DeviceStore,
+    RemovalStore,
+    Repository,
 ):
     """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
 
@@ -119,6 +130,9 @@ class SqlRepository(
         with self._reading() as session:
             row = session.get(ModelRow, model_id)
             return model_record(require(row, "model", model_id, "List the models with `lop model list`"))
+
+    def registered_at(self, model_id: str) -> datetime | None:
+        return self._read_one(_REGISTERED_AT, model_id=model_id)
 
     def list_models(self) -> list[ModelRecord]:
         with self._reading() as session:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, Engine, Insert, Select, Table, select
@@ -23,7 +24,7 @@ class SqlStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._write_engine = engine.execution_options(write=True)
-        self._anatomies: dict[str, ModelAnatomy] = {}
+        self._anatomies: dict[str, tuple[datetime, ModelAnatomy]] = {}
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
@@ -55,13 +56,15 @@ class SqlStore:
         return anatomy
 
     def _find_anatomy(self, session: Session, model_id: str) -> ModelAnatomy | None:
-        """What samples of the model are read by; None if it is not registered. Read once, since it never changes."""
-        if model_id not in self._anatomies:
-            document = session.scalar(select(ModelRow.anatomy).where(ModelRow.id == model_id))
-            if document is None:
-                return None
-            self._anatomies[model_id] = ModelAnatomy.from_dict(document)
-        return self._anatomies[model_id]
+        """What samples of the model are read by; None if it is not registered. Read once a registration."""
+        registered = session.scalar(select(ModelRow.created_at).where(ModelRow.id == model_id))
+        if registered is None:
+            return None
+        known = self._anatomies.get(model_id)
+        if known is None or known[0] != registered:  # removed meanwhile, and registered anew
+            document = session.scalars(select(ModelRow.anatomy).where(ModelRow.id == model_id)).one()
+            known = self._anatomies[model_id] = (registered, ModelAnatomy.from_dict(document))
+        return known[1]
 
     @property
     def _is_postgresql(self) -> bool:

@@ -1,16 +1,19 @@
-"""`lop db`: the database's schema."""
+"""`lop db`: the database's schema, copies of it, and whether it is whole."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database
-from lop.console.console import print_line
+from lop.commands.options import DEFAULT_DATABASE, Database, Json
+from lop.console.console import print_json, print_line, print_table
 
-app = typer.Typer(help="Create or upgrade the database.", no_args_is_help=True)
+app = typer.Typer(help="Create, upgrade, copy or check the database.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Create or upgrade the database."""
+    """Create, upgrade, copy or check the database."""
 
 
 @app.command("upgrade")
@@ -20,3 +23,64 @@ def upgrade_command(database: Database = DEFAULT_DATABASE) -> None:
 
     upgrade(database)
     print_line("database is at the newest revision")
+
+
+@app.command("backup")
+def backup_command(
+    file: Annotated[Path, typer.Argument(help="New file: a SQLite database, whatever it is a copy of.")],
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Copy the whole database, as it is at one moment, while servers and workers go on.
+
+    The content of data sets is in the data store: copy that folder, too.
+    """
+    from storage.backup import backup
+
+    _show(f"copied into {file}", backup(database, file), json=json)
+
+
+@app.command("restore")
+def restore_command(
+    file: Annotated[Path, typer.Argument(help="What `lop db backup` wrote.")],
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Bring a backup into a database that has no rows, SQLite or PostgreSQL: all of it or nothing."""
+    from storage.backup import restore
+
+    _show(f"restored from {file}", restore(file, database), json=json)
+
+
+@app.command("check")
+def check_command(
+    store: Annotated[
+        str | None,
+        typer.Option(envvar="LOP_DATA_STORE", help="Look for the content of data sets there, too.", show_envvar=True),
+    ] = None,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Look through all that is stored: artifacts against their sha256, plans, events of jobs. Exits with 1 if something
+    is wrong."""
+    from storage.data_store import open_store
+    from storage.integrity import check_database
+
+    report = check_database(database, None if store is None else open_store(store))
+    if json:
+        findings = [{"what": x.what, "key": x.key, "wrong": x.wrong} for x in report.findings]
+        print_json({"rows": report.rows, "findings": findings})
+    elif report.findings:
+        rows = [[x.what, x.key, x.wrong] for x in report.findings]
+        print_table("what is wrong", ["what", "key", "wrong"], rows)
+    else:
+        print_line(f"all is well in {sum(report.rows.values()):,} rows")
+    if report.findings:
+        raise typer.Exit(1)
+
+
+def _show(done: str, rows: dict[str, int], *, json: bool) -> None:
+    if json:
+        print_json({"rows": rows})
+    else:
+        print_line(f"{done}: {sum(rows.values()):,} rows")

@@ -1,4 +1,4 @@
-"""`lop model`: registering models, and measuring what methods without a search need to know of them."""
+"""`lop model`: registering models, measuring what methods without a search need to know of them, removing them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from lop.commands.options import DEFAULT_DATABASE, Database, Json, conversations
 from lop.console.console import bar, print_json, print_line, print_table, stages
 from pruning.measuring.criterion import Criterion
 
-app = typer.Typer(help="Register models, measure them, list them.", no_args_is_help=True)
+app = typer.Typer(help="Register models, measure them, list and remove them.", no_args_is_help=True)
 
 
 @app.command("add")
@@ -211,3 +211,25 @@ def list_models(database: Database = DEFAULT_DATABASE, json: Json = False) -> No
     columns = ["id", "type", "parameters", "statistics", "samples", "predictor", "path"]
     cells = [[", ".join(x) if isinstance(x := row[column], list) else x for column in columns] for row in rows]
     print_table("models", columns, [["-" if cell in ("", None) else cell for cell in row] for row in cells])
+
+
+@app.command("remove")
+def remove(
+    model_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a registered model (`lop model list`).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only what would go is shown.")] = False,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Show what goes with a model, and with --yes remove it: statistics, samples, predictors, searches and plans of it,
+    and the files that nothing else refers to. The checkpoint, data sets, calibration sets and jobs stay.
+
+    A model that a job waits for or is about is not removed. Make a backup first (`lop db backup`).
+    """
+    with open_database(database) as repository:
+        removal = repository.remove_model(model_id) if yes else repository.plan_removal(model_id)
+    if json:
+        print_json({"model": model_id, "removed": yes, "rows": removal.rows, "artifact_bytes": removal.artifact_bytes})
+        return
+    counts = ", ".join(f"{number:,} {name}" for name, number in removal.rows.items())
+    what = f"{model_id}: {counts} of {removal.artifact_bytes:,} bytes"
+    print_line(f"removed {what}" if yes else f"{what} would go. Nothing was removed: that takes --yes")

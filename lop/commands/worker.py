@@ -62,7 +62,7 @@ def worker(
     options = EngineOptions(engine, address, actors, cache_gib)
     check_engine(options)  # now, not once for every search
     settings = load_settings(database_url=database, data_store=store, model_roots=model_roots)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     asked = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
     if asked is not None and (unknown := [kind for kind in asked if kind not in KINDS]):
         raise InputError(

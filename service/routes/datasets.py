@@ -59,12 +59,12 @@ async def add_dataset(
     most = resources.settings.max_dataset_bytes
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > most:
-        return too_long(request.url.path, most, f"{int(length)} bytes", "LOP_MAX_DATASET_BYTES")
+        return too_long(request.scope["path"], most, f"{int(length)} bytes", "LOP_MAX_DATASET_BYTES")
     try:
         with TemporaryDirectory(prefix="lop-upload-") as folder:
             archive = FilePath(folder) / "archive"
             if not await _received(request, archive, most):
-                return too_long(request.url.path, most, "a longer stream", "LOP_MAX_DATASET_BYTES")
+                return too_long(request.scope["path"], most, "a longer stream", "LOP_MAX_DATASET_BYTES")
             async with resources.unpacking:
                 shelf = await run_in_threadpool(lambda: resources.shelf)
                 record = await run_in_threadpool(shelf.add_archive, archive, name=name, added_by=asker.name)
@@ -96,7 +96,7 @@ async def _received(request: Request, archive: FilePath, most: int) -> bool:
 def _not_an_archive(request: Request, declared: str) -> Response:
     problem = plain_problem(
         415,
-        request.url.path,
+        request.scope["path"],
         rule="the request body must be an archive, as it is",
         values=repr(declared[:100]) if declared else "no Content-Type",
         remedy=f"Send Content-Type: {ARCHIVE_TYPES[0]} or {ARCHIVE_TYPES[1]}, without Content-Encoding",

@@ -1,10 +1,12 @@
 """Whether the process lives, and whether it can serve."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
-from service.dependencies import RepositoryDep
+from pruning.errors import LopError
+from service.dependencies import ResourcesDep
 from service.openapi import problems
-from service.schemas import Liveness, Readiness
+from service.problems import headers_of, plain_problem, problem_of, problem_response
+from service.schemas import Liveness, Problem, Readiness
 
 router = APIRouter(tags=["health"])
 
@@ -15,8 +17,27 @@ async def healthz() -> Liveness:
     return Liveness()
 
 
-@router.get("/readyz", summary="Can requests be served?", responses=problems(503))
-def readyz(repository: RepositoryDep) -> Readiness:
-    """Asks the database: send no requests here while this fails."""
-    repository.check()
+@router.get("/readyz", summary="Can requests be served?", response_model=Readiness, responses=problems(503))
+def readyz(resources: ResourcesDep, request: Request) -> Readiness | Response:
+    """Asks the database: send no requests here while this fails; `not_ready` says what does not work, and why.
+
+    Without the data store only jobs and data sets are refused: plans are answered, so that is told in `degraded` of an
+    answer of 200.
+    """
+    if resources.is_stopping():
+        problem = plain_problem(503, request.scope["path"], rule="the server is not stopping", remedy="Ask another one")
+        return problem_response(_naming(problem, "server", "it was told to stop"), {"Retry-After": "5"})
+    try:
+        resources.repository.check()
+    except LopError as error:
+        problem = problem_of(error, request.scope["path"])
+        return problem_response(_naming(problem, "database", str(error)), headers_of(error))
+    try:
+        resources.shelf.check()
+    except LopError as error:
+        return Readiness(degraded={"data store": str(error)})
     return Readiness()
+
+
+def _naming(problem: Problem, what: str, why: str) -> Problem:
+    return problem.model_copy(update={"not_ready": {what: why}})

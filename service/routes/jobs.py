@@ -130,8 +130,10 @@ def retry_job(job_id: JobId, jobs: JobsDep, asker: WhoAsksDep) -> JobResponse:
     return _response(jobs.retry_job(job_id), jobs)
 
 
-def _watched(job_id: JobId, jobs: JobsDep) -> JobRecord:
-    return jobs.get_job(job_id)
+async def _watched(job_id: JobId, jobs: JobsDep, resources: ResourcesDep) -> AsyncIterator[JobRecord]:
+    """The job, and a place among the streams until this one has ended."""
+    with resources.event_streams.opened():
+        yield await run_in_threadpool(jobs.get_job, job_id)
 
 
 @reading.get(

@@ -79,6 +79,7 @@ def test_every_command_is_one_that_lop_has() -> None:
 
 def test_no_secret_has_a_default() -> None:
     for service in SERVICES.values():
+        assert all(re.fullmatch(r"\$\{LOP_METRICS_KEY_FILE:\?[^}]+\}", x["file"]) for x in COMPOSE["secrets"].values())
         for name, value in service.get("environment", {}).items():
             if "PASSWORD" in name:
                 assert re.fullmatch(r"\$\{LOP_DB_PASSWORD:\?[^}]+\}", value)
@@ -92,10 +93,27 @@ def test_who_waits_for_whom() -> None:
     for name in ("server", "worker"):
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert SERVICES["migrate"]["restart"] == "no"
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES["server"]["ports"])
-    volumes = [volume for name in ("db", "server", "worker") for volume in SERVICES[name]["volumes"]]
+    assert all(port.startswith("127.0.0.1:") for name in ("proxy", "prometheus") for port in SERVICES[name]["ports"])
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy", "prometheus"]
+    volumes = [volume for name in ("db", "server", "worker", "prometheus") for volume in SERVICES[name]["volumes"]]
     assert {volume.partition(":")[0] for volume in volumes} >= set(COMPOSE["volumes"])
     assert [v for v in SERVICES["server"]["volumes"] if v in SERVICES["worker"]["volumes"]] == ["data:/home/lop/data"]
+
+
+def test_two_servers_behind_one_proxy_that_is_asked_for_their_own_figures() -> None:
+    proxy = (ROOT / "deploy" / "nginx.conf").read_text()
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    port = parse(command_of("server"))["port"]
+    assert SERVICES["server"]["deploy"]["replicas"] == 2
+    assert f"server server:{port} resolve" in proxy
+    assert proxy.count("{") == proxy.count("}")
+    assert re.search(r"location = /metrics \{\s+return 404;", proxy)
+    [scrape] = prometheus["scrape_configs"]
+    assert scrape["dns_sd_configs"][0]["names"] == ["server"]
+    assert scrape["dns_sd_configs"][0]["port"] == port
+    assert scrape["authorization"]["credentials_file"] == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
+    mounts = [volume for name in ("proxy", "prometheus") for volume in SERVICES[name]["volumes"] if volume[0] == "."]
+    assert all((ROOT / mount.partition(":")[0]).is_file() for mount in mounts)
 
 
 def test_the_image_holds_every_package_and_no_root_process() -> None:
@@ -127,7 +145,11 @@ def environment(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[dic
     """What compose gives the containers, with the database of this test instead of `db`."""
     name = postgres_server.create_database(migrated=False)
     given = dict(SERVICES["server"]["environment"])
-    assert given == SERVICES["worker"]["environment"] == SERVICES["migrate"]["environment"]
+    own = {"LOP_LOG_FORMAT": "json", "FORWARDED_ALLOW_IPS": "*"}
+    shared = SERVICES["worker"]["environment"]
+    assert given == shared | own
+    assert shared == SERVICES["migrate"]["environment"]
+    given = dict(shared)
     assert given.pop("LOP_DATABASE_URL") == "postgresql://lop@db:5432/lop"
     yield os.environ | dict.fromkeys(given, "any") | {"LOP_DATABASE_URL": postgres_server.url(name)}
     postgres_server.drop_database(name)

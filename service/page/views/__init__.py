@@ -1,0 +1,1 @@
+"""One page a file. They call the functions that answer the API, and show what those return."""

@@ -1,0 +1,5 @@
+"""The routers of all pages."""
+
+from service.page.views import assets, compare, devices, explorer, jobs, login, models
+
+VIEWS = tuple(view.router for view in (models, explorer, jobs, compare, devices, login, assets))

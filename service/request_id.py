@@ -1,0 +1,25 @@
+"""The id of the request at hand: in its answer, and in every line that is logged while it is answered."""
+
+import re
+import uuid
+from contextvars import ContextVar
+
+HEADER = b"x-request-id"
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_current: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def current_request_id() -> str | None:
+    """Of the request that this task or thread is about; None outside of one."""
+    return _current.get()
+
+
+def begin_request(headers: list[tuple[bytes, bytes]]) -> str:
+    """The id that the request came with (a proxy's, say), or a new one; from now on it is the current one.
+
+    What is no plain word is not taken: it ends up in logs.
+    """
+    sent = [value.decode("latin-1") for name, value in headers if name == HEADER]
+    given = sent[0] if len(sent) == 1 and _ID.fullmatch(sent[0]) else uuid.uuid4().hex
+    _current.set(given)
+    return given
