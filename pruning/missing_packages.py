@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "server": ("fastapi", "starlette", "uvicorn", "pydantic_settings", "torch", *_PLANNING),
         "postgres": ("psycopg",),
         "ray": ("ray",),
+        "recover": (*_APPLY, "peft", "accelerate"),
         "plots": ("matplotlib",),
         "gguf": ("gguf",),
         "llama-cpp": ("llama_cpp",),
