@@ -118,7 +118,8 @@ class Passes:
         def forward(*args: Any, **kwargs: Any) -> Any:
             nonlocal known
             if known is None:
-                known = own(*args, **kwargs)
+                with torch.no_grad():  # transformers may ask for gradients of inputs, for checkpointed activations
+                    known = own(*args, **kwargs)
                 self._keep(index, copy.copy(known))
             return copy.copy(known)  # what calls it writes into it
 

@@ -38,7 +38,7 @@ from recovery.state import Progress, StateFolder
 from recovery.teacher import DEFAULT_CACHE_BYTES, Teacher
 from recovery.trained import Trained, projectors_of
 from recovery.training import Training, Watcher
-from recovery.writing import write_recovered
+from recovery.writing import check_output_room, write_recovered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,6 +102,7 @@ def recover(
     ears, device = ears or Ears(), device or torch.device("cpu")
     check_place(out, source=pruned)
     plan = checked_plan(pruned, teacher)
+    check_output_room(pruned, out)
     lock = beside(out, ".recovering.lock")
     with folders_above(out), locked_file(lock, out):
         try:

@@ -3,10 +3,10 @@
 Only hidden states are kept: logits follow from the last of them and the head. Numbers are the same either way.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import disk_usage, rmtree
 from typing import TYPE_CHECKING
 
 import torch
@@ -137,7 +137,7 @@ class Teacher:
                 if on_batch is not None:
                     on_batch(index + 1, len(self._passes))
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            rmtree(folder, ignore_errors=True)
             return f"{folder}: {error.strerror or error}"
         return None
 
@@ -155,7 +155,7 @@ def _why_not(folder: Path, needed: int, bound: int) -> str | None:
     if needed > bound:
         return f"they take {needed:,} bytes, and {bound:,} are allowed"
     kept = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    free = shutil.disk_usage(next(x for x in (folder, *folder.absolute().parents) if x.exists())).free
+    free = disk_usage(next(x for x in (folder, *folder.absolute().parents) if x.exists())).free
     if needed - kept > free - _SPARE_BYTES:
         return f"{folder}: they take {needed:,} bytes, {free:,} are free"
     return None

@@ -119,6 +119,6 @@ def _checkpoint_activations(model: "PreTrainedModel") -> None:
     transformers does so in layers that are in training mode. Only the layers themselves are put into it: what is inside
     stays as it is, without dropout.
     """
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     for layer in decoder_view(model).layers:
         layer.training = True

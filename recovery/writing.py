@@ -44,8 +44,7 @@ def write_recovered(
     Raises CheckpointError if the folder cannot be written.
     """
     with writing(out, what=_WHAT), locked_draft(out, SAVED_MODEL) as draft:
-        weights = sum(path.stat().st_size for path in weight_files(pruned))
-        check_room({out: weights + companion_bytes(pruned) + _REST_BYTES}, what=_WHAT)
+        check_output_room(pruned, out)
         with draft.writing({}) as folder:
             if model is None:
                 for path in (*weight_files(pruned), pruned / INDEX_NAME, pruned / PLAN_NAME):
@@ -61,6 +60,12 @@ def write_recovered(
             copy_companions(pruned, folder)
             (folder / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             _add_to_card(folder, report)
+
+
+def check_output_room(pruned: Path, out: Path) -> None:
+    """Raises CheckpointError unless the disk has room for `out`."""
+    weights = sum(path.stat().st_size for path in weight_files(pruned))
+    check_room({out: weights + companion_bytes(pruned) + _REST_BYTES}, what=_WHAT)
 
 
 def _write_config(pruned: Path, folder: Path, step: RecoveryStep) -> None:
