@@ -24,6 +24,7 @@ from lop.commands import (
     key,
     model,
     plan,
+    recover,
     search,
     serve,
     train,
@@ -35,8 +36,10 @@ from pruning.missing_packages import needing
 
 INTERRUPTED = 130
 
-_EXTRA_OF = dict.fromkeys(("apply", "evaluate", "export", "inspect", "data"), "apply") | dict.fromkeys(
-    ("serve", "plan", "db", "queue"), "server"
+_EXTRA_OF = (
+    dict.fromkeys(("apply", "evaluate", "export", "inspect", "data"), "apply")
+    | {"recover": "recover"}
+    | dict.fromkeys(("serve", "plan", "db", "queue"), "server")
 )
 """What to install for a command, where several extras would do; `search` for the others."""
 
@@ -72,6 +75,7 @@ app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
+app.command("recover")(recover.recover)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)

@@ -24,6 +24,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "postgres": ("psycopg",),
         "ray": ("ray",),
+        "recover": (*_APPLY, "peft", "accelerate"),
         "plots": ("matplotlib",),
         "gguf": ("gguf",),
         "llama-cpp": ("llama_cpp",),

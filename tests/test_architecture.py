@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 MAY_IMPORT = {
     "pruning": set(),
+    "recovery": {"pruning"},
     "storage": {"pruning"},
     "migrations": {"storage"},
     "values": {"storage", "pruning"},
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "mcts": {"engines", "values", "storage", "pruning"},
     "policy_model": {"values", "storage", "pruning"},
     "service": {"policy_model", "mcts", "values", "storage", "pruning"},
-    "lop": {"service", "policy_model", "mcts", "engines", "values", "storage", "pruning"},
+    "lop": {"service", "policy_model", "mcts", "engines", "values", "storage", "recovery", "pruning"},
     "reference": {"pruning"},
 }
 """Which of our packages each package may import, besides itself."""

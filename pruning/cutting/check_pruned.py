@@ -28,7 +28,7 @@ _AGAIN = "It was changed, or is not of this plan: run `lop apply` into another f
 class CheckedFolder:
     """A folder that is what its plan says: how many tensors were compared, and the bytes of its weight files.
 
-    Of `num_solved` of the tensors, which a reconstruction made, shapes alone were compared.
+    Of `num_solved` of the tensors, which a reconstruction or a training made, shapes alone were compared.
     """
 
     num_tensors: int
@@ -50,7 +50,7 @@ def check_pruned(
     bytes of the weight files against `plan.achieved.disk_bytes`, then every byte of every tensor. How the tensors are
     spread over files is free: the bytes of the files then differ by headers, and are compared tensor by tensor alone.
     Where the folder's plan says that the projections out of what is cut were solved anew, of these no bytes are
-    compared: they are not what cutting makes.
+    compared: they are not what cutting makes. Of a folder that was trained (`lop recover`), none are at all.
 
     Args:
         on_bytes: told of `(done, total)` bytes of tensors.
@@ -78,7 +78,7 @@ def check_pruned(
     outputs = output_tensors(anatomy, plan, ranking, stored)
     _check_headers(outputs, found, out)
     weights_bytes = _check_sizes(plan, out)
-    solved = {name for name, x in outputs.items() if inside.reconstructs and is_cut_of_inputs(x)}
+    solved = {name for name, x in outputs.items() if inside.distils or (inside.reconstructs and is_cut_of_inputs(x))}
     _check_contents({name: x for name, x in outputs.items() if name not in solved}, found, on_bytes)
     return CheckedFolder(len(outputs), weights_bytes, len(solved))
 

@@ -49,6 +49,20 @@ def decoder_inputs(model: "PreTrainedModel", batches: Sequence[Batch]) -> list[d
     return captured
 
 
+def outside_inference(inputs: Any) -> Any:
+    """Copies of tensors that were made in inference mode: autograd refuses to save those for the backward pass."""
+    match inputs:
+        case torch.Tensor():
+            return inputs.clone()
+        case dict():
+            return {name: outside_inference(x) for name, x in inputs.items()}
+        case list():
+            return [outside_inference(x) for x in inputs]
+        case tuple():
+            return tuple(outside_inference(x) for x in inputs)
+    return inputs
+
+
 @contextmanager
 def taking(ids: Sequence[str], *, files: str = "tokenizer_config.json") -> Iterator[None]:
     """What a model raises on inputs that its own processor made of conversations `ids` becomes a CheckpointError.

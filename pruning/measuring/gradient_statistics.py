@@ -6,7 +6,7 @@ coupled weights: its gate row, its up row and its down column; its importance is
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.arrays import FloatArray
 from pruning.data.batches import Batch
-from pruning.forward.decoder_inputs import decoder_inputs
+from pruning.forward.decoder_inputs import decoder_inputs, outside_inference
 from pruning.measuring.answer_loss import num_answer_tokens, summed_answer_loss
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def measure_gradients(
     with _gradients_only_of(model, [weight for row in weights for weight in row]):
         for done, batch in enumerate(batches, start=1):
             (captured,) = decoder_inputs(model, [batch])
-            hidden = view.decoder(**_outside_inference(captured), use_cache=False).last_hidden_state
+            hidden = view.decoder(**outside_inference(captured), use_cache=False).last_hidden_state
             torch.autograd.backward(summed_answer_loss(view, hidden, batch) / tokens)
             if on_batch is not None:
                 on_batch(done, len(batches))
@@ -78,15 +78,3 @@ def _gradients_only_of(model: nn.Module, wanted: Sequence[torch.Tensor]) -> Iter
         for parameter, requires_grad, gradient in before:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-
-
-def _outside_inference(inputs: Any) -> Any:
-    """Copies of tensors that were made in inference mode: autograd refuses to save those for the backward pass."""
-    match inputs:
-        case torch.Tensor():
-            return inputs.clone()
-        case dict():
-            return {name: _outside_inference(x) for name, x in inputs.items()}
-        case list():
-            return [_outside_inference(x) for x in inputs]
-    return inputs

@@ -52,6 +52,7 @@ class RecoveryStep(Part):
 
     `bias`: every down projection that is cut gets a bias for what it loses, from the channel means in the ranking file.
     `reconstruction`: the projections out of what is cut are solved anew (`reconstruction_step`).
+    `distillation`: what is left is trained (`distillation_step`); several may follow one another.
     `settings` are a step's own, as canonical JSON: keys in order, absent where there are none.
     """
 
@@ -67,11 +68,17 @@ class RecoveryStep(Part):
 
 BIAS = RecoveryStep(kind="bias")
 RECONSTRUCTION: Final = "reconstruction"
+DISTILLATION: Final = "distillation"
 
 
 def reconstruction_step(calibration_id: str) -> RecoveryStep:
     """Projections out of what is cut are solved anew by least squares, from inputs on that calibration set."""
     return RecoveryStep(kind=RECONSTRUCTION, settings={"calibration": calibration_id})
+
+
+def distillation_step(settings: dict[str, JsonValue]) -> RecoveryStep:
+    """What is left was trained by a recipe on data, both of which `settings` name (the package `recovery`)."""
+    return RecoveryStep(kind=DISTILLATION, settings=settings)
 
 
 class PlanTarget(TargetV1):
@@ -215,11 +222,21 @@ class PruningPlan(Part):
         """Whether the projections out of what is cut are solved anew."""
         return any(step.kind == RECONSTRUCTION for step in self.recovery)
 
+    @property
+    def distils(self) -> bool:
+        """Whether what is left was trained after cutting."""
+        return any(step.kind == DISTILLATION for step in self.recovery)
+
     def recovered_by(self, step: RecoveryStep) -> "PruningPlan":
-        """The plan after which `step` was done, too: in place of one of its kind, or as the last.
+        """The plan after which `step` was done, too: in place of one of its kind, or as the last. One training may
+        follow another.
 
         Raises PlanError if the plan counts on a step of that kind with other settings.
         """
+        if step in self.recovery:
+            return self
+        if step.kind == DISTILLATION:
+            return self.model_copy(update={"recovery": (*self.recovery, step)})
         own = next((x for x in self.recovery if x.kind == step.kind), None)
         if own is not None and own.settings and own != step:
             raise PlanError(

@@ -1,0 +1,74 @@
+"""Recovery from files: for `lop recover`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruning.data.conversations import Conversation
+    from recovery.kinds import Kinds
+    from recovery.recipe import Recipe
+    from recovery.recover import Data, Ears
+
+
+def recovery_data(
+    train: Path,
+    *,
+    selection: Path | None = None,
+    validation: Path | None = None,
+    recipe: "Recipe",
+    on_note: Callable[[str], None] = lambda _text: None,
+) -> "Data":
+    """The conversations of a recovery; the share of `recipe` of those to train on.
+
+    Without a file to decide by, a part of the training conversations is kept back for that, before a share is taken.
+
+    Raises DatasetError if a file cannot be used, or one conversation is in two parts.
+    """
+    from pruning.data.conversations import load_conversations
+    from recovery.recover import Data
+    from recovery.splitting import check_apart, held_out, sampled
+
+    named: list[tuple[Path, list[Conversation]]] = [(train, load_conversations(train))]
+    if selection is None:
+        trained, deciding = held_out(named[0][1])
+        whole = len(named[0][1])
+        on_note(f"no --selection: {len(deciding)} of the {whole} conversations in {train} are kept back to decide by")
+    else:
+        trained, deciding = named[0][1], load_conversations(selection)
+        named.append((selection, deciding))
+    reporting = [] if validation is None else load_conversations(validation)
+    if validation is not None:
+        named.append((validation, reporting))
+    else:
+        on_note("no --validation: figures are of the selection part, which decided, and so a little optimistic")
+    check_apart([("training", trained), ("selection", deciding), ("validation", reporting)])
+    kinds = _kinds_of(named)
+    share = sampled(trained, recipe.fraction, seed=recipe.seed, kinds=kinds)
+    return Data(share, deciding, reporting, kinds)
+
+
+def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":
+    from recovery.kinds import read_kinds
+
+    found = [kinds for path, conversations in named if (kinds := read_kinds(path, conversations)) is not None]
+    return None if not found else type(found[0])({key: x for kinds in found for key, x in kinds.of.items()})
+
+
+def recover_folder(
+    pruned: Path,
+    teacher: Path,
+    data: "Data",
+    recipe: "Recipe",
+    out: Path,
+    *,
+    cache_bytes: int | None = None,
+    ears: "Ears | None" = None,
+) -> dict[str, Any]:
+    """`recovery.recover.recover` on the device that this machine computes on; raises as it does."""
+    from lop.workflows.compute import compute_device
+    from recovery.recover import recover
+    from recovery.teacher import DEFAULT_CACHE_BYTES
+
+    bound = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
+    return recover(pruned, teacher, data, recipe, out, device=compute_device(), cache_bytes=bound, ears=ears)

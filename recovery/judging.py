@@ -1,0 +1,117 @@
+"""Scores of a model on a part, answer by answer, against the dense model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.data.batches import Batch, make_batches
+from pruning.data.conversations import Conversation
+from recovery.kinds import Kinds
+from recovery.passes import Passes
+from recovery.scores import AnswerScores, joined
+from recovery.teacher import head_alone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.checkpoints.processor import Processor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Conversations that a model is judged on.
+
+    Attributes:
+        name: `selection`, which decides, or `validation`, which only reports.
+        batches: of the conversations.
+        kinds: of each answer [n], in the order of the batches; None where the data name none.
+    """
+
+    name: str
+    batches: list[Batch]
+    kinds: tuple[str, ...] | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """n."""
+        return sum(len(batch.spans) for batch in self.batches)
+
+
+def part_of(
+    name: str, conversations: Sequence[Conversation], processor: "Processor", kinds: Kinds | None = None
+) -> Part:
+    """Raises as `make_batches`."""
+    ordered = sorted(conversations, key=rough_length)
+    batches = make_batches(ordered, processor)
+    if kinds is None:
+        return Part(name, batches)
+    turn = [0] * len(ordered)
+    found = []
+    for batch in batches:
+        for span in batch.spans:
+            owner = batch.conversations[span.row]
+            found.append(kinds.of_turns(ordered[owner])[turn[owner]])
+            turn[owner] += 1
+    return Part(name, batches, tuple(found))
+
+
+def rough_length(conversation: Conversation) -> tuple[bool, int]:
+    """What sorts conversations so that neighbours waste little padding."""
+    texts = (len(turn.question) + len(turn.answer) for turn in conversation.turns)
+    return conversation.image is not None, sum(texts)
+
+
+class Judge:
+    """Scores models on one part. What the dense model says of it is recorded at the start."""
+
+    def __init__(
+        self, dense: "PreTrainedModel", part: Part, *, on_batch: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.part = part
+        self._head = head_alone(decoder_view(dense))
+        self._dense: list[torch.Tensor] = []
+        passes = Passes(dense, part.batches, recorded_bytes=0)
+        for index, places in enumerate(passes.places):
+            with torch.no_grad():
+                self._dense.append(passes(index)[0][places.answers].clone())
+            if on_batch is not None:
+                on_batch(index + 1, len(passes))
+        self.dense_scores = joined(
+            [self._scores(i, self._log_dense(i), passes.places[i].targets) for i in range(len(passes))]
+        )
+
+    def passes(self, model: "PreTrainedModel", *, trains_before_decoder: bool) -> Passes:
+        """Of `model` over the part, to be given to `scores` as often as its weights change."""
+        return Passes(model, self.part.batches, trains_before_decoder=trains_before_decoder)
+
+    @torch.no_grad()
+    def scores(self, passes: Passes) -> AnswerScores:
+        """Of the model as it stands now."""
+        found = []
+        for index, places in enumerate(passes.places):
+            last, _ = passes(index)
+            log_p = torch.log_softmax(passes.view.logits(last[places.answers]), dim=-1)
+            found.append(self._scores(index, log_p, places.targets))
+        return joined(found)
+
+    @torch.no_grad()
+    def _log_dense(self, index: int) -> torch.Tensor:
+        return torch.log_softmax(self._head.logits(self._dense[index]), dim=-1)
+
+    @torch.no_grad()
+    def _scores(self, index: int, log_p: torch.Tensor, targets: torch.Tensor) -> AnswerScores:
+        """Of one batch, from log-probabilities [N, V]."""
+        log_dense = self._log_dense(index)
+        kl = (log_dense.exp() * (log_dense - log_p)).sum(dim=-1)
+        chosen = log_p.argmax(dim=-1)
+        nll = -log_p.gather(1, targets[:, None])[:, 0]
+        columns = (kl, nll, torch.ones_like(nll), chosen == log_dense.argmax(dim=-1), chosen == targets)
+        stops = np.cumsum([span.stop - span.start for span in self.part.batches[index].spans])[:-1]
+        *sums, exact = ([x.sum() for x in np.split(c.double().cpu().numpy(), stops)] for c in columns)
+        lengths = np.array(sums[2])
+        kl_sums, nll_sums, _, agreeing = (np.array(x) for x in sums)
+        return AnswerScores(kl_sums, nll_sums, lengths, agreeing, (np.array(exact) == lengths).astype(np.float64))

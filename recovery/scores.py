@@ -1,0 +1,110 @@
+"""What is known of every answer of a part, and how sure figures over answers are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pruning.arrays import FloatArray, IntArray
+
+RESAMPLES = 2000
+LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """Of n answers, each array [n]; models are told the true history.
+
+    Attributes:
+        kl: KL(dense || model) in nats, summed over the answer's tokens.
+        nll: negative log-likelihood in nats, summed.
+        tokens: how many it has.
+        agreeing: at how many of them the first choice is the dense model's.
+        correct: 1 if the first choice is right at all of them.
+    """
+
+    kl: FloatArray
+    nll: FloatArray
+    tokens: FloatArray
+    agreeing: FloatArray
+    correct: FloatArray
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats a token."""
+        return float(self.kl.sum() / self.tokens.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the answers that are exact."""
+        return float(self.correct.mean())
+
+    @property
+    def agreement(self) -> float:
+        """Share of the tokens."""
+        return float(self.agreeing.sum() / self.tokens.sum())
+
+    def document(self) -> dict[str, float]:
+        """Means over tokens, shares of answers; plain JSON types."""
+        return {
+            "kl": self.mean_kl,
+            "nll": float(self.nll.sum() / self.tokens.sum()),
+            "accuracy": self.accuracy,
+            "agreement": self.agreement,
+        }
+
+    def at(self, indices: IntArray) -> "AnswerScores":
+        """Of these answers alone."""
+        return AnswerScores(
+            *(array[indices] for array in (self.kl, self.nll, self.tokens, self.agreeing, self.correct))
+        )
+
+
+def joined(parts: Sequence[AnswerScores]) -> AnswerScores:
+    """All of them, in order."""
+    names = ("kl", "nll", "tokens", "agreeing", "correct")
+    return AnswerScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def interval(statistic: Callable[[IntArray], float], num_answers: int, *, seed: int = 0) -> tuple[float, float]:
+    """The 90% interval of `statistic`, a function of answers' indices [n], by the percentile bootstrap.
+
+    Answers are drawn with replacement; what is compared is compared on the same ones (Efron and Tibshirani, An
+    Introduction to the Bootstrap, chapter 13).
+    """
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(num_answers, size=num_answers) for _ in range(RESAMPLES))
+    values = [statistic(indices) for indices in drawn]
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def percent_of_dense(model: AnswerScores, dense: AnswerScores) -> dict[str, Any]:
+    """Exact answers over those of the dense model, in percent, with the interval; of agreement where it has none.
+
+    `of` says which. Agreement of the dense model with itself is 1.
+    """
+    if dense.correct.sum() == 0:
+        low, high = interval(lambda i: float(model.agreeing[i].sum() / model.tokens[i].sum()), len(model.tokens))
+        return {"of": "agreement", "percent": 100 * model.agreement, "interval": [100 * low, 100 * high]}
+
+    def ratio(indices: IntArray) -> float:
+        exact = dense.correct[indices].sum()
+        return float(model.correct[indices].sum() / exact) if exact else float("nan")
+
+    low, high = interval(ratio, len(model.tokens))
+    whole = ratio(np.arange(len(model.tokens)))
+    return {"of": "accuracy", "percent": 100 * whole, "interval": [100 * low, 100 * high]}
+
+
+def kl_change(after: AnswerScores, before: AnswerScores) -> tuple[float, float]:
+    """The 90% interval of how much mean KL rose, in nats a token, on the same answers."""
+    rise = after.kl - before.kl
+    return interval(lambda i: float(rise[i].sum() / before.tokens[i].sum()), len(rise))
+
+
+def beats(candidate: AnswerScores, start: AnswerScores) -> bool:
+    """Whether a model is better than the one it was trained from: nearer to the dense model beyond the noise of the
+    answers, and with as many exact answers. What it says of the data's own answers does not decide: data may be bad."""
+    return candidate.accuracy >= start.accuracy and kl_change(candidate, start)[1] < 0

@@ -1,0 +1,97 @@
+"""What a training needs to go on after its process died: one safetensors file, replaced as a whole. No pickle.
+
+Weights and the optimiser's moments are its tensors, everything else is JSON in its metadata. The best weights so far
+lie beside it.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from pruning.atomic_file import replace_file
+
+_META = "lop_recovery"
+_STATE = "state.safetensors"
+_BEST = "best-{}.safetensors"
+_KEY = "key"
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        num_steps: of the whole training.
+        step: steps done.
+        curve: [step, loss, learning rate] of each.
+        evaluations: what each said, with its step.
+        best_step: of the best weights so far; 0: the start.
+        without_better: evaluations since.
+        seconds: of training, over all attempts.
+        tokens: that went through the student, padding not counted.
+        stopped: why it ended early.
+    """
+
+    num_steps: int
+    step: int = 0
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    without_better: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    stopped: str | None = None
+    is_over: bool = False
+
+
+class StateFolder:
+    """The files of one training."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """Of the training with that key; what lies there of another one is removed."""
+        self._folder, self._key = folder, key
+        marker = folder / _KEY
+        if folder.exists() and (not marker.is_file() or marker.read_text() != key):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(marker, key.encode())
+
+    @property
+    def teacher(self) -> Path:
+        """For what the dense model said of the batches."""
+        return self._folder / "teacher"
+
+    def save(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+        """Raises OSError; then the file from before is still whole."""
+        content = save(tensors, metadata={_META: json.dumps(asdict(progress))})
+        replace_file(self._folder / _STATE, content)
+        for path in self._folder.glob(_BEST.format("*")):
+            if path.name != _BEST.format(progress.best_step):
+                path.unlink()
+
+    def load(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+        """What was saved of it; None if there is nothing that can be read."""
+        path = self._folder / _STATE
+        try:
+            with safe_open(path, framework="pt") as file:
+                document: dict[str, Any] = json.loads((file.metadata() or {})[_META])
+            progress = Progress(**document)
+            progress.curve = [tuple(point) for point in progress.curve]
+            best = self._folder / _BEST.format(progress.best_step)
+            return (progress, load_file(path)) if not progress.best_step or best.is_file() else None
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None
+
+    def save_best(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Beside those of the last saved state, which are needed until there is a newer one. Raises OSError."""
+        replace_file(self._folder / _BEST.format(step), save(tensors))
+
+    def load_best(self, step: int) -> dict[str, torch.Tensor]:
+        """Raises OSError or SafetensorError if they are gone."""
+        return load_file(self._folder / _BEST.format(step))

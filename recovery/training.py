@@ -1,0 +1,219 @@
+"""The training loop: gradients of several batches, one step, now and then a look at the selection part.
+
+A function of the start, the data, the recipe and the number of steps: nothing is drawn but the order of batches, by the
+seed. On one machine with as many threads equal runs give equal weights, killed ones included.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from pruning.errors import InputError
+from recovery.judging import Judge
+from recovery.losses import weighted_loss
+from recovery.passes import Passes
+from recovery.recipe import Recipe
+from recovery.schedule import Schedule, batches_per_step
+from recovery.scores import AnswerScores
+from recovery.state import Progress, StateFolder
+from recovery.teacher import Teacher
+from recovery.trained import Trained
+
+STATE_SECONDS = 120.0
+"""Between two states that are saved: what a killed process loses at most."""
+
+_TRIAL_STEPS = 4
+"""By which minutes become a number of steps; the first is not counted."""
+
+_CLIP = 1.0
+"""The largest norm of a step's gradient."""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told what. `on_step(done, total, loss, tokens a second)`; `on_scores(step, scores, is_best)`."""
+
+    on_step: Callable[[int, int, float, float], None] = lambda *_: None
+    on_scores: Callable[[int, AnswerScores, bool], None] = lambda *_: None
+
+
+class Training:
+    """One training of `trained`, whose start is `start` on the selection part.
+
+    Args:
+        passes: of the student over the training batches.
+        selection: passes of the student over what `judge` judges on.
+        dtype: of the files that are written in the end: what is scored is rounded to it.
+        folder: where the state is kept.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        passes: Passes,
+        teacher: Teacher,
+        recipe: Recipe,
+        *,
+        judge: Judge,
+        selection: Passes,
+        start: AnswerScores,
+        dtype: torch.dtype,
+        folder: StateFolder,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._trained, self._passes, self._teacher, self._recipe = trained, passes, teacher, recipe
+        self._judge, self._selection, self._start, self._dtype = judge, selection, start, dtype
+        self._folder, self._watcher = folder, watcher or Watcher()
+        self._wanted = list(trained.parameters.values())
+        self._best_kl = start.mean_kl
+        self._tokens = [len(places.targets) for places in passes.places]
+        self._real = [len(places.real) for places in passes.places]
+        self._optimiser = self._new_optimiser()
+
+    def run(self) -> Progress:
+        """Train to the end, from where an earlier run was killed; the best weights are in the folder."""
+        progress = self._resumed() or self._begun()
+        schedule = self._schedule(progress.num_steps)
+        every = max(1, math.ceil(progress.num_steps / self._recipe.evaluations))
+        saved = time.monotonic()
+        while progress.step < progress.num_steps and not progress.is_over:
+            started = time.perf_counter()
+            loss = self._take_step(schedule, progress.step)
+            if loss is None:
+                progress.stopped = f"the loss was not a finite number at step {progress.step + 1}"
+                break
+            numbers = schedule.batches(progress.step)
+            progress.curve.append((progress.step + 1, loss, schedule.rate(progress.step)))
+            progress.step += 1
+            progress.tokens += sum(self._real[i] for i in numbers)
+            progress.seconds += time.perf_counter() - started
+            speed = progress.tokens / max(progress.seconds, 1e-9)
+            self._watcher.on_step(progress.step, progress.num_steps, loss, speed)
+            if progress.step % every == 0 or progress.step == progress.num_steps:
+                self._evaluate(progress)
+            if time.monotonic() - saved >= STATE_SECONDS:
+                self._save(progress)
+                saved = time.monotonic()
+        progress.is_over = True
+        self._save(progress)
+        return progress
+
+    def _take_step(self, schedule: Schedule, step: int) -> float | None:
+        """The step's loss; None, and weights as they were, if it or its gradient is not finite."""
+        numbers = schedule.batches(step)
+        answers, real = sum(self._tokens[i] for i in numbers), sum(self._real[i] for i in numbers)
+        self._optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for index in numbers:
+            places = self._passes.places[index]
+            states = self._teacher.states(index) if self._recipe.needs_teacher else {}
+            with self._precision():
+                last, after = self._passes(index)
+                loss = weighted_loss(
+                    self._recipe.losses,
+                    logits=self._passes.view.logits(last[places.answers]),
+                    targets=places.targets,
+                    teacher_logits=self._teacher.logits(states),
+                    hidden=self._teacher.compared(states, last, after, places),
+                    temperature=self._recipe.temperature,
+                    num_answer_tokens=answers,
+                    num_hidden_tokens=real,
+                )
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                return None
+            torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self._wanted, _CLIP)
+        if not bool(torch.isfinite(norm)):
+            return None
+        for group in self._optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        self._optimiser.step()
+        return total
+
+    def _evaluate(self, progress: Progress) -> None:
+        with self._trained.as_written(self._dtype):
+            scores = self._judge.scores(self._selection)
+        is_best = scores.mean_kl < self._best_kl and scores.accuracy >= self._start.accuracy
+        progress.evaluations.append({"step": progress.step, **scores.document()})
+        if is_best:
+            self._best_kl, progress.best_step, progress.without_better = scores.mean_kl, progress.step, 0
+            self._folder.save_best(progress.step, self._trained.tensors())
+        else:
+            progress.without_better += 1
+        self._watcher.on_scores(progress.step, scores, is_best)
+        if not all(math.isfinite(value) for value in scores.document().values()):
+            progress.stopped, progress.is_over = f"scores were not finite numbers after step {progress.step}", True
+        elif progress.without_better >= self._recipe.patience and progress.step < progress.num_steps:
+            progress.stopped = f"{progress.without_better} evaluations in a row without a better one"
+            progress.is_over = True
+
+    def _begun(self) -> Progress:
+        per_step = batches_per_step(sum(self._tokens), len(self._tokens), self._recipe.step_tokens)
+        by_epochs = math.inf if self._recipe.epochs is None else self._recipe.epochs * len(self._tokens) / per_step
+        steps = by_epochs
+        if self._recipe.minutes is not None:
+            steps = min(steps, self._recipe.minutes * 60 / self._seconds_per_step())
+        if not math.isfinite(steps):
+            raise InputError("a training ends after epochs or minutes", values="neither")
+        progress = Progress(max(1, math.ceil(steps)))
+        self._save(progress)
+        return progress
+
+    def _seconds_per_step(self) -> float:
+        """From steps that are then forgotten: what is trained for how long must not depend on them otherwise."""
+        before = self._trained.tensors()
+        schedule = self._schedule(_TRIAL_STEPS)
+        started = 0.0
+        for step in range(_TRIAL_STEPS):
+            if step == 1:
+                started = time.perf_counter()
+            self._take_step(schedule, step)
+        seconds = (time.perf_counter() - started) / (_TRIAL_STEPS - 1)
+        self._trained.put(before)
+        self._optimiser = self._new_optimiser()
+        return seconds
+
+    def _resumed(self) -> Progress | None:
+        found = self._folder.load()
+        if found is None:
+            return None
+        progress, tensors = found
+        self._trained.put({name: tensors[f"weights.{name}"] for name in self._trained.parameters})
+        if progress.step:
+            for name, parameter in self._trained.parameters.items():
+                self._optimiser.state[parameter] = {
+                    "step": tensors["step"].clone(),
+                    "exp_avg": tensors[f"mean.{name}"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"square.{name}"].to(parameter.device),
+                }
+        kept = next((x["kl"] for x in progress.evaluations if x["step"] == progress.best_step), None)
+        self._best_kl = self._start.mean_kl if kept is None else kept
+        return progress
+
+    def _save(self, progress: Progress) -> None:
+        tensors = {f"weights.{name}": tensor for name, tensor in self._trained.tensors().items()}
+        for name, parameter in self._trained.parameters.items():
+            if moments := self._optimiser.state.get(parameter):
+                tensors["step"] = moments["step"].detach().cpu()
+                tensors[f"mean.{name}"] = moments["exp_avg"].cpu()
+                tensors[f"square.{name}"] = moments["exp_avg_sq"].cpu()
+        self._folder.save(progress, tensors)
+
+    def _schedule(self, num_steps: int) -> Schedule:
+        per_step = batches_per_step(sum(self._tokens), len(self._tokens), self._recipe.step_tokens)
+        recipe = self._recipe
+        assert recipe.learning_rate is not None
+        return Schedule(len(self._tokens), per_step, num_steps, recipe.warmup, recipe.learning_rate, recipe.seed)
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self._wanted, lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """bfloat16 products on a GPU, float32 on a CPU."""
+        device = self._trained.model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16) if device == "cuda" else nullcontext()

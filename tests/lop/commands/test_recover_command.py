@@ -1,0 +1,50 @@
+"""`lop recover` as a user types it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lop.cli import main
+from tests.recovery.conftest import Cut
+from tests.recovery.conftest import cut as cut
+
+
+def lop_recover(monkeypatch: pytest.MonkeyPatch, cut: Cut, out: Path, *options: object) -> int:
+    words = ["lop", "recover", cut.pruned, "--teacher", cut.dense, "--data", cut.data, "--out", out, *options]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    try:
+        main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def test_a_recovery_and_its_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cut: Cut, tmp_path: Path
+) -> None:
+    out, plot = tmp_path / "out", tmp_path / "curves.png"
+    assert lop_recover(monkeypatch, cut, out, "--mode", "full", "--fraction", "0.5", "--plot", plot, "--json") == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["data"]["conversations"] == 7
+    assert report["recipe"]["losses"] == {"sft": 1.0, "kd-hidden": 1.0}
+    assert report == {"out": str(out), **json.loads((out / "lop_recovery.json").read_text())}
+    assert "2 of the 16 conversations" in printed.err
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert lop_recover(monkeypatch, cut, out, "--mode", "full") == 2
+    assert "the output folder must not exist yet" in capsys.readouterr().err
+
+
+def test_options_that_break_a_rule(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cut: Cut, tmp_path: Path
+) -> None:
+    for options, message in (
+        (("--loss", "mse"), "a loss is a sum of sft"),
+        (("--mode", "adapter"), "a recipe's mode must be valid"),
+        (("--fraction", "0"), "a recipe's fraction must be valid"),
+        (("--mode", "full", "--validation", cut.data), "must be different conversations"),
+    ):
+        assert lop_recover(monkeypatch, cut, tmp_path / "out", *options) == 2
+        assert message in capsys.readouterr().err

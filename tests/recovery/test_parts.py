@@ -1,0 +1,146 @@
+"""Losses, layer maps, schedules, scores and splits against answers worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pruning.data.conversations import Conversation, Turn
+from pruning.errors import DatasetError, InputError
+from recovery.kinds import Kinds
+from recovery.layer_map import matched_layers
+from recovery.losses import Compared, weighted_loss
+from recovery.recipe import Loss, Mode, Recipe, parse_losses
+from recovery.schedule import Schedule
+from recovery.scores import AnswerScores, beats, percent_of_dense
+from recovery.splitting import check_apart, held_out, sampled
+
+
+def test_losses_by_hand() -> None:
+    logits, teacher = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[0.0, 0.0]])
+    hidden = (Compared(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0]])),)
+
+    def of(weights: dict[Loss, float]) -> float:
+        return float(
+            weighted_loss(
+                weights,
+                logits=logits,
+                targets=torch.tensor([0]),
+                teacher_logits=teacher,
+                hidden=hidden,
+                temperature=1.0,
+                num_answer_tokens=2,
+                num_hidden_tokens=5,
+            )
+        )
+
+    # p = (1/4, 3/4): -log p_0 = log 4; KL(1/2, 1/2 || p) = log 2 - log(3) / 2; |3 - 2|^2 / 2^2 = 1/4.
+    sft, logits_kd, hidden_kd = math.log(4) / 2, (math.log(2) - math.log(3) / 2) / 2, 0.25 / 5
+    assert of({Loss.SFT: 1.0}) == pytest.approx(sft)
+    assert of({Loss.KD_LOGITS: 1.0}) == pytest.approx(logits_kd)
+    assert of({Loss.KD_HIDDEN: 1.0}) == pytest.approx(hidden_kd)
+    assert of({Loss.SFT: 1.0, Loss.KD_LOGITS: 0.5, Loss.KD_HIDDEN: 2.0}) == pytest.approx(
+        sft + 0.5 * logits_kd + 2 * hidden_kd
+    )
+
+
+def test_layers_are_mapped_over_skipped_ones() -> None:
+    assert matched_layers([1, 3], 6, ()) == (1, 3)
+    assert matched_layers([1, 2, 5], 6, {2, 3}) == (3, 5)  # the state after layer 1 is also the one after 3
+    assert matched_layers([0, 1], 4, {0}) == (1,)  # nothing stands before layer 0 that could be trained
+    with pytest.raises(InputError, match=r"numbered 0\.\.3 .*layer 4"):
+        matched_layers([4], 4, ())
+    with pytest.raises(InputError, match="kept"):
+        matched_layers([0], 4, {0})
+
+
+def test_a_schedule_takes_every_batch_once_an_epoch() -> None:
+    schedule = Schedule(num_batches=5, batches_per_step=2, num_steps=10, warmup=0.2, learning_rate=1.0, seed=3)
+    taken = [index for step in range(5) for index in schedule.batches(step)]
+    assert sorted(taken[:5]) == sorted(taken[5:]) == list(range(5))
+    assert taken[:5] != taken[5:]
+    assert [schedule.rate(0), schedule.rate(1), schedule.rate(2)] == [0.5, 1.0, 1.0]
+    assert schedule.rate(6) == pytest.approx(0.5)
+    assert 0 < schedule.rate(9) < 0.05
+
+
+def scores(kl: list[float], correct: list[int]) -> AnswerScores:
+    ones = np.ones(len(kl))
+    return AnswerScores(np.array(kl), ones, ones, ones, np.array(correct, dtype=float))
+
+
+def test_what_beats_the_start() -> None:
+    start = scores([1.0] * 20, [1, 0] * 10)
+    assert beats(scores([0.5] * 20, [1, 0] * 10), start)
+    assert not beats(scores([0.5] * 20, [0, 0] * 10), start)  # fewer exact answers
+    assert not beats(scores([0.0, 1.9] * 10, [1, 0] * 10), start)  # the gain is within the noise
+    assert not beats(start, start)
+
+
+def test_percent_of_dense_is_paired() -> None:
+    dense, half = scores([0.0] * 8, [1] * 8), scores([0.1] * 8, [1, 0] * 4)
+    found = percent_of_dense(half, dense)
+    assert (found["of"], found["percent"]) == ("accuracy", 50.0)
+    assert found["interval"][0] < 50 < found["interval"][1]
+    assert percent_of_dense(dense, dense)["interval"] == [100.0, 100.0]
+    assert percent_of_dense(half, scores([0.0] * 8, [0] * 8))["of"] == "agreement"
+
+
+def conversations(count: int) -> list[Conversation]:
+    return [Conversation(str(i), None, (Turn("?", "x" * (i + 1)),)) for i in range(count)]
+
+
+def test_a_fraction_keeps_the_shares_of_its_strata() -> None:
+    data = conversations(80)
+    kinds = Kinds({c.id: ("rare" if i % 4 == 0 else "usual",) for i, c in enumerate(data)})
+    taken = sampled(data, 0.1, seed=0, kinds=kinds)
+    assert len(taken) == 8
+    assert sum(kinds.of_whole(c) == "rare" for c in taken) == 2
+    assert sampled(data, 0.1, seed=0, kinds=kinds) == taken != sampled(data, 0.1, seed=1, kinds=kinds)
+    assert len({len(c.turns[0].answer) * 4 // 81 for c in taken}) == 4
+
+
+def test_parts_are_apart() -> None:
+    trained, deciding = held_out(conversations(16))
+    assert (len(trained), len(deciding)) == (14, 2)
+    check_apart([("training", trained), ("selection", deciding)])
+    with pytest.raises(DatasetError, match="selection 3 is validation 3"):
+        check_apart([("selection", conversations(4)[3:]), ("validation", conversations(4))])
+    with pytest.raises(DatasetError, match="--selection FILE"):
+        held_out(conversations(4))
+
+
+def test_recipes() -> None:
+    small = Recipe().completed(removed=0.1, width=100, sees=True)
+    assert small.mode is Mode.PROJECTOR
+    assert small.losses == {Loss.SFT: 1.0, Loss.KD_HIDDEN: 1.0}
+    assert Recipe().completed(removed=0.1, width=100, sees=False).mode is Mode.LORA
+    assert Recipe().completed(removed=0.5, width=100, sees=True).mode is Mode.LORA
+    assert Recipe.of(**small.document()).key == small.key != Recipe().key
+    assert parse_losses("sft+0.5*kd-logits") == {Loss.SFT: 1.0, Loss.KD_LOGITS: 0.5}
+    with pytest.raises(InputError, match="sum of sft"):
+        parse_losses("sft+mse")
+    with pytest.raises(InputError, match="fraction"):
+        Recipe.of(fraction=0)
+    with pytest.raises(InputError, match="hidden layers"):
+        Recipe.of(losses={"sft": 1.0}, hidden_layers=(1,))
+
+
+def test_kinds_of_turns(tmp_path: Path) -> None:
+    from pruning.data.conversations import load_conversations
+    from recovery.kinds import read_kinds
+
+    def item(name: str, **extra: object) -> dict[str, object]:
+        said = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}] * 2
+        return {"id": name, "conversations": said, **extra}
+
+    import json
+
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([item("a", kinds=["x", "y"]), item("b", category="z"), item("c", kinds=["x"])]))
+    loaded = load_conversations(path)
+    kinds = read_kinds(path, loaded)
+    assert kinds is not None
+    assert [kinds.of_turns(c) for c in loaded] == [("x", "y"), ("z", "z"), ("other", "other")]

@@ -1,0 +1,161 @@
+"""Recovery of a tiny cut model: what is written, killed runs, starts that nothing beats, what is refused."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lop
+from lop.workflows.recovering import recover_folder, recovery_data
+from pruning.checkpoints.headers import stored_tensors
+from pruning.checkpoints.loading import load_model
+from pruning.cutting.check_pruned import check_pruned
+from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from recovery import teacher as teacher_module
+from recovery import training
+from recovery.recipe import Recipe
+from recovery.recover import Ears, state_folder
+from recovery.scores import AnswerScores
+from recovery.training import Watcher
+from tests.recovery.conftest import Cut
+from tests.tiny_models import save_tiny_checkpoint
+
+SETTINGS: dict[str, Any] = {
+    "mode": "full",
+    "losses": {"kd-logits": 1.0, "kd-hidden": 1.0},
+    "epochs": 4,
+    "evaluations": 4,
+    "learning_rate": 3e-3,
+    "step_tokens": 16,
+    "batch_tokens": 200,
+}
+
+
+def run(cut: Cut, out: Path, ears: Ears | None = None, **changes: Any) -> dict[str, Any]:
+    recipe = Recipe.of(**SETTINGS | changes)
+    data = recovery_data(cut.data, recipe=recipe)
+    return recover_folder(cut.pruned, cut.dense, data, recipe, out, ears=ears)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(autouse=True)
+def _few_answers_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four answers of the selection part prove nothing; here a lower KL is enough."""
+    monkeypatch.setattr("recovery.report.beats", lambda after, before: after.mean_kl < before.mean_kl)
+    monkeypatch.setattr(AnswerScores, "accuracy", property(lambda _self: 0.0))
+
+
+MODES = ["projector", "full", pytest.param("lora", marks=pytest.mark.skipif(not find_spec("peft"), reason="no peft"))]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_recovered_checkpoint_is_one_of_lop_apply(cut: Cut, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "out"
+    report = run(cut, out, mode=mode, is_checkpointed=mode != "projector")
+    assert report["written"] == "recovered"
+    assert report["selection"]["after"]["kl"] < report["selection"]["before"]["kl"]
+    before, after = stored_tensors(cut.pruned), stored_tensors(out)
+    assert {n: x.header for n, x in before.items()} == {n: x.header for n, x in after.items()}
+    model, start = lop.load_pruned(out), lop.load_pruned(cut.pruned)
+    same = {n for n, p in model.named_parameters() if torch.equal(p, dict(start.named_parameters())[n])}
+    trained = dict(model.named_parameters()).keys() - same
+    assert all(("projector" in name) == (mode == "projector") or mode == "full" for name in trained)
+    assert not any("vision_tower" in name or "embed_tokens" in name for name in trained)
+    config = json.loads((out / "config.json").read_text())
+    (step,) = config["lop_recovery"]
+    assert (step["kind"], step["settings"]["recipe"]["mode"]) == ("distillation", mode)
+    assert lop.PruningPlan.load(out / "lop_plan.json").recovery[-1].model_dump(mode="json") == step
+    found = check_pruned(cut.dense, cut.plan, cut.ranking, out)
+    assert found.num_solved == found.num_tensors
+    assert "## Recovery" in (out / "README.md").read_text()
+    assert not state_folder(out).exists()
+    saved = lop.save_pruned(model, cut.plan, tmp_path / "saved")
+    assert lop.PruningPlan.load(saved / "lop_plan.json").recovery[-1].kind == "distillation"
+
+
+@pytest.mark.parametrize("mode", [x for x in MODES if x != "projector"])
+def test_killed_and_run_again_it_ends_bit_equal(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(cut, whole, mode=mode)
+    monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
+    steps: list[int] = []
+
+    def die(done: int, *_: float) -> None:
+        steps.append(done)
+        if steps.count(5) == 1 and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, killed, Ears(watcher=Watcher(on_step=die)), mode=mode)
+    assert not killed.exists()
+    run(cut, killed, Ears(watcher=Watcher(on_step=die)), mode=mode)
+    assert steps[:6] == [1, 2, 3, 4, 5, 5]
+    assert weights(killed) == weights(whole)
+    assert weights(killed) != weights(cut.pruned)
+
+
+def test_the_dense_model_beside_or_on_disk_is_the_same(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(cut, tmp_path / "kept", hidden_layers=(0, 2))
+    notes: list[str] = []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(teacher_module, "disk_usage", lambda _path: usage._replace(free=10))
+    run(cut, tmp_path / "beside", Ears(on_note=notes.append), hidden_layers=(0, 2))
+    assert "computed beside" in notes[0]
+    assert "10 are free" in notes[0]
+    assert weights(tmp_path / "kept") == weights(tmp_path / "beside")
+
+
+def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
+    report = run(cut, tmp_path / "out", learning_rate=30.0)
+    assert report["written"] == "start"
+    assert "nearer to the dense model" in report["why"]
+    assert report["selection"]["after"] == report["selection"]["before"]
+    assert weights(tmp_path / "out") == weights(cut.pruned)
+    assert "wrote the weights that it began with" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, calls = training.weighted_loss, iter(range(1000))
+
+    def broken(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        return own(*arguments, **keywords) * (float("nan") if next(calls) >= 5 else 1.0)
+
+    monkeypatch.setattr(training, "weighted_loss", broken)
+    report = run(cut, tmp_path / "out", evaluations=8)
+    assert report["stopped"] == f"the loss was not a finite number at step {report['steps'] + 1}"
+    assert 0 < report["best_step"] <= report["steps"] < report["of_steps"]
+    assert report["written"] == "recovered"
+    assert all(bool(torch.isfinite(p).all()) for p in load_model(tmp_path / "out").parameters())
+
+
+def test_what_is_refused(cut: Cut, tmp_path: Path) -> None:
+    recipe = Recipe.of(**SETTINGS)
+    data = recovery_data(cut.data, recipe=recipe)
+    with pytest.raises(CheckpointError, match="what is recovered is a pruned checkpoint"):
+        recover_folder(cut.dense, cut.dense, data, recipe, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="the teacher is the dense model"):
+        recover_folder(cut.pruned, cut.pruned, data, recipe, tmp_path / "out")
+    other = save_tiny_checkpoint(tmp_path / "other", "llava-mistral")
+    with pytest.raises(FingerprintMismatchError, match="one model_type"):
+        recover_folder(cut.pruned, other, data, recipe, tmp_path / "out")
+    quantised = shutil.copytree(cut.pruned, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="gptq"):
+        recover_folder(quantised, cut.dense, data, recipe, tmp_path / "out")
+    with pytest.raises(InputError, match=r"numbered 0\.\.3"):
+        run(cut, tmp_path / "out", hidden_layers=(9,))
+    assert not (tmp_path / "out").exists()
