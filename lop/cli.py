@@ -26,6 +26,7 @@ from lop.commands import (
     plan,
     search,
     serve,
+    sparsify,
     train,
     worker,
 )
@@ -35,7 +36,7 @@ from pruning.missing_packages import needing
 
 INTERRUPTED = 130
 
-_EXTRA_OF = dict.fromkeys(("apply", "evaluate", "export", "inspect", "data"), "apply") | dict.fromkeys(
+_EXTRA_OF = dict.fromkeys(("apply", "sparsify", "evaluate", "export", "inspect", "data"), "apply") | dict.fromkeys(
     ("serve", "plan", "db", "queue"), "server"
 )
 """What to install for a command, where several extras would do; `search` for the others."""
@@ -72,6 +73,7 @@ app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
+app.command("sparsify")(sparsify.sparsify)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)
