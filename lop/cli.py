@@ -24,6 +24,7 @@ from lop.commands import (
     key,
     model,
     plan,
+    quantise,
     search,
     serve,
     sparsify,
@@ -36,9 +37,9 @@ from pruning.missing_packages import needing
 
 INTERRUPTED = 130
 
-_EXTRA_OF = dict.fromkeys(("apply", "sparsify", "evaluate", "export", "inspect", "data"), "apply") | dict.fromkeys(
-    ("serve", "plan", "db", "queue"), "server"
-)
+_EXTRA_OF = dict.fromkeys(
+    ("apply", "sparsify", "quantise", "evaluate", "export", "inspect", "data"), "apply"
+) | dict.fromkeys(("serve", "plan", "db", "queue"), "server")
 """What to install for a command, where several extras would do; `search` for the others."""
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
 app.command("sparsify")(sparsify.sparsify)
+app.command("quantise")(quantise.quantise)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)

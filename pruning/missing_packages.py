@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ray": ("ray",),
         "plots": ("matplotlib",),
         "gguf": ("gguf",),
+        "quantise": ("compressed_tensors",),
         "llama-cpp": ("llama_cpp",),
         "reference": ("sklearn", "tokenizers"),
     }

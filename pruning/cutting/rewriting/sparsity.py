@@ -125,6 +125,6 @@ class _Zeroing:
 
 def _least_of_groups(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """[D, A] true for the M - N that score least of every M inputs in a row."""
-    groups = scores.unflatten(1, (-1, pattern.of))
+    groups = scores.reshape(len(scores), -1, pattern.of)
     least = groups.argsort(dim=2, stable=True)[..., : pattern.of - pattern.kept]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, least, True).flatten(1)
