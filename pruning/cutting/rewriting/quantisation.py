@@ -42,11 +42,11 @@ class IntFormat:
 
     @property
     def least(self) -> int:
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def greatest(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def check(self, name: str, inputs: int) -> None:
         """Raises InputError that names the projection if its inputs are no whole groups."""

@@ -114,7 +114,7 @@ def quantise_checkpoint(
         "group": asked.group,
         "calibration": calibration_id,
     }
-    report = {
+    report: dict[str, Any] = {
         **recipe,
         "weights_bytes": sum(tensor_bytes(*header[1:]) for header in headers.values()),
         "dense_bytes": dense_bytes,
