@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import Json, conversations_of, one_of
-from lop.console.console import fail, print_json, print_line, stages
+from lop.console.console import fail, print_json, print_line, stages, warn
 
 INTERRUPTED = 130
 
@@ -39,6 +39,7 @@ def quantise(
     """
     from lop.workflows.compute import compute_device, warn_of_adapter, warn_of_dtype
     from lop.workflows.measuring import streamed
+    from lop.workflows.sparsifying import warnings_of
     from pruning.cutting.rewriting.quantise_checkpoint import Quantisation, quantise_checkpoint
     from pruning.cutting.rewriting.quantiser import Rounding
     from pruning.cutting.streaming.solved import solved_folder
@@ -73,6 +74,8 @@ def quantise(
             raise
         fail(f"interrupted; what is finished is in {solved_folder(out)}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
+    for warning in warnings_of(report["projections"]):
+        warn(warning)
     if json:
         print_json({"out": str(out), **report})
         return

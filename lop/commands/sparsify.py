@@ -80,7 +80,7 @@ def sparsify(
             raise
         fail(f"interrupted; what is finished is in {solved_folder(out)}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
-    for warning in warnings_of(report):
+    for warning in warnings_of(report.notes):
         warn(warning)
     found = report.document
     if json:

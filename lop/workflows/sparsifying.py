@@ -14,6 +14,7 @@ from pruning.allocators.owl import LAMBDA, owl_retentions
 from pruning.arrays import FloatArray
 from pruning.checkpoints.loading import load_processor
 from pruning.cutting.rewriting.blocks import Block, Part
+from pruning.cutting.rewriting.damped_sweep import few_tokens
 from pruning.cutting.rewriting.sparsifier import LocalStep
 from pruning.cutting.rewriting.sparsify_checkpoint import (
     Densities,
@@ -159,12 +160,13 @@ def owl_densities(blocks: Sequence[Block], outlier_ratio: FloatArray, density: f
     return [found.get(block.key, density) for block in blocks]
 
 
-def warnings_of(report: SparsityReport) -> list[str]:
-    """What a user should know of how weights were found."""
-    if not report.short_inputs:
+def warnings_of(notes: "Mapping[str, Mapping[str, Any]]") -> list[str]:
+    """What a user should know of how weights were found, from the notes on projections."""
+    short = few_tokens(notes)
+    if short is None:
         return []
+    tokens, inputs = short
     return [
-        f"{report.tokens:,} calibration tokens for up to {report.short_inputs:,} inputs of a projection: without "
-        "damping nothing could be solved, with it the weights that stay make up for less than they could. Use more "
-        "conversations: some ten tokens an input"
+        f"{tokens:,} calibration tokens for up to {inputs:,} inputs of a projection: without damping nothing could be "
+        "solved, with it weights make up for less than they could. Use more conversations: some ten tokens an input"
     ]

@@ -1,7 +1,8 @@
 """Sweeps over the projections that share inputs, damped by what is best on tokens that are held out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,6 +52,15 @@ def sweep_with_chosen_damping(weights: Sequence[torch.Tensor], products: InputPr
     best = downhill(loss, len(DAMPINGS), _FIRST_TRIED)
     found = _swept(weights, products.fit + held_out, DAMPINGS[best], sweep)
     return Swept(found, DAMPINGS[best], loss(best) / size)
+
+
+def few_tokens(notes: Mapping[str, Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Tokens, and the most inputs of a projection that was solved from fewer tokens than that; None: none was."""
+    short = [note for note in notes.values() if "damping" in note and note["tokens"] < note["inputs"]]
+    if not short:
+        return None
+    worst = max(short, key=lambda note: int(note["inputs"]))
+    return int(worst["tokens"]), int(worst["inputs"])
 
 
 def _swept(

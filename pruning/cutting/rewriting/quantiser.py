@@ -79,7 +79,7 @@ class Quantiser:
         tensors: dict[str, torch.Tensor] = {}
         for projection, quantised in zip(projections, made, strict=True):
             tensors |= _packed(projection, quantised, form)
-        return Rewritten(tensors, {x.name: dict(how) for x in projections})
+        return Rewritten(tensors, {x.name: {"inputs": x.shape[1], **how} for x in projections})
 
     def weight(self, projection: Projection, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         from compressed_tensors.compressors.pack_quantized import unpack_from_int32

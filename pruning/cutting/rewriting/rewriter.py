@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pruning.anatomy.dtypes import torch_dtype
-from pruning.cutting.rewriting.blocks import Block, Projection
+from pruning.cutting.rewriting.blocks import Block, Projection, vision_layers
 from pruning.cutting.rewriting.layer_inputs import InputRecorder, Inputs, Needs
 from pruning.cutting.rewriting.vision_pass import VisionPass
 from pruning.data.batches import Batch
@@ -98,13 +98,14 @@ def rewrite_blocks(
         CheckpointError: activations or weights are not finite; layer and projection are named.
     """
     run = _Run(source, rewriter, kept, num_rows, on_batch)
-    run.passes = sum(1 + 2 * len(blocks) for blocks in (vision, language) if blocks)
+    parts = {blocks: run.missing(blocks) for blocks in (tuple(vision), tuple(language)) if blocks}
+    run.passes = sum(run.passes_of(missing) for missing in parts.values())
     if vision:
         with TensorStore(resident_bytes) as store:
-            run.vision(vision, batches, store)
-    if language:
+            run.vision(vision, parts[tuple(vision)], batches, store)
+    if language and parts[tuple(language)]:
         with TensorStore(resident_bytes) as store:
-            run.language(language, batches, store)
+            run.language(language, parts[tuple(language)], batches, store)
 
 
 @dataclass
@@ -122,29 +123,45 @@ class _Run:
         if self.on_batch is not None:
             self.on_batch(self.done, self.num_rows * self.passes)
 
-    def vision(self, blocks: Sequence[Block], batches: Iterable[Batch] | None, store: TensorStore) -> None:
-        tower = VisionPass(self.source.model, batches or (), store, on_batch=self.advance)
-        for block, layer in zip(blocks, tower.layers, strict=True):
+    def missing(self, blocks: Sequence[Block]) -> list[Block]:
+        """Those that no earlier run has finished."""
+        return [block for block in blocks if self.kept.get(block) is None]
+
+    def passes_of(self, missing: Sequence[Block]) -> int:
+        """Through a front end, once through each layer up to the last that is missing, and once more to record."""
+        recorded = sum(self.rewriter.needs(block) is not Needs.NOTHING for block in missing)
+        return 1 + missing[-1].index + recorded if missing else 0
+
+    def vision(
+        self, blocks: Sequence[Block], missing: Sequence[Block], batches: Iterable[Batch] | None, store: TensorStore
+    ) -> None:
+        """All of the tower's layers hold their new weights in the end: what follows sees through them."""
+        tower = VisionPass(self.source.model, batches or (), store, on_batch=self.advance) if missing else None
+        layers = tower.layers if tower is not None else (vision_layers(self.source.model) or ("", ()))[1]
+        for block, layer in zip(blocks, layers, strict=True):
             found = self.kept.get(block)
             if found is None:
+                assert tower is not None
                 recorder = self._recorder(block, layer)
                 if recorder is not None:
                     with recorder:
                         tower.through(block.index, layer, recorder.start_batch, advances=False)
                 found = self._rewrite(block, layer, recorder)
             self._replace(block, layer, found)
-            tower.through(block.index, layer)
+            if tower is not None and block.index < missing[-1].index:
+                tower.through(block.index, layer)
 
-    def language(self, blocks: Sequence[Block], batches: Iterable[Batch] | None, store: TensorStore) -> None:
+    def language(
+        self, blocks: Sequence[Block], missing: Sequence[Block], batches: Iterable[Batch] | None, store: TensorStore
+    ) -> None:
         if batches is None:
-            for block in blocks:
-                if self.kept.get(block) is None:
-                    with self.source.layer(block.index) as layer:
-                        self._rewrite(block, layer, None)
+            for block in missing:
+                with self.source.layer(block.index) as layer:
+                    self._rewrite(block, layer, None)
             return
         held_out = HeldOut(batches)
         decoder_pass = DecoderPass(self.source, held_out, store, on_batch=self.advance)
-        for block in blocks:
+        for block in blocks[: missing[-1].index + 1]:
             with self.source.layer(block.index) as layer:
                 found = self.kept.get(block)
                 if found is None:
@@ -154,7 +171,7 @@ class _Run:
                             start = _with_rows(recorder, held_out.rows)
                             decoder_pass.through(block.index, layer, start, advances=False)
                     found = self._rewrite(block, layer, recorder)
-                if block.index + 1 < len(blocks):
+                if block.index < missing[-1].index:
                     self._replace(block, layer, found)
                     decoder_pass.through(block.index, layer)
 

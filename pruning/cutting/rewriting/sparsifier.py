@@ -58,4 +58,4 @@ class Sparsifier:
 
 
 def _note(projection: Projection, weight: torch.Tensor) -> dict[str, float | int | None]:
-    return {"parameters": projection.parameters, "zeroed": int((weight == 0).sum())}
+    return {"parameters": projection.parameters, "inputs": projection.shape[1], "zeroed": int((weight == 0).sum())}

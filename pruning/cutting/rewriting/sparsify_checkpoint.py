@@ -6,7 +6,7 @@ and is neither smaller nor faster there. Runtimes with kernels for sparse weight
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +101,17 @@ class SparsityReport:
 
     Attributes:
         document: as it is written to REPORT_NAME.
-        short_inputs: the most inputs of a projection that SparseGPT solved from fewer `tokens` than that; 0: none.
-        tokens: that entered its layer.
+        notes: of each projection, by its weight's name.
     """
 
     document: dict[str, Any]
-    short_inputs: int = 0
-    tokens: int = 0
-    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, dict[str, Any]]
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """Of each block: its part, its layer, its density and its projections."""
+        found: list[dict[str, Any]] = self.document["layers"]
+        return found
 
     @property
     def density(self) -> float:
@@ -228,7 +231,6 @@ def _report(
     anatomy: ModelAnatomy,
 ) -> SparsityReport:
     notes, layers = files.notes(), []
-    short_inputs = tokens = 0
     for block in blocks:
         own = {x.inside: notes[x.name] for x in block.projections}
         zeroed = sum(note["zeroed"] for note in own.values())
@@ -241,10 +243,6 @@ def _report(
                 "projections": own,
             }
         )
-        for x in block.projections:
-            note = notes[x.name]
-            if "damping" in note and note["tokens"] < x.shape[1] and x.shape[1] > short_inputs:
-                short_inputs, tokens = x.shape[1], note["tokens"]
     document = {
         **recipe,
         "parameters": sum(block.parameters for block in blocks),
@@ -253,7 +251,7 @@ def _report(
         "model_parameters": anatomy.total_parameters,
         "layers": layers,
     }
-    return SparsityReport(document, short_inputs, tokens, layers)
+    return SparsityReport(document, notes)
 
 
 def _card_lines(report: SparsityReport) -> list[str]:
