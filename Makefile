@@ -22,7 +22,7 @@ help:
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
-	@echo "make bench-second-order  reconstruction and elimination order on the reference and SmolLM2 (two hours; resumable)"
+	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 

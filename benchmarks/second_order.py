@@ -7,6 +7,8 @@ Of every model and at every FFN sparsity the same number of channels goes from e
   through the layers as they are cut; `dense_inputs`: the same, from inputs of the dense model;
 - `elimination`: channels go in the order of elimination, and that is all; `elimination_reconstructed`: both.
 
+The part `ecoflap` is of single weights that are set to zero (`benchmarks.second_order_ecoflap`).
+
 SmolLM2-135M-Instruct answers its prompts itself first (`benchmarks.second_order_data`); the reference has data of its
 own. Dampings and elimination see calibration data alone. Every figure is a step that is kept: kill it anywhere and run
 it again. By estimate, SmolLM2 takes two hours on two cores that are not busy otherwise: fifteen solves over all
@@ -28,6 +30,7 @@ from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order_data import answered
+from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps, alone_in
 from benchmarks.subject import REFERENCE
@@ -51,6 +54,7 @@ WORK = Path(__file__).parent / ".work" / "second-order"
 SMOLLM2 = Path(__file__).parent / ".work" / "real" / "checkpoint"
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 MAGNITUDE, ELIMINATION = "activations", "elimination"
+PARTS = ("cuts", "ecoflap")
 BARS = {"reference": (0.90, 0.85), "smollm2": (0.85, 0.75)}
 """By model: the most that `reconstruction_kl_ratio` and `obs_order_kl_ratio` are to be."""
 
@@ -84,6 +88,12 @@ class Model:
     @cached_property
     def anatomy(self) -> ModelAnatomy:
         return read_anatomy(self.path)
+
+    @property
+    def sparse(self) -> SparseModel:
+        """The model as the part `ecoflap` takes it."""
+        validation = self._conversations[VALIDATION]
+        return SparseModel(self.name, self.path, self.calibration, validation, self._folder)
 
     @property
     def calibration(self) -> list[Conversation]:
@@ -154,6 +164,7 @@ class Model:
 
 
 def main(
+    parts: Annotated[list[str] | None, typer.Option("--part", help="cuts, ecoflap; default: both.")] = None,
     models: Annotated[list[str] | None, typer.Option("--model", help="reference, smollm2; default: both.")] = None,
     checkpoint: Annotated[Path, typer.Option(help="Where SmolLM2 is, or is made.")] = SMOLLM2,
     sparsities: Annotated[list[float] | None, typer.Option("--sparsity", help="Default: 10% to 50%.")] = None,
@@ -162,18 +173,24 @@ def main(
 ) -> None:
     """Write results/second-order.json and .png."""
     rows: list[dict[str, Any]] = []
+    sparse: list[dict[str, Any]] = []
     earlier: list[dict[str, str]] = []
+    asked_parts = parts or list(PARTS)
+    if unknown := sorted({*asked_parts} - {*PARTS}):
+        raise typer.BadParameter(f"no part is called {unknown[0]}; there are {', '.join(PARTS)}")
     asked = tuple(sparsities or SPARSITIES)
     with alone_in(WORK) as lock:
         for name in models or list(BARS):
             folder = WORK / (name if conversations is None else f"{name}-{conversations}")
             steps = Steps(folder / "steps", lock=lock)
             model = prepared(name, checkpoint, folder, steps, conversations)
-            rows += measured(model, asked, steps)
+            rows += measured(model, asked, steps) if "cuts" in asked_parts else []
+            sparse += ecoflap_rows(model.sparse, model.key, steps) if "ecoflap" in asked_parts else []
             earlier += [step.code for step in steps.finished.values()]
-    summary = figures(rows)
-    path = write_results(results, summary, rows, earlier=earlier)
-    draw_second_order(rows, RESULTS_DIR / f"{results}.png")
+    summary = (figures(rows) if rows else {}) | (ecoflap_figures(sparse) if sparse else {})
+    path = write_results(results, summary, [*rows, *sparse], earlier=earlier)
+    if rows:
+        draw_second_order(rows, RESULTS_DIR / f"{results}.png")
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 

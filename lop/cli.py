@@ -24,9 +24,11 @@ from lop.commands import (
     key,
     model,
     plan,
+    quantise,
     recover,
     search,
     serve,
+    sparsify,
     train,
     worker,
 )
@@ -37,7 +39,7 @@ from pruning.missing_packages import needing
 INTERRUPTED = 130
 
 _EXTRA_OF = (
-    dict.fromkeys(("apply", "evaluate", "export", "inspect", "data"), "apply")
+    dict.fromkeys(("apply", "sparsify", "quantise", "evaluate", "export", "inspect", "data"), "apply")
     | {"recover": "recover"}
     | dict.fromkeys(("serve", "plan", "db", "queue"), "server")
 )
@@ -76,6 +78,8 @@ app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("apply")(apply.apply)
 app.command("recover")(recover.recover)
+app.command("sparsify")(sparsify.sparsify)
+app.command("quantise")(quantise.quantise)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.command("evaluate")(evaluate.evaluate)

@@ -27,6 +27,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "recover": (*_APPLY, "peft", "accelerate"),
         "plots": ("matplotlib",),
         "gguf": ("gguf",),
+        "quantise": ("compressed_tensors",),
         "llama-cpp": ("llama_cpp",),
         "reference": ("sklearn", "tokenizers"),
     }

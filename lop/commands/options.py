@@ -1,16 +1,20 @@
 """Options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from lop.console.console import warn
+from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
 
 if TYPE_CHECKING:
     from pruning.data.conversations import Conversation
     from storage.sql_repository import SqlRepository
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 DEFAULT_DATABASE = "sqlite:///lop.db"
 DEFAULT_STORE = "lop-data"
@@ -61,3 +65,13 @@ def conversations_of(path: Path, limit: int | None = None) -> "list[Conversation
     if warning:
         warn(warning)
     return conversations
+
+
+def one_of(kind: type[Choice], name: str, option: str) -> Choice:
+    """The member of `kind` that is called `name`; raises InputError that lists them."""
+    try:
+        return kind(name)
+    except ValueError:
+        raise InputError(
+            f"{option} must be one of those that there are", values=repr(name), remedy=f"Known are {', '.join(kind)}"
+        ) from None

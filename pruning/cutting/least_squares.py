@@ -69,7 +69,7 @@ def solve_with_chosen_damping(weight: torch.Tensor, products: InputProducts, kep
             losses[index] = change_of_outputs(weight, problem.solution(DAMPINGS[index]), kept, held_out)
         return losses[index]
 
-    best = _downhill(loss)
+    best = downhill(loss, len(DAMPINGS), _FIRST_TRIED)
     plain = loss(len(DAMPINGS) - 1)
     if loss(best) >= plain:
         best = len(DAMPINGS) - 1
@@ -126,12 +126,12 @@ class _Problem:
         return self._plain + taken_over / self._sizes[self._kept]
 
 
-def _downhill(loss: Callable[[int], float]) -> int:
-    """The index of the least loss that is found by walking down from `_FIRST_TRIED`; every value costs a solve."""
-    best = _FIRST_TRIED
+def downhill(loss: Callable[[int], float], count: int, first: int) -> int:
+    """The index of the least loss of `count` that is found by walking down from `first`; every value costs a solve."""
+    best = first
     for step in (1, -1):
         start = best
-        while 0 <= best + step < len(DAMPINGS) and loss(best + step) < loss(best):
+        while 0 <= best + step < count and loss(best + step) < loss(best):
             best += step
         if best != start:
             break

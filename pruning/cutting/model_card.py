@@ -40,7 +40,7 @@ def write_card(
         *_how_to_load(str(text.model_type), sees=text is not config),
         *_where_from(base, plan, has_own_card=has_own),
     ]
-    metadata = card_yaml(base, tags=["lop", "pruned"], library="transformers", task=_task(sees=text is not config))
+    metadata = card_yaml(base, tags=["lop", "pruned"], library="transformers", task=task_of(sees=text is not config))
     card.write_text(f"{metadata}{MARK}\n" + "\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -53,7 +53,8 @@ def card_yaml(base: BaseModel, *, tags: Sequence[str], library: str, task: str) 
     return f"---\n{yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _task(*, sees: bool) -> str:
+def task_of(*, sees: bool) -> str:
+    """The hub's name of what the model does."""
     return "image-text-to-text" if sees else "text-generation"
 
 

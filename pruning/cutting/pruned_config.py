@@ -33,19 +33,10 @@ def write_config(
     (`auto_map`) is left out, as that code is, and a head that is not the embeddings is not said to be tied to them.
     `anatomy` is of the source, read from its headers if it is not given.
     """
-    document: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config = load_config(source)
-    text = config.get_text_config(decoder=True)
-    if text is not config and "text_config" not in document:
-        document = config.to_dict()
-    for part in (document, *document.values()):
-        if isinstance(part, dict):
-            part.pop(CODE_KEY, None)
-    place = document.get("text_config", document)
     anatomy = anatomy or read_anatomy(source)
-    for section in (document, place):
-        if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
-            section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
+    config, document = _own_config(source, anatomy)
+    text = config.get_text_config(decoder=True)
+    place = document.get("text_config", document)
     architecture = plan.architecture(anatomy)
     overrides = layer_overrides(architecture, anatomy, family_of(text))
     if overrides:
@@ -60,3 +51,25 @@ def write_config(
     if (recorded_architecture(written) or Architecture()) != architecture:
         raise CheckpointError("the config must record the plan's sizes", values=f"{source / 'config.json'}")
     return written
+
+
+def write_rewritten_config(source: Path, draft: Path, anatomy: ModelAnatomy, added: dict[str, Any]) -> None:
+    """Write `draft`/config.json: the source's own, of which every size stays, and what is `added`."""
+    _, document = _own_config(source, anatomy)
+    (draft / "config.json").write_text(json.dumps(document | added, indent=2) + "\n", encoding="utf-8")
+    load_config(draft)
+
+
+def _own_config(source: Path, anatomy: ModelAnatomy) -> "tuple[PreTrainedConfig, dict[str, Any]]":
+    """The source's config, and what an output's is made of: see `write_config`."""
+    document: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = load_config(source)
+    if config.get_text_config(decoder=True) is not config and "text_config" not in document:
+        document = config.to_dict()
+    for part in (document, *document.values()):
+        if isinstance(part, dict):
+            part.pop(CODE_KEY, None)
+    for section in (document, document.get("text_config", document)):
+        if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
+            section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
+    return config, document

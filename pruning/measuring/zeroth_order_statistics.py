@@ -15,12 +15,14 @@ each batch's hidden states at one layer.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from pruning.anatomy.architecture import Sublayer
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.arrays import FloatArray
 from pruning.data.batches import Batch
@@ -58,19 +60,20 @@ def measure_zeroth_order(
     taken in order, and each pass begins at the layer that is perturbed: what comes before it is the same for both
     signs. Noise is drawn on the CPU, so that devices agree on it.
     """
-    with _at_least_float32(model):
-        return {"ffn_zeroth_order": _scores(model, batches, seed, epsilon, on_batch)}
+    with at_least_float32(model):
+        return {"ffn_zeroth_order": layer_scores(model, batches, (Sublayer.FFN,), seed, epsilon, on_batch)}
 
 
 @torch.inference_mode()
-def _scores(
+def layer_scores(
     model: "PreTrainedModel",
     batches: Sequence[Batch],
+    sublayers: Sequence[Sublayer],
     seed: int,
     epsilon: float,
     on_batch: Callable[[int, int], None] | None,
 ) -> FloatArray:
-    """One score a layer [L]."""
+    """One score a decoder layer [L]: the sum over the matrices of its `sublayers`. The model is to be float32."""
     view = decoder_view(model)
     states = []
     for batch in batches:
@@ -78,13 +81,15 @@ def _scores(
         calls = record_layer_calls(view, inputs)
         states.append(_BatchState(batch, calls, calls.hidden))
     scores = np.zeros(len(view.layers))
-    matrices = len(view.family.ffn_in) + 1
-    total, done = len(view.layers) * matrices * len(states), 0
+    matrices = [name for sublayer in sublayers for name in view.family.linears(sublayer)]
+    total, done = len(view.layers) * len(matrices) * len(states), 0
     for layer in range(len(view.layers)):
-        for linear in [*view.in_projections(layer), view.out_projection(layer)]:
+        for name in matrices:
+            linear = view.projection(layer, name)
             for state in states:
                 noise = torch.Generator().manual_seed(noise_seed(seed, done))
-                scores[layer] += abs(_projected_gradient(view, layer, linear, state, noise, epsilon))
+                loss = partial(_loss_from, view, layer, state)
+                scores[layer] += abs(projected_gradient(linear, loss, noise, epsilon))
                 done += 1
                 if on_batch is not None:
                     on_batch(done, total)
@@ -93,17 +98,15 @@ def _scores(
     return scores
 
 
-def _projected_gradient(
-    view: DecoderView, layer: int, linear: nn.Linear, state: _BatchState, noise: torch.Generator, epsilon: float
-) -> float:
-    """The derivative of the batch's mean loss along z, by central difference."""
+def projected_gradient(linear: nn.Linear, loss: Callable[[], float], noise: torch.Generator, epsilon: float) -> float:
+    """The derivative of `loss` along z of the weight's shape, by central difference; the weight stays as it was."""
     weight = linear.weight
     z = torch.randn(weight.shape, generator=noise, dtype=torch.float32).to(weight.device)
     with _restored(weight) as original:
         weight.copy_(original + epsilon * z)
-        plus = _loss_from(view, layer, state)
+        plus = loss()
         weight.copy_(original - epsilon * z)
-        minus = _loss_from(view, layer, state)
+        minus = loss()
     return (plus - minus) / (2 * epsilon)
 
 
@@ -112,12 +115,16 @@ def _loss_from(view: DecoderView, layer: int, state: _BatchState) -> float:
     hidden = state.hidden
     for index in range(layer, len(view.layers)):
         hidden = state.calls.through(index, view.layers[index], hidden)
-    loss = summed_answer_loss(view, view.final_norm(hidden), state.batch)
-    return float(loss) / num_answer_tokens([state.batch])
+    return mean_answer_loss(view, view.final_norm(hidden), state.batch)
+
+
+def mean_answer_loss(view: DecoderView, hidden: torch.Tensor, batch: Batch) -> float:
+    """Mean cross-entropy of the batch's answer tokens, from final hidden states [B, T, D]."""
+    return float(summed_answer_loss(view, hidden, batch)) / num_answer_tokens([batch])
 
 
 @contextmanager
-def _at_least_float32(model: nn.Module) -> Iterator[None]:
+def at_least_float32(model: nn.Module) -> Iterator[None]:
     """Parameters and buffers of half precision in float32; afterwards back, which loses nothing of what they were.
 
     Not for use in inference mode: what is made there could not have gradients later.

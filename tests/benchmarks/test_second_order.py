@@ -8,8 +8,11 @@ from benchmarks import second_order
 from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order import VARIANTS, Model, figures, measured
+from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps
+from lop.workflows.sparsifying import Ratios
+from pruning.cutting.rewriting.sparsifier import LocalStep
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
@@ -61,3 +64,56 @@ def test_figures_worked_by_hand() -> None:
     assert found["obs_order_kl_ratio"]["smollm2"] == pytest.approx(0.4**0.5)
     assert found["holds"] == {"smollm2": {"reconstruction": False, "obs_order": True}}
     assert found["calibration_tokens"] == {"smollm2": 40_000}
+
+
+def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_module, "measured_code", lambda *_: {})
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    data = {
+        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
+        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
+    }
+    model = Model("reference", checkpoint, data, tmp_path / "found", None).sparse
+    steps = Steps(tmp_path / "found" / "steps")
+    cases = [Case(LocalStep.SPARSEGPT, ratios, 0.5) for ratios in (Ratios.UNIFORM, Ratios.ECOFLAP)]
+    rows = ecoflap_rows(model, ["tiny"], steps, cases)
+    assert [row["zeroed"] for row in rows] == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert [len(set(row["densities"])) for row in rows] == [1, 6]
+    assert rows[0]["kl"] != rows[1]["kl"]
+    assert not (tmp_path / "found" / "sparse").exists()
+
+    def again(*_: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(SparseModel, "score", again)
+    monkeypatch.setattr(SparseModel, "scores", again)
+    assert ecoflap_rows(model, ["tiny"], steps, cases) == rows
+
+
+def test_sparse_figures_worked_by_hand() -> None:
+    """ECoFLaP's ratios make Wanda .5, 1 and 2 times as bad: their mean is 1, the worst is 2, so it does not hold."""
+    factors = {0.5: 0.5, 0.6: 1.0, 0.7: 2.0}
+    rows = [
+        {
+            "model": "reference",
+            "step": case.step.value,
+            "ratios": case.ratios.value,
+            "sparsity": case.sparsity,
+            "pattern": case.pattern,
+            "kl": (0.8 if case.step is LocalStep.WANDA else 0.4)
+            * (factors[case.sparsity] if (case.ratios, case.step) == (Ratios.ECOFLAP, LocalStep.WANDA) else 1.0),
+        }
+        for case in CASES
+    ]
+    found = ecoflap_figures(rows)
+    assert found["ecoflap"]["reference"] == {
+        "ecoflap_wanda_vs_uniform": pytest.approx(1.0),
+        "ecoflap_wanda_vs_uniform_worst": 2.0,
+        "ecoflap_sparsegpt_vs_uniform": 1.0,
+        "ecoflap_sparsegpt_vs_uniform_worst": 1.0,
+        "sparsegpt_vs_wanda": pytest.approx(0.5),
+        "sparsegpt_vs_wanda_2_4": 0.5,
+    }
+    assert found["ecoflap_holds"] == {"reference": False}

@@ -59,6 +59,30 @@ def draft_contents(
 
     Raises CheckpointError if a weight file is gone.
     """
+    return {
+        _KIND: "a pruned checkpoint",
+        "format": _FORMAT,
+        "architecture": architecture.key,
+        "ranking": ranking.sha256,
+        "source": _source_digest(stored),
+        "max_shard_size": max_shard_size,
+        **({} if calibration_id is None else {"reconstruction": calibration_id}),
+    }
+
+
+def rewritten_contents(recipe: str, stored: Mapping[str, StoredTensor], *, max_shard_size: int) -> Contents:
+    """As `draft_contents`, of weights that are made anew where they stand; `recipe` says how, as canonical JSON."""
+    return {
+        _KIND: "a rewritten checkpoint",
+        "format": _FORMAT,
+        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+        "source": _source_digest(stored),
+        "max_shard_size": max_shard_size,
+    }
+
+
+def _source_digest(stored: Mapping[str, StoredTensor]) -> str:
+    """Of headers, and of the files' sizes and times."""
     source = hashlib.sha256()
     for tensor in sorted(stored.values(), key=lambda x: x.name):
         source.update(repr((tensor.header, tensor.path.name, tensor.offset)).encode())
@@ -66,15 +90,7 @@ def draft_contents(
         with reading(path):
             status = path.stat()
         source.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode())
-    return {
-        _KIND: "a pruned checkpoint",
-        "format": _FORMAT,
-        "architecture": architecture.key,
-        "ranking": ranking.sha256,
-        "source": source.hexdigest(),
-        "max_shard_size": max_shard_size,
-        **({} if calibration_id is None else {"reconstruction": calibration_id}),
-    }
+    return source.hexdigest()
 
 
 @contextmanager

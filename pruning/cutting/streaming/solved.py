@@ -69,12 +69,19 @@ class SolvedFiles:
 
 @contextmanager
 def solved_files(out: Path, contents: Contents) -> Iterator[SolvedFiles]:
-    """Those of `out`, of which `contents` says what it is of; begun anew if they are of anything else.
+    """Those of `out`, of which `contents` says what it is of; as `layer_folder`."""
+    with layer_folder(out, contents) as folder:
+        yield SolvedFiles(folder)
 
-    They are removed when the block ends well, and where it would not end better another time. Where the file system
-    stops it (a full disk), or the process is interrupted or killed, they stay, to be gone on with.
 
-    Raises CheckpointError if what is in their place is something else, OSError if it cannot be written.
+@contextmanager
+def layer_folder(out: Path, contents: Contents) -> Iterator[Path]:
+    """The folder of finished layers of `out`, begun anew if it is of anything else than `contents`.
+
+    It is removed when the block ends well, and where it would not end better another time. Where the file system
+    stops it (a full disk), or the process is interrupted or killed, it stays, to be gone on with.
+
+    Raises CheckpointError if what is in its place is something else, OSError if it cannot be written.
     """
     folder = solved_folder(out)
     state = {"lop_solved": hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()}
@@ -85,7 +92,7 @@ def solved_files(out: Path, contents: Contents) -> Iterator[SolvedFiles]:
         folder.mkdir()
         replace_file(folder / _STATE, json.dumps(state).encode())
     try:
-        yield SolvedFiles(folder)
+        yield folder
     except Exception as error:
         if os_error(error) is None and not isinstance(error.__cause__, OSError):
             shutil.rmtree(folder, ignore_errors=True)

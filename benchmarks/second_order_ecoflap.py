@@ -1,0 +1,154 @@
+"""The part `ecoflap` of `benchmarks.second_order`: validation KL of single weights set to zero.
+
+At 50, 60 and 70% of the weights, by Wanda and by SparseGPT, with ECoFLaP's ratios and with uniform ones; and the
+pattern 2:4. Of the reference decoder and vision tower are sparsified, as ECoFLaP does, of SmolLM2 the decoder. What is
+scored is the folder that `lop sparsify` writes. Ratios and weights see calibration data alone.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.steps import Steps
+from lop.workflows.compute import compute_device
+from lop.workflows.measuring import streamed
+from lop.workflows.sparsifying import Ratios, asked_sparsity, block_scores, ecoflap_densities
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.rewriting.blocks import Block, Part
+from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsify_checkpoint import Modules, sparsify_checkpoint
+from pruning.data.batches import make_batches
+from pruning.data.conversations import Conversation, calibration_id
+from pruning.measuring.evaluation import evaluate_model
+
+SPARSITIES = (0.5, 0.6, 0.7)
+PATTERN = "2:4"
+MODULES = {"reference": Modules.ALL, "smollm2": Modules.LANGUAGE}
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: a local step with its ratios, at a sparsity or in a pattern (None: no pattern)."""
+
+    step: LocalStep
+    ratios: Ratios
+    sparsity: float
+    pattern: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.step} {self.ratios} {self.pattern or self.sparsity}"
+
+
+CASES = (
+    *(Case(step, ratios, s) for step in LocalStep for ratios in (Ratios.UNIFORM, Ratios.ECOFLAP) for s in SPARSITIES),
+    *(Case(step, Ratios.UNIFORM, 0.5, PATTERN) for step in LocalStep),
+)
+
+
+@dataclass(frozen=True)
+class SparseModel:
+    """A dense checkpoint with its conversations; `folder` is for what is found of it."""
+
+    name: str
+    path: Path
+    calibration: Sequence[Conversation]
+    validation: Sequence[Conversation]
+    folder: Path
+
+    @property
+    def modules(self) -> Modules:
+        return MODULES[self.name]
+
+    def scores(self) -> dict[str, list[float]]:
+        """ECoFLaP's, of each part."""
+        return {
+            part.value: own.tolist()
+            for part, own in block_scores(self.path, self.calibration, self.modules, SEED).items()
+        }
+
+    def score(self, case: Case, scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        """One row."""
+        asked = asked_sparsity(
+            case.step,
+            density=None if case.pattern else 1.0 - case.sparsity,
+            pattern=case.pattern,
+            ratios=case.ratios,
+            modules=self.modules,
+            seed=SEED,
+        )
+
+        def densities(blocks: Sequence[Block]) -> list[float]:
+            if case.ratios is Ratios.UNIFORM:
+                return [asked.density] * len(blocks)
+            import numpy as np
+
+            return ecoflap_densities(blocks, {Part(x): np.array(own) for x, own in scores.items()}, asked.density)
+
+        out = self.folder / "sparse"
+        shutil.rmtree(out, ignore_errors=True)
+        batches = streamed(self.path, self.calibration)
+        used = calibration_id(self.calibration)
+        report = sparsify_checkpoint(self.path, out, asked, batches, used, compute_device(), densities=densities)
+        validation = make_batches(self.validation, load_processor(self.path))
+        metrics = evaluate_model(load_model(out), validation, load_model(self.path))
+        shutil.rmtree(out)
+        return {
+            "part": "ecoflap",
+            "model": self.name,
+            "step": case.step.value,
+            "ratios": case.ratios.value,
+            "sparsity": case.sparsity,
+            "pattern": case.pattern,
+            "modules": self.modules.value,
+            "zeroed": 1.0 - report.density,
+            "kl": metrics.kl,
+            "agreement": metrics.agreement,
+            "answer_tokens": metrics.num_tokens,
+            "densities": [x["density"] for x in report.layers],
+        }
+
+
+def ecoflap_rows(
+    model: SparseModel, key: Sequence[str], steps: Steps, cases: Sequence[Case] = CASES
+) -> list[dict[str, Any]]:
+    """All rows of a model; `key` is what every figure depends on."""
+    scores = steps.call("ecoflap scores", [*key, model.modules.value], model.scores).document
+    rows = []
+    for case in cases:
+        found = steps.call(case.name, [*key, model.modules.value, case.name], partial(model.score, case, scores))
+        rows.append({**found.document, "seconds": found.seconds})
+    return rows
+
+
+def ecoflap_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of validation KL, geometric means over sparsities, by model; each is to be at most 1."""
+    kl = {(x["model"], x["step"], x["ratios"], x["pattern"] or x["sparsity"]): x["kl"] for x in rows}
+    names = list(dict.fromkeys(x["model"] for x in rows))
+    at = sorted({x["sparsity"] for x in rows if x["pattern"] is None})
+
+    def mean(ratios: Sequence[float]) -> float:
+        return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+    def against_uniform(name: str, step: LocalStep) -> list[float]:
+        return [kl[name, step, "ecoflap", s] / kl[name, step, "uniform", s] for s in at]
+
+    found = {
+        name: {
+            "ecoflap_wanda_vs_uniform": mean(against_uniform(name, LocalStep.WANDA)),
+            "ecoflap_wanda_vs_uniform_worst": max(against_uniform(name, LocalStep.WANDA)),
+            "ecoflap_sparsegpt_vs_uniform": mean(against_uniform(name, LocalStep.SPARSEGPT)),
+            "ecoflap_sparsegpt_vs_uniform_worst": max(against_uniform(name, LocalStep.SPARSEGPT)),
+            "sparsegpt_vs_wanda": mean(
+                [kl[name, "sparsegpt", "uniform", s] / kl[name, "wanda", "uniform", s] for s in at]
+            ),
+            "sparsegpt_vs_wanda_2_4": kl[name, "sparsegpt", "uniform", PATTERN] / kl[name, "wanda", "uniform", PATTERN],
+        }
+        for name in names
+    }
+    return {"ecoflap": found, "ecoflap_holds": {n: all(x <= 1.0 for x in own.values()) for n, own in found.items()}}

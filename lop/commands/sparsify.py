@@ -1,0 +1,92 @@
+"""`lop sparsify`: set single weights of a checkpoint to zero."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lop.commands.options import Json, Seed, conversations_of, one_of
+from lop.console.console import fail, print_json, print_line, stages, warn
+
+INTERRUPTED = 130
+
+
+def sparsify(
+    model: Annotated[Path, typer.Argument(help="The dense checkpoint's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the sparsified checkpoint.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="Share of the projections' weights that becomes zero.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="N:M, such as 2:4: N of every M inputs in a row stay. Instead of --sparsity.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="wanda, or sparsegpt, with which the weights that stay make up for the others.")
+    ] = "sparsegpt",
+    ratios: Annotated[str, typer.Option(help="How sparse each layer becomes: uniform, ecoflap or owl.")] = "uniform",
+    modules: Annotated[str, typer.Option(help="Whose layers: language, vision or all.")] = "language",
+    conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
+    seed: Seed = 0,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="The dense model's id on the hub, for the model card. Default: what its folder says."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Set single weights to zero, by Wanda or SparseGPT, with uniform, ECoFLaP's or OWL's ratios, or in a pattern.
+
+    Zeroed, not removed: shapes, bytes and speed stay those of the dense model, and the result loads wherever that does.
+    To make a model smaller, cut units (`lop apply`) or bits (`lop quantise`).
+
+    One layer is in memory at a time; with --ratios ecoflap, the whole model in float32 while layers are scored. The
+    output folder is complete or absent; interrupted or killed, the same command goes on.
+    """
+    from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.sparsifying import Ratios, asked_sparsity, warnings_of
+    from lop.workflows.sparsifying import sparsify as run
+    from pruning.cutting.rewriting.sparsifier import LocalStep
+    from pruning.cutting.rewriting.sparsify_checkpoint import Modules
+    from pruning.cutting.streaming.solved import solved_folder
+    from pruning.errors import InputError
+
+    if sparsity is not None and not 0.0 <= sparsity < 1.0:
+        raise InputError("a sparsity is at least 0 and below 1", values=f"{sparsity:g}")
+    asked = asked_sparsity(
+        one_of(LocalStep, method, "--method"),
+        density=None if sparsity is None else 1.0 - sparsity,
+        pattern=pattern,
+        ratios=one_of(Ratios, ratios, "--ratios"),
+        modules=one_of(Modules, modules, "--modules"),
+        seed=seed,
+    )
+    warn_of_adapter(model)
+    loaded = conversations_of(data, conversations)
+    try:
+        with stages() as stage:
+            report = run(
+                model,
+                out,
+                asked,
+                loaded,
+                base_model=base_model,
+                on_score=stage("scoring layers"),
+                on_batch=stage("sparsifying"),
+                on_bytes=stage("writing"),
+            )
+    except KeyboardInterrupt:
+        if not solved_folder(out).is_dir():
+            raise
+        fail(f"interrupted; what is finished is in {solved_folder(out)}: run the same command to go on, or remove it")
+        sys.exit(INTERRUPTED)
+    for warning in warnings_of(report.notes):
+        warn(warning)
+    found = report.document
+    if json:
+        print_json({"out": str(out), **found, "density": report.density})
+        return
+    print_line(
+        f"wrote {out}: {found['zeroed']:,} of {found['parameters']:,} weights ({1 - report.density:.2%}) are zero. "
+        "Zeroed, not removed: its files, memory and speed are the dense model's"
+    )

@@ -1,0 +1,172 @@
+"""Sparsifying a checkpoint on calibration conversations: for `lop sparsify`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lop.workflows.compute import compute_device, load_for_compute, warn_of_dtype
+from lop.workflows.measuring import RECIPES, measure_activations, streamed
+from pruning.allocators.ecoflap import EXTRA_SPARSITY, kept_parameters
+from pruning.allocators.owl import LAMBDA, owl_retentions
+from pruning.arrays import FloatArray
+from pruning.checkpoints.loading import load_processor
+from pruning.cutting.rewriting.blocks import Block, Part
+from pruning.cutting.rewriting.damped_sweep import few_tokens
+from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsify_checkpoint import (
+    Densities,
+    Modules,
+    Sparsity,
+    SparsityReport,
+    sparsify_checkpoint,
+    uniform_densities,
+)
+from pruning.cutting.rewriting.sparsity import Pattern
+from pruning.data.batches import make_batches
+from pruning.data.conversations import Conversation, calibration_id
+from pruning.errors import InputError
+from pruning.measuring.block_scores import measure_block_scores
+from pruning.measuring.statistics import StatisticsKind
+
+if TYPE_CHECKING:
+    from typing import Any
+
+Progress = Callable[[int, int], None]
+
+
+class Ratios(StrEnum):
+    """Where the densities of layers come from."""
+
+    UNIFORM = "uniform"
+    ECOFLAP = "ecoflap"
+    OWL = "owl"
+
+
+def asked_sparsity(
+    step: LocalStep, *, density: float | None, pattern: str | None, ratios: Ratios, modules: Modules, seed: int
+) -> Sparsity:
+    """What the options of the command come to.
+
+    Raises InputError for options that contradict each other, or a density or a pattern that is none.
+    """
+    if (density is None) == (pattern is None):
+        raise InputError(
+            "how much stays is said once",
+            values="neither a sparsity nor a pattern" if density is None else "a sparsity and a pattern",
+            remedy="Give --sparsity or --pattern",
+        )
+    if pattern is None:
+        assert density is not None
+        return Sparsity(step, density, _settings(ratios, seed), None, modules)
+    if ratios is not Ratios.UNIFORM:
+        raise InputError(
+            "with a pattern all layers have the same density",
+            values=f"--pattern {pattern} --ratios {ratios}",
+            remedy="Leave out --ratios, or give --sparsity instead of --pattern",
+        )
+    parsed = Pattern.parse(pattern)
+    return Sparsity(step, parsed.density, _settings(ratios, seed), parsed, modules)
+
+
+def _settings(ratios: Ratios, seed: int) -> "dict[str, Any]":
+    settings: dict[str, Any] = {"name": ratios.value}
+    if ratios is Ratios.ECOFLAP:
+        recipe = RECIPES[StatisticsKind.ZEROTH_ORDER]
+        settings |= {"seed": seed, "conversations": recipe.num_conversations, "extra_sparsity": EXTRA_SPARSITY}
+    return settings
+
+
+def sparsify(
+    folder: Path,
+    out: Path,
+    sparsity: Sparsity,
+    conversations: Sequence[Conversation],
+    *,
+    base_model: str | None = None,
+    on_score: Progress | None = None,
+    on_batch: Progress | None = None,
+    on_bytes: Progress | None = None,
+) -> SparsityReport:
+    """Sparsify the checkpoint in `folder`; arguments and errors as `sparsify_checkpoint`."""
+    warn_of_dtype(folder)
+    return sparsify_checkpoint(
+        folder,
+        out,
+        sparsity,
+        streamed(folder, conversations),
+        calibration_id(conversations),
+        compute_device(),
+        densities=_densities(folder, sparsity, conversations, on_score),
+        base_model=base_model,
+        on_batch=on_batch,
+        on_bytes=on_bytes,
+    )
+
+
+def _densities(
+    folder: Path, sparsity: Sparsity, conversations: Sequence[Conversation], on_score: Progress | None
+) -> Densities:
+    match Ratios(sparsity.ratios["name"]):
+        case Ratios.ECOFLAP:
+            seed = int(sparsity.ratios["seed"])
+            return lambda blocks: ecoflap_densities(
+                blocks, block_scores(folder, conversations, sparsity.modules, seed, on_score), sparsity.density
+            )
+        case Ratios.OWL:
+            return lambda blocks: owl_densities(
+                blocks,
+                measure_activations(folder, conversations, on_batch=on_score).arrays["outlier_ratio"],
+                sparsity.density,
+            )
+        case Ratios.UNIFORM:
+            return uniform_densities(sparsity.density)
+
+
+def block_scores(
+    folder: Path, conversations: Sequence[Conversation], modules: Modules, seed: int, on_score: Progress | None = None
+) -> dict[Part, FloatArray]:
+    """ECoFLaP's scores of layers, with the paper's number of samples and batch size."""
+    recipe = RECIPES[StatisticsKind.ZEROTH_ORDER]
+    used = conversations[: recipe.num_conversations]
+    batches = make_batches(used, load_processor(folder), batch_size=recipe.batch_size)
+    return measure_block_scores(load_for_compute(folder), batches, modules.parts, seed=seed, on_batch=on_score)
+
+
+def ecoflap_densities(blocks: Sequence[Block], scores: Mapping[Part, FloatArray], density: float) -> list[float]:
+    """ECoFLaP's keep ratios: one budget over the layers of all parts."""
+    sizes = [block.parameters for block in blocks]
+    own = np.array([scores[block.part][block.index] for block in blocks])
+    kept = kept_parameters(sizes, own, round(density * sum(sizes)))
+    return [k / size for k, size in zip(kept, sizes, strict=True)]
+
+
+def owl_densities(blocks: Sequence[Block], outlier_ratio: FloatArray, density: float) -> list[float]:
+    """OWL's, for decoder layers; vision layers, of which the paper says nothing, keep `density`."""
+    language = [block for block in blocks if block.part is Part.LANGUAGE]
+    found: dict[str, float] = {}
+    if language:
+        sizes = np.array([block.parameters for block in language], dtype=np.float64)
+        own = owl_retentions(outlier_ratio, sizes, density)
+        if own.min() < 0.0 or own.max() > 1.0:
+            raise InputError(
+                f"OWL moves a layer's density by up to {2 * LAMBDA:g}, which must stay between 0 and 1",
+                values=f"{own.min():.3f} to {own.max():.3f}",
+                remedy="Ask for a sparsity further from 0 and 1, or for --ratios ecoflap",
+            )
+        found = {block.key: float(x) for block, x in zip(language, own, strict=True)}
+    return [found.get(block.key, density) for block in blocks]
+
+
+def warnings_of(notes: "Mapping[str, Mapping[str, Any]]") -> list[str]:
+    """What a user should know of how weights were found, from the notes on projections."""
+    short = few_tokens(notes)
+    if short is None:
+        return []
+    tokens, inputs = short
+    return [
+        f"{tokens:,} calibration tokens for up to {inputs:,} inputs of a projection: without damping nothing could be "
+        "solved, with it weights make up for less than they could. Use more conversations: some ten tokens an input"
+    ]

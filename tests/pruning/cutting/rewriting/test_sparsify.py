@@ -1,0 +1,204 @@
+"""Checkpoints that are sparsified from files to files: each layer from inputs that come through those before it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from pruning.checkpoints.headers import stored_tensors
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.rewriting.blocks import Part, vision_blocks
+from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsify_checkpoint import (
+    CONFIG_KEY,
+    REPORT_NAME,
+    Modules,
+    Sparsity,
+    SparsityReport,
+    sparsify_checkpoint,
+)
+from pruning.cutting.rewriting.sparsity import Pattern, wanda
+from pruning.cutting.streaming.solved import solved_folder
+from pruning.data.batches import BatchStream
+from pruning.data.conversations import Conversation, calibration_id
+from pruning.errors import CheckpointError, InputError
+from tests.tiny_models import save_tiny_checkpoint
+
+CPU = torch.device("cpu")
+UNIFORM = {"name": "uniform"}
+
+
+def run(folder: Path, out: Path, data: list[Conversation], asked: Sparsity, **options: Any) -> SparsityReport:
+    batches = BatchStream(data, load_processor(folder), batch_size=4, max_tokens=1000)
+    return sparsify_checkpoint(folder, out, asked, batches, calibration_id(data), CPU, **options)
+
+
+def linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    return {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear) and "layers." in name}
+
+
+def by_hand(model: PreTrainedModel, names: list[list[str]], data: list[Conversation], folder: Path) -> None:
+    """Wanda on the whole model at once, layer after layer, with hooks on whole forward passes."""
+    own = linears(model)
+    stream = BatchStream(data, load_processor(folder), batch_size=4, max_tokens=1000)
+    for layer in names:
+        squares = dict.fromkeys(layer, torch.zeros(1))
+        handles, mask = [], torch.empty(0)
+
+        def hook(name: str) -> Callable[..., None]:
+            def add(_module: nn.Module, args: tuple[torch.Tensor]) -> None:
+                x = args[0]
+                rows = x[mask.bool()] if x.shape[:2] == mask.shape else x.flatten(0, -2)  # noqa: B023
+                squares[name] = squares[name] + rows.square().sum(0)  # noqa: B023
+
+            return add
+
+        handles = [own[name].register_forward_pre_hook(hook(name)) for name in layer]
+        for batch in stream:
+            mask = batch.inputs["attention_mask"]
+            with torch.inference_mode():
+                model(**batch.inputs)
+        for handle in handles:
+            handle.remove()
+        for name in layer:
+            with torch.no_grad():
+                own[name].weight.copy_(wanda(own[name].weight, squares[name].double(), 0.5))
+
+
+def test_each_layer_sees_what_the_sparse_layers_before_it_make(
+    checkpoint: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    """The vision tower, then the decoder, are those of whole forward passes."""
+    out = tmp_path / "out"
+    report = run(checkpoint, out, conversations, Sparsity(LocalStep.WANDA, 0.5, UNIFORM, modules=Modules.ALL))
+    expected, found = load_model(checkpoint), AutoModelForImageTextToText.from_pretrained(out)
+    names = list(linears(expected))
+    order = [
+        [x for x in names if f"{part}.layers.{i}." in x]
+        for part, n in (("encoder", 2), ("language_model", 4))
+        for i in range(n)
+    ]
+    by_hand(expected, order, conversations, checkpoint)
+    assert sum(map(len, order)) == len(names) == 2 * 6 + 4 * 7
+    for name, linear in linears(expected).items():
+        torch.testing.assert_close(linears(found)[name].weight, linear.weight, rtol=1e-6, atol=1e-7)
+    zeros = sum(int((x.weight == 0).sum()) for x in linears(found).values())
+    document = json.loads((out / REPORT_NAME).read_text())
+    assert (document["zeroed"], document["removed"]) == (zeros, 0)
+    assert report.density == 0.5
+    assert getattr(found.config, CONFIG_KEY)["zeroed"] == zeros
+    # Nothing else changed, and nothing is left beside the output.
+    dense = load_model(checkpoint).state_dict()
+    others = {name for name, x in found.state_dict().items() if not torch.equal(x, dense[name])}
+    assert others == {f"{name}.weight" for name in names}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_half_precision_tied_weights_and_own_densities(tmp_path: Path, conversations: list[Conversation]) -> None:
+    load_model(save_tiny_checkpoint(tmp_path / "wide", "llava-llama-tied"), dtype=torch.bfloat16).save_pretrained(
+        folder := tmp_path / "dense"
+    )
+    load_processor(tmp_path / "wide").save_pretrained(folder)
+    asked = Sparsity(LocalStep.SPARSEGPT, 0.6, {"name": "mine"})
+    wished = [1.0, 0.2, 0.6, 0.6]
+    report = run(folder, tmp_path / "out", conversations, asked, densities=lambda _: wished)
+    assert [x["density"] for x in report.layers] == pytest.approx(wished, abs=0.002)
+    found, dense = (AutoModelForImageTextToText.from_pretrained(x, dtype="auto") for x in (tmp_path / "out", folder))
+    assert found.dtype is torch.bfloat16
+    assert found.lm_head.weight.data_ptr() == found.get_input_embeddings().weight.data_ptr()
+    first = [name for name in linears(found) if "language_model.layers.0." in name]
+    assert all(torch.equal(linears(found)[x].weight, linears(dense)[x].weight) for x in first)
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    assert {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")} == sizes
+
+
+@pytest.mark.parametrize("step", list(LocalStep))
+def test_patterns_hold_in_every_projection(
+    step: LocalStep, checkpoint: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    run(checkpoint, tmp_path / "out", conversations, Sparsity(step, 0.5, UNIFORM, Pattern(2, 4), Modules.ALL))
+    for linear in linears(load_model(tmp_path / "out")).values():
+        assert ((linear.weight != 0).reshape(-1, 4).sum(1) <= 2).all()
+
+
+def test_an_interrupted_run_goes_on(checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
+    """It writes the same bytes, asks for densities once, and makes finished layers no second time: here those of the
+    tower, which no picture goes through layer by layer again, and the first of the decoder."""
+    asked = Sparsity(LocalStep.SPARSEGPT, 0.5, {"name": "mine"}, modules=Modules.ALL)
+    calls: list[int] = []
+
+    def densities(blocks: Any) -> list[float]:
+        calls.append(len(blocks))
+        return [0.5, 0.6, 0.3, 0.7, 0.4, 0.6]
+
+    def stopped(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    run(checkpoint, tmp_path / "whole", conversations, asked, densities=densities)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, tmp_path / "out", conversations, asked, densities=densities, on_batch=stopped)
+    assert not (tmp_path / "out").exists()
+    finished = sorted(solved_folder(tmp_path / "out").glob("*.safetensors"))
+    assert [path.stem for path in finished] == ["language-00000", "vision-00000", "vision-00001"]
+    written = [path.stat().st_mtime_ns for path in finished]
+    passes: list[int] = []
+
+    def on_batch(done: int, _total: int) -> None:
+        passes.append(done)
+        assert [path.stat().st_mtime_ns for path in finished] == written
+
+    run(checkpoint, tmp_path / "out", conversations, asked, densities=densities, on_batch=on_batch)
+    assert calls == [6, 6]
+    # The front end, once through the decoder's first layer, twice through each but the last, which is recorded only.
+    assert passes[-1] == (1 + 1 + 2 + 2 + 1) * len(conversations)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_is_refused(checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
+    text = [Conversation(x.id, None, x.turns) for x in conversations]
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"need pictures.*no conversation has one"):
+        run(checkpoint, out, text, Sparsity(LocalStep.WANDA, 0.5, UNIFORM, modules=Modules.VISION))
+    with pytest.raises(InputError, match=r"whole groups of 5 .*self_attn.q_proj of language layer 0 has 32 inputs"):
+        run(checkpoint, out, text, Sparsity(LocalStep.WANDA, 0.4, UNIFORM, Pattern(2, 5)))
+    with pytest.raises(InputError, match="over 0 and at most 1"):
+        Sparsity(LocalStep.WANDA, 1.5, UNIFORM)
+    alone = save_tiny_checkpoint(tmp_path / "alone", "phi")
+    with pytest.raises(InputError, match="only a model with a vision tower"):
+        run(alone, out, text, Sparsity(LocalStep.WANDA, 0.5, UNIFORM, modules=Modules.ALL))
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        model.get_decoder().layers[1].mlp.up_proj.weight[:] = 1e30
+    model.save_pretrained(tmp_path / "broken")
+    load_processor(checkpoint).save_pretrained(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity enters mlp.down_proj of language layer 1"):
+        run(tmp_path / "broken", out, conversations, Sparsity(LocalStep.SPARSEGPT, 0.5, UNIFORM))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "broken"]
+
+
+@pytest.mark.parametrize("family", ["phi", "phi3", "gemma2"])
+def test_language_families(family: str, tmp_path: Path, conversations: list[Conversation]) -> None:
+    """Fused projections too: one matrix is one matrix."""
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    text = [Conversation(x.id, None, x.turns) for x in conversations]
+    report = run(folder, tmp_path / "out", text, Sparsity(LocalStep.SPARSEGPT, 0.5, UNIFORM))
+    assert report.density == pytest.approx(0.5, abs=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(float((x.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01) for x in linears(model).values())
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl-qwen2", "idefics3", "paligemma"])
+def test_vision_layers_of_families_are_found_in_their_files(family: str, tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    blocks = vision_blocks(load_model(folder), stored_tensors(folder))
+    assert [(x.part, x.index) for x in blocks] == [(Part.VISION, i) for i in range(len(blocks))]
+    assert len(blocks) >= 2
+    names = [x.name for block in blocks for x in block.projections]
+    assert len(names) == len(set(names)) >= 4 * len(blocks)
