@@ -116,14 +116,14 @@ def run_harness(
     process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdout=sys.stderr.fileno())  # noqa: S603
     os.close(theirs_in)
     os.close(theirs_out)
-    result: dict[str, Any] | None = None
     try:
         with os.fdopen(ours_in) as questions, os.fdopen(ours_out, "w") as answers:
             result = _answered(questions, answers, answer)
-    finally:
-        if result is None:
-            process.terminate()
-        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    code = process.wait()  # without a result too: it says why
     if result is None or code:
         raise InputError(
             f"{harness} must finish its tasks",

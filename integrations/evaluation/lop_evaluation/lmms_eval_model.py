@@ -6,6 +6,7 @@ from typing import Any
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
@@ -53,10 +54,14 @@ class LopLmms(lmms):
 
 def run(connection: Connection, tasks: dict[str, str | None], limit: int | None) -> None:
     """As lm_eval_model.run."""
-    manager = TaskManager()
-    wanted: list[Any] = [name if path is None else _config(name, path) for name, path in tasks.items()]
+    wanted: list[Any] = [name if path is None else _task(name, path) for name, path in tasks.items()]
     found = simple_evaluate(
-        model=LopLmms(connection), tasks=wanted, task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=0
+        model=LopLmms(connection),
+        tasks=wanted,
+        task_manager=TaskManager(),
+        limit=limit,
+        log_samples=True,
+        bootstrap_iters=0,
     )
     connection.say(
         "finished",
@@ -65,8 +70,8 @@ def run(connection: Connection, tasks: dict[str, str | None], limit: int | None)
     )
 
 
-def _config(name: str, path: str) -> dict[str, Any]:
+def _task(name: str, path: str) -> ConfigurableTask:
     settings: dict[str, Any] = llava_task(name, path)
     settings["doc_to_visual"] = lambda _: []  # the picture goes with the document
     settings["dataset_kwargs"]["cache_dir"] = tempfile.mkdtemp()
-    return settings
+    return ConfigurableTask(config=settings, model_name="lop")
