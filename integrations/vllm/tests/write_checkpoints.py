@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Gemma3Processor, PreTrainedModel
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from wide_models import wide_model
 
 import lop
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -27,6 +26,7 @@ from pruning.planning.plan import PlanRanking, PlanTarget
 from pruning.planning.ranking import Ranking
 from tests.tiny_models.hub_folders import HUB_FOLDERS, save_hub_folder
 from tests.tiny_models.processor import tiny_processor, tiny_tokenizer
+from tests.tiny_models.wide import wide_model
 
 NEW_TOKENS = 12
 NUM_PROMPTS, PROMPT_TOKENS = 4, 11
