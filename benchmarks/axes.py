@@ -59,7 +59,7 @@ class OtherPart:
 
 
 OTHER_PARTS = {
-    "latency": OtherPart(axes_latency),
+    "profile": OtherPart(axes_latency),
     "budgets": OtherPart(axes_budgets),
     "speed": OtherPart(axes_speed.speed_at_half, axes_speed.RUNS),
     "http": OtherPart(axes_http.http_joint, axes_http.RUNS),

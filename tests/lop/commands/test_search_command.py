@@ -78,7 +78,7 @@ def test_other_spaces_count_the_decoder_and_show_what_they_changed(
     assert "(decoder)" in out
     assert "KV groups" in out
     assert ("FFN widths" in out) == (space != "attention")
-    assert "lop train" not in out
+    assert f"`lop train --model tiny --space {space}`" in out
     code, out, _ = run(database, "-s", 0.1, "-n", 3, "--space", space, "--num-levels", 3, "--json")
     assert json.loads(out)["targets"][0]["evaluations"] <= 3
 

@@ -107,7 +107,7 @@ def test_an_id_that_is_ranked_otherwise_is_refused_before_anything_is_measured(
     if is_noted:  # nothing is ranked again to find out
         for module, name in (("importance", "ranking_of"), ("weight_importance", "rank_by_weights")):
             monkeypatch.setattr(f"pruning.measuring.{module}.{name}", no_model)
-        with pytest.raises(ConflictError, match="'tiny' was ranked on other conversations, calibration"):
+        with pytest.raises(ConflictError, match="'tiny' was ranked by activations statistics, calibration"):
             register_by_weights(repository, "tiny", checkpoint)
     else:
         with repository._engine.begin() as connection:
@@ -181,7 +181,7 @@ def test_a_model_is_registered_by_its_weights_alone(
     ranking = Ranking.from_bytes(repository.get_artifact(record.ranking_sha256).content)
     assert ranking.sha256 == rank_by_weights(checkpoint, record.anatomy).sha256
     assert register_by_weights(repository, "bare", checkpoint) == record
-    with pytest.raises(ConflictError, match="'tiny' was ranked on other conversations"):
+    with pytest.raises(ConflictError, match="'tiny' was ranked by activations statistics"):
         register_by_weights(repository, "tiny", checkpoint)
     other = save_tiny_checkpoint(checkpoint.parent / "seed1", seed=1)
     with pytest.raises(ConflictError, match="one checkpoint for ever"):
