@@ -70,7 +70,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """The two-sided exact p-value, min(1, 2 P[X <= min(b, c)]) for X binomial of b + c and 1/2."""
     both = only_first + only_second
     tail = sum(comb(both, k) for k in range(min(only_first, only_second) + 1))
-    return float(min(1, Fraction(2 * tail, 2**both)))
+    return min(1.0, float(Fraction(2 * tail, 2**both)))
 
 
 def _interval(scores: np.ndarray, seed: int) -> tuple[float, float] | None:
