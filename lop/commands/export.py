@@ -1,13 +1,14 @@
 """`lop export`: a checkpoint in the format of another runtime."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lop.commands.options import Json
 from lop.console.console import bar, print_json, print_line, warn
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.options import ClassToken, Quantisation, TensorType
+from pruning.errors import InputError
 
 if TYPE_CHECKING:
     from pruning.cutting.gguf.export import GgufExport
@@ -26,10 +27,22 @@ def gguf(
         typer.Option(
             "--type",
             "-t",
-            help="How matrices are stored. q8_0 takes about half of f16 and is nearly as good. For less, run "
-            "llama.cpp's `llama-quantize` on an f16 file.",
+            help="How matrices are stored. q8_0 takes about half of f16 and is nearly as good. For less: --quantise.",
         ),
     ] = TensorType.F16,
+    quantised: Annotated[
+        Quantisation | None,
+        typer.Option(
+            "--quantise",
+            "-q",
+            case_sensitive=False,
+            help="What llama.cpp's own quantiser makes of it, instead of --type. Needs the llama-cpp extra.",
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        Path | None,
+        typer.Option(help="With --quantise: types of single tensors, a line PATTERN=TYPE (blk.0.ffn_down=q6_k)."),
+    ] = None,
     mmproj: Annotated[
         Path | None,
         typer.Option(
@@ -56,7 +69,10 @@ def gguf(
         typer.Option(help="If llama-cpp-python is installed: refuse a tokenizer that llama.cpp understands otherwise."),
     ] = True,
     card: Annotated[
-        bool, typer.Option(help="Write README.md, a model card, beside the file, unless there is one already.")
+        bool,
+        typer.Option(
+            help="Write README.md, a model card, and Ollama's Modelfile beside the file, unless they are there."
+        ),
     ] = True,
     json: Json = False,
 ) -> None:
@@ -73,20 +89,30 @@ def gguf(
 
     from pruning.cutting.gguf.export import export_gguf
     from pruning.cutting.gguf.export_card import write_export_card
+    from pruning.cutting.gguf.modelfile import write_modelfile
+    from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
 
+    if tensor_types is not None and quantised is None:
+        raise InputError("--tensor-types is for --quantise", values=str(tensor_types))
+    chosen = {} if tensor_types is None else read_tensor_types(tensor_types)
+    types: dict[str, int] = {}
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
-        export = export_gguf(
-            model,
-            out,
-            tensor_type=tensor_type,
-            mmproj=mmproj,
-            context_length=context,
-            pre_tokenizer=pre_tokenizer,
-            class_token=class_token,
-            checks_encoding=check,
-            on_bytes=on_bytes,
-        )
-    written = write_export_card(model, out, mmproj, tensor_type) if card else None
+        choices: dict[str, Any] = {
+            "mmproj": mmproj,
+            "context_length": context,
+            "pre_tokenizer": pre_tokenizer,
+            "class_token": class_token,
+            "checks_encoding": check,
+            "on_bytes": on_bytes,
+        }
+        if quantised is None:
+            export = export_gguf(model, out, tensor_type=tensor_type, **choices)
+        else:
+            found = export_quantised(model, out, quantised, tensor_types=chosen, **choices)
+            export, types = found.export, dict(found.types)
+    stored = tensor_type.value if quantised is None else quantised.value
+    written = write_export_card(model, out, mmproj, stored) if card else None
+    modelfile = write_modelfile(out, mmproj) if card else None
     for note in export.notes:
         warn(note)
     if export.num_f16_fallbacks:
@@ -97,7 +123,8 @@ def gguf(
             f"otherwise than transformers, the first {export.encoding_differences[0].text!r}"
         )
     if json:
-        print_json(_document(export, out, mmproj) | {"card": None if written is None else str(written)})
+        beside = {name: None if x is None else str(x) for name, x in (("card", written), ("modelfile", modelfile))}
+        print_json(_document(export, out, mmproj) | beside | ({"types": types} if types else {}))
         return
     widths = export.sizes.ffn_widths
     print_line(
@@ -106,6 +133,10 @@ def gguf(
     )
     if written is not None:
         print_line(f"wrote {written}: a model card")
+    if modelfile is not None:
+        print_line(f"wrote {modelfile}: for `ollama create NAME -f {modelfile}`")
+    if types:
+        print_line(f"tensors by type: {', '.join(f'{count} {name}' for name, count in sorted(types.items()))}")
     if mmproj is not None:
         print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
 

@@ -135,7 +135,9 @@ def _how_to_load(family: str, *, sees: bool) -> Iterable[str]:
         yield "- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
-    yield "- vLLM, SGLang, TensorRT-LLM: they build every layer of one size, and stop at the first shape that differs."
+    yield "- vLLM: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
+    yield "  Without it, vLLM stops at the first shape that differs."
+    yield "- SGLang, TensorRT-LLM: they build every layer of one size, and stop there too."
 
 
 def _where_from(base: BaseModel, plan: PruningPlan, *, has_own_card: bool) -> Iterable[str]:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 RECOVERY_KEY = "lop_recovery"
 """In configs: the recovery steps of a plan, where weights were solved anew. transformers keeps it as it is."""
 
+NOTE_KEY = "lop_note"
+"""In configs whose layers differ: what to do where a runtime stops at the first shape that does. For people."""
+
+NOTE = (
+    "Layers differ in size, see per_layer_config. transformers: lop.load_pruned, or lop.register_transformers() "
+    "first. vLLM: install lop-vllm beside it. llama.cpp: lop export gguf. The model card, README.md, says more."
+)
+
 
 def write_config(
     source: Path, plan: PruningPlan, draft: Path, anatomy: ModelAnatomy | None = None
@@ -44,6 +52,7 @@ def write_config(
         place["head_dim"] = anatomy.layers[0].head_dim
         place["per_layer_config"] = {str(layer): changed for layer, changed in overrides.items()}
         place["allow_global_per_layer_attribute_access"] = True
+        document[NOTE_KEY] = NOTE
     if plan.reconstructs:
         document[RECOVERY_KEY] = [step.model_dump(mode="json") for step in plan.recovery]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

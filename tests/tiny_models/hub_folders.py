@@ -5,12 +5,13 @@ Sizes are smaller; everything else is as published: one file for each part, imag
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
+from transformers import PreTrainedModel
 
 from tests.tiny_models.builders import tiny_model
 from tests.tiny_models.processor import TEMPLATE, tiny_tokenizer
@@ -249,12 +250,12 @@ HUB_FOLDERS: Mapping[str, HubFolder] = {
 }
 
 
-def save_hub_folder(folder: Path, name: str) -> Path:
-    """The tiny checkpoint `name` of HUB_FOLDERS in `folder`."""
+def save_hub_folder(folder: Path, name: str, *, build: Callable[[str], PreTrainedModel] = tiny_model) -> Path:
+    """The tiny checkpoint `name` of HUB_FOLDERS in `folder`; `build` makes the model of a family."""
     hub = HUB_FOLDERS[name]
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in hub.tokens])
-    model = tiny_model(hub.model)
+    model = build(hub.model)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

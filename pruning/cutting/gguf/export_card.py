@@ -6,14 +6,13 @@ from pathlib import Path
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.file_errors import writing
 from pruning.cutting.base_model import CARD_NAME
-from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.inspection import Inspection, inspect_checkpoint
 from pruning.cutting.model_card import MARK, card_yaml, expected_lines, plain
 from pruning.errors import PlanError
 
 
-def write_export_card(folder: Path, out: Path, mmproj: Path | None, tensor_type: TensorType) -> Path | None:
-    """Write the card of the export `out` of the checkpoint in `folder` beside it.
+def write_export_card(folder: Path, out: Path, mmproj: Path | None, stored: str) -> Path | None:
+    """Write the card of the export `out` of the checkpoint in `folder` beside it; `stored` is its type.
 
     None, and nothing is written, if a file of its name is there, or the plan in `folder` cannot be read. Raises
     CheckpointError if the card cannot be written.
@@ -27,18 +26,16 @@ def write_export_card(folder: Path, out: Path, mmproj: Path | None, tensor_type:
         return None
     task = "text-generation" if mmproj is None else "image-text-to-text"
     tags = ["gguf", "lop", *(["pruned"] if found.is_pruned else [])]
-    text = "\n".join(_lines(found, out, mmproj, tensor_type))
+    text = "\n".join(_lines(found, out, mmproj, stored))
     with writing(card, what="model card"):
         replace_file(card, f"{card_yaml(found.base, tags=tags, library='gguf', task=task)}{MARK}\n{text}\n".encode())
     return card
 
 
-def _lines(found: Inspection, out: Path, mmproj: Path | None, tensor_type: TensorType) -> list[str]:
+def _lines(found: Inspection, out: Path, mmproj: Path | None, stored: str) -> list[str]:
     name, plan = plain(found.base.name), found.plan
     lines = [f"# {name.rpartition('/')[2]}{', pruned' if found.is_pruned else ''}, for llama.cpp", ""]
-    lines.append(
-        f"The language model of {name}, {found.parameters:,} parameters with what sees, matrices in {tensor_type}."
-    )
+    lines.append(f"The language model of {name}, {found.parameters:,} parameters with what sees, matrices in {stored}.")
     if plan is not None:
         lines += [
             "",

@@ -112,6 +112,17 @@ class LlamaRuntime(AbstractContextManager["LlamaRuntime"]):
         found: Float32Array = np.array(self._llama.scores[: len(token_ids)], dtype=np.float32)
         return found
 
+    def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The `count` most likely tokens after a prompt, each fed back to the model."""
+        self._llama.reset()
+        self._llama.eval(list(token_ids))
+        found: list[int] = []
+        while len(found) < count:
+            found.append(int(np.argmax(self._llama.scores[self._llama.n_tokens - 1])))
+            if len(found) < count:
+                self._llama.eval(found[-1:])
+        return found
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

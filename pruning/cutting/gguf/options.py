@@ -17,3 +17,16 @@ class ClassToken(StrEnum):
 
     LAST = "last"
     FIRST = "first"
+
+
+class Quantisation(StrEnum):
+    """llama.cpp's file types that need no importance matrix, by the names of its `llama-quantize`."""
+
+    Q3_K_M = "Q3_K_M"
+    Q4_0 = "Q4_0"
+    Q4_K_S = "Q4_K_S"
+    Q4_K_M = "Q4_K_M"
+    Q5_K_S = "Q5_K_S"
+    Q5_K_M = "Q5_K_M"
+    Q6_K = "Q6_K"
+    Q8_0 = "Q8_0"

@@ -1,0 +1,78 @@
+"""lm-evaluation-harness: the model `lop`, and a run of it."""
+
+from importlib.metadata import version
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.api.task import ConfigurableTask
+
+from lop_evaluation.connection import Connection
+from lop_evaluation.llava_tasks import llava_task
+from lop_evaluation.questions import from_document, from_text
+from lop_evaluation.samples import scores_by_metric
+
+
+@register_model("lop")
+class LopLM(LM):
+    """A model that lop-service has loaded."""
+
+    MULTIMODAL = True
+
+    def __init__(self, connection: Connection, **_: Any) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        """Greedy answers. Of what a task sets, lengths and stop words count; sampling would compare luck."""
+        answers = []
+        for settings, chunk in by_settings(requests):
+            until = settings.get("until") or []
+            answer = self._connection.ask(
+                "generate",
+                questions=[question_of(request) for _, request in chunk],
+                max_new_tokens=settings.get("max_gen_toks"),
+                until=[until] if isinstance(until, str) else until,
+            )
+            answers += [(index, text) for (index, _), text in zip(chunk, answer["answers"], strict=True)]
+        return [text for _, text in sorted(answers)]
+
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
+        pairs = [list(request.args[:2]) for request in requests]
+        return [(score, greedy) for score, greedy in self._connection.ask("loglikelihood", pairs=pairs)["scores"]]
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        pairs = [["", request.args[0]] for request in requests]
+        return [score for score, _ in self._connection.ask("loglikelihood", pairs=pairs)["scores"]]
+
+
+def by_settings(requests: list[Instance]) -> list[tuple[dict[str, Any], list[tuple[int, Instance]]]]:
+    """Requests that share their generation settings, with their places."""
+    groups: dict[str, tuple[dict[str, Any], list[tuple[int, Instance]]]] = {}
+    for index, request in enumerate(requests):
+        settings = request.args[1]
+        groups.setdefault(repr(sorted(settings.items())), (settings, []))[1].append((index, request))
+    return list(groups.values())
+
+
+def question_of(request: Instance) -> dict[str, Any]:
+    """A conversation where there is one, or pictures; else the task's own prompt as it is."""
+    if (question := from_document(request.doc)) is not None:
+        return question
+    pictures = request.args[2].get("visual") or [] if len(request.args) > 2 else []
+    return from_text(request.args[0], pictures) if pictures else {"text": request.args[0]}
+
+
+def run(connection: Connection, tasks: dict[str, str | None], limit: int | None) -> None:
+    """Ask all `tasks`: the harness's own names, and names of LLaVA-format files with their questions' files."""
+    wanted: list[Any] = [
+        name if path is None else ConfigurableTask(config=llava_task(name, path)) for name, path in tasks.items()
+    ]
+    found = simple_evaluate(model=LopLM(connection), tasks=wanted, limit=limit, log_samples=True, bootstrap_iters=0)
+    connection.say(
+        "finished",
+        harness={"name": "lm-eval", "version": version("lm-eval")},
+        tasks={name: scores_by_metric(samples) for name, samples in found["samples"].items()},
+    )

@@ -1,0 +1,43 @@
+"""vLLM taught to serve checkpoints whose decoder layers differ in size, as lop-service writes them.
+
+vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Five of its functions do a
+little more then, and only for decoders of the family table whose config records sizes by layer:
+
+- the registry's `inspect_model_cls` and `resolve_model_cls` choose the transformers backend (serving.py);
+- `ModelConfig.verify_with_parallel_config` refuses tensor-parallel sizes that do not divide every layer (parallel.py);
+- the backend's `recursive_replace` gives the layers, still without memory, their sizes first (layers.py);
+- its `_create_attention_instances` passes by the layers that have no attention (layers.py).
+"""
+
+import logging
+
+TESTED = "0.32"
+"""The version of vLLM whose functions are extended."""
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Extend vLLM in this process; may be called again.
+
+    Another version of vLLM than the tested one is left as it is, and a warning says so: dense models must be served
+    all the same, and pruned ones stop at the first shape that differs.
+    """
+    import vllm
+
+    if ".".join(vllm.__version__.split(".")[:2]) != TESTED:
+        logger.warning(
+            "lop-vllm works with vLLM %s, this is %s: it does nothing, and pruned checkpoints will not load. "
+            "Install vLLM %s.*, or a lop-vllm for your version.",
+            TESTED,
+            vllm.__version__,
+            TESTED,
+        )
+        return
+    from lop_vllm.layers import extend_backend
+    from lop_vllm.parallel import extend_parallel_checks
+    from lop_vllm.serving import extend_registry
+
+    extend_registry()
+    extend_parallel_checks()
+    extend_backend()

@@ -1,0 +1,105 @@
+"""A harness in another process, asking over its pipes: the questions it gets, what it is told, how its end is seen.
+
+The harness here is a script that speaks through the integration's own Connection; lm-evaluation-harness and lmms-eval
+themselves run in `make test-harnesses`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lop.workflows.harness import Harness, require_harness, run_harness, task_files
+from lop.workflows.harness_answers import answering
+from lop.workflows.harness_results import document, paired, results_file, write_results
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.data.conversations import load_conversations
+from pruning.errors import InputError, MissingExtraError
+from pruning.measuring.generation import generate_answers
+from tests.tiny_models.checkpoints import write_conversations
+
+INTEGRATION = Path(__file__).parents[3] / "integrations" / "evaluation"
+
+ASKS_ALL = """
+import json, sys
+from lop_evaluation.connection import Connection
+from lop_evaluation.llava_tasks import scores
+from lop_evaluation.questions import from_document
+_, read, write, settings = sys.argv[1:]
+with open(int(read)) as reader, open(int(write), "w") as writer:
+    connection = Connection(reader, writer)
+    tasks = {}
+    for name, path in json.loads(settings)["tasks"].items():
+        documents = [json.loads(line) for line in open(path)]
+        asked = [from_document(x) for x in documents]
+        said = connection.ask("generate", questions=asked, max_new_tokens=None, until=[])["answers"]
+        found = [scores(document, [text])["exact_match"] for document, text in zip(documents, said, strict=True)]
+        tasks[name] = {"exact_match": {str(i): x for i, x in enumerate(found)}, "words": dict(enumerate(said))}
+    connection.say("finished", harness={"name": "script"}, tasks=tasks)
+"""
+
+
+def python_that_runs(code: str, folder: Path) -> Path:
+    """A Python whose `-m lop_evaluation` is `code`."""
+    script, python = folder / "harness.py", folder / "python"
+    script.write_text(code)
+    python.write_text(f'#!/bin/sh\nshift 2\nPYTHONPATH={INTEGRATION} exec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_a_file_is_asked_turn_by_turn_as_lop_evaluate_asks_it(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_conversations(tmp_path, 3)
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    tasks = task_files([str(data)], tmp_path, images=True)
+    python = python_that_runs(ASKS_ALL, tmp_path)
+    found = run_harness(Harness.LM_EVAL, python, tasks, answering(model, processor, batch_size=4))
+    expected = generate_answers(model, processor, load_conversations(data))
+    said = found["tasks"]["conversations"]
+    # Answers that run on are cut where the longest answer of their batch is: one begins with the other.
+    cut = "\ufffd"
+    words = [
+        (x.rstrip(cut), y.rstrip(cut)) for x, y in zip(said["words"].values(), _flat(expected.answers), strict=True)
+    ]
+    assert all(x and (x.startswith(y) or y.startswith(x)) for x, y in words)
+    assert list(said["exact_match"].values()) == [float(x) for x in _flat(expected.correct)]
+
+
+def _flat(rows: list[list[Any]]) -> list[Any]:
+    return [x for row in rows for x in row]
+
+
+def test_a_harness_that_dies_is_named_with_its_exit_code(tmp_path: Path) -> None:
+    python = python_that_runs("raise SystemExit(3)", tmp_path)
+    with pytest.raises(InputError, match="task: exit code 3"):
+        run_harness(Harness.LMMS_EVAL, python, {"task": None}, lambda _: {})
+
+
+def test_a_missing_harness_is_named_with_the_commands(tmp_path: Path) -> None:
+    for python in (Path(sys.executable), tmp_path / "none"):
+        with pytest.raises(MissingExtraError, match=r"integrations/evaluation\[lmms-eval\]"):
+            require_harness(Harness.LMMS_EVAL, python)
+
+
+def test_tasks_of_one_name_and_pictures_for_a_language_model_are_refused(tmp_path: Path) -> None:
+    data = write_conversations(tmp_path, 2)
+    with pytest.raises(InputError, match="different names"):
+        task_files([str(data), str(data)], tmp_path, images=True)
+    with pytest.raises(InputError, match="without images"):
+        task_files([str(data)], tmp_path, images=False)
+
+
+def test_results_are_paired_by_question_and_lie_beside_the_checkpoint(tmp_path: Path) -> None:
+    dense = {"task": {"acc": {"0": 1.0, "1": 1.0, "2": 0.0}}}
+    pruned = {"task": {"acc": {"2": 0.0, "0": 1.0, "1": 0.0}}}
+    found = document(tmp_path / "pruned", tmp_path / "dense", {"name": "lm-eval"}, pruned, dense)
+    pair = found["paired"]["task"]["acc"]
+    assert (pair["percent_of_dense"], pair["only_dense"], pair["only_pruned"]) == (pytest.approx(50), 1, 0)
+    out = results_file(tmp_path / "pruned", Harness.LM_EVAL)
+    write_results(out, found)
+    assert json.loads(out.read_text())["scores"] == {"model": pruned, "dense": dense}
+    assert out == tmp_path / "pruned.lm-eval.json"
+    with pytest.raises(InputError, match="the same questions"):
+        paired(dense, {"task": {"acc": {"0": 1.0}}})
