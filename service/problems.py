@@ -177,7 +177,9 @@ def _internal(instance: str) -> Problem:
 
 
 def _instance(request: Request) -> str:
-    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.scope["path"]
+    raw: bytes = request.scope.get("raw_path", b"")
+    path: str = request.scope["path"]
+    return raw.decode("ascii", "backslashreplace")[:500] or path
 
 
 def _short(value: object) -> str:
