@@ -23,7 +23,7 @@ def _process_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOP_DATA_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("LOP_OUTPUT_ROOT", str(tmp_path / "output"))
-    monkeypatch.setattr("service.logs.configure_logging", lambda _level: None)
+    monkeypatch.setattr("service.logs.configure_logging", lambda _level, _form: None)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ def prefixed(database_url: str, repository: Repository) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize("path", GETS)
 def test_head_is_get_without_the_content(client: TestClient, path: str) -> None:
+    client.headers["X-Request-ID"] = "both"
     head, get = client.head(path), client.get(path)
     assert (head.status_code, head.content) == (200, b"")
     assert dict(head.headers) == dict(get.headers)

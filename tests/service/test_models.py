@@ -41,6 +41,7 @@ def test_the_ranking_file(client: TestClient) -> None:
 
 
 def test_head_tells_the_same_without_the_file(client: TestClient) -> None:
+    client.headers["X-Request-ID"] = "both"
     head, get = client.head("/v1/models/tiny/ranking"), client.get("/v1/models/tiny/ranking")
     assert (head.status_code, head.content) == (200, b"")
     assert dict(head.headers) == dict(get.headers)

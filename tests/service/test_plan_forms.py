@@ -164,6 +164,7 @@ def test_a_client_that_holds_one_form_does_not_hold_the_other(client: TestClient
 
 def test_head_says_what_get_would(client: TestClient) -> None:
     location = client.post("/v1/plans", json=REQUEST).headers["location"]
+    client.headers["X-Request-ID"] = "both"
     for form in PlanForm:
         head, get = (ask(location, headers={"accept": form}) for ask in (client.head, client.get))
         assert (head.status_code, head.content) == (200, b"")
