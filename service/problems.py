@@ -177,7 +177,7 @@ def _internal(instance: str) -> Problem:
 
 
 def _instance(request: Request) -> str:
-    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or request.scope["path"]
+    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or str(request.scope["path"])
 
 
 def _short(value: object) -> str:
