@@ -177,9 +177,7 @@ def _internal(instance: str) -> Problem:
 
 
 def _instance(request: Request) -> str:
-    raw: bytes = request.scope.get("raw_path", b"")
-    path: str = request.scope["path"]
-    return raw.decode("ascii", "backslashreplace")[:500] or path
+    return request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:500] or str(request.scope["path"])
 
 
 def _short(value: object) -> str:
