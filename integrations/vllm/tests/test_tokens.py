@@ -91,7 +91,7 @@ def test_without_the_plugin_vllm_stops_and_config_and_card_lead_on() -> None:
     done = _in_a_process(case, {}, VLLM_PLUGINS="none")
     assert done.returncode != 0
     said = done.stdout + done.stderr
-    assert any(word in said for word in ("Attempted to load weight", "shape", "size")), said[-3000:]
+    assert "exceeds dimension size" in said, said[-3000:]
     folder = Path(case["folder"])
     assert "lop-vllm" in json.loads((folder / "config.json").read_text())["lop_note"]
     assert "lop-vllm" in (folder / "README.md").read_text()
