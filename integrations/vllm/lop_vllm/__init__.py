@@ -4,7 +4,7 @@ vLLM calls `register` in each of its processes (entry point group `vllm.general_
 little more then, and only for decoders of the family table whose config records sizes by layer:
 
 - the registry's `inspect_model_cls` and `resolve_model_cls` choose the transformers backend (serving.py);
-- `ModelConfig.verify_with_parallel_config` refuses tensor-parallel sizes that do not divide every layer (parallel.py);
+- `ModelConfig.verify_with_parallel_config` refuses what would fail late, or be wrong (checks.py);
 - the backend's `recursive_replace` gives the layers, still without memory, their sizes first (layers.py);
 - its `_create_attention_instances` passes by the layers that have no attention (layers.py).
 """
@@ -34,10 +34,10 @@ def register() -> None:
             TESTED,
         )
         return
+    from lop_vllm.checks import extend_checks
     from lop_vllm.layers import extend_backend
-    from lop_vllm.parallel import extend_parallel_checks
     from lop_vllm.serving import extend_registry
 
     extend_registry()
-    extend_parallel_checks()
+    extend_checks()
     extend_backend()
