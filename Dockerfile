@@ -17,6 +17,7 @@ COPY mcts mcts
 COPY migrations migrations
 COPY policy_model policy_model
 COPY pruning pruning
+COPY recovery recovery
 COPY reference reference
 COPY service service
 COPY storage storage
