@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order results clean
+.PHONY: help setup demo test check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest bench-second-order bench-recovery results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
 	@echo "make bench-second-order  reconstruction and elimination order on the reference and SmolLM2 (two hours; resumable)"
+	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -93,6 +94,11 @@ bench-axes: $(STAMP)
 bench-second-order: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.second_order
+
+# Parts of at most 90 minutes: $(BIN)/python -m benchmarks.recovery --help
+bench-recovery: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.recovery
 
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)
