@@ -184,17 +184,16 @@ def runs_that_end_badly(bench: Bench) -> None:
             ("useless-again", done, ("--loss", "sft"), wrong),
             ("layerwise", models["layerwise", RATIOS[seed]], ("--loss", "sft"), None),
         ):
-            share = ("--seed", str(seed)) if data is not None else fractions
+            share: tuple[str, ...] = ("--seed", str(seed)) if data is not None else fractions
             name = f"worse-{name}-{seed}"
-            # Useless data have nothing good to decide by either: a part of them is kept back.
             bench.recover(name, folder, *short, *share, *options, data=data, facts={"part": "worse"})
     for ratio in (0.3, 0.6):
         random = bench.work / f"random-{ratio}"
         make: Callable[[], Row] = partial(with_random_weights, models["ours", ratio], random)
         bench.steps.call(f"random {ratio}", [str(ratio)], make)
-        options = ("--mode", "full", "--fraction", str(SMALL), "--steps", str(bench.num_steps), "--loss", BEST)
+        whole = ("--mode", "full", "--fraction", str(SMALL), "--steps", str(bench.num_steps), "--loss", BEST)
         facts = {"part": "control", "ratio": ratio}
-        bench.recover(f"control-{ratio}", random, *options, facts=facts)
+        bench.recover(f"control-{ratio}", random, *whole, facts=facts)
 
 
 def smollm2(bench: Bench) -> None:

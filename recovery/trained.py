@@ -97,8 +97,8 @@ class Trained:
                     put(layer.get_base_layer().weight, merged_weight(layer))
                     layer.enable_adapters(False)
                 if not layers and dtype != torch.float32:
-                    for parameter in self.parameters.values():
-                        put(parameter, parameter.data)
+                    for trained in self.parameters.values():
+                        put(trained, trained.data)
             yield
         finally:
             for parameter, value in changed:
