@@ -26,6 +26,7 @@ help:
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
 	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
 	@echo "make bench-runtimes  transformers, llama.cpp and vLLM, dense and pruned, by family (resumable)"
+	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -135,6 +136,10 @@ bench-second-order: $(STAMP)
 bench-runtimes: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.runtimes
+# Parts of at most 90 minutes: $(BIN)/python -m benchmarks.recovery --help
+bench-recovery: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.recovery
 
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)

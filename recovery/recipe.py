@@ -55,7 +55,8 @@ class Recipe(BaseModel):
         temperature: T of `kd-logits`.
         learning_rate: the highest, after the warm-up; None: by mode and model width.
         warmup: share of the steps in which the rate rises to it; afterwards it falls as a cosine, to nothing.
-        epochs: passes over the training data, at most. None where `minutes` alone decide.
+        epochs: passes over the training data, at most.
+        steps: of the optimiser, in place of epochs.
         minutes: of training, evaluation not counted. Made a number of steps by the speed of the first ones, which is
             then kept: a run that goes on after it was killed takes the same number.
         batch_tokens: tokens, padding included, that go through the model at once.
@@ -77,6 +78,7 @@ class Recipe(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0)
     warmup: float = Field(default=0.03, ge=0, le=1)
     epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     batch_tokens: int = Field(default=2048, ge=1)
     step_tokens: int = Field(default=512, ge=1)
@@ -89,6 +91,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs or steps say how long, not both")
         if self.hidden_layers and self.losses and Loss.KD_HIDDEN not in self.losses:
             raise ValueError("hidden layers are those of the loss kd-hidden")
         return self
@@ -120,7 +124,7 @@ class Recipe(BaseModel):
             "losses": self.losses or BEST_LOSSES,
             "learning_rate": self.learning_rate or _PER_WIDTH[mode] / width,
         }
-        if self.epochs is None and self.minutes is None:
+        if self.epochs is None and self.steps is None and self.minutes is None:
             chosen["epochs"] = 1.0 if self.fraction == 1.0 else 3.0
         return self.model_copy(update=chosen)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recovery.recipe import Recipe
-from recovery.scores import AnswerScores, beats, kl_change, percent_of_dense
+from recovery.scores import AnswerScores, accuracy_change, beats, kl_change, percent_of_dense
 from recovery.state import Progress
 
 REPORT_NAME = "lop_recovery.json"
@@ -37,6 +37,7 @@ class JudgedPart:
             "before": self.before.document() | {"percent_of_dense": percent_of_dense(self.before, self.dense)},
             "after": after.document() | {"percent_of_dense": percent_of_dense(after, self.dense)},
             "kl_change": list(kl_change(after, self.before)),
+            "accuracy_change": list(accuracy_change(after, self.before)),
         }
         if self.kinds is not None:
             found["by_kind"] = _by_kind(self.kinds, self.dense, self.before, after)

@@ -104,6 +104,12 @@ def kl_change(after: AnswerScores, before: AnswerScores) -> tuple[float, float]:
     return interval(lambda i: float(rise[i].sum() / before.tokens[i].sum()), len(rise))
 
 
+def accuracy_change(after: AnswerScores, before: AnswerScores) -> tuple[float, float]:
+    """The 90% interval of how much the share of exact answers rose, on the same answers."""
+    rise = after.correct - before.correct
+    return interval(lambda i: float(rise[i].mean()), len(rise))
+
+
 def beats(candidate: AnswerScores, start: AnswerScores) -> bool:
     """Whether a model is better than the one it was trained from: nearer to the dense model beyond the noise of the
     answers, and with as many exact answers. What it says of the data's own answers does not decide: data may be bad."""

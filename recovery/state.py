@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from pruning.atomic_file import replace_file
 
 _META = "lop_recovery"
-_STATE = "state.safetensors"
+STATE_NAME = "state.safetensors"
 _BEST = "best-{}.safetensors"
 _KEY = "key"
 
@@ -70,19 +70,19 @@ class StateFolder:
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
         """Raises OSError; then the file from before is still whole."""
         content = save(tensors, metadata={_META: json.dumps(asdict(progress))})
-        replace_file(self._folder / _STATE, content)
+        replace_file(self._folder / STATE_NAME, content)
         for path in self._folder.glob(_BEST.format("*")):
             if path.name != _BEST.format(progress.best_step):
                 path.unlink()
 
     def load(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
         """What was saved of it; None if there is nothing that can be read."""
-        path = self._folder / _STATE
+        path = self._folder / STATE_NAME
         try:
             with safe_open(path, framework="pt") as file:
                 document: dict[str, Any] = json.loads((file.metadata() or {})[_META])
             progress = Progress(**document)
-            progress.curve = [tuple(point) for point in progress.curve]
+            progress.curve = [(int(step), loss, rate) for step, loss, rate in progress.curve]
             best = self._folder / _BEST.format(progress.best_step)
             return (progress, load_file(path)) if not progress.best_step or best.is_file() else None
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -94,4 +94,5 @@ class StateFolder:
 
     def load_best(self, step: int) -> dict[str, torch.Tensor]:
         """Raises OSError or SafetensorError if they are gone."""
-        return load_file(self._folder / _BEST.format(step))
+        tensors: dict[str, torch.Tensor] = load_file(self._folder / _BEST.format(step))
+        return tensors

@@ -80,7 +80,8 @@ class Teacher:
     def states(self, index: int) -> dict[str, torch.Tensor]:
         """By name: `last` and layers' numbers [M, D], `answers` [N, D]; what no loss asks for is left out."""
         if self._folder is not None:
-            return load_file(_place(self._folder, index), device=str(self._device))
+            kept: dict[str, torch.Tensor] = load_file(_place(self._folder, index), device=str(self._device))
+            return kept
         return self._computed(index)
 
     def logits(self, states: dict[str, torch.Tensor]) -> torch.Tensor | None:

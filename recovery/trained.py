@@ -96,8 +96,9 @@ class Trained:
                 for layer in layers:
                     put(layer.get_base_layer().weight, merged_weight(layer))
                     layer.enable_adapters(False)
-                for parameter in self.parameters.values() if not layers and dtype != torch.float32 else ():
-                    put(parameter, parameter.data)
+                if not layers and dtype != torch.float32:
+                    for trained in self.parameters.values():
+                        put(trained, trained.data)
             yield
         finally:
             for parameter, value in changed:

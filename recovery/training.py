@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.errors import InputError
 from recovery.judging import Judge
 from recovery.losses import weighted_loss
 from recovery.passes import Passes
@@ -154,12 +153,11 @@ class Training:
 
     def _begun(self) -> Progress:
         per_step = batches_per_step(sum(self._tokens), len(self._tokens), self._recipe.step_tokens)
-        by_epochs = math.inf if self._recipe.epochs is None else self._recipe.epochs * len(self._tokens) / per_step
-        steps = by_epochs
+        steps = math.inf if self._recipe.steps is None else float(self._recipe.steps)
+        if self._recipe.epochs is not None:
+            steps = self._recipe.epochs * len(self._tokens) / per_step
         if self._recipe.minutes is not None:
             steps = min(steps, self._recipe.minutes * 60 / self._seconds_per_step())
-        if not math.isfinite(steps):
-            raise InputError("a training ends after epochs or minutes", values="neither")
         progress = Progress(max(1, math.ceil(steps)))
         self._save(progress)
         return progress

@@ -44,6 +44,7 @@ def recover(
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of --data to train on; stratified.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. Default: 1; 3 of a fraction.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of epochs.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Of training, at most. Becomes a number of steps by the speed of the first.")
     ] = None,
@@ -86,6 +87,7 @@ def recover(
         "losses": None if loss is None else parse_losses(loss),
         "hidden_layers": tuple(hidden_layer or ()) or None,
         "epochs": epochs,
+        "steps": steps,
         "minutes": minutes,
         "learning_rate": learning_rate,
         "rank": rank,

@@ -122,6 +122,8 @@ def test_recipes() -> None:
     assert parse_losses("sft+0.5*kd-logits") == {Loss.SFT: 1.0, Loss.KD_LOGITS: 0.5}
     with pytest.raises(InputError, match="sum of sft"):
         parse_losses("sft+mse")
+    with pytest.raises(InputError, match="not both"):
+        Recipe.of(epochs=1, steps=5)
     with pytest.raises(InputError, match="fraction"):
         Recipe.of(fraction=0)
     with pytest.raises(InputError, match="hidden layers"):

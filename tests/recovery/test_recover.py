@@ -15,8 +15,8 @@ from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.check_pruned import check_pruned
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from recovery import losses, training
 from recovery import teacher as teacher_module
-from recovery import training
 from recovery.recipe import Recipe
 from recovery.recover import Ears, state_folder
 from recovery.scores import AnswerScores
@@ -128,7 +128,7 @@ def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_names_the_step(
     cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, calls = training.weighted_loss, iter(range(1000))
+    own, calls = losses.weighted_loss, iter(range(1000))
 
     def broken(*arguments: Any, **keywords: Any) -> torch.Tensor:
         return own(*arguments, **keywords) * (float("nan") if next(calls) >= 5 else 1.0)

@@ -1,0 +1,93 @@
+"""The summary of the recovery benchmark: bars, and the directions that the study found."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+BARS = {0.15: 99.0, 0.3: 97.0, 0.45: 90.0, 0.6: 80.0}
+"""Percent of dense that `ours` is to have at each ratio."""
+BEST, SMALL, ALL = "sft+kd-hidden", 0.05, 1.0
+
+
+def percent(row: Row, when: str = "after") -> float:
+    """Of dense, on validation."""
+    return float(row["validation"][when]["percent_of_dense"]["percent"])
+
+
+def figures(rows: Sequence[Row]) -> Row:
+    """What can be said from the rows that there are."""
+    grid = {(x["paradigm"], x["ratio"], x["recovery"], x["data"]): x for x in rows if "paradigm" in x}
+    by_part: dict[str, list[Row]] = {}
+    for row in rows:
+        by_part.setdefault(row.get("part", "grid"), []).append(row)
+    found: Row = {}
+    for row in by_part.get("goal", ()):
+        share = row["validation"]["after"]["percent_of_dense"]
+        found["reference_percent_of_dense"] = {
+            "before": percent(row, "before"),
+            "after": share["percent"],
+            "interval": share["interval"],
+            "holds": share["percent"] >= 95,
+        }
+    ours = {ratio: grid["ours", ratio, BEST, ALL] for ratio in BARS if ("ours", ratio, BEST, ALL) in grid}
+    found["at_15_30_45_60"] = {
+        str(ratio): {
+            "percent": percent(row),
+            "bar": BARS[ratio],
+            "of_paradigms": {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]},
+        }
+        for ratio, row in ours.items()
+    }
+    found["directions"] = _directions(grid)
+    worse = by_part.get("worse", [])
+    if worse:
+        ended = [row["name"] for row in worse if row["validation"]["accuracy_change"][1] < 0]
+        starts = sum(row["written"] == "start" for row in worse)
+        found |= {"runs": len(worse), "runs_worse": len(ended), "worse": ended, "runs_that_kept_the_start": starts}
+    control = {
+        str(x["ratio"]): {"random": percent(x), "before": percent(x, "before")} for x in by_part.get("control", ())
+    }
+    for ratio, both in control.items():
+        if (pruned := grid.get(("ours", float(ratio), BEST, SMALL))) is not None:
+            both["pruned"] = percent(pruned)
+    found["control"] = control
+    for row in by_part.get("smollm2", ()):
+        found["smollm2_kl_ratio"] = row["kl_after"] / row["kl_before"]
+    killed = by_part.get("killed", [])
+    if killed:
+        found["killed_ends_equal"] = all(row["is_equal"] for row in killed)
+        found["peak_memory_bytes"] = {row["mode"]: row["peak_memory_bytes"] for row in killed}
+    return found
+
+
+def _directions(grid: dict[tuple[str, float, str, float], Row]) -> Row:
+    """Each with the pairs of percents that it rests on, the one that should be higher first, and how often it is."""
+    ratios = sorted({ratio for _, ratio, _, _ in grid})
+
+    def pairs(higher: tuple[str, str, float], lower: tuple[str, str, float], of: Iterable[float] = ratios) -> Row:
+        keys = [tuple((p, r, how, data) for p, how, data in (higher, lower)) for r in of]
+        both = [(grid[a], grid[b]) for a, b in keys if a in grid and b in grid]
+        return {
+            "pairs": [[percent(a), percent(b)] for a, b in both],
+            "intervals": [[x["validation"]["after"]["percent_of_dense"]["interval"] for x in pair] for pair in both],
+            "true": sum(percent(a) > percent(b) for a, b in both),
+            "of": len(both),
+        }
+
+    others = {
+        loss: pairs(("ours", BEST, SMALL), ("ours", loss, SMALL))
+        for loss in ("sft", "kd-logits", "kd-hidden", "projector")
+    }
+    return {
+        "widthwise_beats_layerwise_with_5_percent": pairs(("widthwise", BEST, SMALL), ("layerwise", BEST, SMALL)),
+        "projector_under_20_percent": pairs(("widthwise", "projector", ALL), ("widthwise", BEST, ALL), (0.15,)),
+        "sft_and_hidden_is_best": others,
+        "5_percent_keeps_95_percent_of_all": {
+            f"{paradigm} {ratio}": percent(small) / percent(whole)
+            for paradigm in ("layerwise", "widthwise", "ours")
+            for ratio in ratios
+            if (small := grid.get((paradigm, ratio, BEST, SMALL))) and (whole := grid.get((paradigm, ratio, BEST, ALL)))
+            if percent(whole)
+        },
+    }

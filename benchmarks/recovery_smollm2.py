@@ -1,0 +1,42 @@
+"""SmolLM2-135M-Instruct without 30% of its FFN, trained on its own answers."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_checkpoint import smollm2
+from benchmarks.real_data import CALIBRATION, VALIDATION
+from benchmarks.second_order import SMOLLM2
+from benchmarks.second_order_data import answered
+from benchmarks.steps import Steps
+
+SPARSITY, MINUTES = 0.3, 30
+
+
+def recovered_smollm2(folder: Path, steps: Steps) -> dict[str, Any]:
+    """The row: KL to the dense model before and after, on validation prompts."""
+    half, _ = smollm2(SMOLLM2)
+    files = answered(half, folder, steps)
+    database = ("--database", f"sqlite:///{folder / 'lop.db'}")
+    steps.lop("add smollm2", "model", "add", "smollm2", str(half), "--data", str(files[CALIBRATION]), *database)
+    plan, pruned, out = folder / "plan.json", folder / "pruned", folder / "recovered"
+    asked = ("--model", "smollm2", "--sparsity", str(SPARSITY), "--method", "uniform", "--out", str(plan))
+    steps.lop("plan smollm2", "plan", *asked, *database, makes=plan)
+    steps.lop("apply smollm2", "apply", "--plan", str(plan), "--model", str(half), "--out", str(pruned), makes=pruned)
+    data = ("--data", str(files[CALIBRATION]), "--validation", str(files[VALIDATION]))
+    how = ("--mode", "lora", "--minutes", str(MINUTES), "--epochs", "8")
+    report = steps.lop(
+        "recover smollm2", "recover", str(pruned), "--teacher", str(half), *data, *how, "--out", str(out), makes=out
+    ).document
+    validation = report["validation"]
+    return {
+        "name": "smollm2",
+        "part": "smollm2",
+        "kl_before": validation["before"]["kl"],
+        "kl_after": validation["after"]["kl"],
+        "agreement_before": validation["before"]["agreement"],
+        "agreement_after": validation["after"]["agreement"],
+        "steps": report["steps"],
+        "written": report["written"],
+        "training_seconds": report["training_seconds"],
+        "peak_memory_bytes": report["peak_memory_bytes"],
+    }
