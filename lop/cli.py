@@ -41,7 +41,7 @@ INTERRUPTED = 130
 _EXTRA_OF = (
     dict.fromkeys(("apply", "sparsify", "quantise", "evaluate", "export", "inspect", "data"), "apply")
     | {"recover": "recover"}
-    | dict.fromkeys(("serve", "plan", "db", "queue"), "server")
+    | dict.fromkeys(("serve", "plan", "db", "job", "key"), "server")
 )
 """What to install for a command, where several extras would do; `search` for the others."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pruning.arrays import FloatArray, IntArray
+from pruning.measuring.bootstrap import percentiles, resampled
 
-RESAMPLES = 2000
 LEVEL = 0.9
 
 
@@ -67,17 +67,9 @@ def joined(parts: Sequence[AnswerScores]) -> AnswerScores:
     return AnswerScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def interval(statistic: Callable[[IntArray], float], num_answers: int, *, seed: int = 0) -> tuple[float, float]:
-    """The 90% interval of `statistic`, a function of answers' indices [n], by the percentile bootstrap.
-
-    Answers are drawn with replacement; what is compared is compared on the same ones (Efron and Tibshirani, An
-    Introduction to the Bootstrap, chapter 13).
-    """
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(num_answers, size=num_answers) for _ in range(RESAMPLES))
-    values = [statistic(indices) for indices in drawn]
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def interval(statistic: Callable[[IntArray], float], num_answers: int) -> tuple[float, float]:
+    """The 90% interval of `statistic`, a function of answers' indices [n]; draws that have no value do not count."""
+    return percentiles(resampled(statistic, num_answers), LEVEL)
 
 
 def percent_of_dense(model: AnswerScores, dense: AnswerScores) -> dict[str, Any]:

@@ -26,16 +26,17 @@ from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.tensor_roles import decoder_tensor, layer_tensor
 from pruning.arrays import IntArray
 from pruning.cutting.least_squares import solve_with_chosen_damping
+from pruning.cutting.made_weights import check_made_weight
 from pruning.cutting.surgery import Replaced, cut_layer
 from pruning.data.batches import Batch
-from pruning.errors import CheckpointError
 from pruning.forward.decoder_pass import DecoderPass
 from pruning.forward.input_products import HeldOut, InputProducts, InputRole, ProductRecorder
 from pruning.forward.layer_source import LayerSource
 from pruning.forward.tensor_store import DEFAULT_RESIDENT_BYTES, TensorStore
 from pruning.planning.ranking import Ranking
 
-_ROLES = {Sublayer.ATTENTION: InputRole.ATTENTION_OUT, Sublayer.FFN: InputRole.FFN_OUT}
+OUTPUT_ROLE = {Sublayer.ATTENTION: InputRole.ATTENTION_OUT, Sublayer.FFN: InputRole.FFN_OUT}
+"""The projection out of each kind of sub-layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ class _Run:
         for index in range(last + 1):
             dense = self.anatomy.layers[index]
             projections = {
-                role: role.projection(family) for sublayer, role in _ROLES.items() if Site(index, sublayer) in self.kept
+                role: role.projection(family)
+                for sublayer, role in OUTPUT_ROLE.items()
+                if Site(index, sublayer) in self.kept
             }
             with self.source.layer(index) as layer:
                 found = self.solved.get(index) if projections else None
@@ -200,7 +203,7 @@ class _Run:
         dtypes: Mapping[tuple[int, str], str],
     ) -> SolvedLayer:
         tensors, sites = {}, []
-        for sublayer, role in _ROLES.items():
+        for sublayer, role in OUTPUT_ROLE.items():
             if role not in products:
                 continue
             name, own = role.projection(family), products[role]
@@ -219,12 +222,7 @@ class _Run:
                 SolvedSite(dense.index, sublayer, len(indices), own.tokens, found.damping, found.loss, found.plain_loss)
             )
         for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise CheckpointError(
-                    "weights that are solved anew must fit the dtype of the checkpoint",
-                    values=f"{name} of layer {dense.index} is not finite in {str(tensor.dtype).removeprefix('torch.')}",
-                    remedy="Convert the checkpoint to bfloat16 or float32",
-                )
+            check_made_weight(tensor, f"{name} of layer {dense.index}")
         return SolvedLayer({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, tuple(sites))
 
     def _bias(self, linear: Any, weight: torch.Tensor, kept: torch.Tensor, layer: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ https://doi.org/10.1007/BF02295996: of the questions that one model alone answer
 better. The test here is the exact one, binomial.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,9 +13,10 @@ from math import comb
 
 import numpy as np
 
+from pruning.arrays import FloatArray, IntArray
 from pruning.errors import InputError
+from pruning.measuring.bootstrap import percentiles, resampled
 
-RESAMPLES = 2000
 LEVEL = 0.95
 
 
@@ -73,15 +75,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, float(Fraction(2 * tail, 2**both)))
 
 
-def _interval(scores: np.ndarray, seed: int) -> tuple[float, float] | None:
+def _interval(scores: FloatArray, seed: int) -> tuple[float, float] | None:
     """Questions are drawn with replacement, of both models together: what they share cancels in the ratio."""
-    rng = np.random.default_rng(seed)
-    count = scores.shape[1]
-    ratios = np.empty(RESAMPLES)
-    for index in range(RESAMPLES):
-        dense, pruned = scores[:, rng.integers(0, count, count)].mean(axis=1)
-        if dense <= 0:
-            return None
-        ratios[index] = 100 * pruned / dense
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+
+    def percent(drawn: IntArray) -> float:
+        dense, pruned = scores[:, drawn].mean(axis=1)
+        return float(100 * pruned / dense) if dense > 0 else math.nan
+
+    ratios = resampled(percent, scores.shape[1], seed=seed)
+    return None if np.isnan(ratios).any() else percentiles(ratios, LEVEL)

@@ -13,15 +13,14 @@ from typing import Protocol
 
 import torch
 
-from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.architecture import Site
 from pruning.cutting.least_squares import solve_with_chosen_damping
-from pruning.errors import CheckpointError
+from pruning.cutting.made_weights import check_made_weight
+from pruning.cutting.reconstruction import OUTPUT_ROLE
 from pruning.forward.input_products import InputProducts, InputRole
 
 DEFAULT_SOLVED_BYTES = 2**30
 """Of solved weights that are kept: all that a search of SmolLM2-135M asks for (.5 GB in float32)."""
-
-_ROLES = {Sublayer.ATTENTION: InputRole.ATTENTION_OUT, Sublayer.FFN: InputRole.FFN_OUT}
 
 
 class ProductSource(Protocol):
@@ -72,16 +71,11 @@ class SolvedOutputs:
     def _solve(self, site: Site, weight: torch.Tensor, places: torch.Tensor | None, kept: int) -> torch.Tensor:
         # A scan asks for one site after the other: H of the last one is the one that is needed next.
         if self._last is None or self._last[0] != site:
-            products = self._products.get(site.layer, _ROLES[site.sublayer], weight.device)
+            products = self._products.get(site.layer, OUTPUT_ROLE[site.sublayer], weight.device)
             self._last = (site, products if places is None else _in_order(products, places))
         solved = solve_with_chosen_damping(weight, self._last[1], torch.arange(kept, device=weight.device))
         rounded = solved.weight.to(self._dtype)
-        if not bool(rounded.isfinite().all()):
-            raise CheckpointError(
-                "weights that are solved anew must fit the dtype of the checkpoint",
-                values=f"{site.sublayer} of layer {site.layer} with {kept} inputs, {self._dtype}",
-                remedy="Convert the checkpoint to bfloat16 or float32",
-            )
+        check_made_weight(rounded, f"{site.sublayer} of layer {site.layer} with {kept} inputs")
         return rounded.to(weight.dtype)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pruning.anatomy.dtypes import torch_dtype
+from pruning.cutting.made_weights import check_made_weight
 from pruning.cutting.rewriting.blocks import Block, Projection, vision_layers
 from pruning.cutting.rewriting.layer_inputs import InputRecorder, Inputs, Needs
 from pruning.cutting.rewriting.vision_pass import VisionPass
@@ -191,12 +192,7 @@ class _Run:
             found.tensors.update({name: x.cpu().contiguous() for name, x in made.tensors.items()})
             found.notes.update(made.notes)
         for name, tensor in found.tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise CheckpointError(
-                    "weights that are made anew must fit the dtype of the checkpoint",
-                    values=f"{name} of {block} is not finite in {str(tensor.dtype).removeprefix('torch.')}",
-                    remedy="Convert the checkpoint to bfloat16 or float32",
-                )
+            check_made_weight(tensor, f"{name} of {block}")
         self.kept.put(block, found)
         return found
 
