@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.checkpoints.loading import load_pruned
+from pruning.checkpoints.loading import load_model, load_processor, load_pruned
 from pruning.cutting.gguf.answer_ends import _KNOWN_ENDS
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.llama_runtime import LlamaRuntime, LlamaVocabulary
@@ -31,7 +31,8 @@ from tests.pruning import sentencepiece_files
 from tests.pruning.cut_models import WIDTHS, kept_groups, random_ranking
 from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
-from tests.tiny_models.builders import clip_tower, siglip_tower
+from tests.tiny_models.builders import clip_tower, siglip_tower, tiny_model
+from tests.tiny_models.hub_folders import save_hub_folder
 
 pytest.importorskip("llama_cpp")
 
@@ -299,6 +300,31 @@ def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]
     if np.abs(expected - found).max() < 2e-3 * np.abs(expected).max():
         pytest.fail("this llama.cpp puts the class token first: make ClassToken.FIRST the default")
     assert np.abs(expected[1:] - found[:-1]).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["SmolVLM", "SmolVLM2", "InternVL3"])
+def test_features_of_the_hubs_other_families(tmp_path: Path, name: str) -> None:
+    """A picture of one tile. InternVL's class token comes last, and nothing is lost by it."""
+    from benchmarks.mtmd import SeeingModel
+
+    def build(family: str) -> PreTrainedModel:
+        model = tiny_model(family)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    folder, files = save_hub_folder(tmp_path / "m", name, build=build), (tmp_path / "a.gguf", tmp_path / "b.gguf")
+    export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels = load_processor(folder).image_processor(picture, return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        seen: Any = load_model(folder, dtype=torch.float32)
+        expected = torch.cat(list(seen.model.get_image_features(pixels).pooler_output)).numpy()
+    with SeeingModel(*files, context_length=64) as seeing:
+        found = seeing.features(picture)
+    assert found.shape == expected.shape == (4, 32)
+    assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
 
 
 def features(
