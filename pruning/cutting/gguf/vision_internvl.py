@@ -96,8 +96,8 @@ def internvl_vision(
     for module, number in _PROJECTIONS:
         for kind, shape in (("weight", of_modules[module]), ("bias", of_modules[module][:1])):
             tensors.append(projector.tensor(f"mm.model.mlp.{number}.{kind}", f"{module}.{kind}", shape, wanted))
-    shape = tower_metadata(vision, text_width, "internvl", image_size=side, patch_size=patch, blocks=count)
-    metadata = {**shape, "clip.vision.projector.scale_factor": merged, **_tiles(folder, side)}
+    common = tower_metadata(vision, text_width, "internvl", image_size=side, patch_size=patch, blocks=count)
+    metadata = {**common, "clip.vision.projector.scale_factor": merged, **_tiles(folder, side)}
     return VisionPart(metadata, tuple(tensors), ())
 
 

@@ -75,9 +75,9 @@ def smolvlm_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
         *tower.blocks("encoder.layers", SIGLIP_NAMES, block_shapes(vision, siglip_blocks()), count, wanted),
         connector.tensor("mm.model.fc.weight", _PROJECTION, (text_width, width * merged**2), wanted),
     ]
-    shape = tower_metadata(vision, text_width, "idefics3", image_size=side, patch_size=patch, blocks=count)
+    common = tower_metadata(vision, text_width, "idefics3", image_size=side, patch_size=patch, blocks=count)
     tiles, notes = _tiles(folder, side)
-    return VisionPart({**shape, "clip.vision.projector.scale_factor": merged, **tiles}, tuple(tensors), notes)
+    return VisionPart({**common, "clip.vision.projector.scale_factor": merged, **tiles}, tuple(tensors), notes)
 
 
 def _tiles(folder: Path, side: int) -> tuple[dict[str, Value], tuple[str, ...]]:
