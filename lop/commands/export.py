@@ -60,8 +60,8 @@ def gguf(
     class_token: Annotated[
         ClassToken,
         typer.Option(
-            help="For CLIP's and InternVL's towers: where your llama.cpp puts the class token. Releases since May 2025 put it last "
-            "(ggml-org/llama.cpp#25814).",
+            help="For CLIP's and InternVL's towers: where your llama.cpp puts the class token. Releases since May 2025 "
+            "put it last (ggml-org/llama.cpp#25814).",
         ),
     ] = ClassToken.LAST,
     check: Annotated[
