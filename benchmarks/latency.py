@@ -113,6 +113,7 @@ def measure(
     return rows, summary_of(rows) | {
         "profile_repeat_mape": _apart(anatomy, architectures, models, again),
         "profile_smoothing": profile.layers[0].smoothing,
+        "profile_drift": profile.layers[0].drift,
         "profile_seconds": profile_seconds,
     }
 

@@ -107,7 +107,8 @@ def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: py
         return RequestTimes((1.1 * prefill, 0.9 * prefill), (0.9 * decode, 0.9 * decode))
 
     profiles = [
-        SimpleNamespace(layers=[SimpleNamespace(smoothing=x)], slower=slower) for x, slower in ((0.25, 1), (0.5, 2))
+        SimpleNamespace(layers=[SimpleNamespace(smoothing=x, drift=x / 5)], slower=slower)
+        for x, slower in ((0.25, 1), (0.5, 2))
     ]
     monkeypatch.setattr(latency, "PLANS", 3)
     monkeypatch.setattr(latency, "profile_device", lambda *_, **__: profiles.pop(0))
@@ -128,7 +129,7 @@ def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: py
     assert summary["prefill_mape"] == pytest.approx(1 / 6)
     assert summary["decode_mape"] == summary["worst_error"] == pytest.approx(1 / 4)
     assert summary["latency_mape"] == pytest.approx(5 / 24)
-    assert summary["profile_smoothing"] == 0.25
+    assert (summary["profile_smoothing"], summary["profile_drift"]) == (0.25, 0.05)
     assert summary["profile_repeat_mape"] == pytest.approx(1 / 2)
 
 
