@@ -63,7 +63,7 @@ class Named:
             source = self.known(inside, shape)
             while shape[0] == 1 and len(shape) > 1:
                 shape = shape[1:]
-            found.append(GgufTensor(names[inside], shape, TensorType.F32, source))
+            found.append(GgufTensor(names[inside], shape, TensorType.F32, replace(source, shape=shape)))
         return found
 
     def blocks(
@@ -200,4 +200,4 @@ def class_token_last(tensors: Sequence[GgufTensor]) -> list[GgufTensor]:
 
 def _rolled(positions: GgufTensor) -> GgufTensor:
     rows = np.concatenate(list(positions.blocks()))
-    return replace(positions, source=None, values=np.roll(rows.reshape(positions.shape), -1, axis=0))
+    return replace(positions, source=None, values=np.roll(rows, -1, axis=0))

@@ -40,6 +40,10 @@ TOKENS = [17, 40, 9, 77, 31, 52, 64, 8, 25, 90, 13]
 
 
 def logits_of(model: PreTrainedModel) -> Float32Array:
+    if model.config.get_text_config(decoder=True).model_type in ("qwen2_vl_text", "qwen2_5_vl_text"):
+        for module in model.get_decoder().modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.0  # which llama.cpp's qwen2vl forgets to read
     with torch.inference_mode():
         found: Float32Array = model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     return found
@@ -92,6 +96,10 @@ def cut(
         "smolvlm",
         "llama",
         "qwen2",  # a language model alone, tied
+        "qwen2-vl",  # one width for all layers: filled up with zeros
+        "qwen2.5-vl",
+        "llava-qwen3",
+        "qwen3",
     ],
 )
 def test_a_pruned_model_computes_the_same_logits(tmp_path: Path, family: str) -> None:
@@ -127,6 +135,28 @@ def test_a_model_that_skips_computes_the_same_logits(
     assert sum("of zeros" in note for note in made.notes) == (heads[0] == 1) + (widths[0] == 0)
     with LlamaRuntime(tmp_path / "b.gguf", context_length=64) as runtime:
         assert np.abs(runtime.logits(TOKENS) - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3"])
+def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    model = cut(folder, tmp_path / "cut", widths=[16, 0, 0, 40], kv_groups=[0, 1, 0, 1])
+    expected = logits_of(model)
+    found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    made = export_gguf(tmp_path / "cut", tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
+    assert made.sizes.ffn_widths == (64,) * 3  # of 16, 0 and 40, in blocks of 32
+    note = made.notes[0]
+    # Of 4 heads, 2 or all of which a layer has in the file.
+    assert ("71% of FFN channels and 67% of heads" if family == "qwen2.5-vl" else "71% of FFN channels and 33%") in note
+
+
+def test_a_plan_of_equal_widths_needs_no_zeros(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", "qwen3")
+    cut(folder, tmp_path / "cut", widths=[32] * 4, kv_groups=[1] * 4)
+    made = export_gguf(tmp_path / "cut", tmp_path / "a.gguf")
+    assert (made.architecture, made.notes) == ("qwen3", ())
+    assert (made.sizes.ffn_widths, made.sizes.kv_heads) == ((32,) * 4, (1,) * 4)
 
 
 def test_biases_that_a_plan_adds(tmp_path: Path) -> None:
