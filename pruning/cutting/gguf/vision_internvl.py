@@ -14,14 +14,12 @@ from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_parts import (
     POSITIONS,
     Named,
+    Tower,
     VisionPart,
-    block_shapes,
-    check_activations,
-    check_patches,
+    check_projector,
     class_token_last,
     image_processor,
     normalisation,
-    tower_metadata,
 )
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import UnsupportedModelError
@@ -69,11 +67,13 @@ def internvl_vision(
         CheckpointError: tensors or the image processor are missing, or not those of the config.
     """
     vision = config.vision_config
-    side, patch, merged = _square(vision.image_size), _square(vision.patch_size), round(1 / config.downsample_ratio)
-    width, count = int(vision.hidden_size), int(vision.num_hidden_layers)
+    merged = round(1 / config.downsample_ratio)
     text_width = int(config.get_text_config(decoder=True).hidden_size)
+    side, patch = _square(vision.image_size), _square(vision.patch_size)
+    sizes = Tower.of(vision, side=side, patch=patch, blocks=int(vision.num_hidden_layers))
     _check_representable(config, vision)
-    check_patches(vision, side, patch, merged)
+    sizes.check(int(vision.num_channels), merged)
+    width = sizes.width
     tower = Named({match[1]: name for name in stored if (match := _TOWER.match(name))}, stored)
     projector = Named({match[1]: name for name in stored if (match := _PROJECTOR.match(name))}, stored)
     shapes: dict[str, tuple[int, ...]] = {
@@ -84,26 +84,26 @@ def internvl_vision(
     }
     if not vision.use_mean_pooling:
         shapes |= {"layernorm.weight": (width,), "layernorm.bias": (width,)}
-    blocks = block_shapes(vision, {x: kind for x, (_, kind) in _MODULES.items()}) | dict.fromkeys(_SCALES, (width,))
+    blocks = sizes.block_shapes({x: kind for x, (_, kind) in _MODULES.items()}) | dict.fromkeys(_SCALES, (width,))
     if not vision.attention_bias:
         blocks = {x: shape for x, shape in blocks.items() if not re.fullmatch(r"attention\.[qkv]_proj\.bias", x)}
     tensors = tower.outer(_OUTER_TENSORS, shapes)
     if class_token is ClassToken.LAST:
         tensors = class_token_last(tensors)
-    tensors += tower.blocks("encoder.layer", _BLOCK_NAMES, blocks, count, wanted)
+    tensors += tower.blocks("encoder.layer", _BLOCK_NAMES, blocks, sizes.blocks, wanted)
     inside = width * merged**2
     of_modules = {"layer_norm": (inside,), "linear_1": (text_width, inside), "linear_2": (text_width, text_width)}
     for module, number in _PROJECTIONS:
         for kind, shape in (("weight", of_modules[module]), ("bias", of_modules[module][:1])):
             tensors.append(projector.tensor(f"mm.model.mlp.{number}.{kind}", f"{module}.{kind}", shape, wanted))
-    common = tower_metadata(vision, text_width, "internvl", image_size=side, patch_size=patch, blocks=count)
-    metadata = {**common, "clip.vision.projector.scale_factor": merged, **_tiles(folder, side)}
+    metadata = sizes.metadata("internvl", text_width) | {"clip.vision.projector.scale_factor": merged}
+    metadata |= _tiles(folder, side)
     return VisionPart(metadata, tuple(tensors), ())
 
 
 def _check_representable(config: "PreTrainedConfig", vision: Any) -> None:
     """Raises UnsupportedModelError if mtmd's InternVL graph is not this model's."""
-    check_activations(vision, config.projector_hidden_act)
+    check_projector(config.projector_hidden_act)
     if vision.norm_type != "layer_norm" or vision.use_qk_norm:
         raise UnsupportedModelError(
             "the tower must have plain layer norms, and none of queries and keys",

@@ -22,15 +22,13 @@ from pruning.cutting.gguf.vision_parts import (
     POSITIONS,
     SIGLIP_NAMES,
     Named,
+    Tower,
     VisionPart,
-    block_shapes,
-    check_activations,
-    check_patches,
+    check_projector,
     class_token_last,
     image_processor,
     normalisation,
     siglip_blocks,
-    tower_metadata,
 )
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import UnsupportedModelError
@@ -65,16 +63,18 @@ def llava_vision(
         UnsupportedModelError: mtmd would not compute this tower, projector or way of cutting pictures up.
         CheckpointError: tensors or the image processor are missing, or not those of the config.
     """
-    _check_representable(config)
     vision = config.vision_config
+    _check_representable(config)
     layers = _feature_layers(config)
+    sizes = Tower.of(vision, side=int(vision.image_size), patch=int(vision.patch_size), blocks=layers[-1])
+    sizes.check(int(getattr(vision, "num_channels", 3)))
     tower = Named({match[1]: name for name in stored if (match := _TOWER.match(name))}, stored)
     projector = Named({match[1]: name for name in stored if (match := _PROJECTOR.match(name))}, stored)
-    tensors = _tower_tensors(vision, tower, layers, wanted)
+    tensors = _tower_tensors(sizes, tower, vision.model_type == _CLIP, wanted)
     if vision.model_type == _CLIP and class_token is ClassToken.LAST:
         tensors = class_token_last(tensors)
     tensors += _projector_tensors(config, projector, len(layers), wanted)
-    return VisionPart(_metadata(folder, config, layers), tuple(tensors), _notes(vision, class_token))
+    return VisionPart(_metadata(folder, config, sizes, layers), tuple(tensors), _notes(vision, class_token))
 
 
 def _check_representable(config: "PreTrainedConfig") -> None:
@@ -86,14 +86,13 @@ def _check_representable(config: "PreTrainedConfig") -> None:
             values=f"model_type={vision.model_type!r}",
             remedy=f"Towers that can be exported: {', '.join(_TOWERS)}",
         )
-    check_activations(vision, config.projector_hidden_act)
+    check_projector(config.projector_hidden_act)
     expected = "default" if vision.model_type == _CLIP else "full"
     if config.vision_feature_select_strategy != expected:
         raise UnsupportedModelError(
             "the projector must see all patches, and no class token",
             values=f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} of {vision.model_type}",
         )
-    check_patches(vision, int(vision.image_size), int(vision.patch_size))
 
 
 def _feature_layers(config: "PreTrainedConfig") -> list[int]:
@@ -109,37 +108,27 @@ def _feature_layers(config: "PreTrainedConfig") -> list[int]:
     return layers
 
 
-def _metadata(folder: Path, config: "PreTrainedConfig", layers: list[int]) -> dict[str, Value]:
+def _metadata(folder: Path, config: "PreTrainedConfig", sizes: Tower, layers: list[int]) -> dict[str, Value]:
     """Blocks after the last one that is looked at are left out."""
-    vision = config.vision_config
     images = image_processor(folder)
     sides = {int(x) for x in dict(images.crop_size if images.do_center_crop else images.size).values() if x}
-    if sides != {int(vision.image_size)}:
+    if sides != {sizes.side}:
         raise UnsupportedModelError(
             "the image processor must make squares of the tower's size",
-            values=f"sides {sorted(sides)}, the tower's {vision.image_size}",
+            values=f"sides {sorted(sides)}, the tower's {sizes.side}",
         )
     return {
-        **tower_metadata(
-            vision,
-            int(config.get_text_config(decoder=True).hidden_size),
-            "mlp",
-            image_size=int(vision.image_size),
-            patch_size=int(vision.patch_size),
-            blocks=layers[-1],
-        ),
+        **sizes.metadata("mlp", int(config.get_text_config(decoder=True).hidden_size)),
         "clip.vision.feature_layer": layers,
         **normalisation(images),
     }
 
 
-def _tower_tensors(vision: Any, tower: Named, layers: list[int], wanted: TensorType) -> list[GgufTensor]:
+def _tower_tensors(sizes: Tower, tower: Named, has_class: bool, wanted: TensorType) -> list[GgufTensor]:
     """Embeddings, norms and the blocks up to the last one that is looked at."""
-    width, patch = int(vision.hidden_size), int(vision.patch_size)
-    has_class = vision.model_type == _CLIP
-    patches = (int(vision.image_size) // patch) ** 2
+    width, patches = sizes.width, (sizes.side // sizes.patch) ** 2
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "embeddings.patch_embedding.weight": (width, 3, sizes.patch, sizes.patch),
         "embeddings.position_embedding.weight": (patches + has_class, width),
     }
     if has_class:
@@ -147,10 +136,10 @@ def _tower_tensors(vision: Any, tower: Named, layers: list[int], wanted: TensorT
         shapes |= {f"pre_layrnorm.{kind}": (width,) for kind in ("weight", "bias")}
     else:
         shapes |= {"embeddings.patch_embedding.bias": (width,)}
-    blocks = block_shapes(vision, siglip_blocks())
+    blocks = sizes.block_shapes(siglip_blocks())
     return [
         *tower.outer(_OUTER_TENSORS, shapes),
-        *tower.blocks("encoder.layers", SIGLIP_NAMES, blocks, layers[-1], wanted),
+        *tower.blocks("encoder.layers", SIGLIP_NAMES, blocks, sizes.blocks, wanted),
     ]
 
 

@@ -88,14 +88,82 @@ class Named:
         return found
 
 
-def block_shapes(vision: Any, modules: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weight and bias of each of `modules` (its name -> norm | square | up | down)."""
-    width, ffn = int(vision.hidden_size), int(vision.intermediate_size)
-    shapes = {"norm": (width,), "square": (width, width), "up": (ffn, width), "down": (width, ffn)}
-    found: dict[str, tuple[int, ...]] = {}
-    for module, kind in modules.items():
-        found |= {f"{module}.weight": shapes[kind], f"{module}.bias": shapes[kind][:1]}
-    return found
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """Sizes of a vision tower.
+
+    Attributes:
+        width: of its hidden states; ffn: of its FFNs.
+        heads: of its attention.
+        blocks: how many of them are in the file.
+        side: of a picture (or tile) that it sees, patch: of a patch; in pixels.
+        epsilon: of its norms.
+        activation: of its FFNs, as transformers names it.
+    """
+
+    width: int
+    ffn: int
+    heads: int
+    blocks: int
+    side: int
+    patch: int
+    epsilon: float
+    activation: str
+
+    @classmethod
+    def of(cls, vision: Any, *, side: int, patch: int, blocks: int) -> "Tower":
+        """From a vision config with the usual names."""
+        return cls(
+            int(vision.hidden_size),
+            int(vision.intermediate_size),
+            int(vision.num_attention_heads),
+            blocks,
+            side,
+            patch,
+            float(vision.layer_norm_eps),
+            str(vision.hidden_act),
+        )
+
+    def metadata(self, projector: str, text_width: int) -> dict[str, Value]:
+        """Keys that tools/mtmd/clip.cpp reads of every tower, whose `projector` it calls so."""
+        return {
+            "general.type": "mmproj",
+            "clip.has_vision_encoder": True,
+            "clip.projector_type": projector,
+            "clip.use_gelu": self.activation in GELU,
+            "clip.use_silu": self.activation == "silu",
+            "clip.vision.image_size": self.side,
+            "clip.vision.patch_size": self.patch,
+            "clip.vision.embedding_length": self.width,
+            "clip.vision.feed_forward_length": self.ffn,
+            "clip.vision.block_count": self.blocks,
+            "clip.vision.projection_dim": text_width,
+            "clip.vision.attention.head_count": self.heads,
+            "clip.vision.attention.layer_norm_epsilon": self.epsilon,
+        }
+
+    def block_shapes(self, modules: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weight and bias of each of a block's `modules` (its name -> norm | square | up | down)."""
+        square = (self.width, self.width)
+        shapes = {"norm": (self.width,), "square": square, "up": (self.ffn, self.width), "down": (self.width, self.ffn)}
+        found: dict[str, tuple[int, ...]] = {}
+        for module, kind in modules.items():
+            found |= {f"{module}.weight": shapes[kind], f"{module}.bias": shapes[kind][:1]}
+        return found
+
+    def check(self, channels: int, merged: int = 1) -> None:
+        """Raises UnsupportedModelError for an activation that mtmd has not, or if pictures are not RGB, or no whole
+        number of `merged` x `merged` patches.
+        """
+        if self.activation not in GELU | {"quick_gelu", "silu"}:
+            raise UnsupportedModelError(
+                "the vision tower's activation must be GELU, quick GELU or SiLU", values=f"{self.activation!r}"
+            )
+        if channels != 3 or self.side % (self.patch * merged):
+            raise UnsupportedModelError(
+                "pictures must have three channels and a whole number of patches a side",
+                values=f"{channels} channels, {self.side} / {self.patch * merged} pixels",
+            )
 
 
 def siglip_blocks() -> dict[str, str]:
@@ -119,27 +187,6 @@ SIGLIP_NAMES = {
     for kind in ("weight", "bias")
 }
 """Those blocks' tensors -> clip.cpp's names (tools/mtmd/clip-impl.h)."""
-
-
-def tower_metadata(
-    vision: Any, text_width: int, projector: str, *, image_size: int, patch_size: int, blocks: int
-) -> dict[str, Value]:
-    """Keys that tools/mtmd/clip.cpp reads of every tower."""
-    return {
-        "general.type": "mmproj",
-        "clip.has_vision_encoder": True,
-        "clip.projector_type": projector,
-        "clip.use_gelu": vision.hidden_act in GELU,
-        "clip.use_silu": vision.hidden_act == "silu",
-        "clip.vision.image_size": image_size,
-        "clip.vision.patch_size": patch_size,
-        "clip.vision.embedding_length": int(vision.hidden_size),
-        "clip.vision.feed_forward_length": int(vision.intermediate_size),
-        "clip.vision.block_count": blocks,
-        "clip.vision.projection_dim": text_width,
-        "clip.vision.attention.head_count": int(vision.num_attention_heads),
-        "clip.vision.attention.layer_norm_epsilon": float(vision.layer_norm_eps),
-    }
 
 
 def image_processor(folder: Path, *needed: str) -> Any:
@@ -172,24 +219,11 @@ def normalisation(images: Any) -> dict[str, Value]:
     }
 
 
-def check_activations(vision: Any, projector_act: str | None = None) -> None:
+def check_projector(activation: str) -> None:
     """Raises UnsupportedModelError for an activation that mtmd has not."""
-    if vision.hidden_act not in GELU | {"quick_gelu", "silu"}:
+    if activation not in GELU:
         raise UnsupportedModelError(
-            "the vision tower's activation must be GELU, quick GELU or SiLU", values=f"{vision.hidden_act!r}"
-        )
-    if projector_act is not None and projector_act not in GELU:
-        raise UnsupportedModelError(
-            "the projector's activation must be GELU", values=f"projector_hidden_act={projector_act!r}"
-        )
-
-
-def check_patches(vision: Any, image_size: int, patch_size: int, merged: int = 1) -> None:
-    """Raises UnsupportedModelError if pictures are not RGB, or no whole number of `merged` x `merged` patches."""
-    if int(getattr(vision, "num_channels", 3)) != 3 or image_size % (patch_size * merged):
-        raise UnsupportedModelError(
-            "pictures must have three channels and a whole number of patches a side",
-            values=f"{vision.num_channels} channels, {image_size} / {patch_size * merged} pixels",
+            "the projector's activation must be GELU", values=f"projector_hidden_act={activation!r}"
         )
 
 

@@ -14,14 +14,11 @@ from pruning.cutting.gguf.vision_parts import (
     POSITIONS,
     SIGLIP_NAMES,
     Named,
+    Tower,
     VisionPart,
-    block_shapes,
-    check_activations,
-    check_patches,
     image_processor,
     normalisation,
     siglip_blocks,
-    tower_metadata,
 )
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import UnsupportedModelError
@@ -54,10 +51,11 @@ def smolvlm_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
         CheckpointError: tensors or the image processor are missing, or not those of the config.
     """
     vision, merged = config.vision_config, int(config.scale_factor)
-    width, patch, side = int(vision.hidden_size), int(vision.patch_size), int(vision.image_size)
     text_width = int(config.get_text_config(decoder=True).hidden_size)
-    check_activations(vision)
-    check_patches(vision, side, patch, merged)
+    blocks = int(vision.num_hidden_layers)
+    sizes = Tower.of(vision, side=int(vision.image_size), patch=int(vision.patch_size), blocks=blocks)
+    sizes.check(int(vision.num_channels), merged)
+    width, patch = sizes.width, sizes.patch
     if merged < 2:
         raise UnsupportedModelError("patches must be merged", values=f"scale_factor={merged}")
     tower = Named({match[1]: name for name in stored if (match := _TOWER.match(name))}, stored)
@@ -65,19 +63,19 @@ def smolvlm_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.patch_embedding.weight": (width, 3, patch, patch),
         "embeddings.patch_embedding.bias": (width,),
-        "embeddings.position_embedding.weight": ((side // patch) ** 2, width),
+        "embeddings.position_embedding.weight": ((sizes.side // patch) ** 2, width),
         "post_layernorm.weight": (width,),
         "post_layernorm.bias": (width,),
     }
-    count = int(vision.num_hidden_layers)
+    of_blocks = sizes.block_shapes(siglip_blocks())
     tensors = [
         *tower.outer(_OUTER_TENSORS, shapes),
-        *tower.blocks("encoder.layers", SIGLIP_NAMES, block_shapes(vision, siglip_blocks()), count, wanted),
+        *tower.blocks("encoder.layers", SIGLIP_NAMES, of_blocks, blocks, wanted),
         connector.tensor("mm.model.fc.weight", _PROJECTION, (text_width, width * merged**2), wanted),
     ]
-    common = tower_metadata(vision, text_width, "idefics3", image_size=side, patch_size=patch, blocks=count)
-    tiles, notes = _tiles(folder, side)
-    return VisionPart({**common, "clip.vision.projector.scale_factor": merged, **tiles}, tuple(tensors), notes)
+    tiles, notes = _tiles(folder, sizes.side)
+    metadata = sizes.metadata("idefics3", text_width) | {"clip.vision.projector.scale_factor": merged, **tiles}
+    return VisionPart(metadata, tuple(tensors), notes)
 
 
 def _tiles(folder: Path, side: int) -> tuple[dict[str, Value], tuple[str, ...]]:

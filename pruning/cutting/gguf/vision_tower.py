@@ -10,6 +10,7 @@ from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_internvl import internvl_vision
 from pruning.cutting.gguf.vision_llava import llava_vision
 from pruning.cutting.gguf.vision_parts import VisionPart
+from pruning.cutting.gguf.vision_qwen2vl import qwen2vl_vision
 from pruning.cutting.gguf.vision_smolvlm import smolvlm_vision
 from pruning.cutting.gguf.writer import GgufFile
 from pruning.errors import UnsupportedModelError
@@ -22,7 +23,7 @@ _OTHERS = {
     "llava_onevision": ", which cuts pictures into tiles and scales their features down",
     "vipllava": ", whose projector has a norm",
 }
-FAMILIES = ("llava", "smolvlm", "idefics3", "internvl")
+FAMILIES = ("llava", "smolvlm", "idefics3", "internvl", "qwen2_vl", "qwen2_5_vl")
 """`model_type` of checkpoints whose vision part can be exported."""
 
 
@@ -47,6 +48,8 @@ def _part(
         return llava_vision(folder, config, stored, wanted, class_token)
     if kind in ("smolvlm", "idefics3"):
         return smolvlm_vision(folder, config, stored, wanted)
+    if kind in ("qwen2_vl", "qwen2_5_vl"):
+        return qwen2vl_vision(folder, config, stored, wanted)
     if kind == "internvl":
         return internvl_vision(folder, config, stored, wanted, class_token)
     raise UnsupportedModelError(

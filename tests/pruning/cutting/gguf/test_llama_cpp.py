@@ -332,9 +332,17 @@ def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]
     assert np.abs(expected[1:] - found[:-1]).max() < 2e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["SmolVLM", "SmolVLM2", "InternVL3"])
-def test_features_of_the_hubs_other_families(tmp_path: Path, name: str) -> None:
-    """A picture of one tile. InternVL's class token comes last, and nothing is lost by it."""
+@pytest.mark.parametrize(
+    ("name", "height", "width", "tokens"),
+    [
+        ("SmolVLM", 32, 32, 4),  # one tile
+        ("SmolVLM2", 32, 32, 4),
+        ("InternVL3", 32, 32, 4),  # whose class token comes last: nothing is lost by it
+        ("Qwen2-VL", 48, 80, 15),
+        ("Qwen2.5-VL", 128, 176, 88),  # of several windows
+    ],
+)
+def test_features_of_the_hubs_other_families(tmp_path: Path, name: str, height: int, width: int, tokens: int) -> None:
     from benchmarks.mtmd import SeeingModel
 
     def build(family: str) -> PreTrainedModel:
@@ -346,14 +354,18 @@ def test_features_of_the_hubs_other_families(tmp_path: Path, name: str) -> None:
 
     folder, files = save_hub_folder(tmp_path / "m", name, build=build), (tmp_path / "a.gguf", tmp_path / "b.gguf")
     export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    pixels = load_processor(folder).image_processor(picture, return_tensors="pt").pixel_values
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = load_processor(folder).image_processor
+    if "Qwen" in name:
+        images.size = {"shortest_edge": 256, "longest_edge": 10**6}  # as the picture is
+    inputs = images(picture, return_tensors="pt")
+    grid = {"image_grid_thw": inputs.image_grid_thw} if "Qwen" in name else {}
     with torch.inference_mode():
         seen: Any = load_model(folder, dtype=torch.float32)
-        expected = torch.cat(list(seen.model.get_image_features(pixels).pooler_output)).numpy()
-    with SeeingModel(*files, context_length=64) as seeing:
+        expected = torch.cat(list(seen.model.get_image_features(inputs.pixel_values, **grid).pooler_output)).numpy()
+    with SeeingModel(*files, context_length=128) as seeing:
         found = seeing.features(picture)
-    assert found.shape == expected.shape == (4, 32)
+    assert found.shape == expected.shape == (tokens, 32)
     assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
 
 

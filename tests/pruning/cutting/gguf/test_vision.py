@@ -216,6 +216,47 @@ def test_an_internvl_that_mtmd_would_compute_otherwise(tmp_path: Path, changed: 
         export(folder, tmp_path)
 
 
+def test_a_qwen2_vl(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Qwen2-VL")
+    made, fields, tensors = export(folder, tmp_path)
+    source = {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tower = {name.rpartition("visual.")[2]: tensor for name, tensor in source.items() if "visual." in name}
+    assert (fields["clip.projector_type"], fields["clip.vision.feed_forward_length"]) == ("qwen2vl_merger", 32)
+    assert "clip.vision.n_wa_pattern" not in fields
+    for frame, name in enumerate(("v.patch_embd.weight", "v.patch_embd.weight.1")):
+        assert np.array_equal(tensors[name], tower["patch_embed.proj.weight"][:, :, frame])
+    for third, name in enumerate(("attn_q", "attn_k", "attn_v")):
+        rows = slice(16 * third, 16 * (third + 1))
+        assert np.array_equal(tensors[f"v.blk.1.{name}.weight"], tower["blocks.1.attn.qkv.weight"][rows])
+        assert np.array_equal(tensors[f"v.blk.1.{name}.bias"], tower["blocks.1.attn.qkv.bias"][rows])
+    assert np.array_equal(tensors["mm.2.weight"], tower["merger.mlp.2.weight"])
+    assert any("image processor 1 to 4: run it with --image-min-tokens 1 --image-max-tokens 4" in x for x in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"fullatt_block_indexes": [0, 1]}, None),
+        ({"fullatt_block_indexes": [1]}, None),
+        ({"fullatt_block_indexes": [0]}, r"fullatt_block_indexes=\[0\] of 2 blocks"),
+        ({"fullatt_block_indexes": []}, r"fullatt_block_indexes=\[\]"),
+        ({"window_size": 64}, "window_size=64"),
+        ({"hidden_act": "relu"}, "'relu'"),
+    ],
+)
+def test_windows_of_a_qwen2_5_vl(tmp_path: Path, changed: dict[str, Any], reason: str | None) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Qwen2.5-VL")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= changed
+    (folder / "config.json").write_text(json.dumps(config))
+    if reason is None:
+        fields = export(folder, tmp_path)[1]
+        assert fields["clip.vision.n_wa_pattern"] == {2: 1, 1: 2}[len(changed["fullatt_block_indexes"])]
+        return
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+
+
 def test_an_activation_that_mtmd_has_not(tmp_path: Path) -> None:
     folder = save_llava(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
