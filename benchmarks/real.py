@@ -31,7 +31,7 @@ from benchmarks.gguf import last_logits
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
 from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, begun_answers, write_split
-from benchmarks.real_figures import METHODS, SEARCHES, comparison_figures, rows_of, seconds_of
+from benchmarks.real_figures import METHODS, SEARCHES, comparison_figures, expectation_figures, rows_of, seconds_of
 from benchmarks.real_picture import draw_real
 from benchmarks.steps import Steps, alone_in, say
 from mcts.settings import SearchMethod
@@ -130,6 +130,7 @@ class Run:
         files = self._answer()
         scan = self._search_and_train(files)
         rows, figures = self._compare(files, scan)
+        figures |= self._expectations(rows)
         pruned = self._apply()
         figures |= self._evaluate(files, pruned)
         figures |= self._export(pruned)
@@ -196,6 +197,16 @@ class Run:
         share = scan / (scan + self._own_evaluations() * len(SEARCHED))
         rows = rows_of(plans, SEARCHED, seconds_of(spent, share), own.seed)
         return rows, {"scan_evaluations": scan, **comparison_figures(rows, SEARCHED, UNSEARCHED)}
+
+    def _expectations(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Whether the predictor's plans are what it says of them; adds its words to its `rows`."""
+        command = ["plan", "--model", MODEL_ID, "--method", Method.LOP.value, "--database", self._database]
+        for row in rows:
+            if row["method"] == Method.LOP:
+                sparsity = f"{row['sparsity']:g}"
+                plan = self._steps.lop(f"plan {sparsity}", *command, "--sparsity", sparsity).document
+                row["predicted"] = plan["predicted"]
+        return expectation_figures(rows)
 
     def _apply(self) -> Path:
         """The folder of the checkpoint that the predictor's plan leaves."""

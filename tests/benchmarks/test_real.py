@@ -12,7 +12,14 @@ import pytest
 
 from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, PROMPTS, SELECTION, VALIDATION, begun_answers, split, write_split
-from benchmarks.real_figures import METHODS, comparison_figures, geomean_vs_best_other, rows_of, seconds_of
+from benchmarks.real_figures import (
+    METHODS,
+    comparison_figures,
+    expectation_figures,
+    geomean_vs_best_other,
+    rows_of,
+    seconds_of,
+)
 from benchmarks.real_picture import draw_real
 from benchmarks.steps import Steps, alone_in
 from pruning.data.conversations import load_conversations
@@ -110,6 +117,18 @@ def test_rows_say_everything_and_what_is_missing_is_named() -> None:
     assert figures["missing_rows"] == ["shortgpt at 0.2"]
     assert figures["validation_geomean_vs_best_other"] == 1.0
     assert figures["lop_unsearched_geomean_vs_best_other"] == 0.5
+
+
+def test_expectations_are_held_against_what_was_measured() -> None:
+    def row(kl: float, agreement: float, low: float, high: float) -> dict[str, Any]:
+        predicted = {"quality": 2 * kl, "interval": [low, high], "agreement_interval": [0.5, 0.6]}
+        return {"kl": kl, "agreement": agreement, "exact_match": 0.0, "predicted": predicted}
+
+    rows = [row(0.1, 0.55, 0.1, 0.2), row(0.3, 0.7, 0.1, 0.2), {"kl": 9.0}]
+    found = expectation_figures(rows)
+    assert found.pop("lop_bias_kl") == pytest.approx(0.5)
+    assert found == {"lop_coverage_kl": 0.5, "lop_coverage_accuracy": None, "lop_coverage_agreement": 0.5}
+    assert set(expectation_figures([]).values()) == {None}
 
 
 def test_a_method_takes_the_seconds_of_all_its_commands() -> None:
