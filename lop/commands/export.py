@@ -46,8 +46,8 @@ def gguf(
     mmproj: Annotated[
         Path | None,
         typer.Option(
-            help="New file for the vision tower and projector (model_type llava, smolvlm, idefics3, internvl). "
-            "Default: the language model only."
+            help="New file for the vision tower and projector, of the families that llama.cpp sees with as transformers "
+            "does (LLaVA-1.5, SmolVLM, InternVL, Qwen2-VL, Qwen2.5-VL). Default: the language model only."
         ),
     ] = None,
     context: Annotated[
@@ -78,8 +78,9 @@ def gguf(
 ) -> None:
     """Write GGUF files for llama.cpp, Ollama, LM Studio and others. Needs the gguf extra.
 
-    Layers of different widths and heads are kept as they are (architecture `deci`). What llama.cpp would compute
-    otherwise is refused, by name. With llama-cpp-python installed, it is asked how it encodes text, before anything is
+    Layers of different widths and heads are kept as they are where llama.cpp can (architecture `deci`), and filled up
+    with zeros where it gives all layers one size (`qwen2vl`, `qwen3`). What it would compute otherwise is refused, by
+    name. With llama-cpp-python installed, it is asked how it encodes text, before anything is
     written.
 
     Then: `llama-cli -m OUT -p "..."`, or with pictures
