@@ -46,7 +46,7 @@ def gguf(
     mmproj: Annotated[
         Path | None,
         typer.Option(
-            help="New file for the vision tower and projector, of the families that llama.cpp sees with as transformers "
+            help="New file for the vision tower and projector, of families that llama.cpp sees with as transformers "
             "does (LLaVA-1.5, SmolVLM, InternVL, Qwen2-VL, Qwen2.5-VL). Default: the language model only."
         ),
     ] = None,
@@ -80,8 +80,7 @@ def gguf(
 
     Layers of different widths and heads are kept as they are where llama.cpp can (architecture `deci`), and filled up
     with zeros where it gives all layers one size (`qwen2vl`, `qwen3`). What it would compute otherwise is refused, by
-    name. With llama-cpp-python installed, it is asked how it encodes text, before anything is
-    written.
+    name. With llama-cpp-python installed, it is asked how it encodes text, before anything is written.
 
     Then: `llama-cli -m OUT -p "..."`, or with pictures
     `llama-mtmd-cli -m OUT --mmproj MMPROJ --image picture.png -p "..."`.

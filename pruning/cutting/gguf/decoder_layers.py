@@ -4,7 +4,8 @@ A layer of which a plan left nothing is not written: those behind it move up. At
 no heads, which llama.cpp's `deci` architecture reads and passes by, with two exceptions (src/models/deci.cpp and
 src/llama-model.cpp). It takes the head size of all layers from the first one, if that has heads; and it loses what the
 attention of a layer without an FFN adds. There a stand-in of zeros is written, one head or `STAND_IN_CHANNELS`
-channels: it adds exactly nothing.
+channels: it adds exactly nothing. Architectures that give all layers one size get layers filled up with zeros
+(`layouts`).
 """
 
 from collections.abc import Mapping, Sequence
