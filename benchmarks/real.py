@@ -2,8 +2,8 @@
 
 The model answers some 300 prompts itself; a sixth of them is for validation, a sixth for the searches (the first
 `--conversations`), the rest for rankings and statistics. Then: `lop model add`, `measure`, three searches, `train`,
-`compare` of all methods on validation, at the targets that were searched and at three that were not; one predicted
-plan is applied, evaluated and exported, and llama.cpp is asked for next tokens beside PyTorch. All searches may score
+`compare` of all methods on validation, at the targets that were searched and at three that were not; predicted plans'
+intervals are held against that; one of these plans is applied, evaluated and exported, and llama.cpp is asked for next tokens beside PyTorch. All searches may score
 equally many configurations a target; the one-layer scan of the tree search counts, shared among its targets.
 
 What it costs, on two cores without AVX-512, where a thousand real tokens of one evaluation take about two seconds and a
@@ -205,6 +205,8 @@ class Run:
             if row["method"] == Method.LOP:
                 sparsity = f"{row['sparsity']:g}"
                 plan = self._steps.lop(f"plan {sparsity}", *command, "--sparsity", sparsity).document
+                if plan["plan_id"] != row["plan_id"]:
+                    raise RuntimeError(f"lop plan at {sparsity} is another than lop compare measured")
                 row["predicted"] = plan["predicted"]
         return expectation_figures(rows)
 

@@ -36,6 +36,7 @@ def rows_of(
             "seed": seed,
             "searched": plan["sparsity"] in searched,
             "achieved_sparsity": plan["achieved_sparsity"],
+            "plan_id": plan["plan_id"],
             "kl": plan["kl"],
             "agreement": plan.get("agreement"),
             "nll": plan["nll"],
@@ -96,20 +97,22 @@ def comparison_figures(rows: Sequence[Row], searched: Sequence[float], unsearche
 _EXPECTED = (
     ("kl", "kl", "interval"),
     ("accuracy", "exact_match", "accuracy_interval"),
-    ("agreement",) * 2 + ("agreement_interval",),
+    ("agreement", "agreement", "agreement_interval"),
 )
 """A figure's name, what a row calls it when it was measured, and what a plan calls its interval."""
 
 
 def expectation_figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Of the rows with a plan's `predicted`: the share whose 90% interval holds what was measured, of each figure, and
-    the geometric mean of measured over predicted KL.
+    """Of the rows with a plan's `predicted`: the share whose 90% interval holds what was measured, of each figure (None
+    where no plan has one); their number, which is small, and all are measured on the same conversations; and the
+    geometric mean of measured over predicted KL.
     """
     own = [row for row in rows if "predicted" in row]
     found: dict[str, Any] = {}
     for name, measured, interval in _EXPECTED:
         pairs = [(row[measured], row["predicted"].get(interval)) for row in own]
-        held = [low <= value <= high for value, (low, high) in ((v, i) for v, i in pairs if i is not None)]
+        held = [low <= value <= high for value, (low, high) in ((v, i) for v, i in pairs if None not in (v, i))]
         found[f"lop_coverage_{name}"] = sum(held) / len(held) if held else None
+    found["lop_covered_plans"] = len(own)
     found["lop_bias_kl"] = geometric_mean(row["kl"] / row["predicted"]["quality"] for row in own) if own else None
     return found

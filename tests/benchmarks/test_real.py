@@ -41,6 +41,7 @@ def plan(method: str, sparsity: float, kl: float, **more: Any) -> dict[str, Any]
     return {
         **row(method, sparsity, kl),
         "achieved_sparsity": sparsity,
+        "plan_id": f"{method} {sparsity}",
         "nll": 1,
         "accuracy": 0,
         "filled_up": False,
@@ -125,10 +126,16 @@ def test_expectations_are_held_against_what_was_measured() -> None:
         return {"kl": kl, "agreement": agreement, "exact_match": 0.0, "predicted": predicted}
 
     rows = [row(0.1, 0.55, 0.1, 0.2), row(0.3, 0.7, 0.1, 0.2), {"kl": 9.0}]
+    rows.append({**row(0.2, 0.5, 0.1, 0.2), "agreement": None})
     found = expectation_figures(rows)
     assert found.pop("lop_bias_kl") == pytest.approx(0.5)
-    assert found == {"lop_coverage_kl": 0.5, "lop_coverage_accuracy": None, "lop_coverage_agreement": 0.5}
-    assert set(expectation_figures([]).values()) == {None}
+    assert found == {
+        "lop_coverage_kl": pytest.approx(2 / 3),
+        "lop_coverage_accuracy": None,
+        "lop_coverage_agreement": 0.5,
+        "lop_covered_plans": 3,
+    }
+    assert set(expectation_figures([]).values()) == {None, 0}
 
 
 def test_a_method_takes_the_seconds_of_all_its_commands() -> None:
