@@ -2,9 +2,10 @@
 
 The model answers some 300 prompts itself; a sixth of them is for validation, a sixth for the searches (the first
 `--conversations`), the rest for rankings and statistics. Then: `lop model add`, `measure`, three searches, `train`,
-`compare` of all methods on validation, at the targets that were searched and at three that were not; predicted plans'
-intervals are held against that; one of these plans is applied, evaluated and exported, and llama.cpp is asked for next tokens beside PyTorch. All searches may score
-equally many configurations a target; the one-layer scan of the tree search counts, shared among its targets.
+`compare` of all methods on validation, at the targets that were searched and at three that were not; the intervals of
+predicted plans are held against that; one of these plans is applied, evaluated and exported, and llama.cpp is asked for
+next tokens beside PyTorch. All searches may score equally many configurations a target; the one-layer scan of the tree
+search counts, shared among its targets.
 
 What it costs, on two cores without AVX-512, where a thousand real tokens of one evaluation take about two seconds and a
 conversation has about 75 tokens: an evaluation of 16 conversations 2.4 s; the scan, 30 layers x 4 widths below the
