@@ -60,8 +60,9 @@ class SeeingModel:
         llama_cpp.llama_model_free(self._model)
 
     def features(self, picture: npt.NDArray[np.uint8]) -> Float32Array:
-        """[patches, hidden_size] what the projector makes of a picture uint8 [H, W, 3]."""
+        """[tokens, hidden_size] what the projector makes of a picture uint8 [H, W, 3]: of all its tiles, in order."""
         chunks = self._chunks(self._marker(), picture)
+        tiles: list[Float32Array] = []
         for index in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
             chunk = mtmd_cpp.mtmd_input_chunks_get(chunks, index)
             if mtmd_cpp.mtmd_input_chunk_get_type(chunk) != mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE:
@@ -70,10 +71,11 @@ class SeeingModel:
                 raise ValueError("mtmd cannot encode the picture")
             rows = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
             pointer = mtmd_cpp.mtmd_get_output_embd(self._vision)
-            found: Float32Array = np.ctypeslib.as_array(pointer, (rows, self._hidden_size)).copy()
-            mtmd_cpp.mtmd_input_chunks_free(chunks)
-            return found
-        raise ValueError("mtmd made no image chunk")
+            tiles.append(np.ctypeslib.as_array(pointer, (rows, self._hidden_size)).copy())
+        mtmd_cpp.mtmd_input_chunks_free(chunks)
+        if not tiles:
+            raise ValueError("mtmd made no image chunk")
+        return np.concatenate(tiles)
 
     def answer(self, before: str, picture: npt.NDArray[np.uint8], after: str, *, max_tokens: int = 24) -> list[int]:
         """Token ids of the greedy answer to a prompt with a picture in it, up to a token that ends an answer."""

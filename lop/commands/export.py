@@ -47,7 +47,7 @@ def gguf(
         Path | None,
         typer.Option(
             help="New file for the vision tower and projector, of families that llama.cpp sees with as transformers "
-            "does (LLaVA-1.5, SmolVLM, InternVL, Qwen2-VL, Qwen2.5-VL). Default: the language model only."
+            "does (LLaVA-1.5, SmolVLM, Idefics3, InternVL, Qwen2-VL, Qwen2.5-VL). Default: the language model only."
         ),
     ] = None,
     context: Annotated[

@@ -110,4 +110,7 @@ def _runtimes(family: str, *, alike: bool) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
     if alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
-    return (*runtimes, *(["llama.cpp, by lop export gguf"] if family in LAYOUTS else []))
+    if layout := LAYOUTS.get(family):
+        filled = "" if alike or layout.per_layer else ", layers filled up to one size"
+        runtimes.append(f"llama.cpp, by lop export gguf{filled}")
+    return tuple(runtimes)

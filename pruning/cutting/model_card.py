@@ -132,7 +132,8 @@ def _how_to_load(family: str, *, sees: bool) -> Iterable[str]:
     yield "lop.register_transformers()"
     yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
     if family in LAYOUTS:
-        yield "- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`."
+        size = "" if LAYOUTS[family].per_layer else ", every layer filled up to the widest one's size"
+        yield f"- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`{size}."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
     yield "- vLLM: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."

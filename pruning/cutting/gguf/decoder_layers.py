@@ -42,6 +42,7 @@ _LAYER_TENSORS = {
 }
 """A layer's modules -> llama.cpp's names (src/llama-arch.cpp)."""
 
+_PROJECTIONS = frozenset(x for x in _LAYER_TENSORS if x.endswith("_proj"))
 _ROTARY = ("self_attn.q_proj", "self_attn.k_proj")
 
 
@@ -128,6 +129,11 @@ def exported_layers(
             values=f"all {len(dense)} layers skip it",
         )
     prefix, names = _decoder_names(stored, len(dense))
+    if layout.all_heads and int(text.num_attention_heads) * head_dim != int(text.hidden_size):
+        raise UnsupportedModelError(
+            f"heads must span the hidden size in llama.cpp's {layout.name} architecture",
+            values=f"{text.num_attention_heads} heads of {head_dim} values, a hidden size of {text.hidden_size}",
+        )
     kept: list[tuple[int, LayerUnits]] = []
     for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
         _check_modules(layer.index, names[layer.index], text, {Sublayer.FFN: width, Sublayer.ATTENTION: groups}, layout)
@@ -141,7 +147,10 @@ def exported_layers(
     ]
     hidden = int(text.hidden_size)
     for exported in found:
-        for module, shape in exported.kept.shapes(hidden, head_dim).items():
+        shapes = exported.kept.shapes(hidden, head_dim)
+        if exported.kept.heads:
+            shapes |= dict.fromkeys(layout.modules, (head_dim,))
+        for module, shape in shapes.items():
             check_shape(stored, exported.names[f"{module}.weight"], shape)
             if bias := exported.names.get(f"{module}.bias"):
                 check_shape(stored, bias, shape[:1])
@@ -200,7 +209,8 @@ def _filled_up_notes(layers: Sequence[ExportedLayer], layout: Layout) -> tuple[s
     )
     return (
         f"llama.cpp gives all layers of {layout.name} one FFN width and one number of heads: {of} in the file are "
-        "zeros that fill layers up to the widest (plans of equal widths, --method uniform, need none)",
+        "zeros that fill layers up to the widest (plans of equal widths, --method uniform, need none of widths that "
+        f"are a multiple of {Q8_BLOCK})",
     )
 
 
@@ -234,10 +244,9 @@ def _check_modules(
     for module in modules:
         if f"{module}.weight" not in names:
             raise CheckpointError("every layer must have all of its tensors", values=f"layer {layer}: no {module}")
-    known = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
-    strange = sorted(set(names) - set(known))
-    strange += [name for name in names if name.endswith("layernorm.bias")]
-    if strange:
+    biased = _PROJECTIONS if layout.biased is None else layout.biased
+    known = {f"{x}.weight" for x in modules} | {f"{x}.bias" for x in modules if x in biased}
+    if strange := sorted(set(names) - known):
         raise UnsupportedModelError(
             f"every tensor of a layer must have its place in llama.cpp's {layout.name or 'deci'} architecture",
             values=f"layer {layer} has {strange[0]}",

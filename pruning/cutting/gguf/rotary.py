@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 STATIC_SCALINGS = ("default", "linear", "llama3", "yarn")
-"""Scalings whose frequencies are the same for every prompt; `dynamic` and `longrope` choose theirs by its length."""
+"""Scalings whose frequencies are the same for every prompt; `longrope` chooses its by the length, and
+`dynamic` past the length that the model was made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def rotary_of(text: "PreTrainedConfig", head_dim: int, layout: Layout) -> Rotary
             f"llama.cpp's {layout.name or 'deci'} architecture has them",
             values=f"mrope_section={sections} (M-RoPE)",
         )
+    if kind == "dynamic":
+        kind = "default"  # which it is up to `max_position_embeddings`, and an export's context ends there
     if kind != "default" and not layout.scales_rotary:
         raise UnsupportedModelError(
             f"rotary embeddings must not be scaled in llama.cpp's {layout.name} architecture",

@@ -98,7 +98,21 @@ def internvl_vision(
             tensors.append(projector.tensor(f"mm.model.mlp.{number}.{kind}", f"{module}.{kind}", shape, wanted))
     metadata = sizes.metadata("internvl", text_width) | {"clip.vision.projector.scale_factor": merged}
     metadata |= _tiles(folder, side)
-    return VisionPart(metadata, tuple(tensors), ())
+    return VisionPart(metadata, tuple(tensors), _notes(class_token, int(metadata["clip.vision.preproc_max_tiles"])))
+
+
+def _notes(class_token: ClassToken, most_tiles: int) -> tuple[str, ...]:
+    notes = []
+    if class_token is ClassToken.FIRST:
+        notes.append(
+            "the vision part is for a llama.cpp that puts InternVL's class token first; in others (all known ones) "
+            "every patch gets its neighbour's position: export it without --class-token first for them"
+        )
+    if most_tiles == 1:
+        notes.append(
+            "llama.cpp shows a picture as tiles and as a whole, also where this folder's image processor cuts no tiles"
+        )
+    return tuple(notes)
 
 
 def _check_representable(config: "PreTrainedConfig", vision: Any) -> None:

@@ -1,6 +1,7 @@
 """What the vision parts of all families share: names in the file, blocks of a transformer, the image processor."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,17 +153,18 @@ class Tower:
         return found
 
     def check(self, channels: int, merged: int = 1) -> None:
-        """Raises UnsupportedModelError for an activation that mtmd has not, or if pictures are not RGB, or no whole
-        number of `merged` x `merged` patches.
+        """Raises UnsupportedModelError for an activation that mtmd has not, or if pictures are not RGB, or their
+        patches cannot be merged `merged` x `merged`.
         """
         if self.activation not in GELU | {"quick_gelu", "silu"}:
             raise UnsupportedModelError(
                 "the vision tower's activation must be GELU, quick GELU or SiLU", values=f"{self.activation!r}"
             )
-        if channels != 3 or self.side % (self.patch * merged):
+        # A rest of pixels that is no whole patch is left out, there and here: 384 pixels are 27 patches of 14.
+        if channels != 3 or (self.side // self.patch) % merged:
             raise UnsupportedModelError(
-                "pictures must have three channels and a whole number of patches a side",
-                values=f"{channels} channels, {self.side} / {self.patch * merged} pixels",
+                "pictures must have three channels, and patches a side that can be merged",
+                values=f"{channels} channels, {self.side // self.patch} patches a side, merged by {merged}",
             )
 
 
@@ -190,10 +192,16 @@ SIGLIP_NAMES = {
 
 
 def image_processor(folder: Path, *needed: str) -> Any:
-    """The image processor of the checkpoint in `folder`; raises CheckpointError if it lacks a setting of `needed`."""
+    """The image processor of the checkpoint in `folder`, with what its processor always tells it.
+
+    Raises CheckpointError if it lacks a setting of `needed`.
+    """
     from pruning.checkpoints.loading import load_processor
 
-    images = load_processor(folder).image_processor
+    processor = load_processor(folder)
+    images = copy(processor.image_processor)
+    for name, value in (getattr(processor, "images_kwargs", None) or {}).items():
+        setattr(images, name, value)
     missing = [x for x in needed if getattr(images, x, None) is None]
     if missing:
         raise CheckpointError(

@@ -99,7 +99,7 @@ def _sizes(family: str, vision: Any) -> Tower:
 
 def _check_representable(family: str, vision: Any) -> dict[str, Value]:
     """The keys of windowed attention; raises UnsupportedModelError if mtmd's graph is not this model's."""
-    merged, frames = int(vision.spatial_merge_size), int(vision.temporal_patch_size)
+    merged, frames = vision.spatial_merge_size, vision.temporal_patch_size
     if (merged, frames) != (MERGED, FRAMES):
         raise UnsupportedModelError(
             "patches must be merged two by two, and of two frames",

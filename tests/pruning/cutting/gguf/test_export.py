@@ -303,7 +303,18 @@ class TestRefusals:
         ("changed", "reason"),
         [
             ({"hidden_act": "gelu"}, "activation must be silu"),
-            ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='dynamic'"),
+            (
+                {
+                    "rope_parameters": {
+                        "rope_type": "longrope",
+                        "rope_theta": 1e4,
+                        "short_factor": [1.0] * 4,
+                        "long_factor": [2.0] * 4,
+                        "original_max_position_embeddings": 1024,
+                    }
+                },
+                "rope_type='longrope'",
+            ),
             (
                 {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
                 "partial_rotary_factor=0.5",
@@ -317,6 +328,22 @@ class TestRefusals:
     ) -> None:
         edit_config(copy, **changed)
         refused(copy, tmp_path / "a.gguf", reason)
+
+    def test_dynamic_frequencies_are_the_plain_ones_up_to_the_models_own_length(
+        self, copy: Path, tmp_path: Path
+    ) -> None:
+        edit_config(copy, rope_parameters={"rope_type": "dynamic", "rope_theta": 5e4, "factor": 2.0})
+        export_gguf(copy, tmp_path / "a.gguf")
+        found = fields(tmp_path / "a.gguf")
+        assert (found["llama.rope.freq_base"], found["llama.context_length"]) == (5e4, 2048)
+        assert not [name for name in values(tmp_path / "a.gguf") if "rope" in name]
+
+    def test_norms_of_queries_of_another_size(self, tmp_path: Path) -> None:
+        folder = save_tiny_checkpoint(tmp_path / "m", "qwen3")
+        path = folder / "model.safetensors"
+        name = "model.layers.2.self_attn.q_norm.weight"
+        save_file({**load_file(path), name: torch.ones(8)}, path, metadata={"format": "pt"})
+        refused(folder, tmp_path / "a.gguf", r"q_norm.weight \[8\], should be \[16\]", CheckpointError)
 
     def test_a_sliding_window_unless_the_context_is_within_it(self, tmp_path: Path) -> None:
         folder = save_tiny_checkpoint(tmp_path / "m", "llava-mistral-window")

@@ -151,12 +151,32 @@ def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> N
     assert ("71% of FFN channels and 67% of heads" if family == "qwen2.5-vl" else "71% of FFN channels and 33%") in note
 
 
-def test_a_plan_of_equal_widths_needs_no_zeros(tmp_path: Path) -> None:
-    folder = save_tiny_checkpoint(tmp_path / "dense", "qwen3")
-    cut(folder, tmp_path / "cut", widths=[32] * 4, kv_groups=[1] * 4)
-    made = export_gguf(tmp_path / "cut", tmp_path / "a.gguf")
-    assert (made.architecture, made.notes) == ("qwen3", ())
-    assert (made.sizes.ffn_widths, made.sizes.kv_heads) == ((32,) * 4, (1,) * 4)
+@pytest.mark.parametrize(
+    ("family", "width", "groups", "of_file", "note"),
+    [
+        ("qwen3", 32, 1, (32, 1), None),
+        ("qwen3", 40, 1, (64, 1), "38% of FFN channels in the file"),
+        ("qwen2-vl", 32, 1, (32, 2), "50% of heads in the file"),  # which its heads must have
+    ],
+)
+def test_what_plans_of_equal_widths_are_filled_up_to(
+    tmp_path: Path, family: str, width: int, groups: int, of_file: tuple[int, int], note: str | None
+) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    expected = logits_of(cut(folder, tmp_path / "cut", widths=[width] * 4, kv_groups=[groups] * 4))
+    made = export_gguf(tmp_path / "cut", tmp_path / "a.gguf", tensor_type=TensorType.F32)
+    assert (set(made.sizes.ffn_widths), set(made.sizes.kv_heads)) == ({of_file[0]}, {of_file[1]})
+    assert [x for x in made.notes if "zeros" in x] == [x for x in made.notes if note is not None and note in x]
+    with LlamaRuntime(tmp_path / "a.gguf", context_length=64, exact_cache=True) as runtime:
+        assert np.abs(runtime.logits(TOKENS) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2.5-vl"])
+def test_biases_that_an_architecture_does_not_read(tmp_path: Path, family: str) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    cut(folder, tmp_path / "cut", compensates=True)
+    with pytest.raises(UnsupportedModelError, match=r"qwen.* architecture .*layer 0 has mlp\.down_proj\.bias"):
+        export_gguf(tmp_path / "cut", tmp_path / "a.gguf")
 
 
 def test_biases_that_a_plan_adds(tmp_path: Path) -> None:
@@ -333,16 +353,19 @@ def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]
 
 
 @pytest.mark.parametrize(
-    ("name", "height", "width", "tokens"),
+    ("name", "tile", "height", "width", "tokens"),
     [
-        ("SmolVLM", 32, 32, 4),  # one tile
-        ("SmolVLM2", 32, 32, 4),
-        ("InternVL3", 32, 32, 4),  # whose class token comes last: nothing is lost by it
-        ("Qwen2-VL", 48, 80, 15),
-        ("Qwen2.5-VL", 128, 176, 88),  # of several windows
+        ("SmolVLM", 32, 64, 96, 28),  # of six tiles and the whole
+        ("SmolVLM2", 34, 102, 68, 28),  # two pixels of each tile are no whole patch
+        ("InternVL3", 32, 32, 32, 4),  # whose class token comes last: nothing is lost by it
+        ("InternVL3", 32, 64, 96, 28),
+        ("Qwen2-VL", 0, 48, 80, 15),
+        ("Qwen2.5-VL", 0, 128, 176, 88),  # of several windows
     ],
 )
-def test_features_of_the_hubs_other_families(tmp_path: Path, name: str, height: int, width: int, tokens: int) -> None:
+def test_features_of_the_hubs_other_families(
+    tmp_path: Path, name: str, tile: int, height: int, width: int, tokens: int
+) -> None:
     from benchmarks.mtmd import SeeingModel
 
     def build(family: str) -> PreTrainedModel:
@@ -353,20 +376,31 @@ def test_features_of_the_hubs_other_families(tmp_path: Path, name: str, height: 
         return model
 
     folder, files = save_hub_folder(tmp_path / "m", name, build=build), (tmp_path / "a.gguf", tmp_path / "b.gguf")
+    settings = folder / "preprocessor_config.json"
+    if "Smol" in name:
+        splitting = {"do_image_splitting": True, "size": {"longest_edge": max(height, width)}}
+        edit(settings, **splitting, max_image_size={"longest_edge": tile})
+        vision = json.loads((folder / "config.json").read_text())["vision_config"]
+        edit(folder / "config.json", vision_config={**vision, "image_size": tile})
+    elif "Qwen" in name:
+        edit(settings, min_pixels=256, max_pixels=10**6)  # nothing is resized
     export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    images = load_processor(folder).image_processor
-    if "Qwen" in name:
-        images.size = {"shortest_edge": 256, "longest_edge": 10**6}  # as the picture is
-    inputs = images(picture, return_tensors="pt")
+    processor = load_processor(folder)
+    inputs = processor.image_processor(picture, return_tensors="pt", **getattr(processor, "images_kwargs", {}))
     grid = {"image_grid_thw": inputs.image_grid_thw} if "Qwen" in name else {}
     with torch.inference_mode():
         seen: Any = load_model(folder, dtype=torch.float32)
         expected = torch.cat(list(seen.model.get_image_features(inputs.pixel_values, **grid).pooler_output)).numpy()
     with SeeingModel(*files, context_length=128) as seeing:
         found = seeing.features(picture)
+    expected = expected.reshape(-1, 32)
     assert found.shape == expected.shape == (tokens, 32)
     assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
+
+
+def edit(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def features(

@@ -190,11 +190,13 @@ def test_an_internvl(tmp_path: Path) -> None:
     made, fields, tensors = export(folder, tmp_path)
     assert made.notes == ()
     assert fields["clip.projector_type"] == "internvl"
-    assert (fields["clip.vision.preproc_min_tiles"], fields["clip.vision.preproc_max_tiles"]) == (1, 1)
+    assert (fields["clip.vision.preproc_min_tiles"], fields["clip.vision.preproc_max_tiles"]) == (1, 12)
     assert tensors["v.class_embd"].shape == (16,)
     assert tensors["v.position_embd.weight"].shape == (17, 16)
     assert {"v.blk.1.ls2.weight", "v.blk.0.attn_q.bias", "v.post_ln.bias", "mm.model.mlp.3.weight"} <= set(tensors)
-    first = export(folder, tmp_path / "first", class_token=ClassToken.FIRST)[2]["v.position_embd.weight"]
+    others, _, of_others = export(folder, tmp_path / "first", class_token=ClassToken.FIRST)
+    assert any("class token first" in note for note in others.notes)
+    first = of_others["v.position_embd.weight"]
     assert np.array_equal(tensors["v.position_embd.weight"], np.roll(first, -1, axis=0))
     tiny_processor().save_pretrained(folder)
     with pytest.raises(CheckpointError, match="CLIPImageProcessorPil has no crop_to_patches"):
