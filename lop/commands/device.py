@@ -18,8 +18,8 @@ Url = Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask."
 DeviceId = Annotated[str, typer.Argument(metavar="ID", help="Id of a device (`lop device list`).")]
 
 STEADY = 0.05
-"""Later rounds of a measurement may take so much more or less time than earlier ones, as a fraction, before we warn: on
-a quiet machine halves of a minute differ by 1 to 2%."""
+"""Later rounds of a measurement may take so much more or less time than earlier ones, as a fraction, before we warn: a
+guess of what matters to who plans by these times."""
 
 
 @app.command("profile")
