@@ -31,9 +31,11 @@ from benchmarks.recovery_figures import figures
 from benchmarks.recovery_models import (
     CALIBRATION,
     MODEL,
+    NUM_TRAINING,
     PARADIGMS,
     RATIOS,
     VALIDATION,
+    first_of,
     ratio_models,
     searched_ffn_model,
     training_data,
@@ -51,6 +53,7 @@ STEPS = 150
 SMALL, ALL = 0.05, 1.0
 BEST = "sft+kd-hidden"
 LOSSES = ("sft", "kd-logits", "kd-hidden")
+_TRIAL_CONVERSATIONS = 24
 _CODE = ("lop.commands.recover",)
 
 Row = dict[str, Any]
@@ -66,10 +69,28 @@ class Bench:
         self._data: Path | None = None
 
     @property
+    def share(self) -> float:
+        """Of the minutes of a run that counts: less in a trial."""
+        return self.num_steps / STEPS
+
+    @property
     def data(self) -> Path:
         """All that there is to train on."""
-        self._data = self._data or training_data(self.work / "data")
+        self._data = self._data or training_data(self.work / "data", round(NUM_TRAINING * self.share))
         return self._data
+
+    @property
+    def selection(self) -> Path:
+        """The conversations that decide."""
+        return self._judged_on(CALIBRATION)
+
+    @property
+    def validation(self) -> Path:
+        """Those that only report."""
+        return self._judged_on(VALIDATION)
+
+    def _judged_on(self, source: Path) -> Path:
+        return source if self.share == 1 else first_of(source, _TRIAL_CONVERSATIONS, self.work / source.name)
 
     def recover(
         self,
@@ -83,7 +104,15 @@ class Bench:
         """One training; its row, with `facts`. The folder is removed unless it is to be kept."""
         out = self.work / f"recovered-{name}"
         command = ["recover", str(pruned), "--teacher", str(MODEL), "--data", str(data or self.data)]
-        command += ["--selection", str(CALIBRATION), "--validation", str(VALIDATION), "--out", str(out), *options]
+        command += [
+            "--selection",
+            str(self.selection),
+            "--validation",
+            str(self.validation),
+            "--out",
+            str(out),
+            *options,
+        ]
         document = self.steps.lop(f"recover {name}", *command, makes=None if keep else out).document
         row = {"name": name, **(facts or {}), **_short(document)}
         self.rows.append(row)
@@ -100,7 +129,7 @@ def _short(report: Row) -> Row:
 
 def corners(bench: Bench, ratios: tuple[float, ...]) -> None:
     """No recovery (what every report says of before), reconstruction, projector, and the best recipe on both shares."""
-    models = ratio_models(bench.work, bench.steps, ratios)
+    models = ratio_models(bench.work, bench.steps, ratios, bench.share)
     for ratio in ratios:
         for paradigm in PARADIGMS:
             facts = {"paradigm": paradigm, "ratio": ratio}
@@ -123,7 +152,7 @@ def corners(bench: Bench, ratios: tuple[float, ...]) -> None:
 def other_losses(bench: Bench) -> None:
     """At 30 and 60%."""
     ratios = (0.3, 0.6)
-    models = ratio_models(bench.work, bench.steps, ratios)
+    models = ratio_models(bench.work, bench.steps, ratios, bench.share)
     for ratio in ratios:
         for paradigm in PARADIGMS:
             for loss in LOSSES:
@@ -135,7 +164,7 @@ def other_losses(bench: Bench) -> None:
 def goal(bench: Bench) -> None:
     """Half of the FFN gone, ten minutes; then the same, shorter, killed on the way."""
     pruned = searched_ffn_model(bench.work, 0.5)
-    options = ("--mode", "full", "--minutes", "10")
+    options = ("--mode", "full", "--minutes", f"{10 * bench.share:g}")
     bench.recover("goal", pruned, *options, facts={"part": "goal"})
     for mode in ("projector", "lora", "full"):
         step = bench.steps.call(f"killed {mode}", [weights_sha256(pruned)], partial(_killed, bench, pruned, mode))
@@ -146,7 +175,7 @@ def _killed(bench: Bench, pruned: Path, mode: str) -> Row:
     """Whether a run that is killed with a saved state, and run again, ends with the bytes of one that is not."""
     folders = [bench.work / f"{which}-{mode}" for which in ("whole", "killed")]
     command = [sys.executable, "-m", "lop.cli", "recover", str(pruned), "--teacher", str(MODEL), "--mode", mode]
-    command += ["--data", str(CALIBRATION), "--steps", "40", "--json", "--out"]
+    command += ["--data", str(bench.selection), "--steps", "40", "--json", "--out"]
     reports = []
     for index, out in enumerate(folders):
         if out.exists():
@@ -167,8 +196,8 @@ def _killed(bench: Bench, pruned: Path, mode: str) -> Row:
 
 def runs_that_end_badly(bench: Bench) -> None:
     """Bad rates, useless data, what is recovered already, short runs by several seeds; and the control."""
-    models = ratio_models(bench.work, bench.steps, RATIOS)
-    wrong = with_wrong_answers(CALIBRATION, bench.work / "wrong.json")
+    models = ratio_models(bench.work, bench.steps, RATIOS, bench.share)
+    wrong = with_wrong_answers(bench.selection, bench.work / "wrong.json")
     short = ("--steps", str(max(1, bench.num_steps // 3)), "--mode", "full")
     for seed in range(3):
         base = models["ours", RATIOS[seed]]
@@ -198,7 +227,7 @@ def runs_that_end_badly(bench: Bench) -> None:
 
 def smollm2(bench: Bench) -> None:
     """Its own answers, LoRA, 30 minutes."""
-    bench.rows.append(recovered_smollm2(bench.work / "smollm2", bench.steps))
+    bench.rows.append(recovered_smollm2(bench.work / "smollm2", bench.steps, bench.share))
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

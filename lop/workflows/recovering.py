@@ -1,11 +1,14 @@
-"""Recovery from files: for `lop recover`."""
+"""Recovery from files: for `lop recover`, `lop apply --recover` and jobs."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning.data.conversations import Conversation
+    from pruning.planning.plan import PruningPlan
     from recovery.kinds import Kinds
     from recovery.recipe import Recipe
     from recovery.recover import Data, Ears
@@ -72,3 +75,29 @@ def recover_folder(
 
     bound = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
     return recover(pruned, teacher, data, recipe, out, device=compute_device(), cache_bytes=bound, ears=ears)
+
+
+def check_cut_and_recover(plan: "PruningPlan", dense: Path, recipe: "Recipe", out: Path, cut: Path) -> None:
+    """Check, before anything is written, that `plan` can be applied to `cut` and the result be trained into `out`.
+
+    Raises as `recovery.checks.check_planned`, and CheckpointError if `out` exists or there is no room for both folders.
+    """
+    from pruning.cutting.streaming.place import check_place, check_room
+    from recovery.checks import check_planned
+
+    check_place(out, source=dense)
+    check_planned(plan, dense, recipe)
+    size = plan.achieved.disk_bytes or plan.achieved.parameters * 4
+    check_room({out: size} if cut.is_dir() else {cut: size, out: size}, what="cut and recovered checkpoints")
+
+
+def cut_folder(out: Path, plan: "PruningPlan", dense: Path, *settings: object) -> Path:
+    """Where the checkpoint lies that is cut first and then recovered into `out`: beside that, until it is whole.
+
+    Its name says by which plan, of which weights and with which `settings` it was cut: another one's is never taken.
+    """
+    from pruning.atomic_file import beside
+    from pruning.checkpoints.headers import weights_sha256
+
+    what = json.dumps([plan.to_json(), weights_sha256(dense), *map(str, settings)])
+    return beside(out, f".cut-{hashlib.sha256(what.encode()).hexdigest()[:12]}")
