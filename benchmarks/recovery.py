@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import safe_open
 
 from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.recovery_figures import figures
@@ -54,6 +55,13 @@ SMALL, ALL = 0.05, 1.0
 BEST = "sft+kd-hidden"
 LOSSES = ("sft", "kd-logits", "kd-hidden")
 _TRIAL_CONVERSATIONS = 24
+_KILLED_STEPS = 40
+_SAVING_OFTEN = """
+import recovery.training
+from lop.cli import main
+recovery.training.STATE_SECONDS = 0.5
+main()
+"""
 _CODE = ("lop.commands.recover",)
 
 Row = dict[str, Any]
@@ -113,7 +121,9 @@ class Bench:
             str(out),
             *options,
         ]
-        document = self.steps.lop(f"recover {name}", *command, makes=None if keep else out).document
+        document = self.steps.lop(f"recover {name}", *command, makes=out).document
+        if not keep and out.exists():
+            shutil.rmtree(out)
         row = {"name": name, **(facts or {}), **_short(document)}
         self.rows.append(row)
         return row
@@ -172,26 +182,38 @@ def goal(bench: Bench) -> None:
 
 
 def _killed(bench: Bench, pruned: Path, mode: str) -> Row:
-    """Whether a run that is killed with a saved state, and run again, ends with the bytes of one that is not."""
+    """Whether a run that is killed in the middle, and run again, ends with the bytes of one that is not."""
     folders = [bench.work / f"{which}-{mode}" for which in ("whole", "killed")]
-    command = [sys.executable, "-m", "lop.cli", "recover", str(pruned), "--teacher", str(MODEL), "--mode", mode]
-    command += ["--data", str(bench.selection), "--steps", "40", "--json", "--out"]
-    reports = []
+    command = [sys.executable, "-c", _SAVING_OFTEN, "recover", str(pruned), "--teacher", str(MODEL), "--mode", mode]
+    command += ["--data", str(bench.selection), "--steps", str(_KILLED_STEPS), "--json", "--out"]
+    reports, was_killed = [], False
     for index, out in enumerate(folders):
         if out.exists():
             shutil.rmtree(out)
         if index:
             process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL)  # noqa: S603
             state = out.with_name(f".{out.name}.recovering") / STATE_NAME
-            while process.poll() is None and not state.is_file():
-                time.sleep(0.2)
-            time.sleep(5)  # it has begun to train: what it does from here is lost
+            while process.poll() is None and _steps_in(state) < _KILLED_STEPS // 4:
+                time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            was_killed = process.wait() == -signal.SIGKILL
         done = subprocess.run([*command, str(out)], check=True, stdout=subprocess.PIPE)  # noqa: S603
         reports.append(json.loads(done.stdout))
     files = [{p.name: p.read_bytes() for p in folder.glob("*.safetensors")} for folder in folders]
-    return {"mode": mode, "is_equal": files[0] == files[1], "peak_memory_bytes": reports[0]["peak_memory_bytes"]}
+    return {
+        "mode": mode,
+        "was_killed": was_killed,
+        "is_equal": files[0] == files[1],
+        "peak_memory_bytes": reports[0]["peak_memory_bytes"],
+    }
+
+
+def _steps_in(state: Path) -> int:
+    """That the saved state of a training has done; 0 while there is none."""
+    if not state.is_file():
+        return 0
+    with safe_open(state, framework="pt") as file:
+        return int(json.loads(file.metadata()["lop_recovery"])["step"])
 
 
 def runs_that_end_badly(bench: Bench) -> None:

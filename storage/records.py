@@ -1,6 +1,6 @@
 """What the repository hands out and takes in: frozen values, never live database rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final

@@ -53,9 +53,7 @@ class JobReporter:
         if self.signal is JobSignal.CONTINUE:
             self.signal = signal
 
-    def step(
-        self, done: int, total: int, stage: str, best: float | None = None, loss: float | None = None
-    ) -> None:
+    def step(self, done: int, total: int, stage: str, best: float | None = None, loss: float | None = None) -> None:
         """`done` of `total` steps of `stage` are done.
 
         Raises:
