@@ -2,15 +2,17 @@
 
 Every training is `lop recover` in a process of its own, of the same number of steps, and a step that is kept: kill the
 benchmark anywhere and run it again, and the training that was interrupted goes on from its last state. Validation
-conversations report and decide nothing. By estimate, on two cores that are not busy otherwise, a training takes two to
-three minutes:
+conversations report and decide nothing. By estimate, two cores that are not busy otherwise take four to five hours: a
+step of `full` is .66 s of one core's time, the dense model's pass .015 s a conversation, a score on the selection part
+2.2 s, what is around them 20 s (measured with 171 conversations and 8 steps), so a training takes 145 (5% of the data)
+to 185 such seconds:
 
-- `goal` (20 minutes): 50% of the FFN gone, a searched plan, ten minutes of training; killed and run again;
-- `corners` (75 minutes): all paradigms at 15 and 60%, the projector and the best recipe, on 5% and all of the data;
+- `goal` (25 minutes): 50% of the FFN gone, a searched plan, ten minutes of training; killed and run again;
+- `corners` (85 minutes): all paradigms at 15 and 60%, the projector and the best recipe, on 5% and all of the data;
 - `middle` (75 minutes): the same at 30 and 45%;
-- `losses` (90 minutes): the other losses, of all paradigms at 30 and 60%;
-- `worse` (60 minutes): runs that have every reason to end badly; the control with random weights;
-- `smollm2` (40 minutes).
+- `losses` (45 minutes): the other losses, of all paradigms at 30 and 60%;
+- `worse` (35 minutes): runs that have every reason to end badly; the control with random weights;
+- `smollm2` (60 minutes).
 """
 
 import json
@@ -54,7 +56,7 @@ STEPS = 150
 SMALL, ALL = 0.05, 1.0
 BEST = "sft+kd-hidden"
 LOSSES = ("sft", "kd-logits", "kd-hidden")
-_TRIAL_CONVERSATIONS = 24
+_TRIAL_CONVERSATIONS = 16
 _KILLED_STEPS = 40
 _SAVING_OFTEN = """
 import recovery.training
@@ -139,7 +141,7 @@ def _short(report: Row) -> Row:
 
 def corners(bench: Bench, ratios: tuple[float, ...]) -> None:
     """No recovery (what every report says of before), reconstruction, projector, and the best recipe on both shares."""
-    models = ratio_models(bench.work, bench.steps, ratios, bench.share)
+    models = ratio_models(bench.work, bench.steps, ratios, bench.selection, bench.share)
     for ratio in ratios:
         for paradigm in PARADIGMS:
             facts = {"paradigm": paradigm, "ratio": ratio}
@@ -162,7 +164,7 @@ def corners(bench: Bench, ratios: tuple[float, ...]) -> None:
 def other_losses(bench: Bench) -> None:
     """At 30 and 60%."""
     ratios = (0.3, 0.6)
-    models = ratio_models(bench.work, bench.steps, ratios, bench.share)
+    models = ratio_models(bench.work, bench.steps, ratios, bench.selection, bench.share)
     for ratio in ratios:
         for paradigm in PARADIGMS:
             for loss in LOSSES:
@@ -218,7 +220,7 @@ def _steps_in(state: Path) -> int:
 
 def runs_that_end_badly(bench: Bench) -> None:
     """Bad rates, useless data, what is recovered already, short runs by several seeds; and the control."""
-    models = ratio_models(bench.work, bench.steps, RATIOS, bench.share)
+    models = ratio_models(bench.work, bench.steps, RATIOS, bench.selection, bench.share)
     wrong = with_wrong_answers(bench.selection, bench.work / "wrong.json")
     short = ("--steps", str(max(1, bench.num_steps // 3)), "--mode", "full")
     for seed in range(3):

@@ -57,14 +57,14 @@ def training_data(folder: Path, count: int) -> Path:
 
 
 def ratio_models(
-    folder: Path, steps: Steps, ratios: Sequence[float], share: float = 1.0
+    folder: Path, steps: Steps, ratios: Sequence[float], calibration: Path, share: float = 1.0
 ) -> dict[tuple[str, float], Path]:
     """The pruned checkpoints by paradigm and ratio, made if they are not there; `share` of the evaluations."""
     database = f"sqlite:///{folder / 'lop.db'}"
     place = ("--database", database)
-    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(CALIBRATION), *place)
+    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(calibration), *place)
     searched = [x for ratio in RATIOS for x in ("-s", str(ratio))]
-    search = ("search", "--model", "reference", "--data", str(CALIBRATION), "--space", "all", *searched)
+    search = ("search", "--model", "reference", "--data", str(calibration), "--space", "all", *searched)
     steps.lop("search", *search, "--evaluations", str(max(6, round(_EVALUATIONS * share))), *place)
     found: dict[tuple[str, float], Path] = {}
     for ratio in ratios:
@@ -78,21 +78,21 @@ def ratio_models(
             steps.lop(f"apply {out.name}", *apply, makes=out)
             found[paradigm, ratio] = out
             solved = folder / f"{paradigm}-{ratio}-reconstructed"
-            steps.lop(f"apply {solved.name}", *apply[:-1], str(solved), "--reconstruct", str(CALIBRATION), makes=solved)
+            steps.lop(f"apply {solved.name}", *apply[:-1], str(solved), "--reconstruct", str(calibration), makes=solved)
         out = folder / f"widthwise-{ratio}"
         for is_solved in (False, True):
             path = out.with_name(f"{out.name}-reconstructed") if is_solved else out
-            steps.call(f"cut {path.name}", [str(ratio)], partial(cut_widthwise, ratio, path, is_solved))
+            steps.call(f"cut {path.name}", [str(ratio)], partial(cut_widthwise, ratio, calibration, path, is_solved))
         found["widthwise", ratio] = out
     return found
 
 
-def cut_widthwise(ratio: float, out: Path, solved: bool) -> dict[str, Any]:
+def cut_widthwise(ratio: float, calibration: Path, out: Path, solved: bool) -> dict[str, Any]:
     """Write the checkpoint, if it is not there; the share of the decoder that is gone."""
     from lop.workflows.reconstructing import reconstruction_on
 
     anatomy = read_anatomy(MODEL)
-    conversations = load_conversations(CALIBRATION)
+    conversations = load_conversations(calibration)
     statistics = measure_activations(MODEL, conversations)
     batches = make_batches(conversations[:_TAYLOR_CONVERSATIONS], load_processor(MODEL))
     taylor = measure_gradients(load_model(MODEL), batches)

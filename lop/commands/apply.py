@@ -3,6 +3,7 @@
 import shutil
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ from lop.commands.recovery_options import PANEL, RecoveryOptions, with_recovery_
 from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
     from pruning.data.conversations import Conversation
@@ -88,6 +91,7 @@ def apply(
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.reconstructing import summary_of, warnings_of
     from lop.workflows.recovering import check_cut_and_recover, cut_folder
+    from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
     from pruning.planning.plan import PruningPlan
@@ -119,7 +123,8 @@ def apply(
     warnings: list[str] = []
     solved: list[SolvedSite] = []
     if training is None or not target.is_dir():  # complete or absent: an interrupted command has cut it
-        _cut(model, document, kept, target, shard_bytes, base_model, loaded, solved, warnings)
+        cut = partial(prune_checkpoint, max_shard_size=shard_bytes, base_model=base_model)
+        _cut(cut, model, document, kept, target, loaded, solved, warnings)
     warnings += warnings_of(solved)
     if document.skips:
         warnings.append(_SKIPS)
@@ -150,24 +155,22 @@ def apply(
 
 
 def _cut(
+    cut: "Callable[..., Path]",
     model: Path,
     plan: "PruningPlan",
     ranking: "Ranking",
     out: Path,
-    shard_bytes: int,
-    base_model: str | None,
     conversations: "list[Conversation] | None",
     solved: "list[SolvedSite]",
     warnings: list[str],
 ) -> None:
-    """Cut, reconstructing on `conversations` if there are any; what was solved and is warned of is added to the lists.
+    """`cut` it, reconstructing on `conversations` if there are any; adds to `solved` and `warnings`.
 
     Interrupted, it says where to go on, and exits.
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from lop.workflows.reconstructing import reconstruction_on
-    from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.cutting.streaming.draft import draft_folder
     from pruning.cutting.streaming.solved import solved_folder
 
@@ -182,13 +185,11 @@ def _cut(
                     model, conversations, on_batch=stage("solving"), on_solved=solved.extend
                 )
                 on_bytes = stage("writing")
-            prune_checkpoint(
+            cut(
                 model,
                 plan,
                 ranking,
                 out,
-                max_shard_size=shard_bytes,
-                base_model=base_model,
                 reconstruction=reconstruction,
                 on_bytes=on_bytes,
                 on_warning=warnings.append,

@@ -48,14 +48,22 @@ def ears_of(reporter: JobReporter) -> "Ears":
     from recovery.training import Watcher
 
     best: float | None = None
+    last = (0, 0, 0.0)
+
+    def tell() -> None:
+        done, total, loss = last
+        reporter.step(done, total, "training", best, loss)
 
     def on_step(done: int, total: int, loss: float, _speed: float) -> None:
-        reporter.step(done, total, "training", best, loss)
+        nonlocal last
+        last = done, total, loss
+        tell()
 
     def on_scores(step: int, scores: "AnswerScores", is_best: bool) -> None:
         nonlocal best
         if is_best:
             best = scores.mean_kl
+            tell()
         _logger.info("step %d: KL %.4g, exact answers %.1f%%", step, scores.mean_kl, 100 * scores.accuracy)
 
     return Ears(

@@ -65,7 +65,8 @@ def test_interrupted_and_run_again_it_is_what_two_commands_give(
 ) -> None:
     out, twice = tmp_path / "out" / "recovered", tmp_path / "twice"
     apply = ("apply", "--plan", plan, "--model", cut.dense, "--out", out, "--recover", cut.data, *HOW, "--json")
-    take_step, steps = Training._take_step, []
+    take_step = Training._take_step
+    steps: list[int] = []
 
     def interrupted(self: Training, schedule: object, step: int) -> float | None:
         steps.append(step)
@@ -79,7 +80,7 @@ def test_interrupted_and_run_again_it_is_what_two_commands_give(
     assert f"the training is in {state_folder(out)}" in capsys.readouterr().err
     (kept,) = out.parent.glob(".recovered.cut-*")
     assert weights(kept) == weights(cut.pruned)
-    monkeypatch.setattr("pruning.cutting.prune_checkpoint.prune_checkpoint", None)  # it is not cut again
+    monkeypatch.setattr("pruning.cutting.prune_checkpoint.output_tensors", None)  # it is not cut again
     assert lop(monkeypatch, *apply) == 0
     assert steps[:5] == [0, 1, 2, 3, 3]
     printed = json.loads(capsys.readouterr().out)
