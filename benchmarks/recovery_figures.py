@@ -36,6 +36,7 @@ def figures(rows: Sequence[Row]) -> Row:
         str(ratio): {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]} for ratio in ours
     }
     found["directions"] = _directions(grid)
+    found["chosen_after_vs_before"] = None  # nothing chooses plans for after recovery yet
     worse = by_part.get("worse", [])
     if worse:
         ended = [row["name"] for row in worse if row["validation"]["accuracy_change"][1] < 0]
