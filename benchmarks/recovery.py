@@ -270,12 +270,18 @@ def main(
     results: Annotated[str, typer.Option(help="Name of the files in benchmarks/results.")] = "recovery",
 ) -> None:
     """Write results/recovery.json and .png, of the parts asked for and of those that are finished already."""
+    if unknown := set(parts or ()) - set(PARTS):
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     work = WORK if num_steps == STEPS else WORK.with_name(f"recovery-{num_steps}")
     with alone_in(work) as lock:
         bench = Bench(work, lock, num_steps)
-        for name in parts or PARTS:
+        for name, part in PARTS.items():
+            is_finished = work / f"{name}.finished"
+            if parts and name not in parts and not is_finished.is_file():
+                continue
             started = time.perf_counter()
-            PARTS[name](bench)
+            part(bench)  # of a part that is finished, all steps are read
+            is_finished.touch()
             say(f"part {name}: {time.perf_counter() - started:.0f} s")
         earlier = [step.code for step in bench.steps.finished.values()]
     summary = figures(bench.rows)
