@@ -24,22 +24,19 @@ def figures(rows: Sequence[Row]) -> Row:
     found: Row = {}
     for row in by_part.get("goal", ()):
         share = row["validation"]["after"]["percent_of_dense"]
-        found["reference_percent_of_dense"] = {
-            "before": percent(row, "before"),
-            "after": share["percent"],
-            "interval": share["interval"],
-            "holds": share["percent"] >= 95,
+        found |= {
+            "reference_percent_of_dense": share["percent"],
+            "reference_percent_interval": share["interval"],
+            "reference_percent_before": percent(row, "before"),
         }
     ours = {ratio: grid["ours", ratio, BEST, ALL] for ratio in BARS if ("ours", ratio, BEST, ALL) in grid}
-    found["at_15_30_45_60"] = {
-        str(ratio): {
-            "percent": percent(row),
-            "bar": BARS[ratio],
-            "of_paradigms": {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]},
-        }
-        for ratio, row in ours.items()
+    found["at_15_30_45_60"] = {str(ratio): percent(row) for ratio, row in ours.items()}
+    found["at_15_30_45_60_bars"] = {str(ratio): bar for ratio, bar in BARS.items()}
+    found["at_15_30_45_60_of_paradigms"] = {
+        str(ratio): {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]} for ratio in ours
     }
     found["directions"] = _directions(grid)
+    found["chosen_after_vs_before"] = None  # nothing chooses plans for after recovery yet
     worse = by_part.get("worse", [])
     if worse:
         ended = [row["name"] for row in worse if row["validation"]["accuracy_change"][1] < 0]
@@ -56,38 +53,44 @@ def figures(rows: Sequence[Row]) -> Row:
         found["smollm2_kl_ratio"] = row["kl_after"] / row["kl_before"]
     killed = by_part.get("killed", [])
     if killed:
-        found["killed_ends_equal"] = all(row["is_equal"] for row in killed)
+        found["killed_ends_equal"] = all(row["is_equal"] and row["was_killed"] for row in killed)
         found["peak_memory_bytes"] = {row["mode"]: row["peak_memory_bytes"] for row in killed}
     return found
 
 
 def _directions(grid: dict[tuple[str, float, str, float], Row]) -> Row:
-    """Each with the pairs of percents that it rests on, the one that should be higher first, and how often it is."""
+    """Each with the pairs of percents that it rests on, the one that should be higher first, and how often it is.
+
+    `found`: always; None where nothing was measured.
+    """
     ratios = sorted({ratio for _, ratio, _, _ in grid})
 
     def pairs(higher: tuple[str, str, float], lower: tuple[str, str, float], of: Iterable[float] = ratios) -> Row:
         keys = [tuple((p, r, how, data) for p, how, data in (higher, lower)) for r in of]
         both = [(grid[a], grid[b]) for a, b in keys if a in grid and b in grid]
+        times = sum(percent(a) > percent(b) for a, b in both)
         return {
+            "found": times == len(both) if both else None,
+            "times": times,
+            "of": len(both),
             "pairs": [[percent(a), percent(b)] for a, b in both],
             "intervals": [[x["validation"]["after"]["percent_of_dense"]["interval"] for x in pair] for pair in both],
-            "true": sum(percent(a) > percent(b) for a, b in both),
-            "of": len(both),
         }
 
     others = {
         loss: pairs(("ours", BEST, SMALL), ("ours", loss, SMALL))
         for loss in ("sft", "kd-logits", "kd-hidden", "projector")
     }
+    kept = {
+        f"{paradigm} {ratio}": percent(small) / percent(whole)
+        for paradigm in ("layerwise", "widthwise", "ours")
+        for ratio in ratios
+        if (small := grid.get((paradigm, ratio, BEST, SMALL))) and (whole := grid.get((paradigm, ratio, BEST, ALL)))
+        if percent(whole)
+    }
     return {
         "widthwise_beats_layerwise_with_5_percent": pairs(("widthwise", BEST, SMALL), ("layerwise", BEST, SMALL)),
         "projector_under_20_percent": pairs(("widthwise", "projector", ALL), ("widthwise", BEST, ALL), (0.15,)),
         "sft_and_hidden_is_best": others,
-        "5_percent_keeps_95_percent_of_all": {
-            f"{paradigm} {ratio}": percent(small) / percent(whole)
-            for paradigm in ("layerwise", "widthwise", "ours")
-            for ratio in ratios
-            if (small := grid.get((paradigm, ratio, BEST, SMALL))) and (whole := grid.get((paradigm, ratio, BEST, ALL)))
-            if percent(whole)
-        },
+        "5_percent_keeps_95_percent_of_all": {"found": min(kept.values()) >= 0.95 if kept else None, "kept": kept},
     }

@@ -48,22 +48,24 @@ _TAYLOR_CONVERSATIONS = 10
 _EVALUATIONS = 60
 
 
-def training_data(folder: Path) -> Path:
+def training_data(folder: Path, count: int) -> Path:
     """New conversations of the reference's world, none of which any part of the repository has."""
     path = folder / "calibration.json"
     if not path.is_file():
-        write_split(folder, "calibration", _TRAINING_SEED, NUM_TRAINING)
+        write_split(folder, "calibration", _TRAINING_SEED, count)
     return path
 
 
-def ratio_models(folder: Path, steps: Steps, ratios: Sequence[float]) -> dict[tuple[str, float], Path]:
-    """The pruned checkpoints by paradigm and ratio, made if they are not there."""
+def ratio_models(
+    folder: Path, steps: Steps, ratios: Sequence[float], calibration: Path, share: float = 1.0
+) -> dict[tuple[str, float], Path]:
+    """The pruned checkpoints by paradigm and ratio, made if they are not there; `share` of the evaluations."""
     database = f"sqlite:///{folder / 'lop.db'}"
     place = ("--database", database)
-    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(CALIBRATION), *place)
+    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(calibration), *place)
     searched = [x for ratio in RATIOS for x in ("-s", str(ratio))]
-    search = ("search", "--model", "reference", "--data", str(CALIBRATION), "--space", "all", *searched)
-    steps.lop("search", *search, "--evaluations", str(_EVALUATIONS), *place)
+    search = ("search", "--model", "reference", "--data", str(calibration), "--space", "all", *searched)
+    steps.lop("search", *search, "--evaluations", str(max(6, round(_EVALUATIONS * share))), *place)
     found: dict[tuple[str, float], Path] = {}
     for ratio in ratios:
         for paradigm, asked in (("layerwise", ("shortgpt", "layers")), ("ours", ("mcts", "all"))):
@@ -76,21 +78,21 @@ def ratio_models(folder: Path, steps: Steps, ratios: Sequence[float]) -> dict[tu
             steps.lop(f"apply {out.name}", *apply, makes=out)
             found[paradigm, ratio] = out
             solved = folder / f"{paradigm}-{ratio}-reconstructed"
-            steps.lop(f"apply {solved.name}", *apply[:-1], str(solved), "--reconstruct", str(CALIBRATION), makes=solved)
+            steps.lop(f"apply {solved.name}", *apply[:-1], str(solved), "--reconstruct", str(calibration), makes=solved)
         out = folder / f"widthwise-{ratio}"
         for is_solved in (False, True):
             path = out.with_name(f"{out.name}-reconstructed") if is_solved else out
-            steps.call(f"cut {path.name}", [str(ratio)], partial(cut_widthwise, ratio, path, is_solved))
+            steps.call(f"cut {path.name}", [str(ratio)], partial(cut_widthwise, ratio, calibration, path, is_solved))
         found["widthwise", ratio] = out
     return found
 
 
-def cut_widthwise(ratio: float, out: Path, solved: bool) -> dict[str, Any]:
+def cut_widthwise(ratio: float, calibration: Path, out: Path, solved: bool) -> dict[str, Any]:
     """Write the checkpoint, if it is not there; the share of the decoder that is gone."""
     from lop.workflows.reconstructing import reconstruction_on
 
     anatomy = read_anatomy(MODEL)
-    conversations = load_conversations(CALIBRATION)
+    conversations = load_conversations(calibration)
     statistics = measure_activations(MODEL, conversations)
     batches = make_batches(conversations[:_TAYLOR_CONVERSATIONS], load_processor(MODEL))
     taylor = measure_gradients(load_model(MODEL), batches)
@@ -180,7 +182,7 @@ def with_random_weights(pruned: Path, out: Path) -> dict[str, Any]:
 
 def with_wrong_answers(source: Path, out: Path) -> Path:
     """The conversations of `source`, each with the answers of another: useless data."""
-    items: list[Mapping[str, Any]] = json.loads(source.read_text())
+    items = _items_of(source)
     wrong = []
     for index, item in enumerate(items):
         other = items[(index + 37) % len(items)]["conversations"]
@@ -188,7 +190,18 @@ def with_wrong_answers(source: Path, out: Path) -> Path:
             {**m, "value": other[i % len(other)]["value"]} if m["from"] == "gpt" else m
             for i, m in enumerate(item["conversations"])
         ]
-        image = str((source.parent / item["image"]).resolve())
-        wrong.append({**item, "image": image, "conversations": said})
+        wrong.append({**item, "conversations": said})
     replace_file(out, json.dumps(wrong).encode())
     return out
+
+
+def first_of(source: Path, count: int, out: Path) -> Path:
+    """The first `count` conversations of `source`."""
+    replace_file(out, json.dumps(_items_of(source)[:count]).encode())
+    return out
+
+
+def _items_of(source: Path) -> list[Mapping[str, Any]]:
+    """The conversations of a file, their pictures where they are seen from anywhere."""
+    items: list[dict[str, Any]] = json.loads(source.read_text())
+    return [{**item, "image": str((source.parent / item["image"]).resolve())} for item in items]

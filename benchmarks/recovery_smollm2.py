@@ -12,8 +12,8 @@ from benchmarks.steps import Steps
 SPARSITY, MINUTES = 0.3, 30
 
 
-def recovered_smollm2(folder: Path, steps: Steps) -> dict[str, Any]:
-    """The row: KL to the dense model before and after, on validation prompts."""
+def recovered_smollm2(folder: Path, steps: Steps, share: float = 1.0) -> dict[str, Any]:
+    """The row: KL to the dense model before and after, on validation prompts; `share` of the minutes."""
     half, _ = smollm2(SMOLLM2)
     files = answered(half, folder, steps)
     database = ("--database", f"sqlite:///{folder / 'lop.db'}")
@@ -23,7 +23,7 @@ def recovered_smollm2(folder: Path, steps: Steps) -> dict[str, Any]:
     steps.lop("plan smollm2", "plan", *asked, *database, makes=plan)
     steps.lop("apply smollm2", "apply", "--plan", str(plan), "--model", str(half), "--out", str(pruned), makes=pruned)
     data = ("--data", str(files[CALIBRATION]), "--validation", str(files[VALIDATION]))
-    how = ("--mode", "lora", "--minutes", str(MINUTES), "--epochs", "8")
+    how = ("--mode", "lora", "--minutes", f"{MINUTES * share:g}", "--epochs", "8")
     report = steps.lop(
         "recover smollm2", "recover", str(pruned), "--teacher", str(half), *data, *how, "--out", str(out), makes=out
     ).document

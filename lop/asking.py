@@ -1,5 +1,6 @@
 """What requests say, for both clients."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,18 @@ def check_source(data: str | Path | None, dataset: str | None) -> None:
 def search_body(model: str, dataset: str, sparsities: Sequence[float], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of `POST /v1/jobs`."""
     return {**settings, "kind": "search", "model": model, "dataset": dataset, "sparsities": list(sparsities)}
+
+
+def recover_body(
+    plan: str, parts: Mapping[str, str], recipe: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of `POST /v1/jobs`; `parts` are the ids of data sets: dataset, selection, validation."""
+    return {**settings, "kind": "recover", "plan": plan, **parts, "recipe": dict(recipe or {})}
+
+
+def dataset_named(source: str | Path) -> str | None:
+    """The id of a data set, if `source` is one; None if it is a file."""
+    return source if isinstance(source, str) and re.fullmatch("[0-9a-f]{64}", source) else None
 
 
 def jobs_query(status: str | None, kind: str | None, model: str | None, limit: int) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from lop.asking import (
     UPLOAD,
     UPLOAD_SECONDS,
     check_source,
+    dataset_named,
     headers_with_key,
     jobs_query,
     packed_data,
     plan_body,
+    recover_body,
     search_body,
 )
 from lop.http_clients import async_http_client
@@ -116,6 +118,26 @@ class AsyncClient:
         found = dataset if data is None else (await self.upload(data))["id"]
         body = search_body(model, str(found), sparsities, settings)
         return await self.submit(body, idempotency_key=idempotency_key)
+
+    async def recover(
+        self,
+        *,
+        plan: str,
+        data: str | Path,
+        selection: str | Path | None = None,
+        validation: str | Path | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        **settings: Any,
+    ) -> AsyncJobHandle:
+        """See `Client.recover`."""
+        given = {"dataset": data, "selection": selection, "validation": validation}
+        parts = {
+            part: dataset_named(source) or str((await self.upload(source))["id"])
+            for part, source in given.items()
+            if source is not None
+        }
+        return await self.submit(recover_body(plan, parts, recipe, settings), idempotency_key=idempotency_key)
 
     async def job(self, job_id: str) -> AsyncJobHandle:
         """See `Client.job`."""

@@ -21,10 +21,12 @@ from lop.asking import (
     UPLOAD,
     UPLOAD_SECONDS,
     check_source,
+    dataset_named,
     headers_with_key,
     jobs_query,
     packed_data,
     plan_body,
+    recover_body,
     search_body,
 )
 from lop.http_clients import http_client
@@ -211,6 +213,37 @@ class Client:
         check_source(data, dataset)
         found = dataset if data is None else self.upload(data)["id"]
         return self.submit(search_body(model, str(found), sparsities, settings), idempotency_key=idempotency_key)
+
+    def recover(
+        self,
+        *,
+        plan: str,
+        data: str | Path,
+        selection: str | Path | None = None,
+        validation: str | Path | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        **settings: Any,
+    ) -> JobHandle:
+        """Have a worker cut a model as a plan says and train what is left; what it writes is never worse than the cut.
+
+        Args:
+            plan: id of a plan of the server.
+            data: what is trained on: a LLaVA-format file, which is handed in, or the id of a data set that is there.
+            selection: what decides; by default a part of `data` that is kept back.
+            validation: what only reports.
+            recipe: how it is trained, `recovery.recipe.Recipe`'s fields: mode, losses, minutes, ...
+            settings: the others of `service.jobs.settings.RecoverJob`: reconstruct, conversations.
+
+        Raises as `upload` and `plan`.
+        """
+        given = {"dataset": data, "selection": selection, "validation": validation}
+        parts = {
+            part: dataset_named(source) or str(self.upload(source)["id"])
+            for part, source in given.items()
+            if source is not None
+        }
+        return self.submit(recover_body(plan, parts, recipe, settings), idempotency_key=idempotency_key)
 
     def job(self, job_id: str) -> JobHandle:
         """A job that was asked for before; raises NotFoundError."""

@@ -16,7 +16,8 @@ PATIENCE_SECONDS = 300.0
 """How long a server that does not answer is waited for, in the middle of waiting for a job: servers restart."""
 
 OnProgress = Callable[[dict[str, Any]], None]
-"""Told of `progress` whenever it has changed: done, total, stage, best, seconds_left."""
+"""Told of `progress` whenever it has changed: done, total, stage, best, seconds_left; of a recovery also
+loss."""
 
 
 class _Handle:

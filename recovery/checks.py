@@ -1,13 +1,18 @@
-"""Whether a pruned checkpoint and its teacher belong together, before anything is loaded."""
+"""Whether checkpoint, teacher and recipe belong together, before anything is loaded or cut."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config, read_anatomy
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.errors import CheckpointError, FingerprintMismatchError
+from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from pruning.missing_packages import is_installed, missing_extra
 from pruning.planning.plan import PruningPlan
+from pruning.planning.scope import Scope
+from recovery.layer_map import matched_layers
+from recovery.recipe import Mode, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -22,7 +27,7 @@ def checked_plan(pruned: Path, teacher: Path) -> PruningPlan | None:
         CheckpointError: a folder is damaged or quantised, `pruned` is not pruned, or `teacher` is.
         FingerprintMismatchError: they are not of one dense model.
     """
-    config, dense = _unquantised(pruned), _unquantised(teacher)
+    config, dense = _unquantised(pruned), _dense(teacher)
     plan = PruningPlan.load(pruned / PLAN_NAME) if (pruned / PLAN_NAME).is_file() else None
     if plan is None and recorded_architecture(config) is None:
         raise CheckpointError(
@@ -30,8 +35,6 @@ def checked_plan(pruned: Path, teacher: Path) -> PruningPlan | None:
             values=f"{pruned}: config.json has no per_layer_config, and there is no {PLAN_NAME}",
             remedy="Make one with `lop apply`",
         )
-    if recorded_architecture(dense) is not None:
-        raise CheckpointError("the teacher is the dense model", values=f"{teacher} is pruned", remedy=_TEACHER)
     own, other = (x.get_text_config(decoder=True) for x in (config, dense))
     for what in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
         found = getattr(own, what, None), getattr(other, what, None)
@@ -50,6 +53,46 @@ def checked_plan(pruned: Path, teacher: Path) -> PruningPlan | None:
     if plan is not None:
         plan.check_fingerprint(read_anatomy(teacher).fingerprint)
     return plan
+
+
+def check_planned(plan: PruningPlan, teacher: Path, recipe: Recipe) -> None:
+    """Check that what `plan` makes of the checkpoint `teacher` can be trained by `recipe`.
+
+    Raises:
+        CheckpointError: the teacher is damaged, quantised or pruned.
+        FingerprintMismatchError: the plan is of another model.
+        InputError: the recipe does not fit the model.
+        MissingExtraError: LoRA without peft.
+    """
+    config, anatomy = _dense(teacher), read_anatomy(teacher)
+    plan.check_fingerprint(anatomy.fingerprint)
+    text = config.get_text_config(decoder=True)
+    removed = plan.achieved.removed[Scope.DECODER]
+    sees = text is not config
+    mode = recipe.completed(removed=removed, width=int(text.hidden_size), sees=sees).mode
+    if mode is Mode.PROJECTOR and not sees:
+        raise no_projector(config.model_type)
+    if mode is Mode.LORA and not is_installed("peft"):
+        raise missing_extra("recover", "LoRA needs peft, which is not installed")
+    empty = {site for site, option in plan.architecture(anatomy).items if option.units == 0}
+    skipped = {i for i in range(anatomy.num_layers) if all(Site(i, half) in empty for half in Sublayer)}
+    matched_layers(recipe.hidden_layers, anatomy.num_layers, skipped)
+
+
+def no_projector(model_type: str) -> InputError:
+    """Of a language model whose projector is to be trained."""
+    return InputError(
+        "a projector is trained where a model has one",
+        values=f"model_type {model_type!r}",
+        remedy="Use --mode lora or full",
+    )
+
+
+def _dense(teacher: Path) -> "PreTrainedConfig":
+    config = _unquantised(teacher)
+    if recorded_architecture(config) is not None:
+        raise CheckpointError("the teacher is the dense model", values=f"{teacher} is pruned", remedy=_TEACHER)
+    return config
 
 
 def _unquantised(folder: Path) -> "PreTrainedConfig":

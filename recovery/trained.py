@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pruning.anatomy.decoder_view import decoder_view
-from pruning.errors import InputError
+from recovery.checks import no_projector
 from recovery.lora import add_lora, merge_lora, merged_weight, updated_layers
 from recovery.recipe import Mode, Recipe
 
@@ -49,11 +49,7 @@ class Trained:
             case Mode.PROJECTOR:
                 modules = projectors_of(model)
                 if not modules:
-                    raise InputError(
-                        "a projector is trained where a model has one",
-                        values=f"model_type {model.config.model_type!r}",
-                        remedy="Use --mode lora or full",
-                    )
+                    raise no_projector(str(model.config.model_type))
             case Mode.LORA:
                 add_lora(model, recipe.rank, seed=recipe.seed)
                 modules = []

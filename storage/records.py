@@ -1,6 +1,6 @@
 """What the repository hands out and takes in: frozen values, never live database rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -136,8 +136,9 @@ class JobProgress:
     Attributes:
         done, total: steps of `stage`: evaluations of a search, bytes or batches of what is read.
         stage: what is being done, in words.
-        best: the KL of the best configuration so far, where there is one.
+        best: the KL of the best configuration so far, where there is one; in a recovery, of the best weights.
         seconds_left: of the stage, about; None where nothing is known yet.
+        loss: of the last step, where something is trained by one.
     """
 
     done: int
@@ -145,6 +146,12 @@ class JobProgress:
     stage: str
     best: float | None = None
     seconds_left: float | None = None
+    loss: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored. Without a loss it says nothing of one: servers from before there was any read it, too."""
+        found = asdict(self)
+        return found if self.loss is not None else {name: x for name, x in found.items() if name != "loss"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -159,9 +158,9 @@ class JobStore(SqlStore, Jobs):
         values: dict[str, Any] = {"heartbeat_at": self._now()}
         events = [(JobEventKind.LOG, {"line": line}) for line in log]
         if progress is not None:
-            values["progress"] = asdict(progress)
+            values["progress"] = progress.document()
             if as_event:
-                events.append((JobEventKind.PROGRESS, asdict(progress)))
+                events.append((JobEventKind.PROGRESS, progress.document()))
         with self._writing() as session:
             row = _changed(session, _owned(job_id, worker).values(values))
             if row is None:

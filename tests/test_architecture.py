@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engines": {"storage", "pruning"},
     "mcts": {"engines", "values", "storage", "pruning"},
     "policy_model": {"values", "storage", "pruning"},
-    "service": {"policy_model", "mcts", "values", "storage", "pruning"},
+    "service": {"policy_model", "mcts", "values", "storage", "recovery", "pruning"},
     "lop": {"service", "policy_model", "mcts", "engines", "values", "storage", "recovery", "pruning"},
     "reference": {"pruning"},
 }

@@ -1,18 +1,25 @@
-"""`lop apply`: cut a checkpoint."""
+"""`lop apply`: cut a checkpoint, and train what is left if that is asked for."""
 
+import shutil
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lop.commands.options import Json, conversations_of
+from lop.commands.recover import show_recovery, train
+from lop.commands.recovery_options import PANEL, RecoveryOptions, with_recovery_options
 from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
+    from pruning.data.conversations import Conversation
     from pruning.planning.plan import PruningPlan
     from pruning.planning.ranking import Ranking
 
@@ -24,6 +31,7 @@ _SKIPS = (
 )
 
 
+@with_recovery_options
 def apply(
     plan: Annotated[Path, typer.Option("--plan", "-p", help="Plan file, from `lop plan --out`.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="The dense checkpoint's folder.")],
@@ -49,10 +57,21 @@ def apply(
         str | None,
         typer.Option(help="The dense model's id on the hub, for the model card. Default: what its folder says."),
     ] = None,
+    recover: Annotated[
+        Path | None,
+        typer.Option(
+            "--recover",
+            metavar="DATA",
+            help="Train what was cut on these conversations, as `lop recover` does, before the folder is written.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: compare the finished folder with what would be written.")
     ] = False,
     json: Json = False,
+    *,
+    how: RecoveryOptions,
 ) -> None:
     """Apply a plan to a checkpoint: safetensors in, safetensors out, tokenizer, processor and a model card included.
 
@@ -63,16 +82,17 @@ def apply(
 
     With --reconstruct all conversations go through one decoder layer after the other, twice through each that is cut.
     Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
-    """
-    from rich.progress import DownloadColumn, TransferSpeedColumn
 
+    With --recover the cut checkpoint lies beside the output until that is whole; the training is that of `lop recover`,
+    with the options below, --model is its teacher, and what is written is never worse than what was cut.
+    """
     from lop.applying import load_ranking, load_ranking_of
     from lop.console.quantities import parse_bytes
     from lop.workflows.compute import warn_of_adapter
-    from lop.workflows.reconstructing import reconstruction_on, summary_of, warnings_of
+    from lop.workflows.reconstructing import summary_of, warnings_of
+    from lop.workflows.recovering import check_cut_and_recover, cut_folder
     from pruning.cutting.prune_checkpoint import prune_checkpoint
-    from pruning.cutting.streaming.draft import draft_folder
-    from pruning.cutting.streaming.solved import solved_folder
+    from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
     from pruning.planning.plan import PruningPlan
 
@@ -82,6 +102,10 @@ def apply(
             values=f"--conversations {conversations}",
             remedy="Give --reconstruct FILE",
         )
+    if recover is None and how.is_given:
+        raise InputError("options of a recovery are of --recover", remedy="Give --recover FILE, or leave them out")
+    if recover is not None and check:
+        raise InputError("--check compares what is cut, and a training changes every weight", remedy="Drop --recover")
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
@@ -89,26 +113,84 @@ def apply(
         _check(model, document, kept, out, json=json)
         return
     warn_of_adapter(model)
+    loaded = None if reconstruct is None else conversations_of(reconstruct, conversations)
+    target, training = out, None
+    if recover is not None:
+        recipe = how.recipe()
+        target = cut_folder(out, document, model, shard_bytes, base_model, loaded and calibration_id(loaded))
+        check_cut_and_recover(document, model, recipe, out, target)
+        training = how.parts(recover, recipe), recipe
     warnings: list[str] = []
     solved: list[SolvedSite] = []
+    if training is None or not target.is_dir():  # complete or absent: an interrupted command has cut it
+        cut = partial(prune_checkpoint, max_shard_size=shard_bytes, base_model=base_model)
+        _cut(cut, model, document, kept, target, loaded, solved, warnings)
+    warnings += warnings_of(solved)
+    if document.skips:
+        warnings.append(_SKIPS)
+    for warning in warnings:
+        warn(warning)
+    report = None
+    if training is not None:
+        report = train(target, model, *training, out, how)
+        shutil.rmtree(target)
+    files = list(out.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in files)
+    parameters = document.achieved.parameters
+    if json:
+        written = {"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters}
+        if solved or (reconstruct is not None and report is None):
+            written["reconstruction"] = summary_of(solved)
+        print_json(written if report is None else {**written, "recovery": report})
+    else:
+        print_line(f"wrote {out}: {parameters:,} parameters, {weights:,} bytes of weights")
+        if solved:
+            found = summary_of(solved)
+            print_line(
+                f"solved {found['projections']} projections from {found['tokens']:,} tokens: of their outputs on those "
+                f"held out they lose {found['lost_output']:.1%}, {found['lost_output_without']:.1%} without"
+            )
+        if report is not None:
+            show_recovery(out, report)
+
+
+def _cut(
+    cut: "Callable[..., Path]",
+    model: Path,
+    plan: "PruningPlan",
+    ranking: "Ranking",
+    out: Path,
+    conversations: "list[Conversation] | None",
+    solved: "list[SolvedSite]",
+    warnings: list[str],
+) -> None:
+    """`cut` it, reconstructing on `conversations` if there are any; adds to `solved` and `warnings`.
+
+    Interrupted, it says where to go on, and exits.
+    """
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    from lop.workflows.reconstructing import reconstruction_on
+    from pruning.cutting.streaming.draft import draft_folder
+    from pruning.cutting.streaming.solved import solved_folder
+
     try:
         with ExitStack() as stack:
-            how: Reconstruction | None = None
-            if reconstruct is None:
+            reconstruction: Reconstruction | None = None
+            if conversations is None:
                 on_bytes = stack.enter_context(bar("writing", DownloadColumn(), TransferSpeedColumn()))
             else:
                 stage = stack.enter_context(stages())
-                loaded = conversations_of(reconstruct, conversations)
-                how = reconstruction_on(model, loaded, on_batch=stage("solving"), on_solved=solved.extend)
+                reconstruction = reconstruction_on(
+                    model, conversations, on_batch=stage("solving"), on_solved=solved.extend
+                )
                 on_bytes = stage("writing")
-            prune_checkpoint(
+            cut(
                 model,
-                document,
-                kept,
+                plan,
+                ranking,
                 out,
-                max_shard_size=shard_bytes,
-                base_model=base_model,
-                reconstruction=how,
+                reconstruction=reconstruction,
                 on_bytes=on_bytes,
                 on_warning=warnings.append,
             )
@@ -118,25 +200,6 @@ def apply(
             raise
         fail(f"interrupted; what is finished is in {places[0]}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
-    warnings += warnings_of(solved)
-    if document.skips:
-        warnings.append(_SKIPS)
-    for warning in warnings:
-        warn(warning)
-    files = list(out.glob("*.safetensors"))
-    weights = sum(path.stat().st_size for path in files)
-    parameters = document.achieved.parameters
-    if json:
-        written = {"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters}
-        print_json(written if reconstruct is None else {**written, "reconstruction": summary_of(solved)})
-    else:
-        print_line(f"wrote {out}: {parameters:,} parameters, {weights:,} bytes of weights")
-        if solved:
-            found = summary_of(solved)
-            print_line(
-                f"solved {found['projections']} projections from {found['tokens']:,} tokens: of their outputs on those "
-                f"held out they lose {found['lost_output']:.1%}, {found['lost_output_without']:.1%} without"
-            )
 
 
 def _check(model: Path, plan: "PruningPlan", ranking: "Ranking", out: Path, *, json: bool) -> None:

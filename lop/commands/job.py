@@ -20,7 +20,7 @@ _Status = Annotated[
 def list_jobs(
     status: _Status = None,
     kind: Annotated[
-        str | None, typer.Option(help="Only of this kind: register, measure, search, train, apply.")
+        str | None, typer.Option(help="Only of this kind: register, measure, search, train, apply, recover.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only of this model.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 50,
@@ -105,9 +105,10 @@ def _progress_of(job: dict[str, Any]) -> str:
     if progress is None:
         return ""
     best = "" if progress["best"] is None else f", best KL {progress['best']:.4g}"
+    loss = "" if progress.get("loss") is None else f", loss {progress['loss']:.3g}"
     left = (
         ""
         if progress["seconds_left"] is None or job["status"] != "running"
         else (f", about {progress['seconds_left']:.0f} s left")
     )
-    return f"{progress['stage']}: {progress['done']}/{progress['total']}{best}{left}"
+    return f"{progress['stage']}: {progress['done']}/{progress['total']}{best}{loss}{left}"

@@ -15,7 +15,7 @@ def worker(
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Jobs that it takes, such as search,train. Default: register, measure, search, train, apply."
+            help="Jobs that it takes, such as search,train. Default: register, measure, search, train, apply, recover."
         ),
     ] = None,
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Pause between two looks at an empty queue.")] = 5.0,

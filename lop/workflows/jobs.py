@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,10 @@ from service.datasets import DatasetShelf
 from service.jobs.reporting import JobReporter
 from service.jobs.settings import (
     ApplyJob,
+    CuttingJob,
     JobSettings,
     MeasureJob,
+    RecoverJob,
     RegisterJob,
     SearchJob,
     TrainJob,
@@ -30,6 +32,8 @@ from storage.records import JobRecord
 if TYPE_CHECKING:
     from policy_model.progress import TrainingProgress
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
+    from pruning.planning.plan import PruningPlan
+    from storage.records import ModelRecord
 
 _logger = logging.getLogger("lop.jobs")
 
@@ -79,6 +83,8 @@ class JobRunner:
                 return self._train(settings, reporter)
             case ApplyJob():
                 return self._apply(settings, reporter)
+            case RecoverJob():
+                return self._recover(settings, reporter)
 
     @contextmanager
     def _conversations(self, dataset: str, limit: int | None) -> Iterator[tuple[str, list[Conversation]]]:
@@ -198,11 +204,41 @@ class JobRunner:
         return record.id
 
     def _apply(self, job: ApplyJob, reporter: JobReporter) -> dict[str, Any]:
+        plan, model = self._planned(job)
+        return _written(model, plan, self._cut(job, plan, model, reporter))
+
+    def _recover(self, job: RecoverJob, reporter: JobReporter) -> dict[str, Any]:
+        """What an `apply` job of the same settings would write is written beside, and stays."""
+        from lop.workflows.recovering import recover_folder
+        from lop.workflows.recovery_jobs import ears_of, outcome_in, recovered_name, split_for
+        from recovery.checks import check_planned
+
+        plan, model = self._planned(job)
+        dense = Path(model.path)
+        check_planned(plan, dense, job.recipe)
+        parts = {"train": job.dataset, "selection": job.selection, "validation": job.validation}
+        with ExitStack() as stack:
+            loaded = {
+                part: stack.enter_context(self._conversations(name, None))
+                for part, name in parts.items()
+                if name is not None
+            }
+            data = split_for(job.recipe, loaded)
+            cut = self._cut(job, plan, model, reporter)
+            out = cut.with_name(recovered_name(cut.name, job))
+            if not out.is_dir():
+                recover_folder(cut, dense, data, job.recipe, out, ears=ears_of(reporter))
+        return {**_written(model, plan, out), "recovery": outcome_in(out)}
+
+    def _planned(self, job: CuttingJob) -> "tuple[PruningPlan, ModelRecord]":
+        plan = self.repository.get_plan(job.plan).plan
+        return plan, self.repository.get_model(plan.model.id)
+
+    def _cut(self, job: CuttingJob, plan: "PruningPlan", model: "ModelRecord", reporter: JobReporter) -> Path:
+        """The folder of the cut checkpoint, made if it is not there."""
         from pruning.cutting.prune_checkpoint import prune_checkpoint
         from pruning.planning.ranking import Ranking
 
-        plan = self.repository.get_plan(job.plan).plan
-        model = self.repository.get_model(plan.model.id)
         ranking = Ranking.from_bytes(self.repository.get_artifact(plan.ranking.sha256).content)
         with self._reconstruction(job, Path(model.path), reporter) as (reconstruction, name):
             out = self.outputs.resolve() / name
@@ -217,17 +253,11 @@ class JobRunner:
                     on_bytes=_steps(reporter, "writing"),
                     on_warning=_logger.warning,
                 )
-        files = sorted(path for path in out.iterdir() if path.is_file())
-        return {
-            "model": model.id,
-            "plan": plan.plan_id,
-            "folder": out.name,
-            "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
-        }
+        return out
 
     @contextmanager
     def _reconstruction(
-        self, job: ApplyJob, checkpoint: Path, reporter: JobReporter
+        self, job: CuttingJob, checkpoint: Path, reporter: JobReporter
     ) -> "Iterator[tuple[Reconstruction | None, str]]":
         """How to solve what is kept, and the name of the folder to write."""
         from lop.workflows.reconstructing import reconstruction_on
@@ -238,6 +268,17 @@ class JobRunner:
         with self._conversations(job.reconstruct, job.conversations) as (_, conversations):
             found = reconstruction_on(checkpoint, conversations, on_batch=_steps(reporter, "solving"))
             yield found, f"{job.plan}-{found.calibration_id[:12]}"
+
+
+def _written(model: "ModelRecord", plan: "PruningPlan", out: Path) -> dict[str, Any]:
+    """Of a job that wrote the checkpoint `out`."""
+    files = sorted(path for path in out.iterdir() if path.is_file())
+    return {
+        "model": model.id,
+        "plan": plan.plan_id,
+        "folder": out.name,
+        "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
+    }
 
 
 def folder_below(roots: tuple[Path, ...], name: str) -> Path:

@@ -1,11 +1,14 @@
-"""Recovery from files: for `lop recover`."""
+"""Recovery from files: for `lop recover`, `lop apply --recover` and jobs."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning.data.conversations import Conversation
+    from pruning.planning.plan import PruningPlan
     from recovery.kinds import Kinds
     from recovery.recipe import Recipe
     from recovery.recover import Data, Ears
@@ -26,26 +29,42 @@ def recovery_data(
     Raises DatasetError if a file cannot be used, or one conversation is in two parts.
     """
     from pruning.data.conversations import load_conversations
+
+    named = {path: load_conversations(path) for path in (train, selection, validation) if path is not None}
+    return split_data(
+        named[train],
+        None if selection is None else named[selection],
+        None if validation is None else named[validation],
+        recipe,
+        kinds=_kinds_of(list(named.items())),
+        name=str(train),
+        on_note=on_note,
+    )
+
+
+def split_data(
+    train: "list[Conversation]",
+    selection: "list[Conversation] | None",
+    validation: "list[Conversation] | None",
+    recipe: "Recipe",
+    *,
+    kinds: "Kinds | None" = None,
+    name: str,
+    on_note: Callable[[str], None],
+) -> "Data":
+    """The same, of conversations that are loaded; `name` is what those to train on are called."""
     from recovery.recover import Data
     from recovery.splitting import check_apart, held_out, sampled
 
-    named: list[tuple[Path, list[Conversation]]] = [(train, load_conversations(train))]
+    trained, deciding = (train, selection) if selection is not None else held_out(train)
     if selection is None:
-        trained, deciding = held_out(named[0][1])
-        whole = len(named[0][1])
-        on_note(f"no --selection: {len(deciding)} of the {whole} conversations in {train} are kept back to decide by")
-    else:
-        trained, deciding = named[0][1], load_conversations(selection)
-        named.append((selection, deciding))
-    reporting = [] if validation is None else load_conversations(validation)
-    if validation is not None:
-        named.append((validation, reporting))
-    else:
-        on_note("no --validation: figures are of the selection part, which decided, and so a little optimistic")
-    check_apart([("training", trained), ("selection", deciding), ("validation", reporting)])
-    kinds = _kinds_of(named)
+        kept = f"{len(deciding)} of the {len(train)} conversations in {name}"
+        on_note(f"no selection part: {kept} are kept back to decide by")
+    if validation is None:
+        on_note("no validation part: figures are of the selection part, which decided, and so a little optimistic")
+    check_apart([("training", trained), ("selection", deciding), ("validation", validation or [])])
     share = sampled(trained, recipe.fraction, seed=recipe.seed, kinds=kinds)
-    return Data(share, deciding, reporting, kinds)
+    return Data(share, deciding, validation or [], kinds)
 
 
 def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":
@@ -72,3 +91,29 @@ def recover_folder(
 
     bound = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
     return recover(pruned, teacher, data, recipe, out, device=compute_device(), cache_bytes=bound, ears=ears)
+
+
+def check_cut_and_recover(plan: "PruningPlan", dense: Path, recipe: "Recipe", out: Path, cut: Path) -> None:
+    """Check, before anything is written, that `plan` can be applied to `cut` and the result be trained into `out`.
+
+    Raises as `recovery.checks.check_planned`, and CheckpointError if `out` exists or there is no room for both folders.
+    """
+    from pruning.cutting.streaming.place import check_place, check_room
+    from recovery.checks import check_planned
+
+    check_place(out, source=dense)
+    check_planned(plan, dense, recipe)
+    size = plan.achieved.disk_bytes or plan.achieved.parameters * 4
+    check_room({out: size} if cut.is_dir() else {cut: size, out: size}, what="cut and recovered checkpoints")
+
+
+def cut_folder(out: Path, plan: "PruningPlan", dense: Path, *settings: object) -> Path:
+    """Where the checkpoint lies that is cut first and then recovered into `out`: beside that, until it is whole.
+
+    Its name says by which plan, of which weights and with which `settings` it was cut: another one's is never taken.
+    """
+    from pruning.atomic_file import beside
+    from pruning.checkpoints.headers import weights_sha256
+
+    what = json.dumps([plan.to_json(), weights_sha256(dense), *map(str, settings)])
+    return beside(out, f".cut-{hashlib.sha256(what.encode()).hexdigest()[:12]}")

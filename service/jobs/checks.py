@@ -1,7 +1,15 @@
 """What is known to be wrong with a job before it waits: told to who asks, not found in a log an hour later."""
 
 from pruning.errors import InputError
-from service.jobs.settings import ApplyJob, JobSettings, MeasureJob, RegisterJob, SearchJob, TrainJob
+from service.jobs.settings import (
+    CuttingJob,
+    JobSettings,
+    MeasureJob,
+    RecoverJob,
+    RegisterJob,
+    SearchJob,
+    TrainJob,
+)
 from storage.contract import JobCatalogue
 
 
@@ -11,7 +19,7 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     Raises NotFoundError for a model, a data set or a plan that is not there, InputError for settings that make no sense
     together, InfeasibleTargetError for a sparsity that no configuration reaches.
     """
-    if isinstance(settings, ApplyJob):
+    if isinstance(settings, CuttingJob):
         plan = catalogue.get_plan(settings.plan).plan
         if settings.reconstruct is not None:
             catalogue.get_dataset(settings.reconstruct)
@@ -21,6 +29,8 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
                 values="reconstruct names none",
                 remedy="Name the data set that the model was registered with",
             )
+        if isinstance(settings, RecoverJob):
+            _check_parts(settings, catalogue)
         return plan.model.id
     if settings.dataset is not None:
         catalogue.get_dataset(settings.dataset)
@@ -33,3 +43,15 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
         settings.search_settings().resolve_targets(anatomy)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)
     return settings.model
+
+
+def _check_parts(settings: RecoverJob, catalogue: JobCatalogue) -> None:
+    parts = [name for name in (settings.dataset, settings.selection, settings.validation) if name is not None]
+    for name in parts:
+        catalogue.get_dataset(name)
+    if len(set(parts)) < len(parts):
+        raise InputError(
+            "what a recovery is trained on, what decides and what reports must be different conversations",
+            values=f"a data set is named twice: {max(parts, key=parts.count)[:12]}",
+            remedy="Leave selection out to keep a part of the dataset back",
+        )

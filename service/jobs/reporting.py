@@ -53,7 +53,7 @@ class JobReporter:
         if self.signal is JobSignal.CONTINUE:
             self.signal = signal
 
-    def step(self, done: int, total: int, stage: str, best: float | None = None) -> None:
+    def step(self, done: int, total: int, stage: str, best: float | None = None, loss: float | None = None) -> None:
         """`done` of `total` steps of `stage` are done.
 
         Raises:
@@ -64,7 +64,7 @@ class JobReporter:
             self._stage = stage
             self._steps.clear()
         self._steps.append((now, done))
-        progress = JobProgress(done, total, stage, best, self._seconds_left(done, total))
+        progress = JobProgress(done, total, stage, best, self._seconds_left(done, total), loss)
         self._pending = progress
         share = _EVENTS * done // max(total, 1)
         is_news = (stage, share, best) != self._told

@@ -20,6 +20,9 @@ class ProgressResponse(BaseModel):
     stage: str = Field(description="What is being done: the target of a search, say.")
     best: float | None = Field(default=None, description="KL of the best configuration so far.")
     seconds_left: float | None = Field(default=None, description="Of the stage, about.")
+    loss: float | None = Field(
+        default=None, description="recover: of the last step.", exclude_if=lambda value: value is None
+    )
 
     @classmethod
     def of(cls, progress: JobProgress) -> Self:
@@ -29,6 +32,7 @@ class ProgressResponse(BaseModel):
             stage=progress.stage,
             best=progress.best,
             seconds_left=progress.seconds_left,
+            loss=progress.loss,
         )
 
 
@@ -68,6 +72,18 @@ class FoundTarget(BaseModel):
     evaluations: int
 
 
+class RecoveryOutcome(BaseModel):
+    """What a recovery came to, on the validation part if there is one, else on the selection part, which decided."""
+
+    written: str = Field(description="`recovered`, or `start`: nothing was better, and nothing worse was written.")
+    why: str
+    steps: int = Field(description="Of training, to the weights that were written.")
+    judged_on: str = Field(description="validation or selection.")
+    kl: tuple[float, float] = Field(description="To the dense model, before and after.")
+    percent_of_dense: tuple[float, float] = Field(description="Before and after.")
+    interval: tuple[float, float] = Field(description="90%, of the percent after.")
+
+
 class WrittenFile(BaseModel):
     """A file of a checkpoint that a job wrote."""
 
@@ -90,9 +106,10 @@ class JobResult(BaseModel):
     targets: list[FoundTarget] | None = _optional("search: what was found.")
     predictor: str | None = _optional("search, train: id of the predictor.")
     not_trained: str | None = _optional("search: why there is no predictor.")
-    plan: str | None = _optional("apply: id of the plan.")
-    folder: str | None = _optional("apply: name of the checkpoint's folder, in the worker's output folder.")
-    files: list[WrittenFile] | None = _optional("apply: what is in that folder.")
+    plan: str | None = _optional("apply, recover: id of the plan.")
+    folder: str | None = _optional("apply, recover: name of the checkpoint's folder, in the worker's output folder.")
+    files: list[WrittenFile] | None = _optional("apply, recover: what is in that folder.")
+    recovery: RecoveryOutcome | None = _optional("recover: what the training gave.")
 
 
 class JobResponse(BaseModel):

@@ -14,6 +14,7 @@ from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
+from recovery.recipe import Recipe
 from service.names import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -162,20 +163,57 @@ class TrainJob(_Job):
     seed: _Seed = 0
 
 
-class ApplyJob(_Job):
+class CuttingJob(_Job):
+    """What kinds that cut a checkpoint have in common."""
+
+    plan: _Name = Field(description="Id of a plan of this server.")
+    reconstruct: _Dataset | None = Field(default=None, description="What is kept is solved anew on it.")
+    conversations: Annotated[
+        int | None, Field(strict=True, ge=1, le=10**6, description="Of `reconstruct`, use only the first so many.")
+    ] = None
+
+
+class ApplyJob(CuttingJob):
     """Cut the model's checkpoint as a plan says, into a new folder of the worker: `lop apply`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "apply", "plan": "0123456789abcdef01234567"}]})
 
     kind: Literal["apply"]
-    plan: _Name = Field(description="Id of a plan of this server.")
-    reconstruct: _Dataset | None = Field(default=None, description="What is kept is solved anew on it.")
-    conversations: _Conversations = None
 
 
-JobSettings = Annotated[RegisterJob | MeasureJob | SearchJob | TrainJob | ApplyJob, Field(discriminator="kind")]
+class RecoverJob(CuttingJob):
+    """Cut the model's checkpoint as a plan says, and train what is left with the model as its teacher, into a new
+    folder of the worker: `lop apply --recover`. Never worse than what was cut."""
 
-KINDS = ("register", "measure", "search", "train", "apply")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "kind": "recover",
+                    "plan": "0123456789abcdef01234567",
+                    "dataset": _SHA,
+                    "recipe": {"mode": "lora", "minutes": 30},
+                }
+            ]
+        }
+    )
+
+    kind: Literal["recover"]
+    dataset: Annotated[_Dataset, Field(description="What is trained on.")]
+    selection: _Dataset | None = Field(
+        default=None, description="Decides what is kept; null: an eighth of `dataset`, kept back from training."
+    )
+    validation: _Dataset | None = Field(default=None, description="Only reports: the figures to expect.")
+    recipe: Recipe = Field(
+        default=Recipe(), description="How it is trained; what it leaves open, the removed share decides."
+    )
+
+
+JobSettings = Annotated[
+    RegisterJob | MeasureJob | SearchJob | TrainJob | ApplyJob | RecoverJob, Field(discriminator="kind")
+]
+
+KINDS = ("register", "measure", "search", "train", "apply", "recover")
 """Of `JobSettings`, in the order in which a model meets them."""
 
 _ADAPTER: TypeAdapter[JobSettings] = TypeAdapter(JobSettings)

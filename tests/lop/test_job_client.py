@@ -24,6 +24,7 @@ from pruning.errors import (
     NotFoundError,
     ScopeError,
 )
+from recovery.scores import AnswerScores
 from service.app import create_app
 from service.jobs.reporting import JobReporter
 from service.keys import new_key
@@ -156,6 +157,59 @@ def test_a_model_is_registered_and_cut_with_reconstruction(
     assert work() == 1
     written = tmp_path / "output" / apply.wait()["folder"]
     assert json.loads((written / "lop_plan.json").read_text())["recovery"][0]["kind"] == "reconstruction"
+
+
+def test_a_model_is_cut_and_recovered(
+    client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recovery.report.beats", lambda after, before: after.mean_kl < before.mean_kl)
+    monkeypatch.setattr(AnswerScores, "accuracy", property(lambda _self: 0.0))
+    plan = client.plan(model="tiny", sparsity=0.8, method="uniform")
+    recipe: dict[str, Any] = {"mode": "full", "losses": {"kd-logits": 1, "kd-hidden": 1}, "learning_rate": 2e-5}
+    recipe |= {"epochs": 4, "evaluations": 20, "patience": 20, "step_tokens": 16, "batch_tokens": 200}
+    validation = client.upload(data, conversations=6)["id"]
+    (tmp_path / "rest.json").write_text(json.dumps(json.loads(data.read_text())[6:22]))
+    (tmp_path / "images").symlink_to(data.parent / "images")
+    handle = client.recover(plan=plan.plan_id, data=tmp_path / "rest.json", validation=validation, recipe=recipe)
+    step = JobReporter.step
+    steps: list[Any] = []
+
+    def cancelling(self: JobReporter, done: int, total: int, stage: str, *more: float | None) -> None:
+        if stage == "training":
+            steps.append((done, total, *more))
+            if len(steps) == 5:
+                assert handle.cancel()["is_cancelling"]
+        step(self, done, total, stage, *more)
+
+    monkeypatch.setattr(JobReporter, "step", cancelling)
+    monkeypatch.setattr("recovery.training.STATE_SECONDS", 0.0)
+    assert work() == 1
+    cancelled = client.job(handle.id).document
+    assert cancelled["status"] == "cancelled"
+    assert cancelled["progress"]["stage"] == "training"
+    assert cancelled["progress"]["loss"] == steps[4][3] > 0
+    assert not list((tmp_path / "output").glob("[!.]*-recovered-*"))
+
+    told: list[dict[str, object]] = []
+    handle.retry()
+    assert work() == 1
+    result = handle.wait(on_progress=told.append)
+    last, total, _, _ = steps[4]  # the state is saved after a step was told of
+    assert sorted({found[:2] for found in steps[5:]}) == [(step, total) for step in range(last, total + 1)]
+    outcome = result["recovery"]
+    assert min(best for _, _, best, _ in steps if best is not None) > 0
+    assert told[-1]["done"] == total
+    assert (outcome["written"], outcome["judged_on"]) == ("recovered", "validation")
+    folder = tmp_path / "output" / result["folder"]
+    assert {file["name"] for file in result["files"]} >= {"config.json", "model.safetensors", "lop_recovery.json"}
+    assert lop.PruningPlan.load(folder / "lop_plan.json").recovery[-1].kind == "distillation"
+    # What an `apply` job writes lies beside it already; the same recovery again is read.
+    apply = client.submit({"kind": "apply", "plan": plan.plan_id})
+    again = client.submit(handle.document["settings"])
+    monkeypatch.setattr("pruning.cutting.prune_checkpoint.prune_checkpoint", None)
+    assert work() == 2
+    assert result["folder"].startswith(f"{apply.wait()['folder']}-recovered-")
+    assert again.wait() == result
 
 
 def test_a_model_or_data_that_went_meanwhile_fails_the_job(

@@ -125,6 +125,7 @@ FIELDS = {
     "measure": ("kind", "model", "dataset"),
     "train": ("kind", "model", "dataset", "space", "num_levels"),
     "apply": ("kind", "plan"),
+    "recover": ("kind", "plan", "dataset", "recipe"),
     "search": ("kind", "model", "dataset", "sparsities", "space", "evaluations", "num_levels", "data"),
 }
 JOBS = st.fixed_dictionaries(
@@ -140,6 +141,7 @@ JOBS = st.fixed_dictionaries(
         "evaluations": st.integers(1, 300) | JSON_VALUES,
         "num_levels": st.integers(2, 12) | JSON_VALUES,
         "plan": JSON_VALUES,
+        "recipe": st.just({"mode": "lora"}) | JSON_VALUES,
         "data": JSON_VALUES,
     },
 ).map(lambda body: {k: v for k, v in body.items() if k in FIELDS.get(str(body["kind"]), body)})

@@ -66,7 +66,7 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
     ("body", "status", "words"),
     [
         ({"kind": "search"}, 422, "model"),
-        ({**SEARCH, "kind": "recover"}, 422, "kind"),
+        ({**SEARCH, "kind": "paint"}, 422, "kind"),
         ({**SEARCH, "kind": None}, 422, "kind"),
         ({k: v for k, v in SEARCH.items() if k != "kind"}, 422, "kind"),
         ({**SEARCH, "model": "nope"}, 404, "nope"),
@@ -85,6 +85,9 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({"kind": "register", "model": "new", "folder": "a", "conversations": 3}, 422, "conversations"),
         ({"kind": "measure", "model": "tiny", "dataset": DATASET, "statistics": ["magic"]}, 422, "statistics"),
         ({"kind": "apply", "plan": "nope"}, 404, "plan"),
+        ({"kind": "recover", "plan": "nope", "dataset": DATASET}, 404, "plan"),
+        ({"kind": "recover", "plan": "nope", "dataset": DATASET, "recipe": {"mode": "all"}}, 422, "mode"),
+        ({"kind": "recover", "plan": "nope", "dataset": DATASET, "recipe": {"epochs": 1, "steps": 1}}, 422, "not both"),
         ([], 422, ""),
     ],
 )
@@ -104,12 +107,22 @@ def test_every_kind_can_be_asked_for(client: TestClient, repository: Repository)
         SEARCH,
         {"kind": "train", "model": "tiny"},
         {"kind": "apply", "plan": plan["plan_id"]},
+        {"kind": "recover", "plan": plan["plan_id"], "dataset": DATASET, "recipe": {"minutes": 3}},
     ):
         document = asked(client, body)
         assert document["kind"] == body["kind"]
         assert document["model"] == ("new" if body["kind"] == "register" else "tiny")
     listed = client.get("/v1/jobs").json()
     assert [item["kind"] for item in listed["items"]] == list(KINDS[::-1])
+
+
+def test_the_parts_of_a_recovery_are_different_data_sets(client: TestClient) -> None:
+    plan = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.5}).json()
+    body = {"kind": "recover", "plan": plan["plan_id"], "dataset": DATASET}
+    for part, name, status in (("selection", "e" * 64, 404), ("validation", DATASET, 422)):
+        answer = client.post("/v1/jobs", json={**body, part: name})
+        assert answer.status_code == status
+        assert ("data set" if status == 404 else "named twice") in answer.text
 
 
 def test_an_idempotency_key_makes_one_job(client: TestClient) -> None:
