@@ -2,8 +2,9 @@
 
 The profile comes from one ladder model; each plan is a real cut of the dense model, and gets real requests: a picture
 and a prompt in, then tokens one by one on a cache that grows. No length that is timed was profiled: widths, prompts and
-caches are all interpolated. `python -m benchmarks.latency` takes about seven minutes on two cores and writes
-`results/latency.json`.
+caches are all interpolated. In the end the device is profiled once more: how far the two profiles' predictions of the
+same plans lie apart is how much the machine itself changed meanwhile, and no prediction can be better than that.
+`python -m benchmarks.latency` takes about nine minutes on two cores and writes `results/latency.json`.
 """
 
 import copy
@@ -25,6 +26,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.cutting.surgery import cut_model
 from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
+from pruning.devices.profile import DeviceProfile
 from pruning.devices.timing.ladder import random_weights
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.planning.ffn_spaces import ffn_widths
@@ -88,25 +90,16 @@ def measure(
     sizes: Sizes | None = None, *, on_step: Callable[[int, int], None] | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row a plan and workload, and the summary: `latency_mape` is the mean absolute error of predicted prefill and
-    decode times, as a fraction of the measured ones. `on_step(done, total)` is told of progress, plan by plan.
+    decode times, as a fraction of the measured ones; `profile_repeat_mape` the same of the predictions, as a fraction
+    of those of a second profile, taken when all was measured. `on_step(done, total)` is told of progress, plan by plan.
     """
     sizes = sizes or Sizes()
     config = _config(sizes)
     dense = _random_model(config)
     anatomy = anatomy_of(dense)
     started = time.perf_counter()
-    profile = profile_device(
-        config,
-        anatomy,
-        device_id="this-machine",
-        settings=sizes.profiled,
-        images=_inputs(sizes, config, sizes.timed[0]),
-    )
+    profile, models = _profiled(sizes, config, anatomy)
     profile_seconds = time.perf_counter() - started
-    device = profiled_device(profile)
-    models = [latency_model(device, anatomy, workload) for workload in sizes.timed]
-    for model in models:
-        assert model.source is LatencySource.MEASURED, model.description
     cut = plans(anatomy)
     architectures = [anatomy.architecture(widths) for widths in cut]
     inputs = [_inputs(sizes, config, x) for x in sizes.timed]
@@ -116,10 +109,45 @@ def measure(
         for number, (widths, of_plan) in enumerate(zip(cut, measured, strict=True))
         for model, times in zip(models, of_plan, strict=True)
     ]
+    again = _profiled(sizes, config, anatomy)[1]
     return rows, summary_of(rows) | {
+        "profile_repeat_mape": _apart(anatomy, architectures, models, again),
         "profile_smoothing": profile.layers[0].smoothing,
+        "profile_drift": profile.layers[0].drift,
         "profile_seconds": profile_seconds,
     }
+
+
+def _profiled(sizes: Sizes, config: "LlavaConfig", anatomy: ModelAnatomy) -> tuple[DeviceProfile, list[LatencyModel]]:
+    """A profile of this machine, and what it makes of each of the timed workloads [W]."""
+    images = _inputs(sizes, config, sizes.timed[0])
+    profile = profile_device(config, anatomy, device_id="this-machine", settings=sizes.profiled, images=images)
+    device = profiled_device(profile)
+    models = [latency_model(device, anatomy, workload) for workload in sizes.timed]
+    for model in models:
+        assert model.source is LatencySource.MEASURED, model.description
+    return profile, models
+
+
+def _apart(
+    anatomy: ModelAnatomy,
+    architectures: Sequence[Architecture],
+    models: Sequence[LatencyModel],
+    again: Sequence[LatencyModel],
+) -> float:
+    """How far the predictions of `models` [W] are from those of `again` [W], as fractions of the latter: the mean over
+    prefills and decode steps of all `architectures`.
+    """
+    found = []
+    for both in zip(models, again, strict=True):
+        prices = [LatencyPrice(anatomy, x) for x in both]
+        for architecture in architectures:
+            first, second = (x.latency(architecture) for x in prices)
+            assert first is not None
+            assert second is not None
+            found.append(abs(first.prefill_ms / second.prefill_ms - 1))
+            found.append(abs(first.decode_ms_per_token / second.decode_ms_per_token - 1))
+    return mean(found)
 
 
 def run_architectures(

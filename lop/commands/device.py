@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lop.commands.options import Json, OptionalDatabase
-from lop.console.console import bar, print_json, print_line, print_table, stderr
+from lop.console.console import bar, print_json, print_line, print_table, stderr, warn
 from pruning.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ app = typer.Typer(help="Measure this machine, list and show devices.", no_args_i
 
 Url = Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)]
 DeviceId = Annotated[str, typer.Argument(metavar="ID", help="Id of a device (`lop device list`).")]
+
+STEADY = 0.05
+"""Later rounds of a measurement may take so much more or less time than earlier ones, as a fraction, before we warn."""
 
 
 @app.command("profile")
@@ -79,6 +82,7 @@ def profile(
         stderr().print(f"timing {len(plan.rungs)} layers, {plan.weight_bytes / 2**20:,.0f} MiB of random weights")
         with bar("measuring") as on_step:
             measured = measure_machine(devices, device_id, timed, settings, name=name, replace=replace, on_step=on_step)
+    _warn_of_drift(measured)
     if json:
         print_json(measured.model_dump(mode="json"))
     else:
@@ -149,6 +153,18 @@ def _show_profile(profile: "DeviceProfile") -> None:
     ]
     columns = ["model", "batch", "longest prefill ms", "decode ms", "vision ms"]
     print_table("outside of the layers", columns, outside)
+
+
+def _warn_of_drift(profile: "DeviceProfile") -> None:
+    for table in profile.layers:
+        drift = table.drift or 0.0
+        if abs(drift) > STEADY:
+            warn(
+                f"the machine must be steady while it is measured: later rounds took {abs(drift):.0%} "
+                f"{'longer' if drift > 0 else 'less'} than earlier ones (layers of D {table.shape.hidden_size}, batch "
+                f"{table.batch}), and predicted times are no surer than that. Close other programs, let it cool, and "
+                "measure again"
+            )
 
 
 def _ends(row: tuple[float, ...] | None) -> list[float | str]:

@@ -46,7 +46,7 @@ def gguf(
     mmproj: Annotated[
         Path | None,
         typer.Option(
-            help="New file for the vision tower and projector of a LLaVA (model_type llava: LLaVA-1.5 and its like). "
+            help="New file for the vision tower and projector (model_type llava, smolvlm, idefics3, internvl). "
             "Default: the language model only."
         ),
     ] = None,
@@ -60,8 +60,8 @@ def gguf(
     class_token: Annotated[
         ClassToken,
         typer.Option(
-            help="For CLIP towers: where your llama.cpp puts the class token. Releases since May 2025 put it last "
-            "(ggml-org/llama.cpp#25814).",
+            help="For CLIP's and InternVL's towers: where your llama.cpp puts the class token. Releases since May 2025 "
+            "put it last (ggml-org/llama.cpp#25814).",
         ),
     ] = ClassToken.LAST,
     check: Annotated[

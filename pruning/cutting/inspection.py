@@ -15,7 +15,7 @@ from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
-from pruning.cutting.gguf.language_model import FAMILIES as EXPORTED_FAMILIES
+from pruning.cutting.gguf.layouts import LAYOUTS
 from pruning.planning.plan import PruningPlan
 
 
@@ -110,4 +110,4 @@ def _runtimes(family: str, *, alike: bool) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
     if alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
-    return (*runtimes, *(["llama.cpp, by lop export gguf"] if family in EXPORTED_FAMILIES else []))
+    return (*runtimes, *(["llama.cpp, by lop export gguf"] if family in LAYOUTS else []))

@@ -11,7 +11,7 @@ from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, BaseModel
-from pruning.cutting.gguf.language_model import FAMILIES as EXPORTED_FAMILIES
+from pruning.cutting.gguf.layouts import LAYOUTS
 from pruning.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _how_to_load(family: str, *, sees: bool) -> Iterable[str]:
     yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
     yield "lop.register_transformers()"
     yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
-    if family in EXPORTED_FAMILIES:
+    if family in LAYOUTS:
         yield "- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."

@@ -128,6 +128,8 @@ class LayerTable(ProfilePart):
         decode_ms: [C][W], one token a sequence through the layer.
         smoothing: the most that a time was moved, as a fraction of it, so that none falls while the layer keeps more or
             the length grows.
+        drift: how much longer (or shorter, if negative) the passes of the later half of the rounds took than those of
+            the earlier one, as a fraction: the machine's own unsteadiness. None in profiles from before it was kept.
         attention: the layer without its FFN. None in profiles from before it was timed: those know no time of cut
             attention, nor of skips.
     """
@@ -140,7 +142,8 @@ class LayerTable(ProfilePart):
     prefill_ms: _Table
     decode_ms: _Table
     smoothing: float = Field(default=0.0, strict=True, ge=0)
-    # Left out where it is None: the content of profiles from before it is what it was, and so are the keys of plans.
+    # Left out where they are None: the content of profiles from before is what it was, and so are the keys of plans.
+    drift: float | None = Field(default=None, strict=True, gt=-1, allow_inf_nan=False, exclude_if=is_none)
     attention: AttentionTable | None = Field(default=None, exclude_if=is_none)
 
     @model_validator(mode="after")

@@ -76,18 +76,21 @@ def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: py
     class Known(LatencyModel):
         source, description = LatencySource.MEASURED, "made up"
 
-        def __init__(self, _device: object, _anatomy: ModelAnatomy, workload: Workload) -> None:
+        def __init__(self, device: SimpleNamespace, _anatomy: ModelAnatomy, workload: Workload) -> None:
             super().__init__(workload)
+            self.slower = device.slower
 
         def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
             if site.sublayer is Sublayer.ATTENTION:
                 return 0 * units, 0 * units
             widths = [[int(width), 0] if site.layer == 0 else [0, int(width)] for width in units]
             prefill, decode = zip(*(nanoseconds(row, self.workload) for row in widths), strict=True)
-            return np.array(prefill) - self.fixed_phases_ns()[0], np.array(decode) - self.fixed_phases_ns()[1]
+            fixed = nanoseconds([0, 0], self.workload)
+            return self.slower * (np.array(prefill) - fixed[0]), self.slower * (np.array(decode) - fixed[1])
 
         def fixed_phases_ns(self) -> tuple[int, int]:
-            return nanoseconds([0, 0], self.workload)
+            prefill, decode = nanoseconds([0, 0], self.workload)
+            return self.slower * prefill, self.slower * decode
 
     def run(
         model: "PreTrainedModel", inputs: dict[str, torch.Tensor], workload: Workload, requests: int
@@ -103,9 +106,12 @@ def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: py
             return RequestTimes((1.3 * prefill, 9.0 * prefill), (0.7 * decode, 0.7 * decode))
         return RequestTimes((1.1 * prefill, 0.9 * prefill), (0.9 * decode, 0.9 * decode))
 
-    profile = SimpleNamespace(layers=[SimpleNamespace(smoothing=0.25)])
+    profiles = [
+        SimpleNamespace(layers=[SimpleNamespace(smoothing=x, drift=x / 5)], slower=slower)
+        for x, slower in ((0.25, 1), (0.5, 2))
+    ]
     monkeypatch.setattr(latency, "PLANS", 3)
-    monkeypatch.setattr(latency, "profile_device", lambda *_, **__: profile)
+    monkeypatch.setattr(latency, "profile_device", lambda *_, **__: profiles.pop(0))
     monkeypatch.setattr(latency, "profiled_device", lambda found: found)
     monkeypatch.setattr(latency, "latency_model", Known)
     monkeypatch.setattr(latency, "run_requests", run)
@@ -123,7 +129,8 @@ def test_errors_are_of_the_same_plan_and_workload_there_and_back(monkeypatch: py
     assert summary["prefill_mape"] == pytest.approx(1 / 6)
     assert summary["decode_mape"] == summary["worst_error"] == pytest.approx(1 / 4)
     assert summary["latency_mape"] == pytest.approx(5 / 24)
-    assert summary["profile_smoothing"] == 0.25
+    assert (summary["profile_smoothing"], summary["profile_drift"]) == (0.25, 0.05)
+    assert summary["profile_repeat_mape"] == pytest.approx(1 / 2)
 
 
 def test_a_request_is_a_prompt_and_steps_behind_it_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:

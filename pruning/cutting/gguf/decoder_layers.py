@@ -8,7 +8,7 @@ channels: it adds exactly nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pruning.anatomy.architecture import Architecture, Sublayer
@@ -16,6 +16,7 @@ from pruning.anatomy.families import family_of
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
+from pruning.cutting.gguf.layouts import Layout
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.tensor_types import Q8_BLOCK
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape, copied, zeros
@@ -44,25 +45,15 @@ _ROTARY = ("self_attn.q_proj", "self_attn.k_proj")
 
 
 @dataclass(frozen=True, slots=True)
-class ExportedLayer:
-    """A layer of the checkpoint that is in the file.
+class LayerUnits:
+    """FFN channels, query heads, and key/value heads of a layer; 0: it skips that half."""
 
-    Attributes:
-        index: its number in the checkpoint.
-        names: name inside the layer -> the checkpoint's name.
-        width: FFN channels, heads: query heads, groups: key/value heads, stand-ins included.
-        stand_in: the half of which there are but zeros in the file.
-    """
-
-    index: int
-    names: Mapping[str, str]
     width: int
     heads: int
     groups: int
-    stand_in: Sublayer | None = None
 
     def shapes(self, hidden: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Of the weights of the modules that the file has of it."""
+        """Of the weights of a layer's usual modules; those of a half that it skips are left out."""
         queries, keys = self.heads * head_dim, self.groups * head_dim
         attention: dict[str, tuple[int, ...]] = {
             "input_layernorm": (hidden,),
@@ -77,7 +68,24 @@ class ExportedLayer:
             "mlp.up_proj": (self.width, hidden),
             "mlp.down_proj": (hidden, self.width),
         }
-        return (attention if self.heads else {}) | ffn
+        return (attention if self.heads else {}) | (ffn if self.width else {})
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedLayer:
+    """A layer of the checkpoint that is in the file.
+
+    Attributes:
+        index: its number in the checkpoint.
+        names: name inside the layer -> the checkpoint's name.
+        kept: what the checkpoint has of it.
+        written: what the file has of it; what it has more is zeros.
+    """
+
+    index: int
+    names: Mapping[str, str]
+    kept: LayerUnits
+    written: LayerUnits
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,8 @@ class LayerSizes:
 
     @classmethod
     def of(cls, layers: Sequence[ExportedLayer]) -> "LayerSizes":
-        return cls(tuple(x.width for x in layers), tuple(x.heads for x in layers), tuple(x.groups for x in layers))
+        units = [layer.written for layer in layers]
+        return cls(tuple(x.width for x in units), tuple(x.heads for x in units), tuple(x.groups for x in units))
 
     @property
     def uniform(self) -> bool:
@@ -98,7 +107,9 @@ class LayerSizes:
         return all(len(set(sizes)) == 1 for sizes in (self.ffn_widths, self.heads, self.kv_heads))
 
 
-def exported_layers(config: "PreTrainedConfig", stored: Stored, head_dim: int) -> tuple[str, list[ExportedLayer]]:
+def exported_layers(
+    config: "PreTrainedConfig", stored: Stored, head_dim: int, layout: Layout
+) -> tuple[str, list[ExportedLayer]]:
     """The prefix of the decoder's tensors, and the layers of the file, in order.
 
     Raises:
@@ -116,49 +127,80 @@ def exported_layers(config: "PreTrainedConfig", stored: Stored, head_dim: int) -
             values=f"all {len(dense)} layers skip it",
         )
     prefix, names = _decoder_names(stored, len(dense))
-    found: list[ExportedLayer] = []
+    kept: list[tuple[int, LayerUnits]] = []
     for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
-        own = names[layer.index]
-        _check_modules(layer.index, own, text, {Sublayer.FFN: width, Sublayer.ATTENTION: groups})
+        _check_modules(layer.index, names[layer.index], text, {Sublayer.FFN: width, Sublayer.ATTENTION: groups}, layout)
         if width or groups:
-            heads = groups * layer.heads_per_group
-            found.append(ExportedLayer(layer.index, own, width, heads, groups))
+            kept.append((layer.index, LayerUnits(width, groups * layer.heads_per_group, groups)))
+    all_heads = LayerUnits(0, int(text.num_attention_heads), int(text.num_key_value_heads))
+    written = _as_written([units for _, units in kept], layout, all_heads if layout.all_heads else LayerUnits(0, 0, 0))
+    found = [
+        ExportedLayer(index, names[index], units, of_file)
+        for (index, units), of_file in zip(kept, written, strict=True)
+    ]
     hidden = int(text.hidden_size)
-    found = [_with_stand_in(layer, is_first=number == 0) for number, layer in enumerate(found)]
     for exported in found:
-        for module, shape in exported.shapes(hidden, head_dim).items():
-            if name := exported.names.get(f"{module}.weight"):
-                check_shape(stored, name, shape)
+        for module, shape in exported.kept.shapes(hidden, head_dim).items():
+            check_shape(stored, exported.names[f"{module}.weight"], shape)
             if bias := exported.names.get(f"{module}.bias"):
                 check_shape(stored, bias, shape[:1])
     return prefix, found
 
 
-def _with_stand_in(layer: ExportedLayer, *, is_first: bool) -> ExportedLayer:
-    """The layer as llama.cpp computes it rightly."""
-    if layer.width == 0:
-        return ExportedLayer(
-            layer.index, layer.names, STAND_IN_CHANNELS, layer.heads, layer.groups, stand_in=Sublayer.FFN
-        )
-    if layer.heads == 0 and is_first:
-        return ExportedLayer(layer.index, layer.names, layer.width, 1, 1, stand_in=Sublayer.ATTENTION)
-    return layer
+def _as_written(kept: Sequence[LayerUnits], layout: Layout, least: LayerUnits) -> list[LayerUnits]:
+    """What the file has of each layer, so that llama.cpp computes what is `kept`."""
+    if layout.per_layer:
+        return [_with_stand_in(units, is_first=number == 0) for number, units in enumerate(kept)]
+    widest = max(x.width for x in kept)
+    common = LayerUnits(
+        -(-max(widest, 1) // Q8_BLOCK) * Q8_BLOCK,
+        max(least.heads, *(x.heads for x in kept)),
+        max(least.groups, *(x.groups for x in kept)),
+    )
+    return [common] * len(kept)
 
 
-def skip_notes(layers: Sequence[ExportedLayer]) -> tuple[str, ...]:
-    """What is in the file though the plan skips it."""
+def _with_stand_in(units: LayerUnits, *, is_first: bool) -> LayerUnits:
+    """The layer as `deci` computes it rightly."""
+    if units.width == 0:
+        return replace(units, width=STAND_IN_CHANNELS)
+    if units.heads == 0 and is_first:
+        return replace(units, heads=1, groups=1)
+    return units
+
+
+def zero_notes(layers: Sequence[ExportedLayer], layout: Layout) -> tuple[str, ...]:
+    """What is in the file though the plan took it away."""
+    if not layout.per_layer:
+        return _filled_up_notes(layers, layout)
     notes = []
-    if ffns := [str(layer.index) for layer in layers if layer.stand_in is Sublayer.FFN]:
+    if ffns := [str(layer.index) for layer in layers if layer.kept.width == 0]:
         notes.append(
             f"llama.cpp has no layers of attention alone: the skipped FFNs of layers {', '.join(ffns)} are "
             f"{STAND_IN_CHANNELS} channels of zeros in the file"
         )
-    if heads := [str(layer.index) for layer in layers if layer.stand_in is Sublayer.ATTENTION]:
+    if heads := [str(layer.index) for layer in layers if layer.kept.heads == 0 and layer.written.heads]:
         notes.append(
             f"llama.cpp reads the head size from its first layer: the skipped attention of layer {heads[0]} is a head "
             "of zeros in the file"
         )
     return tuple(notes)
+
+
+def _filled_up_notes(layers: Sequence[ExportedLayer], layout: Layout) -> tuple[str, ...]:
+    channels, heads = (
+        1.0 - sum(getattr(x.kept, name) for x in layers) / sum(getattr(x.written, name) for x in layers)
+        for name in ("width", "heads")
+    )
+    if not channels and not heads:
+        return ()
+    of = " and ".join(
+        f"{share:.0%} of {what}" for share, what in ((channels, "FFN channels"), (heads, "heads")) if share
+    )
+    return (
+        f"llama.cpp gives all layers of {layout.name} one FFN width and one number of heads: {of} in the file are "
+        "zeros that fill layers up to the widest (plans of equal widths, --method uniform, need none)",
+    )
 
 
 def _decoder_names(stored: Stored, num_layers: int) -> tuple[str, list[dict[str, str]]]:
@@ -182,11 +224,12 @@ def _decoder_names(stored: Stored, num_layers: int) -> tuple[str, list[dict[str,
 
 
 def _check_modules(
-    layer: int, names: Mapping[str, str], text: "PreTrainedConfig", units: Mapping[Sublayer, int]
+    layer: int, names: Mapping[str, str], text: "PreTrainedConfig", units: Mapping[Sublayer, int], layout: Layout
 ) -> None:
     """The layer has all tensors of the halves that it keeps, and no others that llama.cpp would not read."""
     family = family_of(text)
-    modules = [x for x in _LAYER_TENSORS if (half := family.sublayer_of(f"{x}.weight")) is not None and units[half]]
+    every = [*_LAYER_TENSORS, *layout.modules]
+    modules = [x for x in every if (half := family.sublayer_of(f"{x}.weight")) is not None and units[half]]
     for module in modules:
         if f"{module}.weight" not in names:
             raise CheckpointError("every layer must have all of its tensors", values=f"layer {layer}: no {module}")
@@ -195,22 +238,32 @@ def _check_modules(
     strange += [name for name in names if name.endswith("layernorm.bias")]
     if strange:
         raise UnsupportedModelError(
-            "every tensor of a layer must have its place in llama.cpp's deci architecture",
+            f"every tensor of a layer must have its place in llama.cpp's {layout.name or 'deci'} architecture",
             values=f"layer {layer} has {strange[0]}",
         )
 
 
 def layer_tensors(
-    number: int, layer: ExportedLayer, stored: Stored, hidden: int, head_dim: int, wanted: TensorType
+    number: int,
+    layer: ExportedLayer,
+    stored: Stored,
+    hidden: int,
+    head_dim: int,
+    layout: Layout,
+    wanted: TensorType,
 ) -> list[GgufTensor]:
     """The tensors of a layer, which is the file's `number`, in a fixed order."""
+    shapes = layer.written.shapes(hidden, head_dim)
+    if layer.written.heads:
+        shapes |= dict.fromkeys(layout.modules, (head_dim,))
+    names = {**_LAYER_TENSORS, **layout.modules}
     found = []
-    for module, shape in layer.shapes(hidden, head_dim).items():
-        for kind in ("weight", "bias"):
-            name, inside = f"blk.{number}.{_LAYER_TENSORS[module]}.{kind}", f"{module}.{kind}"
-            if inside in layer.names:
-                rotary_dim = head_dim if module in _ROTARY else 0
-                found.append(copied(name, layer.names[inside], stored, wanted, rotary_dim=rotary_dim))
+    for module, shape in shapes.items():
+        for kind, extent in (("weight", shape), ("bias", shape[:1])):
+            name = f"blk.{number}.{names[module]}.{kind}"
+            if source := layer.names.get(f"{module}.{kind}"):
+                rotary_dim = head_dim if layout.rotates_pairs and module in _ROTARY else 0
+                found.append(copied(name, source, stored, wanted, shape=extent, rotary_dim=rotary_dim))
             elif kind == "weight":
                 found.append(zeros(name, shape, wanted))
     return found

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.headers import stored_tensors
@@ -16,14 +15,11 @@ from pruning.cutting.gguf.output_files import check_outputs, write_files
 from pruning.cutting.gguf.tensor_types import require_gguf
 from pruning.cutting.gguf.tokenizer_check import EncodingDifference, check_vocabulary
 from pruning.cutting.gguf.tokenizer_reader import read_vocabulary
-from pruning.cutting.gguf.vision_tower import is_clip, vision_file
+from pruning.cutting.gguf.vision_tower import vision_file
 from pruning.cutting.gguf.vocabulary import Vocabulary
 from pruning.cutting.gguf.writer import GgufFile, Value
 from pruning.errors import PlanError
 from pruning.planning.plan import PruningPlan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,7 @@ def export_gguf(
 ) -> GgufExport:
     """Write the language model of the checkpoint in `folder`, dense or pruned, to the new file `out`.
 
-    With `mmproj`, the vision tower and projector of a LLaVA (`model_type` llava) go to that new file. Nothing is
+    With `mmproj`, the vision tower and projector go to that new file (`vision_tower.FAMILIES`). Nothing is
     written before everything is known to be representable; the files appear whole or not at all; a block of one tensor
     is in memory at a time. `class_token` says which llama.cpp will run the vision part, see `ClassToken`. With
     `checks_encoding` and llama-cpp-python installed, llama.cpp must encode text as transformers does.
@@ -88,8 +84,9 @@ def export_gguf(
     notes = vocabulary.notes + model.notes
     parts = [_language_file(folder, model, vocabulary, tensor_type)]
     if mmproj is not None:
-        parts.append(vision_file(folder, config, stored, tensor_type, class_token))
-        notes += _vision_notes(config, class_token)
+        vision, of_vision = vision_file(folder, config, stored, tensor_type, class_token)
+        parts.append(vision)
+        notes += of_vision
     differences = check_vocabulary(folder, parts[0]) if checks_encoding else None
     sizes = write_files(list(zip(parts, outputs, strict=True)), on_bytes)
     return GgufExport(
@@ -102,20 +99,6 @@ def export_gguf(
         encoding_differences=differences,
         notes=notes,
     )
-
-
-def _vision_notes(config: "PreTrainedConfig", class_token: ClassToken) -> tuple[str, ...]:
-    crop = "llama.cpp pads pictures that are not square, where transformers may crop or stretch them"
-    if not is_clip(config):
-        return (crop,)
-    if class_token is ClassToken.FIRST:
-        written = "the vision part is for a llama.cpp that puts CLIP's class token first (ggml-org/llama.cpp#25814)"
-    else:
-        written = (
-            "llama.cpp loses the first patch of a picture with CLIP towers (ggml-org/llama.cpp#25814); the vision part "
-            "is for releases that do, export it with --class-token first for one that does not"
-        )
-    return (crop, written)
 
 
 def _num_fallbacks(parts: list[GgufFile]) -> int:

@@ -2,7 +2,8 @@
 
 llama.cpp's `llama` architecture gives all layers one FFN width and one number of heads. Its `deci` architecture
 computes the same layers and reads these numbers as arrays, one entry a layer, so a pruned model is written as `deci`,
-and one whose layers are alike as `llama`. Both read biases of all projections where the file has them.
+and one whose layers are alike as `llama`. Both read biases of all projections where the file has them. Families that
+compute more have architectures of their own, whose layers are filled up to one size (`layouts`).
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of
 from pruning.checkpoints.output_head import needed_tensors
-from pruning.cutting.gguf.decoder_layers import LayerSizes, exported_layers, layer_tensors, skip_notes
+from pruning.cutting.gguf.decoder_layers import LayerSizes, exported_layers, layer_tensors, zero_notes
+from pruning.cutting.gguf.layouts import LAYOUTS
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape, copied
@@ -22,19 +24,13 @@ from pruning.errors import CheckpointError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FAMILIES = ("llama", "mistral", "qwen2")
-"""`model_type` of text configs whose layers llama.cpp's `deci` computes exactly."""
-
 _OTHER_LAYERS = {
     "gemma": "scaled embeddings and norms of 1 + weight",
     "gemma2": "norms after each sub-layer and soft-capped logits",
     "gemma3_text": "norms of queries and keys, norms after each sub-layer and a sliding window",
     "phi": "partial rotary embeddings, LayerNorm, and attention beside the FFN",
     "phi3": "fused projections",
-    "qwen2_vl_text": "M-RoPE",
-    "qwen2_5_vl_text": "M-RoPE",
-    "qwen3": "norms of queries and keys",
-    "qwen3_vl_text": "M-RoPE, and norms of queries and keys",
+    "qwen3_vl_text": "interleaved M-RoPE, and features of the vision tower in several layers",
 }
 
 
@@ -62,30 +58,31 @@ def language_model(
     text = config.get_text_config(decoder=True)
     stored = needed_tensors(config, stored)
     context = _check_representable(config, text, context_length)
-    head_dim = head_dim_of(text)
-    rotary = rotary_of(text, head_dim)
-    prefix, layers = exported_layers(config, stored, head_dim)
+    layout, head_dim = LAYOUTS[text.model_type], head_dim_of(text)
+    rotary = rotary_of(text, head_dim, layout)
+    prefix, layers = exported_layers(config, stored, head_dim, layout)
     sizes = LayerSizes.of(layers)
     tensors = [*_outer_tensors(config, text, stored, prefix, wanted)]
     if rotary.freq_factors is not None:
         factors = rotary.freq_factors
         tensors.append(GgufTensor("rope_freqs.weight", factors.shape, TensorType.F32, values=factors))
     for number, layer in enumerate(layers):
-        tensors += layer_tensors(number, layer, stored, int(text.hidden_size), head_dim, wanted)
-    architecture = "llama" if sizes.uniform else "deci"
+        tensors += layer_tensors(number, layer, stored, int(text.hidden_size), head_dim, layout, wanted)
+    architecture = layout.name or ("llama" if sizes.uniform else "deci")
     metadata = _metadata(architecture, text, sizes, head_dim, rotary, context)
     vocab_size = tensors[0].shape[0]
-    return LanguageModel(architecture, metadata, tuple(tensors), vocab_size, sizes, skip_notes(layers))
+    notes = (*zero_notes(layers, layout), *([layout.note] if layout.note else []))
+    return LanguageModel(architecture, metadata, tuple(tensors), vocab_size, sizes, notes)
 
 
 def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | None) -> int:
     """The context length of the export; raises UnsupportedModelError if something has no place in the format."""
-    if text.model_type not in FAMILIES:
+    if text.model_type not in LAYOUTS:
         reason = _OTHER_LAYERS.get(text.model_type)
         raise UnsupportedModelError(
-            "the language model's layers must be those of llama.cpp's deci architecture",
+            "the language model's layers must be those of an architecture of llama.cpp that can be written",
             values=f"model_type={text.model_type!r}" + (f", which has {reason}" if reason else ""),
-            remedy=f"Families that can be exported: {', '.join(FAMILIES)}",
+            remedy=f"Families that can be exported: {', '.join(LAYOUTS)}",
         )
     if getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None):
         raise UnsupportedModelError(
@@ -93,7 +90,7 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
         )
     if text.hidden_act != "silu":
         raise UnsupportedModelError(
-            "the FFN's activation must be silu, which llama.cpp's deci architecture has",
+            "the FFN's activation must be silu, which llama.cpp's architectures for it have",
             values=f"hidden_act={text.hidden_act!r}",
         )
     longest = int(text.max_position_embeddings)
@@ -106,7 +103,7 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
     slides = "sliding_attention" in (getattr(text, "layer_types", None) or ("sliding_attention",))
     if window is not None and slides and window < context:
         raise UnsupportedModelError(
-            "every token must see all before it: llama.cpp's deci architecture has no sliding window",
+            "every token must see all before it: llama.cpp's architectures for it have no sliding window",
             values=f"sliding_window={window}, a context of {context} tokens",
             remedy=f"Within {window} tokens the window makes no difference: export with --context {window}",
         )
@@ -163,6 +160,8 @@ def _metadata(
         "rope.dimension_count": head_dim,
         "rope.freq_base": rotary.freq_base,
     }
+    if rotary.sections is not None:
+        found["rope.dimension_sections"] = [*rotary.sections, 0]
     if rotary.freq_factors is not None:
         found["rope.scaling.type"] = "none"  # all of it is in rope_freqs.weight
     if rotary.attention_factor != 1.0:

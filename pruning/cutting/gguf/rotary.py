@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruning.cutting.gguf.layouts import Layout
 from pruning.cutting.gguf.tensor_types import Float32Array
 from pruning.errors import UnsupportedModelError
 
@@ -21,24 +22,32 @@ class Rotary:
     freq_base: theta; pair i of a head of d values turns by theta^(-2i/d) a position.
     freq_factors: [d/2] what each of these frequencies is divided by (`rope_freqs.weight`); None: by 1.
     attention_factor: what sine and cosine are multiplied with (yarn; YaRN, arXiv 2309.00071, eq. 22).
+    sections: of how many pairs each of a token's three positions turns (M-RoPE); None: a token has one position.
     """
 
     freq_base: float
     freq_factors: Float32Array | None
     attention_factor: float
+    sections: tuple[int, ...] | None = None
 
 
-def rotary_of(text: "PreTrainedConfig", head_dim: int) -> Rotary:
-    """What `text` says, by transformers' formulas; raises UnsupportedModelError for what llama.cpp has no key for."""
+def rotary_of(text: "PreTrainedConfig", head_dim: int, layout: Layout) -> Rotary:
+    """What `text` says, by transformers' formulas; raises UnsupportedModelError for what `layout` has no key for."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = dict(text.rope_parameters)
     kind = parameters.get("rope_type", "default")
-    if "mrope_section" in parameters:
+    sections = parameters.get("mrope_section")
+    if (sections is not None) != layout.multimodal_rotary:
         raise UnsupportedModelError(
-            "the exported model's positions must be one number a token",
-            values="the config has M-RoPE (mrope_section)",
-            remedy="llama.cpp's deci architecture has no M-RoPE",
+            f"positions must be {'three numbers' if layout.multimodal_rotary else 'one number'} a token, as "
+            f"llama.cpp's {layout.name or 'deci'} architecture has them",
+            values=f"mrope_section={sections} (M-RoPE)",
+        )
+    if kind != "default" and not layout.scales_rotary:
+        raise UnsupportedModelError(
+            f"rotary embeddings must not be scaled in llama.cpp's {layout.name} architecture",
+            values=f"rope_type={kind!r}",
         )
     if kind not in STATIC_SCALINGS:
         raise UnsupportedModelError(
@@ -51,11 +60,11 @@ def rotary_of(text: "PreTrainedConfig", head_dim: int) -> Rotary:
         raise UnsupportedModelError(
             "rotary embeddings must cover whole heads",
             values=f"partial_rotary_factor={share}",
-            remedy="llama.cpp's llama and deci architectures rotate all values of a head",
+            remedy="llama.cpp's architectures for it rotate all values of a head",
         )
     base = float(parameters["rope_theta"])
     if kind == "default":
-        return Rotary(base, None, 1.0)
+        return Rotary(base, None, 1.0, None if sections is None else tuple(map(int, sections)))
     frequencies, attention_factor = ROPE_INIT_FUNCTIONS[kind](text)
     plain = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     return Rotary(base, (plain / frequencies.double().numpy()).astype(np.float32), float(attention_factor))

@@ -28,7 +28,8 @@ class GgufTensor:
         name: its name in the GGUF file.
         shape: as PyTorch has it, rows first; the file lists extents in the opposite order.
         stored: how its values are stored.
-        source: the checkpoint's tensor of that shape; None if `values` holds what is written.
+        source: the checkpoint's tensor, of that shape or a smaller one: zeros are added behind its rows and columns.
+            None if `values` holds what is written.
         rotary_dim: if not 0, rows come in heads of so many, and each head's are put into llama.cpp's rotary order.
         values: of a tensor that no file holds (rotary factors, a bias that a projector lacks).
     """
@@ -50,7 +51,7 @@ class GgufTensor:
         if self.values is not None:
             yield self.values
         if self.source is not None:
-            yield from _source_blocks(self.source, self.rotary_dim)
+            yield from _filled_up(_source_blocks(self.source, self.rotary_dim), self.shape)
 
     @property
     def origin(self) -> str:
@@ -58,9 +59,17 @@ class GgufTensor:
         return self.name if self.source is None else self.source.name
 
 
-def copied(name: str, source: str, stored: Stored, wanted: TensorType, *, rotary_dim: int = 0) -> GgufTensor:
-    """The checkpoint's tensor `source`, under llama.cpp's name for it."""
-    shape = stored[source].shape
+def copied(
+    name: str,
+    source: str,
+    stored: Stored,
+    wanted: TensorType,
+    *,
+    shape: tuple[int, ...] | None = None,
+    rotary_dim: int = 0,
+) -> GgufTensor:
+    """The checkpoint's tensor `source`, under llama.cpp's name for it; filled up with zeros to `shape`, if given."""
+    shape = shape or stored[source].shape
     return GgufTensor(name, shape, stored_type(shape, wanted), stored[source], rotary_dim)
 
 
@@ -96,6 +105,18 @@ def _source_blocks(source: StoredTensor, rotary_dim: int) -> Iterator[Float32Arr
             data = read_bytes(file, source.offset + start * row_bytes, count * row_bytes)
             rows = decode(data, source.dtype).astype(np.float32).reshape(count, *source.shape[1:])
             yield rotary_rows(rows, rotary_dim) if rotary_dim else rows
+
+
+def _filled_up(blocks: Iterator[Float32Array], shape: tuple[int, ...]) -> Iterator[Float32Array]:
+    """`blocks` of rows, with zeros behind each row and behind the last one until they are of `shape`."""
+    done = 0
+    for block in blocks:
+        done += len(block)
+        missing = [(0, 0), *((0, wanted - found) for wanted, found in zip(shape[1:], block.shape[1:], strict=True))]
+        yield np.pad(block, missing) if any(after for _, after in missing) else block
+    step = max(1, BLOCK_BYTES // (4 * prod(shape[1:])))
+    for start in range(done, shape[0], step):
+        yield np.zeros((min(step, shape[0] - start), *shape[1:]), dtype=np.float32)
 
 
 def rotary_rows(rows: Float32Array, head_dim: int) -> Float32Array:

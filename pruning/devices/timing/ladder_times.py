@@ -18,13 +18,14 @@ SHORTEST_MS = 1e-6
 
 @dataclass(frozen=True)
 class LadderTimes:
-    """The ladder along the lengths P: a time a rung [P][R], ascending; what the passes took beyond them [P]; and the
-    most that a rung was moved, as a fraction of it.
+    """The ladder along the lengths P: a time a rung [P][R], ascending; what the passes took beyond them [P]; the most
+    that a rung was moved, as a fraction of it; and how much longer later passes took than earlier ones (`drift_of`).
     """
 
     rungs_ms: tuple[tuple[float, ...], ...]
     outside_ms: tuple[float, ...]
     smoothing: float
+    drift: float
 
     @classmethod
     def of(cls, passes: Sequence[Sequence[PassTimes]], plan: LadderPlan) -> "LadderTimes":
@@ -48,7 +49,20 @@ class LadderTimes:
             rungs_ms=tuple(tuple(map(float, row)) for row in fit),
             outside_ms=tuple(map(float, isotonic_regression([max(x, SHORTEST_MS) for x in outside]).x)),
             smoothing=float(np.max(np.abs(fit - raw) / raw)),
+            drift=drift_of(passes),
         )
+
+
+def drift_of(passes: Sequence[Sequence[PassTimes]]) -> float:
+    """How much longer the later half of the `passes` of each length [P] took than the earlier half, as a fraction.
+
+    Of medians; the median over the lengths. Passes are in the order in which they ran; 0 where a length has one alone.
+    """
+    found = []
+    for one in passes:
+        totals, half = [x.total_ms for x in one], len(one) // 2
+        found.append(median(totals[-half:]) / median(totals[:half]) - 1.0 if half else 0.0)
+    return median(found)
 
 
 def layer_table(
@@ -69,6 +83,7 @@ def layer_table(
         prefill_ms=_rows(prefill, plan, with_ffn=True),
         decode_ms=_rows(decode, plan, with_ffn=True),
         smoothing=max(prefill.smoothing, decode.smoothing),
+        drift=max(prefill.drift, decode.drift, key=abs),
         attention=AttentionTable(
             kv_groups=tuple(rung.kv_groups for rung in plan.ladder if not rung.ffn_width),
             prefill_ms=_rows(prefill, plan, with_ffn=False),

@@ -83,6 +83,21 @@ def test_a_machine_is_measured_listed_and_shown(run: Run, database: str) -> None
     assert "not timed" not in out
 
 
+@pytest.mark.parametrize(("drift", "said"), [(0.2, "20% longer"), (-0.06, "6% less"), (0.04, None), (None, None)])
+def test_a_machine_that_was_not_steady_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, drift: float | None, said: str | None
+) -> None:
+    profile = made_up_profile("bench")
+    layers = tuple(table.model_copy(update={"drift": drift}) for table in profile.layers)
+    found = profile.model_copy(update={"layers": layers})
+    monkeypatch.setattr("pruning.devices.timing.profiling.profile_device", lambda *_, **__: found)
+    code, out, err = run("profile", "bench", "--model", "tiny", "--json")
+    assert code == 0
+    assert json.loads(out)["layers"][0].get("drift") == drift
+    assert err.count("must be steady") == (len(layers) if said else 0)
+    assert said is None or f"later rounds took {said} than earlier ones" in " ".join(err.split())
+
+
 def test_a_profile_from_before_attention_was_timed_says_so(run: Run, database: str) -> None:
     with open_repository(database) as repository:
         repository.add_device(DeviceRecord(made_up_profile("bench"), datetime.now(UTC)))

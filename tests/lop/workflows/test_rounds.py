@@ -32,6 +32,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, Widths
 from storage.contract import Repository
 from storage.records import PredictorRecord
+from storage.sql_repository import open_repository
 from values.encoding import Encoding
 
 SETTINGS = TrainingSettings(
@@ -55,13 +56,29 @@ def made_up(architectures: Sequence[Architecture], /) -> list[Measured]:
     return found
 
 
+@pytest.fixture(scope="module")
+def searched_file(tmp_path_factory: pytest.TempPathFactory, registered: Path, data: Path) -> Path:
+    """A database with a search of the tiny model at 30 and 60% on the first conversations. Read-only."""
+    path = tmp_path_factory.mktemp("searched") / "lop.db"
+    path.write_bytes(registered.read_bytes())
+    repository = open_repository(f"sqlite:///{path}")
+    settings = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
+    search_model(repository, "tiny", load_conversations(data)[:CONVERSATIONS], settings, name="data.json")
+    repository.close()
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, searched_file: Path) -> str:
+    """The URL of a fresh copy of `searched_file`."""
+    (tmp_path / "lop.db").write_bytes(searched_file.read_bytes())
+    return f"sqlite:///{tmp_path / 'lop.db'}"
+
+
 @pytest.fixture
 def searched(repository: Repository, data: Path) -> tuple[Repository, str]:
-    """A search of the tiny model at 30 and 60% on the first conversations; the repository and the set's id."""
-    conversations = load_conversations(data)[:CONVERSATIONS]
-    settings = SearchSettings(sparsities=(0.3, 0.6), num_evaluations=40, num_levels=6)
-    search_model(repository, "tiny", conversations, settings, name="data.json")
-    return repository, calibration_id(conversations)
+    """The repository, and the id of the set that it was searched on."""
+    return repository, calibration_id(load_conversations(data)[:CONVERSATIONS])
 
 
 def test_a_round_adds_samples_where_it_said_and_reports_what_it_gained(searched: tuple[Repository, str]) -> None:
@@ -207,6 +224,17 @@ def test_targets_are_spread_and_keep_away_from_what_is_to_be_avoided(searched: t
         uncertain_budgets(predictor, samples, RoundSettings(1, 2, avoid=(0.5,), margin=1.0), seed=[0, 1])
 
 
+@pytest.fixture
+def trains_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lop train` with the steps of SETTINGS, whatever it was asked for."""
+
+    def train_briefly(repository: Repository, model_id: str, _: TrainingSettings, **options: Any) -> PredictorRecord:
+        return train_model(repository, model_id, SETTINGS, **options)
+
+    monkeypatch.setattr("lop.workflows.rounds.train_model", train_briefly)
+
+
+@pytest.mark.usefixtures("trains_briefly")
 def test_the_command_reports_its_rounds(
     searched: tuple[Repository, str],
     database: str,
@@ -229,6 +257,7 @@ def test_the_command_reports_its_rounds(
     assert "round 1:" in err
 
 
+@pytest.mark.usefixtures("trains_briefly")
 def test_progress_is_shown_of_every_training_and_search_and_metrics_in_the_end(
     searched: tuple[Repository, str],
     database: str,

@@ -15,7 +15,7 @@ from pruning.devices.latency import latency_model
 from pruning.devices.profile import parse_profile
 from pruning.devices.timing import ladder, machine, profiling
 from pruning.devices.timing.ladder import LadderPlan, Rung, build_ladder_model, ladder_groups, ladder_of, ladder_widths
-from pruning.devices.timing.ladder_times import LadderTimes
+from pruning.devices.timing.ladder_times import LadderTimes, drift_of
 from pruning.devices.timing.machine import Machine, describe_machine
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
 from pruning.devices.timing.requests import DECODE_STEPS, random_prompt, time_images, time_request
@@ -143,6 +143,18 @@ def test_a_layer_that_keeps_more_takes_no_less() -> None:
     assert times.rungs_ms == ((1.0, 2.0, *[pytest.approx(16 / 3)] * 3),)
     assert times.smoothing == pytest.approx(1 / 3)
     assert list(times.rungs_ms[0]) == sorted(times.rungs_ms[0])
+
+
+def test_drift_is_of_later_rounds_over_earlier_ones() -> None:
+    def passes(*totals: float) -> list[PassTimes]:
+        return [PassTimes(total, ()) for total in totals]
+
+    assert drift_of([passes(10.0)]) == 0.0
+    assert drift_of([passes(10.0, 11.0)]) == pytest.approx(0.1)
+    # Medians of halves: one slow pass says nothing; of an odd number, the one in the middle counts in neither.
+    assert drift_of([passes(10.0, 10.0, 90.0, 10.0, 8.0, 8.0, 30.0)]) == pytest.approx(-0.2)
+    # The lengths' median.
+    assert drift_of([passes(1.0, 1.0), passes(1.0, 1.3), passes(1.0, 9.0)]) == pytest.approx(0.3)
 
 
 def test_a_longer_pass_takes_no_less() -> None:

@@ -290,9 +290,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("family", "reason"),
         [
-            ("llava-qwen3", "norms of queries and keys"),
-            ("qwen2-vl", "M-RoPE"),
-            ("qwen2.5-vl", "M-RoPE"),
+            ("qwen3-vl", "interleaved M-RoPE"),
             ("llava-phi", "partial rotary"),
             ("paligemma", "scaled embeddings"),
             ("gemma3", "norms of queries and keys"),

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.checkpoints.loading import load_pruned
+from pruning.checkpoints.loading import load_model, load_processor, load_pruned
 from pruning.cutting.gguf.answer_ends import _KNOWN_ENDS
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.llama_runtime import LlamaRuntime, LlamaVocabulary
@@ -31,7 +31,8 @@ from tests.pruning import sentencepiece_files
 from tests.pruning.cut_models import WIDTHS, kept_groups, random_ranking
 from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
-from tests.tiny_models.builders import clip_tower, siglip_tower
+from tests.tiny_models.builders import clip_tower, siglip_tower, tiny_model
+from tests.tiny_models.hub_folders import save_hub_folder
 
 pytest.importorskip("llama_cpp")
 
@@ -39,6 +40,10 @@ TOKENS = [17, 40, 9, 77, 31, 52, 64, 8, 25, 90, 13]
 
 
 def logits_of(model: PreTrainedModel) -> Float32Array:
+    if model.config.get_text_config(decoder=True).model_type in ("qwen2_vl_text", "qwen2_5_vl_text"):
+        for module in model.get_decoder().modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.0  # which llama.cpp's qwen2vl forgets to read
     with torch.inference_mode():
         found: Float32Array = model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     return found
@@ -91,6 +96,10 @@ def cut(
         "smolvlm",
         "llama",
         "qwen2",  # a language model alone, tied
+        "qwen2-vl",  # one width for all layers: filled up with zeros
+        "qwen2.5-vl",
+        "llava-qwen3",
+        "qwen3",
     ],
 )
 def test_a_pruned_model_computes_the_same_logits(tmp_path: Path, family: str) -> None:
@@ -126,6 +135,28 @@ def test_a_model_that_skips_computes_the_same_logits(
     assert sum("of zeros" in note for note in made.notes) == (heads[0] == 1) + (widths[0] == 0)
     with LlamaRuntime(tmp_path / "b.gguf", context_length=64) as runtime:
         assert np.abs(runtime.logits(TOKENS) - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3"])
+def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", family)
+    model = cut(folder, tmp_path / "cut", widths=[16, 0, 0, 40], kv_groups=[0, 1, 0, 1])
+    expected = logits_of(model)
+    found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    made = export_gguf(tmp_path / "cut", tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
+    assert made.sizes.ffn_widths == (64,) * 3  # of 16, 0 and 40, in blocks of 32
+    note = made.notes[0]
+    # Of 4 heads, 2 or all of which a layer has in the file.
+    assert ("71% of FFN channels and 67% of heads" if family == "qwen2.5-vl" else "71% of FFN channels and 33%") in note
+
+
+def test_a_plan_of_equal_widths_needs_no_zeros(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "dense", "qwen3")
+    cut(folder, tmp_path / "cut", widths=[32] * 4, kv_groups=[1] * 4)
+    made = export_gguf(tmp_path / "cut", tmp_path / "a.gguf")
+    assert (made.architecture, made.notes) == ("qwen3", ())
+    assert (made.sizes.ffn_widths, made.sizes.kv_heads) == ((32,) * 4, (1,) * 4)
 
 
 def test_biases_that_a_plan_adds(tmp_path: Path) -> None:
@@ -299,6 +330,43 @@ def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]
     if np.abs(expected - found).max() < 2e-3 * np.abs(expected).max():
         pytest.fail("this llama.cpp puts the class token first: make ClassToken.FIRST the default")
     assert np.abs(expected[1:] - found[:-1]).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width", "tokens"),
+    [
+        ("SmolVLM", 32, 32, 4),  # one tile
+        ("SmolVLM2", 32, 32, 4),
+        ("InternVL3", 32, 32, 4),  # whose class token comes last: nothing is lost by it
+        ("Qwen2-VL", 48, 80, 15),
+        ("Qwen2.5-VL", 128, 176, 88),  # of several windows
+    ],
+)
+def test_features_of_the_hubs_other_families(tmp_path: Path, name: str, height: int, width: int, tokens: int) -> None:
+    from benchmarks.mtmd import SeeingModel
+
+    def build(family: str) -> PreTrainedModel:
+        model = tiny_model(family)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    folder, files = save_hub_folder(tmp_path / "m", name, build=build), (tmp_path / "a.gguf", tmp_path / "b.gguf")
+    export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = load_processor(folder).image_processor
+    if "Qwen" in name:
+        images.size = {"shortest_edge": 256, "longest_edge": 10**6}  # as the picture is
+    inputs = images(picture, return_tensors="pt")
+    grid = {"image_grid_thw": inputs.image_grid_thw} if "Qwen" in name else {}
+    with torch.inference_mode():
+        seen: Any = load_model(folder, dtype=torch.float32)
+        expected = torch.cat(list(seen.model.get_image_features(inputs.pixel_values, **grid).pooler_output)).numpy()
+    with SeeingModel(*files, context_length=128) as seeing:
+        found = seeing.features(picture)
+    assert found.shape == expected.shape == (tokens, 32)
+    assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
 
 
 def features(

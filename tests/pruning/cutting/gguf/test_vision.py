@@ -9,13 +9,19 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    InternVLForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from pruning.cutting.gguf.export import GgufExport, export_gguf
 from pruning.cutting.gguf.options import ClassToken, TensorType
 from pruning.errors import CheckpointError, UnsupportedModelError
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
-from tests.tiny_models.builders import clip_tower, siglip_tower
+from tests.tiny_models.builders import clip_tower, siglip_tower, tiny_model
+from tests.tiny_models.hub_folders import save_hub_folder
 
 
 def save_llava(folder: Path, tower: str = "clip", **changed: Any) -> Path:
@@ -36,6 +42,7 @@ def save_llava(folder: Path, tower: str = "clip", **changed: Any) -> Path:
 
 def export(folder: Path, out: Path, **options: Any) -> tuple[GgufExport, dict[str, Any], dict[str, np.ndarray]]:
     """The export, the mmproj file's metadata, and its tensors as float32 in PyTorch's shape."""
+    out.mkdir(exist_ok=True)
     made = export_gguf(folder, out / "a.gguf", mmproj=out / "b.gguf", tensor_type=TensorType.F32, **options)
     reader = GGUFReader(out / "b.gguf")
     tensors = {x.name: x.data.reshape([int(n) for n in reversed(x.shape)]) for x in reader.tensors}
@@ -139,11 +146,113 @@ def test_what_mtmd_would_compute_otherwise(tmp_path: Path, tower: str, changed: 
     [
         ("llava-next", "llava_next.*newline"),
         ("llava-onevision", "llava_onevision.*tiles"),
-        ("internvl-qwen2", "internvl"),
     ],
 )
 def test_other_ways_of_seeing_by_name(tmp_path: Path, family: str, reason: str) -> None:
     folder = save_tiny_checkpoint(tmp_path / "m", family)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+
+
+def save_internvl(folder: Path, **vision: Any) -> Path:
+    """A tiny InternVL3 whose tower is that of `vision`, where it says something else."""
+
+    def build(family: str) -> PreTrainedModel:
+        config = tiny_model(family).config
+        for name, value in vision.items():
+            setattr(config.vision_config, name, value)
+        return InternVLForConditionalGeneration(config)
+
+    return save_hub_folder(folder, "InternVL3", build=build)
+
+
+def test_a_smolvlm(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "m", "SmolVLM2")
+    made, fields, tensors = export(folder, tmp_path)
+    source = load_file(folder / "model.safetensors")
+    assert (fields["clip.projector_type"], fields["clip.use_gelu"]) == ("idefics3", True)
+    assert (fields["clip.vision.block_count"], fields["clip.vision.projector.scale_factor"]) == (2, 2)
+    assert (fields["clip.vision.image_size"], fields["clip.vision.preproc_image_size"]) == (32, 32)
+    norm = source["model.vision_model.post_layernorm.weight"].numpy()
+    assert np.array_equal(tensors["v.post_ln.weight"], norm)
+    projection = source["model.connector.modality_projection.proj.weight"].numpy()
+    assert np.array_equal(tensors["mm.model.fc.weight"], projection)
+    assert any("do_image_splitting=false" in note for note in made.notes)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["max_image_size"]["longest_edge"] = 16
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match="tiles of 16, the tower's side 32"):
+        export(folder, tmp_path / "other")
+
+
+def test_an_internvl(tmp_path: Path) -> None:
+    folder = save_internvl(tmp_path / "m", attention_bias=True, use_mean_pooling=False)
+    made, fields, tensors = export(folder, tmp_path)
+    assert made.notes == ()
+    assert fields["clip.projector_type"] == "internvl"
+    assert (fields["clip.vision.preproc_min_tiles"], fields["clip.vision.preproc_max_tiles"]) == (1, 1)
+    assert tensors["v.class_embd"].shape == (16,)
+    assert tensors["v.position_embd.weight"].shape == (17, 16)
+    assert {"v.blk.1.ls2.weight", "v.blk.0.attn_q.bias", "v.post_ln.bias", "mm.model.mlp.3.weight"} <= set(tensors)
+    first = export(folder, tmp_path / "first", class_token=ClassToken.FIRST)[2]["v.position_embd.weight"]
+    assert np.array_equal(tensors["v.position_embd.weight"], np.roll(first, -1, axis=0))
+    tiny_processor().save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="CLIPImageProcessorPil has no crop_to_patches"):
+        export(folder, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"use_qk_norm": True}, "use_qk_norm=True"),
+        ({"norm_type": "rms_norm"}, "norm_type='rms_norm'"),
+        ({"image_size": [32, 48]}, r"squares \(got .32, 48."),
+        ({"use_mask_token": True}, "use_mask_token=True"),
+    ],
+)
+def test_an_internvl_that_mtmd_would_compute_otherwise(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:
+    folder = save_internvl(tmp_path / "m", **changed)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+
+
+def test_a_qwen2_vl(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Qwen2-VL")
+    made, fields, tensors = export(folder, tmp_path)
+    source = {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tower = {name.rpartition("visual.")[2]: tensor for name, tensor in source.items() if "visual." in name}
+    assert (fields["clip.projector_type"], fields["clip.vision.feed_forward_length"]) == ("qwen2vl_merger", 32)
+    assert "clip.vision.n_wa_pattern" not in fields
+    for frame, name in enumerate(("v.patch_embd.weight", "v.patch_embd.weight.1")):
+        assert np.array_equal(tensors[name], tower["patch_embed.proj.weight"][:, :, frame])
+    for third, name in enumerate(("attn_q", "attn_k", "attn_v")):
+        rows = slice(16 * third, 16 * (third + 1))
+        assert np.array_equal(tensors[f"v.blk.1.{name}.weight"], tower["blocks.1.attn.qkv.weight"][rows])
+        assert np.array_equal(tensors[f"v.blk.1.{name}.bias"], tower["blocks.1.attn.qkv.bias"][rows])
+    assert np.array_equal(tensors["mm.2.weight"], tower["merger.mlp.2.weight"])
+    assert any("image processor 1 to 4: run it with --image-min-tokens 1 --image-max-tokens 4" in x for x in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"fullatt_block_indexes": [0, 1]}, None),
+        ({"fullatt_block_indexes": [1]}, None),
+        ({"fullatt_block_indexes": [0]}, r"fullatt_block_indexes=\[0\] of 2 blocks"),
+        ({"fullatt_block_indexes": []}, r"fullatt_block_indexes=\[\]"),
+        ({"window_size": 64}, "window_size=64"),
+        ({"hidden_act": "relu"}, "'relu'"),
+    ],
+)
+def test_windows_of_a_qwen2_5_vl(tmp_path: Path, changed: dict[str, Any], reason: str | None) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Qwen2.5-VL")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= changed
+    (folder / "config.json").write_text(json.dumps(config))
+    if reason is None:
+        fields = export(folder, tmp_path)[1]
+        assert fields["clip.vision.n_wa_pattern"] == {2: 1, 1: 2}[len(changed["fullatt_block_indexes"])]
+        return
     with pytest.raises(UnsupportedModelError, match=reason):
         export(folder, tmp_path)
 
