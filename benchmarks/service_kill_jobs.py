@@ -13,7 +13,7 @@ from tests.tiny_models.checkpoints import save_tiny_checkpoint, write_conversati
 
 MODEL, OTHER = "tiny", "other"
 FOLDER = "model"
-SEARCHES, MEASURED, APPLIED, REGISTERED = 14, ("gradients", "zeroth_order"), 3, 2
+SEARCHES, MEASURED, APPLIED, REGISTERED = 14, ("gradients", "zeroth-order"), 3, 2
 PLAN_SPARSITIES = tuple(round(0.05 + 0.01 * number, 2) for number in range(60))
 
 Row = dict[str, Any]
