@@ -33,7 +33,7 @@ WORK = Path(__file__).parent / ".work" / "service"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sizes:
     """How much of each part is done; the defaults are what the result is to show."""
 

@@ -161,7 +161,7 @@ def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, w
 
     schemathesis.hooks.unregister_all()
 
-    @schemathesis.hook
+    @schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]
     def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 (schemathesis goes by the names)
         case.headers = {**(case.headers or {}), **dict(next(turns))}
         if case.operation.path == _EVENTS and asker in ("open", "run") and "job_id" in (case.path_parameters or {}):

@@ -74,7 +74,8 @@ def outcome(repository: Repository, output: Path) -> Row:
 
 def differences(found: Row, undisturbed: Row) -> dict[str, list[str]]:
     """What is `lost`, `doubled` or `different` against the undisturbed run, in words."""
-    samples, expected = Counter(found["samples"]), Counter(undisturbed["samples"])
+    samples: Counter[str] = Counter(found["samples"])
+    expected: Counter[str] = Counter(undisturbed["samples"])
     lost = [f"sample {sample}" for sample in expected - samples]
     doubled = [f"sample {sample}" for sample in samples - expected]
     if found["searches"] > undisturbed["searches"]:

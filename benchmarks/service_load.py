@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
+def _same(connection: _Connection) -> _Connection:
+    """What makes a protocol, where it is made already."""
+    return connection
+
+
 def _length(head: bytes) -> int:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
@@ -103,7 +109,7 @@ async def _main(asked: dict[str, Any]) -> Loaded:
         request = "\r\n".join([*lines, "", ""]).encode() + body
         ended = loop.create_future()
         made = _Connection(request, until, ended)
-        await loop.create_connection(lambda made=made: made, url.host, url.port)
+        await loop.create_connection(partial(_same, made), url.host, url.port or 80)
         protocols.append(made)
         waiting.append(ended)
     started = time.perf_counter()

@@ -10,7 +10,6 @@
 """
 
 import json
-import statistics
 import sys
 import time
 from functools import partial
@@ -118,10 +117,10 @@ def known_figures(rows: list[Row]) -> Row:
     turns = sorted({row["turn"] for row in rows})
 
     def quotient(above: tuple[str, int], below: tuple[str, int]) -> float:
-        return statistics.median(at[*above, turn]["per_second"] / at[*below, turn]["per_second"] for turn in turns)
+        return float(np.median([at[*above, turn]["per_second"] / at[*below, turn]["per_second"] for turn in turns]))
 
     def median(load: str, processes: int, what: str) -> float:
-        return statistics.median(at[load, processes, turn][what] for turn in turns)
+        return float(np.median([at[load, processes, turn][what] for turn in turns]))
 
     return {
         "cached_plan_rps_vs_hello": quotient(("post", 1), ("hello", 1)),
