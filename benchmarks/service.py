@@ -15,11 +15,14 @@ own.
 """
 
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -98,6 +101,7 @@ def main(
     sizes = Sizes(kills, requests, solved, planned, minutes)
     summary: Row = {}
     rows: list[Row] = []
+    signal.signal(signal.SIGTERM, _stop)
     with alone_in(WORK) as lock:
         steps = Steps(WORK / "steps", lock=lock)
         functions = _parts(WORK, steps, sizes)
@@ -116,6 +120,11 @@ def main(
         earlier = [step.code for step in steps.finished.values()]
     path = write_results(results, summary, rows, runs=CODE, earlier=earlier)
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a handler's)
+    """Leave as an error does: what was started is stopped."""
+    sys.exit(128 + number)
 
 
 def _key(part: str, sizes: Sizes) -> list[str]:
