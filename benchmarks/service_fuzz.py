@@ -48,7 +48,7 @@ CHECKS = (
 )
 EXAMPLES = 60
 """Of each operation in the fuzzing phase of a round."""
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 60.0
 _EVENTS = "/v1/jobs/{job_id}/events"
 _SHOWN = 20
 
@@ -154,10 +154,10 @@ def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, w
     project.generation.database = "none"
     project.checks.update(included_check_names=list(CHECKS))
     config = SchemathesisConfig(seed=seed, projects=ProjectsConfig(default=project))
-    document = with_known_names(httpx.get(f"{url}/openapi.json").json())
+    document = with_known_names(httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json())
     schema = schemathesis.openapi.from_dict(document, config=config)
     turns = itertools.cycle(mine)
-    admin = httpx.Client(base_url=url, headers=dict(mine[0]))
+    admin = httpx.Client(base_url=url, headers=dict(mine[0]), timeout=TIMEOUT_SECONDS)
 
     schemathesis.hooks.unregister_all()
 
