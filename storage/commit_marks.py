@@ -35,7 +35,7 @@ class CommitMarks:
                     self._open(of)
                 cursor = self._connection.execute(_SQLITE if self._is_sqlite else _POSTGRESQL)
                 return f"{self._number} {cursor.fetchone()[0]}"
-            except (SQLAlchemyError, OSError, *self._driver_errors()):
+            except (SQLAlchemyError, OSError, self._driver_error):
                 self._forget()
                 return None
 
@@ -57,7 +57,7 @@ class CommitMarks:
         connection, self._connection = self._connection, None
         if connection is not None and self._opened is not None and self._opened[0] == os.getpid():
             close: Callable[[], None] = connection.close
-            with suppress(*self._driver_errors()):
+            with suppress(self._driver_error):
                 close()
 
     def _file(self) -> object:
@@ -71,6 +71,7 @@ class CommitMarks:
     def _is_sqlite(self) -> bool:
         return self._engine.dialect.name == "sqlite"
 
-    def _driver_errors(self) -> tuple[type[Exception], ...]:
+    @property
+    def _driver_error(self) -> type[Exception]:
         found: type[Exception] = self._engine.dialect.loaded_dbapi.Error
-        return (found,)
+        return found

@@ -76,7 +76,7 @@ def test_a_removed_model_has_no_answers(client: TestClient, repository: SqlRepos
 
 
 def test_many_at_once_share_a_look_that_began_after_they_came() -> None:
-    looks = []
+    looks: list[int] = []
 
     def read() -> str:
         looks.append(len(looks))
