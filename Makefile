@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest test-vllm test-harnesses bench-second-order bench-recovery bench-runtimes results clean
+.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest test-vllm test-harnesses bench-second-order bench-recovery bench-runtimes bench-service results clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
 	@echo "make bench-runtimes  transformers, llama.cpp and vLLM, dense and pruned, by family (resumable)"
 	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
+	@echo "make bench-service  speed, budgets, fuzzing, kills, soak and page of the service (five hours in parts; resumable; chromium, npm)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
 	@echo "make clean      remove what the targets above made"
 
@@ -140,6 +141,12 @@ bench-runtimes: $(STAMP)
 bench-recovery: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.recovery
+
+# Parts of at most 90 minutes: $(BIN)/python -m benchmarks.service --help
+bench-service: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,fuzz]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1
+	LOP_AXE=$(abspath $(VENV)/npm/node_modules/axe-core/axe.min.js) $(BIN)/python -m benchmarks.service
 
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)

@@ -157,7 +157,7 @@ def axes_budgets(
         by space and what was asked.
     """
     started = time.perf_counter()
-    document = (profile or _measured(checkpoint)).model_dump_json()
+    document = (profile or measured_profile(checkpoint)).model_dump_json()
     chunks = [
         (checkpoint, document, min(CHUNK, num_budgets - start), f"axes {seed}:{start}")
         for start in range(0, num_budgets, CHUNK)
@@ -212,7 +212,7 @@ def _check_chunk(checkpoint: Path, profile: str, count: int, seed: str) -> list[
     return found
 
 
-def _measured(checkpoint: Path) -> DeviceProfile:
+def measured_profile(checkpoint: Path) -> DeviceProfile:
     model = TimedModel.of_folder(checkpoint)
     return profile_device(
         load_config(checkpoint),

@@ -68,6 +68,17 @@ class Steps:
         code = partial(_code_of, modules) if modules else measured_code
         return self._once(name, key, lambda spent: _while_counting(function, spent), code)
 
+    def kept(self, name: str, key: Sequence[str]) -> Step | None:
+        """What an earlier run kept of a `call` with this key; None if none was finished."""
+        step = _kept_in(self._path(name, key))
+        if step is not None:
+            self.finished[name] = step
+        return step
+
+    def _path(self, name: str, key: Sequence[str]) -> Path:
+        digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
+        return self._folder / f"{name.replace(' ', '-')}-{digest}.json"
+
     def _once(
         self,
         name: str,
@@ -75,8 +86,7 @@ class Steps:
         run: Callable[[Path], dict[str, Any]],
         code: Callable[[], dict[str, str]],
     ) -> Step:
-        digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
-        path = self._folder / f"{name.replace(' ', '-')}-{digest}.json"
+        path = self._path(name, key)
         spent = path.with_suffix(".seconds")
         step, before = _kept_in(path), _seconds_in(spent)
         if step is not None and self._renew and changes_since(step.code):

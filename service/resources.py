@@ -6,6 +6,7 @@ from threading import Lock
 
 from service.datasets import DatasetShelf
 from service.event_streams import EventStreams
+from service.known_answers import KnownAnswers
 from service.metrics import ServiceMetrics
 from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
@@ -30,6 +31,7 @@ class Resources:
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
         self.metrics = ServiceMetrics(lambda: self.repository)
+        self.known_answers = KnownAnswers(lambda: self.repository.commit_mark())
         self.event_streams = EventStreams(settings.max_event_streams, self.metrics)
         self.is_stopping: Callable[[], bool] = lambda: False
         """Whether the server was told to stop: answers without an end then end."""

@@ -395,5 +395,11 @@ class JobCatalogue(Catalogue, Datasets, Plans, Protocol):
 class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, Plans, Protocol):
     """Everything that outlives a process."""
 
+    def commit_mark(self) -> str | None:
+        """Two equal marks, read one after the other from one repository, say that nothing was committed in between.
+
+        Different ones say nothing. None if the database does not tell; never raises.
+        """
+
     def check(self) -> None:
         """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""

@@ -7,9 +7,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.orm import Session
 
+from storage.commit_marks import CommitMarks
 from storage.contract import Repository
 from storage.database import check_revision, create_database_engine, migrate, share_between_processes
 from storage.documents import json_document
@@ -82,8 +83,13 @@ class SqlRepository(
 ):
     """`storage.contract.Repository` in SQL; made by `open_repository`. Close it, or use it as a context manager."""
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._marks = CommitMarks(engine)
+
     def close(self) -> None:
         """Close the connections. A later call opens new ones."""
+        self._marks.close()
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -93,6 +99,9 @@ class SqlRepository(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def commit_mark(self) -> str | None:
+        return self._marks.read()
 
     def check(self) -> None:
         check_revision(self._engine)

@@ -10,6 +10,9 @@ from lop.commands.options import DEFAULT_DATABASE, DEFAULT_STORE, Database, Stor
 from lop.workflows.engines import Engine, EngineOptions, check_engine
 from pruning.errors import InputError
 
+HEARTBEATS = 6
+"""Signs of life in the time after which a job is taken over."""
+
 
 def worker(
     kinds: Annotated[
@@ -19,6 +22,13 @@ def worker(
         ),
     ] = None,
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Pause between two looks at an empty queue.")] = 5.0,
+    stale_seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="Without a sign of life from its worker, after so long a job is taken over; on all workers alike.",
+        ),
+    ] = 60.0,
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
     model_roots: Annotated[
         str | None,
@@ -74,4 +84,11 @@ def worker(
         repository, open_store(store), roots=settings.model_folders, outputs=outputs, cache=cache, engine=options
     )
 
-    run_worker(repository, runner, options=WorkerOptions(poll_seconds=poll_seconds, once=once, kinds=asked))
+    waiting = WorkerOptions(
+        poll_seconds=poll_seconds,
+        heartbeat_seconds=stale_seconds / HEARTBEATS,
+        stale_seconds=stale_seconds,
+        kinds=asked,
+        once=once,
+    )
+    run_worker(repository, runner, options=waiting)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from pruning.data.conversations import MIN_ANSWERS, Conversation, calibration_id, load_conversations
 from pruning.errors import ConflictError, InputError, NotFoundError
 from pruning.measuring.criterion import Criterion
+from service.names import check_new_id
 from storage.contract import Registry
 from storage.records import BINARY, WEIGHTS, ModelRecord, RankingOrigin
 
@@ -22,8 +23,6 @@ Progress = Callable[[int, int], None]
 """Told of progress as (done, total)."""
 
 MODEL_ID_PATTERN = r"[A-Za-z0-9._/-]{1,200}"
-_OWN_SEGMENT = "ranking"
-"""The last segment of the path of a model's ranking."""
 
 
 def read_conversations(path: str | Path, limit: int | None = None) -> tuple[list[Conversation], str | None]:
@@ -137,24 +136,6 @@ def register_by_weights(
         candidate.check_not_ranked_otherwise(repository, origin)
     ranking = rank_by_weights(candidate.folder, candidate.anatomy, on_bytes=on_rank)
     return candidate.register(repository, ranking, origin)
-
-
-def check_new_id(model_id: str) -> None:
-    """Raises InputError for an id under which nothing could be fetched over HTTP: it is part of a URL's path there."""
-    segments = model_id.split("/")
-    reason = None
-    if "" in segments:
-        reason = "begins or ends with a slash, or has two in a row, which proxies and clients make one of"
-    elif found := {".", ".."}.intersection(segments):
-        reason = f"has the segment {min(found)!r}, which clients take out of a URL"
-    elif len(segments) > 1 and segments[-1] == _OWN_SEGMENT:
-        reason = f"ends in /{_OWN_SEGMENT}, where the ranking of {'/'.join(segments[:-1])!r} would be"
-    if reason is not None:
-        raise InputError(
-            "a model's id must be what a URL can carry",
-            values=f"{model_id!r} {reason}",
-            remedy="Choose another id: names with single slashes between them, such as llava-hf/llava-1.5-7b-hf",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What is known to be wrong with a job before it waits: told to who asks, not found in a log an hour later."""
 
-from pruning.errors import InputError
+from pruning.errors import InputError, NotFoundError
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,
@@ -10,6 +10,7 @@ from service.jobs.settings import (
     SearchJob,
     TrainJob,
 )
+from service.names import check_new_id
 from storage.contract import JobCatalogue
 
 
@@ -37,6 +38,10 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     if isinstance(settings, RegisterJob):
         if settings.dataset is None and settings.conversations is not None:
             raise InputError("without a data set there are no conversations", values=str(settings.conversations))
+        try:
+            catalogue.get_model(settings.model)  # what an earlier version registered stays what it is
+        except NotFoundError:
+            check_new_id(settings.model)
         return settings.model
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):

@@ -80,6 +80,8 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({**SEARCH, "space": "all", "scope": "ffn"}, 422, "decoder"),
         ({"kind": "register", "model": "new", "folder": "../secrets"}, 422, "folder"),
         ({"kind": "register", "model": "new", "folder": "/etc"}, 422, "folder"),
+        ({"kind": "register", "model": "..", "folder": "a"}, 422, "a URL can carry"),
+        ({"kind": "register", "model": "tiny/ranking", "folder": "a"}, 422, "a URL can carry"),
         ({"kind": "register", "model": "new", "folder": "a/./b"}, 422, "folder"),
         ({"kind": "register", "model": "new", "folder": "a/.hidden"}, 422, "folder"),
         ({"kind": "register", "model": "new", "folder": "a", "conversations": 3}, 422, "conversations"),

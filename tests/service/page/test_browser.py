@@ -160,7 +160,13 @@ def test_a_slider_shows_another_plan_and_the_address_reproduces_it(browser: Any,
 def test_how_long_a_plan_takes_after_a_slider(browser: Any, place: tuple[str, str, str]) -> None:
     """Reported, not asserted: from the end of the drag to the picture of a plan that nobody asked for before."""
     url, _, _ = place
-    page = opened(browser, f"{url}/explorer")
+    took = slider_milliseconds(opened(browser, f"{url}/explorer"))
+    print(f"\nfrom a slider's end to the plan: median {took[len(took) // 2]:.0f} ms, longest {took[-1]:.0f} ms")  # noqa: T201
+    assert len(took) == 20
+
+
+def slider_milliseconds(page: Any) -> list[float]:
+    """Of twenty plans that nobody asked for before, in order of size."""
     page.wait_for_load_state("networkidle")
     took = []
     for value in range(100, 300, 10):
@@ -174,9 +180,7 @@ def test_how_long_a_plan_takes_after_a_slider(browser: Any, place: tuple[str, st
         page.wait_for_function("before => document.querySelector('#result .id').textContent !== before", arg=before)
         took.append((time.perf_counter() - started) * 1000)
         page.wait_for_load_state("networkidle")
-    took.sort()
-    print(f"\nfrom a slider's end to the plan: median {took[len(took) // 2]:.0f} ms, longest {took[-1]:.0f} ms")  # noqa: T201
-    assert len(took) == 20
+    return sorted(took)
 
 
 def test_the_curve_of_all_methods_comes_by_itself(browser: Any, place: tuple[str, str, str]) -> None:

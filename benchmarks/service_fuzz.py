@@ -1,0 +1,235 @@
+"""Schemathesis over the whole OpenAPI document of `lop serve`, with stateful links, by everybody who may ask and not.
+
+Rounds: in each, schemathesis generates requests by its examples, its coverage, its fuzzing and its stateful phase from
+one seed, against a server that goes on with what earlier rounds left in its database. Who asks:
+
+- `open`: whoever is on the machine of a server without keys;
+- `run`, `plan`, `read`: a key of that scope;
+- `nobody`: no key, a made-up one, an expired one, a revoked one, two at once, in turn.
+
+What is counted: answers of 500 and above; answers that the document does not describe (status, media type, headers,
+schema, methods, what is accepted against it); and answers to whom they should not be: anything but 401 to nobody, and
+anything but 403 to a key that may not do it.
+"""
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.service_processes import CODE, Server, database, running
+from benchmarks.service_subject import MODEL, add_made_up_model
+from benchmarks.steps import Steps, say
+from service.authentication import needed_scope
+from service.keys import new_key
+from storage.contract import Repository
+from storage.records import KeyScope
+from storage.sql_repository import open_repository
+
+NUM_REQUESTS = 100_000
+DATABASES = ("sqlite", "postgresql")
+SHARES = {"open": 0.3, "run": 0.4, "plan": 0.1, "read": 0.1, "nobody": 0.1}
+"""Of the requests to each database, by who asks."""
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "use_after_free",
+    "ensure_resource_availability",
+)
+EXAMPLES = 60
+"""Of each operation in the fuzzing phase of a round."""
+TIMEOUT_SECONDS = 60.0
+_EVENTS = "/v1/jobs/{job_id}/events"
+_SHOWN = 20
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Found:
+    """What rounds came to."""
+
+    requests: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    server_errors: int = 0
+    undocumented: int = 0
+    auth_bypasses: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, what: str) -> None:
+        """Keep the first few."""
+        if len(self.examples) < _SHOWN and what not in self.examples:
+            self.examples.append(what)
+
+    def document(self) -> Row:
+        return {
+            "requests": self.requests,
+            "statuses": dict(sorted(self.statuses.items())),
+            "server_errors": self.server_errors,
+            "undocumented": self.undocumented,
+            "auth_bypasses": self.auth_bypasses,
+            "examples": self.examples,
+        }
+
+
+def fuzz(folder: Path, steps: Steps, *, num_requests: int = NUM_REQUESTS) -> tuple[Row, list[Row]]:
+    """Summary and rows; each cell of database and asker is a step."""
+    rows = []
+    for kind, asker in itertools.product(DATABASES, SHARES):
+        wanted = round(num_requests * SHARES[asker] / len(DATABASES))
+        run = partial(_cell, folder / f"{kind}-{asker}", kind, asker, wanted)
+        step = steps.call(f"fuzz {kind} {asker}", [str(wanted)], run, modules=(__name__, *CODE))
+        rows.append({"part": "fuzz", "database": kind, "asker": asker, **step.document})
+    names = ("requests", "server_errors", "undocumented", "auth_bypasses")
+    total = {name: sum(row[name] for row in rows) for name in names}
+    return {"fuzz_requests": total.pop("requests"), **total}, rows
+
+
+def _cell(folder: Path, kind: str, asker: str, wanted: int) -> Row:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = Found()
+    with database(kind, folder) as (url, _):
+        with open_repository(url) as repository:
+            add_made_up_model(repository)
+            keys = [] if asker == "open" else _keys(repository)
+            mine = _headers(repository, asker, keys)
+        server = Server(url, folder, settings={"LOP_KEY_LIMIT": "1000000/second"})
+        with running(server):
+            for seed in itertools.count():
+                if found.requests >= wanted:
+                    break
+                _round(server.url, asker, mine, seed, wanted, found)
+                say(f"fuzz {kind} {asker}: {found.requests} of {wanted}")
+            if not server.is_ready:
+                found.server_errors += 1
+                found.note("the server is not ready any more")
+    return found.document()
+
+
+def _keys(repository: Repository) -> list[str]:
+    """One key at least, by which the server asks for keys of everybody."""
+    record, key = new_key("somebody", KeyScope.ADMIN)
+    repository.add_key(record)
+    return [key]
+
+
+def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[tuple[str, str]]]:
+    """Headers of requests, which take turns."""
+    if asker == "open":
+        return [[]]
+    if asker != "nobody":
+        record, key = new_key("fuzz", KeyScope(asker))
+        repository.add_key(record)
+        return [[("Authorization", f"Bearer {key}")]]
+    old, expired = new_key("old", KeyScope.ADMIN, lifetime=timedelta(microseconds=1))
+    repository.add_key(old)
+    gone, revoked = new_key("gone", KeyScope.ADMIN)
+    repository.add_key(gone)
+    repository.revoke_key(gone.id)
+    secret = keys[0]
+    bad = [f"Bearer {expired}", f"Bearer {revoked}", f"Bearer {secret[:-1]}x", f"Basic {secret}", "Bearer", secret]
+    return [[], *([("Authorization", text)] for text in bad)]
+
+
+def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found) -> None:
+    import schemathesis
+    from schemathesis.config import ProjectConfig, ProjectsConfig, SchemathesisConfig
+    from schemathesis.engine import events, from_schema
+
+    project = ProjectConfig(
+        base_url=url, request_timeout=TIMEOUT_SECONDS, max_stream_events=3, continue_on_failure=True, headers={}
+    )
+    project.generation.max_examples = EXAMPLES
+    project.generation.no_shrink = True
+    project.generation.database = "none"
+    project.checks.update(included_check_names=list(CHECKS))
+    config = SchemathesisConfig(seed=seed, projects=ProjectsConfig(default=project))
+    document = with_known_names(httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json())
+    schema = schemathesis.openapi.from_dict(document, config=config)
+    turns = itertools.cycle(mine)
+    admin = httpx.Client(base_url=url, headers=dict(mine[0]), timeout=TIMEOUT_SECONDS)
+
+    schemathesis.hooks.unregister_all()
+
+    @schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]
+    def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 (schemathesis goes by the names)
+        case.headers = {**(case.headers or {}), **dict(next(turns))}
+        if case.operation.path == _EVENTS and asker in ("open", "run") and "job_id" in (case.path_parameters or {}):
+            # A stream lasts as long as its job, and no worker ends it here.
+            admin.delete(f"/v1/jobs/{httpx.URL(path='/' + str(case.path_parameters['job_id'])).raw_path.decode()[1:]}")
+
+    with admin:
+        for event in from_schema(schema).execute():
+            if isinstance(event, events.ScenarioFinished | events.FuzzScenarioFinished):
+                _count(event.recorder, asker, found)
+            elif isinstance(event, events.NonFatalError | events.FatalError):
+                found.note(f"schemathesis: {event}"[:500])
+            if found.requests >= wanted * 1.2:
+                break
+
+
+def with_known_names(document: Row) -> Row:
+    """The document, in which what requests name is in half of all cases what the database has.
+
+    Else next to no generated request would get past the search for a model of a random name. Answers are held against
+    the document's own schemas, which stay as they are.
+    """
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        for field_name, field_schema in schema.get("properties", {}).items():
+            if name.endswith(("Job", "PlanRequest")) and field_name == "model":
+                schema["properties"][field_name] = {"anyOf": [{"enum": [MODEL]}, field_schema]}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model_id":
+                    parameter["schema"] = {"anyOf": [{"enum": [MODEL]}, parameter["schema"]]}
+    return document
+
+
+def _count(recorder: Any, asker: str, found: Found) -> None:
+    for case_id, interaction in recorder.interactions.items():
+        found.requests += 1
+        response = interaction.response
+        if response is None:
+            found.server_errors += 1
+            found.note(f"no answer: {interaction.request.method} {interaction.request.uri}"[:500])
+            continue
+        found.statuses[str(response.status_code)] += 1
+        asked = f"{interaction.request.method} {interaction.request.uri} {_body(interaction)}"[:700]
+        if response.status_code >= 500:
+            found.server_errors += 1
+            found.note(f"{response.status_code}: {asked}: {response.content[:300]!r}")
+        expected = _expected(asker, interaction.request.method, httpx.URL(interaction.request.uri).path)
+        if expected is not None and response.status_code != expected:
+            found.auth_bypasses += 1
+            found.note(f"{response.status_code} instead of {expected}: {asked}")
+        for check in recorder.checks.get(case_id, ()):
+            if check.failure_info is not None and check.name != "not_a_server_error":
+                found.undocumented += 1
+                found.note(f"{check.name}: {asked}: {response.status_code} {check.failure_info.failure.message}"[:1500])
+
+
+def _body(interaction: Any) -> str:
+    body = interaction.request.body
+    return "" if not body else repr(body)[:300]
+
+
+def _expected(asker: str, method: str, path: str) -> int | None:
+    """The status of a request that is not allowed; None where it is."""
+    needed = needed_scope(method, path)
+    if asker == "open" or needed is None:
+        return None
+    if asker == "nobody":
+        return 401
+    return None if KeyScope(asker).allows(needed) else 403

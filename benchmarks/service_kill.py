@@ -1,0 +1,286 @@
+"""SIGKILLs at random moments, while jobs run and plans are asked for: what is lost, doubled or stuck after that.
+
+A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in a data set,
+registers a tiny model, asks for searches, measurements, cut checkpoints, and all the time for plans; a request that is
+not answered, or with 502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a
+generator seeded with the round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends.
+Each is started again at once. When all jobs have ended, what is stored is compared with a round in which nothing was
+killed.
+
+A job that lost three workers is parked, as documented; the client then asks for it again (`parked`).
+"""
+
+import hashlib
+import json
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.service_kill_jobs import (
+    MODEL,
+    PLAN_SPARSITIES,
+    differences,
+    ended_twice,
+    first_job,
+    other_jobs,
+    outcome,
+    write_files,
+)
+from benchmarks.service_processes import CODE, Child, Postgres, Server, WorkerProcess, database, running, wait_until
+from benchmarks.steps import Steps, say
+from storage.data_store import open_store
+from storage.integrity import check_database
+from storage.records import JobStatus
+from storage.sql_repository import open_repository
+
+NUM_KILLS = 1000
+DATABASES = ("sqlite", "postgresql")
+NUM_SERVERS, NUM_WORKERS = 2, 3
+STALE_SECONDS = 6
+LONGEST_PAUSE_SECONDS = 1.5
+MOST_KILLS = 60
+"""Of a round: what has not ended then goes on in peace."""
+PATIENCE_SECONDS = 300.0
+MOST_UNEXPECTED = 20
+_PASSES = (502, 503)
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Asked:
+    """What the client was told, request by request."""
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    plans: dict[str, bytes] = field(default_factory=dict)
+    repeated: int = 0
+    unexpected: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+
+
+class Asker:
+    """A client that does not give up."""
+
+    def __init__(self, servers: list[Server], asked: Asked, seed: int) -> None:
+        self._servers, self.asked = servers, asked
+        self._random = random.Random(seed)
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The first answer that is one, of any server; raises RuntimeError if there is none for minutes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            server = self._random.choice(self._servers)
+            try:
+                answer = httpx.request(method, f"{server.url}{path}", timeout=30, **options)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code not in _PASSES:
+                if answer.is_success:
+                    return answer
+                self.asked.unexpected.append(f"{answer.status_code} {method} {path} {options}: {answer.text[:300]}")
+                if len(self.asked.unexpected) > MOST_UNEXPECTED:
+                    raise RuntimeError(f"the service refuses what it should not: {self.asked.unexpected[-1]}")
+            self.asked.repeated += 1
+            time.sleep(0.1)
+        raise RuntimeError(f"{method} {path} is not answered")
+
+    def job(self, settings: Row) -> str:
+        """Ask for a job, now and then twice; the id that all answers have."""
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        ids = {
+            self.send("POST", "/v1/jobs", json=settings, headers={"Idempotency-Key": key}).json()["id"]
+            for _ in range(1 + self._random.randrange(2))
+        }
+        if len(ids) > 1:
+            self.asked.doubled.append(f"{len(ids)} jobs of one idempotency key")
+        found = ids.pop()
+        self.asked.jobs[found] = key
+        return str(found)
+
+    def plan(self, sparsity: float) -> str:
+        """The id of a uniform plan; its bytes are kept."""
+        answer = self.send("POST", "/v1/plans", json={"model": MODEL, "sparsity": sparsity, "method": "uniform"})
+        plan_id = str(answer.json()["plan_id"])
+        if self.asked.plans.setdefault(plan_id, answer.content) != answer.content:
+            self.asked.doubled.append(f"plan {plan_id} in two forms")
+        return plan_id
+
+
+class Killer(threading.Thread):
+    """Kills, and starts again, until it is told to stop."""
+
+    def __init__(self, children: list[Child], postgres: Postgres | None, seed: int, most: int) -> None:
+        super().__init__(daemon=True)
+        self._children, self._postgres, self._most = children, postgres, most
+        self._random = random.Random(seed)
+        self.stopping = threading.Event()
+        self.kills: Counter[str] = Counter()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stopping.wait(self._random.uniform(0, LONGEST_PAUSE_SECONDS)):
+                self.revive()
+                if sum(self.kills.values()) < self._most:
+                    self._kill()
+        except BaseException as error:  # noqa: BLE001 (the round that waits for it raises it)
+            self.error = error
+
+    def revive(self) -> None:
+        """Start again what has ended by itself, as what is started while there is no database does."""
+        for child in self._children:
+            if not child.is_alive:
+                child.start()
+
+    def _kill(self) -> None:
+        # What is starting is killed too, but not as often: else nothing would ever run.
+        ready = [child for child in self._children if child.is_started or self._random.random() < 0.05]
+        choices: list[Child | None] = [*ready, *([None] if self._postgres is not None else [])]
+        if not choices:
+            return
+        child = self._random.choice(choices)
+        if child is not None:
+            self.kills[type(child).__name__] += 1
+            child.kill()
+            child.start()
+            return
+        assert self._postgres is not None
+        if self._random.random() < 0.5:
+            self.kills["backend"] += 1
+            self._postgres.kill_backend(self._random.randrange(1000))
+            return
+        self.kills["postmaster"] += 1
+        self._postgres.kill()
+        time.sleep(self._random.uniform(0, 1))
+        self._postgres.start()
+
+
+def kill(folder: Path, steps: Steps, *, num_kills: int = NUM_KILLS) -> tuple[Row, list[Row]]:
+    """Summary and rows: rounds until there are enough kills; each round is a step."""
+    rows: list[Row] = []
+    modules = (__name__, *CODE)
+    undisturbed = steps.call(
+        "kill nothing", [], partial(_round, folder / "undisturbed", "sqlite", 0, 0, None), modules=modules
+    ).document["outcome"]
+    while (done := sum(row["kills"] for row in rows)) < num_kills:
+        seed = len(rows)
+        kind = DATABASES[seed % len(DATABASES)]
+        most = min(MOST_KILLS, num_kills - done)
+        run = partial(_round, folder / f"round-{seed}", kind, seed, most, undisturbed)
+        row = steps.call(f"kill round {seed}", [kind, str(most)], run, modules=modules).document
+        rows.append({"part": "kill", "database": kind, "round": seed, **row})
+        say(f"kill: {done + row['kills']} of {num_kills}")
+    names = ("lost", "doubled", "stuck", "different", "unexpected", "parked")
+    total = {name: sum(row[name] for row in rows) for name in names}
+    return {"kill_count": sum(row["kills"] for row in rows), **total}, rows
+
+
+def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | None) -> Row:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    root, data = write_files(folder)
+    with database(kind, folder) as (url, server):
+        servers = [Server(url, folder, name=f"server-{number}") for number in range(NUM_SERVERS)]
+        options = ("--stale-seconds", str(STALE_SECONDS))
+        workers = [
+            WorkerProcess(url, folder, roots=root, name=f"worker-{number}", options=options)
+            for number in range(NUM_WORKERS)
+        ]
+        asked = Asked()
+        with running(*servers, *workers):
+            killer = Killer([*servers, *workers], server, seed, most)
+            killer.start()
+            try:
+                parked = _ask_all(data, servers, asked, seed)
+            finally:
+                killer.stopping.set()
+                killer.join()
+            if killer.error is not None:
+                raise killer.error
+            killer.revive()
+            wait_until(lambda: all(one.is_ready for one in servers), "the servers", seconds=PATIENCE_SECONDS)
+            asker = Asker(servers, asked, seed)
+            gone = [path for path, content in _told(asked) if asker.send("GET", path).content != content]
+        with open_repository(url) as repository:
+            found = outcome(repository, folder / "output")
+            jobs = repository.list_jobs()
+            twice = ended_twice(repository, jobs)
+        wrong = [str(finding) for finding in check_database(url, open_store(str(folder / "store"))).findings]
+    row: Row = {"kills": sum(killer.kills.values()), "killed": dict(killer.kills), "repeated": asked.repeated}
+    if undisturbed is None:
+        return {**row, "outcome": found, "examples": asked.unexpected}
+    compared = differences(found, undisturbed)
+    lost = compared["lost"] + gone + [job for job in asked.jobs if job not in {one.id for one in jobs}]
+    doubled = compared["doubled"] + asked.doubled + [f"job {job} ended twice" for job in twice]
+    doubled += [f"job {one.id} that nobody asked for" for one in jobs if one.id not in asked.jobs]
+    stuck = [f"job {one.id} is {one.status}" for one in jobs if not one.status.is_final]
+    different = compared["different"] + wrong
+    shutil.rmtree(folder / "models")
+    return {
+        **row,
+        "jobs": len(jobs),
+        "plans": len(asked.plans),
+        "attempts": sum(job.attempts for job in jobs),
+        "lost": len(lost),
+        "doubled": len(doubled),
+        "stuck": len(stuck),
+        "different": len(different),
+        "unexpected": len(asked.unexpected),
+        "parked": parked,
+        "examples": [*lost, *doubled, *stuck, *different, *asked.unexpected][:20],
+    }
+
+
+def _told(asked: Asked) -> list[tuple[str, bytes]]:
+    return [(f"/v1/plans/{plan_id}", content) for plan_id, content in asked.plans.items()]
+
+
+def _ask_all(data: Path, servers: list[Server], asked: Asked, seed: int) -> int:
+    """Ask for all jobs, and for plans until they have ended; how often one was parked."""
+    asker = Asker(servers, asked, seed)
+    archive = _archive(data)
+    dataset = asker.send("POST", "/v1/datasets", content=archive, headers={"Content-Type": "application/x-tar"}).json()[
+        "id"
+    ]
+    parked = _wait(asker, [asker.job(first_job(dataset))], lambda: None)
+    plans = [asker.plan(sparsity) for sparsity in PLAN_SPARSITIES[:3]]
+    jobs = [asker.job(settings) for settings in other_jobs(dataset, plans)]
+    more = random.Random(seed)
+    return parked + _wait(asker, jobs, lambda: asker.plan(more.choice(PLAN_SPARSITIES)))
+
+
+def _wait(asker: Asker, jobs: list[str], meanwhile: Callable[[], object]) -> int:
+    """Until all have ended, or none has for minutes."""
+    parked, waiting = 0, set(jobs)
+    last = time.monotonic()
+    while waiting and time.monotonic() < last + PATIENCE_SECONDS:
+        meanwhile()
+        for job_id in sorted(waiting):
+            status = asker.send("GET", f"/v1/jobs/{job_id}").json()["status"]
+            if status == JobStatus.PARKED:
+                parked += 1
+                asker.send("POST", f"/v1/jobs/{job_id}/retry")
+            elif JobStatus(status).is_final:
+                waiting.remove(job_id)
+                last = time.monotonic()
+        time.sleep(0.1)
+    return parked
+
+
+def _archive(data: Path) -> bytes:
+    import io
+    import tarfile
+
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as tar:
+        tar.add(data, arcname=".")
+    return memory.getvalue()

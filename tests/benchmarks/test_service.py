@@ -1,0 +1,107 @@
+"""What `bench-service` counts and compares, on numbers worked out by hand."""
+
+import socket
+import threading
+
+import pytest
+
+from benchmarks.service_fuzz import _expected, with_known_names
+from benchmarks.service_kill_jobs import differences
+from benchmarks.service_load import load
+from benchmarks.service_soak import soak_figures
+from benchmarks.service_speed import known_figures
+from service.app import create_app
+from service.settings import Settings
+
+
+def test_known_plans_are_compared_within_a_turn() -> None:
+    rates = {1: {"hello": 1000, "post": 500, "get": 800}, 2: {"hello": 100, "post": 80, "get": 90}}
+    rates[3] = {"hello": 1000, "post": 600, "get": 700}
+    rows = [
+        {
+            "load": name,
+            "processes": processes,
+            "turn": turn,
+            "per_second": rate * (1.5 if processes == 2 else 1),
+            "p50_ms": 1.0,
+            "p99_ms": float(turn),
+            "failed": 0,
+        }
+        for turn, of in rates.items()
+        for name, rate in of.items()
+        for processes in (1, 2)
+    ]
+    found = known_figures(rows)
+    assert found["cached_plan_rps_vs_hello"] == pytest.approx(0.6)  # of .5, .8 and .6
+    assert found["two_servers_share_of_ideal"] == pytest.approx(0.75)
+    assert found["cached_plan_p99_ms"] == 2.0
+
+
+def test_memory_grows_from_after_five_minutes_to_the_end() -> None:
+    def row(seconds: float, rss: float) -> dict[str, float]:
+        return {"seconds": seconds, "rss_bytes": rss, "sockets": seconds / 60, "database_connections": 3}
+
+    rows = [row(0, 50), row(299, 60), row(310, 100), row(350, 102), row(400, 500), row(1750, 110), row(1799, 112.1)]
+    found = soak_figures(rows, 30)
+    assert found["soak_memory_growth"] == pytest.approx(111.05 / 101 - 1)
+    assert found["soak_most_sockets"] == pytest.approx(1799 / 60)
+    assert found["soak_most_database_connections"] == 3
+
+
+def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
+    whole = {"samples": ["a", "b"], "searches": 2, "jobs": {"x": 1, "y": 2}, "models": {"m": "1"}, "files": {}}
+    assert differences(whole, whole) == {"lost": [], "doubled": [], "different": []}
+    found = differences(
+        {**whole, "samples": ["a", "a"], "searches": 3, "jobs": {"x": 1, "y": 3, "z": 4}, "models": {}}, whole
+    )
+    assert [len(found[name]) for name in ("lost", "doubled", "different")] == [2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("asker", "method", "path", "status"),
+    [
+        ("open", "POST", "/v1/jobs", None),
+        ("nobody", "GET", "/v1/models", 401),
+        ("nobody", "GET", "/healthz", None),
+        ("read", "GET", "/v1/models", None),
+        ("read", "POST", "/v1/plans", 403),
+        ("plan", "POST", "/v1/plans", None),
+        ("plan", "DELETE", "/v1/jobs/x", 403),
+        ("run", "POST", "/v1/jobs", None),
+    ],
+)
+def test_who_is_to_be_refused(asker: str, method: str, path: str, status: int | None) -> None:
+    assert _expected(asker, method, path) == status
+
+
+def test_requests_name_what_there_is_and_answers_keep_their_schemas() -> None:
+    document = create_app(Settings()).openapi()
+    answers = document["components"]["schemas"]["JobResponse"]
+    asked = with_known_names({**document})["components"]["schemas"]
+    assert asked["PlanRequest"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
+    assert asked["SearchJob"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
+    assert asked["JobResponse"] is answers
+    assert "anyOf" not in answers["properties"]["model"]
+
+
+def test_the_load_generator_counts_answers_and_failures() -> None:
+    """Against a server that answers the second of every three requests with 500, each in two packets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                number = 0
+                while connection.recv(4096):
+                    number += 1
+                    status = b"500 No" if number % 3 == 2 else b"200 OK"
+                    connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nab")
+                    connection.sendall(b"cd")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        found = load([f"http://127.0.0.1:{listener.getsockname()[1]}"], "GET", "/", seconds=0.2, connections=1)
+        thread.join()
+    assert found.per_second > 0
+    assert found.failed > 0
+    assert found.p99_ms >= found.p50_ms > 0
