@@ -32,6 +32,7 @@ from pruning.cutting.streaming.shard_writer import write_shard
 from pruning.cutting.streaming.solved import solved_files, solved_folder
 from pruning.cutting.surgery import check_applicable
 from pruning.errors import CheckpointError
+from pruning.missing_packages import needing
 from pruning.planning.plan import PruningPlan, RecoveryStep
 from pruning.planning.ranking import Ranking
 
@@ -81,6 +82,7 @@ def prune_checkpoint(
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
         PlanError: the plan asks for what cannot be cut, or counts on a reconstruction that is not asked for.
+        MissingExtraError: weights are in fewer bits, and compressed-tensors is not installed.
         InputError: a reconstruction has no two conversations.
         InputError: `base_model` can be no id.
     """
@@ -92,6 +94,9 @@ def prune_checkpoint(
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
     check_applicable(plan, anatomy, ranking, reconstructs=reconstruction is not None, packs=True)
+    if anatomy.sizes(plan.architecture(anatomy)) != plan.architecture(anatomy):
+        with needing("quantise"):
+            import compressed_tensors  # noqa: F401
     outputs = output_tensors(anatomy, plan, ranking, stored)
     shards = plan_shards([output.header for output in outputs.values()], max_shard_size=max_shard_size)
     layouts = {

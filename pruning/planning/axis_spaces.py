@@ -68,8 +68,10 @@ def coarse_space(
     if name is SpaceName.BITS:
         return bit_space(anatomy)
     if name is SpaceName.ALL_BITS:
-        units = coarse_space(anatomy, SpaceName.ALL, num_levels=num_levels, round_to=math.lcm(round_to, GROUP))
-        return with_bits(anatomy, units)
+        step = math.lcm(round_to, GROUP)
+        if min(layer.ffn_width for layer in anatomy.layers) < num_levels * step:
+            step = round_to  # then some widths, or all, have no fewer bits
+        return with_bits(anatomy, coarse_space(anatomy, SpaceName.ALL, num_levels=num_levels, round_to=step))
     ffn = ffn_levels(anatomy, num_levels=num_levels, round_to=round_to)
     return ffn if name is SpaceName.FFN else joint_space(anatomy, ffn.units, _group_ladders(anatomy, num_levels))
 

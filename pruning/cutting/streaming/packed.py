@@ -74,7 +74,7 @@ def _packed(codes: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", bits: int) 
     if bits == 8:
         return above.reshape(-1)
     pairs = above.reshape(-1, 2)
-    found: Bytes = pairs[:, 0] | (pairs[:, 1] << 4)
+    found: Bytes = (pairs[:, 0] | (pairs[:, 1] << 4)).astype(np.uint8)
     return found
 
 

@@ -60,9 +60,9 @@ def test_from_the_search_to_the_folder(tmp_path: Path) -> None:
         return written
 
     whole = achieved_costs(model.anatomy, DENSE).disk_bytes
-    for method in (None, Method.UNIFORM):
-        assert ask(SpaceName.BITS, method, 0.8) > 0.7 * whole
-        assert ask(SpaceName.ALL_BITS, method, 0.8) > 0.7 * whole
+    for asked in (None, Method.UNIFORM):
+        assert ask(SpaceName.BITS, asked, 0.8) > 0.7 * whole
+        assert ask(SpaceName.ALL_BITS, asked, 0.8) > 0.7 * whole
     with pytest.raises(InputError, match="method 'mcts' is for the space"):
         planner.plan(
             PlanRequest(model="tiny", space=SpaceName.BITS, method=Method.MCTS, budget=Budget(disk_bytes=whole))
