@@ -213,7 +213,8 @@ def _make_plan(
         )
     notes = [*notes, *answer.notes]
     if demand.latency is not None:
-        unknown = "" if achieved.latency_ms is not None else ", with whole attention only: none is known of this plan"
+        timed = "with whole attention" if not demand.space.has_bits else "with weights as they are"
+        unknown = "" if achieved.latency_ms is not None else f", {timed} only: none is known of this plan"
         notes.append(f"latency: {demand.latency.description}{unknown}")
     needed = achieved.memory_bytes
     if device is not None and needed > device.memory_bytes:

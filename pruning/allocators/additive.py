@@ -145,7 +145,8 @@ def _interpolate(row: FloatArray, options: Options, levels: Options, loss: Float
     Raises InputError if bits were not measured.
     """
     bits, of_levels = (np.array([x.bits or 0 for x in own]) for own in (options, levels))
-    for each in np.unique(bits):
+    row[: len(options)][options.units == 0] = loss[: len(levels)][levels.units == 0].max(initial=0.0)
+    for each in np.unique(bits[options.units > 0]):
         same = np.flatnonzero((of_levels == each) | (levels.units == 0))
         if not (levels.units[same] > 0).any():
             raise InputError(
@@ -154,5 +155,5 @@ def _interpolate(row: FloatArray, options: Options, levels: Options, loss: Float
                 remedy="Search again in this space",
             )
         same = same[np.argsort(levels.units[same], kind="stable")]
-        wanted = np.flatnonzero(bits == each)
+        wanted = np.flatnonzero((bits == each) & (options.units > 0))
         row[wanted] = np.interp(options.units[wanted], levels.units[same], loss[same])

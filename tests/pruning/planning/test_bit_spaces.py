@@ -133,6 +133,10 @@ def test_losses_between_levels_are_of_equal_bits(anatomy: ModelAnatomy) -> None:
     assert (
         found[3, own.index(Option(32, 4))] == loss_of(levels)[3, options_of(levels, Site(1, FFN)).index(Option(32, 4))]
     )
+    assert found[3, 0] == loss_of(levels)[3, 0] > 0  # skipped
+    in_eight = [np.flatnonzero([x.bits == 8 or not x.units for x in d.options[0]]) for d in levels.decisions]
+    alike = Space(tuple(d.take(k) for d, k in zip(levels.decisions, in_eight, strict=True)), levels.dense)
+    assert np.array_equal(interpolated_losses(alike, loss_of(alike), alike), loss_of(alike))
     few = coarse_space(anatomy, SpaceName.ALL, num_levels=2)
     with pytest.raises(InputError, match="bits that were scanned"):
         interpolated_losses(few, np.zeros((few.num_decisions, int(few.counts.max()))), space)
