@@ -7,7 +7,8 @@ Of every model and at every FFN sparsity the same number of channels goes from e
   through the layers as they are cut; `dense_inputs`: the same, from inputs of the dense model;
 - `elimination`: channels go in the order of elimination, and that is all; `elimination_reconstructed`: both.
 
-The part `ecoflap` is of single weights that are set to zero (`benchmarks.second_order_ecoflap`).
+The part `ecoflap` is of single weights that are set to zero (`benchmarks.second_order_ecoflap`), the part `joint` of
+units and bits under one budget (`benchmarks.second_order_joint`).
 
 SmolLM2-135M-Instruct answers its prompts itself first (`benchmarks.second_order_data`); the reference has data of its
 own. Dampings and elimination see calibration data alone. Every figure is a step that is kept: kill it anywhere and run
@@ -31,6 +32,7 @@ from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order_data import answered
 from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps, alone_in
 from benchmarks.subject import REFERENCE
@@ -54,7 +56,7 @@ WORK = Path(__file__).parent / ".work" / "second-order"
 SMOLLM2 = Path(__file__).parent / ".work" / "real" / "checkpoint"
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 MAGNITUDE, ELIMINATION = "activations", "elimination"
-PARTS = ("cuts", "ecoflap")
+PARTS = ("cuts", "ecoflap", "joint")
 BARS = {"reference": (0.90, 0.85), "smollm2": (0.85, 0.75)}
 """By model: the most that `reconstruction_kl_ratio` and `obs_order_kl_ratio` are to be."""
 
@@ -80,8 +82,10 @@ VARIANTS = (
 class Model:
     """A dense checkpoint with its data; `folder` is for what is found of it."""
 
-    def __init__(self, name: str, path: Path, data: dict[str, Path], folder: Path, limit: int | None) -> None:
-        self.name, self.path = name, path
+    def __init__(
+        self, name: str, path: Path, data: dict[str, Path], folder: Path, limit: int | None, stored: Path | None = None
+    ) -> None:
+        self.name, self.path, self._stored = name, path, stored or path
         self._folder = folder
         self._conversations = {part: load_conversations(file, limit) for part, file in data.items()}
 
@@ -94,6 +98,12 @@ class Model:
         """The model as the part `ecoflap` takes it."""
         validation = self._conversations[VALIDATION]
         return SparseModel(self.name, self.path, self.calibration, validation, self._folder)
+
+    @property
+    def joint(self) -> JointModel:
+        """The model as the part `joint` takes it."""
+        path, validation = self._ranking_path(MAGNITUDE), self._conversations[VALIDATION]
+        return JointModel(self.name, self.path, self._stored, path, self.calibration, validation, self._folder)
 
     @property
     def calibration(self) -> list[Conversation]:
@@ -164,21 +174,23 @@ class Model:
 
 
 def main(
-    parts: Annotated[list[str] | None, typer.Option("--part", help="cuts, ecoflap; default: both.")] = None,
+    parts: Annotated[list[str] | None, typer.Option("--part", help="cuts, ecoflap, joint; default: all.")] = None,
     models: Annotated[list[str] | None, typer.Option("--model", help="reference, smollm2; default: both.")] = None,
     checkpoint: Annotated[Path, typer.Option(help="Where SmolLM2 is, or is made.")] = SMOLLM2,
     sparsities: Annotated[list[float] | None, typer.Option("--sparsity", help="Default: 10% to 50%.")] = None,
+    shares: Annotated[list[float] | None, typer.Option("--share", help="Of bytes, in the part joint.")] = None,
     conversations: Annotated[int | None, typer.Option(min=2, help="Of each part, only the first N: a trial.")] = None,
     results: Annotated[str, typer.Option(help="Name of the files in benchmarks/results.")] = "second-order",
 ) -> None:
     """Write results/second-order.json and .png."""
     rows: list[dict[str, Any]] = []
     sparse: list[dict[str, Any]] = []
+    joint: list[dict[str, Any]] = []
     earlier: list[dict[str, str]] = []
     asked_parts = parts or list(PARTS)
     if unknown := sorted({*asked_parts} - {*PARTS}):
         raise typer.BadParameter(f"no part is called {unknown[0]}; there are {', '.join(PARTS)}")
-    asked = tuple(sparsities or SPARSITIES)
+    asked, asked_shares = tuple(sparsities or SPARSITIES), tuple(shares or SHARES)
     with alone_in(WORK) as lock:
         for name in models or list(BARS):
             folder = WORK / (name if conversations is None else f"{name}-{conversations}")
@@ -186,9 +198,15 @@ def main(
             model = prepared(name, checkpoint, folder, steps, conversations)
             rows += measured(model, asked, steps) if "cuts" in asked_parts else []
             sparse += ecoflap_rows(model.sparse, model.key, steps) if "ecoflap" in asked_parts else []
+            if "joint" in asked_parts:
+                steps.call(f"rank {MAGNITUDE}", model.key, partial(model.rank, MAGNITUDE))
+                joint += joint_rows(model.joint, model.key, steps, asked_shares)
             earlier += [step.code for step in steps.finished.values()]
     summary = (figures(rows) if rows else {}) | (ecoflap_figures(sparse) if sparse else {})
-    path = write_results(results, summary, [*rows, *sparse], earlier=earlier)
+    summary |= joint_figures(joint) if joint else {}
+    path = write_results(
+        results, summary, [*rows, *sparse, *joint], earlier=earlier, runs=["benchmarks.second_order_reload"]
+    )
     if rows:
         draw_second_order(rows, RESULTS_DIR / f"{results}.png")
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
@@ -198,7 +216,7 @@ def prepared(name: str, checkpoint: Path, folder: Path, steps: Steps, limit: int
     """The model with its data. SmolLM2 answers and is measured in float32, which has the values of its bfloat16."""
     if name == "smollm2":
         half, wide = smollm2(checkpoint)
-        return Model(name, wide, answered(half, folder, steps, limit), folder, limit)
+        return Model(name, wide, answered(half, folder, steps, limit), folder, limit, half)
     data = REFERENCE / "data"
     files = {CALIBRATION: data / "calibration.json", VALIDATION: data / "validation.json"}
     return Model(name, REFERENCE / "model", files, folder, limit)

@@ -12,10 +12,11 @@ from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.limits import Limits
-from pruning.planning.prices import Price, ffn_parameters, parameters
+from pruning.planning.prices import Price, decoder_bytes, ffn_parameters, parameters, weight_bytes
 from pruning.planning.scope import Scope, check_sparsity, decoder_parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
 from pruning.planning.target import (
+    decoder_byte_limits,
     decoder_parameter_limits,
     ffn_parameter_budget,
     ffn_parameter_limits,
@@ -41,7 +42,8 @@ class SearchMethod(StrEnum):
 class SearchTarget:
     """One target made concrete: the parameters that may be kept, and the sparsity it came from, if any.
 
-    They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other.
+    They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other; where bits
+    may change, `budget` is those layers' bytes.
     """
 
     label: str
@@ -54,8 +56,9 @@ class SearchSettings:
     """Settings of a search; a JSON document by `to_dict` and `from_dict`.
 
     Attributes:
-        sparsities: targets as fractions of `scope` to remove, searched in this order.
-        budgets: targets as parameters to keep (see SearchTarget), searched after the sparsities.
+        sparsities: targets as fractions of `scope` to remove, searched in this order. Where bits may change, of the
+            bytes of the decoder's layers, whatever the scope.
+        budgets: targets as parameters to keep, or bytes (see SearchTarget), searched after the sparsities.
         scope: what `sparsities` count; in spaces that change more than FFN widths `decoder` or `model`.
         axes: what may be changed.
         method: the search of this package, or one that it is compared with.
@@ -125,10 +128,14 @@ class SearchSettings:
 
     def price(self, anatomy: ModelAnatomy) -> Price:
         """What targets limit, but for parameters that always stay."""
+        if self.axes.has_bits:
+            return weight_bytes(anatomy)
         return ffn_parameters(anatomy) if self.axes is SpaceName.FFN else parameters(anatomy)
 
     def limits(self, anatomy: ModelAnatomy, target: SearchTarget) -> Limits:
         """Of one of the targets, over `space`."""
+        if self.axes.has_bits:
+            return decoder_byte_limits(anatomy, self.space(anatomy), target.budget)
         limits = ffn_parameter_limits if self.axes is SpaceName.FFN else decoder_parameter_limits
         return limits(anatomy, self.space(anatomy), target.budget)
 
@@ -140,10 +147,11 @@ class SearchSettings:
             InputError: sparsities of FFN parameters, in a space that changes more than FFN widths.
         """
         lowest, all_of_them = self._reach(anatomy)
-        removable = (all_of_them - lowest) / scope_parameters(anatomy, self.scope)
+        counted = all_of_them if self.axes.has_bits else scope_parameters(anatomy, self.scope)
+        removable = (all_of_them - lowest) / counted
         targets = []
         for sparsity in self.sparsities:
-            label = f"sparsity {sparsity:g} ({self.scope})"
+            label = f"sparsity {sparsity:g} ({'decoder bytes' if self.axes.has_bits else self.scope})"
             try:
                 budget = self._budget(anatomy, sparsity)
             except InfeasibleTargetError as error:
@@ -160,17 +168,29 @@ class SearchSettings:
     def _reach(self, anatomy: ModelAnatomy) -> tuple[int, int]:
         """What the cheapest choice keeps of the parameters that targets count, and all of those."""
         space = self.space(anatomy)
+        if self.axes.has_bits:
+            price = decoder_bytes(anatomy)
+            return price.cost(space.architecture(space.bottom)), price.total
         if self.axes is SpaceName.FFN:
             return ffn_parameters(anatomy).cost(space.architecture(space.bottom)), anatomy.ffn_parameters
         return least_decoder_parameters(anatomy, space), anatomy.decoder_parameters
 
     def _budget(self, anatomy: ModelAnatomy, sparsity: float) -> int:
+        if self.axes.has_bits:
+            return math.floor(decoder_bytes(anatomy).total * (1.0 - sparsity))
         if self.axes is SpaceName.FFN:
             return ffn_parameter_budget(anatomy, sparsity, self.scope, round_to=self.round_to)
         return decoder_parameters_to_keep(anatomy, sparsity, self.scope)
 
     def _out_of_reach(self, label: str, anatomy: ModelAnatomy, nearest: float) -> InfeasibleTargetError:
         lowest, _ = self._reach(anatomy)
+        if self.axes.has_bits:
+            return InfeasibleTargetError(
+                "a target must be within reach of the fewest units and bits in every layer",
+                values=f"target '{label}'; the lowest configuration keeps {lowest} bytes of the decoder",
+                remedy=f"The nearest feasible value is {nearest:g}",
+                nearest=nearest,
+            )
         if self.axes is SpaceName.FFN:
             counted, further = "FFN", "more levels or a smaller round_to reach further"
         else:
@@ -186,6 +206,8 @@ class SearchSettings:
         """Decoder parameters that the cheapest choice of each space keeps, and as a share, in words."""
         found = []
         for name in SpaceName:
+            if name.has_bits:  # parameters stay what they are, or are those of the same space without bits
+                continue
             with suppress(InputError):  # a model may have nothing to decide there
                 least = least_decoder_parameters(anatomy, replace(self, axes=name).space(anatomy))
                 found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pruning.allocators.methods import BEST_FIRST, Family, Method
+from pruning.anatomy.packed_weights import GROUP
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
 from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, InputError, LopError
@@ -45,6 +46,8 @@ _AXES: dict[SpaceName, tuple[Axis, ...]] = {
     SpaceName.ATTENTION: (Axis.ATTENTION, Axis.SKIP),
     SpaceName.LAYERS: (Axis.SKIP,),
     SpaceName.ALL: (Axis.FFN, Axis.ATTENTION, Axis.SKIP),
+    SpaceName.BITS: (Axis.BITS,),
+    SpaceName.ALL_BITS: (Axis.FFN, Axis.ATTENTION, Axis.SKIP, Axis.BITS),
 }
 """As plans say it."""
 
@@ -78,7 +81,7 @@ class Planner:
         """
         question, target, known = self._question(request)
         device = None if known is None else known.device
-        step = math.lcm(request.round_to, request.tp_size)
+        step = math.lcm(request.round_to, request.tp_size, GROUP if request.space.has_bits else 1)
         notes = [f"FFN widths are multiples of {step}"] if Axis.FFN in _AXES[request.space] else []
         for method in BEST_FIRST if request.method is None else (request.method,):
             candidate = self._families[method.family].find(method, question)
@@ -127,7 +130,7 @@ class Planner:
         known = None if request.device is None else self._devices.find(request.device)
         device = None if known is None else known.device
         space = fine_space(model.anatomy, request.space, round_to=request.round_to, tp_size=request.tp_size)
-        if request.space in (SpaceName.ATTENTION, SpaceName.ALL):
+        if request.space in (SpaceName.ATTENTION, SpaceName.ALL, SpaceName.ALL_BITS):
             self._check_group_order(model, space)
         target = _target(request, device)
         workload = Workload() if target.budget is None else target.budget.workload
@@ -210,7 +213,8 @@ def _make_plan(
         )
     notes = [*notes, *answer.notes]
     if demand.latency is not None:
-        unknown = "" if achieved.latency_ms is not None else ", with whole attention only: none is known of this plan"
+        timed = "with whole attention" if not demand.space.has_bits else "with weights as they are"
+        unknown = "" if achieved.latency_ms is not None else f", {timed} only: none is known of this plan"
         notes.append(f"latency: {demand.latency.description}{unknown}")
     needed = achieved.memory_bytes
     if device is not None and needed > device.memory_bytes:
@@ -293,7 +297,7 @@ def _with_other_spaces(error: InfeasibleTargetError, demand: Demand, request: Pl
     """`error`, which says in its remedy too what the other spaces can do."""
     said = []
     for name in SpaceName:
-        if name is request.space:
+        if name is request.space or (demand.budget is None and name.has_bits):  # bits remove no parameters
             continue
         try:
             space = fine_space(demand.anatomy, name, round_to=request.round_to, tp_size=request.tp_size)

@@ -65,7 +65,8 @@ class PlanRequest(BaseModel):
     space: SpaceName = Field(
         default=SpaceName.FFN,
         description="What may be changed: `ffn` widths, `attention` (KV groups with all their query heads, down to "
-        "none), whole `layers`, or `all` of that.",
+        "none), whole `layers`, or `all` of that; the `bits` of each sub-layer's weights (8, 4, or as they are, for a "
+        "budget), or `all,bits`: both at once.",
     )
     scope: Scope = Field(
         default=Scope.FFN,

@@ -90,7 +90,8 @@ def _scan(space: Space, calibration_id: str, samples: Iterable[Sample], name: Sp
         if choice is not None and sum(k < last for k, last in zip(choice, space.top, strict=True)) == 1:
             measured[choice] = sample.metrics.kl
     of_ffn = name is SpaceName.FFN
-    if any(x not in measured for x in scan_choices(space, None if of_ffn else MAX_SCAN_EVALUATIONS)[1:]):
+    most = None if of_ffn or name.has_bits else MAX_SCAN_EVALUATIONS
+    if any(x not in measured for x in scan_choices(space, most)[1:]):
         return None
     key: dict[str, Any] = {"widths": [row.tolist() for row in space.units]}
     if not of_ffn:
@@ -113,7 +114,8 @@ def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
 def _is_of(space: Space, anatomy: ModelAnatomy, name: SpaceName) -> bool:
     """Whether it decides what plans of that name decide, each decision from few units to all of them."""
     try:
-        check_space(space)
+        if not name.has_bits:  # of which values and policy know nothing
+            check_space(space)
         fine = fine_space(anatomy, name, round_to=1)
     except InputError:
         return False

@@ -88,8 +88,8 @@ def retentions(space: Space) -> FloatArray | None:
     """
     N, K = space.num_decisions, int(space.counts.max())
     kept = np.full((N, K), np.nan)
-    for row, units, dense in zip(kept, space.units, space.dense_units, strict=True):
-        row[: len(units)] = units / dense
+    for row, amounts, dense in zip(kept, space.amounts, space.dense_units, strict=True):
+        row[: len(amounts)] = amounts / dense
     # NaN is not within any distance.
     return None if bool((np.abs(K * kept - np.arange(1, K + 1)) < 1).all()) else kept
 

@@ -27,7 +27,10 @@ def plan(
     ] = None,
     space: Annotated[
         SpaceName,
-        typer.Option(help="What may be changed: FFN widths, KV groups (down to none), whole layers, or all of that."),
+        typer.Option(
+            help="What may be changed: FFN widths, KV groups (down to none), whole layers, or all of that; the bits of "
+            "weights, or those and all."
+        ),
     ] = SpaceName.FFN,
     device: Annotated[
         str | None,

@@ -52,7 +52,7 @@ def search(
             "--sparsity",
             "-s",
             help="Target to search; repeat for several. Default: 0.2 to 0.7 in tenths, in other spaces than ffn 0.15, "
-            "0.3, 0.45 and 0.6.",
+            "0.3, 0.45 and 0.6. Where bits may change, of the bytes of the decoder's layers.",
         ),
     ] = None,
     scope: Annotated[
@@ -67,7 +67,8 @@ def search(
         SpaceName,
         typer.Option(
             help="What may be changed: FFN widths; KV groups with all their query heads, down to no attention at all; "
-            "whole layers; or FFN widths and KV groups together, each down to nothing."
+            "whole layers; or FFN widths and KV groups together, each down to nothing; bits: of the weights of each "
+            "sub-layer, 8, 4 or as they are; or all of that together.",
         ),
     ] = SpaceName.FFN,
     method: Annotated[
@@ -235,8 +236,10 @@ def search(
             else:
                 _show(model, settings, anatomy, result, dense, validated)
                 option = "" if space is SpaceName.FFN else f" --space {space}"
-                train = f"lop train --model {model}{option}"
-                print_line(f"{samples} samples stored; train the predictor with `{train}`")
+                then = f"train the predictor with `lop train --model {model}{option}`"
+                if space.has_bits:  # which no predictor knows
+                    then = f"plan with `lop plan --model {model}{option}` and a budget"
+                print_line(f"{samples} samples stored; {then}")
 
 
 def _show(

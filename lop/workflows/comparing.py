@@ -158,11 +158,19 @@ def _score(
     """
     from lop.workflows.compute import load_for_compute
     from lop.workflows.products import solver_of
+    from pruning.anatomy.dtypes import torch_dtype
     from pruning.measuring.evaluation import ConfigurationEvaluator
+    from pruning.measuring.rounded_weights import RoundedWeights
 
     # A method that ranks by itself counts on no reconstruction.
     solver = solver_of(model) if ranking.sha256 == model.ranking_sha256 else None
-    evaluator = ConfigurationEvaluator(load_for_compute(Path(model.path)), batches, ranking, solver=solver)
+    evaluator = ConfigurationEvaluator(
+        load_for_compute(Path(model.path)),
+        batches,
+        ranking,
+        solver=solver,
+        rounder=RoundedWeights(torch_dtype(model.anatomy.dtype)),
+    )
     for sparsity, plan in plans:
         on_scored(sparsity, plan, *evaluator([plan.architecture(model.anatomy)]))
     return evaluator([DENSE])[0] if with_dense else None

@@ -101,10 +101,12 @@ class EvaluatorRecipe:
         """
         from lop.workflows.compute import load_for_compute
         from lop.workflows.products import solver_of
+        from pruning.anatomy.dtypes import torch_dtype
         from pruning.checkpoints.loading import load_processor
         from pruning.data.batches import make_batches
         from pruning.data.folds import fold_numbers
         from pruning.measuring.evaluation import ConfigurationEvaluator
+        from pruning.measuring.rounded_weights import RoundedWeights
         from pruning.planning.ranking import Ranking
 
         self._check_files()
@@ -118,6 +120,7 @@ class EvaluatorRecipe:
             folds=fold_numbers(self.conversations),
             cache_bytes=self.cache_bytes,
             solver=solver,
+            rounder=RoundedWeights(torch_dtype(self.model.anatomy.dtype)),
         )
 
     def _check_files(self) -> None:

@@ -1,6 +1,7 @@
 """The choice of the least summed losses of single decisions, under one limit or several, in any space."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from pruning.planning.cost_table import CostTable
 from pruning.planning.fit import fit
 from pruning.planning.limits import Limits
 from pruning.planning.solver import least_within
-from pruning.planning.space import Space
+from pruning.planning.space import Options, Space
 
 
 def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
@@ -20,6 +21,8 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
 
     Under one limit: the optimum on `levels`, filled up. Under several: the best that is found of all allowed options,
     whose losses are `interpolated_losses`, beginning with the optimum under the limit that takes most.
+
+    Where bits may change, too, options are no ladder: the optimum is of all allowed options then.
 
     Losses add up: what two decisions lose together counts as the sum of what each loses alone. Where both halves of a
     layer are skipped, or neighbours are, they lose more than that, and this program does not know it.
@@ -33,6 +36,8 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
         InputError: `loss` is not [N, K] finite numbers, or the limits are of a space with other decisions.
     """
     space = limits.space
+    if space.has_bits:
+        return _among_units_and_bits(levels, loss, limits)
     units, losses_of_levels = _placed(levels, loss, space)
     allowed = [
         np.maximum(np.searchsorted(row, wanted, side="right") - 1, 0)
@@ -51,6 +56,39 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
     longest = max(len(options) for options in allowed)
     marks = np.stack([np.pad(options, (0, longest - len(options)), mode="edge") for options in allowed])
     return space.architecture(least_within(limits, losses, limits.fit(start, -losses), marks))
+
+
+def _among_units_and_bits(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
+    losses = interpolated_losses(levels, loss, limits.space)
+    limits, losses = _worthwhile(limits, losses)
+    binding = limits.binding
+    table, floors = CostTable.of_rows([binding.costs])
+    spare = min(binding.most, binding.dense) - binding.fixed - int(floors.sum())
+    best = limits.fit(cost_to_go(table, losses, spare).best_choice(spare), -losses)
+    # Bytes have small common divisors: the program's states are coarse, and there may be several limits.
+    return limits.space.architecture(least_within(limits, losses, best, best[:, None]))
+
+
+def _worthwhile(limits: Limits, losses: FloatArray) -> tuple[Limits, FloatArray]:
+    """Without options that cost no less than another of their decision under any limit, and lose no less.
+
+    In ladders there are none, as far as losses are monotone. Here there are many (half the units at twice the bits),
+    and a choice that is filled up to use its limits must not be brought to them.
+    """
+    kept = []
+    for n, row in enumerate(zip(*(limit.costs for limit in limits.limits), strict=True)):
+        costs, own = np.stack(row), losses[n, : len(row[0])]
+        no_more = (costs[:, :, None] <= costs[:, None, :]).all(axis=0) & (own[:, None] <= own)  # [k, k'] k against k'
+        equal = no_more & no_more.T
+        later = np.arange(len(own))[:, None] > np.arange(len(own))
+        kept.append(np.flatnonzero(~(no_more & (~equal | later)).any(axis=0)))
+    space = limits.space
+    decisions = tuple(decision.take(k) for decision, k in zip(space.decisions, kept, strict=True))
+    fewer = np.zeros((len(kept), max(len(k) for k in kept)))
+    for filled, k, own in zip(fewer, kept, losses, strict=True):
+        filled[: len(k)] = own[k]
+    of = (replace(x, costs=tuple(row[k] for row, k in zip(x.costs, kept, strict=True))) for x in limits.limits)
+    return Limits(Space(decisions, space.dense), tuple(of)), fewer
 
 
 def _placed(levels: Space, loss: FloatArray, space: Space) -> tuple[list[IntArray], FloatArray]:
@@ -89,6 +127,33 @@ def interpolated_losses(levels: Space, loss: FloatArray, space: Space) -> FloatA
     Raises InputError as `additive_architecture`.
     """
     losses = np.zeros((space.num_decisions, int(space.counts.max())))
+    if space.has_bits:
+        places = space.places_of(levels)
+        _placed(levels, loss, space)  # the checks
+        assert places is not None
+        for n, decision, measured in zip(places, levels.decisions, loss, strict=True):
+            _interpolate(losses[n], space.decisions[n].options[0], decision.options[0], measured)
+        return losses
     for row, units, of_levels, measured in zip(losses, space.units, *_placed(levels, loss, space), strict=True):
         row[: len(units)] = np.interp(units, of_levels, measured[: len(of_levels)])
     return losses
+
+
+def _interpolate(row: FloatArray, options: Options, levels: Options, loss: FloatArray) -> None:
+    """Fill `row` with the losses of `options`, linear in the units between `levels` of the same bits, or of no units.
+
+    Raises InputError if bits were not measured.
+    """
+    bits, of_levels = (np.array([x.bits or 0 for x in own]) for own in (options, levels))
+    row[: len(options)][options.units == 0] = loss[: len(levels)][levels.units == 0].max(initial=0.0)
+    for each in np.unique(bits[options.units > 0]):
+        same = np.flatnonzero((of_levels == each) | (levels.units == 0))
+        if not (levels.units[same] > 0).any():
+            raise InputError(
+                "the additive program decides among bits that were scanned",
+                values=f"{each or 'as dense'}, scanned {sorted(set(of_levels.tolist()))}",
+                remedy="Search again in this space",
+            )
+        same = same[np.argsort(levels.units[same], kind="stable")]
+        wanted = np.flatnonzero((bits == each) & (options.units > 0))
+        row[wanted] = np.interp(options.units[wanted], levels.units[same], loss[same])

@@ -20,6 +20,17 @@ class Family(Enum):
     SEARCH = "needs a finished search near the target (`lop search --method`)"
 
 
+_OF_UNITS = tuple(name for name in SpaceName if not name.has_bits)
+
+_SPACES: dict[Family, tuple[SpaceName, ...]] = {
+    Family.PREDICTOR: _OF_UNITS,
+    Family.SCAN: tuple(SpaceName),
+    Family.NOTHING: tuple(SpaceName),
+    Family.STATISTICS: (SpaceName.FFN,),
+    Family.SEARCH: _OF_UNITS,
+}
+
+
 class Method(StrEnum):
     """How it is chosen what a plan keeps: the value is the name in requests and plans.
 
@@ -28,8 +39,8 @@ class Method(StrEnum):
         about: one line for who has not heard of it.
         statistics: the kind that it decides from, of the family STATISTICS.
         compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
-        spaces: what it can be asked to change. Unless it is said, all methods know all spaces, but those that decide
-            from statistics FFN widths alone.
+        spaces: what it can be asked to change. Unless it is said, methods that decide from statistics know FFN widths
+            alone, predictors and searches everything but bits, and all others everything.
     """
 
     _value_: str
@@ -51,7 +62,7 @@ class Method(StrEnum):
         member = str.__new__(cls, name)
         member._value_ = name
         member.family, member.about, member.statistics, member.compensates = family, about, statistics, compensates
-        member.spaces = spaces or ((SpaceName.FFN,) if family is Family.STATISTICS else tuple(SpaceName))
+        member.spaces = spaces or _SPACES[family]
         return member
 
     LOP = "lop", Family.PREDICTOR, "the predictor that was trained on searches of this model"
@@ -108,7 +119,7 @@ def describe_methods() -> str:
 
 def _about(method: Method) -> str:
     """One line, with the spaces that it is for, if those are not all."""
-    if len(method.spaces) == len(SpaceName):
+    if set(method.spaces) >= set(_OF_UNITS):
         return method.about
     *others, last = method.spaces
     where = f"{', '.join(others)} and {last}" if others else f"{last} only"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, TensorSpec, architecture_of
 from pruning.anatomy.tensor_roles import tensor_specs
 
@@ -63,6 +63,13 @@ class ModelAnatomy:
     def ffn_widths(self, architecture: Architecture) -> tuple[int, ...]:
         """[L] FFN channels that `architecture` keeps; raises InputError if it names a layer beyond."""
         return architecture.units(Sublayer.FFN, self.dense_units(Sublayer.FFN))
+
+    def sizes(self, architecture: Architecture) -> Architecture:
+        """The units that `architecture` keeps, alone: what is in fewer bits counts as it is."""
+        if all(option.bits is None for _, option in architecture.items):
+            return architecture
+        plain = ((site, Option(x.units, None, x.density)) for site, x in architecture.items)
+        return Architecture.of((s, x) for s, x in plain if x != Option(self.layers[s.layer].units(s.sublayer)))
 
     def ffn_widths_alone(self, architecture: Architecture) -> tuple[int, ...] | None:
         """As `ffn_widths`; None if `architecture` says anything else, or of other layers than this model's."""

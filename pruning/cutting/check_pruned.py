@@ -65,11 +65,11 @@ def check_pruned(
     anatomy = read_anatomy(source, stored)
     found = stored_tensors(out)
     inside = _plan_inside(out)
-    check_applicable(plan, anatomy, ranking, reconstructs=inside.reconstructs)
+    check_applicable(plan, anatomy, ranking, reconstructs=inside.reconstructs, packs=True)
     planned = plan.architecture(anatomy)
     _check_plan(plan, planned, anatomy, inside, out)
     recorded = recorded_architecture(load_config(out)) or Architecture()
-    if recorded != planned:
+    if recorded != anatomy.sizes(planned):
         raise CheckpointError(
             "config.json must record the sizes of the plan",
             values=f"{out}: {recorded.document()}, plan {planned.document()}",

@@ -83,14 +83,21 @@ def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[
     for layer in dense:
         ffn, groups = (_kept(architecture, layer, half) for half in (Sublayer.FFN, Sublayer.ATTENTION))
         yield f"| {layer.index} | {ffn} | {groups} |"
+    if any(option.bits is not None for _, option in architecture.items):
+        yield from (
+            "",
+            "Weights in fewer bits have a scale for every 32 inputs, rounded to nearest; transformers reads",
+        )
+        yield "them with `pip install compressed-tensors`."
     if plan.compensates:
         yield from ("", "Down projections that were cut have a bias for what they lost.")
 
 
 def _kept(architecture: Architecture, layer: DecoderLayer, half: Sublayer) -> str:
     dense = layer.units(half)
-    kept = architecture.options.get(Site(layer.index, half), Option(dense)).units
-    return "skipped" if kept == 0 else f"{dense:,}" if kept == dense else f"{kept:,} of {dense:,}"
+    option = architecture.options.get(Site(layer.index, half), Option(dense))
+    kept, bits = option.units, "" if option.bits is None else f", {option.bits} bits"
+    return "skipped" if kept == 0 else f"{dense:,}{bits}" if kept == dense else f"{kept:,} of {dense:,}{bits}"
 
 
 def _what_to_expect(plan: PruningPlan) -> Iterable[str]:

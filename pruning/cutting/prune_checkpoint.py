@@ -24,13 +24,15 @@ from pruning.cutting.reconstruct_checkpoint import Reconstruction
 from pruning.cutting.streaming.bias import check_biases
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
 from pruning.cutting.streaming.draft import SAVED_MODEL, draft_contents, draft_folder, locked_draft
-from pruning.cutting.streaming.outputs import OutputTensor, TensorCut, is_cut_of_inputs, output_tensors
+from pruning.cutting.streaming.outputs import OutputTensor, is_cut_of_inputs, output_tensors, with_solved
+from pruning.cutting.streaming.packed import PackedTensor
 from pruning.cutting.streaming.place import check_place, check_room
 from pruning.cutting.streaming.ranked_weights import checked_alongside
 from pruning.cutting.streaming.shard_writer import write_shard
 from pruning.cutting.streaming.solved import solved_files, solved_folder
 from pruning.cutting.surgery import check_applicable
 from pruning.errors import CheckpointError
+from pruning.missing_packages import needing
 from pruning.planning.plan import PruningPlan, RecoveryStep
 from pruning.planning.ranking import Ranking
 
@@ -80,6 +82,7 @@ def prune_checkpoint(
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
         PlanError: the plan asks for what cannot be cut, or counts on a reconstruction that is not asked for.
+        MissingExtraError: weights are in fewer bits, and compressed-tensors is not installed.
         InputError: a reconstruction has no two conversations.
         InputError: `base_model` can be no id.
     """
@@ -90,7 +93,10 @@ def prune_checkpoint(
     base = read_base_model(source, base_model)
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
-    check_applicable(plan, anatomy, ranking, reconstructs=reconstruction is not None)
+    check_applicable(plan, anatomy, ranking, reconstructs=reconstruction is not None, packs=True)
+    if anatomy.sizes(plan.architecture(anatomy)) != plan.architecture(anatomy):
+        with needing("quantise"):
+            import compressed_tensors  # noqa: F401
     outputs = output_tensors(anatomy, plan, ranking, stored)
     shards = plan_shards([output.header for output in outputs.values()], max_shard_size=max_shard_size)
     layouts = {
@@ -114,8 +120,8 @@ def prune_checkpoint(
         check_room({out: total - done + rest + (0 if reconstruction is None else _solved_bytes(outputs))})
         if reconstruction is not None:
             files = stack.enter_context(solved_files(out, contents))
-            reconstruction.solve(source, anatomy, plan.architecture(anatomy), ranking, files)
-            outputs |= {name: TensorCut(outputs[name].header, x) for name, x in files.stored(anatomy).items()}
+            reconstruction.solve(source, anatomy, anatomy.sizes(plan.architecture(anatomy)), ranking, files)
+            outputs = with_solved(outputs, files.stored(anatomy))
         missing = sizes.keys() - finished
         check_biases(outputs[name] for file_name in missing for name in shards.filename_to_tensors[file_name])
 
@@ -145,8 +151,9 @@ def prune_checkpoint(
 
 def _solved_bytes(outputs: Mapping[str, OutputTensor]) -> int:
     """Bytes of the weights that are solved anew: those of which inputs are cut."""
-    cut = (x for x in outputs.values() if is_cut_of_inputs(x))
-    return sum(tensor_bytes(x.header[1], x.header[2]) for x in cut)
+    cut = (x.weight if isinstance(x, PackedTensor) else x for x in outputs.values() if is_cut_of_inputs(x))
+    headers = {x.header for x in cut}  # of what is packed, each part is of one weight
+    return sum(tensor_bytes(shape, dtype) for _, shape, dtype in headers)
 
 
 def save_pruned(

@@ -10,6 +10,7 @@ from pruning.anatomy.families import family_of
 from pruning.anatomy.layer_config import layer_overrides, recorded_architecture
 from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
 from pruning.checkpoints.output_head import is_tied_wrongly
+from pruning.cutting.packed_config import config_of_bits
 from pruning.cutting.streaming.companions import CODE_KEY
 from pruning.errors import CheckpointError
 from pruning.planning.plan import PruningPlan
@@ -45,7 +46,8 @@ def write_config(
     config, document = _own_config(source, anatomy)
     text = config.get_text_config(decoder=True)
     place = document.get("text_config", document)
-    architecture = plan.architecture(anatomy)
+    planned = plan.architecture(anatomy)
+    architecture = anatomy.sizes(planned)
     overrides = layer_overrides(architecture, anatomy, family_of(text))
     if overrides:
         # transformers takes head_dim from the number of heads otherwise, which is not the same in every layer.
@@ -53,6 +55,8 @@ def write_config(
         place["per_layer_config"] = {str(layer): changed for layer, changed in overrides.items()}
         place["allow_global_per_layer_attribute_access"] = True
         document[NOTE_KEY] = NOTE
+    if (packed := config_of_bits(source, anatomy, planned)) is not None:
+        document["quantization_config"] = packed
     if plan.reconstructs:
         document[RECOVERY_KEY] = [step.model_dump(mode="json") for step in plan.recovery]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

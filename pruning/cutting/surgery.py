@@ -134,10 +134,13 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) ->
     return model
 
 
-def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking, *, reconstructs: bool = False) -> None:
+def check_applicable(
+    plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking, *, reconstructs: bool = False, packs: bool = False
+) -> None:
     """Check, before anything is cut, that plan, ranking and model belong together and that every axis can be applied.
 
-    `reconstructs`: what is kept will be solved anew, which a plan may count on.
+    `reconstructs`: what is kept will be solved anew, which a plan may count on. `packs`: weights can be in fewer bits,
+    which they are in files only.
 
     Raises:
         FingerprintMismatchError: they do not belong together.
@@ -156,6 +159,12 @@ def check_applicable(plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking,
             "this version recovers by biases and by reconstruction only",
             values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
             remedy=UPGRADE,
+        )
+    if not packs and any(option.bits is not None for _, option in plan.architecture(anatomy).items):
+        raise PlanError(
+            "weights in fewer bits are written to files, and not made in memory",
+            values=f"plan {plan.plan_id}",
+            remedy="Use `lop apply`, and load its folder",
         )
     if plan.reconstructs and not reconstructs:
         raise PlanError(

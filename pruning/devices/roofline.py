@@ -57,13 +57,15 @@ class RooflineLatency(LayeredLatency):
 
     Counted: in each layer the weights and norms that it keeps once a pass, for each KV group attention over the
     positions attended to, its keys and values read once; the head once a generated token; embedding rows; in the
-    prefill vision tower and projector, one image a sequence, each weight once a patch.
+    prefill vision tower and projector, one image a sequence, each weight once a patch. Weights in fewer bits move fewer
+    bytes; operations are those of the dtype.
 
     Not counted: activations between operations, attention inside the vision tower, and the time to start a kernel. Of
     towers without a table of positions (Qwen2-VL's, whose images have any size) only the weights' bytes are.
     """
 
     source = LatencySource.ROOFLINE
+    times_bits = True
 
     def __init__(self, device: Device, anatomy: ModelAnatomy, workload: Workload) -> None:
         super().__init__(anatomy, workload)
@@ -86,19 +88,30 @@ class RooflineLatency(LayeredLatency):
             + ("" if self._outside.patches else "; the vision tower's operations are not counted")
         )
 
-    def layer_phases_ns(self, layer: int, widths: IntArray) -> Phases:
+    def layer_phases_ns(self, layer: int, widths: IntArray, saved: IntArray | None = None) -> Phases:
         spec = self._anatomy.layers[layer]
         dense = np.float64(spec.parameters)
         parameters = dense - (spec.ffn_width - widths.astype(np.float64)) * spec.ffn_parameters_per_channel
-        return self._pass_ns(layer, parameters, np.full(len(widths), float(spec.num_kv_groups)))
+        return self._pass_ns(layer, parameters, np.full(len(widths), float(spec.num_kv_groups)), saved)
 
-    def attention_phases_ns(self, layer: int, groups: IntArray) -> Phases:
+    def packed_phases_ns(self, site: Site, units: IntArray, saved: IntArray) -> Phases:
+        # As `site_phases_ns`: a half takes what the layer takes beyond the other, whose weights are as they are.
+        if site.sublayer is Sublayer.ATTENTION:
+            nothing = self.attention_phases_ns(site.layer, np.zeros(1, dtype=np.int64))
+            own = self.attention_phases_ns(site.layer, units, saved)
+        else:
+            dense = np.array([self._anatomy.layers[site.layer].num_kv_groups], dtype=np.int64)
+            nothing = self.attention_phases_ns(site.layer, dense)
+            own = self.layer_phases_ns(site.layer, np.maximum(units, 1), saved)
+        return tuple(np.where(units > 0, x - without[0], 0) for x, without in zip(own, nothing, strict=True))  # type: ignore[return-value]
+
+    def attention_phases_ns(self, layer: int, groups: IntArray, saved: IntArray | None = None) -> Phases:
         # What no half takes along stays: norms that the two share, and all but channels of an anatomy without tensors.
         attention, ffn = Site(layer, Sublayer.ATTENTION), Site(layer, Sublayer.FFN)
         dense = self._parameters.of_dense
         shared = self._anatomy.layers[layer].parameters - dense[attention] - dense[ffn]
         parameters = (shared + self._parameters.of(attention, Options(groups))).astype(np.float64)
-        return self._pass_ns(layer, parameters, groups.astype(np.float64))
+        return self._pass_ns(layer, parameters, groups.astype(np.float64), saved)
 
     def outside_phases_ns(self) -> tuple[int, int]:
         outside = self._outside
@@ -119,8 +132,9 @@ class RooflineLatency(LayeredLatency):
     def untimed(self) -> InputError:
         raise AssertionError("a roofline knows all layers")
 
-    def _pass_ns(self, layer: int, parameters: FloatArray, groups: FloatArray) -> Phases:
-        """[K] of each phase: through `parameters` [K] of a layer, and attention with KV `groups` [K]."""
+    def _pass_ns(self, layer: int, parameters: FloatArray, groups: FloatArray, saved: IntArray | None = None) -> Phases:
+        """[K] of each phase: through `parameters` [K] of a layer, which take `saved` [K] bytes less than in their own
+        dtype, and attention with KV `groups` [K]."""
         spec, batch = self._anatomy.layers[layer], float(self.workload.batch)
 
         def seconds(tokens: float, attended: float, cached: float) -> FloatArray:
@@ -128,7 +142,8 @@ class RooflineLatency(LayeredLatency):
             pairs = 4.0 * groups * spec.heads_per_group * spec.head_dim * attended
             flops = batch * (2.0 * parameters * tokens + pairs)
             elements = parameters + batch * 2.0 * groups * spec.head_dim * cached
-            return np.maximum(flops / self._flops_per_s, elements * self._element_bytes / self._bytes_per_s)
+            moved = elements * self._element_bytes - (0 if saved is None else saved)
+            return np.maximum(flops / self._flops_per_s, moved / self._bytes_per_s)
 
         prompt, cached = float(self.workload.prompt_tokens), mean_cache_tokens(self.workload)
         prefill = seconds(prompt, attended=prompt * (prompt + 1) / 2, cached=prompt)

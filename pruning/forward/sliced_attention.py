@@ -9,8 +9,11 @@ from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.anatomy.layer_config import LayerConfig
 from pruning.checkpoints.resizing import weights_of
-from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, output_of
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightRounder, output_of
 from pruning.planning.ranking import Ranking
+
+_ROUNDED = -1
+"""In the place of the groups of a layer whose weights are no slices now."""
 
 
 class SlicedAttention:
@@ -50,6 +53,12 @@ class SlicedAttention:
                 if self._solver is not None and 0 < kept < self.dense_groups[index]:
                     output_of(self._projections[index]).solve(Site(index, Sublayer.ATTENTION), kept, self._solver)
                 self._count(index, kept)
+
+    def round(self, layer: int, groups: int, bits: int, rounder: WeightRounder) -> None:
+        """Let the `groups` that `layer` was sliced to be in `bits`, until it is sliced again."""
+        self._groups[layer] = _ROUNDED
+        for index, projection in enumerate(self._projections[layer]):
+            projection.round(Site(layer, Sublayer.ATTENTION), index, groups, bits, rounder)
 
     def _count(self, index: int, groups: int) -> None:
         """The numbers that attention code reads beside its weights; see `pruning.checkpoints.resizing.set_counts`."""

@@ -10,7 +10,7 @@ from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.checkpoints.resizing import weights_of
 from pruning.forward.compensation import compensated_bias
-from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, output_of
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightRounder, output_of
 from pruning.planning.ranking import Ranking
 
 
@@ -41,6 +41,11 @@ class SlicedFfn:
                 output_of(projections).solve(Site(layer, Sublayer.FFN), width, self._solver)
             if self._ranking.compensates and width:
                 projections[-1].linear.register_parameter("bias", self._out_bias(layer, width))
+
+    def round(self, layer: int, width: int, bits: int, rounder: WeightRounder) -> None:
+        """Let the `width` channels that `layer` was sliced to be in `bits`, until it is sliced again."""
+        for index, projection in enumerate(self._projections[layer]):
+            projection.round(Site(layer, Sublayer.FFN), index, width, bits, rounder)
 
     def _out_bias(self, layer: int, width: int) -> nn.Parameter | None:
         """The bias [D] of a down projection whose ranking compensates for removed channels; each worked out once."""

@@ -21,6 +21,17 @@ class OutputSolver(Protocol):
         ...
 
 
+class WeightRounder(Protocol):
+    """Gives weights that are stored in few bits as they are read back (`pruning.measuring.rounded_weights`)."""
+
+    def __call__(
+        self, site: Site, index: int, units: int, bits: int, weight: torch.Tensor, places: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`weight` [D, A] of projection `index` of a site that keeps `units`, rounded; `places` [A] are where its
+        inputs stand in the model, None: as they stand."""
+        ...
+
+
 class SlicedLinear:
     """One linear layer whose rows or columns are units (FFN channels, KV groups), reordered in place.
 
@@ -59,6 +70,13 @@ class SlicedLinear:
         """Let a layer whose columns are units have its best `units`, with what `solver` makes of their weights."""
         solved = solver(site, self.weight, self._places, units * self._parts[0].size)
         self.linear.weight = nn.Parameter(solved, requires_grad=False)
+
+    def round(self, site: Site, index: int, units: int, bits: int, rounder: WeightRounder) -> None:
+        """Let what the layer has now be as `rounder` makes it in `bits`."""
+        weight: torch.Tensor = self.linear.weight.data
+        places = None if self._places is None or self._axis == 0 else self._places[: weight.shape[1]]
+        rounded = rounder(site, index, units, bits, weight, places)
+        self.linear.weight = nn.Parameter(rounded, requires_grad=False)
 
     @property
     def is_output(self) -> bool:

@@ -8,11 +8,12 @@ one are not run again; the output head sees answer tokens only.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.forward.skipping import skipping
 from pruning.forward.sliced_attention import SlicedAttention
 from pruning.forward.sliced_ffn import SlicedFfn
-from pruning.forward.sliced_linear import OutputSolver
+from pruning.forward.sliced_linear import OutputSolver, WeightRounder
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ranking import Ranking
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LayerUnits = tuple[int, int]
-"""FFN channels and KV groups that a layer keeps."""
+LayerUnits = tuple[int, ...]
+"""FFN channels and KV groups that a layer keeps, and the bits of both where either has fewer (0: as they are)."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class ConfigurationEvaluator:
             `default_cache_bytes`.
         solver: of the weights that projections out of what is cut have; None: they keep those that they had. With one,
             the ranking adds no biases.
+        rounder: of weights in fewer bits; None: there are none.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class ConfigurationEvaluator:
         folds: Sequence[int] | None = None,
         cache_bytes: int | None = None,
         solver: OutputSolver | None = None,
+        rounder: WeightRounder | None = None,
     ) -> None:
         self._fold_of = None if folds is None else _checked_folds(folds, batches)
         self._anatomy = anatomy_of(model)
@@ -117,6 +120,7 @@ class ConfigurationEvaluator:
             recorded = record_batches(model, self._view, batches)
         self._ffn = SlicedFfn(self._view, self._anatomy.layers, ranking, solver)
         self._attention = SlicedAttention(self._view, self._anatomy.layers, ranking, solver)
+        self._rounder = rounder
         self._orders_groups = ranking.kv_groups is not None
         self._head = AnswerHead(self._view)
         self._choose_rows(model, batches, recorded)
@@ -125,11 +129,11 @@ class ConfigurationEvaluator:
     def __call__(self, architectures: Sequence[Architecture]) -> list[Metrics]:
         """Metrics of each of `architectures` [n]; the model is dense again afterwards.
 
-        Raises InputError for one that is not of this model, changes bits or density, or keeps some KV groups of a layer
-        where the ranking does not order them.
+        Raises InputError for one that is not of this model, changes density or, without a rounder, bits, or keeps some
+        KV groups of a layer where the ranking does not order them.
         """
-        checked = [self._units_of(architecture) for architecture in architectures]
-        return [self._evaluate(*units) for units in checked]
+        checked = [(*self._units_of(architecture), _bits_of(architecture)) for architecture in architectures]
+        return [self._evaluate(*kept) for kept in checked]
 
     def evaluate(self, widths: Sequence[int]) -> Metrics:
         """Metrics of FFN widths [L] with whole attention; raises InputError for a width outside 0..dense."""
@@ -141,16 +145,20 @@ class ConfigurationEvaluator:
             )
         return self._evaluate(widths, self._attention.dense_groups)
 
-    def _evaluate(self, widths: Sequence[int], groups: Sequence[int]) -> Metrics:
-        """Metrics of FFN widths [L] and KV groups [L], either of which may be 0."""
+    def _evaluate(
+        self, widths: Sequence[int], groups: Sequence[int], bits: Mapping[Site, int] = MappingProxyType({})
+    ) -> Metrics:
+        """Metrics of FFN widths [L] and KV groups [L], either of which may be 0, and of sites in fewer `bits`."""
         kept = {Sublayer.FFN: widths, Sublayer.ATTENTION: groups}
         skipped = [Site(layer, x) for x, units in kept.items() for layer, count in enumerate(units) if count == 0]
         try:
             with _on_one_thread(self._device):  # what is solved must not depend on their number
                 self._ffn.slice(widths)
                 self._attention.slice(groups)
+                self._round(widths, groups, bits)
+            layers = tuple(zip(widths, groups, strict=True))
             with skipping(self._view, skipped):
-                measured = self._of_each_row(tuple(zip(widths, groups, strict=True)), self._compare)
+                measured = self._of_each_row(_with_bits(layers, bits) if bits else layers, self._compare)
         except BaseException:
             for prefixes in self._prefixes:
                 prefixes.clear()
@@ -170,12 +178,21 @@ class ConfigurationEvaluator:
             folds=_fold_metrics([row.folds for row in measured if row.folds is not None]),
         )
 
+    def _round(self, widths: Sequence[int], groups: Sequence[int], bits: Mapping[Site, int]) -> None:
+        for site, own in bits.items():
+            assert self._rounder is not None
+            if site.sublayer is Sublayer.FFN:
+                self._ffn.round(site.layer, widths[site.layer], own, self._rounder)
+            else:
+                self._attention.round(site.layer, groups[site.layer], own, self._rounder)
+
     def _units_of(self, architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """FFN widths [L] and KV groups [L]."""
         for site, option in architecture.items:
             dense = self._anatomy.layers[site.layer].units(site.sublayer) if site.layer < len(self._view.layers) else -1
             is_ordered = site.sublayer is Sublayer.FFN or self._orders_groups or option.units in (0, dense)
-            if not option.units <= dense or option.bits is not None or option.density is not None or not is_ordered:
+            is_rounded = option.bits is None or self._rounder is not None
+            if not option.units <= dense or not is_rounded or option.density is not None or not is_ordered:
                 raise InputError(
                     "what is evaluated keeps FFN channels of its model, and KV groups if the ranking orders them",
                     values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",
@@ -315,6 +332,16 @@ class ConfigurationEvaluator:
             agreeing=int((found.chosen == dense.chosen).sum()),
             correct=int((~wrong).sum()),
         )
+
+
+def _bits_of(architecture: Architecture) -> dict[Site, int]:
+    return {site: option.bits for site, option in architecture.items if option.bits is not None}
+
+
+def _with_bits(layers: Sequence[LayerUnits], bits: Mapping[Site, int]) -> tuple[LayerUnits, ...]:
+    """[L] with the bits of FFN and attention where one has fewer."""
+    own = [(bits.get(Site(n, Sublayer.FFN), 0), bits.get(Site(n, Sublayer.ATTENTION), 0)) for n in range(len(layers))]
+    return tuple((*units, *x) if any(x) else units for units, x in zip(layers, own, strict=True))
 
 
 def _by_fold(

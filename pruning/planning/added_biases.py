@@ -1,8 +1,12 @@
 """What compensation adds to a checkpoint, in numbers: a bias on every down projection that is cut and has none."""
 
+import itertools
+from collections.abc import Iterable
+
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture, Site, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import TensorSpec
+from pruning.anatomy.packed_weights import is_packed, packed_headers
 
 
 def added_biases(anatomy: ModelAnatomy) -> dict[int, TensorSpec]:
@@ -25,7 +29,8 @@ def bias_parameters(anatomy: ModelAnatomy) -> list[int]:
 def pruned_tensors(anatomy: ModelAnatomy, architecture: Architecture, *, compensates: bool) -> tuple[TensorSpec, ...]:
     """The tensors of the checkpoint of `architecture`, by name: the order in which files are filled.
 
-    Their shapes are the pruned ones, their dtypes the dense model's; those of skipped sub-layers are left out.
+    Their shapes are the pruned ones, their dtypes the dense model's, but for weights in fewer bits, which are packed;
+    those of skipped sub-layers are left out.
     `compensates` adds the biases of the FFNs that are cut.
     """
     options = architecture.options
@@ -35,12 +40,24 @@ def pruned_tensors(anatomy: ModelAnatomy, architecture: Architecture, *, compens
         for t in anatomy.tensors
         if (shape := t.shape_with(None if t.site is None else options.get(t.site))) is not None
     ]
+    if any(option.bits is not None for option in options.values()):
+        packed = [packed_specs(t, None if t.site is None else options.get(t.site)) for t in tensors]
+        tensors = sorted(itertools.chain.from_iterable(packed), key=lambda t: t.name)
     if compensates:
         widths = anatomy.ffn_widths(architecture)
         biases = added_biases(anatomy).items()
         tensors += [bias for layer, bias in biases if 0 < widths[layer] < anatomy.layers[layer].ffn_width]
         tensors.sort(key=lambda t: t.name)
     return tuple(tensors)
+
+
+def packed_specs(tensor: TensorSpec, option: Option | None) -> Iterable[TensorSpec]:
+    """What holds `tensor`, of the shape that is kept: itself, or where `option` has fewer bits, its packed parts."""
+    if option is None or option.bits is None or not is_packed(tensor):
+        return (tensor,)
+    outputs, inputs = tensor.shape
+    headers = packed_headers(tensor.name, (outputs, inputs), tensor.dtype, option.bits)
+    return [TensorSpec(*header, tensor.site) for header in headers]
 
 
 def compensated_weights(anatomy: ModelAnatomy) -> dict[str, TensorSpec]:

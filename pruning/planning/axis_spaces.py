@@ -9,6 +9,7 @@ When it alone goes, KL is 9.5 nats on the reference and on SmolLM2-135M; the nex
 Letters: L decoder layers, K options of a decision.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -18,8 +19,10 @@ import numpy as np
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.anatomy.packed_weights import GROUP
 from pruning.arrays import IntArray
 from pruning.errors import InputError
+from pruning.planning.bit_spaces import bit_space, with_bits
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels, ffn_widths
 from pruning.planning.space import Decision, Options, Space
 
@@ -29,12 +32,20 @@ class SpaceName(StrEnum):
 
     FFN: the FFN width of every layer. ATTENTION: its KV groups, with all their query heads; no group skips the
     attention. LAYERS: whether it is there at all. ALL: FFN width and KV groups of every layer, either down to nothing.
+    BITS: whether the weights of each sub-layer keep their dtype or have 8 or 4 bits. ALL_BITS: that and all of ALL.
     """
 
     FFN = "ffn"
     ATTENTION = "attention"
     LAYERS = "layers"
     ALL = "all"
+    BITS = "bits"
+    ALL_BITS = "all,bits"
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether it changes how weights are stored."""
+        return self in (SpaceName.BITS, SpaceName.ALL_BITS)
 
 
 @lru_cache(maxsize=128)
@@ -54,6 +65,13 @@ def coarse_space(
         return joint_space(anatomy, None, _group_ladders(anatomy, num_levels))
     if name is SpaceName.LAYERS:
         return layer_space(anatomy)
+    if name is SpaceName.BITS:
+        return bit_space(anatomy)
+    if name is SpaceName.ALL_BITS:
+        step = math.lcm(round_to, GROUP)
+        if min(layer.ffn_width for layer in anatomy.layers) < num_levels * step:
+            step = round_to  # then some widths, or all, have no fewer bits
+        return with_bits(anatomy, coarse_space(anatomy, SpaceName.ALL, num_levels=num_levels, round_to=step))
     ffn = ffn_levels(anatomy, num_levels=num_levels, round_to=round_to)
     return ffn if name is SpaceName.FFN else joint_space(anatomy, ffn.units, _group_ladders(anatomy, num_levels))
 
@@ -66,10 +84,13 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
 
     Raises InputError as `ffn_widths`, or where FFNs stay whole whose widths `tp_size` does not divide.
     """
+    if name is SpaceName.ALL_BITS:
+        units = fine_space(anatomy, SpaceName.ALL, round_to=math.lcm(round_to, GROUP), tp_size=tp_size)
+        return with_bits(anatomy, units, shards=tp_size)
     ffn = ffn_widths(anatomy, round_to=round_to, tp_size=tp_size)
     if name is SpaceName.FFN:
         return ffn
-    if name in (SpaceName.ATTENTION, SpaceName.LAYERS):
+    if name in (SpaceName.ATTENTION, SpaceName.LAYERS, SpaceName.BITS):
         for layer in anatomy.layers:
             if layer.ffn_width % tp_size:
                 raise InputError(
@@ -79,6 +100,8 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
                 )
     if name is SpaceName.LAYERS:
         return layer_space(anatomy)
+    if name is SpaceName.BITS:
+        return bit_space(anatomy, shards=tp_size)
     groups = [_shared_groups(layer, tp_size) for layer in anatomy.layers]
     widths = None if name is SpaceName.ATTENTION else ffn.units
     return joint_space(anatomy, widths, groups, least_options=1)
@@ -86,6 +109,8 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
 
 def name_of(space: Space) -> SpaceName:
     """The name of what `space` decides."""
+    if space.has_bits:
+        return SpaceName.ALL_BITS if any(np.ptp(row) for row in space.units) else SpaceName.BITS
     kinds = {tuple(site.sublayer for site in decision.sites) for decision in space.decisions}
     if kinds == {(Sublayer.FFN,)} and all(row[0] > 0 for row in space.units):
         return SpaceName.FFN

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.packed_weights import is_packed, packed_headers
 from pruning.checkpoints.safetensors_layout import (
     MAX_SHARD_SIZE,
     SAFETENSORS_METADATA,
@@ -85,7 +86,7 @@ def _disk_limit(anatomy: ModelAnatomy, space: Space, most: int, compensates: boo
     Where that leaves room for nothing at all, the smallest choice may still fit with the header that it really has:
     then it costs just that, and every step from it what the longest header takes more.
     """
-    longest = header_bytes_bound(anatomy, compensates=compensates)
+    longest = header_bytes_bound(anatomy, compensates=compensates, packs=space.has_bits)
     price = prices.weight_bytes(anatomy, compensates=compensates, header_bytes=longest)
     limit = price.limit(space, most)
     if limit.least <= most:
@@ -99,7 +100,7 @@ def _disk_limit(anatomy: ModelAnatomy, space: Space, most: int, compensates: boo
 
 @lru_cache(maxsize=64)
 def header_bytes_bound(
-    anatomy: ModelAnatomy, *, compensates: bool = False, max_shard_size: int = MAX_SHARD_SIZE
+    anatomy: ModelAnatomy, *, compensates: bool = False, packs: bool = False, max_shard_size: int = MAX_SHARD_SIZE
 ) -> int:
     """The most that weight files can take besides tensor data, whatever the widths.
 
@@ -109,13 +110,18 @@ def header_bytes_bound(
     offset is above S, the most that a file can hold, so each entry is at its longest with the dense shape and offsets
     of S's digits. And of two files that follow each other, tensors fill more than `max_shard_size`, as does a file of
     one tensor alone: there are at most 2 T / `max_shard_size` + 1 files for T bytes.
+
+    With `packs`, weights may be in fewer bits: in the place of each are three tensors then, none larger than it was,
+    and all four are counted.
     """
     tensors = [*anatomy.tensors, *(added_biases(anatomy).values() if compensates else ())]
     headers = [(t.name, t.shape, t.dtype) for t in tensors]
     sizes = [tensor_bytes(t.shape, t.dtype) for t in tensors]
     total = sum(sizes)
+    if packs:
+        headers += [header for t in tensors if is_packed(t) for header in packed_headers(t.name, t.shape, t.dtype, 8)]
     if total <= max_shard_size:
-        return safetensors_file_bytes(headers) - total
+        return safetensors_file_bytes(headers) - sum(tensor_bytes(*header[1:]) for header in headers)
     largest = max(max_shard_size, *sizes)
     longest = {
         name: {"dtype": dtype, "shape": list(shape), "data_offsets": [largest, largest]}

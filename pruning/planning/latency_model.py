@@ -71,15 +71,17 @@ class LatencyModel(ABC):
         description: which profile or data sheet, and what is not counted: for the plan's note.
         times_attention: False if only layers with whole attention were timed: then the time of a layer is on its FFN,
             and there is none for cut attention, nor for anything that is skipped.
+        times_bits: whether there is a time for weights in fewer bits.
     """
 
     source: LatencySource
     description: str
     times_attention: bool = True
+    times_bits: bool = False
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._known: dict[tuple[Hashable, bytes], tuple[IntArray, IntArray]] = {}
+        self._known: dict[tuple[Hashable, bytes, bytes], tuple[IntArray, IntArray]] = {}
 
     @abstractmethod
     def site_phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
@@ -87,6 +89,15 @@ class LatencyModel(ABC):
 
         They do not fall while `units` grow, and are 0 where those are. Raises InputError for units that nobody timed.
         """
+
+    def packed_phases_ns(self, site: Site, units: IntArray, saved: IntArray) -> tuple[IntArray, IntArray]:  # noqa: ARG002
+        """The same where the weights at each of `units` take `saved` [K] bytes less; raises InputError where only
+        weights as they are were timed."""
+        raise InputError(
+            "latency of weights in fewer bits is known by a roofline only",
+            values=self.description,
+            remedy="Name a device without a profile, or limit memory or disk",
+        )
 
     @abstractmethod
     def fixed_phases_ns(self) -> tuple[int, int]:
@@ -96,17 +107,18 @@ class LatencyModel(ABC):
         """Sites of one kind take the same time with the same units: it is worked out once for all of them."""
         return site
 
-    def phases_ns(self, site: Site, units: IntArray) -> tuple[IntArray, IntArray]:
-        """As `site_phases_ns`, remembered."""
-        key = (self.kind_of(site), units.tobytes())
+    def phases_ns(self, site: Site, units: IntArray, saved: IntArray | None = None) -> tuple[IntArray, IntArray]:
+        """As `site_phases_ns`, or with `saved` bytes as `packed_phases_ns`; remembered."""
+        key = (self.kind_of(site), units.tobytes(), b"" if saved is None else saved.tobytes())
         if (found := self._known.get(key)) is None:
-            found = self._known[key] = self.site_phases_ns(site, units)
+            of_site = self.site_phases_ns(site, units) if saved is None else self.packed_phases_ns(site, units, saved)
+            found = self._known[key] = of_site
         return found
 
-    def site_ns(self, site: Site, units: IntArray) -> IntArray:
-        """The whole request's time in `site` at each of `units` [K]; raises as `site_phases_ns`, and InputError for an
+    def site_ns(self, site: Site, units: IntArray, saved: IntArray | None = None) -> IntArray:
+        """The whole request's time in `site` at each of `units` [K]; raises as `phases_ns`, and InputError for an
         endless workload."""
-        return self._whole(*self.phases_ns(site, units))
+        return self._whole(*self.phases_ns(site, units, saved))
 
     def fixed_ns(self) -> int:
         """The whole request's time in what no site's units change; raises InputError for an endless workload."""

@@ -6,7 +6,7 @@ file headers depends on all sites together, and is counted at its longest (`budg
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer, foreign_site
+from pruning.anatomy.decoder_layer import TensorSpec
 from pruning.anatomy.dtypes import DTYPE_BYTES
+from pruning.anatomy.packed_weights import FEWER_BITS, GROUP, come_in_groups, packed_weights, saved_bytes
 from pruning.arrays import IntArray
 from pruning.checkpoints.safetensors_layout import tensor_bytes
 from pruning.errors import InputError
@@ -93,20 +95,29 @@ class SiteCost:
 
 
 class LinearPrice(Price):
-    """A price that is linear in the units of every site.
+    """A price that is linear in the units of every site, but for what weights in fewer bits save of bytes.
 
     Args:
         kind: of limit.
         dense: units of the dense model, by site.
         sites: what each costs.
         fixed: the rest.
+        packed: the weights of each site that fewer bits make smaller; None where bytes are not what is counted.
     """
 
-    def __init__(self, kind: LimitKind, dense: Mapping[Site, int], sites: Mapping[Site, SiteCost], fixed: int) -> None:
-        self.kind, self.dense, self.sites, self.fixed = kind, dense, sites, fixed
+    def __init__(
+        self,
+        kind: LimitKind,
+        dense: Mapping[Site, int],
+        sites: Mapping[Site, SiteCost],
+        fixed: int,
+        *,
+        packed: Mapping[Site, tuple[TensorSpec, ...]] | None = None,
+    ) -> None:
+        self.kind, self.dense, self.sites, self.fixed, self._packed = kind, dense, sites, fixed, packed
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options.bits, options.density)
+        _check_priced(options.density)
         cost, dense = self.sites[site], self.dense[site]
         if cost.per_unit * dense + cost.whole + cost.added >= NEVER // max(len(self.sites), 1):
             raise InputError(
@@ -115,15 +126,20 @@ class LinearPrice(Price):
             )
         units = options.units
         found: IntArray = units * cost.per_unit + np.where(units > 0, cost.whole, 0)
+        if options.bits is not None and self._packed is not None:
+            found = found - saved_by_bits(self._packed.get(site, ()), options)
         return found + np.where((units > 0) & (units < dense), cost.added, 0) if cost.added else found
 
     def cost_of(self, site: Site, option: Option) -> int:
         # In Python's own integers: a plan may say of a workload how much it costs, however much that is.
-        _check_priced(option.bits, option.density)
+        _check_priced(None if option.density is None else (option.density,))
         cost = self.sites[site]
         if option.units == 0:
             return 0
-        return option.units * cost.per_unit + cost.whole + (cost.added if option.units < self.dense[site] else 0)
+        found = option.units * cost.per_unit + cost.whole + (cost.added if option.units < self.dense[site] else 0)
+        if option.bits is None or self._packed is None:
+            return found
+        return found - int(saved_by_bits(self._packed.get(site, ()), Options.of([option]))[0])
 
 
 class LatencyPrice(Price):
@@ -133,25 +149,32 @@ class LatencyPrice(Price):
 
     def __init__(self, anatomy: ModelAnatomy, model: LatencyModel) -> None:
         self._model = model
+        self._packed = packed_weights(anatomy)
         self.dense = _dense_units(anatomy)
         self.fixed = model.fixed_ns()
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options.bits, options.density)
-        return self._model.site_ns(site, options.units)
+        _check_priced(options.density)
+        return self._model.site_ns(site, options.units, self._saved(site, options))
+
+    def _saved(self, site: Site, options: Options) -> IntArray | None:
+        return None if options.bits is None else saved_by_bits(self._packed.get(site, ()), options)
 
     def latency(self, architecture: Architecture) -> Latency | None:
         """The time of `architecture` by phase; in all it is `cost`. None if the model has no time for it: see
-        `LatencyModel.times_attention`. Raises as `cost`."""
+        `LatencyModel.times_attention` and `times_bits`. Raises as `cost`."""
         cut = self._own_items(architecture)
         if not self._model.times_attention and any(
             option.units == 0 or site.sublayer is Sublayer.ATTENTION for site, option in cut
         ):
             return None
+        if not self._model.times_bits and any(option.bits is not None for _, option in cut):
+            return None
         first, further = self._model.fixed_phases_ns()
         for site, option in {**{site: Option(units) for site, units in self.dense.items()}, **dict(cut)}.items():
-            _check_priced(option.bits, option.density)
-            prefill, decode = self._model.phases_ns(site, np.array([option.units], dtype=np.int64))
+            options = Options.of([option])
+            _check_priced(options.density)
+            prefill, decode = self._model.phases_ns(site, options.units, self._saved(site, options))
             first, further = first + int(prefill[0]), further + int(decode[0])
         return Latency.of_phases(first, further, self._model.workload)
 
@@ -189,7 +212,16 @@ def weight_bytes(anatomy: ModelAnatomy, *, compensates: bool = False, header_byt
     """Weight files: tensors, and `header_bytes` for what stands before them."""
     weights = _site_weights(anatomy, compensates)
     fixed = weights.total_bytes - weights.dense_total(weights.bytes) + header_bytes
-    return LinearPrice(LimitKind.DISK_BYTES, weights.dense, weights.bytes, fixed)
+    return LinearPrice(LimitKind.DISK_BYTES, weights.dense, weights.bytes, fixed, packed=packed_weights(anatomy))
+
+
+@lru_cache(maxsize=64)
+def decoder_bytes(anatomy: ModelAnatomy) -> Price:
+    """Tensors of the decoder's layers, norms included: what targets of searches among bits come to."""
+    weights = _site_weights(anatomy, compensates=False)
+    shared = anatomy.decoder_parameters - weights.dense_total(weights.parameters)
+    fixed = shared * DTYPE_BYTES[anatomy.dtype]
+    return LinearPrice(LimitKind.DISK_BYTES, weights.dense, weights.bytes, fixed, packed=packed_weights(anatomy))
 
 
 @lru_cache(maxsize=256)
@@ -204,7 +236,7 @@ def memory_bytes(anatomy: ModelAnatomy, workload: Workload, *, compensates: bool
         for site, cost in weights.bytes.items()
     }
     fixed = weights.total_bytes - weights.dense_total(weights.bytes) + activation_bytes(anatomy, workload)
-    return LinearPrice(LimitKind.MEMORY_BYTES, weights.dense, sites, fixed)
+    return LinearPrice(LimitKind.MEMORY_BYTES, weights.dense, sites, fixed, packed=packed_weights(anatomy))
 
 
 @lru_cache(maxsize=256)
@@ -287,10 +319,30 @@ def _dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
     return {Site(layer.index, sublayer): layer.units(sublayer) for layer in anatomy.layers for sublayer in Sublayer}
 
 
-def _check_priced(bits: object, density: object) -> None:
-    if bits is not None or density is not None:
+def saved_by_bits(weights: Sequence[TensorSpec], options: Options) -> IntArray:
+    """[K] bytes that the bits of `options` save of `weights`.
+
+    Raises InputError for bits that files do not have, or units that are no whole groups.
+    """
+    saved = np.zeros(len(options), dtype=np.int64)
+    bits = np.array([0 if x is None else x for x in options.bits or (None,) * len(options)])
+    packed = bits > 0
+    if not (np.isin(bits[packed], FEWER_BITS).all() and come_in_groups(weights, options.units[packed]).all()):
         raise InputError(
-            "this version prices units alone",
-            values=f"bits {bits}, density {density}",
-            remedy="Leave bits and density out, or upgrade lop-service",
+            f"weights are stored in {' or '.join(map(str, FEWER_BITS))} bits, where inputs come in whole groups of "
+            f"{GROUP}",
+            values=f"bits {sorted(set(bits[packed].tolist()))}, units {options.units[packed].tolist()[:8]}",
+            remedy="Ask for a plan in a space of this model",
+        )
+    for each in FEWER_BITS:
+        saved[bits == each] = saved_bytes(weights, options.units[bits == each], each)
+    return saved
+
+
+def _check_priced(density: object) -> None:
+    if density is not None:
+        raise InputError(
+            "this version prices units and bits alone",
+            values=f"density {density}",
+            remedy="Leave density out, or upgrade lop-service",
         )

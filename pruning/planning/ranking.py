@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
+from pruning.anatomy.packed_weights import FEWER_BITS, GROUP, come_in_groups, packed_weights
 from pruning.arrays import IntArray
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError, PlanError
 from pruning.planning.plan_parts import UPGRADE
@@ -97,8 +98,12 @@ class Ranking:
         return {
             site: np.sort(orders[site.sublayer][site.layer][: option.units]).astype(np.int64)
             for site, option in architecture.items
-            if option.units
+            if option.units and (option.bits is None or option.units < self._dense_units(site))
         }
+
+    def _dense_units(self, site: Site) -> int:
+        orders = self.ffn if site.sublayer is Sublayer.FFN else self.kv_groups
+        return 0 if orders is None else len(orders[site.layer])  # without an order none are cut
 
     def check_space(self, space: Space) -> None:
         """Raises InputError if `space` may cut KV groups, and this ranking does not say which go first: nobody could
@@ -122,9 +127,9 @@ class Ranking:
     def check_architecture(self, architecture: Architecture, anatomy: ModelAnatomy) -> None:
         """Raises PlanError unless this version and this ranking can cut `architecture` out of the model.
 
-        A site keeps at most all of its units, at the bits and the density that its weights have; of KV groups all or
-        none, if this ranking does not order them. One layer at least keeps attention: without it, no token sees
-        another, and generating has no cache to count its tokens by.
+        A site keeps at most all of its units, at the density that its weights have, and at their bits or, where inputs
+        come in whole groups, at fewer; of KV groups all or none, if this ranking does not order them. One layer at
+        least keeps attention: without it, no token sees another, and generating has no cache to count its tokens by.
         """
         for site, option in architecture.items:
             dense = anatomy.layers[site.layer].units(site.sublayer) if site.layer < anatomy.num_layers else -1
@@ -132,13 +137,18 @@ class Ranking:
             if not 0 <= option.units <= dense:
                 name = "channels" if site.sublayer is Sublayer.FFN else "KV groups"
                 raise PlanError(f"each layer keeps at most all of its {name}", values=values, remedy=UPGRADE)
-            if option.bits is not None or option.density is not None:
+            grouped = option.bits in FEWER_BITS and come_in_groups(
+                packed_weights(anatomy).get(site, ()), np.array([option.units], dtype=np.int64)
+            )
+            if (option.bits is not None and not grouped) or option.density is not None:
                 raise PlanError(
-                    "this version cuts whole units, and keeps the bits and the density of weights",
-                    values=f"layer {site.layer}, {site.sublayer}: bits={option.bits}, density={option.density}",
+                    "this version cuts whole units, keeps the density of weights, and stores them in 8 or 4 bits where "
+                    f"inputs come in whole groups of {GROUP}",
+                    values=f"layer {site.layer}, {site.sublayer}: {option.units} units, bits={option.bits}, "
+                    f"density={option.density}",
                     remedy=UPGRADE,
                 )
-            if site.sublayer is Sublayer.ATTENTION and option.units and self.kv_groups is None:
+            if site.sublayer is Sublayer.ATTENTION and 0 < option.units < dense and self.kv_groups is None:
                 raise PlanError(
                     "a plan that removes KV groups needs a ranking that orders them",
                     values=values,

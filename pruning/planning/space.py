@@ -122,6 +122,20 @@ class Space:
         return np.array([self.dense[decision.sites[0]] for decision in self.decisions], dtype=np.int64)
 
     @cached_property
+    def amounts(self) -> tuple[FloatArray, ...]:
+        """[N][K] as `units`, but of weights in fewer bits than 16 so much less."""
+        bits = [decision.options[0].bits for decision in self.decisions]
+        return tuple(
+            row.astype(np.float64) if of_row is None else row * np.array([(b or 16) / 16 for b in of_row])
+            for row, of_row in zip(self.units, bits, strict=True)
+        )
+
+    @cached_property
+    def has_bits(self) -> bool:
+        """Whether options differ in the bits of their weights."""
+        return any(options.bits is not None for decision in self.decisions for options in decision.options)
+
+    @cached_property
     def of_ladders(self) -> bool:
         """Each decision is of one site, whose options differ in their units alone, ascending."""
         return all(
@@ -194,11 +208,11 @@ class Space:
         return np.array(found, dtype=np.int64)
 
     def not_below(self, units: Sequence[int]) -> "Space":
-        """This space without options of fewer than `units` [N]; where all have fewer, the widest stays. For ladders."""
+        """This space without options of fewer than `units` [N]; where all have fewer, the widest stays."""
         kept = []
         for decision, row, least in zip(self.decisions, self.units, units, strict=True):
-            first = min(int(np.searchsorted(row, least)), len(row) - 1)
-            kept.append(decision.take(np.arange(first, len(row))))
+            enough = np.flatnonzero(row >= min(least, int(row.max())))
+            kept.append(decision.take(enough))
         return Space(tuple(kept), self.dense)
 
     def tables(self, of: Callable[[Site, Options], IntArray]) -> tuple[IntArray, ...]:

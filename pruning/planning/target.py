@@ -8,7 +8,7 @@ from pruning.errors import InfeasibleTargetError
 from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind, Limits
-from pruning.planning.prices import Price, decoder_parameters, ffn_parameters, parameters
+from pruning.planning.prices import Price, decoder_bytes, decoder_parameters, ffn_parameters, parameters, weight_bytes
 from pruning.planning.scope import Scope, decoder_parameters_to_keep, parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
 
@@ -80,6 +80,15 @@ def decoder_parameter_limits(anatomy: ModelAnatomy, space: Space, most: int) -> 
     return Limits(space, (parameters(anatomy).limit(space, most + outside),))
 
 
+def decoder_byte_limits(anatomy: ModelAnatomy, space: Space, most: int) -> Limits:
+    """At most `most` bytes of tensors in the decoder's layers: for spaces that change bits.
+
+    As a limit on all tensors, as `decoder_parameter_limits`. Raises InfeasibleBudgetError as that.
+    """
+    outside = weight_bytes(anatomy).total - decoder_bytes(anatomy).total
+    return Limits(space, (weight_bytes(anatomy).limit(space, most + outside),))
+
+
 def least_decoder_parameters(anatomy: ModelAnatomy, space: Space) -> int:
     """What the decoder's layers have left when every decision of `space` takes its first option."""
     return decoder_parameters(anatomy).cost(space.architecture(space.bottom))
@@ -91,8 +100,10 @@ def usual_scope(name: SpaceName) -> Scope:
 
 
 def counted(anatomy: ModelAnatomy, name: SpaceName) -> Price:
-    """The parameters that targets of searches in spaces of that name count: of the FFNs where nothing else may change,
-    else of the decoder's layers."""
+    """What targets of searches in spaces of that name count: parameters of the FFNs where nothing else may change,
+    else of the decoder's layers; their bytes where bits may change."""
+    if name.has_bits:
+        return decoder_bytes(anatomy)
     return ffn_parameters(anatomy) if name is SpaceName.FFN else decoder_parameters(anatomy)
 
 

@@ -15,7 +15,7 @@ from pruning.planning.plan_parts import Provenance
 from pruning.planning.space import Space
 from pruning.planning.target import decoder_parameter_limits, ffn_parameter_limits, least_decoder_parameters
 from service.lru_cache import LruCache
-from service.methods.family import Answer, Candidate, Question, Unavailable, in_space
+from service.methods.family import Answer, Candidate, Question, Unavailable, in_space, of_other_spaces
 from service.predictor_cache import PredictorCache
 from storage.contract import Catalogue
 from storage.records import PredictorRecord
@@ -61,6 +61,8 @@ class PredictorMethod:
         if record is not None:
             return Candidate(record.id, lambda: self._answer(record, question))
         space = question.request.space
+        if space not in method.spaces:
+            return of_other_spaces(method, space)
         of_space, option = in_space(space)
         error = InputError(
             f"method '{method}' needs a trained predictor",

@@ -17,7 +17,7 @@ from pruning.planning.prices import Price
 from pruning.planning.space import Space
 from pruning.planning.target import counted, counted_budget, usual_scope
 from service.finished_searches import FoundConfiguration, SearchFinder
-from service.methods.family import Answer, Candidate, Question, Unavailable, in_space
+from service.methods.family import Answer, Candidate, Question, Unavailable, in_space, of_other_spaces
 from storage.contract import Findings
 
 REACH = Fraction(1, 16)
@@ -40,6 +40,8 @@ class SearchedMethods:
         work from all levels know more of the target than a neighbour that is filled up.
         """
         space = question.request.space
+        if space not in method.spaces:
+            return of_other_spaces(method, space)
         found = self._searches.find(question.model, method, space)
         by_default = question.request.method is None
         price, limits = counted(question.model.anatomy, space), question.limits

@@ -9,6 +9,7 @@ from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order import VARIANTS, Model, figures, measured
 from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_joint import joint_figures
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps
 from lop.workflows.sparsifying import Ratios
@@ -117,3 +118,19 @@ def test_sparse_figures_worked_by_hand() -> None:
         "sparsegpt_vs_wanda_2_4": 0.5,
     }
     assert found["ecoflap_holds"] == {"reference": False}
+
+
+def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:
+    def row(kind: str, share: float, kl: float) -> dict[str, object]:
+        return {"part": "joint", "model": "reference", "kind": kind, "share": share, "kl": kl}
+
+    rows = [row("joint", 0.6, 0.1), row("bits_only", 0.6, 0.1), row("prune_then_quantise", 0.6, 0.4)]
+    rows += [row("joint", 0.2, 0.9), row("prune_then_quantise", 0.2, 0.9)]  # bits alone do not get that small
+    rows.append({"part": "reload", "model": "reference", "kl_scored": 0.9, "kl_reloaded": 0.99})
+    found = joint_figures(rows)
+    assert found["joint_vs_bits_only"] == {"reference": 1.0}
+    assert found["joint_vs_prune_then_quantise"]["reference"] == pytest.approx(0.5)
+    assert found["joint_vs_units_only"] == {}
+    assert found["joint_shares"] == {"reference": {"bits_only": [0.6], "prune_then_quantise": [0.6, 0.2]}}
+    assert found["reload_kl_difference"]["reference"] == pytest.approx(0.1)
+    assert found["joint_holds"] == {"reference": {"bits_only": True, "prune_then_quantise": True}}

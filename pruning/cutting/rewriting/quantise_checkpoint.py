@@ -5,18 +5,16 @@ config for each number of bits. Embeddings, output head, norms, vision tower and
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, tensor_bytes
 from pruning.cutting.base_model import read_base_model
+from pruning.cutting.packed_config import layer_pattern, names_elsewhere, quantization_document
 from pruning.cutting.pruned_config import write_rewritten_config
 from pruning.cutting.reconstruct_checkpoint import CountedBatches
 from pruning.cutting.rewriting.block_files import BlockFiles
@@ -119,11 +117,11 @@ def quantise_checkpoint(
         "weights_bytes": sum(tensor_bytes(*header[1:]) for header in headers.values()),
         "dense_bytes": dense_bytes,
     }
-    ignored: list[str] = []
+    config: dict[str, Any] = {}
 
     def make(folder: Path) -> Mapping[str, StoredTensor]:
         layers, files = CheckpointLayers(source, device), BlockFiles(folder)
-        ignored.extend(_ignored(layers.model, blocks))
+        config.update(quantization_config(blocks, formats, layers.model))
         rewrite_blocks(
             layers,
             (),
@@ -139,7 +137,6 @@ def quantise_checkpoint(
         return files.stored()
 
     def write_rest(folder: Path) -> None:
-        config = quantization_config(blocks, formats, ignored)
         write_rewritten_config(source, folder, anatomy, {"quantization_config": config})
         write_rewritten_card(folder, base, "quantised", _card_lines(report))
         (folder / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -160,41 +157,16 @@ def quantise_checkpoint(
 
 
 def quantization_config(
-    blocks: Sequence[Block], formats: Mapping[str, IntFormat], ignored: Sequence[str]
+    blocks: Sequence[Block], formats: Mapping[str, IntFormat], model: "PreTrainedModel"
 ) -> dict[str, Any]:
     """What config.json says of it: a group for each number of bits, of the layers that have it."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-
-    groups = {}
-    for number, form in enumerate(sorted(set(formats.values()), key=lambda x: (x.bits, x.group))):
-        own = [block for block in blocks if formats[block.key] == form]
-        weights = QuantizationArgs(
-            num_bits=form.bits, type="int", strategy="group", group_size=form.group, symmetric=True
-        )
-        groups[f"group_{number}"] = QuantizationScheme(targets=[_pattern(own)], weights=weights)
-    config = QuantizationConfig(
-        config_groups=groups, format="pack-quantized", quantization_status="compressed", ignore=list(ignored)
-    )
-    document: dict[str, Any] = json.loads(config.model_dump_json())
-    return document
-
-
-def _pattern(blocks: Sequence[Block]) -> str:
-    layers = "|".join(str(block.index) for block in blocks)
-    names = "|".join(re.escape(x.inside) for x in blocks[0].projections)
-    return rf"re:.*\blayers\.({layers})\.({names})$"
-
-
-def _ignored(model: "PreTrainedModel", blocks: Sequence[Block]) -> list[str]:
-    """Names that are no decoder layer's: the head, and parts of the model with layers of the same names."""
-    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
-    wanted = re.compile(_pattern(blocks).removeprefix("re:"))
-    found = {
-        name.removeprefix("model.").split(".")[0]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(f"{decoder}.") and wanted.match(name)
+    names = [x.inside for x in blocks[0].projections]
+    targets = {
+        (form.bits, form.group): [layer_pattern((x.index for x in blocks if formats[x.key] == form), names)]
+        for form in formats.values()
     }
-    return ["lm_head", *(f"re:.*{re.escape(part)}.*" for part in sorted(found))]
+    everything = layer_pattern((x.index for x in blocks), names).removeprefix("re:")
+    return quantization_document(targets, names_elsewhere(model, [everything]))
 
 
 def _card_lines(report: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import torch
 
+from pruning.anatomy import packed_weights
 from pruning.anatomy.dtypes import torch_dtype
 from pruning.anatomy.tensor_roles import TensorHeader
 from pruning.cutting.rewriting.blocks import Block, Projection
@@ -27,12 +28,7 @@ class Rounding(StrEnum):
 
 def packed_headers(projection: Projection, form: IntFormat) -> dict[str, TensorHeader]:
     """By the names of the tensors in the place of the projection's weight."""
-    outputs, inputs = projection.shape
-    found = (
-        (f"{projection.name}_packed", (outputs, inputs * form.bits // 32), "I32"),
-        (f"{projection.name}_scale", (outputs, inputs // form.group), projection.dtype),
-        (f"{projection.name}_shape", (2,), "I64"),
-    )
+    found = packed_weights.packed_headers(projection.name, projection.shape, projection.dtype, form.bits, form.group)
     return {header[0]: header for header in found}
 
 

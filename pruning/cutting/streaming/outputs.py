@@ -1,43 +1,29 @@
-"""What the tensors of the pruned checkpoint are made of: a cut of a stored one each, or a bias that compensates."""
+"""What the tensors of the pruned checkpoint are made of: a cut of a stored one each, packed where it is in fewer bits,
+or a bias that compensates."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.tensor_roles import TensorHeader
-from pruning.arrays import IntArray
-from pruning.checkpoints.blocks import BLOCK_BYTES, Bytes, cut_blocks, whole_blocks
+from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.packed_weights import is_packed, packed_headers
 from pruning.checkpoints.headers import StoredTensor
 from pruning.cutting.streaming.bias import CompensatedBias
+from pruning.cutting.streaming.cuts import TensorCut
+from pruning.cutting.streaming.packed import PackedTensor, packed_tensors
 from pruning.planning.added_biases import compensated_weights, pruned_tensors
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 
-
-@dataclass(frozen=True, slots=True)
-class TensorCut:
-    """A stored tensor of which `kept`, ascending, stays along `axis`; all of it if `axis` is None."""
-
-    header: TensorHeader
-    source: StoredTensor
-    axis: int | None = None
-    kept: IntArray | None = None
-
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Bytes]:
-        """Its bytes, in order. Raises CheckpointError if the source cannot be read."""
-        if self.axis is None or self.kept is None:
-            return whole_blocks(self.source, block_bytes=block_bytes)
-        return cut_blocks(self.source, self.axis, self.kept, block_bytes=block_bytes)
-
-
-OutputTensor = TensorCut | CompensatedBias
+OutputTensor = TensorCut | CompensatedBias | PackedTensor
 
 
 def output_tensors(
     anatomy: ModelAnatomy, plan: PruningPlan, ranking: Ranking, stored: Mapping[str, StoredTensor]
 ) -> dict[str, OutputTensor]:
     """Every tensor of the pruned checkpoint by name, in the order of names. Plan and ranking fit the anatomy."""
-    architecture = plan.architecture(anatomy)
+    planned = plan.architecture(anatomy)
+    architecture = anatomy.sizes(planned)
     kept = ranking.kept_units(architecture)
     weights = compensated_weights(anatomy) if ranking.compensates else {}
     outputs: dict[str, OutputTensor] = {}
@@ -51,9 +37,41 @@ def output_tensors(
         else:
             own, width = stored.get(spec.name), len(kept[site])
             outputs[spec.name] = CompensatedBias(header, stored[weight.name], own, ranking, site.layer, width)
-    return outputs
+    return outputs if planned == architecture else _packed(outputs, planned, anatomy)
+
+
+def _packed(
+    outputs: Mapping[str, OutputTensor], planned: Architecture, anatomy: ModelAnatomy
+) -> dict[str, OutputTensor]:
+    """`outputs`, in which the weights that `planned` has in fewer bits are packed; in the order of names."""
+    options, dense = planned.options, {t.name: t for t in anatomy.tensors}
+    found: dict[str, OutputTensor] = {}
+    for name, output in outputs.items():
+        spec = dense.get(name)
+        option = None if spec is None or spec.site is None else options.get(spec.site)
+        if spec is None or option is None or option.bits is None or not is_packed(spec):
+            found[name] = output
+            continue
+        assert isinstance(output, TensorCut)
+        (outs, inputs), dtype = output.header[1], output.header[2]
+        found |= packed_tensors(output, packed_headers(name, (outs, inputs), dtype, option.bits), option.bits)
+    return dict(sorted(found.items()))
+
+
+def with_solved(outputs: Mapping[str, OutputTensor], solved: Mapping[str, StoredTensor]) -> dict[str, OutputTensor]:
+    """`outputs` with the weights `solved`, by name, in the place of cut ones; packed ones are made of them."""
+    found: dict[str, OutputTensor] = {}
+    for name, output in outputs.items():
+        if isinstance(output, PackedTensor) and (own := solved.get(output.weight.header[0])) is not None:
+            found[name] = replace(output, weight=TensorCut(output.weight.header, own))
+        elif name in solved:
+            found[name] = TensorCut(output.header, solved[name])
+        else:
+            found[name] = output
+    return found
 
 
 def is_cut_of_inputs(tensor: OutputTensor) -> bool:
     """Whether it is a weight of which inputs are cut: what a reconstruction solves anew."""
-    return isinstance(tensor, TensorCut) and tensor.axis == 1
+    weight = tensor.weight if isinstance(tensor, PackedTensor) else tensor
+    return isinstance(weight, TensorCut) and weight.axis == 1

@@ -1,0 +1,266 @@
+"""The part `joint` of `benchmarks.second_order`: units and bits under one budget of bytes, against one after the other.
+
+At 60, 45, 30, 25 and 20% of the bytes that the decoder's sites have (embeddings, head and vision tower stay),
+validation KL of four kinds of plans, all by the additive program from one scan on calibration data:
+
+- `joint`: units and bits of every site;
+- `bits_only`: all units, in the bits that the program chooses, or in equal ones;
+- `prune_then_quantise`: units first, then the same bits everywhere: 8 or 4;
+- `units_only`.
+
+Which of several plans of a kind is taken, calibration data say, and joint plans include those of the other kinds. Where
+no plan of a kind is small enough, there is no row of it. Weights are rounded as `lop apply` rounds them, and scored by
+the evaluator; the folder of the smallest joint plan is written, reloaded in a new process, and held against that.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.steps import Steps
+from pruning.allocators.additive import additive_architecture
+from pruning.allocators.uniform import uniform_choice
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.dtypes import torch_dtype
+from pruning.arrays import FloatArray
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.data.batches import make_batches
+from pruning.data.conversations import Conversation
+from pruning.errors import InfeasibleBudgetError
+from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.rounded_weights import RoundedWeights
+from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.limits import Limits
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget
+from pruning.planning.prices import decoder_bytes, weight_bytes
+from pruning.planning.ranking import Ranking
+from pruning.planning.space import Options, Space
+
+SHARES = (0.6, 0.45, 0.3, 0.25, 0.2)
+NUM_LEVELS = {"reference": 4, "smollm2": 3}
+"""FFN widths and, at most, numbers of KV groups of a site: each is scanned in three kinds of bits."""
+
+NUM_SCANNED = {"reference": 400, "smollm2": 16}
+"""Calibration conversations, at most: a scan of SmolLM2 has some 500 evaluations."""
+
+JOINT, BITS, THEN, UNITS = "joint", "bits_only", "prune_then_quantise", "units_only"
+
+
+@dataclass(frozen=True)
+class JointModel:
+    """A checkpoint `path`, its data, and `stored`: the same weights in the dtype whose bytes count.
+
+    `ranking` is the file that orders its channels and groups.
+    """
+
+    name: str
+    path: Path
+    stored: Path
+    ranking: Path
+    calibration: Sequence[Conversation]
+    validation: Sequence[Conversation]
+    folder: Path
+
+    @cached_property
+    def anatomy(self) -> ModelAnatomy:
+        return read_anatomy(self.stored)
+
+    @cached_property
+    def order(self) -> Ranking:
+        return Ranking.from_bytes(self.ranking.read_bytes())
+
+    @cached_property
+    def space(self) -> Space:
+        return coarse_space(self.anatomy, SpaceName.ALL_BITS, num_levels=NUM_LEVELS[self.name], round_to=8)
+
+    @cached_property
+    def scanned(self) -> Sequence[Conversation]:
+        return self.calibration[: NUM_SCANNED[self.name]]
+
+    @cached_property
+    def on_calibration(self) -> ConfigurationEvaluator:
+        return self._evaluator(self.scanned)
+
+    @cached_property
+    def on_validation(self) -> ConfigurationEvaluator:
+        return self._evaluator(self.validation)
+
+    def _evaluator(self, conversations: Sequence[Conversation]) -> ConfigurationEvaluator:
+        batches = make_batches(conversations, load_processor(self.path))
+        rounder = RoundedWeights(torch_dtype(self.anatomy.dtype))
+        return ConfigurationEvaluator(load_model(self.path), batches, self.order, rounder=rounder)
+
+    def scan(self, n: int) -> dict[str, Any]:
+        """KL of every option of decision `n`, all others dense."""
+        top = self.space.top
+        choices = [(*top[:n], k, *top[n + 1 :]) for k in range(top[n])]
+        found = self.on_calibration([self.space.architecture(choice) for choice in choices])
+        return {"kl": [metrics.kl for metrics in found] + [0.0]}
+
+    def limits(self, space: Space, share: float) -> Limits:
+        """At most `share` of the bytes of the sites."""
+        decoder, files = decoder_bytes(self.anatomy), weight_bytes(self.anatomy)
+        sites = sum(decoder.of_dense[site] for site in self.space.dense)
+        return Limits(space, (files.limit(space, files.total - sites + math.floor(share * sites)),))
+
+    def candidates(self, share: float, loss: FloatArray) -> dict[str, list[Architecture]]:
+        """The plans of each kind."""
+        found: dict[str, list[Architecture]] = {JOINT: [], BITS: [], THEN: [], UNITS: []}
+        whole = [x.options[0].units == x.options[0].units.max() for x in self.space.decisions]
+        everything = [np.ones_like(x) for x in whole]
+        same = {bits: [_in(bits, x.options[0]) for x in self.space.decisions] for bits in (None, 8, 4)}
+        for kind, of in ((JOINT, everything), (BITS, whole), (THEN, same[8]), (THEN, same[4]), (UNITS, same[None])):
+            space, losses = _among(self.space, loss, of)
+            try:
+                limits = self.limits(space, share)
+            except InfeasibleBudgetError:
+                continue
+            found[kind].append(additive_architecture(space, losses, limits))
+            if kind == BITS:
+                found[kind].append(space.architecture(uniform_choice(limits)))
+        return found
+
+    def rows(self, share: float, loss: FloatArray) -> dict[str, Any]:
+        """One row a kind of plans."""
+        candidates = self.candidates(share, loss)
+        candidates[JOINT] = [x for kind in candidates.values() for x in kind]
+        every = list(dict.fromkeys(candidates[JOINT]))
+        calibration = dict(zip(every, (m.kl for m in self.on_calibration(every)), strict=True))
+        best = {kind: min(own, key=calibration.__getitem__) for kind, own in candidates.items() if own}
+        rows = []
+        for kind, architecture in best.items():
+            (metrics,) = self.on_validation([architecture])
+            rows.append(
+                {
+                    "part": "joint",
+                    "model": self.name,
+                    "share": share,
+                    "kind": kind,
+                    "same_as": sorted(x for x, own in best.items() if own == architecture and x != kind),
+                    "kl": metrics.kl,
+                    "agreement": metrics.agreement,
+                    "calibration_kl": calibration[architecture],
+                    "decoder_bytes": decoder_bytes(self.anatomy).cost(architecture),
+                    "architecture": architecture.document(),
+                }
+            )
+        return {"rows": rows}
+
+    def reload(self, document: list[dict[str, Any]], kl: float) -> dict[str, Any]:
+        """The folder of a plan, measured in a new process by whole forward passes, against what was scored."""
+        architecture = Architecture.from_document(document)
+        plan = make_plan(
+            self.anatomy,
+            architecture,
+            model_id=self.name,
+            target=PlanTarget(sparsity=0.0),
+            ranking=PlanRanking(sha256=self.order.sha256),
+            method="additive-dp",
+        )
+        out = self.folder / "joint"
+        shutil.rmtree(out, ignore_errors=True)
+        prune_checkpoint(self.stored, plan, self.order, out)
+        written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        command = [sys.executable, "-m", "benchmarks.second_order_reload", str(out), str(self.path)]
+        asked = json.dumps([_told(x) for x in self.validation])
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)  # noqa: S603
+        shutil.rmtree(out)
+        found = json.loads(done.stdout.splitlines()[-1])
+        return {
+            "part": "reload",
+            "model": self.name,
+            "kl_scored": kl,
+            "kl_reloaded": found["kl"],
+            "bytes_planned": plan.achieved.disk_bytes,
+            "bytes_written": written,
+        }
+
+
+def _told(conversation: Conversation) -> dict[str, Any]:
+    turns = [{"question": x.question, "answer": x.answer} for x in conversation.turns]
+    image = None if conversation.image is None else str(conversation.image.absolute())
+    return {"id": conversation.id, "image": image, "turns": turns}
+
+
+def _in(bits: int | None, options: Options) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """[K] which options are in those bits, or nothing at all; all, where a site is never in those."""
+    own = np.array([x.bits == bits for x in options])
+    wanted = own | (options.units == 0)
+    return wanted if (own & (options.units > 0)).any() else np.ones_like(wanted)
+
+
+def _among(
+    space: Space, loss: FloatArray, of: Iterable["np.ndarray[Any, np.dtype[np.bool_]]"]
+) -> tuple[Space, FloatArray]:
+    """The space of the options `of` [N][K] alone, and their losses."""
+    kept = [np.flatnonzero(own) for own in of]
+    decisions = tuple(x.take(k) for x, k in zip(space.decisions, kept, strict=True))
+    losses = np.zeros((len(kept), max(len(k) for k in kept)))
+    for row, k, own in zip(losses, kept, loss, strict=True):
+        row[: len(k)] = own[k]
+    return replace(space, decisions=decisions), losses
+
+
+def joint_rows(
+    model: JointModel, key: Sequence[str], steps: Steps, shares: Sequence[float] = SHARES
+) -> list[dict[str, Any]]:
+    """All rows of a model; `key` is what every figure depends on."""
+    own = [*key, "joint", str(NUM_LEVELS[model.name]), str(len(model.scanned)), model.anatomy.dtype]
+    loss = np.zeros((model.space.num_decisions, int(model.space.counts.max())))
+    for n, row in enumerate(loss):
+        found = steps.call(f"joint scan {n}", own, partial(model.scan, n)).document["kl"]
+        row[: len(found)] = found
+    rows: list[dict[str, Any]] = []
+    for share in shares:
+        step = steps.call(f"joint {share}", [*own, str(share)], partial(model.rows, share, loss))
+        rows += [{**row, "seconds": step.seconds} for row in step.document["rows"]]
+    last = [row for row in rows if row["kind"] == JOINT][-1]
+    again = steps.call(
+        "joint reload", [*own, str(last["share"])], partial(model.reload, last["architecture"], last["kl"])
+    )
+    return [*rows, {**again.document, "seconds": again.seconds}]
+
+
+def joint_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of validation KL, geometric means over the shares at which both kinds have a plan, by model."""
+    kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows if x["part"] == "joint"}
+    names = list(dict.fromkeys(row["model"] for row in rows))
+
+    def against(kind: str) -> dict[str, float]:
+        found = {}
+        for name in names:
+            both = [(kl[name, JOINT, s], other) for (of, k, s), other in kl.items() if (of, k) == (name, kind)]
+            found[name] = math.exp(sum(math.log(a / b) for a, b in both) / len(both)) if both else math.nan
+        return {name: ratio for name, ratio in found.items() if not math.isnan(ratio)}
+
+    bits, then = against(BITS), against(THEN)
+    reloaded = {x["model"]: abs(x["kl_reloaded"] / x["kl_scored"] - 1) for x in rows if x["part"] == "reload"}
+    return {
+        "joint_vs_bits_only": bits,
+        "joint_vs_prune_then_quantise": then,
+        "joint_vs_units_only": against(UNITS),
+        "joint_shares": {
+            name: {k: [s for of, x, s in kl if (of, x) == (name, k)] for k in (BITS, THEN)} for name in names
+        },
+        "reload_kl_difference": reloaded,
+        "joint_holds": {
+            name: {
+                "bits_only": name in bits and bits[name] <= 1.0,
+                "prune_then_quantise": name in then and then[name] <= 0.8,
+            }
+            for name in names
+        },
+    }

@@ -1,0 +1,169 @@
+"""Plans with bits: what is scored, what is priced, what is written, and what transformers reads back are the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.anatomy.decoder_view import decoder_view
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.headers import stored_tensors
+from pruning.checkpoints.loading import load_model, load_processor, load_pruned
+from pruning.cutting.check_pruned import check_pruned
+from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
+from pruning.cutting.surgery import apply_plan, cut_model
+from pruning.data.batches import make_batches
+from pruning.data.conversations import Conversation
+from pruning.errors import CheckpointError, InputError, PlanError
+from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.measuring.rounded_weights import RoundedWeights
+from pruning.planning import prices
+from pruning.planning.budget import header_bytes_bound
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.workload import Workload
+from tests.pruning.cut_models import next_token_logits, random_ranking
+from tests.tiny_models import save_tiny_checkpoint
+
+compressors = pytest.importorskip("compressed_tensors.compressors.pack_quantized")
+
+ATTENTION, FFN = Sublayer.ATTENTION, Sublayer.FFN
+
+BITS = Architecture.of(
+    {
+        Site(0, ATTENTION): Option(2, 8),
+        Site(0, FFN): Option(64, 4),
+        Site(2, FFN): Option(64, 8),
+        Site(3, FFN): Option(64, 4),
+    }
+)
+
+JOINT = Architecture.of(
+    {
+        Site(0, ATTENTION): Option(2, 4),
+        Site(0, FFN): Option(32, 8),
+        Site(1, ATTENTION): Option(1),
+        Site(2, ATTENTION): Option(0),
+        Site(2, FFN): Option(32, 4),
+        Site(3, FFN): Option(48),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FFNs of 64 channels, attention of 32 inputs in 2 KV groups; in bfloat16. Layers do much more than pass on what
+    they get, so that no difference hides behind the residual."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = load_model(save_tiny_checkpoint(folder / "f32", ffn_width=64), dtype=torch.bfloat16)
+    for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
+        for linear in module.modules():
+            if isinstance(linear, torch.nn.Linear):
+                torch.nn.init.normal_(linear.weight, std=0.2)
+    model.save_pretrained(folder / "m")
+    load_processor(folder / "f32").save_pretrained(folder / "m")
+    return folder / "m"
+
+
+def plan_of(folder: Path, architecture: Architecture) -> PruningPlan:
+    anatomy = read_anatomy(folder)
+    ranking = PlanRanking(sha256=random_ranking(anatomy).sha256)
+    return make_plan(
+        anatomy, architecture, model_id="tiny", target=PlanTarget(sparsity=0.0), method="test", ranking=ranking
+    )
+
+
+@torch.no_grad()
+def cut_and_rounded(folder: Path, architecture: Architecture) -> PreTrainedModel:
+    """In memory, in bfloat16: cut, then each weight rounded as it stands."""
+    model, anatomy = load_model(folder), read_anatomy(folder)
+    cut_model(model, anatomy.sizes(architecture), random_ranking(anatomy))
+    view = decoder_view(model)
+    for (layer, sublayer), option in architecture.items:
+        if option.bits is not None:
+            for name in view.family.linears(sublayer):
+                weight = view.projection(layer, name).weight
+                weight.copy_(round_to_nearest(weight, IntFormat(option.bits, 32), None, weight.dtype).weight)
+    return model
+
+
+@pytest.mark.parametrize("architecture", [BITS, JOINT], ids=["bits", "joint"])
+def test_the_folder_is_what_was_scored_and_priced(
+    architecture: Architecture, wide: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    anatomy, ranking, plan = read_anatomy(wide), random_ranking(read_anatomy(wide)), plan_of(wide, architecture)
+    batches = make_batches(conversations, load_processor(wide))
+    rounder = RoundedWeights(torch.bfloat16)
+    evaluate = ConfigurationEvaluator(load_model(wide, dtype=torch.float32), batches, ranking, rounder=rounder)
+    scored, dense, again = evaluate([architecture, Architecture(), architecture])
+    assert (dense.kl, again) == (0.0, scored)
+    assert scored.kl > 1e-4
+
+    out = prune_checkpoint(wide, plan, ranking, tmp_path / "out")
+    assert check_pruned(wide, PruningPlan.load(out / "lop_plan.json"), ranking, out).num_solved == 0
+    # Where nothing is cut, transformers needs nothing of ours.
+    load = AutoModelForImageTextToText.from_pretrained if architecture is BITS else load_pruned
+    twin = cut_and_rounded(wide, architecture)
+    assert torch.equal(next_token_logits(load(out, dtype="auto")), next_token_logits(twin))
+    measured = evaluate_model(twin.float(), batches, load_model(wide, dtype=torch.float32))
+    assert measured.kl == pytest.approx(scored.kl, rel=1e-3)
+    assert measured.nll == pytest.approx(scored.nll, rel=1e-5)
+
+    stored = stored_tensors(out)
+    assert plan.achieved.disk_bytes == sum(x.stat().st_size for x in out.glob("*.safetensors"))
+    tensors = sum(tensor.num_bytes for tensor in stored.values())
+    assert prices.weight_bytes(anatomy).cost(architecture) == tensors
+    assert plan.achieved.disk_bytes - tensors <= header_bytes_bound(anatomy, packs=True)
+    saved = prices.weight_bytes(anatomy).total - tensors
+    same_cache = prices.memory_bytes(anatomy, Workload())
+    sizes = anatomy.sizes(architecture)
+    cache = (
+        same_cache.total
+        - same_cache.cost(sizes)
+        - (prices.weight_bytes(anatomy).total - prices.weight_bytes(anatomy).cost(sizes))
+    )
+    assert same_cache.total - same_cache.cost(architecture) == saved + cache
+
+
+def test_codes_are_packed_as_the_library_does(wide: Path, tmp_path: Path) -> None:
+    out = prune_checkpoint(wide, plan_of(wide, BITS), random_ranking(read_anatomy(wide)), tmp_path / "out")
+    from safetensors.torch import load_file
+
+    written, dense = load_file(out / "model.safetensors"), load_file(wide / "model.safetensors")
+    name = next(x for x in dense if x.endswith("layers.3.mlp.down_proj.weight") and "vision" not in x)
+    codes = compressors.unpack_from_int32(written[f"{name}_packed"], 4, dense[name].shape)
+    assert torch.equal(compressors.pack_to_int32(codes, 4), written[f"{name}_packed"])
+    restored = (codes.view(-1, 2, 32) * written[f"{name}_scale"][..., None]).flatten(1)
+    assert (restored.float() - dense[name].float()).square().mean() < 0.01 * dense[name].float().square().mean()
+    assert written[f"{name}_shape"].tolist() == [32, 64]
+
+
+def test_what_is_refused(wide: Path, checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
+    ranking = random_ranking(read_anatomy(wide))
+    with pytest.raises(PlanError, match="not made in memory"):
+        apply_plan(load_model(wide), plan_of(wide, BITS), ranking)
+    with pytest.raises(InputError, match="whole groups of 32"):
+        plan_of(wide, Architecture.of({Site(0, FFN): Option(40, 4)}))
+    with pytest.raises(InputError, match="whole groups of 32"):
+        plan_of(checkpoint, Architecture.of({Site(0, FFN): Option(48, 8)}))
+    evaluate = ConfigurationEvaluator(load_model(wide), make_batches(conversations[:2], load_processor(wide)), ranking)
+    with pytest.raises(InputError, match="KV groups if the ranking"):
+        evaluate([BITS])
+    out = prune_checkpoint(wide, plan_of(wide, BITS), ranking, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"must be the plan"):
+        check_pruned(wide, plan_of(wide, JOINT), ranking, out)
+
+
+def test_rounded_weights_are_kept_within_a_bound() -> None:
+    roomy, narrow = RoundedWeights(torch.float32), RoundedWeights(torch.float32, max_bytes=1)
+    weight, places = torch.randn(8, 64), torch.randperm(64)
+    for rounder in (roomy, narrow):
+        found = rounder(Site(0, FFN), 0, 64, 4, weight, places)
+        order = places.argsort()
+        assert torch.equal(rounder(Site(0, FFN), 1, 64, 4, weight[:, order], None), found[:, order])
+        assert not torch.equal(rounder(Site(0, FFN), 0, 64, 8, weight, places), found)
+    assert roomy.num_bytes == 3 * weight.nbytes
+    assert narrow.num_bytes == weight.nbytes

@@ -1,0 +1,159 @@
+"""Spaces with bits: their options, what they cost, and the additive program in them against trying all choices."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pruning.allocators.additive import additive_architecture, interpolated_losses
+from pruning.allocators.uniform import uniform_choice
+from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.latency import latency_model
+from pruning.errors import InfeasibleTargetError, InputError
+from pruning.planning import prices
+from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space, name_of
+from pruning.planning.budget import limits_for_budget
+from pruning.planning.cost import achieved_costs
+from pruning.planning.scope import Scope
+from pruning.planning.space import Space
+from pruning.planning.target import decoder_byte_limits, limits_for_sparsity
+from pruning.planning.workload import Budget
+from tests.tiny_models import save_tiny_checkpoint
+
+ATTENTION, FFN = Sublayer.ATTENTION, Sublayer.FFN
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory: pytest.TempPathFactory) -> ModelAnatomy:
+    """4 layers, 64 FFN channels, 2 KV groups of 2 heads of 8, in float32."""
+    return read_anatomy(save_tiny_checkpoint(tmp_path_factory.mktemp("bits"), ffn_width=64))
+
+
+def options_of(space: Space, site: Site) -> list[Option]:
+    return next(list(x.options[0]) for x in space.decisions if x.sites == (site,))
+
+
+def test_the_options(anatomy: ModelAnatomy, checkpoint: Path) -> None:
+    bits = coarse_space(anatomy, SpaceName.BITS)
+    assert options_of(bits, Site(0, FFN)) == [Option(64, 4), Option(64, 8), Option(64)]
+    assert options_of(bits, Site(3, ATTENTION)) == [Option(2, 4), Option(2, 8), Option(2)]
+    joint = coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2)
+    # One KV group is 16 inputs of the output projection: half a group.
+    assert options_of(joint, Site(0, ATTENTION)) == [Option(2, 4), Option(2, 8), Option(2)]
+    in_between = [Option(32, 4), Option(32, 8), Option(64, 4), Option(32), Option(64, 8), Option(64)]
+    assert options_of(joint, Site(0, FFN)) == in_between
+    assert options_of(joint, Site(1, FFN)) == [Option(0), *in_between]
+    assert options_of(joint, Site(1, ATTENTION)) == [Option(0), Option(2, 4), Option(1), Option(2, 8), Option(2)]
+    for space, name in ((bits, SpaceName.BITS), (joint, SpaceName.ALL_BITS)):
+        assert name_of(space) is name
+        assert space.architecture(space.top) == DENSE
+        assert Space.from_document(space.document()).document() == space.document()
+        choice = tuple(int(k) // 2 for k in space.counts)
+        assert space.choice_of(space.architecture(choice)) == choice
+    # Two devices share 32 channels as 16 and 16, half a group each.
+    assert [
+        x.units for x in options_of(fine_space(anatomy, SpaceName.ALL_BITS, round_to=8, tp_size=2), Site(0, FFN))
+    ] == [
+        64,
+        64,
+        64,
+    ]
+    narrow = read_anatomy(checkpoint)  # of 48 channels
+    assert {x.sites[0].sublayer for x in coarse_space(narrow, SpaceName.BITS).decisions} == {ATTENTION}
+
+
+@pytest.mark.parametrize("name", [SpaceName.BITS, SpaceName.ALL_BITS])
+def test_tables_are_what_plans_say(anatomy: ModelAnatomy, name: SpaceName) -> None:
+    """Random choices: bytes, time and operations of tables are those of plans, and no header is above its bound."""
+    space = fine_space(anatomy, name, round_to=8)
+    device = DEVICES["jetson-orin-nano-8gb"]
+    budget = Budget(memory_bytes=10**12, latency_ms=1e6, flops=10**15, disk_bytes=10**12)
+    model = latency_model(device, anatomy, budget.workload)
+    limits = limits_for_budget(anatomy, space, budget, latency=model)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        choice = rng.integers(0, space.counts)
+        achieved = achieved_costs(anatomy, space.architecture(choice), budget.workload, latency=model)
+        memory, latency, flops, disk = (
+            x.fixed + sum(int(row[k]) for row, k in zip(x.costs, choice, strict=True)) for x in limits.limits
+        )
+        assert (memory, flops) == (achieved.memory_bytes, achieved.flops)
+        assert latency / 1e6 == pytest.approx(achieved.latency_ms)
+        assert 0 <= disk - achieved.disk_bytes < 16_000
+    dense = achieved_costs(anatomy, DENSE, budget.workload, latency=model)
+    packed = achieved_costs(anatomy, space.architecture([1] * space.num_decisions), budget.workload, latency=model)
+    assert packed.latency_ms is not None
+    assert dense.latency_ms is not None
+    assert packed.latency_ms < dense.latency_ms
+
+
+def loss_of(space: Space) -> np.ndarray:
+    """Convex in units, more for fewer bits, some layers more than others."""
+    table = np.zeros((space.num_decisions, int(space.counts.max())))
+    for n, decision in enumerate(space.decisions):
+        dense = space.dense[decision.sites[0]]
+        for k, x in enumerate(decision.options[0]):
+            bits = {None: 0.0, 8: 0.01, 4: 0.2}[x.bits] if x.units else 0.0
+            table[n, k] = (1 + n % 3) * ((1 - x.units / dense) ** 2 + bits)
+    return table
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.3])
+@pytest.mark.parametrize("name", [SpaceName.BITS, SpaceName.ALL_BITS])
+def test_the_additive_program_is_the_best_of_all(anatomy: ModelAnatomy, name: SpaceName, share: float) -> None:
+    levels = coarse_space(anatomy, name, num_levels=2)
+    whole = fine_space(anatomy, name, round_to=32)
+    assert whole.document() == levels.document()
+    # Few decisions, so that all choices can be tried.
+    few = Space(levels.decisions[:4], {site: levels.dense[site] for x in levels.decisions[:4] for site in x.sites})
+    price = prices.decoder_bytes(anatomy)
+    outside = price.total - sum(price.of_dense[site] for site in few.dense)
+    limits = decoder_byte_limits(anatomy, few, int(outside + share * (price.total - outside)))
+    loss = loss_of(few)
+    found = few.choice_of(additive_architecture(few, loss, limits))
+    assert found is not None
+    every = np.array(list(itertools.product(*(range(k) for k in few.counts))))
+    fitting = every[[bool((limits.slack(choice) >= 0).all()) for choice in every]]
+    least = loss[np.arange(4), fitting].sum(axis=1).min()
+    assert loss[np.arange(4), found].sum() == pytest.approx(least, rel=1e-9, abs=1e-12)
+    assert (limits.slack(uniform_choice(limits)) >= 0).all()
+
+
+def test_losses_between_levels_are_of_equal_bits(anatomy: ModelAnatomy) -> None:
+    levels, space = (
+        coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2),
+        fine_space(anatomy, SpaceName.ALL_BITS, round_to=8),
+    )
+    found = interpolated_losses(levels, loss_of(levels), space)
+    own = options_of(space, Site(1, FFN))
+    assert (
+        found[3, own.index(Option(32, 4))] == loss_of(levels)[3, options_of(levels, Site(1, FFN)).index(Option(32, 4))]
+    )
+    assert found[3, 0] == loss_of(levels)[3, 0] > 0  # skipped
+    in_eight = [np.flatnonzero([x.bits == 8 or not x.units for x in d.options[0]]) for d in levels.decisions]
+    alike = Space(tuple(d.take(k) for d, k in zip(levels.decisions, in_eight, strict=True)), levels.dense)
+    assert np.array_equal(interpolated_losses(alike, loss_of(alike), alike), loss_of(alike))
+    few = coarse_space(anatomy, SpaceName.ALL, num_levels=2)
+    with pytest.raises(InputError, match="bits that were scanned"):
+        interpolated_losses(few, np.zeros((few.num_decisions, int(few.counts.max()))), space)
+
+
+def test_equal_bits_come_first(anatomy: ModelAnatomy) -> None:
+    space = fine_space(anatomy, SpaceName.ALL_BITS, round_to=8)
+    price = prices.decoder_bytes(anatomy)
+    in_eight = Architecture.of({site: Option(units, 8) for site, units in space.dense.items()})
+    exactly = decoder_byte_limits(anatomy, space, price.cost(in_eight))
+    assert space.architecture(uniform_choice(exactly)) == in_eight
+    assert space.architecture(uniform_choice(decoder_byte_limits(anatomy, space, price.total))) == DENSE
+
+
+def test_bits_remove_no_parameters(anatomy: ModelAnatomy) -> None:
+    space = fine_space(anatomy, SpaceName.BITS, round_to=8)
+    with pytest.raises(InfeasibleTargetError, match=r"cannot exceed 0\.0"):
+        limits_for_sparsity(anatomy, space, 0.1, Scope.DECODER)
+    eight = Architecture.of({site: Option(units, 8) for site, units in space.dense.items()})
+    assert achieved_costs(anatomy, eight).removed == achieved_costs(anatomy, DENSE).removed
