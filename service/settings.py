@@ -39,7 +39,9 @@ class Settings(BaseSettings):
 
     Attributes:
         database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
-        host: other machines reach any but a loopback address: such a server needs a key (`lop key create`) to start.
+        host: address to listen on; other machines reach any but a loopback address: such a server needs a key (`lop key
+            create`) to start.
+        port: to listen on; 0: any free one, which the log tells.
         key_limit: requests that a key may make, such as "100/minute", in each server process; a key may have its own.
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.
@@ -52,6 +54,7 @@ class Settings(BaseSettings):
         data_cache: folder of the worker in which unpacked data sets are kept; none: a temporary one for each job. For
             Ray it must be at the same path on every machine.
         output_root: folder of the worker into which jobs write checkpoints.
+        log_level: of what is logged, this and what is more serious; in any case.
         log_format: lines of the log as text, or each as a JSON document.
         max_event_streams: streams of job events that one process keeps open; one more is answered 503. Every stream
             asks the database twice a second.
