@@ -56,6 +56,8 @@ class Settings(BaseSettings):
         output_root: folder of the worker into which jobs write checkpoints.
         log_level: of what is logged, this and what is more serious; in any case.
         log_format: lines of the log as text, or each as a JSON document.
+        traces: send a trace of every request and job to the address in OTEL_EXPORTER_OTLP_ENDPOINT; takes the extra
+            `otel`.
         max_event_streams: streams of job events that one process keeps open; one more is answered 503. Every stream
             asks the database twice a second.
         max_dataset_bytes: a longer archive is answered 413.
@@ -70,6 +72,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
+    traces: bool = False
     max_event_streams: int = Field(default=200, ge=1, le=100_000)
     cached_predictors: int = Field(default=8, ge=1, le=1024)
     root_path: str = ""

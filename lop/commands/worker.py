@@ -56,6 +56,7 @@ def worker(
     from service.jobs.settings import KINDS
     from service.logs import configure_logging
     from service.settings import load_settings
+    from service.tracing import start_tracing
     from service.worker import WorkerOptions, run_worker
     from storage.data_store import open_store
 
@@ -74,4 +75,9 @@ def worker(
         repository, open_store(store), roots=settings.model_folders, outputs=outputs, cache=cache, engine=options
     )
 
-    run_worker(repository, runner, options=WorkerOptions(poll_seconds=poll_seconds, once=once, kinds=asked))
+    waiting = WorkerOptions(poll_seconds=poll_seconds, once=once, kinds=asked)
+    tracing = start_tracing(settings, "lop-worker")
+    try:
+        run_worker(repository, runner, options=waiting, tracing=tracing)
+    finally:
+        tracing.close()
