@@ -146,9 +146,10 @@ bench-recovery: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m benchmarks.show $(NAME)
 
+# Not --quiet: that hides warnings from the count that makes a strict build fail.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-vllm $(VENV)-lm-eval $(VENV)-lmms-eval demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

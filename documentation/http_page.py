@@ -35,7 +35,7 @@ def http_page(document: dict[str, Any] | None = None) -> str:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> list[str]:
-    lines = [f"## `{method.upper()} {path}`", "", operation.get("description") or operation["summary"], ""]
+    lines = [f"## `{method.upper()} {path}`", "", _text(operation.get("description") or operation["summary"]), ""]
     if operation.get("parameters"):
         lines += ["| parameter | in | value | meaning |", "|---|---|---|---|"]
         for parameter in operation["parameters"]:
@@ -58,7 +58,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> list[str]:
 def _schema(name: str, schema: dict[str, Any]) -> list[str]:
     lines = [f"### {name}", ""]
     if text := schema.get("description"):
-        lines += [text, ""]
+        lines += [_text(text), ""]
     if "properties" not in schema:
         return [*lines, _type(schema), ""]
     lines += ["| field | value | meaning |", "|---|---|---|"]
@@ -89,5 +89,10 @@ def _type(schema: dict[str, Any]) -> str:
     return words if least is None or most is None else f"{words}, {least} to {most}"
 
 
+def _text(text: str) -> str:
+    """Shapes such as [W][G] are no links."""
+    return text.replace("][", "]\\[")
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _text(" ".join(text.split()).replace("|", "\\|"))

@@ -26,7 +26,7 @@ UNTRACED = "healthz,readyz,metrics"
 
 
 def exporting_provider(service_name: str) -> TracerProvider:
-    """Sends spans by OTLP over HTTP, from a thread; address, headers and sampling are those of the OTEL_... variables."""
+    """Sends spans by OTLP over HTTP, from a thread; OTEL_... variables say where to, with what headers, how many."""
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service_name}
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

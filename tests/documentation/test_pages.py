@@ -60,6 +60,7 @@ def test_the_http_page_has_every_path_and_links_that_lead_somewhere() -> None:
     assert [x for x in operations if f"## `{x[0].upper()} {x[1]}`\n" not in page] == []
     headings = {found.lower() for found in re.findall(r"^### (\S+)$", page, re.MULTILINE)}
     assert set(re.findall(r"\(#([^)]+)\)", page)) <= headings
+    assert "][" not in page  # a shape, which MkDocs would take for a link
 
 
 def test_the_python_page_has_every_public_name() -> None:
