@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest test-vllm test-harnesses bench-second-order bench-recovery bench-runtimes bench-service results clean
+.PHONY: help setup demo test test-page check format reference second bench-search bench-evaluator bench-ray bench-predictor bench-apply bench-real bench-axes test-newest test-vllm test-harnesses bench-second-order bench-recovery bench-runtimes bench-service results docs clean
 
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
 	@echo "make bench-service  speed, budgets, fuzzing, kills, soak and page of the service (five hours in parts; resumable; chromium, npm)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
+	@echo "make docs       the documentation as a site in build/site; a broken link fails (python -m documentation writes docs/settings.md)"
 	@echo "make clean      remove what the targets above made"
 
 setup: $(STAMP)
@@ -151,6 +152,11 @@ bench-service: $(STAMP)
 # Fails if code has changed since: what it refuses to show names the bench-* target that measures it again.
 results: $(STAMP)
 	$(BIN)/python -m benchmarks.show $(NAME)
+
+# Not --quiet: that hides warnings from the count that makes a strict build fail.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-vllm $(VENV)-lm-eval $(VENV)-lmms-eval demo_output benchmarks/.work .mypy_cache .ruff_cache .pytest_cache *.egg-info build

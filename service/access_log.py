@@ -36,7 +36,7 @@ class AccessLog:
         started = time.perf_counter()
         status, size = 500, 0
         notes = _Notes()
-        request_id = begin_request(scope["headers"])
+        request_id = begin_request(scope)
 
         async def counted(message: Message) -> None:
             nonlocal status, size

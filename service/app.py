@@ -22,6 +22,7 @@ from service.resources import Resources
 from service.root_path import RootPath
 from service.routes import datasets, devices, health, jobs, metrics, models, plans, predictors, rankings
 from service.settings import Settings
+from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Repository
 
 _logger = logging.getLogger("service")
@@ -32,7 +33,9 @@ Errors are application/problem+json (RFC 9457): `rule` is what was broken, `valu
 Lists take `limit` and `offset`; `next` is the path of the following page."""
 
 
-def create_app(settings: Settings, *, repository: Repository | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, repository: Repository | None = None, tracing: Tracing = NOTHING_TRACED
+) -> FastAPI:
     """The service over `settings.database_url`, or over an open `repository`."""
     app = FastAPI(
         title="LOP service",
@@ -41,7 +44,7 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
         lifespan=_lifespan,
         redirect_slashes=False,
     )
-    resources = app.state.resources = Resources(settings, repository)
+    resources = app.state.resources = Resources(settings, repository, tracing)
     ring = app.state.ring = KeyRing(
         lambda: resources.repository, is_loopback=settings.is_loopback, limit=settings.key_limit
     )
@@ -65,6 +68,7 @@ def create_app(settings: Settings, *, repository: Repository | None = None) -> F
     app.add_middleware(Authentication, ring=ring)
     app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(AccessLog, metrics=resources.metrics)
+    tracing.watch(app)
     return app
 
 

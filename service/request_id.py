@@ -2,9 +2,12 @@
 
 import re
 import uuid
+from collections.abc import MutableMapping
 from contextvars import ContextVar
+from typing import Any
 
 HEADER = b"x-request-id"
+_IN_SCOPE = "lop.request_id"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -14,12 +17,16 @@ def current_request_id() -> str | None:
     return _current.get()
 
 
-def begin_request(headers: list[tuple[bytes, bytes]]) -> str:
+def begin_request(scope: MutableMapping[str, Any]) -> str:
     """The id that the request came with (a proxy's, say), or a new one; from now on it is the current one.
 
-    What is no plain word is not taken: it ends up in logs.
+    It stays in the ASGI `scope`: whoever asks again of the same request gets the same. What is no plain word is not
+    taken: it ends up in logs.
     """
-    sent = [value.decode("latin-1") for name, value in headers if name == HEADER]
-    given = sent[0] if len(sent) == 1 and _ID.fullmatch(sent[0]) else uuid.uuid4().hex
+    given: str | None = scope.get(_IN_SCOPE)
+    if given is None:
+        sent = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER]
+        given = sent[0] if len(sent) == 1 and _ID.fullmatch(sent[0]) else uuid.uuid4().hex
+        scope[_IN_SCOPE] = given
     _current.set(given)
     return given

@@ -12,6 +12,7 @@ from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.settings import Settings
+from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Repository
 from storage.data_store import DataStore, open_store
 from storage.sql_repository import SqlRepository, open_repository
@@ -20,8 +21,11 @@ from storage.sql_repository import SqlRepository, open_repository
 class Resources:
     """Opened on first use, so that building an application costs nothing and needs no database."""
 
-    def __init__(self, settings: Settings, repository: Repository | None = None) -> None:
+    def __init__(
+        self, settings: Settings, repository: Repository | None = None, tracing: Tracing = NOTHING_TRACED
+    ) -> None:
         self._settings = settings
+        self.tracing = tracing
         self._repository = repository
         self._opened: SqlRepository | None = None
         self._planner: Planner | None = None

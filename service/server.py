@@ -15,6 +15,7 @@ from service.app import create_app
 from service.logs import configure_logging
 from service.resources import Resources
 from service.settings import Settings
+from service.tracing import start_tracing
 
 _logger = logging.getLogger("service")
 
@@ -29,9 +30,11 @@ def serve(settings: Settings) -> None:
         SchemaRevisionError: the database is older or newer than this code; names the command that upgrades it.
         StorageUnavailableError: the database does not answer.
         InputError: the address cannot be listened on, or others can reach it and there is no key.
+        MissingExtraError: traces are asked for, and OpenTelemetry is not installed.
     """
     configure_logging(settings.log_level, settings.log_format)
-    app = create_app(settings)
+    tracing = start_tracing(settings, "lop-server")
+    app = create_app(settings, tracing=tracing)
     resources: Resources = app.state.resources
     repository = resources.repository
     repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
@@ -65,6 +68,7 @@ def serve(settings: Settings) -> None:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            tracing.close()
     _logger.info("stopped")
 
 

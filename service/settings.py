@@ -39,7 +39,9 @@ class Settings(BaseSettings):
 
     Attributes:
         database_url: `sqlite:///file` or `postgresql://user:password@host/name`; not in `repr`, for its password.
-        host: other machines reach any but a loopback address: such a server needs a key (`lop key create`) to start.
+        host: address to listen on; other machines reach any but a loopback address: such a server needs a key (`lop key
+            create`) to start.
+        port: to listen on; 0: any free one, which the log tells.
         key_limit: requests that a key may make, such as "100/minute", in each server process; a key may have its own.
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.
@@ -52,7 +54,10 @@ class Settings(BaseSettings):
         data_cache: folder of the worker in which unpacked data sets are kept; none: a temporary one for each job. For
             Ray it must be at the same path on every machine.
         output_root: folder of the worker into which jobs write checkpoints.
+        log_level: of what is logged, this and what is more serious; in any case.
         log_format: lines of the log as text, or each as a JSON document.
+        traces: send a trace of every request and job to the address in OTEL_EXPORTER_OTLP_ENDPOINT; takes the extra
+            `otel`.
         max_event_streams: streams of job events that one process keeps open; one more is answered 503. Every stream
             asks the database twice a second.
         max_dataset_bytes: a longer archive is answered 413.
@@ -67,6 +72,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
+    traces: bool = False
     max_event_streams: int = Field(default=200, ge=1, le=100_000)
     cached_predictors: int = Field(default=8, ge=1, le=1024)
     root_path: str = ""

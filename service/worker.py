@@ -22,6 +22,7 @@ from typing import Any
 
 from pruning.errors import InputError, LopError, StorageUnavailableError
 from service.jobs.reporting import JobLog, JobReporter, JobStopped
+from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Jobs
 from storage.records import JobRecord, JobSignal
 
@@ -79,12 +80,19 @@ class Worker:
     """One worker. `run` returns after SIGTERM, SIGINT or `stop`, or with `once` when the queue is empty."""
 
     def __init__(
-        self, repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
+        self,
+        repository: Jobs,
+        handler: Handler,
+        *,
+        options: WorkerOptions | None = None,
+        name: str | None = None,
+        tracing: Tracing = NOTHING_TRACED,
     ) -> None:
         self.name = name or worker_name()
         self._repository = repository
         self._handler = handler
         self._options = options or WorkerOptions()
+        self._tracing = tracing
         self._stopping = threading.Event()
         self._handling = False
         self._to_release: str | None = None
@@ -146,7 +154,7 @@ class Worker:
         is_cancelled = False
         reporter = JobReporter(self._repository, job.id, self.name)
         self._to_release = job.id
-        with self._heartbeats(job, reporter), JobLog(reporter):
+        with self._tracing.job(job) as traced, self._heartbeats(job, reporter), JobLog(reporter):
             try:
                 result = self._handle(job, reporter)
                 json.dumps(result, allow_nan=False)
@@ -160,6 +168,7 @@ class Worker:
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
                 _logger.exception("job %s failed", job.id)
+            traced(failure)
             reporter.flush()
             kept = self._repository.finish_job(
                 job.id,
@@ -230,7 +239,12 @@ class Worker:
 
 
 def run_worker(
-    repository: Jobs, handler: Handler, *, options: WorkerOptions | None = None, name: str | None = None
+    repository: Jobs,
+    handler: Handler,
+    *,
+    options: WorkerOptions | None = None,
+    name: str | None = None,
+    tracing: Tracing = NOTHING_TRACED,
 ) -> int:
     """Run one worker until it is told to stop; returns how many jobs it ended. Raises as `Worker.run`."""
-    return Worker(repository, handler, options=options, name=name).run()
+    return Worker(repository, handler, options=options, name=name, tracing=tracing).run()

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "service": {"policy_model", "mcts", "values", "storage", "recovery", "pruning"},
     "lop": {"service", "policy_model", "mcts", "engines", "values", "storage", "recovery", "pruning"},
     "reference": {"pruning"},
+    "documentation": {"lop", "service"},
 }
 """Which of our packages each package may import, besides itself."""
 

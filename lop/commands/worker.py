@@ -66,6 +66,7 @@ def worker(
     from service.jobs.settings import KINDS
     from service.logs import configure_logging
     from service.settings import load_settings
+    from service.tracing import start_tracing
     from service.worker import WorkerOptions, run_worker
     from storage.data_store import open_store
 
@@ -91,4 +92,8 @@ def worker(
         kinds=asked,
         once=once,
     )
-    run_worker(repository, runner, options=waiting)
+    tracing = start_tracing(settings, "lop-worker")
+    try:
+        run_worker(repository, runner, options=waiting, tracing=tracing)
+    finally:
+        tracing.close()

@@ -59,6 +59,7 @@ def ask_for_job(
     catalogue: JobCatalogueDep,
     jobs: JobsDep,
     asker: WhoAsksDep,
+    resources: ResourcesDep,
     request: Request,
     response: Response,
     idempotency_key: _IdempotencyKey = None,
@@ -71,6 +72,7 @@ def ask_for_job(
     model_id = check_job(settings, catalogue)
     document = settings.model_dump(mode="json")
     job, is_new = jobs.add_job(NewJob(settings.kind, model_id, document, asker.name, idempotency_key))
+    resources.tracing.note_job(job.id)
     response.headers["Location"] = seen_from_outside(request, f"/v1/jobs/{job.id}")
     if not is_new:
         response.status_code = status.HTTP_200_OK

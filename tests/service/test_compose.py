@@ -15,13 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
-import typer
 import yaml  # type: ignore[import-untyped]
 
-from lop.cli import app
 from service.keys import new_key
 from storage.records import JobStatus, KeyScope, NewJob
 from storage.sql_repository import open_repository
+from tests.command_lines import parse
 from tests.postgres import PostgresServer, postgres_server
 from tests.service.made_up import register_model
 
@@ -50,19 +49,6 @@ def health_command() -> list[str]:
     """The HEALTHCHECK of the image."""
     words: list[str] = json.loads(re.findall(r"^\s+CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
     return words
-
-
-def parse(command: list[str]) -> dict[str, Any]:
-    """The options that `lop` reads from a command line; fails as the shell would if there is no such command."""
-    assert command[0] == "lop"
-    node: Any = typer.main.get_command(app)
-    words = command[1:]
-    while hasattr(node, "resolve_command"):
-        context = node.make_context(node.name, list(words))
-        name, node, words = node.resolve_command(context, words)
-        assert node is not None, name
-    options: dict[str, Any] = node.make_context(node.name, list(words)).params
-    return options
 
 
 def test_every_command_is_one_that_lop_has() -> None:
@@ -118,7 +104,7 @@ def test_two_servers_behind_one_proxy_that_is_asked_for_their_own_figures() -> N
 
 def test_the_image_holds_every_package_and_no_root_process() -> None:
     copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "documentation"}
     assert copied == packages
     assert re.search(r"^USER (?!root)\w+$", DOCKERFILE, re.MULTILINE)
     assert "-c constraints.txt" in DOCKERFILE

@@ -8,7 +8,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from service.settings import Settings
-from tests.service.test_compose import SERVICES, parse
+from tests.command_lines import parse
+from tests.service.test_compose import SERVICES
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())

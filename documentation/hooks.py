@@ -1,0 +1,24 @@
+"""What `make docs` adds to MkDocs: the pages that are made of the code.
+
+MkDocs imports this file by its path (`hooks` in mkdocs.yml), from the root of the repository.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add reference/commands.md, http.md and python.md."""
+    sys.path.insert(0, str(ROOT))
+    from documentation.commands_page import commands_page
+    from documentation.http_page import http_page
+    from documentation.python_page import python_page
+
+    for name, text in (("commands", commands_page()), ("http", http_page()), ("python", python_page())):
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
