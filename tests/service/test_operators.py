@@ -119,7 +119,7 @@ def line(formatter: logging.Formatter, **extra: object) -> str:
 
 
 def test_lines_of_the_log() -> None:
-    begin_request([(b"x-request-id", b"r1")])
+    begin_request({"headers": [(b"x-request-id", b"r1")]})
     told = json.loads(line(JsonFormatter(), fields={"status": 500, "route": "/v1/plans"}))
     assert (told["level"], told["logger"], told["request_id"]) == ("ERROR", "service.test", "r1")
     assert (told["status"], told["route"], told["message"]) == (500, "/v1/plans", 'a "line"\nof two')
