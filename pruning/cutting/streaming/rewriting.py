@@ -9,8 +9,8 @@ from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, StoredTensor
 from pruning.checkpoints.safetensors_layout import file_layout, plan_shards
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
+from pruning.cutting.streaming.cuts import TensorCut
 from pruning.cutting.streaming.draft import locked_draft, rewritten_contents
-from pruning.cutting.streaming.outputs import TensorCut
 from pruning.cutting.streaming.place import check_room
 from pruning.cutting.streaming.shard_writer import write_shard
 from pruning.cutting.streaming.solved import layer_folder, solved_folder
