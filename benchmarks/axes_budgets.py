@@ -36,7 +36,7 @@ from pruning.devices.device import Device, profiled_device
 from pruning.devices.latency import latency_model
 from pruning.devices.profile import DeviceProfile, parse_profile
 from pruning.devices.timing.profiling import ProfileSettings, profile_device
-from pruning.planning.axis_spaces import SpaceName, fine_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, fine_space
 from pruning.planning.budget import limits_for_budget
 from pruning.planning.cost import achieved_costs
 from pruning.planning.latency_model import LatencyModel
@@ -79,7 +79,7 @@ class BudgetMaker:
 
     def make(self) -> AskedPlan:
         """In the next space."""
-        draw, names = self._random, list(SpaceName)
+        draw, names = self._random, list(SPACES_OF_UNITS)
         name = names[self._made % len(names)]
         self._made += 1
         fields: dict[str, Any] = {"model": MODEL, "space": name, "round_to": draw.choice(ROUNDINGS)}

@@ -26,7 +26,7 @@ from policy_model.predictor import Predictor
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
-from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.prices import LatencyPrice
 from pruning.planning.scope import Scope
@@ -137,8 +137,8 @@ def joint(run: ModelRun) -> dict[str, Any]:
 def latencies(run: ModelRun) -> dict[str, Any]:
     """Every method at the shares of the dense model's time, in every space; the predictors have searched none."""
     limits = run.limits(of_time=True)
-    found = _methods_at(run, SpaceName, LATENCIES, limits)
-    for space in SpaceName:
+    found = _methods_at(run, SPACES_OF_UNITS, LATENCIES, limits)
+    for space in SPACES_OF_UNITS:
         predictor = run.predictor(space)
         if predictor is not None:
             planned = axes_predictor.plans(predictor, run.model.measured, space, limits, LATENCIES, _variants(space))
@@ -151,7 +151,7 @@ def predictors(run: ModelRun) -> dict[str, Any]:
     between, and plans with parts left out."""
     rows, limits = [], run.limits()
     targets = (*SPARSITIES, *BETWEEN)
-    for space in SpaceName:
+    for space in SPACES_OF_UNITS:
         predictor = run.predictor(space)
         if predictor is not None:
             planned = axes_predictor.plans(predictor, run.model.measured, space, limits, targets, _variants(space))

@@ -11,10 +11,10 @@ from typing import Any
 from benchmarks.axes_predictor import LOP, NO_POLICY, POLICY_ALONE, UNTRAINED, UNTRAINED_ALONE
 from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE
 from benchmarks.axes_targets import Kind
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 
 JOINT = SpaceName.ALL
-SINGLES = tuple(name for name in SpaceName if name is not JOINT)
+SINGLES = tuple(name for name in SPACES_OF_UNITS if name is not JOINT)
 MILP_FROM = 0.45
 """Share of the decoder that goes from where the additive program's independence fails; of the time, as much goes."""
 

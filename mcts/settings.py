@@ -9,7 +9,7 @@ from typing import Any
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.limits import Limits
 from pruning.planning.prices import Price, decoder_bytes, ffn_parameters, parameters, weight_bytes
@@ -205,9 +205,7 @@ class SearchSettings:
     def _reach_of_each_space(self, anatomy: ModelAnatomy) -> str:
         """Decoder parameters that the cheapest choice of each space keeps, and as a share, in words."""
         found = []
-        for name in SpaceName:
-            if name.has_bits:  # parameters stay what they are, or are those of the same space without bits
-                continue
+        for name in SPACES_OF_UNITS:  # bits leave parameters what they are
             with suppress(InputError):  # a model may have nothing to decide there
                 least = least_decoder_parameters(anatomy, replace(self, axes=name).space(anatomy))
                 found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")

@@ -7,7 +7,7 @@ What computes with statistics is in `pruning.allocators.registry`.
 from enum import Enum, StrEnum
 
 from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 
 
 class Family(Enum):
@@ -20,14 +20,12 @@ class Family(Enum):
     SEARCH = "needs a finished search near the target (`lop search --method`)"
 
 
-_OF_UNITS = tuple(name for name in SpaceName if not name.has_bits)
-
 _SPACES: dict[Family, tuple[SpaceName, ...]] = {
-    Family.PREDICTOR: _OF_UNITS,
+    Family.PREDICTOR: SPACES_OF_UNITS,
     Family.SCAN: tuple(SpaceName),
     Family.NOTHING: tuple(SpaceName),
     Family.STATISTICS: (SpaceName.FFN,),
-    Family.SEARCH: _OF_UNITS,
+    Family.SEARCH: SPACES_OF_UNITS,
 }
 
 
@@ -119,7 +117,7 @@ def describe_methods() -> str:
 
 def _about(method: Method) -> str:
     """One line, with the spaces that it is for, if those are not all."""
-    if set(method.spaces) >= set(_OF_UNITS):
+    if set(method.spaces) >= set(SPACES_OF_UNITS):
         return method.about
     *others, last = method.spaces
     where = f"{', '.join(others)} and {last}" if others else f"{last} only"

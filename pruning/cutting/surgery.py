@@ -160,10 +160,11 @@ def check_applicable(
             values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
             remedy=UPGRADE,
         )
-    if not packs and any(option.bits is not None for _, option in plan.architecture(anatomy).items):
+    packed = [site for site, option in plan.architecture(anatomy).items if option.bits is not None]
+    if packed and not packs:
         raise PlanError(
             "weights in fewer bits are written to files, and not made in memory",
-            values=f"plan {plan.plan_id}",
+            values=f"plan {plan.plan_id}: layer {packed[0].layer}, {packed[0].sublayer.value}",
             remedy="Use `lop apply`, and load its folder",
         )
     if plan.reconstructs and not reconstructs:

@@ -48,6 +48,10 @@ class SpaceName(StrEnum):
         return self in (SpaceName.BITS, SpaceName.ALL_BITS)
 
 
+SPACES_OF_UNITS = tuple(name for name in SpaceName if not name.has_bits)
+"""Those whose options are numbers of units alone."""
+
+
 @lru_cache(maxsize=128)
 def coarse_space(
     anatomy: ModelAnatomy,

@@ -16,7 +16,7 @@ from benchmarks.axes_searches import EVOLUTION, MILP, MILP_COMPLETE, SEARCH, Axi
 from benchmarks.axes_summary import GAINS, RATIOS, summary_of
 from benchmarks.axes_targets import LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from policy_model.training import TrainingSettings
-from pruning.planning.axis_spaces import SpaceName, coarse_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.scope import Scope
 from pruning.planning.target import achieved_sparsity
@@ -59,7 +59,7 @@ def test_equal_evaluations_and_every_target_met(tmp_path: Path) -> None:
     """A search has its evaluations less a seventh of the scan; what a space cannot reach has no result."""
     targets = (*SPARSITIES, *LATENCIES)
     reached: dict[SpaceName, list[Target]] = {}
-    for name in SpaceName:
+    for name in SPACES_OF_UNITS:
         model = MadeUpModel(tmp_path / name, {"calibration": MadeUpMetrics(0.0), "validation": MadeUpMetrics(0.1)})
         search = AxisSearch(model, name, limits(), evaluations=EVALUATIONS, seed=0)
         found = search.searched(targets)

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.axes_budgets import BudgetMaker, axes_budgets
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.devices.device import profiled_device
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS
 from pruning.planning.make_plan import exceeded_limits
 from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint
@@ -18,7 +18,7 @@ def test_every_request_is_kept_to_by_built_models(tmp_path: Path) -> None:
     found = axes_budgets(checkpoint, num_budgets=24, profile=profile, processes=1)
     assert (found["budgets"], found["exceeded"], found["budget_cost_errors"], found["budgets_broken"]) == (24, 0, 0, [])
     assert sum(row["budgets"] for row in found["rows"]) == 24
-    assert Counter(row["space"] for row in found["rows"]).keys() == {name.value for name in SpaceName}
+    assert Counter(row["space"] for row in found["rows"]).keys() == {name.value for name in SPACES_OF_UNITS}
     assert min(found["budgets_by_tables"], found["budgets_by_roofline"]) > 0
 
 
@@ -28,7 +28,7 @@ def test_requests_are_those_of_their_seed_and_of_every_kind(tmp_path: Path) -> N
     maker, again = (BudgetMaker(anatomy, machine, 7) for _ in range(2))
     made = [maker.make() for _ in range(80)]
     assert [x.plan.plan_id for x in made[:6]] == [again.make().plan.plan_id for _ in range(6)]
-    assert Counter(x.request.space for x in made) == dict.fromkeys(SpaceName, 20)
+    assert Counter(x.request.space for x in made) == dict.fromkeys(SPACES_OF_UNITS, 20)
     assert {x.plan.achieved.latency_source for x in made} == {None, "measured", "roofline"}
     assert any(x.request.sparsity is not None for x in made)
     limited = {name for x in made if x.request.budget is not None for name in x.request.budget.limits}

@@ -9,7 +9,7 @@ import pytest
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.errors import InfeasibleTargetError, InputError
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.scope import Scope
 from tests.mcts.landscapes import make_anatomy
 from tests.tiny_models import tiny_model
@@ -77,7 +77,7 @@ def test_what_is_out_of_reach_of_a_space_is_named_with_the_nearest(axes: SpaceNa
     with pytest.raises(InfeasibleTargetError, match=r"sparsity 0.99 \(decoder\).*decoder parameters") as caught:
         settings.resolve_targets(anatomy)
     assert caught.value.nearest is not None
-    assert all(f"in space '{name}'" in str(caught.value) for name in SpaceName)
+    assert all(f"in space '{name}'" in str(caught.value) for name in SPACES_OF_UNITS)
     (reached,) = replace(settings, sparsities=(caught.value.nearest,)).resolve_targets(anatomy)
     assert settings.limits(anatomy, reached).slack(settings.space(anatomy).bottom).min() >= 0
 

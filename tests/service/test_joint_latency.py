@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.latency import latency_model
-from pruning.planning.axis_spaces import SpaceName, fine_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, fine_space
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
 from pruning.planning.prices import LatencyPrice, flops
@@ -55,7 +55,7 @@ def price_on(repository: Repository, anatomy: ModelAnatomy, device: str) -> Late
 
 
 @pytest.mark.parametrize("device", [NEW, "raspberry-pi-5-8gb"])
-@pytest.mark.parametrize("space", SpaceName)
+@pytest.mark.parametrize("space", SPACES_OF_UNITS)
 def test_a_plan_keeps_to_its_latency_and_a_floor_is_told(
     client: TestClient, repository: Repository, anatomy: ModelAnatomy, space: SpaceName, device: str
 ) -> None:

@@ -165,7 +165,7 @@ class TestApplying:
         [
             ({"ffn": {"units": 8, "bits": 4}}, "layer 1, ffn"),
             ({"ffn": {"units": 8, "density": 0.5}}, "layer 1, ffn"),
-            ({"attention": {"units": 2, "bits": 8}}, "layer 1, attention"),
+            ({"attention": {"units": 1, "bits": 8}}, "layer 1, attention"),  # half a group of 32 inputs
             ({"ffn": {"units": 49}}, "each layer keeps"),
             ({"attention": {"units": 3}}, "KV groups \\(got layer 1: 3 of 2\\)"),
             ({"index": 4}, "layers are numbered 0..3"),

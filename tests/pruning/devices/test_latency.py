@@ -20,7 +20,7 @@ from pruning.devices.timing.ladder_times import LadderTimes, layer_table
 from pruning.devices.timing.stopwatch import PassTimes
 from pruning.errors import InputError
 from pruning.planning import prices
-from pruning.planning.axis_spaces import SpaceName, fine_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, fine_space
 from pruning.planning.latency_model import Latency, LatencyModel, LatencySource, decode_steps, mean_cache_tokens
 from pruning.planning.limits import Limits
 from pruning.planning.prices import LatencyPrice
@@ -182,7 +182,7 @@ def test_numbers_of_groups_between_rungs_are_on_the_line() -> None:
     assert site_us(model, FIRST_ATTENTION, [0, 1, 2, 5, 8]) == pytest.approx([0, 100, 100, 250, 400], abs=0.01)
 
 
-@pytest.mark.parametrize("name", SpaceName)
+@pytest.mark.parametrize("name", SPACES_OF_UNITS)
 def test_one_option_is_cheapest_under_all_limits_however_times_were_measured(name: SpaceName) -> None:
     """Of a device on which everything may be quicker than less of it: times are nothing but noise."""
     anatomy, rng = anatomy_with_tensors(), np.random.default_rng(0)

@@ -155,13 +155,12 @@ def test_a_skipped_site_costs_nothing_and_its_first_unit_all_that_goes_with_it()
         assert (skipped, one - (two - one)) == (0, 2 * anatomy.hidden_size)
 
 
-def test_bits_and_densities_have_no_price_yet() -> None:
+def test_densities_have_no_price_yet() -> None:
     anatomy = anatomy_with("llava-llama")
     site = Site(0, Sublayer.FFN)
-    for option in (Option(48, bits=4), Option(48, density=0.5)):
-        for price in all_prices(anatomy, compensates=False):
-            with pytest.raises(InputError, match="prices units alone"):
-                price.cost(Architecture.of({site: option}))
+    for price in all_prices(anatomy, compensates=False):
+        with pytest.raises(InputError, match="prices units and bits alone"):
+            price.cost(Architecture.of({site: Option(48, density=0.5)}))
 
 
 def test_biases_of_cut_layers_are_paid_for() -> None:
