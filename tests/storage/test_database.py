@@ -211,6 +211,8 @@ def doomed(disposable_url: str) -> Iterator[SqlRepository]:
 
 def expect_from_every_method(repository: SqlRepository, error: type[Exception]) -> None:
     for name, call in CALLS.items():
+        if name == "commit_mark":  # a database that does not say is no error: tests/storage/test_commit_marks.py
+            continue
         with pytest.raises(error):
             pytest.fail(f"{name} returned {call(repository)!r}")
 
