@@ -45,17 +45,21 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
     ]
     chosen = _optimum(losses_of_levels, allowed, limits)
     start = np.array([options[k] for options, k in zip(allowed, chosen, strict=True)])
+    # Nothing is exceeded, so units are only added: they gain the slope of the losses to the next level up.
+    worth = np.zeros(limits.table.exists.shape)
+    for row, kept, of_level, losses, k in zip(worth, space.units, units, losses_of_levels, chosen, strict=True):
+        if k < len(of_level) - 1:
+            row[: len(kept)] = kept * float(losses[k] - losses[k + 1]) / (of_level[k + 1] - of_level[k])
+    alone = Limits(space, (limits.binding,)).fit(start, worth)
     if len(limits.limits) == 1:
-        # Nothing is exceeded, so units are only added: they gain the slope of the losses to the next level up.
-        worth = np.zeros(limits.table.exists.shape)
-        for row, kept, of_level, losses, k in zip(worth, space.units, units, losses_of_levels, chosen, strict=True):
-            if k < len(of_level) - 1:
-                row[: len(kept)] = kept * float(losses[k] - losses[k + 1]) / (of_level[k + 1] - of_level[k])
-        return space.architecture(limits.fit(start, worth))
+        return space.architecture(alone)
     losses = interpolated_losses(levels, loss, space)
     longest = max(len(options) for options in allowed)
     marks = np.stack([np.pad(options, (0, longest - len(options)), mode="edge") for options in allowed])
-    return space.architecture(least_within(limits, losses, limits.fit(start, -losses), marks))
+    found = least_within(limits, losses, limits.fit(start, -losses), marks)
+    # A local optimum, which the one of the binding limit, filled up and brought within the others, may beat.
+    choices = (found, limits.fit(alone, -losses))
+    return space.architecture(min(choices, key=lambda choice: losses[np.arange(len(choice)), choice].sum()))
 
 
 def _among_units_and_bits(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
