@@ -29,6 +29,7 @@ from benchmarks.axes_models import Sizes
 from benchmarks.axes_parts import PARTS, ModelRun, scan_evaluations_32_layers
 from benchmarks.axes_picture import draw_axes
 from benchmarks.axes_summary import summary_of
+from benchmarks.carried import TAKEN
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
 from benchmarks.steps import Steps, alone_in
 
@@ -105,9 +106,10 @@ def _chosen(what: str, names: list[str] | None, known: list[str]) -> list[str]:
 
 
 def _forget() -> None:
-    """All but the lock, and what takes no part in figures: the model and its answers."""
+    """All but the lock, and what takes no part in figures: the model and its answers. What was carried here is not
+    read again."""
     for path in WORK.iterdir():
-        if path.name in ("lock", "smollm2"):
+        if path.name in ("lock", TAKEN, "smollm2"):
             continue
         if path.is_dir():
             shutil.rmtree(path)

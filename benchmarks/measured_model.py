@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.kept_metrics import KeptMetrics
+from benchmarks.kept_statistics import kept_statistics
 from lop.workflows.measuring import RECIPES
 from mcts.sensitivity import scan_sensitivity
 from pruning.allocators.evolution import Score
@@ -77,10 +78,10 @@ class MeasuredModel:
         if kind not in self._statistics:
             recipe = RECIPES[kind]
             used = self._conversations[ALL][: recipe.num_conversations]
-            model = self._load(self.folder)
-            started = time.perf_counter()
             batches = make_batches(used, self.processor, batch_size=recipe.batch_size)
-            self._statistics[kind] = measure_statistics(kind, model, batches), time.perf_counter() - started
+            self._statistics[kind] = kept_statistics(
+                self._work, kind, self.folder, used, lambda: measure_statistics(kind, self._load(self.folder), batches)
+            )
         return self._statistics[kind]
 
     def scan(self, space: Space, *, by_kl: bool = False, most: int | None = None) -> tuple[FloatArray, float]:

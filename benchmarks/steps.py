@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.carried import take_up
 from benchmarks.machine import COMMIT_AT_START
-from benchmarks.measured_code import AT_START, changes_since, measured_code
+from benchmarks.measured_code import AT_START, ROOT, changes_since, measured_code
 from pruning.atomic_file import replace_file
 
 _HEARTBEAT_SECONDS = 5.0
@@ -76,7 +77,9 @@ class Steps:
         return step
 
     def _path(self, name: str, key: Sequence[str]) -> Path:
-        digest = hashlib.sha256("\0".join([name, *key]).encode()).hexdigest()[:16]
+        # Without the place of the checkout: what was kept counts in another one, too (`benchmarks.carried`).
+        parts = [part.replace(f"{ROOT}/", "") for part in (name, *key)]
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return self._folder / f"{name.replace(' ', '-')}-{digest}.json"
 
     def _once(
@@ -155,7 +158,8 @@ def _while_counting(function: Callable[[], dict[str, Any]], spent: Path) -> dict
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
-    """Waits until nobody else works in `folder`: another run, or the last command of one that was killed.
+    """Waits until nobody else works in `folder`: another run, or the last command of one that was killed. What was
+    measured on another machine, and carried here, is read into it (`benchmarks.carried`).
 
     Yields the descriptor that commands are to inherit: the lock is free when the last process that has it is gone.
     """
@@ -166,6 +170,8 @@ def alone_in(folder: Path) -> Iterator[int]:
         except BlockingIOError:
             say(f"waiting for what is still at work in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        if read := take_up(folder):
+            say(f"read {read} files of measurements that were carried here")
         yield file.fileno()
 
 
