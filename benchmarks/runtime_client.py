@@ -1,10 +1,10 @@
 """What the light client takes to install, and how long, against everything: `pip install lop-service` and its extras.
 
 Both come from one wheel of this checkout, each into an environment of its own, with the versions of constraints.txt,
-twice: the first fills pip's cache, so no time has a download in it. `full` is what the package was before it had
-extras.
+twice: the first fills pip's cache, so no time has a download in it.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -18,13 +18,15 @@ from benchmarks.steps import Steps
 
 KINDS = {"light": "", "full": "[server,search,apply]"}
 MEGABYTE = 1e6
+_PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 Row = dict[str, Any]
 
 
 def client_rows(work: Path, steps: Steps) -> list[Row]:
     """A row for each kind of installation. Raises CalledProcessError if pip fails or the command does not start."""
-    versions = (ROOT / "constraints.txt").read_text() + (ROOT / "pyproject.toml").read_text()
+    files = [(ROOT / name).read_bytes() for name in ("constraints.txt", "pyproject.toml")]
+    versions = hashlib.sha256(b"".join(files)).hexdigest()[:16]
     return [
         steps.call(
             f"{kind} client",
@@ -53,9 +55,6 @@ def _installed(work: Path, kind: str, extras: str) -> Row:
     first_answer = time.perf_counter() - started
     shutil.rmtree(environment)
     return {"kind": kind, "extras": extras, "bytes": size, "seconds": seconds, "first_command_seconds": first_answer}
-
-
-_PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def _wheel(work: Path) -> Path:

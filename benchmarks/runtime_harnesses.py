@@ -20,6 +20,8 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.atomic_file import replace_file
 
+SMOLLM2 = Path(__file__).parent / ".work" / "real" / "checkpoint"
+"""Where `make bench-real` has it, too."""
 HARNESSES = ("lm-eval", "lmms-eval")
 MAX_NEW_TOKENS = 24
 """Of SmolLM2's recorded answers."""
@@ -35,7 +37,7 @@ def harness_rows(
     questions = work / "reference-questions.json"
     replace_file(questions, json.dumps(_conversations(num_conversations)).encode())
     rows = _rows_of("reference", REFERENCE / "model", questions, work, steps, pythons)
-    half, _ = smollm2(work / "smollm2")
+    half, _ = smollm2(SMOLLM2)
     asked, answers = work / "smollm2-prompts.json", work / "smollm2-questions.json"
     prompts = json.loads(PROMPTS.read_text())[:num_prompts]
     replace_file(asked, json.dumps([{"id": x["id"], "prompt": x["prompt"]} for x in prompts]).encode())

@@ -2,7 +2,7 @@
 
 In parts, each of less than 90 minutes on two cores that do nothing else (estimates):
 
-- `families` (40 minutes): for each family a small model of random weights is cut differently in every layer, an FFN
+- `families` (50 minutes): for each family a small model of random weights is cut differently in every layer, an FFN
   and an attention skipped, and each runtime is asked for the next token after 200 random prompts, in float32.
   `lop.load_pruned` (for the dense model, transformers) says what is right. What a runtime refuses is a row too, with
   its reason.
