@@ -25,7 +25,7 @@ help:
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (five hours; resumable)"
 	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
-	@echo "make bench-runtimes  transformers, llama.cpp and vLLM, dense and pruned, by family (resumable)"
+	@echo "make bench-runtimes  transformers, llama.cpp and vLLM by family, speed, both harnesses, the light client (two hours in parts; resumable; 12 GB of packages, 10 GB of models)"
 	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
 	@echo "make bench-service  speed, budgets, fuzzing, kills, soak and page of the service (five hours in parts; resumable; chromium, npm)"
 	@echo "make results    what was measured, as far as its code is still the same (NAME=search for one of them)"
@@ -134,10 +134,12 @@ bench-second-order: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.second_order
 
-# llama.cpp compiles for some minutes. With vLLM too: make test-vllm first, which builds its environment.
-bench-runtimes: $(STAMP)
+# llama.cpp compiles for some minutes; vLLM and the harnesses have environments of their own. Parts of at most 90 minutes:
+# $(BIN)/python -m benchmarks.runtimes --help
+bench-runtimes: $(STAMP) $(VLLM)/.installed $(VENV)-lm-eval/.installed $(VENV)-lmms-eval/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.runtimes
+
 # Parts of at most 90 minutes: $(BIN)/python -m benchmarks.recovery --help
 bench-recovery: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -1,9 +1,9 @@
 """One checkpoint in one runtime, in a process of its own: `python runtime_cell.py RUNTIME FOLDER QUESTIONS`.
 
-QUESTIONS is a JSON file: `prompts`, token ids after each of which the next token is wanted, and maybe `speed`, the
-tokens of a prompt, how many are to follow, and how often. One line of JSON is printed: the `tokens`, and tokens a
-second; or what `refused` the checkpoint. vLLM's environment runs this file by itself, so ours are imported where they
-are needed.
+QUESTIONS is a JSON file: `prompts`, token ids after each of which the next token is wanted; maybe `speed`, the tokens
+of a prompt, how many are to follow, and how often; maybe `text_alone`, for vLLM. One line of JSON is printed: the
+`tokens`, and tokens a second; or what `refused` the checkpoint. vLLM's environment runs this file by itself, so ours
+are imported where they are needed.
 """
 
 import json
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Questions = dict[str, Any]
+
 NextTokens = Callable[[list[list[int]], int], list[list[int]]]
 """(prompts, how many tokens) -> the greedy tokens after each prompt."""
 
@@ -21,7 +23,12 @@ ROOM = 64
 """Positions beside the longest prompt and what follows it."""
 
 
-def loaded_by_ours(folder: str, _: int) -> NextTokens:
+def gguf_of(folder: Path) -> Path:
+    """Where the float32 file of a checkpoint lies that llama.cpp reads."""
+    return folder.with_suffix(".f32.gguf")
+
+
+def loaded_by_ours(folder: str, _: Questions) -> NextTokens:
     """What the others are compared with: `lop.load_pruned`, or the dense model as transformers loads it."""
     import torch
 
@@ -30,7 +37,7 @@ def loaded_by_ours(folder: str, _: int) -> NextTokens:
     return _generating(load_model(folder, dtype=torch.float32))
 
 
-def loaded_by_transformers(folder: str, _: int) -> NextTokens:
+def loaded_by_transformers(folder: str, _: Questions) -> NextTokens:
     """transformers' own auto classes, after `lop.register_transformers()`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -58,17 +65,13 @@ def _generating(model: Any) -> NextTokens:
     return next_tokens
 
 
-def loaded_by_llama_cpp(folder: str, longest: int) -> NextTokens:
-    """llama.cpp, with the checkpoint exported in float32, and keys and values in float32."""
-    from pruning.cutting.gguf.export import export_gguf
+def loaded_by_llama_cpp(folder: str, questions: Questions) -> NextTokens:
+    """llama.cpp, keys and values in float32; the file was exported before, outside of what is measured."""
     from pruning.cutting.gguf.llama_runtime import LlamaRuntime
-    from pruning.cutting.gguf.options import TensorType
 
-    file = Path(folder).with_suffix(".f32.gguf")
-    if not file.exists():
-        export_gguf(folder, file, tensor_type=TensorType.F32, checks_encoding=False)
     threads = len(os.sched_getaffinity(0))
-    runtime = LlamaRuntime(file, context_length=longest, num_threads=threads, exact_cache=True)
+    length = longest(questions)
+    runtime = LlamaRuntime(gguf_of(Path(folder)), context_length=length, num_threads=threads, exact_cache=True)
 
     def next_tokens(prompts: list[list[int]], count: int) -> list[list[int]]:
         return [runtime.greedy(prompt, count) for prompt in prompts]
@@ -76,20 +79,23 @@ def loaded_by_llama_cpp(folder: str, longest: int) -> NextTokens:
     return next_tokens
 
 
-def loaded_by_vllm(folder: str, longest: int) -> NextTokens:
+def loaded_by_vllm(folder: str, questions: Questions) -> NextTokens:
     """vLLM, with integrations/vllm installed beside it."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
+    length = longest(questions)
+    text_alone = {"limit_mm_per_prompt": {"image": 0, "video": 0}} if questions.get("text_alone") else {}
     engine = LLM(
         folder,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=longest,
+        max_model_len=length,
         max_num_seqs=8,
-        max_num_batched_tokens=max(longest, 512),
+        max_num_batched_tokens=max(length, 512),
         enable_prefix_caching=False,
         disable_log_stats=True,
+        **text_alone,
     )
 
     def next_tokens(prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -108,7 +114,13 @@ RUNTIMES = {
 }
 
 
-def measured(next_tokens: NextTokens, questions: dict[str, Any]) -> dict[str, Any]:
+def longest(questions: Questions) -> int:
+    """Positions that are needed at most."""
+    speed = questions.get("speed", {"prompt": [], "new_tokens": 1})
+    return ROOM + max(len(speed["prompt"]) + speed["new_tokens"], *map(len, questions["prompts"]))
+
+
+def measured(next_tokens: NextTokens, questions: Questions) -> dict[str, Any]:
     """The next token after each prompt, and tokens a second: the best of all turns, prompt and answer apart."""
     found: dict[str, Any] = {"tokens": [tokens[0] for tokens in next_tokens(questions["prompts"], 1)]}
     if "speed" not in questions:
@@ -127,10 +139,8 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def main(runtime: str, folder: str, path: str) -> None:
     questions = json.loads(Path(path).read_text())
-    speed = questions.get("speed", {"prompt": [], "new_tokens": 1})
-    longest = ROOM + max(len(speed["prompt"]) + speed["new_tokens"], *map(len, questions["prompts"]))
     try:
-        found = measured(RUNTIMES[runtime](folder, longest), questions)
+        found = measured(RUNTIMES[runtime](folder, questions), questions)
     except Exception as error:  # noqa: BLE001 (a refusal is a result)
         found = {"refused": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     print(json.dumps(found))  # noqa: T201

@@ -1,215 +1,161 @@
-"""Pruned checkpoints where users run them: transformers, llama.cpp and vLLM, dense and pruned, family by family.
+"""Pruned checkpoints where users run and judge them: transformers, llama.cpp, vLLM, and two evaluation harnesses.
 
-For each family a small model of random weights is cut differently in every layer, an FFN and an attention skipped, and
-each runtime is asked for the next token after 200 random prompts, in float32. `lop.load_pruned` (for the dense model,
-transformers) says what is right. What a runtime refuses is a row too, with its reason. `agreement_min` is over the
-cells that run, `families_run_min` over the runtimes, pruned models alone.
+In parts, each of less than 90 minutes on two cores that do nothing else (estimates):
 
-The second part takes a language model of 1B's shape, cut to half of its decoder, and compares tokens a second and peak
-memory, pruned over dense, prompt and answer apart, both in the same run.
+- `families` (50 minutes): for each family a small model of random weights is cut differently in every layer, an FFN
+  and an attention skipped, and each runtime is asked for the next token after 200 random prompts, in float32.
+  `lop.load_pruned` (for the dense model, transformers) says what is right. What a runtime refuses is a row too, with
+  its reason.
+- `speed` (15 minutes): a language model of 1B's shape, cut to half of its decoder: tokens a second, prompt and answer
+  apart, and peak memory, pruned over dense.
+- `harnesses` (20 minutes): lm-evaluation-harness and lmms-eval against `lop evaluate` on the same questions.
+- `client` (10 minutes): size and time of the light client's installation, against everything's.
 
-Steps that are finished are kept: kill it and run it again. vLLM takes part if its environment is there (`make
-test-vllm` makes it; LOP_VLLM_PYTHON names another).
+What is finished is kept: kill it and run it again. The result has the parts asked for and those that were finished
+before. `make bench-runtimes` makes the environments that are needed; LOP_VLLM_PYTHON, LOP_LM_EVAL_PYTHON and
+LOP_LMMS_EVAL_PYTHON name others.
 """
 
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.child_process import ROOT, measure
+from benchmarks.child_process import ROOT
 from benchmarks.machine import write_results
 from benchmarks.runtime_cell import RUNTIMES
-from benchmarks.steps import Steps, alone_in
-from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture
-from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.cutting.prune_checkpoint import prune_checkpoint
-from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget
-from pruning.planning.ranking import Ranking
-from tests.tiny_models.processor import tiny_processor, tiny_tokenizer
-from tests.tiny_models.wide import wide_model
+from benchmarks.runtime_cells import Cells, Sizes, family_figures, speed_figures
+from benchmarks.runtime_client import client_figures, client_rows
+from benchmarks.runtime_harnesses import HARNESSES, harness_figures, harness_rows
+from benchmarks.runtime_models import FAMILIES
+from benchmarks.steps import Steps, alone_in, say
+from pruning.cutting.gguf.llama_runtime import require_llama_cpp
+from pruning.errors import InputError, MissingExtraError
 
 WORK = ROOT / "benchmarks" / ".work" / "runtimes"
-SEES = ("llava-llama", "llava-mistral", "llava-qwen2")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3-text", *SEES)
-KINDS = ("dense", "pruned")
-NUM_PROMPTS, PROMPT_TOKENS = 200, 12
+TRIAL = Sizes(prompts=20, layers=2, new_tokens=4, turns=1)
+PARTS = ("families", "speed", "harnesses", "client")
+CODE = ("benchmarks.runtimes", "benchmarks.runtime_cell", "lop.commands.evaluate", "lop.commands.data")
 
-LARGE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-"""Llama-3.2-1B's, with 32 query heads and 8 KV groups, and a small vocabulary: the decoder is what is cut."""
-SPEED = {"new_tokens": 32, "turns": 3}
-SPEED_PROMPT_TOKENS = 256
+AT_LEAST = {"agreement_min": 0.99, "families_run_min": 5, "runtimes_1.5_times_faster": 2}
+AT_MOST = {"harness_accuracy_difference_max": 0.0}
 
-BARS = {"agreement_min": 0.99, "families_run_min": 5, "runtimes_1.5_times_faster": 2}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How many the harnesses ask: of the reference twelve a conversation, of SmolLM2 one a prompt."""
+
+    num_conversations: int = 30
+    num_prompts: int = 96
 
 
 def main(
+    parts: Annotated[list[str] | None, typer.Option("--part", help=f"{', '.join(PARTS)}; default: all.")] = None,
     families: Annotated[list[str] | None, typer.Option("--family", help="Only these; nothing is stored then.")] = None,
-    speed: Annotated[bool, typer.Option(help="The 1B-shaped model as well; nothing is stored without it.")] = True,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="All of it small, in runtimes that are there; nothing is stored then.")
+    ] = False,
 ) -> None:
-    """Write results/runtimes.json."""
-    with alone_in(WORK) as lock:
-        steps = Steps(WORK / "steps", lock=lock, renew=True)
-        pythons = _pythons()
-        rows = [row for family in families or FAMILIES for row in family_rows(family, pythons, steps)]
-        found = speed_rows(pythons, steps) if speed else []
-    summary = figures(rows, found)
-    if families or not speed:
-        print(json.dumps({**summary, "rows": [*rows, *found]}, indent=1))  # noqa: T201
+    """Write results/runtimes.json, of the parts asked for and of those that are finished already."""
+    if unknown := {*(parts or ())} - set(PARTS):
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    work = WORK.with_name("runtimes-trial") if trial else WORK
+    sizes, questions = (TRIAL, Questions(2, 6)) if trial else (Sizes(), Questions())
+    chosen = families or list(FAMILIES)
+    summary: Row = {}
+    rows: list[Row] = []
+    with alone_in(work) as lock:
+        steps = Steps(work / "steps", lock=lock, renew=True)
+        functions = _parts(work, steps, chosen, sizes, questions, partial(_runtimes, some=trial))
+        for name in PARTS:
+            key = [" ".join(chosen), str(sizes), str(questions)]
+            if parts and name not in parts:
+                step = steps.kept(f"part {name}", key)
+            else:
+                step = steps.call(f"part {name}", key, functions[name], modules=CODE)
+            if step is not None:
+                summary |= step.document["summary"]
+                rows += step.document["rows"]
+        earlier = [step.code for step in steps.finished.values()]
+    summary["holds"] = holds(summary)
+    if families or trial:
+        print(json.dumps({**summary, "rows": rows}, indent=1))  # noqa: T201
         return
-    path = write_results("runtimes", summary, [*rows, *found], runs=("benchmarks.runtime_cell",))
+    path = write_results("runtimes", summary, rows, runs=CODE, earlier=earlier)
     print(json.dumps({**summary, "results": str(path)}))  # noqa: T201
 
 
-def _pythons() -> dict[str, str]:
-    """The Python of each runtime that is there."""
-    vllm = os.environ.get("LOP_VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
-    return {
-        name: vllm if name == "vllm" else sys.executable for name in RUNTIMES if name != "vllm" or Path(vllm).exists()
-    }
+def _parts(
+    work: Path,
+    steps: Steps,
+    families: Sequence[str],
+    sizes: Sizes,
+    questions: Questions,
+    runtimes: Callable[[], Mapping[str, str]],
+) -> dict[str, Callable[[], Row]]:
+    """What makes the summary and the rows of each part."""
+
+    def of_families() -> Row:
+        cells = Cells(work, steps, runtimes(), sizes)
+        rows = [row for family in families for row in cells.family_rows(family)]
+        return {"summary": family_figures(rows), "rows": rows}
+
+    def of_speed() -> Row:
+        rows = Cells(work, steps, runtimes(), sizes).speed_rows()
+        return {"summary": speed_figures(rows), "rows": rows}
+
+    def of_harnesses() -> Row:
+        pythons = {name: _python_of(name) for name in HARNESSES}
+        rows = harness_rows(work / "harnesses", steps, pythons, **asdict(questions))
+        return {"summary": harness_figures(rows), "rows": rows}
+
+    def of_client() -> Row:
+        rows = client_rows(work / "client", steps)
+        return {"summary": client_figures(rows), "rows": rows}
+
+    return dict(zip(PARTS, (of_families, of_speed, of_harnesses, of_client), strict=True))
 
 
-def family_rows(family: str, pythons: Mapping[str, str], steps: Steps) -> list[dict[str, Any]]:
-    """A row for each runtime, dense and pruned."""
-    folder = _written(WORK / family, partial(_write_family, family))
-    rng = np.random.default_rng(0)
-    questions = {"prompts": rng.integers(7, 250, (NUM_PROMPTS, PROMPT_TOKENS)).tolist()}
-    rows = []
-    for kind in KINDS:
-        cells = {name: _cell(steps, family, name, python, folder / kind, questions) for name, python in pythons.items()}
-        right = cells.pop("lop")["tokens"]
-        rows += [{"family": family, "kind": kind, "runtime": name, **_row(x, right)} for name, x in cells.items()]
-    return rows
+def _runtimes(*, some: bool) -> dict[str, str]:
+    """The Python of each runtime; with `some`, of those that are there.
+
+    Raises InputError or MissingExtraError for one that is not: that is no refusal, and nothing to keep as one.
+    """
+    found = {}
+    for name in RUNTIMES:
+        try:
+            if name == "llama.cpp":
+                require_llama_cpp()
+            found[name] = _python_of(name) if name == "vllm" else sys.executable
+        except (InputError, MissingExtraError) as error:
+            if not some:
+                raise
+            say(f"{name} is left out: {error}")
+    return found
 
 
-def _row(cell: Mapping[str, Any], right: Sequence[int]) -> dict[str, Any]:
-    if "refused" in cell:
-        return {"runs": False, "refused": cell["refused"]}
-    same = sum(a == b for a, b in zip(cell["tokens"], right, strict=True))
-    return {"runs": True, "prompts": len(right), "agreement": same / len(right)}
+def _python_of(name: str) -> str:
+    """Of an environment of its own; raises InputError, with the command that makes it, if it is not there."""
+    variable = f"LOP_{name.upper().replace('-', '_')}_PYTHON"
+    python = Path(os.environ.get(variable) or ROOT / f".venv-{name}" / "bin" / "python")
+    if not python.exists():
+        remedy = f"make .venv-{name}/.installed, or name its Python in {variable}"
+        raise InputError(f"{name} needs an environment of its own", values=f"no {python}", remedy=remedy)
+    return str(python)
 
 
-def speed_rows(pythons: Mapping[str, str], steps: Steps) -> list[dict[str, Any]]:
-    """Tokens a second and peak memory of the 1B-shaped model, a row for each runtime."""
-    folder = _written(WORK / "large", _write_large)
-    rng = np.random.default_rng(0)
-    prompt = rng.integers(7, 250, SPEED_PROMPT_TOKENS).tolist()
-    questions = {"prompts": [prompt[:PROMPT_TOKENS]], "speed": {"prompt": prompt, **SPEED}}
-    rows = []
-    for name, python in pythons.items():
-        cells = {kind: _cell(steps, "large", name, python, folder / kind, questions) for kind in KINDS}
-        if "refused" in cells["dense"] or "refused" in cells["pruned"]:
-            rows.append({"shape": "1B", "runtime": name, "runs": False, "cells": cells})
-            continue
-        ratios = {
-            f"{what}_pruned_over_dense": cells["pruned"][key] / cells["dense"][key]
-            for what, key in (("prefill", "prefill_per_s"), ("decode", "decode_per_s"), ("peak_rss", "peak_rss_bytes"))
-        }
-        rows.append({"shape": "1B", "runtime": name, "runs": True, **ratios, "cells": cells})
-    return rows
-
-
-def _cell(
-    steps: Steps, family: str, runtime: str, python: str, folder: Path, questions: dict[str, Any]
-) -> dict[str, Any]:
-    asked = WORK / f"{family}.json"
-    asked.write_text(json.dumps(questions))
-    script = str(ROOT / "benchmarks" / "runtime_cell.py")
-
-    def run() -> dict[str, Any]:
-        done = measure(["env", f"PYTHONPATH={ROOT}", python, script, runtime, str(folder), str(asked)])
-        return {**json.loads(done.stdout.splitlines()[-1]), "peak_rss_bytes": done.peak_rss_bytes}
-
-    name = f"{family} {folder.name} {runtime}"
-    return steps.call(name, [name, json.dumps(questions)], run, modules=["benchmarks.runtime_cell"]).document
-
-
-def _written(folder: Path, write: Any) -> Path:
-    """`folder`, written once: a run that was killed while it wrote writes it anew."""
-    if not (folder / "whole").exists():
-        write(folder)
-        (folder / "whole").touch()
-    return folder
-
-
-def _write_family(family: str, folder: Path) -> None:
-    wide_model(family).save_pretrained(folder / "dense")
-    (tiny_processor() if family in SEES else tiny_tokenizer()).save_pretrained(folder / "dense")
-    _prune(folder, family, _mixed)
-
-
-def _write_large(folder: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        **LARGE, num_attention_heads=32, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=4096
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "dense")
-    tokenizer.save_pretrained(folder / "dense")
-    _prune(folder, "large", _half)
-
-
-def _prune(folder: Path, name: str, cut: Any) -> None:
-    anatomy = read_anatomy(folder / "dense")
-    rng = np.random.default_rng(0)
-    widths = [rng.random(x.ffn_width) for x in anatomy.layers]
-    groups = [rng.random(x.num_kv_groups) for x in anatomy.layers]
-    ranking = Ranking.from_scores(anatomy, widths, group_scores=groups)
-    plan = make_plan(
-        anatomy,
-        cut(anatomy),
-        model_id=name,
-        target=PlanTarget(sparsity=0.5),
-        method="test",
-        ranking=PlanRanking(sha256=ranking.sha256),
-    )
-    if not (folder / "pruned").exists():
-        prune_checkpoint(folder / "dense", plan, ranking, folder / "pruned")
-
-
-def _mixed(anatomy: ModelAnatomy) -> Architecture:
-    """Four layers: other widths, a KV group less in the first, no FFN in the second, no attention in the third."""
-    groups = [x.num_kv_groups for x in anatomy.layers]
-    return anatomy.architecture([32, 0, 96, 64], [max(1, groups[0] - 1), groups[1], 0, groups[3]])
-
-
-def _half(anatomy: ModelAnatomy) -> Architecture:
-    """Half of every layer, in turns a quarter more and a quarter less."""
-    shares = [0.25 if layer % 2 else 0.75 for layer in range(len(anatomy.layers))]
-    widths = [int(x.ffn_width * share) for x, share in zip(anatomy.layers, shares, strict=True)]
-    return anatomy.architecture(widths, [int(x.num_kv_groups * s) for x, s in zip(anatomy.layers, shares, strict=True)])
-
-
-def figures(rows: Sequence[Mapping[str, Any]], speeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary, and whether its bars hold."""
-    running = [row for row in rows if row["runs"]]
-    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
-    pruned = {name: sum(x["runtime"] == name and x["kind"] == "pruned" for x in running) for name in runtimes}
-    found: dict[str, Any] = {
-        "agreement_min": min((row["agreement"] for row in running), default=0.0),
-        "families_run": pruned,
-        "families_run_min": min(pruned.values(), default=0),
-    }
-    holds = {name: found[name] >= BARS[name] for name in ("agreement_min", "families_run_min")}
-    if speeds:
-        ratios = {
-            x["runtime"]: (x["prefill_pruned_over_dense"], x["decode_pruned_over_dense"]) for x in speeds if x["runs"]
-        }
-        ratios.pop("lop", None)
-        found["speed_pruned_over_dense"] = {name: {"prefill": p, "decode": d} for name, (p, d) in ratios.items()}
-        fast = sum(min(pair) >= 1.5 for pair in ratios.values())
-        holds["runtimes_1.5_times_faster"] = fast >= BARS["runtimes_1.5_times_faster"]
-    return found | {"holds": holds}
+def holds(summary: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether each figure that has a bar meets it."""
+    least = {name: summary[name] >= bar for name, bar in AT_LEAST.items() if name in summary}
+    return least | {name: summary[name] <= bar for name, bar in AT_MOST.items() if name in summary}
 
 
 if __name__ == "__main__":
