@@ -11,6 +11,7 @@ to 185 such seconds:
 - `corners` (85 minutes): all paradigms at 15 and 60%, the projector and the best recipe, on 5% and all of the data;
 - `middle` (75 minutes): the same at 30 and 45%;
 - `losses` (45 minutes): the other losses, of all paradigms at 30 and 60%;
+- `chosen` (40 minutes): the plan chosen for after recovery against the one chosen for before, at 45 and 60%;
 - `worse` (35 minutes): runs that have every reason to end badly; the control with random weights;
 - `smollm2` (60 minutes).
 """
@@ -30,6 +31,7 @@ import typer
 from safetensors import safe_open
 
 from benchmarks.machine import RESULTS_DIR, write_results
+from benchmarks.recovery_chosen import chosen
 from benchmarks.recovery_figures import figures
 from benchmarks.recovery_models import (
     CALIBRATION,
@@ -40,6 +42,7 @@ from benchmarks.recovery_models import (
     VALIDATION,
     first_of,
     ratio_models,
+    registered,
     searched_ffn_model,
     training_data,
     with_random_weights,
@@ -98,6 +101,10 @@ class Bench:
     def validation(self) -> Path:
         """Those that only report."""
         return self._judged_on(VALIDATION)
+
+    def register(self) -> tuple[str, ...]:
+        """Words of commands that name the database, in which the reference is registered."""
+        return registered(self.work, self.steps, self.selection)
 
     def _judged_on(self, source: Path) -> Path:
         return source if self.share == 1 else first_of(source, _TRIAL_CONVERSATIONS, self.work / source.name)
@@ -257,6 +264,7 @@ def smollm2(bench: Bench) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "goal": goal,
     "corners": partial(corners, ratios=(0.15, 0.6)),
+    "chosen": chosen,
     "worse": runs_that_end_badly,
     "smollm2": smollm2,
     "middle": partial(corners, ratios=(0.3, 0.45)),

@@ -36,7 +36,7 @@ def figures(rows: Sequence[Row]) -> Row:
         str(ratio): {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]} for ratio in ours
     }
     found["directions"] = _directions(grid)
-    found["chosen_after_vs_before"] = None  # nothing chooses plans for after recovery yet
+    found |= _chosen(by_part.get("chosen", ()))
     worse = by_part.get("worse", [])
     if worse:
         ended = [row["name"] for row in worse if row["validation"]["accuracy_change"][1] < 0]
@@ -56,6 +56,24 @@ def figures(rows: Sequence[Row]) -> Row:
         found["killed_ends_equal"] = all(row["is_equal"] and row["was_killed"] for row in killed)
         found["peak_memory_bytes"] = {row["mode"]: row["peak_memory_bytes"] for row in killed}
     return found
+
+
+def _chosen(rows: Iterable[Row]) -> Row:
+    """Exact answers after recovery of the plan chosen for after over those of the plan chosen for before, by ratio.
+
+    `best_before_is_best_after`: whether the choice was between two different plans at all.
+    """
+    accuracy: dict[str, dict[str, float]] = {}
+    same: dict[str, bool] = {}
+    for row in rows:
+        ratio = str(row["ratio"])
+        accuracy.setdefault(ratio, {})[row["chosen_for"]] = float(row["validation"]["after"]["accuracy"])
+        same[ratio] = row["best_before_is_best_after"]
+    both = {ratio: x for ratio, x in accuracy.items() if x.get("before") and "after" in x}
+    return {
+        "chosen_after_vs_before": {ratio: x["after"] / x["before"] for ratio, x in both.items()} or None,
+        "best_before_is_best_after": same,
+    }
 
 
 def _directions(grid: dict[tuple[str, float, str, float], Row]) -> Row:

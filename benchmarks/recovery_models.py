@@ -56,16 +56,27 @@ def training_data(folder: Path, count: int) -> Path:
     return path
 
 
+def registered(folder: Path, steps: Steps, calibration: Path) -> tuple[str, ...]:
+    """Words of commands that name the database in `folder`, in which the reference is registered."""
+    place = ("--database", f"sqlite:///{folder / 'lop.db'}")
+    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(calibration), *place)
+    return place
+
+
+def search_words(calibration: Path, ratios: Sequence[float], share: float) -> tuple[str, ...]:
+    """Of the `lop search` for these ratios, with `share` of the evaluations."""
+    evaluations = max(6, round(_EVALUATIONS * share))
+    asked = [word for ratio in ratios for word in ("-s", str(ratio))]
+    words = ("search", "--model", "reference", "--data", str(calibration), "--space", "all", *asked)
+    return (*words, "--evaluations", str(evaluations))
+
+
 def ratio_models(
     folder: Path, steps: Steps, ratios: Sequence[float], calibration: Path, share: float = 1.0
 ) -> dict[tuple[str, float], Path]:
     """The pruned checkpoints by paradigm and ratio, made if they are not there; `share` of the evaluations."""
-    database = f"sqlite:///{folder / 'lop.db'}"
-    place = ("--database", database)
-    steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(calibration), *place)
-    searched = [x for ratio in RATIOS for x in ("-s", str(ratio))]
-    search = ("search", "--model", "reference", "--data", str(calibration), "--space", "all", *searched)
-    steps.lop("search", *search, "--evaluations", str(max(6, round(_EVALUATIONS * share))), *place)
+    place = registered(folder, steps, calibration)
+    steps.lop("search", *search_words(calibration, RATIOS, share), *place)
     found: dict[tuple[str, float], Path] = {}
     for ratio in ratios:
         for paradigm, asked in (("layerwise", ("shortgpt", "layers")), ("ours", ("mcts", "all"))):

@@ -41,6 +41,7 @@ def plan_body(
     round_to: int | None,
     tp_size: int | None,
     method: str | None,
+    after_recovery: bool,
 ) -> dict[str, Any]:
     """Of `POST /v1/plans`; what is None is left to the server."""
     asked = {
@@ -52,6 +53,7 @@ def plan_body(
         "round_to": round_to,
         "tp_size": tp_size,
         "method": method,
+        "after_recovery": after_recovery or None,  # which servers from before do not know
     }
     return {"model": model, **{name: value for name, value in asked.items() if value is not None}}
 

@@ -63,6 +63,7 @@ class AsyncClient:
         round_to: int | None = None,
         tp_size: int | None = None,
         method: str | None = None,
+        after_recovery: bool = False,
     ) -> PruningPlan:
         """See `Client.plan`; the ranking's URL in it is as the server gives it."""
         body = plan_body(
@@ -75,6 +76,7 @@ class AsyncClient:
             round_to=round_to,
             tp_size=tp_size,
             method=method,
+            after_recovery=after_recovery,
         )
         return PruningPlan.from_json((await self._request("POST", "/v1/plans", json=body, headers=SCHEMA_2)).content)
 

@@ -80,6 +80,7 @@ class Client:
         round_to: int | None = None,
         tp_size: int | None = None,
         method: str | None = None,
+        after_recovery: bool = False,
     ) -> PruningPlan:
         """Request the plan of `model` for a sparsity, or for a budget; the ranking's URL in it is absolute.
 
@@ -94,6 +95,7 @@ class Client:
             round_to: widths are multiples of this.
             tp_size: devices that share each layer: it divides every width.
             method: how widths are chosen; by default by the best that the server's data allows.
+            after_recovery: the plan that was best once it was trained: it counts on that training (docs/recovery.md).
 
         Raises:
             InputError: the request breaks a rule (its subclasses NotFoundError, InfeasibleTargetError and
@@ -111,6 +113,7 @@ class Client:
             round_to=round_to,
             tp_size=tp_size,
             method=method,
+            after_recovery=after_recovery,
         )
         return self._plan(self._request("POST", "/v1/plans", json=body, headers=SCHEMA_2))
 

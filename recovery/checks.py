@@ -64,19 +64,32 @@ def check_planned(plan: PruningPlan, teacher: Path, recipe: Recipe) -> None:
         InputError: the recipe does not fit the model.
         MissingExtraError: LoRA without peft.
     """
-    config, anatomy = _dense(teacher), read_anatomy(teacher)
+    anatomy = read_anatomy(teacher)
     plan.check_fingerprint(anatomy.fingerprint)
-    text = config.get_text_config(decoder=True)
-    removed = plan.achieved.removed[Scope.DECODER]
-    sees = text is not config
-    mode = recipe.completed(removed=removed, width=int(text.hidden_size), sees=sees).mode
-    if mode is Mode.PROJECTOR and not sees:
-        raise no_projector(config.model_type)
-    if mode is Mode.LORA and not is_installed("peft"):
-        raise missing_extra("recover", "LoRA needs peft, which is not installed")
+    completed_for(recipe, teacher, removed=plan.achieved.removed[Scope.DECODER])
     empty = {site for site, option in plan.architecture(anatomy).items if option.units == 0}
     skipped = {i for i in range(anatomy.num_layers) if all(Site(i, half) in empty for half in Sublayer)}
     matched_layers(recipe.hidden_layers, anatomy.num_layers, skipped)
+
+
+def completed_for(recipe: Recipe, teacher: Path, *, removed: float) -> Recipe:
+    """`recipe` for the dense checkpoint `teacher` without the share `removed` of its decoder, nothing left open.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, quantised or pruned.
+        InputError: the recipe does not fit the model.
+        MissingExtraError: LoRA without peft.
+    """
+    config = _dense(teacher)
+    text = config.get_text_config(decoder=True)
+    sees = text is not config
+    completed = recipe.completed(removed=removed, width=int(text.hidden_size), sees=sees)
+    if completed.mode is Mode.PROJECTOR and not sees:
+        raise no_projector(config.model_type)
+    if completed.mode is Mode.LORA and not is_installed("peft"):
+        raise missing_extra("recover", "LoRA needs peft, which is not installed")
+    matched_layers(recipe.hidden_layers, int(text.num_hidden_layers), ())
+    return completed
 
 
 def no_projector(model_type: str) -> InputError:

@@ -6,8 +6,20 @@ dense model's state after the run.
 """
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
+from pruning.anatomy.architecture import Site, Sublayer
+from pruning.anatomy.decoder_view import decoder_view
 from pruning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def skipped_layers(model: "PreTrainedModel") -> set[int]:
+    """Layers of a cut model of which neither attention nor FFN is left."""
+    view = decoder_view(model)
+    return {i for i in range(len(view.layers)) if all(view.is_skipped(Site(i, half)) for half in Sublayer)}
 
 
 def matched_layers(chosen: Sequence[int], num_layers: int, skipped: Collection[int]) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.atomic_file import beside
 from pruning.checkpoints.headers import weights_sha256
@@ -24,27 +23,26 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.checkpoints.stored_dtype import stored_dtype
 from pruning.cutting.streaming.lock import locked_file
 from pruning.cutting.streaming.place import check_place, folders_above
-from pruning.data.batches import Batch, BatchStream
+from pruning.data.batches import Batch
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.planning.plan import PruningPlan, distillation_step
 from recovery.checks import checked_plan
-from recovery.judging import Judge, part_of, rough_length
+from recovery.judged_training import judged_training, training_batches
+from recovery.judging import Judge, Part, part_of, rough_length
 from recovery.kinds import Kinds
-from recovery.layer_map import matched_layers
-from recovery.passes import Passes
+from recovery.layer_map import matched_layers, skipped_layers
 from recovery.recipe import Recipe
-from recovery.report import JudgedPart, report_of
+from recovery.report import report_of
 from recovery.state import Progress, StateFolder
 from recovery.teacher import DEFAULT_CACHE_BYTES, Teacher
 from recovery.trained import Trained, projectors_of
-from recovery.training import Training, Watcher
+from recovery.training import Watcher
 from recovery.writing import check_output_room, write_recovered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ROWS = 64
-"""Of a batch, at most."""
+    from pruning.checkpoints.processor import Processor
 
 Stage = Callable[[str], Callable[[int, int], None]]
 
@@ -57,6 +55,11 @@ class Data:
     selection: list[Conversation]
     validation: list[Conversation] = field(default_factory=list)
     kinds: Kinds | None = None
+
+    def judged_on(self, processor: "Processor") -> list[Part]:
+        """The selection part, and the validation part if there is one; raises as `part_of`."""
+        named = {"selection": self.selection, "validation": self.validation}
+        return [part_of(name, found, processor, self.kinds) for name, found in named.items() if found]
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,8 @@ def _recover(
 ) -> dict[str, Any]:
     processor = load_processor(pruned)
     ordered = sorted(data.train, key=rough_length)
-    batches = list(BatchStream(ordered, processor, batch_size=_ROWS, max_tokens=recipe.batch_tokens))
-    parts = [part_of("selection", data.selection, processor, data.kinds)]
-    if data.validation:
-        parts.append(part_of("validation", data.validation, processor, data.kinds))
+    batches = training_batches(ordered, processor, recipe)
+    parts = data.judged_on(processor)
     dtype = stored_dtype(pruned)
     model = load_model(pruned, dtype=torch.float32).to(device)
     dense = load_model(teacher_folder, dtype=torch.float32).to(device)
@@ -136,7 +137,7 @@ def _recover(
         width=int(model.config.get_text_config(decoder=True).hidden_size),
         sees=bool(projectors_of(model)),
     )
-    layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), _skipped_layers(model))
+    layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), skipped_layers(model))
     # The weights follow from these; the number of steps, where minutes decide it, is in the state.
     sources = {
         "pruned": weights_sha256(pruned),
@@ -161,34 +162,12 @@ def _recover(
         on_batch=ears.stage("dense model, training data"),
     )
     del dense
-    judged = [judge.passes(model, trains_before_decoder=trained.before_decoder) for judge in judges]
-    starts = [judge.scores(passes) for judge, passes in zip(judges, judged, strict=True)]
-    training = Training(
-        trained,
-        Passes(model, batches, layers=layers, trains_before_decoder=trained.before_decoder),
-        teacher,
-        recipe,
-        judge=judges[0],
-        selection=judged[0],
-        start=starts[0],
-        dtype=dtype,
-        folder=folder,
-        watcher=ears.watcher,
+    done = judged_training(
+        trained, batches, teacher, recipe, judges, layers=layers, dtype=dtype, folder=folder, watcher=ears.watcher
     )
-    progress = training.run()
-    if progress.best_step:
-        trained.put(folder.load_best(progress.best_step))
-        with trained.as_written(dtype):
-            ends = [judge.scores(passes) for judge, passes in zip(judges, judged, strict=True)]
-    else:
-        ends = starts
-    results = [
-        JudgedPart(judge.part.name, judge.dense_scores, before, after, judge.part.kinds)
-        for judge, before, after in zip(judges, starts, ends, strict=True)
-    ]
-    is_recovered = progress.best_step > 0 and results[0].is_better
+    progress, is_recovered = done.progress, done.is_recovered
     facts = _facts(pruned, teacher_folder, sources, data, batches, progress)
-    report = report_of(recipe, progress, results, is_recovered=is_recovered, facts=facts)
+    report = report_of(recipe, progress, done.parts, is_recovered=is_recovered, facts=facts)
     step = distillation_step({**sources, "recipe": recipe.document(), "steps": progress.best_step})
     written = trained.finish() if is_recovered else None
     write_recovered(pruned, out, report, plan=plan, step=step, model=written, dtype=dtype)
@@ -225,8 +204,3 @@ def _facts(
 
 def _decoder_parameters(model: "PreTrainedModel") -> int:
     return sum(p.numel() for layer in decoder_view(model).layers for p in layer.parameters())
-
-
-def _skipped_layers(model: "PreTrainedModel") -> set[int]:
-    view = decoder_view(model)
-    return {i for i in range(len(view.layers)) if all(view.is_skipped(Site(i, half)) for half in Sublayer)}

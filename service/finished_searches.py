@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
+from pruning.planning.plan import RecoveryStep
 from pruning.planning.prices import Price
 from pruning.planning.space import Space
 from pruning.planning.target import counted
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("service.searches")
 
 _MAX_CACHED = 64
+
+AFTER_RECOVERY: Final = "after_recovery"
+"""What settings and result of a search are under whose configurations were recovered and then chosen: earlier versions,
+which do not know it, leave such a search out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class FoundConfiguration:
         unseen: what to expect of unseen conversations; None if it was not cross-validated.
         space: what the search was allowed to change.
         dense: metrics of the dense model on the calibration set; None if they are not known.
+        recovery: the training after which `metrics` and `validation` were measured; empty: after none.
     """
 
     search_id: str
@@ -83,6 +89,7 @@ class FoundConfiguration:
     unseen: UnseenPoint | None = None
     dense: Metrics | None = None
     space: SpaceName = SpaceName.FFN
+    recovery: tuple[RecoveryStep, ...] = ()
 
 
 class SearchFinder:
@@ -92,11 +99,19 @@ class SearchFinder:
         self._repository = repository
         self._found: LruCache[tuple[str, tuple[str, ...]], list[FoundConfiguration]] = LruCache(_MAX_CACHED)
 
-    def find(self, model: ModelRecord, method: Method, space: SpaceName = SpaceName.FFN) -> list[FoundConfiguration]:
-        """What `method` found in spaces of that name, in the order in which the searches were stored."""
+    def find(
+        self,
+        model: ModelRecord,
+        method: Method,
+        space: SpaceName = SpaceName.FFN,
+        *,
+        after_recovery: bool = False,
+    ) -> list[FoundConfiguration]:
+        """What `method` found in spaces of that name, in the order in which the searches were stored: for use as it is
+        cut, or for after a recovery."""
         ids = self._repository.list_search_ids(model.id)
         found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
-        return [x for x in found if x.method is method and x.space is space]
+        return [x for x in found if x.method is method and x.space is space and bool(x.recovery) is after_recovery]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
@@ -105,9 +120,9 @@ class SearchFinder:
                 found += read_search(search, model.anatomy)
             except InputError as error:
                 _logger.warning("search %s of model %s cannot be used: %s", search.id, model.id, error)
-        sets = sorted({configuration.calibration_id for configuration in found if configuration.calibration_id})
+        sets = sorted({x.calibration_id for x in found if x.calibration_id and not x.recovery})
         dense = {calibration_id: dense_metrics(self._repository, model, calibration_id) for calibration_id in sets}
-        return [replace(configuration, dense=dense.get(configuration.calibration_id or "")) for configuration in found]
+        return [x if x.recovery else replace(x, dense=dense.get(x.calibration_id or "")) for x in found]
 
 
 def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfiguration]:
@@ -118,11 +133,16 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
     validated, "validation" with the name of the "data", the "id" of the set, the "metrics" target by target and, since
     exact match is told only where the dense model has any, "dense" with the metrics of that.
 
+    Both documents may be under `AFTER_RECOVERY` (`lop.workflows.after_recovery`): then metrics are of recovered models,
+    and the result also holds the "steps" of each target's recovery, the "space", and the "dense" metrics.
+
     Raises InputError if the documents are of another form, or of another model, or the space is none of those that the
     settings name.
     """
     from mcts.result import SearchResult
 
+    if AFTER_RECOVERY in search.settings:
+        return _read_after_recovery(search, anatomy)
     document = search.result
     name, space = searched_axes(search), searched_space(search, anatomy)
     if name is None:
@@ -160,8 +180,28 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
         raise InputError("a finished search holds its settings and its result", values=repr(error)) from error
 
 
+def _read_after_recovery(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfiguration]:
+    try:
+        document = search.result[AFTER_RECOVERY]
+        steps = [(RecoveryStep.model_validate(step),) for step in document["steps"]]
+        dense = Metrics(**document["dense"])
+        result = {"search": document["search"], "calibration_id": document["calibration_id"]}
+        if (validation := search.result.get("validation")) is not None:
+            result["validation"] = validation
+        settings = {"search": search.settings[AFTER_RECOVERY]["search"]}
+        found = read_search(replace(search, settings=settings, result=result, space=document["space"]), anatomy)
+        return [replace(x, recovery=step, dense=dense) for x, step in zip(found, steps, strict=True)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("a search after recovery holds its steps and its result", values=repr(error)) from error
+
+
 def searched_axes(search: SearchRecord) -> SpaceName | None:
-    """What the search was allowed to change; None if its settings say something that this version does not know."""
+    """What the search was allowed to change; None if its settings say something that this version does not know, or
+    nothing was searched, but found configurations were recovered."""
+    if AFTER_RECOVERY in search.settings:
+        return None
     settings = search.settings.get("search")
     said = settings.get("axes", SpaceName.FFN) if isinstance(settings, dict) else SpaceName.FFN
     return SpaceName(said) if said in tuple(SpaceName) else None

@@ -83,22 +83,25 @@ class Planner:
         device = None if known is None else known.device
         step = math.lcm(request.round_to, request.tp_size, GROUP if request.space.has_bits else 1)
         notes = [f"FFN widths are multiples of {step}"] if Axis.FFN in _AXES[request.space] else []
-        for method in BEST_FIRST if request.method is None else (request.method,):
+        refused: InputError | None = None
+        for method in _methods(request):
             candidate = self._families[method.family].find(method, question)
             if isinstance(candidate, Unavailable):
                 if request.method is not None:
                     raise candidate.error
+                refused = refused or candidate.error
                 notes.append(f"{method}: {candidate.note}")
                 continue
-            judge = None if method is Method.LOP else self._predictor_method.newest(question)
+            knows_better = method is Method.LOP or request.after_recovery
+            judge = None if knows_better else self._predictor_method.newest(question)
             key = _request_key(question, target, known, method, candidate.source, notes, judge)
             if (stored := self._repository.find_plan(key)) is not None:
                 return stored.plan
             try:
                 answer = candidate.answer()
             except InfeasibleTargetError as error:
-                if request.method is not None:
-                    raise _of_method(error, request.method) from error
+                if request.method is not None or request.after_recovery:
+                    raise _of_method(error, method) from error
                 made_with = "widths" if request.space is SpaceName.FFN else "options"
                 notes.append(f"{method}: this target is outside the {made_with} it was made with")
                 continue
@@ -117,6 +120,8 @@ class Planner:
                 self._models.forget(request.model)
                 return self.plan(request)
             return self._repository.add_plan(PlanRecord(key, plan)).plan
+        if request.after_recovery and refused is not None:
+            raise refused
         raise LopError("the uniform method answers every feasible target", values=f"{request.model}, {target!r}")
 
     def model(self, model_id: str) -> ModelRecord:
@@ -173,6 +178,15 @@ class Planner:
         self._predictor_method.preload()
 
 
+def _methods(request: PlanRequest) -> tuple[Method, ...]:
+    """Those to try, in order."""
+    if request.method is not None:
+        return (request.method,)
+    if request.after_recovery:
+        return tuple(method for method in Method if method.family is Family.SEARCH)
+    return BEST_FIRST
+
+
 def _target(request: PlanRequest, device: Device | None) -> PlanTarget:
     """What `request` asks for, in the one form that all equal requests share."""
     budget = request.budget
@@ -203,6 +217,8 @@ def _make_plan(
 ) -> PruningPlan:
     """The plan document, after a check of its exact costs: it keeps to the target whatever the method did."""
     demand, architecture = question.demand, answer.architecture
+    if answer.recovery:
+        target = target.model_copy(update={"recovery": answer.recovery})
     workload = Workload() if target.budget is None else target.budget.workload
     compensates = answer.ranking is not None and answer.ranking.compensates
     achieved = achieved_costs(demand.anatomy, architecture, workload, compensates=compensates, latency=demand.latency)
@@ -228,6 +244,7 @@ def _make_plan(
         method=method.value,
         compensates=compensates,
         reconstructed_on=question.model.reconstructed_on if answer.ranking is None else None,
+        trained_by=answer.recovery,
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
         achieved=achieved,
@@ -247,6 +264,7 @@ def _request_key(
     """What makes two requests the same: everything that the plan depends on, and nothing else."""
     return content_id(
         ({} if judge is None else {"judge": judge.id})
+        | ({"after_recovery": True} if question.request.after_recovery else {})
         | {
             "model": question.model.id,
             "ranking": question.model.ranking_sha256,

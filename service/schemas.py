@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pruning.allocators.methods import Method, describe_methods
+from pruning.allocators.methods import Family, Method, describe_methods
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.axis_spaces import SpaceName
@@ -90,6 +90,12 @@ class PlanRequest(BaseModel):
         "the whole model.",
     )
     method: Method | None = Field(default=None, description=describe_methods())
+    after_recovery: bool = Field(
+        default=False,
+        strict=True,
+        description="The plan that was best once it was trained (`lop search --after-recovery`): it counts on that "
+        "training, and its quality is of the trained model. Of searched methods only; schema 2.",
+    )
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> "PlanRequest":
@@ -104,6 +110,8 @@ class PlanRequest(BaseModel):
                 raise ValueError("latency_ms is a device's: name one, see GET /v1/devices")
             if not self.budget.limits:
                 raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
+        if self.after_recovery and self.method is not None and self.method.family is not Family.SEARCH:
+            raise ValueError("plans for after recovery are those of searches: leave method out, or name a searched one")
         return self
 
     @property

@@ -84,13 +84,14 @@ def apply(
     Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
 
     With --recover the cut checkpoint lies beside the output until that is whole; the training is that of `lop recover`,
-    with the options below, --model is its teacher, and what is written is never worse than what was cut.
+    with the options below, --model is its teacher, and what is written is never worse than what was cut. A plan for
+    after recovery (`lop plan --after-recovery`) is trained by its own recipe, but for what options say.
     """
     from lop.applying import load_ranking, load_ranking_of
     from lop.console.quantities import parse_bytes
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.reconstructing import summary_of, warnings_of
-    from lop.workflows.recovering import check_cut_and_recover, cut_folder
+    from lop.workflows.recovering import check_cut_and_recover, cut_folder, planned_recipe
     from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
@@ -116,7 +117,8 @@ def apply(
     loaded = None if reconstruct is None else conversations_of(reconstruct, conversations)
     target, training = out, None
     if recover is not None:
-        recipe = how.recipe()
+        recipe = planned_recipe(document, how.recipe(), on_note=warn)
+        document = document.untrained  # until it is
         target = cut_folder(out, document, model, shard_bytes, base_model, loaded and calibration_id(loaded))
         check_cut_and_recover(document, model, recipe, out, target)
         training = how.parts(recover, recipe), recipe

@@ -61,6 +61,14 @@ def plan(
         int, typer.Option(help="Devices that tensor parallelism divides each layer among: it divides every width.")
     ] = 1,
     method: Annotated[Method | None, typer.Option(help=describe_methods())] = None,
+    after_recovery: Annotated[
+        bool,
+        typer.Option(
+            "--after-recovery",
+            help="The plan that was best once it was trained, of `lop search --after-recovery`: it counts on that "
+            "training, and its quality is of the trained model.",
+        ),
+    ] = False,
     url: Annotated[str | None, typer.Option(envvar="LOP_URL", help="Server to ask.", show_envvar=True)] = None,
     database: OptionalDatabase = None,
     schema: Annotated[
@@ -121,6 +129,7 @@ def plan(
         "round_to": round_to,
         "tp_size": tp_size,
         "method": method,
+        "after_recovery": after_recovery,
     }
     shows = not json and (out is None or typer.get_text_stream("stdout").isatty())
     if url is not None:

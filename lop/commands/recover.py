@@ -35,9 +35,14 @@ def recover(
     is written, and the report (`lop_recovery.json` in the folder) says so. Killed, the same command goes on: what is
     lost is two minutes at most.
     """
+    from lop.console.console import warn
     from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.recovering import planned_recipe
+    from pruning.checkpoints.loading import PLAN_NAME
+    from pruning.planning.plan import PruningPlan
 
-    recipe = how.recipe()
+    plan = PruningPlan.load(pruned / PLAN_NAME) if (pruned / PLAN_NAME).is_file() else None
+    recipe = planned_recipe(plan, how.recipe(), on_note=warn)
     for folder in (pruned, teacher):
         warn_of_adapter(folder)
     report = train(pruned, teacher, how.parts(data, recipe), recipe, out, how)

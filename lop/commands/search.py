@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lop.commands.after_recovery import PANEL, recovered_search, show_after_recovery
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
 from lop.commands.options import (
     DEFAULT_DATABASE,
@@ -128,6 +129,42 @@ def search(
             "nothing wherever this was measured (docs/search.md).",
         ),
     ] = DEFAULT_SIMULATIONS,
+    after_recovery: Annotated[
+        str | None,
+        typer.Option(
+            "--after-recovery",
+            metavar="RECIPE",
+            help="Then recover the finalists of each target by this recipe, JSON or a file of it, and choose what is "
+            "best for after recovery.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="MINUTES",
+            min=0,
+            help="Of all recoveries together, those of earlier runs of the same command included.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    finalists: Annotated[
+        int, typer.Option("--finalists", min=1, help="Of each target, at most.", rich_help_panel=PANEL)
+    ] = 8,
+    recovery_data: Annotated[
+        Path | None,
+        typer.Option("--recovery-data", help="Conversations to train on. Default: --data.", rich_help_panel=PANEL),
+    ] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(
+            "--selection",
+            help="Conversations that decide between recovered models. Default: an eighth of those to train on, kept "
+            "back.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
@@ -145,7 +182,8 @@ def search(
     """Search layer-wise configurations and store every scored sample.
 
     Interrupted or killed, run the same command again: it reads what was stored and goes on where it stopped. So it is
-    with --validation for a search that is done: nothing is searched again.
+    with --validation for a search that is done: nothing is searched again. With --after-recovery, what was recovered
+    is not recovered again either, and --validation is also told of recovered models, and decides nothing.
     """
     from lop.console.pictures import check_picture, draw_search
     from lop.workflows.queueing import queue_search
@@ -165,6 +203,10 @@ def search(
             "a queued search draws and validates nothing",
             values="--queue with --plot or --validation",
             remedy="Run it here, or use `lop compare` when it is done",
+        )
+    if queue and after_recovery is not None:
+        raise InputError(
+            "a queued search recovers nothing", values="--queue with --after-recovery", remedy="Run it here"
         )
     if queue and engine is not Engine.LOCAL:
         raise InputError(
@@ -190,6 +232,17 @@ def search(
         loaded = conversations_of(data, conversations)
         held_out = [] if validation is None else conversations_of(validation)
         check_disjoint(loaded, held_out)
+        recovering = recovered_search(
+            repository.get_model(model),
+            settings,
+            recipe=after_recovery,
+            budget=budget,
+            finalists=finalists,
+            data=data,
+            train=recovery_data,
+            selection=selection,
+            validation=validation,
+        )
         if queue:
             job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name)
             if json:
@@ -212,7 +265,7 @@ def search(
             )
             stderr().print(f"wrote {plot}", markup=False)
         dense = dense_metrics(repository, repository.get_model(model), calibration_id(loaded))
-        validated = None
+        validated = recovered = None
         try:
             if validation is not None:
                 validated = validate(
@@ -225,13 +278,16 @@ def search(
                     engine=options,
                 )
                 record_result(repository, model, loaded, settings, result, name=data.name, validated=validated)
-        finally:  # a validation that fails takes nothing of the search with it
+            recovered = None if recovering is None else recovering.run(repository, model, loaded, settings)
+        finally:  # a validation or a recovery that fails takes nothing of the search with it
             if json:
                 document = {"model": model, "samples": samples, **result.to_dict()}
                 if dense is not None:
                     document["dense"] = dense.to_dict()
                 if validated is not None:
                     document["validation"] = [metrics.to_dict() for metrics in validated.metrics]
+                if recovered is not None:
+                    document["after_recovery"] = recovered.to_dict()
                 print_json(document)
             else:
                 _show(model, settings, anatomy, result, dense, validated)
@@ -240,6 +296,8 @@ def search(
                 if space.has_bits:  # which no predictor knows
                     then = f"plan with `lop plan --model {model}{option}` and a budget"
                 print_line(f"{samples} samples stored; {then}")
+                if recovered is not None:
+                    show_after_recovery(model, option, recovered)
 
 
 def _show(

@@ -32,6 +32,8 @@ def show_plan(plan: PruningPlan, dense: Units | None) -> None:
     for line in cost_lines(plan):
         print_line(line)
     _show_expectation(plan)
+    if plan.planned_training is not None:
+        print_line("it counts on a training: cut and train it with `lop apply --recover DATA`")
     if plan.provenance.note:
         print_line(f"note: {plan.provenance.note}")
 

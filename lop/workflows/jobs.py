@@ -209,12 +209,13 @@ class JobRunner:
 
     def _recover(self, job: RecoverJob, reporter: JobReporter) -> dict[str, Any]:
         """What an `apply` job of the same settings would write is written beside, and stays."""
-        from lop.workflows.recovering import recover_folder
+        from lop.workflows.recovering import planned_recipe, recover_folder
         from lop.workflows.recovery_jobs import ears_of, outcome_in, recovered_name, split_for
         from recovery.checks import check_planned
 
         plan, model = self._planned(job)
-        dense = Path(model.path)
+        job = job.model_copy(update={"recipe": planned_recipe(plan, job.recipe, on_note=_logger.warning)})
+        plan, dense = plan.untrained, Path(model.path)
         check_planned(plan, dense, job.recipe)
         parts = {"train": job.dataset, "selection": job.selection, "validation": job.validation}
         with ExitStack() as stack:

@@ -93,6 +93,37 @@ def recover_folder(
     return recover(pruned, teacher, data, recipe, out, device=compute_device(), cache_bytes=bound, ears=ears)
 
 
+def planned_recipe(plan: "PruningPlan | None", given: "Recipe", *, on_note: Callable[[str], None]) -> "Recipe":
+    """The recipe to train by: the one that `plan` was chosen for, where it was, with what `given` says besides.
+
+    `on_note` is told that it is the plan's, or what in it is another: of that the plan expects nothing.
+
+    Raises InputError if the plan names a recipe that this version cannot read.
+    """
+    from pruning.errors import InputError
+    from recovery.recipe import Recipe
+
+    step = None if plan is None else plan.planned_training
+    if plan is None or step is None:
+        return given
+    planned = step.settings.get("recipe")
+    if not isinstance(planned, dict):
+        raise InputError("a plan for after recovery names its recipe", values=f"plan {plan.plan_id}: {step.settings}")
+    said = given.model_dump(mode="json")
+    changed = {name: value for name, value in said.items() if value != Recipe().model_dump(mode="json")[name]}
+    left_out = {"steps", "epochs", "minutes"} if changed.keys() & {"steps", "epochs", "minutes"} else set()
+    left_out |= {"learning_rate"} if "mode" in changed else set()  # which is right for one mode
+    recipe = Recipe.of(**{name: value for name, value in planned.items() if name not in left_out} | changed)
+    own = recipe.document()
+    differing = [name for name in sorted(own.keys() | planned.keys()) if own.get(name) != planned.get(name)]
+    if differing:
+        now = ", ".join(f"{name} {own.get(name)} in place of {planned.get(name)}" for name in differing)
+        on_note(f"plan {plan.plan_id} was chosen for another training, and what it expects is of that one: {now}")
+    else:
+        on_note(f"the recipe is the one that plan {plan.plan_id} was chosen for: {json.dumps(planned)}")
+    return recipe
+
+
 def check_cut_and_recover(plan: "PruningPlan", dense: Path, recipe: "Recipe", out: Path, cut: Path) -> None:
     """Check, before anything is written, that `plan` can be applied to `cut` and the result be trained into `out`.
 

@@ -113,7 +113,8 @@ def expected_lines(plan: PruningPlan) -> list[str]:
     if predicted is None:
         return []
     where = "conversations that nothing was chosen on" if predicted.of == "unseen" else "the calibration conversations"
-    lines = [f"Predicted before cutting, on {where}, not measured:", ""]
+    when = "Predicted before cutting" if plan.planned_training is None else "Expected after the training of its plan"
+    lines = [f"{when}, on {where}, not measured:", ""]
     lines.append(
         f"- KL to the dense model, nats a token: {predicted.quality:.4g}{_interval(predicted.interval, '.4g')}"
     )

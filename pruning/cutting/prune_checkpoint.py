@@ -30,7 +30,7 @@ from pruning.cutting.streaming.place import check_place, check_room
 from pruning.cutting.streaming.ranked_weights import checked_alongside
 from pruning.cutting.streaming.shard_writer import write_shard
 from pruning.cutting.streaming.solved import solved_files, solved_folder
-from pruning.cutting.surgery import check_applicable
+from pruning.cutting.surgery import check_applicable, note_of_training
 from pruning.errors import CheckpointError
 from pruning.missing_packages import needing
 from pruning.planning.plan import PruningPlan, RecoveryStep
@@ -75,8 +75,9 @@ def prune_checkpoint(
             layer in memory at a time; plan and config of the output say so. Layers that a killed run has solved are
             not solved again.
         on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
-        on_warning: told, when `out` is there, that these are not the weights that were ranked. The plan is applied all
-            the same: shapes fit, and the same weights may lie in other files.
+        on_warning: told that the plan counts on a training, which is not done here, nor does the plan in `out` list it;
+            and, when `out` is there, that these are not the weights that were ranked. The plan is applied all the same:
+            shapes fit, and the same weights may lie in other files.
 
     Raises:
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
@@ -87,6 +88,7 @@ def prune_checkpoint(
         InputError: `base_model` can be no id.
     """
     source, out = Path(source), Path(out)
+    training, plan = note_of_training(plan), plan.untrained
     if reconstruction is not None:
         plan = plan.recovered_by(reconstruction.step)
     check_place(out, source=source)
@@ -144,8 +146,9 @@ def prune_checkpoint(
                 if shards.is_sharded:
                     index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
                     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            if warning := warning_of_weights():
-                on_warning(warning)
+            for warning in (training, warning_of_weights()):
+                if warning:
+                    on_warning(warning)
     return out
 
 
@@ -187,6 +190,7 @@ def save_pruned(
             values=f"plan {plan.plan_id} compensates for what it removes",
             remedy="Call apply_plan(model, plan) first",
         )
+    plan = plan.untrained  # the config says what trainings there were
     for step in getattr(model.config, RECOVERY_KEY, ()):
         plan = plan.recovered_by(RecoveryStep.model_validate(step))
     out = Path(out)

@@ -7,7 +7,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.cutting.pruned_config import RECOVERY_KEY
 from pruning.cutting.reconstruct_checkpoint import solved_sites
 from pruning.cutting.reconstruction import SolvedInMemory, SolvedSite, reconstruct
-from pruning.cutting.surgery import check_applicable, cut_model
+from pruning.cutting.surgery import check_applicable, cut_model, logger, note_of_training
 from pruning.data.batches import make_batches, num_rows
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.forward.layer_source import loaded_layers
@@ -35,7 +35,9 @@ def reconstruct_and_cut(
     untouched then.
     """
     anatomy = anatomy_of(model)
-    plan = plan.recovered_by(reconstruction_step(calibration_id(conversations)))
+    if note := note_of_training(plan):
+        logger.warning(note)
+    plan = plan.untrained.recovered_by(reconstruction_step(calibration_id(conversations)))
     check_applicable(plan, anatomy, ranking, reconstructs=True)
     architecture, solved = plan.architecture(anatomy), SolvedInMemory()
     batches = make_batches(conversations, processor, batch_size=BATCH_SIZE)

@@ -18,8 +18,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.checkpoints.resizing import replace_parameters, set_layer_counts, weights_of
 from pruning.errors import FingerprintMismatchError, PlanError
 from pruning.forward.compensation import compensated_bias
-from pruning.planning.plan import BIAS, RECONSTRUCTION, PruningPlan
-from pruning.planning.plan_parts import UPGRADE
+from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -130,8 +129,20 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan, ranking: Ranking) ->
     """
     anatomy = anatomy_of(model)
     check_applicable(plan, anatomy, ranking)
+    if note := note_of_training(plan):
+        logger.warning(note)
     cut_model(model, plan.architecture(anatomy), ranking)
     return model
+
+
+def note_of_training(plan: PruningPlan) -> str | None:
+    """What to tell who only cuts a model by a plan that counts on a training; None of any other plan."""
+    if not plan.distils:
+        return None
+    return (
+        f"plan {plan.plan_id} counts on a training after cutting: what it expects is of the trained model, and what is "
+        "cut alone is worse. `lop apply --recover DATA` cuts and trains, `lop recover` trains what was cut"
+    )
 
 
 def check_applicable(
@@ -140,7 +151,7 @@ def check_applicable(
     """Check, before anything is cut, that plan, ranking and model belong together and that every axis can be applied.
 
     `reconstructs`: what is kept will be solved anew, which a plan may count on. `packs`: weights can be in fewer bits,
-    which they are in files only.
+    which they are in files only. A training that a plan counts on comes after cutting: see `note_of_training`.
 
     Raises:
         FingerprintMismatchError: they do not belong together.
@@ -154,12 +165,6 @@ def check_applicable(
             remedy="Fetch the ranking from the plan's ranking.url",
         )
     ranking.check(anatomy)
-    if any(step != BIAS and step.kind != RECONSTRUCTION for step in plan.recovery):
-        raise PlanError(
-            "this version recovers by biases and by reconstruction only",
-            values=f"recovery: {', '.join(step.kind for step in plan.recovery)}",
-            remedy=UPGRADE,
-        )
     packed = [site for site, option in plan.architecture(anatomy).items if option.bits is not None]
     if packed and not packs:
         raise PlanError(

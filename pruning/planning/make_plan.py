@@ -1,5 +1,6 @@
 """An architecture made into a plan: priced exactly, given an id by its content, and held against the target."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -13,6 +14,7 @@ from pruning.planning.plan import (
     PlanTarget,
     Predicted,
     PruningPlan,
+    RecoveryStep,
     reconstruction_step,
 )
 from pruning.planning.plan_parts import PlanModel, Provenance, content_id
@@ -29,6 +31,7 @@ def make_plan(
     method: str,
     compensates: bool = False,
     reconstructed_on: str | None = None,
+    trained_by: Sequence[RecoveryStep] = (),
     predicted: Predicted | None = None,
     provenance: Provenance | None = None,
     created_at: datetime | None = None,
@@ -39,6 +42,7 @@ def make_plan(
 
     `compensates`: layers that are cut get a bias for what they lose, from the means in the ranking file.
     `reconstructed_on`: the calibration set on which the projections out of what is cut are to be solved anew.
+    `trained_by`: how what is left is to be trained then.
     `achieved` is what that costs, if that is known already: by default it is priced, without a latency, for the
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
@@ -48,6 +52,7 @@ def make_plan(
     recovery = [BIAS] if compensates else []
     if reconstructed_on is not None:
         recovery.append(reconstruction_step(reconstructed_on))
+    recovery += trained_by
     layers = tuple(PlanLayer.model_validate(layer) for layer in architecture.document())
     draft = PruningPlan(
         plan_id="",

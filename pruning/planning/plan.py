@@ -224,8 +224,20 @@ class PruningPlan(Part):
 
     @property
     def distils(self) -> bool:
-        """Whether what is left was trained after cutting."""
+        """Whether what is left is trained after cutting."""
         return any(step.kind == DISTILLATION for step in self.recovery)
+
+    @property
+    def planned_training(self) -> RecoveryStep | None:
+        """The training that the plan was chosen for, as `lop search --after-recovery` did it; None: for none."""
+        return next((step for step in self.target.recovery or () if step.kind == DISTILLATION), None)
+
+    @property
+    def untrained(self) -> "PruningPlan":
+        """The plan as it is after cutting: its steps without trainings, which are done later if at all."""
+        if not self.distils:
+            return self
+        return self.model_copy(update={"recovery": tuple(x for x in self.recovery if x.kind != DISTILLATION)})
 
     def recovered_by(self, step: RecoveryStep) -> "PruningPlan":
         """The plan after which `step` was done, too: in place of one of its kind, or as the last. One training may

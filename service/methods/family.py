@@ -10,7 +10,7 @@ from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.demand import Demand
 from pruning.planning.limits import Limits
-from pruning.planning.plan import Predicted
+from pruning.planning.plan import Predicted, RecoveryStep
 from pruning.planning.plan_parts import Provenance
 from pruning.planning.ranking import Ranking
 from service.schemas import PlanRequest
@@ -40,6 +40,7 @@ class Answer:
         predicted: the quality to expect, if the method can say.
         provenance: what the method worked from, but for the note.
         notes: what the plan's note says about how it was made.
+        recovery: the training after cutting that it was chosen for, and that `predicted` is of.
     """
 
     architecture: Architecture
@@ -47,6 +48,7 @@ class Answer:
     predicted: Predicted | None = None
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
+    recovery: tuple[RecoveryStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

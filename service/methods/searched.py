@@ -1,7 +1,7 @@
 """Methods that cannot answer by themselves: a finished search has, near enough to the target."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Literal
 
@@ -42,8 +42,9 @@ class SearchedMethods:
         space = question.request.space
         if space not in method.spaces:
             return of_other_spaces(method, space)
-        found = self._searches.find(question.model, method, space)
-        by_default = question.request.method is None
+        after_recovery = question.request.after_recovery
+        found = self._searches.find(question.model, method, space, after_recovery=after_recovery)
+        by_default = question.request.method is None and not after_recovery
         price, limits = counted(question.model.anatomy, space), question.limits
         best = best_configuration(
             found,
@@ -55,6 +56,8 @@ class SearchedMethods:
             return Candidate(f"{best.search_id}: {best.label}", lambda: _answer(best, question))
         labels = dict.fromkeys(configuration.label for configuration in found)
         of_space, option = in_space(space)
+        if after_recovery:
+            return _nothing_after_recovery(method, question, labels, price)
         what, parameters = ("widths", "FFN") if space is SpaceName.FFN else ("configurations", "decoder")
         error = InputError(
             f"method '{method}' needs a finished search{of_space} whose {what} fit the target and leave at most "
@@ -64,6 +67,17 @@ class SearchedMethods:
             f"-s {_target(question, price)}`, or leave `method` out",
         )
         return Unavailable(f"no search{of_space} is finished within one level step of this target", error)
+
+
+def _nothing_after_recovery(method: Method, question: Question, labels: Iterable[str], price: Price) -> Unavailable:
+    of_space, option = in_space(question.request.space)
+    error = InputError(
+        f"a plan for after recovery needs recovered finalists of a search by '{method}'{of_space} near the target",
+        values=f"of model {question.model.id!r} there are some for {', '.join(labels) or 'nothing'}",
+        remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method}{option} "
+        f"-s {_target(question, price)} --after-recovery RECIPE --budget MINUTES`, or leave `after_recovery` out",
+    )
+    return Unavailable(f"no search{of_space} for after recovery is finished near this target", error)
 
 
 def _target(question: Question, price: Price) -> str:
@@ -171,6 +185,7 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
             samples=found.evaluations, calibration=found.calibration_id, seed=found.seed, filled_up=filled_up
         ),
         notes=tuple(notes),
+        recovery=found.recovery,
     )
 
 
@@ -202,6 +217,14 @@ def _as_measured(metrics: Metrics, dense: Metrics | None, *, of: Literal["unseen
 
 
 def _meaning_of_quality(found: FoundConfiguration) -> str:
+    if found.recovery:
+        where = "the conversations that decided between the finalists"
+        if found.validation is not None:
+            where = f"validation data, {found.validation.data} (set {found.validation.calibration_id[:12]})"
+        return (
+            "the predicted quality is of the model after the training that the plan counts on (`recovery`), measured "
+            f"on {where}; {found.evaluations} finalists were recovered"
+        )
     if found.validation is not None:
         return (
             f"the predicted KL was measured on validation data, {found.validation.data} "

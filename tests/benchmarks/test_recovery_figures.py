@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from benchmarks.recovery_figures import ALL, BEST, SMALL, figures
 
 Row = dict[str, Any]
@@ -12,7 +14,7 @@ def row(before: float, after: float, **facts: Any) -> Row:
         return {"percent_of_dense": {"percent": percent, "interval": [percent - 1, percent + 1]}}
 
     change = [after - before - 1, after - before + 1]
-    judged = {"before": share(before), "after": share(after), "accuracy_change": change}
+    judged = {"before": share(before), "after": share(after) | {"accuracy": after / 100}, "accuracy_change": change}
     return {"name": facts.get("name", ""), "written": "recovered", "validation": judged, **facts}
 
 
@@ -36,7 +38,13 @@ def test_every_figure_of_the_issue_is_in_the_summary() -> None:
         row(0, 60, part="control", ratio=0.15),
         {"part": "smollm2", "kl_before": 0.8, "kl_after": 0.2},
     ]
-    found = figures([*table, *worse, *killed, *others])
+    chosen = [
+        row(50, after, part="chosen", ratio=0.6, chosen_for=which, best_before_is_best_after=False)
+        for which, after in (("before", 80), ("after", 84))
+    ]
+    found = figures([*table, *worse, *killed, *others, *chosen])
+    assert found["chosen_after_vs_before"] == {"0.6": pytest.approx(1.05)}
+    assert found["best_before_is_best_after"] == {"0.6": False}
     assert found["reference_percent_of_dense"] == 96
     assert found["reference_percent_interval"] == [95, 97]
     assert found["at_15_30_45_60"] == {"0.15": 99.5}

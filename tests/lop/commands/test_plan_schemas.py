@@ -173,7 +173,6 @@ def test_a_plan_that_skips_is_applied_evaluated_and_exported(
         (2, {"layers": [{"index": 0, "ffn": {"units": 8, "bits": 4}}]}, "layer 0, ffn"),
         (2, {"layers": [{"index": i, "attention": {"units": 0}} for i in range(4)]}, "all 4 layers skip it"),
         (2, {"layers": [{"index": 9, "ffn": {"units": 8}}]}, "layers are numbered 0..3"),
-        (2, {"recovery": [{"kind": "distillation"}]}, "recovers by biases and by reconstruction only"),
         (2, {"schema_version": 3}, "plans of schema version 1 and 2"),
     ],
 )
