@@ -136,6 +136,11 @@ class Space:
         return any(options.bits is not None for decision in self.decisions for options in decision.options)
 
     @cached_property
+    def is_of_units(self) -> bool:
+        """Whether options differ in their units alone."""
+        return all(x.bits is x.density is None for decision in self.decisions for x in decision.options)
+
+    @cached_property
     def of_ladders(self) -> bool:
         """Each decision is of one site, whose options differ in their units alone, ascending."""
         return all(
