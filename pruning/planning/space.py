@@ -149,6 +149,22 @@ class Space:
         )
 
     @cached_property
+    def steps_up(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """[N][K] the options that keep one step more than each: the next one, where options differ in units alone; else
+        those that keep more of something and no less of anything, with none in between."""
+        if self.is_of_units:
+            return tuple(tuple((k + 1,) if k + 1 < count else () for k in range(count)) for count in self.counts)
+        return tuple(_covers(decision.options[0]) for decision in self.decisions)
+
+    @cached_property
+    def steps_down(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """[N][K] the options that keep one step less: the inverse of `steps_up`."""
+        return tuple(
+            tuple(tuple(k for k, above in enumerate(row) if option in above) for option in range(len(row)))
+            for row in self.steps_up
+        )
+
+    @cached_property
     def bottom(self) -> Choice:
         """The first option everywhere: what keeps least."""
         return (0,) * self.num_decisions
@@ -273,6 +289,14 @@ class Space:
                 remedy="Search again with this version, or upgrade lop-service",
             ) from error
         return space
+
+
+def _covers(options: Options) -> tuple[tuple[int, ...], ...]:
+    """[K] of each option those that keep more, with none in between."""
+    kept = np.array([(x.units, x.units and (x.bits or 16), x.units and (x.density or 1.0)) for x in options])
+    more = (kept[None] >= kept[:, None]).all(axis=2) & (kept[None] > kept[:, None]).any(axis=2)
+    between = (more[:, :, None] & more[None]).any(axis=1)
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in more & ~between)
 
 
 def _options(document: Mapping[str, Any]) -> Options:

@@ -10,7 +10,7 @@ from pruning.anatomy.packed_weights import is_packed, packed_headers
 from pruning.checkpoints.headers import StoredTensor
 from pruning.cutting.streaming.bias import CompensatedBias
 from pruning.cutting.streaming.cuts import TensorCut
-from pruning.cutting.streaming.packed import LastScales, PackedTensor, packed_tensors
+from pruning.cutting.streaming.packed import PackedTensor, packed_tensors
 from pruning.planning.added_biases import compensated_weights, pruned_tensors
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
@@ -46,7 +46,6 @@ def _packed(
     """`outputs`, in which the weights that `planned` has in fewer bits are packed; in the order of names."""
     options, dense = planned.options, {t.name: t for t in anatomy.tensors}
     found: dict[str, OutputTensor] = {}
-    last = LastScales()
     for name, output in outputs.items():
         spec = dense.get(name)
         option = None if spec is None or spec.site is None else options.get(spec.site)
@@ -55,19 +54,16 @@ def _packed(
             continue
         assert isinstance(output, TensorCut)
         (outs, inputs), dtype = output.header[1], output.header[2]
-        headers = packed_headers(name, (outs, inputs), dtype, option.bits)
-        found |= packed_tensors(output, headers, option.bits, last)
+        found |= packed_tensors(output, packed_headers(name, (outs, inputs), dtype, option.bits), option.bits)
     return dict(sorted(found.items()))
 
 
 def with_solved(outputs: Mapping[str, OutputTensor], solved: Mapping[str, StoredTensor]) -> dict[str, OutputTensor]:
     """`outputs` with the weights `solved`, by name, in the place of cut ones; packed ones are made of them."""
     found: dict[str, OutputTensor] = {}
-    cuts: dict[str, TensorCut] = {}  # the parts of a packed weight share it
     for name, output in outputs.items():
         if isinstance(output, PackedTensor) and (own := solved.get(output.weight.header[0])) is not None:
-            weight = cuts.setdefault(output.weight.header[0], TensorCut(output.weight.header, own))
-            found[name] = replace(output, weight=weight)
+            found[name] = replace(output, weight=TensorCut(output.weight.header, own))
         elif name in solved:
             found[name] = TensorCut(output.header, solved[name])
         else:

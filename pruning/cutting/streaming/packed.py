@@ -1,12 +1,11 @@
 """Weights in few bits, computed from files: codes, scales and shape in the place of a weight that is kept or cut.
 
 Rounded to nearest with searched scales, some rows at a time: memory depends on the inputs of a projection alone, and no
-row depends on another. Scales follow their codes in files, and searching for them takes nearly all the time: those of
-the last weight are remembered.
+row depends on another.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -29,23 +28,14 @@ class PackedPart(StrEnum):
     SHAPE = "shape"
 
 
-@dataclass(slots=True)
-class LastScales:
-    """The scales that came with the last codes: of which weight, and their bytes."""
-
-    weight: TensorCut | None = None
-    content: tuple[Bytes, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """One `part` of `weight` [D, A] in `bits`; `last` is shared by all of one checkpoint."""
+    """One `part` of `weight` [D, A] in `bits`."""
 
     header: TensorHeader
     weight: TensorCut
     bits: int
     part: PackedPart
-    last: LastScales = field(default_factory=LastScales, compare=False)
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Bytes]:
         """Its bytes, in order: ROWS rows of the weight at a time. Raises CheckpointError if the source cannot be read,
@@ -53,17 +43,6 @@ class PackedTensor:
         if self.part is PackedPart.SHAPE:
             yield np.array(self.weight.header[1], dtype="<i8").view(np.uint8)
             return
-        if self.part is PackedPart.SCALES and self.last.weight is self.weight:
-            yield from self.last.content
-            return
-        scales = []
-        for codes, own in self._rounded(block_bytes):
-            scales.append(own)
-            yield own if self.part is PackedPart.SCALES else codes
-        self.last.weight, self.last.content = self.weight, tuple(scales)
-
-    def _rounded(self, block_bytes: int) -> Iterator[tuple[Bytes, Bytes]]:
-        """Codes and scales, ROWS rows of the weight at a time."""
         import torch
 
         from pruning.cutting.made_weights import check_made_weight
@@ -74,17 +53,18 @@ class PackedTensor:
         for content in _runs(self.weight.blocks(block_bytes), ROWS * inputs * DTYPE_BYTES[dtype]):
             rows = torch.from_numpy(content).view(torch_dtype(dtype)).view(-1, inputs)
             made = round_to_nearest(rows, form, None, torch_dtype(dtype))
-            check_made_weight(made.scales, self.weight.header[0])
-            scales: Bytes = made.scales.contiguous().view(torch.uint8).numpy().reshape(-1)
-            yield _packed(made.codes.numpy(), self.bits), scales
+            check_made_weight(made.scales, self.header[0])
+            if self.part is PackedPart.SCALES:
+                found: Bytes = made.scales.contiguous().view(torch.uint8).numpy().reshape(-1)
+            else:
+                found = _packed(made.codes.numpy(), self.bits)
+            yield found
 
 
-def packed_tensors(
-    weight: TensorCut, headers: list[TensorHeader], bits: int, last: LastScales
-) -> dict[str, PackedTensor]:
+def packed_tensors(weight: TensorCut, headers: list[TensorHeader], bits: int) -> dict[str, PackedTensor]:
     """By name, what stands in the place of `weight`."""
     parts = {header[0]: PackedPart(header[0].rpartition("_")[2]) for header in headers}
-    return {header[0]: PackedTensor(header, weight, bits, parts[header[0]], last) for header in headers}
+    return {header[0]: PackedTensor(header, weight, bits, parts[header[0]]) for header in headers}
 
 
 def _packed(codes: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", bits: int) -> Bytes:

@@ -8,6 +8,7 @@ import pytest
 
 from pruning.allocators.additive import additive_architecture, interpolated_losses
 from pruning.allocators.additive_dp import cost_to_go
+from pruning.allocators.evolution import mutate
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
@@ -132,17 +133,56 @@ def is_dominated(limits: Limits, loss: np.ndarray, n: int, chosen: int) -> bool:
     return any(cheap and loss[n, k] < loss[n, chosen] for k, cheap in zip(others, no_dearer, strict=True))
 
 
-@pytest.mark.parametrize("share", [0.9, 0.75, 0.6, 0.45, 0.3])
-def test_what_is_left_over_buys_nothing_that_loses_more(anatomy: ModelAnatomy, share: float) -> None:
-    """Where a search begins: the additive optimum, filled up. There is room for options that cost and lose more."""
+def test_what_is_left_over_buys_nothing_that_loses_more(anatomy: ModelAnatomy) -> None:
+    """Where a search begins: the additive optimum, filled up. There is room for options that cost and lose more, in
+    most budgets: filled up to them, the sum was up to 25 times as large."""
     space = coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2)
-    limits = decoder_byte_limits(anatomy, space, int(share * prices.decoder_bytes(anatomy).total))
-    loss, spare = loss_of(space), int(limits.spare.item())
-    best = cost_to_go(limits.table, loss, spare).best_choice(spare)
-    for start in (best, limits.table.floor):
-        chosen = limits.fit(start, -loss)
-        assert (limits.slack(chosen) >= 0).all()
-        assert not [n for n, k in enumerate(chosen) if is_dominated(limits, loss, n, int(k))]
+    loss, total = loss_of(space), prices.decoder_bytes(anatomy).total
+    for share in np.linspace(0.3, 0.98, 35):
+        limits = decoder_byte_limits(anatomy, space, int(share * total))
+        spare = int(limits.spare.item())
+        best = cost_to_go(limits.table, loss, spare).best_choice(spare)
+        for start in (best, limits.table.floor):
+            chosen = limits.fit(start, -loss)
+            assert (limits.slack(chosen) >= 0).all()
+            assert not [n for n, k in enumerate(chosen) if is_dominated(limits, loss, n, int(k))]
+
+
+def test_a_step_keeps_more_of_something_and_less_of_nothing(anatomy: ModelAnatomy) -> None:
+    space = coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2)
+    own = options_of(space, Site(1, FFN))
+    n = next(n for n, x in enumerate(space.decisions) if x.sites == (Site(1, FFN),))
+    ups = {own[k]: {own[above] for above in row} for k, row in enumerate(space.steps_up[n])}
+    assert ups == {
+        Option(0): {Option(32, 4)},
+        Option(32, 4): {Option(32, 8), Option(64, 4)},
+        Option(32, 8): {Option(32), Option(64, 8)},
+        Option(32): {Option(64)},
+        Option(64, 4): {Option(64, 8)},
+        Option(64, 8): {Option(64)},
+        Option(64): set(),
+    }
+    assert {own[k] for k in space.steps_down[n][own.index(Option(64, 8))]} == {Option(32, 8), Option(64, 4)}
+    ladder = coarse_space(anatomy, SpaceName.ALL, num_levels=2)
+    assert ladder.steps_up[1] == ((1,), ())
+    assert ladder.steps_down[1] == ((), (0,))
+
+
+def test_children_in_evolution_give_nothing_away(anatomy: ModelAnatomy) -> None:
+    """Neither units nor bits that fit; and they come where more of one costs less of the other."""
+    space = coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2)
+    limits = decoder_byte_limits(anatomy, space, int(0.5 * prices.decoder_bytes(anatomy).total))
+    rng, parent = np.random.default_rng(0), tuple(uniform_choice(limits).tolist())
+    seen: set[Option] = set()
+    for _ in range(20):
+        parent = mutate(limits, parent, rng)
+        slack = limits.slack(parent)
+        assert (slack >= 0).all()
+        for n, k in enumerate(parent):
+            taken = [limits.table.excess[:, n, above] - limits.table.excess[:, n, k] for above in space.steps_up[n][k]]
+            assert all((more > slack).any() for more in taken)
+        seen |= {space.decisions[n].options[0][k] for n, k in enumerate(parent)}
+    assert {x.bits for x in seen if x.units == 32} | {x.bits for x in seen if x.units == 64} == {None, 4, 8}
 
 
 def test_bits_stay_under_limits_that_they_do_not_help_to_meet(anatomy: ModelAnatomy) -> None:

@@ -1,7 +1,6 @@
 """Plans with bits: what is scored, what is priced, what is written, and what transformers reads back are the same."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from pruning.cutting.inspection import InspectedLayer, inspect_checkpoint
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.reconstruct_checkpoint import Reconstruction
 from pruning.cutting.reconstruction import SolvedSite
-from pruning.cutting.rewriting.quantisation import IntFormat, Quantised, round_to_nearest
+from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
 from pruning.cutting.surgery import apply_plan, cut_model
 from pruning.data.batches import BatchStream, make_batches
 from pruning.data.conversations import Conversation, calibration_id
@@ -197,23 +196,6 @@ def test_codes_are_packed_as_the_library_does(wide: Path, tmp_path: Path) -> Non
     restored = (codes.view(-1, 2, 32) * written[f"{name}_scale"][..., None]).flatten(1)
     assert (restored.float() - dense[name].float()).square().mean() < 0.01 * dense[name].float().square().mean()
     assert written[f"{name}_shape"].tolist() == [32, 64]
-
-
-def test_scales_are_searched_once(
-    wide: Path, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rounded_rows: list[int] = []
-
-    def noted(weight: torch.Tensor, *how: Any) -> Quantised:
-        rounded_rows.append(len(weight))
-        return round_to_nearest(weight, *how)
-
-    monkeypatch.setattr("pruning.cutting.rewriting.quantisation.round_to_nearest", noted)
-    plan, ranking = plan_of(wide, JOINT), random_ranking(read_anatomy(wide))
-    out = prune_checkpoint(wide, plan, ranking, tmp_path / "out", reconstruction=solving(wide, conversations))
-    assert len(rounded_rows) == 4 + 3 + 3  # weights of up to 256 rows
-    check_pruned(wide, plan, ranking, out)  # of what was not solved
-    assert len(rounded_rows) == 10 + 4 + 2 + 2
 
 
 def test_what_is_refused(wide: Path, checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
