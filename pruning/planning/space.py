@@ -294,8 +294,9 @@ class Space:
 def _covers(options: Options) -> tuple[tuple[int, ...], ...]:
     """[K] of each option those that keep more, with none in between."""
     kept = np.array([(x.units, x.units and (x.bits or 16), x.units and (x.density or 1.0)) for x in options])
-    more = (kept[None] >= kept[:, None]).all(axis=2) & (kept[None] > kept[:, None]).any(axis=2)
-    between = (more[:, :, None] & more[None]).any(axis=1)
+    no_less: BoolArray = np.all(kept[None] >= kept[:, None], axis=2)
+    more: BoolArray = no_less & np.any(kept[None] > kept[:, None], axis=2)
+    between: BoolArray = np.any(more[:, :, None] & more[None], axis=1)
     return tuple(tuple(np.flatnonzero(row).tolist()) for row in more & ~between)
 
 
