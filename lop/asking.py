@@ -69,6 +69,14 @@ def search_body(model: str, dataset: str, sparsities: Sequence[float], settings:
     return {**settings, "kind": "search", "model": model, "dataset": dataset, "sparsities": list(sparsities)}
 
 
+def recover_sources(
+    data: str | Path, selection: str | Path | None, validation: str | Path | None
+) -> dict[str, str | Path]:
+    """What was given, by the names that `recover_body` has for it."""
+    given = {"dataset": data, "selection": selection, "validation": validation}
+    return {part: source for part, source in given.items() if source is not None}
+
+
 def recover_body(
     plan: str, parts: Mapping[str, str], recipe: Mapping[str, Any] | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lop.asking import (
     packed_data,
     plan_body,
     recover_body,
+    recover_sources,
     search_body,
 )
 from lop.http_clients import async_http_client
@@ -133,12 +134,8 @@ class AsyncClient:
         **settings: Any,
     ) -> AsyncJobHandle:
         """See `Client.recover`."""
-        given = {"dataset": data, "selection": selection, "validation": validation}
-        parts = {
-            part: dataset_named(source) or str((await self.upload(source))["id"])
-            for part, source in given.items()
-            if source is not None
-        }
+        sources = recover_sources(data, selection, validation)
+        parts = {part: dataset_named(x) or str((await self.upload(x))["id"]) for part, x in sources.items()}
         return await self.submit(recover_body(plan, parts, recipe, settings), idempotency_key=idempotency_key)
 
     async def job(self, job_id: str) -> AsyncJobHandle:

@@ -27,6 +27,7 @@ from lop.asking import (
     packed_data,
     plan_body,
     recover_body,
+    recover_sources,
     search_body,
 )
 from lop.http_clients import http_client
@@ -90,7 +91,8 @@ class Client:
             budget: instead of a sparsity, what the model may cost: `pruning.planning.workload.Budget`, or its fields.
                 Neither of the two: the device's memory.
             scope: what the sparsity counts: `ffn` by default, in other spaces than that `decoder`.
-            space: what may be changed: `ffn` (widths, the default), `attention`, `layers` or `all`.
+            space: what may be changed: `ffn` (widths, the default), `attention`, `layers` or `all`; for a budget also
+                `bits` or `all,bits`.
             device: id of a device. It prices latency; with a budget its memory is a limit too.
             round_to: widths are multiples of this.
             tp_size: devices that share each layer: it divides every width.
@@ -240,12 +242,8 @@ class Client:
 
         Raises as `upload` and `plan`.
         """
-        given = {"dataset": data, "selection": selection, "validation": validation}
-        parts = {
-            part: dataset_named(source) or str(self.upload(source)["id"])
-            for part, source in given.items()
-            if source is not None
-        }
+        sources = recover_sources(data, selection, validation)
+        parts = {part: dataset_named(x) or str(self.upload(x)["id"]) for part, x in sources.items()}
         return self.submit(recover_body(plan, parts, recipe, settings), idempotency_key=idempotency_key)
 
     def job(self, job_id: str) -> JobHandle:

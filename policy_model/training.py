@@ -43,7 +43,7 @@ from storage.records import Sample
 from values.calibration import Calibration
 from values.cross_validation import CrossValidation
 from values.dataset import TrainingData, check_samples, samples_sha256, training_data
-from values.decisions import check_space
+from values.decisions import check_learnt, check_space
 from values.encoding import Encoding, encode
 from values.judged_samples import JudgedSamples
 from values.residual_scale import ResidualScale
@@ -93,6 +93,7 @@ class TrainingSettings:
         return coarse_space(anatomy, self.axes, num_levels=self.num_levels, round_to=self.round_to)
 
     def __post_init__(self) -> None:
+        check_learnt(self.axes)
         counts = ("policy_rounds", "policy_steps_per_round", "problems_per_round", "batch_size")
         for name in (*counts, "checkpoint_every_steps"):
             if getattr(self, name) < 1:

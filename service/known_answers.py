@@ -23,6 +23,8 @@ Key = tuple[object, ...]
 
 _MOST_ANSWERS, _MOST_BYTES = 1024, 64 * 1024
 """Kept in memory, and of each body."""
+_MOST_ASKED_BYTES = 4096
+"""Of body, query and headers of a request whose answer is kept: it is kept, too, and white space is cheap to send."""
 _HEADERS = ("content-type", "content-encoding", "accept", "if-none-match")
 """What an answer depends on, beside the address, the prefix of a proxy and the body."""
 
@@ -46,6 +48,8 @@ class KnownAnswers:
     async def answer(self, request: Request, handle: Handler) -> Response:
         """The answer of `handle`, or an equal one that was kept."""
         key = await _key(request)
+        if key is None:
+            return await handle(request)
         mark = await self._mark()
         kept = self._answers.get(key)
         if mark is not None and kept is not None and kept[0] == mark:
@@ -97,11 +101,15 @@ def _kept(handle: Handler) -> Handler:
     return handle_known
 
 
-async def _key(request: Request) -> Key:
-    scope = request.scope
+async def _key(request: Request) -> Key | None:
+    """What tells the answer apart; None for a request that is longer than any that is kept."""
+    scope, body = request.scope, await request.body()
     headers = tuple((name, tuple(request.headers.getlist(name))) for name in _HEADERS)
+    texts = (scope["query_string"], body, *(text for _, values in headers for text in values))
+    if sum(map(len, texts)) > _MOST_ASKED_BYTES:
+        return None
     path = (scope["method"], scope["path"], scope["query_string"], scope.get("root_path", ""))
-    return (*path, scope.get("lop.is_head", False), headers, await request.body())
+    return (*path, scope.get("lop.is_head", False), headers, body)
 
 
 def _copy(answer: Response) -> Response:

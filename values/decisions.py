@@ -10,7 +10,18 @@ import numpy as np
 from pruning.anatomy.architecture import DENSE, Architecture, Option, Sublayer
 from pruning.arrays import IntArray
 from pruning.errors import InputError
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.space import Decision, Space
+
+
+def check_learnt(name: SpaceName) -> None:
+    """Raises InputError for the name of a space that values and policy cannot learn: see `check_space`."""
+    if name not in SPACES_OF_UNITS:
+        raise InputError(
+            f"a predictor is of one of the spaces {', '.join(SPACES_OF_UNITS)}",
+            values=f"space '{name}'",
+            remedy="A search is enough for plans of other spaces: `additive-dp` answers from its scan",
+        )
 
 
 def check_space(space: Space) -> None:

@@ -45,7 +45,13 @@ def _show(folder: Path, found: "Inspection") -> None:
         f"{folder}: {found.model_type}, {found.family} decoder, {'pruned' if found.is_pruned else 'dense'}",
         ["layer", "FFN width", "of", "KV groups", "of"],
         [
-            [x.index, x.ffn_width or "skipped", x.dense_ffn_width, x.kv_groups or "skipped", x.dense_kv_groups]
+            [
+                x.index,
+                _kept_in_words(x.ffn_width, x.ffn_bits),
+                x.dense_ffn_width,
+                _kept_in_words(x.kv_groups, x.attention_bits),
+                x.dense_kv_groups,
+            ]
             for x in found.layers
         ],
     )
@@ -67,6 +73,10 @@ def _show(folder: Path, found: "Inspection") -> None:
         print_line("no plan in the folder: it was saved again since `lop apply`, and its weights may have changed")
     for runtime in found.runs_in:
         print_line(f"runs in {runtime}")
+
+
+def _kept_in_words(units: int, bits: int | None) -> str | int:
+    return "skipped" if units == 0 else units if bits is None else f"{units}, {bits} bits"
 
 
 def _kept(found: "Inspection") -> "KeptLayers":

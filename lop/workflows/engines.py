@@ -16,6 +16,7 @@ from storage.records import ModelRecord
 
 if TYPE_CHECKING:
     from engines.memo import EvaluateInOrder
+    from pruning.anatomy.decoder_layer import TensorSpec
     from pruning.measuring.evaluation import ConfigurationEvaluator
 
 
@@ -71,6 +72,7 @@ class EvaluatorRecipe:
         conversations: image paths are absolute.
         calibration_id: what the conversations and their images were when the search began.
         cache_bytes: bound of what an evaluator keeps (`ConfigurationEvaluator`); None: its default. Changes no number.
+        has_bits: whether weights in fewer bits are scored, too. They are copies, beside the model's own.
     """
 
     model: ModelRecord
@@ -78,9 +80,12 @@ class EvaluatorRecipe:
     conversations: tuple[Conversation, ...]
     calibration_id: str
     cache_bytes: int | None = None
+    has_bits: bool = False
 
     @classmethod
-    def of(cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation]) -> "EvaluatorRecipe":
+    def of(
+        cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation], *, has_bits: bool = False
+    ) -> "EvaluatorRecipe":
         """The recipe for a registered model and conversations that can be read here."""
         located = tuple(
             conversation
@@ -88,7 +93,7 @@ class EvaluatorRecipe:
             else dataclasses.replace(conversation, image=conversation.image.absolute())
             for conversation in conversations
         )
-        return cls(model, ranking, located, calibration_id(located))
+        return cls(model, ranking, located, calibration_id(located), has_bits=has_bits)
 
     def __call__(self) -> "ConfigurationEvaluator":
         """Load the model and prepare the conversations: the expensive part.
@@ -120,7 +125,7 @@ class EvaluatorRecipe:
             folds=fold_numbers(self.conversations),
             cache_bytes=self.cache_bytes,
             solver=solver,
-            rounder=RoundedWeights(torch_dtype(self.model.anatomy.dtype)),
+            rounder=RoundedWeights(torch_dtype(self.model.anatomy.dtype)) if self.has_bits else None,
         )
 
     def _check_files(self) -> None:
@@ -194,17 +199,31 @@ def open_engine(
 def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
 
+    Where weights in fewer bits are scored, all of the decoder's may be, at once: then as much as they take comes on
+    top, or what is kept of them from one architecture to the next, if that is more.
+
     From what was registered: the checkpoint need not be on this machine.
     """
-    from pruning.checkpoints.safetensors_layout import tensor_bytes
+    from pruning.anatomy.packed_weights import is_packed
     from pruning.forward.prefix_cache import default_cache_bytes
+    from pruning.measuring.rounded_weights import DEFAULT_ROUNDED_BYTES
     from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES
 
     tensors = recipe.model.anatomy.tensors
-    weights = sum(max(tensor_bytes(x.shape, x.dtype), tensor_bytes(x.shape, "F32")) for x in tensors)
+    weights = sum(_computed_bytes(x) for x in tensors)
+    rounded = 0
+    if recipe.has_bits:
+        rounded = max(DEFAULT_ROUNDED_BYTES, sum(_computed_bytes(x) for x in tensors if is_packed(x)))
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
     solved = 0 if recipe.model.reconstructed_on is None else DEFAULT_SOLVED_BYTES
-    return weights + kept + solved + PROCESS_BYTES
+    return weights + rounded + kept + solved + PROCESS_BYTES
+
+
+def _computed_bytes(tensor: "TensorSpec") -> int:
+    """In float32, or the tensor's own type if that is wider."""
+    from pruning.checkpoints.safetensors_layout import tensor_bytes
+
+    return max(tensor_bytes(tensor.shape, tensor.dtype), tensor_bytes(tensor.shape, "F32"))
 
 
 def check_engine(options: EngineOptions) -> None:

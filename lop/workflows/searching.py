@@ -53,7 +53,7 @@ def search_model(
     ranking = repository.get_artifact(model.ranking_sha256).content
     settings.resolve_targets(model.anatomy)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
-    recipe = EvaluatorRecipe.of(model, ranking, conversations)
+    recipe = EvaluatorRecipe.of(model, ranking, conversations, has_bits=settings.axes.has_bits)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
         evaluate = opened if on_stored is None else _telling(opened, on_stored)

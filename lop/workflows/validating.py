@@ -66,6 +66,7 @@ def validate(
     ranking = repository.get_artifact(model.ranking_sha256).content
     calibration = record_calibration(repository, validation, name)
     found = [space.architecture(target.choice) for target in result.targets]
-    with open_engine(EvaluatorRecipe.of(model, ranking, validation), engine) as evaluate:
+    recipe = EvaluatorRecipe.of(model, ranking, validation, has_bits=space.has_bits)
+    with open_engine(recipe, engine) as evaluate:
         *metrics, of_dense = (measured.metrics for measured in evaluate([*found, DENSE]))
     return Validated(name, calibration.id, tuple(metrics), of_dense)

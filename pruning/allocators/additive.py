@@ -1,7 +1,6 @@
 """The choice of the least summed losses of single decisions, under one limit or several, in any space."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -63,6 +62,7 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
 
 
 def _among_units_and_bits(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
+    limits = _in_scanned_bits(levels, limits)
     losses = interpolated_losses(levels, loss, limits.space)
     limits, losses = _worthwhile(limits, losses)
     binding = limits.binding
@@ -71,6 +71,22 @@ def _among_units_and_bits(levels: Space, loss: FloatArray, limits: Limits) -> Ar
     best = limits.fit(cost_to_go(table, losses, spare).best_choice(spare), -losses)
     # Bytes have small common divisors: the program's states are coarse, and there may be several limits.
     return limits.space.architecture(least_within(limits, losses, best, best[:, None]))
+
+
+def _in_scanned_bits(levels: Space, limits: Limits) -> Limits:
+    """Without options in bits that none of the decision's `levels` has: of a narrow layer some widths come in groups,
+    and perhaps none of those that were scanned.
+
+    Raises InfeasibleBudgetError if what is left exceeds a limit.
+    """
+    space, places = limits.space, limits.space.places_of(levels)
+    if places is None:
+        return limits  # which is refused later
+    kept = [np.arange(count) for count in space.counts]
+    for n, decision in zip(places, levels.decisions, strict=True):
+        scanned = {x.bits for x in decision.options[0] if x.units}
+        kept[n] = np.flatnonzero([not x.units or x.bits in scanned for x in space.decisions[n].options[0]])
+    return limits.among(kept)
 
 
 def _worthwhile(limits: Limits, losses: FloatArray) -> tuple[Limits, FloatArray]:
@@ -86,13 +102,10 @@ def _worthwhile(limits: Limits, losses: FloatArray) -> tuple[Limits, FloatArray]
         equal = no_more & no_more.T
         later = np.arange(len(own))[:, None] > np.arange(len(own))
         kept.append(np.flatnonzero(~(no_more & (~equal | later)).any(axis=0)))
-    space = limits.space
-    decisions = tuple(decision.take(k) for decision, k in zip(space.decisions, kept, strict=True))
     fewer = np.zeros((len(kept), max(len(k) for k in kept)))
     for filled, k, own in zip(fewer, kept, losses, strict=True):
         filled[: len(k)] = own[k]
-    of = (replace(x, costs=tuple(row[k] for row, k in zip(x.costs, kept, strict=True))) for x in limits.limits)
-    return Limits(Space(decisions, space.dense), tuple(of)), fewer
+    return limits.among(kept), fewer
 
 
 def _placed(levels: Space, loss: FloatArray, space: Space) -> tuple[list[IntArray], FloatArray]:

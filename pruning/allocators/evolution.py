@@ -37,7 +37,7 @@ def evolve(
     """Score at most `num_evaluations` different choices within `limits`; all of them, in order.
 
     Args:
-        limits: over a space of ladders: a decision's next option keeps more.
+        limits: over any space; what a switch goes up and down by are its `steps_up` and `steps_down`.
         score: called with one generation at a time.
         start: the first parent; by default equal retention, as in the paper.
         num_offspring: choices a generation.
@@ -71,31 +71,34 @@ def mutate(limits: Limits, parent: Choice, rng: np.random.Generator) -> Choice:
 
 
 def _switch(limits: Limits, choice: Choice, rng: np.random.Generator) -> Choice:
-    """One random decision an option up, then random ones down until it fits, then up again what still fits."""
-    excess, counts = limits.table.excess, limits.space.counts
+    """One random decision a step up, then random ones down until it fits, then up again what still fits."""
+    excess, ups, downs = limits.table.excess, limits.space.steps_up, limits.space.steps_down
     switched, slack = list(choice), limits.slack(choice)
 
-    def go(n: int, step: int) -> None:
+    def go(n: int, options: Sequence[int]) -> None:
         nonlocal slack
-        slack = slack + excess[:, n, switched[n]] - excess[:, n, switched[n] + step]
-        switched[n] += step
+        option = options[0] if len(options) == 1 else int(rng.choice(options))
+        slack = slack + excess[:, n, switched[n]] - excess[:, n, option]
+        switched[n] = option
 
-    growable = [n for n, k in enumerate(choice) if k + 1 < counts[n]]
+    def fitting(n: int) -> list[int]:
+        now = excess[:, n, switched[n]]
+        return [k for k in ups[n][switched[n]] if (excess[:, n, k] - now <= slack).all()]
+
+    growable = [n for n, k in enumerate(choice) if ups[n][k]]
     if not growable:
         return choice
     up = int(rng.choice(growable))
-    go(up, 1)
+    go(up, ups[up][choice[up]])
     while (slack < 0).any():
-        shrinkable = [n for n, k in enumerate(switched) if k > 0 and n != up]
+        shrinkable = [n for n, k in enumerate(switched) if downs[n][k] and n != up]
         if not shrinkable:
             return choice
-        go(int(rng.choice(shrinkable)), -1)
-    while fitting := [
-        n
-        for n, k in enumerate(switched)
-        if k + 1 < counts[n] and (excess[:, n, k + 1] - excess[:, n, k] <= slack).all()
-    ]:
-        go(int(rng.choice(fitting)), 1)
+        down = int(rng.choice(shrinkable))
+        go(down, downs[down][switched[down]])
+    while found := {n: options for n in range(len(switched)) if (options := fitting(n))}:
+        filled = int(rng.choice(list(found)))
+        go(filled, found[filled])
     return tuple(switched)
 
 

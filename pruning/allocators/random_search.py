@@ -52,11 +52,13 @@ class ChoiceSampler:
     for a step.
 
     Exact: choices are counted by a dynamic program over what is left, then each option is drawn in proportion to the
-    number of ways to go on from it.
+    number of ways to go on from it. Where bits may change, sums of costs hardly ever coincide, and there would be no
+    end of counting: there every feasible option is as likely.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._counts = limits.space.is_of_units
         self._steps: list[dict[bytes, _Step]] = [{} for _ in limits.space.decisions]
 
     def draw(self, rng: np.random.Generator) -> Choice:
@@ -77,7 +79,8 @@ class ChoiceSampler:
             options = np.flatnonzero(self._limits.feasible(n, slack))
             left = slack - self._limits.table.columns[n][options]
             last = n + 1 == self._limits.space.num_decisions
-            ways = np.array([1.0 if last else self._step(n + 1, row).ways for row in left])
+            counts = self._counts and not last
+            ways = np.array([self._step(n + 1, row).ways if counts else 1.0 for row in left])
             total = sum(ways.tolist())
             known[key] = _Step(options.tolist(), left, ways / ways.sum(), total)
         return known[key]

@@ -1,7 +1,5 @@
 """The same retention in every layer: the baseline that every other allocation has to beat."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from pruning.arrays import FloatArray, IntArray
@@ -13,8 +11,9 @@ def uniform_choice(limits: Limits) -> IntArray:
     """[N] the greatest equal retention that meets `limits`; then what still fits, narrow layers first. For ladders, and
     for decisions on several sites that keep as much of each, relatively.
 
-    Where bits may change, the most bits everywhere at which all units fit; where even the fewest do not, the greatest
-    equal retention in those."""
+    Where bits may change, the greatest equal retention at which any bits fit, in the most bits that do: all units in
+    fewer bits before fewer units, and bits as they are under limits that bits do not help to meet.
+    """
     if limits.space.has_bits:
         return _equal_bits(limits)
     return limits.fit(_widest_equal(limits), even_worth(limits))
@@ -51,18 +50,18 @@ def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
 
 
 def _equal_bits(limits: Limits) -> IntArray:
-    """[N] for spaces with bits: what is left over goes to more units in the fewest bits, or to more bits of all."""
+    """[N] for spaces with bits: what is left over goes to more units in the same bits, or to more bits of all units."""
+    choice, bits = _most_equal(limits)
     kept = []
-    for decision, floor in zip(limits.space.decisions, limits.table.floor, strict=True):
+    for decision, chosen, floor in zip(limits.space.decisions, choice, limits.table.floor, strict=True):
         options = decision.options[0]
-        bits = np.array([x.bits or 16 for x in options])
-        orderly = (options.units == options.units.max()) | (bits == bits[options.units > 0].min())
-        orderly[floor] = True
+        own = _bits_of(options)
+        orderly = (own == bits) | ((options.units == options.units.max()) & (own > bits))
+        orderly[[chosen, floor]] = True
         kept.append(np.flatnonzero(orderly))
-    decisions = tuple(x.take(k) for x, k in zip(limits.space.decisions, kept, strict=True))
-    of = (replace(x, costs=tuple(row[k] for row, k in zip(x.costs, kept, strict=True))) for x in limits.limits)
-    orderly_limits = Limits(Space(decisions, limits.space.dense), tuple(of))
-    found = orderly_limits.fit(_most_equal(orderly_limits), _shortness_by_cost(orderly_limits))
+    orderly_limits = limits.among(kept)
+    start = np.array([np.searchsorted(k, own) for k, own in zip(kept, choice, strict=True)])
+    found = orderly_limits.fit(start, _shortness_by_cost(orderly_limits))
     return np.array([k[index] for k, index in zip(kept, found, strict=True)])
 
 
@@ -75,27 +74,36 @@ def _shortness_by_cost(limits: Limits) -> FloatArray:
     return worth
 
 
-def _most_equal(limits: Limits) -> IntArray:
-    """[N] options of equal bits and equal retention, as near as decisions have them; the cheapest if none fits."""
+def _most_equal(limits: Limits) -> tuple[IntArray, int]:
+    """[N] options of the greatest equal retention that fits, as near as decisions have it, in the most bits in which it
+    does, and these bits; the cheapest options if none fits."""
     space = limits.space
-    known = {bits or 16 for x in space.decisions for bits in x.options[0].bits or (None,)}
-    retentions = np.unique(np.concatenate([row / row.max() for row in space.units]))[::-1]
-    equal = [(1.0, bits) for bits in sorted(known, reverse=True)] + [(float(r), min(known)) for r in retentions[1:]]
-    for retention, bits in equal:
-        choice = np.array([_nearest(x.options[0], retention, bits) for x in space.decisions])
-        if (limits.slack(choice) >= 0).all():
-            return choice
-    return limits.table.floor
+    all_bits = sorted({int(b) for x in space.decisions for b in np.unique(_bits_of(x.options[0]))}, reverse=True)
+    retentions = np.unique(np.concatenate([row / row.max() for row in space.units]))
+    best, found, of_bits = -1, limits.table.floor, all_bits[-1]
+    for bits in all_bits:
+        choices = np.stack([_nearest(x.options[0], retentions, bits) for x in space.decisions], axis=1)  # [R, N]
+        fitting = np.flatnonzero((limits.table.spent(choices) <= limits.spare).all(axis=1))
+        if len(fitting) and fitting[-1] > best:
+            best, found, of_bits = int(fitting[-1]), choices[fitting[-1]], bits
+    return found, of_bits
 
 
-def _nearest(options: Options, retention: float, bits: int) -> int:
-    """Of the options that keep no more than `retention`, those that keep most; of these, that of the bits nearest to
-    `bits` from above, which all have."""
-    units = options.units
-    most = int(units[units <= units.max() * retention + 1e-6].max(initial=int(units.min())))
-    of_width = [k for k in range(len(options)) if units[k] == most]
-    own = {k: (options[k].bits or 16) for k in of_width}
-    return min(of_width, key=lambda k: (own[k] < bits, abs(own[k] - bits)))
+def _nearest(options: Options, retentions: FloatArray, bits: int) -> IntArray:
+    """[R] for each of `retentions` the option that keeps most of those that keep no more than that; of equal units, in
+    the bits nearest to `bits` from above, which all have."""
+    own = _bits_of(options)
+    order = np.lexsort((np.abs(own - bits), own < bits, options.units))
+    widths, first = np.unique(options.units[order], return_index=True)
+    # A little more than the quotient of two integers, so that it gives the first of them back.
+    places = np.searchsorted(widths, widths[-1] * retentions + 1e-6, side="right") - 1
+    found: IntArray = order[first][np.maximum(places, 0)]
+    return found
+
+
+def _bits_of(options: Options) -> IntArray:
+    """[K] of their weights; 16 where they are as they are."""
+    return np.array([x.bits or 16 for x in options], dtype=np.int64)
 
 
 def _widest_equal(limits: Limits) -> IntArray:

@@ -1,18 +1,22 @@
-"""What a checkpoint folder holds, layer by layer, from its config, its headers and its plan: no weight is read."""
+"""What a checkpoint folder holds, layer by layer, from its config, its headers and its plan: no weight is read (of
+weights in few bits, their shapes are)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.dtypes import FLOAT_DTYPES
-from pruning.anatomy.families import family_of
+from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import recorded_architecture
+from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.file_errors import reading
 from pruning.checkpoints.headers import stored_tensors, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.output_head import needed_tensors
+from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, packed_in
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
 from pruning.cutting.gguf.layouts import LAYOUTS
@@ -21,7 +25,10 @@ from pruning.planning.plan import PruningPlan
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """What one decoder layer has, and had in the dense model; 0: it is skipped."""
+    """What one decoder layer has, and had in the dense model; 0: it is skipped.
+
+    Bits are those of the weights in it that have fewest; None where all are stored in their dtype.
+    """
 
     index: int
     ffn_width: int
@@ -29,6 +36,8 @@ class InspectedLayer:
     kv_groups: int
     dense_kv_groups: int
     has_added_bias: bool
+    ffn_bits: int | None = None
+    attention_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,10 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
     groups = architecture.units(Sublayer.ATTENTION, [layer.num_kv_groups for layer in dense])
     biased = biased_layers(config, stored) if plan is not None and plan.compensates else set[int]()
-    needed = needed_tensors(config, stored).values()
+    packed = packed_in(stored)
+    needed = [x for name, x in needed_tensors(config, stored).items() if not is_packed_part(name, packed)]
+    bits = _bits_of_sites(packed, family_of(text))
+    is_quantised = any(getattr(section, "quantization_config", None) is not None for section in (config, text))
     with reading(folder):
         weights_bytes = sum(path.stat().st_size for path in weight_files(folder))
     return Inspection(
@@ -86,13 +98,23 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
         base=_base(folder, plan, is_pruned=is_pruned),
         is_pruned=is_pruned,
         plan=plan,
-        parameters=sum(math.prod(tensor.shape) for tensor in needed if tensor.dtype in FLOAT_DTYPES),
+        parameters=sum(math.prod(tensor.shape) for tensor in needed if tensor.dtype in FLOAT_DTYPES)
+        + sum(weight.parameters for weight in packed.values()),
         weights_bytes=weights_bytes,
         layers=tuple(
-            InspectedLayer(x.index, width, x.ffn_width, kept, x.num_kv_groups, x.index in biased)
+            InspectedLayer(
+                x.index,
+                width,
+                x.ffn_width,
+                kept,
+                x.num_kv_groups,
+                x.index in biased,
+                bits.get(Site(x.index, Sublayer.FFN)),
+                bits.get(Site(x.index, Sublayer.ATTENTION)),
+            )
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
-        runs_in=_runtimes(str(text.model_type), alike=recorded is None),
+        runs_in=_runtimes(str(text.model_type), alike=recorded is None, is_quantised=is_quantised),
     )
 
 
@@ -106,8 +128,20 @@ def _base(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseMod
     return BaseModel("a model that the folder does not name" if plan is None else plan.model.id, None, own.metadata)
 
 
-def _runtimes(family: str, *, alike: bool) -> tuple[str, ...]:
+def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[Site, int]:
+    found: dict[Site, int] = {}
+    for name, weight in packed.items():
+        if (place := decoder_tensor(name)) is not None and (sublayer := family.sublayer_of(place[1])) is not None:
+            site = Site(place[0], sublayer)
+            found[site] = min(weight.bits, found.get(site, weight.bits))
+    return found
+
+
+def _runtimes(family: str, *, alike: bool, is_quantised: bool) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
+    if is_quantised:
+        reads = "where the packages that read its quantization_config are installed"
+        return (f"transformers and vLLM, {reads}",) if alike else tuple(f"{runtime}, {reads}" for runtime in runtimes)
     if alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
     if layout := LAYOUTS.get(family):

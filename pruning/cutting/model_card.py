@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
+from pruning.anatomy.packed_weights import GROUP
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, BaseModel
 from pruning.cutting.gguf.layouts import LAYOUTS
@@ -33,14 +34,18 @@ def write_card(
     if has_own:
         card.replace(folder / BASE_CARD_NAME)
     text = config.get_text_config(decoder=True)
+    options = plan.architecture_of(dense).items
+    packs = any(option.bits is not None for _, option in options)
+    cuts = any(option.units < dense[site.layer].units(site.sublayer) for site, option in options) or not packs
     sections = [
-        *_what_it_is(base, plan),
+        *_what_it_is(base, plan, cuts=cuts, packs=packs),
         *_what_was_cut(plan, dense),
         *_what_to_expect(plan),
-        *_how_to_load(str(text.model_type), sees=text is not config),
+        *_how_to_load(str(text.model_type), sees=text is not config, cuts=cuts, packs=packs),
         *_where_from(base, plan, has_own_card=has_own),
     ]
-    metadata = card_yaml(base, tags=["lop", "pruned"], library="transformers", task=task_of(sees=text is not config))
+    tags = ["lop", *(["pruned"] if cuts else []), *(["quantised"] if packs else [])]
+    metadata = card_yaml(base, tags=tags, library="transformers", task=task_of(sees=text is not config))
     card.write_text(f"{metadata}{MARK}\n" + "\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -58,14 +63,16 @@ def task_of(*, sees: bool) -> str:
     return "image-text-to-text" if sees else "text-generation"
 
 
-def _what_it_is(base: BaseModel, plan: PruningPlan) -> Iterable[str]:
+def _what_it_is(base: BaseModel, plan: PruningPlan, *, cuts: bool, packs: bool) -> Iterable[str]:
     name = plain(base.name)
     shown = name if base.hub_id is None else f"[{name}](https://huggingface.co/{base.hub_id})"
     removed = ", ".join(f"{share:.1%} of {_SCOPES[scope]}" for scope, share in plan.achieved.removed.items())
-    yield f"# {name.rpartition('/')[2]}, pruned"
+    yield f"# {name.rpartition('/')[2]}, {' and '.join(['pruned'] * cuts + ['quantised'] * packs)}"
     yield ""
-    yield f"{shown} without {removed},"
-    yield f"cut out by [LOP](https://arxiv.org/abs/2506.12826) as plan `{plan.plan_id}` says."
+    bits = "weights of its decoder in fewer bits"
+    yield f"{shown} without {removed},{f' {bits},' if packs else ''}" if cuts else f"{shown} with {bits},"
+    made = "cut out" if cuts and not packs else "made"
+    yield f"{made} by [LOP](https://arxiv.org/abs/2506.12826) as plan `{plan.plan_id}` says."
     if base.licence is not None:
         yield f"Licence of the base model: {plain(base.licence)}."
     else:
@@ -86,7 +93,7 @@ def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[
     if any(option.bits is not None for _, option in architecture.items):
         yield from (
             "",
-            "Weights in fewer bits have a scale for every 32 inputs, rounded to nearest; transformers reads",
+            f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded to nearest; transformers reads",
         )
         yield "them with `pip install compressed-tensors`."
     if plan.compensates:
@@ -131,21 +138,41 @@ def _interval(bounds: tuple[float, float] | None, form: str) -> str:
     return "" if bounds is None else f" (90% interval {bounds[0]:{form}} to {bounds[1]:{form}})"
 
 
-def _how_to_load(family: str, *, sees: bool) -> Iterable[str]:
+def _how_to_load(family: str, *, sees: bool, cuts: bool, packs: bool) -> Iterable[str]:
     auto_class = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
-    yield from ("", "## How to load it", "", "Layers differ in size (`per_layer_config` in config.json), so a runtime")
-    yield 'must build each by its own numbers. With `pip install "lop-service[apply]"`:'
-    yield from ("", "```python", "import lop", f"from transformers import {auto_class}", "")
-    yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
-    yield "lop.register_transformers()"
-    yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
-    if family in LAYOUTS:
+    yield from ("", "## How to load it", "")
+    if not cuts:
+        yield "All layers have the dense model's sizes:"
+        yield from ("", "```python", f"from transformers import {auto_class}", "")
+        yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
+    else:
+        extras = "apply,quantise" if packs else "apply"
+        yield "Layers differ in size (`per_layer_config` in config.json), so a runtime"
+        yield f'must build each by its own numbers. With `pip install "lop-service[{extras}]"`:'
+        yield from ("", "```python", "import lop", f"from transformers import {auto_class}", "")
+        yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
+        yield "lop.register_transformers()"
+        yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
+    yield from _other_runtimes(family, cuts=cuts, packs=packs)
+
+
+def _other_runtimes(family: str, *, cuts: bool, packs: bool) -> Iterable[str]:
+    if packs:
+        yield "- llama.cpp, Ollama, LM Studio: not from this folder. `lop export gguf --quantise` rounds a folder whose"
+        yield "  weights are plain numbers."
+    elif family in LAYOUTS:
         size = "" if LAYOUTS[family].per_layer else ", every layer filled up to the widest one's size"
         yield f"- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`{size}."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
-    yield "- vLLM: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
-    yield "  Without it, vLLM stops at the first shape that differs."
+    if not cuts:
+        yield "- vLLM reads compressed-tensors by itself: `vllm serve FOLDER`."
+        return
+    if packs:
+        yield "- vLLM with `lop-vllm`: not tried with fewer bits in layers of several sizes."
+    else:
+        yield "- vLLM: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
+        yield "  Without it, vLLM stops at the first shape that differs."
     yield "- SGLang, TensorRT-LLM: they build every layer of one size, and stop there too."
 
 

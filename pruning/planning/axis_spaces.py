@@ -105,7 +105,7 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
     if name is SpaceName.LAYERS:
         return layer_space(anatomy)
     if name is SpaceName.BITS:
-        return bit_space(anatomy, shards=tp_size)
+        return bit_space(anatomy, shards=tp_size, least_options=1)  # what fewer devices could store in fewer bits
     groups = [_shared_groups(layer, tp_size) for layer in anatomy.layers]
     widths = None if name is SpaceName.ATTENTION else ffn.units
     return joint_space(anatomy, widths, groups, least_options=1)

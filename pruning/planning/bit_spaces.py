@@ -15,17 +15,18 @@ from pruning.errors import InputError
 from pruning.planning.space import Decision, Options, Space
 
 
-def bit_space(anatomy: ModelAnatomy, *, shards: int = 1) -> Space:
+def bit_space(anatomy: ModelAnatomy, *, shards: int = 1, least_options: int = 2) -> Space:
     """One decision a sub-layer whose weights come in whole groups, attention before FFN: in fewer bits, or as they are.
 
-    `shards`: devices that divide inputs among them. Raises InputError where nothing is left to decide.
+    `shards`: devices that divide inputs among them. With 1 as `least_options`, sub-layers that can only stay as they
+    are have a decision, too. Raises InputError where nothing is left to decide.
     """
     decisions, dense = [], {}
     for layer in anatomy.layers:
         for sublayer in (Sublayer.ATTENTION, Sublayer.FFN):
             site, units = Site(layer.index, sublayer), layer.units(sublayer)
             options = _options(anatomy, site, np.array([units], dtype=np.int64), units, shards)
-            if len(options) > 1:
+            if len(options) >= least_options:
                 decisions.append(Decision((site,), (options,)))
                 dense[site] = units
     space = Space(tuple(decisions), dense)

@@ -4,7 +4,8 @@ most.
 Both by what a move is worth for what it costs: of the limit that is exceeded most while something has to go, and of the
 slack that is left under every limit while there is some. A move is to the next option of one decision on its frontier:
 options that are worth no less than any cheaper one. So options need no order, and a long way is gone in steps that are
-weighed one by one. What the frontier leaves over, other options use up.
+weighed one by one. What the frontier leaves over, other options use up, where those that cost more keep more: not where
+bits may change, since half the units in 16 bits cost as much as all of them in 8, and may lose far more.
 """
 
 import heapq
@@ -18,9 +19,12 @@ _NO_COST = 1e-12
 """Share of the slack that what costs nothing counts as."""
 
 
-def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) -> IntArray:
+def fit(
+    table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray, *, only_gains: bool = False
+) -> IntArray:
     """[N] a choice near `choice` [N] whose excess under `table` is at most `spare` [J], and to which nothing can be
-    added: no option above that of any single decision fits, see `CostTable.fitting_above`.
+    added: no option above that of any single decision fits, see `CostTable.fitting_above`. With `only_gains`, none that
+    is worth as much at least as what is chosen.
 
     `worth` [N, K] is what each option is worth. Of moves that are worth the same, the first decision's is taken. It
     ends: moves down make the summed excess less, and moves up make it more, or keep it and go to later options.
@@ -30,7 +34,7 @@ def fit(table: CostTable, spare: IntArray, choice: IntArray, worth: FloatArray) 
     slack: IntArray = spare - now.sum(axis=1)
     if (slack < 0).any():
         _shrink(table, slack, now, chosen, worth)
-    _fill(table, slack, now, chosen, worth)
+    _fill(table, slack, now, chosen, worth, only_gains=only_gains)
     return chosen
 
 
@@ -84,10 +88,13 @@ def _frees(price: list[int], paid: list[int], j: int) -> bool:
     return price[j] < paid[j] and all(a <= b for a, b in zip(price, paid, strict=True))
 
 
-def _fill(table: CostTable, slack: IntArray, now: IntArray, chosen: IntArray, worth: FloatArray) -> None:
+def _fill(
+    table: CostTable, slack: IntArray, now: IntArray, chosen: IntArray, worth: FloatArray, *, only_gains: bool
+) -> None:
     """Go to options above while any fits: those that are worth most for what they take of the slack.
 
-    First among those that are worth no less than what is chosen and than any cheaper one, then among all.
+    First among those that are worth no less than what is chosen and than any cheaper one, then, unless `only_gains`,
+    among all.
     """
     n, k = np.nonzero(table.fitting_above(chosen, slack))
     if not len(n):
@@ -95,7 +102,7 @@ def _fill(table: CostTable, slack: IntArray, now: IntArray, chosen: IntArray, wo
     n, k = table.cheapest_first(n, k)
     costs = table.excess[:, n, k]
     gains = _worth_no_less(n, worth[n, k], worth[np.arange(len(chosen)), chosen])
-    for among in (gains, np.ones_like(gains)):
+    for among in (gains,) if only_gains else (gains, np.ones_like(gains)):
         able = among
         # What does not fit now never will, and what is not above an option is above none that are above it.
         while (able := able & fits_above(costs - now[:, n], k > chosen[n], slack)).any():

@@ -9,7 +9,7 @@ Letters: J limits, N decisions, K options of the decision that has most.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -116,6 +116,13 @@ class Limits:
         """The limit that takes most: the one under which the largest share of what is decided has to go."""
         return max(self.limits, key=lambda x: Fraction(x.dense - x.most, max(x.dense - x.least, 1)))
 
+    def among(self, kept: Sequence[IntArray]) -> "Limits":
+        """The same limits over the options `kept` [N][K] of each decision alone; raises as the class."""
+        space = self.space
+        decisions = tuple(decision.take(k) for decision, k in zip(space.decisions, kept, strict=True))
+        of = (replace(x, costs=tuple(row[k] for row, k in zip(x.costs, kept, strict=True))) for x in self.limits)
+        return Limits(Space(decisions, space.dense), tuple(of))
+
     def slack(self, choice: Sequence[int] | IntArray) -> IntArray:
         """[J] what `choice` [N] leaves over; negative where a limit is exceeded."""
         slack: IntArray = self.spare - self.table.spent(self._checked(choice)[None])[0]
@@ -132,11 +139,13 @@ class Limits:
         return not bool((slack < 0).any() or self.table.fitting_above(self._checked(choice), slack).any())
 
     def fit(self, choice: Sequence[int] | IntArray, worth: FloatArray) -> IntArray:
-        """[N] a choice near `choice` [N] that meets every limit and is tight; see `fit.fit`.
+        """[N] a choice near `choice` [N] that meets every limit and is tight; see `fit.fit`. Where options differ in
+        more than units, it is filled up by what is worth no less alone: what costs more need not keep more there.
 
         `worth` [N, K] is what each option is worth, in any unit.
         """
-        return fit(self.table, self.spare, self._checked(choice), worth)
+        only_gains = not self.space.is_of_units
+        return fit(self.table, self.spare, self._checked(choice), worth, only_gains=only_gains)
 
     def _checked(self, choice: Sequence[int] | IntArray) -> IntArray:
         """[N]; raises IndexError for an option that a decision does not have: its cost means nothing."""

@@ -136,11 +136,32 @@ class Space:
         return any(options.bits is not None for decision in self.decisions for options in decision.options)
 
     @cached_property
+    def is_of_units(self) -> bool:
+        """Whether options differ in their units alone."""
+        return all(x.bits is x.density is None for decision in self.decisions for x in decision.options)
+
+    @cached_property
     def of_ladders(self) -> bool:
         """Each decision is of one site, whose options differ in their units alone, ascending."""
         return all(
             len(x.sites) == 1 and x.options[0].bits is x.options[0].density is None and (np.diff(units) > 0).all()
             for x, units in zip(self.decisions, self.units, strict=True)
+        )
+
+    @cached_property
+    def steps_up(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """[N][K] the options that keep one step more than each: the next one, where options differ in units alone; else
+        those that keep more of something and no less of anything, with none in between."""
+        if self.is_of_units:
+            return tuple(tuple((k + 1,) if k + 1 < count else () for k in range(count)) for count in self.counts)
+        return tuple(_covers(decision.options[0]) for decision in self.decisions)
+
+    @cached_property
+    def steps_down(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """[N][K] the options that keep one step less: the inverse of `steps_up`."""
+        return tuple(
+            tuple(tuple(k for k, above in enumerate(row) if option in above) for option in range(len(row)))
+            for row in self.steps_up
         )
 
     @cached_property
@@ -268,6 +289,15 @@ class Space:
                 remedy="Search again with this version, or upgrade lop-service",
             ) from error
         return space
+
+
+def _covers(options: Options) -> tuple[tuple[int, ...], ...]:
+    """[K] of each option those that keep more, with none in between."""
+    kept = np.array([(x.units, x.units and (x.bits or 16), x.units and (x.density or 1.0)) for x in options])
+    no_less: BoolArray = np.all(kept[None] >= kept[:, None], axis=2)
+    more: BoolArray = no_less & np.any(kept[None] > kept[:, None], axis=2)
+    between: BoolArray = np.any(more[:, :, None] & more[None], axis=1)
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in more & ~between)
 
 
 def _options(document: Mapping[str, Any]) -> Options:

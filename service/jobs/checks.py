@@ -1,6 +1,7 @@
 """What is known to be wrong with a job before it waits: told to who asks, not found in a log an hour later."""
 
 from pruning.errors import InputError, NotFoundError
+from recovery.checks import check_plain
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,
@@ -12,6 +13,7 @@ from service.jobs.settings import (
 )
 from service.names import check_new_id
 from storage.contract import JobCatalogue
+from values.decisions import check_learnt
 
 
 def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
@@ -31,6 +33,7 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
                 remedy="Name the data set that the model was registered with",
             )
         if isinstance(settings, RecoverJob):
+            check_plain(plan)
             _check_parts(settings, catalogue)
         return plan.model.id
     if settings.dataset is not None:
@@ -46,6 +49,8 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):
         settings.search_settings().resolve_targets(anatomy)
+    if isinstance(settings, TrainJob):
+        check_learnt(settings.space)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)
     return settings.model
 

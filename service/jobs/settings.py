@@ -101,7 +101,11 @@ class SearchJob(_Job):
     kind: Literal["search"]
     model: _Model
     dataset: _Dataset
-    sparsities: list[_Sparsity] = Field(min_length=1, max_length=100, description="Fractions of `scope` to remove.")
+    sparsities: list[_Sparsity] = Field(
+        min_length=1,
+        max_length=100,
+        description="Fractions of `scope` to remove; where bits may change, of the bytes of the decoder's layers.",
+    )
     scope: Scope | None = Field(
         default=None, description="What the sparsities count: `ffn` in the space `ffn`, `decoder` in the others."
     )

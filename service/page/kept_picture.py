@@ -28,6 +28,8 @@ class Column:
     y: float
     width: float
     height: float
+    bits: int | None = None
+    """Of its weights; None: as in the dense model."""
 
     @property
     def share(self) -> float:
@@ -44,6 +46,8 @@ class Column:
         """The same for who cannot see it."""
         unit = "channels" if self.sublayer is Sublayer.FFN else "KV groups"
         state = "skipped" if self.kept == 0 else f"{self.kept:,} of {self.dense:,} {unit}"
+        if self.bits is not None:
+            state += f", {self.bits} bits"
         return f"layer {self.layer} {'FFN' if self.sublayer is Sublayer.FFN else 'attention'}: {state}"
 
 
@@ -60,6 +64,11 @@ class KeptPicture:
     """Layers that are numbered, and x of each."""
 
     @property
+    def has_bits(self) -> bool:
+        """Whether any weights are in fewer bits."""
+        return any(column.bits is not None for column in self.columns)
+
+    @property
     def summary(self) -> str:
         """One sentence."""
         parts = []
@@ -67,7 +76,9 @@ class KeptPicture:
             own = [column for column in self.columns if column.sublayer is sublayer]
             share = sum(column.kept for column in own) / sum(column.dense for column in own)
             gone = sum(column.kept == 0 for column in own)
-            parts.append(f"{share:.0%} of {name}" + (f", {gone} skipped" if gone else ""))
+            fewer = sorted({column.bits for column in own if column.bits is not None})
+            of_bits = [f", {sum(column.bits == bits for column in own)} in {bits} bits" for bits in fewer]
+            parts.append(f"{share:.0%} of {name}" + (f", {gone} skipped" if gone else "") + "".join(of_bits))
         return f"Kept of {len(self.columns) // 2} layers: {'; '.join(parts)}"
 
 
@@ -83,6 +94,7 @@ def kept_picture(anatomy: ModelAnatomy, architecture: Architecture) -> KeptPictu
     y = _TOP
     for sublayer, height in _HEIGHTS.items():
         kept = architecture.units(sublayer, dense[sublayer])
+        bits = {site.layer: option.bits for site, option in architecture.items if site.sublayer is sublayer}
         columns += [
             Column(
                 sublayer,
@@ -93,6 +105,7 @@ def kept_picture(anatomy: ModelAnatomy, architecture: Architecture) -> KeptPictu
                 y=y,
                 width=round(step * 0.78, 2),
                 height=height,
+                bits=bits.get(layer),
             )
             for layer in range(anatomy.num_layers)
         ]

@@ -1,5 +1,6 @@
 """Models, scans and predictors made of numbers alone."""
 
+import itertools
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -7,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from mcts.result import SearchResult, TargetResult
+from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer, Part, TensorSpec
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics, StatisticsKind
-from pruning.planning.ffn_spaces import ffn_levels
+from pruning.planning.ffn_spaces import ffn_levels, ffn_widths
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Space
+from pruning.planning.target import ffn_parameter_limits
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample, SearchRecord, StatisticsRecord
 
@@ -207,6 +210,18 @@ def add_search(
             validation["dense"] = asdict(validated_dense)
     document = {"data": "x", "conversations": 8, "search": search}
     return repository.record_search(model_id, document, result, space=space, validation=validation)
+
+
+def add_all_but_a_predictor(repository: Repository, model: ModelRecord) -> None:
+    """What every other method needs: all statistics, a one-layer scan, and searches of many budgets by each method."""
+    repository.add_samples(scan_samples(model, add_calibration(repository), (0.1, 0.2, 0.3, 0.4)))
+    for kind in StatisticsKind:
+        add_statistics(repository, model, kind)
+    space = ffn_widths(model.anatomy, round_to=8)
+    for method, channels in itertools.product(("mcts", "evolution", "random"), range(32, 320, 16)):
+        choice = uniform_choice(ffn_parameter_limits(model.anatomy, space, channels * 3 * HIDDEN))
+        widths, label = space.units_of(choice), f"budget {channels}"
+        add_search(repository, widths, 0.1, method=method, model_id=model.id, label=label)
 
 
 def widths_of(plan: PruningPlan, anatomy: ModelAnatomy | None = None) -> list[int]:

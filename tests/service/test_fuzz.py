@@ -1,6 +1,5 @@
 """Whatever is sent, the service answers with a plan or with a problem that is the sender's, never with a 5xx."""
 
-import itertools
 import json
 import string
 
@@ -10,17 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruning.allocators.methods import Method
-from pruning.allocators.uniform import uniform_choice
-from pruning.measuring.statistics import StatisticsKind
-from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.make_plan import exceeded_limits
 from pruning.planning.plan import PruningPlan
-from pruning.planning.target import ffn_parameter_limits
 from service.jobs.settings import KINDS
 from service.keys import new_key
 from storage.contract import Repository
 from storage.records import KeyScope
-from tests.service.made_up import add_calibration, add_search, add_statistics, scan_samples, widths_of
+from tests.service.made_up import add_all_but_a_predictor, widths_of
 from tests.storage.examples import dataset
 
 JSON_VALUES = st.recursive(
@@ -73,14 +68,7 @@ QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_heal
 @pytest.fixture
 def known(repository: Repository) -> None:
     """What every method needs, but for a predictor."""
-    model = repository.get_model("tiny")
-    repository.add_samples(scan_samples(model, add_calibration(repository), (0.1, 0.2, 0.3, 0.4)))
-    for kind in StatisticsKind:
-        add_statistics(repository, model, kind)
-    space = ffn_widths(model.anatomy, round_to=8)
-    for method, channels in itertools.product(("mcts", "evolution", "random"), range(32, 320, 16)):
-        choice = uniform_choice(ffn_parameter_limits(model.anatomy, space, channels * 48))
-        add_search(repository, space.units_of(choice), 0.1, method=method, label=f"budget {channels}")
+    add_all_but_a_predictor(repository, repository.get_model("tiny"))
 
 
 @settings(QUICK, max_examples=150)

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget
 from service.jobs.settings import KINDS
 from storage.contract import Repository
-from storage.records import JobProgress, JobStatus, NewJob
+from storage.records import JobProgress, JobStatus, NewJob, PlanRecord
+from tests.service.made_up import made_up_anatomy, register_model
 from tests.storage.examples import dataset
 
 DATASET = "d" * 64
@@ -86,6 +90,7 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({"kind": "register", "model": "new", "folder": "a/.hidden"}, 422, "folder"),
         ({"kind": "register", "model": "new", "folder": "a", "conversations": 3}, 422, "conversations"),
         ({"kind": "measure", "model": "tiny", "dataset": DATASET, "statistics": ["magic"]}, 422, "statistics"),
+        ({"kind": "train", "model": "tiny", "space": "all,bits"}, 422, "search is enough"),
         ({"kind": "apply", "plan": "nope"}, 404, "plan"),
         ({"kind": "recover", "plan": "nope", "dataset": DATASET}, 404, "plan"),
         ({"kind": "recover", "plan": "nope", "dataset": DATASET, "recipe": {"mode": "all"}}, 422, "mode"),
@@ -116,6 +121,24 @@ def test_every_kind_can_be_asked_for(client: TestClient, repository: Repository)
         assert document["model"] == ("new" if body["kind"] == "register" else "tiny")
     listed = client.get("/v1/jobs").json()
     assert [item["kind"] for item in listed["items"]] == list(KINDS[::-1])
+
+
+def test_weights_in_fewer_bits_are_not_trained(client: TestClient, repository: Repository) -> None:
+    anatomy = register_model(repository, "grouped", made_up_anatomy(hidden=32, fingerprint="e" * 64)).anatomy
+    plan = make_plan(
+        anatomy,
+        Architecture.of({Site(1, Sublayer.FFN): Option(32, 4)}),
+        model_id="grouped",
+        target=PlanTarget(sparsity=0.0),
+        ranking=PlanRanking(sha256="d" * 64),
+        method="by hand",
+    )
+    repository.add_plan(PlanRecord("by hand", plan))
+    asked(client, {"kind": "apply", "plan": plan.plan_id})
+    answer = client.post("/v1/jobs", json={"kind": "recover", "plan": plan.plan_id, "dataset": DATASET})
+    assert answer.status_code == 422
+    assert "must be plain numbers" in answer.json()["rule"]
+    assert "layer 1, ffn: 4 bits" in answer.text
 
 
 def test_the_parts_of_a_recovery_are_different_data_sets(client: TestClient) -> None:

@@ -1,6 +1,7 @@
 """Answers that are sent again are those that would be made anew."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_what_an_answer_depends_on_is_told_apart(client: TestClient, planned: li
         assert client.get(path, headers={"If-None-Match": read.headers["etag"]}).status_code == 304
         assert client.head(path).content == b""
         assert client.get("/v1/plans/nope").status_code == 404
+
+
+def test_requests_that_are_blown_up_are_not_kept(client: TestClient, planned: list[Any]) -> None:
+    body = json.dumps(REQUEST).encode()
+    padded = {"content": body + b" " * 5000, "headers": {"Content-Type": "application/json"}}
+    found = [client.post("/v1/plans", **padded).content for _ in range(4)]
+    assert len(planned) == 4
+    path = client.post("/v1/plans", json=REQUEST).headers["location"]
+    assert client.get(path, params={"x": "y" * 5000}).status_code == 200
+    known: KnownAnswers = client.app.state.resources.known_answers  # type: ignore[attr-defined]
+    assert sum(len(repr(key)) for key in known._answers) < 4096
+    assert found == [client.post("/v1/plans", json=REQUEST).content] * 4
 
 
 def test_a_removed_model_has_no_answers(client: TestClient, repository: SqlRepository) -> None:

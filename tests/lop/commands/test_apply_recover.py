@@ -111,3 +111,15 @@ def test_what_is_wrong_is_said_before_anything_is_written(
         assert lop(monkeypatch, *apply, *options) == 2
         assert message in capsys.readouterr().err
         assert not out.parent.exists()
+
+
+def test_bits_are_refused_before_anything_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cut: Cut, plan: Path, tmp_path: Path
+) -> None:
+    document = json.loads(plan.read_text())
+    document["layers"][0]["attention"] = {"units": 2, "bits": 8}
+    plan.write_text(json.dumps(document))
+    out = tmp_path / "out" / "recovered"
+    assert lop(monkeypatch, "apply", "--plan", plan, "--model", cut.dense, "--out", out, "--recover", cut.data) == 2
+    assert "must be plain numbers" in capsys.readouterr().err
+    assert not out.parent.exists()

@@ -19,6 +19,7 @@ from lop.workflows.engines import (
 from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import load_conversations
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError, MissingExtraError
+from pruning.measuring.rounded_weights import DEFAULT_ROUNDED_BYTES
 from storage.contract import Repository
 from tests.tiny_models import write_conversations
 
@@ -71,6 +72,18 @@ def test_memory_is_that_of_the_weights_and_a_process(recipe: EvaluatorRecipe) ->
     expected = sum(tensor.nbytes for tensor in weights.values())
     assert 100_000 < expected == evaluator_memory_bytes(dataclasses.replace(recipe, cache_bytes=7)) - 7 - PROCESS_BYTES
     assert evaluator_memory_bytes(recipe) == expected + 2**29 + PROCESS_BYTES
+
+
+def test_rounded_weights_take_memory_too(recipe: EvaluatorRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounding = dataclasses.replace(recipe, has_bits=True)
+    without = evaluator_memory_bytes(recipe)
+    assert evaluator_memory_bytes(rounding) - without == DEFAULT_ROUNDED_BYTES
+    # Of a larger model, all projections of the decoder at once: here those of attention and FFNs.
+    monkeypatch.setattr("pruning.measuring.rounded_weights.DEFAULT_ROUNDED_BYTES", 7)
+    weights = load_file(Path(recipe.model.path) / "model.safetensors")
+    projections = [x for name, x in weights.items() if "language_model" in name and "_proj" in name]
+    assert len(projections) == 7 * recipe.model.anatomy.num_layers
+    assert evaluator_memory_bytes(rounding) - without == sum(tensor.nbytes for tensor in projections)
 
 
 def test_options_of_ray_are_refused_without_it() -> None:

@@ -6,9 +6,13 @@ from collections import Counter
 import numpy as np
 
 from pruning.allocators.random_search import ChoiceSampler, search_randomly
+from pruning.planning import prices
+from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.limits import LimitKind
+from pruning.planning.target import decoder_byte_limits
 from tests.pruning.allocators.test_evolution import UNEVEN, FarFrom, even_limits
 from tests.pruning.made_up_limits import limit, limits_of, meets
+from tests.service.made_up import made_up_anatomy
 
 
 def test_every_feasible_choice_is_equally_likely() -> None:
@@ -49,3 +53,15 @@ def test_stops_where_there_is_nothing_new() -> None:
     scored = search_randomly(even_limits(3, 3, 3), FarFrom((1, 1, 1)), 100, np.random.default_rng(0))
     assert len(scored) == 7
     assert min(m.kl for m in scored.values()) == 0.0
+
+
+def test_where_bits_may_change_nothing_is_counted() -> None:
+    """16 layers: some 10^9 sums of bytes, each of which would be a state."""
+    anatomy = made_up_anatomy(tuple(range(64, 1088, 64)), hidden=32)
+    space = coarse_space(anatomy, SpaceName.ALL_BITS, num_levels=2)
+    limits = decoder_byte_limits(anatomy, space, prices.decoder_bytes(anatomy).total // 2)
+    sampler, rng = ChoiceSampler(limits), np.random.default_rng(0)
+    drawn = {sampler.draw(rng) for _ in range(10)}
+    assert len(drawn) == 10
+    assert all(meets(limits, choice) for choice in drawn)
+    assert sum(len(steps) for steps in sampler._steps) <= 10 * space.num_decisions

@@ -14,7 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import lop
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import StorageUnavailableError
+from pruning.planning.prices import memory_bytes
+from pruning.planning.workload import Workload
 from service.app import create_app
 from service.page.rendering import HEADERS
 from service.settings import Settings
@@ -22,7 +25,7 @@ from storage.contract import Repository
 from storage.records import JobProgress, JobStatus, NewJob
 from tests.lop.app_transport import AppTransport
 from tests.service.conftest import AwayRepository
-from tests.service.made_up import add_calibration, add_search, register_model, scan_samples
+from tests.service.made_up import add_calibration, add_search, made_up_anatomy, register_model, scan_samples
 
 PAGES = ("/", "/explorer", "/explorer/curve?model=tiny", "/jobs", "/compare", "/devices", "/devices/l4", "/login")
 
@@ -151,6 +154,18 @@ def test_the_explorer_shows_what_the_api_answers(client: TestClient, known: None
     assert "<html" not in part.text
     assert part.headers["hx-push-url"] == "/explorer?model=tiny&ask=sparsity&sparsity=0.42&space=layers&device=l4"
     assert json.loads(block(part.text, "JSON of the plan")) == plan
+
+
+def test_the_explorer_says_in_how_many_bits_weights_are(client: TestClient, repository: Repository) -> None:
+    model = register_model(repository, "grouped", made_up_anatomy(hidden=32, fingerprint="e" * 64))
+    in_eight = Architecture.of({Site(x.index, Sublayer.FFN): Option(x.ffn_width, 8) for x in model.anatomy.layers})
+    mib = memory_bytes(model.anatomy, Workload()).cost(in_eight) / 2**20
+    page = client.get("/explorer", params={"model": "grouped", "space": "bits", "memory_mib": repr(mib)})
+    assert page.status_code == 200
+    assert "64 of 64 channels, 8 bits" in page.text
+    assert "4 in 8 bits; 100% of KV groups" in page.text
+    assert "paler in fewer bits" in page.text
+    assert "paler in fewer bits" not in client.get("/explorer", params={"model": "grouped"}).text
 
 
 def test_the_snippets_make_the_same_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -12,11 +12,14 @@ from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor, load_pruned
 from pruning.cutting.check_pruned import check_pruned
+from pruning.cutting.inspection import InspectedLayer, inspect_checkpoint
 from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.cutting.reconstruct_checkpoint import Reconstruction
+from pruning.cutting.reconstruction import SolvedSite
 from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
 from pruning.cutting.surgery import apply_plan, cut_model
-from pruning.data.batches import make_batches
-from pruning.data.conversations import Conversation
+from pruning.data.batches import BatchStream, make_batches
+from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import CheckpointError, InputError, PlanError
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.rounded_weights import RoundedWeights
@@ -76,11 +79,16 @@ def plan_of(folder: Path, architecture: Architecture) -> PruningPlan:
     )
 
 
-@torch.no_grad()
 def cut_and_rounded(folder: Path, architecture: Architecture) -> PreTrainedModel:
     """In memory, in bfloat16: cut, then each weight rounded as it stands."""
     model, anatomy = load_model(folder), read_anatomy(folder)
     cut_model(model, anatomy.sizes(architecture), random_ranking(anatomy))
+    return rounded(model, architecture)
+
+
+@torch.no_grad()
+def rounded(model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
+    """`model`, which is cut, with each weight rounded as it stands."""
     view = decoder_view(model)
     for (layer, sublayer), option in architecture.items:
         if option.bits is not None:
@@ -126,6 +134,55 @@ def test_the_folder_is_what_was_scored_and_priced(
         - (prices.weight_bytes(anatomy).total - prices.weight_bytes(anatomy).cost(sizes))
     )
     assert same_cache.total - same_cache.cost(architecture) == saved + cache
+
+
+def solving(folder: Path, conversations: list[Conversation], sites: list[SolvedSite] | None = None) -> Reconstruction:
+    batches = BatchStream(conversations, load_processor(folder), batch_size=4, max_tokens=1000)
+    on_solved = None if sites is None else sites.extend
+    return Reconstruction(batches, calibration_id(conversations), torch.device("cpu"), on_solved=on_solved)
+
+
+def test_what_is_solved_anew_is_rounded_then(wide: Path, conversations: list[Conversation], tmp_path: Path) -> None:
+    anatomy, ranking, plan = read_anatomy(wide), random_ranking(read_anatomy(wide)), plan_of(wide, JOINT)
+    sites: list[SolvedSite] = []
+    data = solving(wide, conversations, sites)
+    out = prune_checkpoint(wide, plan, ranking, tmp_path / "out", reconstruction=data)
+    assert [(site.layer, site.sublayer) for site in sites] == [(0, FFN), (1, ATTENTION), (2, FFN), (3, FFN)]
+    units = prune_checkpoint(
+        wide, plan_of(wide, anatomy.sizes(JOINT)), ranking, tmp_path / "units", reconstruction=data
+    )
+    found = next_token_logits(load_pruned(out, dtype="auto"))
+    assert torch.equal(found, next_token_logits(rounded(load_pruned(units, dtype="auto"), JOINT)))
+    assert not torch.equal(found, next_token_logits(cut_and_rounded(wide, JOINT)))
+    # Codes, scales and shape of two weights, and two that are plain numbers.
+    checked = check_pruned(wide, plan, ranking, out)
+    assert (checked.num_solved, checked.weights_bytes) == (3 + 3 + 1 + 1, plan.achieved.disk_bytes)
+
+
+def test_folder_and_card_say_in_how_many_bits_weights_are(wide: Path, tmp_path: Path) -> None:
+    ranking, dense = random_ranking(read_anatomy(wide)), inspect_checkpoint(wide)
+    for architecture, loads, heading in (
+        (BITS, "All layers have the dense model's sizes", ", quantised"),
+        (JOINT, "lop.load_pruned(FOLDER)", ", pruned and quantised"),
+    ):
+        plan = plan_of(wide, architecture)
+        out = prune_checkpoint(wide, plan, ranking, tmp_path / heading)
+        found = inspect_checkpoint(out)
+        assert found.parameters == plan.achieved.parameters
+        said = {Site(x.index, half): bits for x in found.layers for half, bits in halves(x) if bits is not None}
+        assert said == {site: option.bits for site, option in architecture.items if option.bits is not None}
+        assert not any("llama.cpp" in runtime or "whatever" in runtime for runtime in found.runs_in)
+        card = (out / "README.md").read_text()
+        assert loads in card
+        assert heading in card.partition("\n## ")[0]
+        assert "not from this folder" in card
+        assert ("0.0%" in card) is False
+    assert dense.parameters == read_anatomy(wide).total_parameters
+    assert {(x.ffn_bits, x.attention_bits) for x in dense.layers} == {(None, None)}
+
+
+def halves(layer: InspectedLayer) -> list[tuple[Sublayer, int | None]]:
+    return [(FFN, layer.ffn_bits), (ATTENTION, layer.attention_bits)]
 
 
 def test_codes_are_packed_as_the_library_does(wide: Path, tmp_path: Path) -> None:
