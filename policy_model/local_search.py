@@ -22,11 +22,14 @@ PESSIMISM = 1.0
 """Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error
 (the optimiser's curse)."""
 
+CAUTION = 2.0
+"""Standard deviations more of what predictions go astray by, with the distance from what was measured: so many choices
+are far from it that the best prediction among them is an error (docs/predictor.md, "Far from what was measured")."""
+
 SMALLEST_GAIN = 1e-5
 """In log KL: less is float32 rounding, and could go on for ever."""
 
 NUM_JUDGED = 16
-NUM_FINALISTS = 3
 
 
 class LevelValues:
@@ -51,7 +54,7 @@ class LevelValues:
         return fractions
 
     def pessimistic(self, levels: IntArray) -> FloatArray:
-        """Log KL [B] of `levels` [B, L] and `PESSIMISM` standard deviations: `Values.judge`, read off the tables."""
+        """Log KL [B] of `levels` [B, L] and standard deviations of it: `Values.judge`, read off the tables."""
         layers, values = np.arange(levels.shape[1]), self.values
         fractions, own = self.fractions_of(levels), self.own[layers, levels]
         apart = np.zeros((len(levels), self.apart.shape[2]), dtype=np.float32)
@@ -59,9 +62,15 @@ class LevelValues:
             apart += of_layer[chosen]
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
         mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
-        deviation = values.deviation(fractions, mean, values.conditional_variance(apart))
-        pessimistic: FloatArray = mean + PESSIMISM * deviation
-        return pessimistic
+        return with_doubt(values, fractions, mean, apart)
+
+
+def with_doubt(values: Values, fractions: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
+    """Pessimistic log KL [B] of `fractions` [B, L], whose `mean` [B] and distances `apart` [B, N] from the anchors are
+    known."""
+    deviation = values.deviation(fractions, mean, values.conditional_variance(apart))
+    doubtful: FloatArray = mean + PESSIMISM * deviation + CAUTION * values.astray(fractions, apart)
+    return doubtful
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +151,10 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
     basis, values = table.values.basis, table.values
     regressions = values.regression(fractions, owns)
     means = basis.base(owns) + basis.fade(fractions) * (regressions + process.ravel()[chosen])
-    finalists = means.argsort(kind="stable")[:NUM_FINALISTS]
-    far = np.stack([apart + _change(table, levels, moved[f]) for f in finalists])
-    deviation = values.deviation(fractions[finalists], means[finalists], values.conditional_variance(far))
-    scores = means[finalists] + PESSIMISM * deviation
+    far = np.stack([apart + _change(table, levels, of) for of in moved])
+    scores = with_doubt(values, fractions, means, far)
     best = int(scores.argmin())
-    return Descent(moved[finalists[best]], float(scores[best]))
+    return Descent(moved[best], float(scores[best]))
 
 
 def worth_of_raising(table: LevelValues, levels: IntArray) -> FloatArray:

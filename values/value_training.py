@@ -5,7 +5,7 @@ Letters: N anchors, J regression terms, L decoder layers.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -95,13 +95,18 @@ def fit_values(encoding: Encoding, data: TrainingData) -> ValueFit:
         "frontier": frontier(data.retention, data.log_kl, np.linspace(0.0, 1.0, 101)),
     }
     kernel = Kernel(solution.scale, best.length, best.noise, best.slack)
-    values = Values(basis, kernel, {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+    stored = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    values = Values(basis, kernel, stored)
     fractions, log_kl = data.fractions[anchors], data.log_kl[anchors]
     groups = retention_groups(data.retention[anchors], data.searched[anchors])
     # What belongs to no group gets one of its own.
     blocks = np.where(groups < 0, len(anchors) + np.arange(len(anchors)), groups)
+    errors_of_groups = solution.errors_without(blocks)
+    without = values.held_out(fractions, errors_of_groups, log_kl, blocks)
+    drift = drift_of(without, problem.nearest_outside(blocks), weights[anchors] * (groups >= 0))
+    values = Values(basis, replace(kernel, drift=drift / solution.scale), stored)
     alone = values.held_out(fractions, solution.errors, log_kl, np.arange(len(anchors)))
-    grouped = values.held_out(fractions, solution.errors_without(blocks), log_kl, blocks)
+    grouped = values.held_out(fractions, errors_of_groups, log_kl, blocks)
     return ValueFit(values, anchors, alone, grouped, groups, weights[anchors])
 
 
@@ -149,6 +154,12 @@ class _Problem:
         self._target = log_kl - basis.base(own)
         self._weights = weights
 
+    def nearest_outside(self, groups: IntArray) -> FloatArray:
+        """[N] how far each sample is from the nearest one of another of `groups` [N]; infinite if there is none."""
+        apart = np.where(groups[:, None] == groups, np.inf, self._apart)
+        nearest: FloatArray = apart.min(axis=1)
+        return nearest
+
     def solve(self, constants: _Constants) -> _Solution:
         """Universal kriging: regression and process at once."""
         covariance = np.exp(-self._apart / constants.length)
@@ -160,6 +171,15 @@ class _Problem:
         readout = constants.slack * (self._terms * self.fades[:, None]).T @ alpha
         scale = math.sqrt(max(float(self._target @ alpha) / len(alpha), 1e-12))
         return _Solution(alpha, inverse, readout, scale)
+
+
+def drift_of(residuals: HeldOutResiduals, nearest: FloatArray, weights: FloatArray) -> float:
+    """Standard deviation of log KL a unit of distance from the `nearest` [N] sample: what of the squares of `residuals`
+    [N] their deviations do not explain, by `weights` [N]; 0 where they explain all, or there is nothing to tell."""
+    known = np.isfinite(nearest) & (weights > 0.0)
+    unexplained = weights[known] @ (residuals.errors[known] ** 2 - residuals.deviations[known] ** 2)
+    distance = float(weights[known] @ nearest[known] ** 2)
+    return math.sqrt(max(float(unexplained), 0.0) / distance) if distance > 0.0 else 0.0
 
 
 def _weighted_error(errors: FloatArray, weights: FloatArray) -> float:

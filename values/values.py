@@ -52,12 +52,15 @@ class Kernel:
         length: multiplies all correlation lengths.
         noise: standard deviation over s of a sample of weight 1.
         slack: prior variance over s^2 of the regression's weights.
+        drift: how far predictions go astray with the distance from the nearest anchor, a standard deviation over s a
+            unit of distance. 0 of predictors from before it was measured.
     """
 
     scale: float
     length: float
     noise: float
     slack: float
+    drift: float = 0.0
 
 
 def distances(a: Float32Array, b: Float32Array) -> Float32Array:
@@ -138,7 +141,11 @@ class Values:
         return deviation
 
     def conditional_variance(self, apart: Float32Array) -> FloatArray:
-        """[B] variance of the process over s^2, given the nearest anchors at distances `apart` [B, N]."""
+        """[B] variance over s^2, given the nearest anchors at distances `apart` [B, N].
+
+        That of the process, and what the regression adds, which has more weights than most searches have samples: away
+        from all of them it says anything. How fast it goes astray is measured (`Kernel.drift`).
+        """
         m = min(NUM_NEIGHBOURS, len(self.places))
         nearest = np.argpartition(apart, m - 1, axis=1)[:, :m]
         towards = np.exp(-np.take_along_axis(apart, nearest, axis=1) / self.kernel.length).astype(np.float64)
@@ -147,8 +154,20 @@ class Values:
         noise = self.kernel.noise**2 / self.weights[nearest]
         matrix = np.exp(-between.astype(np.float64)) + noise[:, :, None] * np.eye(m)
         explained = (towards * np.linalg.solve(matrix, towards[:, :, None])[:, :, 0]).sum(axis=1)
-        variance: FloatArray = np.maximum(1.0 - explained, 0.0)
+        variance: FloatArray = np.maximum(1.0 - explained, 0.0) + self._astray(apart) ** 2
         return variance
+
+    def astray(self, fractions: FloatArray, apart: Float32Array) -> FloatArray:
+        """[B] standard deviation of log KL that comes of the distances `apart` [B, N] of `fractions` [B, L] from the
+        anchors alone."""
+        astray: FloatArray = self.kernel.scale * self.basis.fade(fractions) * self._astray(apart)
+        return astray
+
+    def _astray(self, apart: Float32Array) -> FloatArray:
+        """[B] over s."""
+        nearest = np.minimum.reduce(apart, axis=1).astype(np.float64)
+        nearest[~np.isfinite(nearest)] = 0.0  # all anchors are left out: there is nothing to be far from
+        return self.kernel.drift * nearest
 
     def _mean(self, fractions: FloatArray, own: FloatArray, process: FloatArray | Float32Array) -> FloatArray:
         """Log KL [B], of what layers lose on their own [B, L] and of the process [B]."""

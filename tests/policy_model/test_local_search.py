@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from policy_model.costs import parameter_costs
-from policy_model.local_search import PESSIMISM, SMALLEST_GAIN, Descent, LevelValues, _process, improve, level_values
+from policy_model.local_search import (
+    CAUTION,
+    PESSIMISM,
+    SMALLEST_GAIN,
+    Descent,
+    LevelValues,
+    _process,
+    improve,
+    level_values,
+)
 from pruning.planning.ffn_spaces import ffn_levels
 from tests.values.landscape import anatomy_of, samples_of
 from values.dataset import TrainingData, training_data
@@ -113,4 +122,7 @@ def test_the_dense_model_stays(table: LevelValues) -> None:
 def test_the_tables_judge_as_the_values_do(table: LevelValues) -> None:
     levels = np.random.default_rng(3).integers(0, 4, (20, 5))
     mean, deviation = table.values.judge(table.fractions_of(levels))
-    np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * deviation, rtol=1e-4, atol=1e-4)
+    fractions = table.fractions_of(levels)
+    places = table.values.basis.places(fractions)
+    doubt = CAUTION * table.values.astray(fractions, distances(places, table.values.places))
+    np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * deviation + doubt, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,7 @@
 """The values at hand-worked points, and the kriging against its textbook form and against refitting."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,9 @@ from tests.values.landscape import anatomy_of, sample, samples_of, true_kl
 from values.basis import Basis, Regression
 from values.dataset import TrainingData, training_data
 from values.encoding import Encoding, encode
+from values.held_out import HeldOutResiduals
 from values.kl_floor import KL_FLOOR_NATS
-from values.value_training import ValueFit, choose_anchors, fit_values
+from values.value_training import ValueFit, choose_anchors, drift_of, fit_values
 from values.values import Values, distances, weights_of
 
 
@@ -186,6 +189,25 @@ def test_too_many_samples_keep_the_frontier_of_every_retention(space: Space, enc
     for retention in np.unique(data.retention):
         assert data.log_kl[data.retention == retention].min() in data.log_kl[kept]
     assert np.array_equal(choose_anchors(data, 10_000), np.arange(data.num_samples))
+
+
+def test_far_from_what_was_measured_doubt_grows_with_the_distance(fit: ValueFit, data: TrainingData) -> None:
+    """By what is unexplained of samples that are left out together, per unit of distance from the others."""
+    residuals = HeldOutResiduals(np.array([3.0, -4.0, 9.0]), np.array([0.0, 0.0, 0.0]))
+    assert drift_of(residuals, np.array([1.0, 2.0, np.inf]), np.ones(3)) == pytest.approx(np.sqrt(25.0 / 5.0))
+    explained = HeldOutResiduals(residuals.errors, np.array([3.0, 5.0, 1.0]))
+    assert drift_of(explained, np.array([1.0, 2.0, np.inf]), np.ones(3)) == 0.0
+
+    values = fit.values
+    straying = Values(values.basis, replace(values.kernel, drift=0.5), values.tensors)
+    certain = Values(values.basis, replace(values.kernel, drift=0.0), values.tensors)
+    x = np.array([[0.3, 0.9, 0.3, 0.9, 0.3, 0.9], data.fractions[-1]])
+    apart = distances(values.basis.places(x), values.places)
+    astray = 0.5 * values.kernel.scale * values.basis.fade(x) * apart.min(axis=1)
+    assert astray[0] > 0.0
+    np.testing.assert_allclose(straying.astray(x, apart), astray, rtol=1e-6)
+    np.testing.assert_allclose(straying.judge(x)[1], np.hypot(certain.judge(x)[1], astray), rtol=1e-6)
+    np.testing.assert_array_equal(straying.judge(x)[0], certain.judge(x)[0])
 
 
 def test_chunks_change_nothing(fit: ValueFit, monkeypatch: pytest.MonkeyPatch) -> None:
