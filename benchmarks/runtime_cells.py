@@ -64,7 +64,7 @@ class Cells:
         rows: list[Row] = []
         for name in self.pythons:
             cells = {kind: self._cell("large", name, folder / kind, asked) for kind in KINDS}
-            row = {"shape": "1B", "runtime": name, "runs": not any("refused" in cell for cell in cells.values())}
+            row: Row = {"shape": "1B", "runtime": name, "runs": not any("refused" in cell for cell in cells.values())}
             rows.append({**row, **(_ratios(**cells) if row["runs"] else {}), "cells": cells})
         return rows
 
