@@ -87,7 +87,7 @@ class Cells:
         try:
             done = measure(command)
         except RuntimeError as error:  # it has died, which is no answer either
-            found = {"refused": str(error).splitlines()[-1][:300]}
+            found: Row = {"refused": str(error).splitlines()[-1][:300]}
         else:
             found = {**json.loads(done.stdout.splitlines()[-1]), "peak_rss_bytes": done.peak_rss_bytes}
         if runtime == "lop" and "refused" in found:
