@@ -117,7 +117,8 @@ RUNTIMES = {
 def longest(questions: Questions) -> int:
     """Positions that are needed at most."""
     speed = questions.get("speed", {"prompt": [], "new_tokens": 1})
-    return ROOM + max(len(speed["prompt"]) + speed["new_tokens"], *map(len, questions["prompts"]))
+    lengths: list[int] = [len(speed["prompt"]) + speed["new_tokens"], *map(len, questions["prompts"])]
+    return ROOM + max(lengths)
 
 
 def measured(next_tokens: NextTokens, questions: Questions) -> dict[str, Any]:

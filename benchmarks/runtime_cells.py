@@ -64,7 +64,7 @@ class Cells:
         rows: list[Row] = []
         for name in self.pythons:
             cells = {kind: self._cell("large", name, folder / kind, asked) for kind in KINDS}
-            row = {"shape": "1B", "runtime": name, "runs": not any("refused" in cell for cell in cells.values())}
+            row: Row = {"shape": "1B", "runtime": name, "runs": not any("refused" in cell for cell in cells.values())}
             rows.append({**row, **(_ratios(**cells) if row["runs"] else {}), "cells": cells})
         return rows
 
@@ -87,7 +87,7 @@ class Cells:
         try:
             done = measure(command)
         except RuntimeError as error:  # it has died, which is no answer either
-            found = {"refused": str(error).splitlines()[-1][:300]}
+            found: Row = {"refused": str(error).splitlines()[-1][:300]}
         else:
             found = {**json.loads(done.stdout.splitlines()[-1]), "peak_rss_bytes": done.peak_rss_bytes}
         if runtime == "lop" and "refused" in found:

@@ -68,7 +68,7 @@ def write_large(folder: Path, num_layers: int) -> dict[str, Any]:
     dense = _empty(folder) / "dense"
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
-        **(LARGE | {"num_hidden_layers": num_layers}),
+        **{**LARGE, "num_hidden_layers": num_layers},
         num_attention_heads=32,
         num_key_value_heads=8,
         vocab_size=len(tokenizer),

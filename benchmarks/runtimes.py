@@ -18,6 +18,7 @@ LOP_LMMS_EVAL_PYTHON name others.
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -113,7 +114,7 @@ def _parts(
         return {"summary": speed_figures(rows), "rows": rows}
 
     def of_harnesses() -> Row:
-        pythons = {name: _python_of(name) for name in HARNESSES}
+        pythons = {name: _python_of(name, name.replace("-", "_"), "lop_evaluation") for name in HARNESSES}
         rows = harness_rows(work / "harnesses", steps, pythons, **asdict(questions))
         return {"summary": harness_figures(rows), "rows": rows}
 
@@ -134,7 +135,7 @@ def _runtimes(*, some: bool) -> dict[str, str]:
         try:
             if name == "llama.cpp":
                 require_llama_cpp()
-            found[name] = _python_of(name) if name == "vllm" else sys.executable
+            found[name] = _python_of(name, "vllm", "lop_vllm") if name == "vllm" else sys.executable
         except (InputError, MissingExtraError) as error:
             if not some:
                 raise
@@ -142,13 +143,15 @@ def _runtimes(*, some: bool) -> dict[str, str]:
     return found
 
 
-def _python_of(name: str) -> str:
-    """Of an environment of its own; raises InputError, with the command that makes it, if it is not there."""
+def _python_of(name: str, *modules: str) -> str:
+    """Of an environment of its own; raises InputError, with the command that makes it, unless it has `modules`."""
     variable = f"LOP_{name.upper().replace('-', '_')}_PYTHON"
     python = Path(os.environ.get(variable) or ROOT / f".venv-{name}" / "bin" / "python")
-    if not python.exists():
+    code = f"import sys, importlib.util as u; sys.exit(None in map(u.find_spec, {modules!r}))"
+    if not python.exists() or subprocess.run([python, "-c", code], check=False).returncode:  # noqa: S603
         remedy = f"make .venv-{name}/.installed, or name its Python in {variable}"
-        raise InputError(f"{name} needs an environment of its own", values=f"no {python}", remedy=remedy)
+        values = f"{python} has no {', '.join(modules)}"
+        raise InputError(f"{name} needs an environment of its own", values=values, remedy=remedy)
     return str(python)
 
 
