@@ -7,17 +7,17 @@ from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config, read_anatomy
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError, PlanError
+from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from pruning.missing_packages import is_installed, missing_extra
 from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
 from recovery.layer_map import matched_layers
+from recovery.plain_weights import PLAIN_WEIGHTS, check_plain
 from recovery.recipe import Mode, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_PLAIN = "weights that are trained must be plain numbers"
 _TEACHER = "Give the dense checkpoint that the pruned one was cut from: --teacher FOLDER"
 
 
@@ -95,18 +95,6 @@ def completed_for(recipe: Recipe, teacher: Path, *, removed: float) -> Recipe:
     return completed
 
 
-def check_plain(plan: PruningPlan) -> None:
-    """Raises PlanError for a plan that stores weights in fewer bits: what it makes cannot be trained."""
-    for layer in plan.layers:
-        for sublayer, kept in ((Sublayer.FFN, layer.ffn), (Sublayer.ATTENTION, layer.attention)):
-            if kept is not None and kept.bits is not None:
-                raise PlanError(
-                    _PLAIN,
-                    values=f"plan {plan.plan_id}: layer {layer.index}, {sublayer}: {kept.bits} bits",
-                    remedy="Recover what a plan of units alone makes, then `lop quantise` the recovered checkpoint",
-                )
-
-
 def no_projector(model_type: str) -> InputError:
     """Of a language model whose projector is to be trained."""
     return InputError(
@@ -129,7 +117,7 @@ def _unquantised(folder: Path) -> "PreTrainedConfig":
     if found := next((x for section in sections if (x := getattr(section, "quantization_config", None))), None):
         method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
         raise CheckpointError(
-            _PLAIN,
+            PLAIN_WEIGHTS,
             values=f"{folder}: quantization_config says {method!r}",
             remedy="Recover the unquantised checkpoint, then quantise",
         )

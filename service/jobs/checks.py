@@ -1,7 +1,7 @@
 """What is known to be wrong with a job before it waits: told to who asks, not found in a log an hour later."""
 
 from pruning.errors import InputError, NotFoundError
-from recovery.checks import check_plain
+from recovery.plain_weights import check_plain
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,

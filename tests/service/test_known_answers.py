@@ -68,9 +68,8 @@ def test_what_an_answer_depends_on_is_told_apart(client: TestClient, planned: li
 
 
 def test_requests_that_are_blown_up_are_not_kept(client: TestClient, planned: list[Any]) -> None:
-    body = json.dumps(REQUEST).encode()
-    padded = {"content": body + b" " * 5000, "headers": {"Content-Type": "application/json"}}
-    found = [client.post("/v1/plans", **padded).content for _ in range(4)]
+    padded, headers = json.dumps(REQUEST).encode() + b" " * 5000, {"Content-Type": "application/json"}
+    found = [client.post("/v1/plans", content=padded, headers=headers).content for _ in range(4)]
     assert len(planned) == 4
     path = client.post("/v1/plans", json=REQUEST).headers["location"]
     assert client.get(path, params={"x": "y" * 5000}).status_code == 200
