@@ -64,6 +64,7 @@ def check_planned(plan: PruningPlan, teacher: Path, recipe: Recipe) -> None:
         InputError: the recipe does not fit the model.
         MissingExtraError: LoRA without peft.
     """
+    _dense(teacher)  # said first: a pruned folder has no anatomy to compare
     anatomy = read_anatomy(teacher)
     plan.check_fingerprint(anatomy.fingerprint)
     completed_for(recipe, teacher, removed=plan.achieved.removed[Scope.DECODER])
