@@ -1,4 +1,4 @@
-"""The part `chosen` of the recovery benchmark: every command that it runs could be typed, and both plans are trained."""
+"""The part `chosen` of the recovery benchmark: what it runs could be typed, and both plans are trained alike."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Typed(Bench):
     def selection(self) -> Path:
         return self.work / "selection.json"
 
-    def lop(self, name: str, *arguments: str, makes: Path | None = None) -> Step:
+    def lop(self, _name: str, *arguments: str, **_: Any) -> Step:
         self.asked.append({"command": arguments[0], **parse(["lop", *arguments])})
         target = {"finalists": [{"after": {"selection": {}}}, {"after": {}}], "best_before_is_best_after": True}
         return Step({"after_recovery": {"targets": [target, target]}}, 1.0, "", {})
