@@ -67,6 +67,7 @@ def check_planned(plan: PruningPlan, teacher: Path, recipe: Recipe) -> None:
         MissingExtraError: LoRA without peft.
     """
     check_plain(plan)
+    _dense(teacher)  # said first: a pruned folder has no anatomy to compare
     anatomy = read_anatomy(teacher)
     plan.check_fingerprint(anatomy.fingerprint)
     completed_for(recipe, teacher, removed=plan.achieved.removed[Scope.DECODER])

@@ -154,8 +154,8 @@ def _weights(z: FloatArray, gain: FloatArray, own: IntArray, ridge: float) -> Fl
     for target in np.unique(own):
         x[own == target] -= x[own == target].mean(axis=0)
         y[own == target] -= y[own == target].mean()
-    found: FloatArray = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y)
-    return found
+    found = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y)
+    return np.asarray(found, dtype=np.float64)
 
 
 def _left_out(z: FloatArray, gain: FloatArray, own: IntArray, shared: IntArray, ridge: float) -> FloatArray:
