@@ -84,7 +84,7 @@ def test_plans_that_are_not_of_densities(
 
 
 @pytest.mark.parametrize(
-    "words", [("-s", 0.5), ("--pattern", "2:4"), ("--ratios", "owl"), ("--modules", "all")], ids=lambda x: x[0]
+    "words", [("--sparsity", 0.5), ("--pattern", "2:4"), ("--ratios", "owl"), ("--modules", "all")], ids=lambda x: x[0]
 )
 def test_a_plan_says_all_there_is_to_say(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[object, ...]
