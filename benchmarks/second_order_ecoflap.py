@@ -20,7 +20,7 @@ from lop.workflows.sparsifying import Ratios, asked_sparsity, block_scores, ecof
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.rewriting.blocks import Block, Part
 from pruning.cutting.rewriting.sparsifier import LocalStep
-from pruning.cutting.rewriting.sparsify_checkpoint import Modules, sparsify_checkpoint
+from pruning.cutting.rewriting.sparsify_checkpoint import Modules, alike_within, sparsify_checkpoint, uniform_densities
 from pruning.data.batches import make_batches
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.measuring.evaluation import evaluate_model
@@ -83,12 +83,13 @@ class SparseModel:
             seed=SEED,
         )
 
-        def densities(blocks: Sequence[Block]) -> list[float]:
+        def densities(blocks: Sequence[Block]) -> Mapping[str, float]:
             if case.ratios is Ratios.UNIFORM:
-                return [asked.density] * len(blocks)
+                return uniform_densities(asked.density)(blocks)
             import numpy as np
 
-            return ecoflap_densities(blocks, {Part(x): np.array(own) for x, own in scores.items()}, asked.density)
+            of_parts = {Part(x): np.array(own) for x, own in scores.items()}
+            return alike_within(blocks, ecoflap_densities(blocks, of_parts, asked.density))
 
         out = self.folder / "sparse"
         shutil.rmtree(out, ignore_errors=True)

@@ -26,6 +26,10 @@ def sparsify(
         str, typer.Option(help="wanda, or sparsegpt, with which the weights that stay make up for the others.")
     ] = "sparsegpt",
     ratios: Annotated[str, typer.Option(help="How sparse each layer becomes: uniform, ecoflap or owl.")] = "uniform",
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", "-p", help="Plan file that says the density of each sub-layer. Instead of --sparsity."),
+    ] = None,
     modules: Annotated[str, typer.Option(help="Whose layers: language, vision or all.")] = "language",
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
     seed: Seed = 0,
@@ -35,7 +39,8 @@ def sparsify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Set single weights to zero, by Wanda or SparseGPT, with uniform, ECoFLaP's or OWL's ratios, or in a pattern.
+    """Set single weights to zero, by Wanda or SparseGPT, with uniform, ECoFLaP's, OWL's or a plan's ratios, or in a
+    pattern.
 
     Zeroed, not removed: shapes, bytes and speed stay those of the dense model, and the result loads wherever that does.
     To make a model smaller, cut units (`lop apply`) or bits (`lop quantise`).
@@ -44,23 +49,42 @@ def sparsify(
     output folder is complete or absent; interrupted or killed, the same command goes on.
     """
     from lop.workflows.compute import warn_of_adapter
-    from lop.workflows.sparsifying import Ratios, asked_sparsity, warnings_of
+    from lop.workflows.sparsifying import Ratios, asked_sparsity, planned_sparsity, warnings_of
     from lop.workflows.sparsifying import sparsify as run
     from pruning.cutting.rewriting.sparsifier import LocalStep
     from pruning.cutting.rewriting.sparsify_checkpoint import Modules
     from pruning.cutting.streaming.solved import solved_folder
     from pruning.errors import InputError
+    from pruning.planning.plan import PruningPlan
 
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise InputError("a sparsity is at least 0 and below 1", values=f"{sparsity:g}")
-    asked = asked_sparsity(
-        one_of(LocalStep, method, "--method"),
-        density=None if sparsity is None else 1.0 - sparsity,
-        pattern=pattern,
-        ratios=one_of(Ratios, ratios, "--ratios"),
-        modules=one_of(Modules, modules, "--modules"),
-        seed=seed,
-    )
+    step, own_ratios = one_of(LocalStep, method, "--method"), one_of(Ratios, ratios, "--ratios")
+    own_modules = one_of(Modules, modules, "--modules")
+    densities = None
+    if plan is None:
+        asked = asked_sparsity(
+            step,
+            density=None if sparsity is None else 1.0 - sparsity,
+            pattern=pattern,
+            ratios=own_ratios,
+            modules=own_modules,
+            seed=seed,
+        )
+    else:
+        given = {
+            "--sparsity": sparsity is not None,
+            "--pattern": pattern is not None,
+            "--ratios": own_ratios is not Ratios.UNIFORM,
+            "--modules": own_modules is not Modules.LANGUAGE,
+        }
+        if any(given.values()):
+            raise InputError(
+                "a plan says alone how dense each sub-layer of the decoder becomes",
+                values=f"--plan {plan} and " + ", ".join(name for name, is_given in given.items() if is_given),
+                remedy="Give --plan without them",
+            )
+        asked, densities = planned_sparsity(model, PruningPlan.load(plan), step)
     warn_of_adapter(model)
     loaded = conversations_of(data, conversations)
     try:
@@ -70,6 +94,7 @@ def sparsify(
                 out,
                 asked,
                 loaded,
+                densities=densities,
                 base_model=base_model,
                 on_score=stage("scoring layers"),
                 on_batch=stage("sparsifying"),

@@ -12,15 +12,18 @@ from lop.workflows.measuring import RECIPES, measure_activations, streamed
 from pruning.allocators.ecoflap import EXTRA_SPARSITY, kept_parameters
 from pruning.allocators.owl import LAMBDA, owl_retentions
 from pruning.arrays import FloatArray
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_processor
-from pruning.cutting.rewriting.blocks import Block, Part
+from pruning.cutting.rewriting.blocks import Block, Part, language_blocks
 from pruning.cutting.rewriting.damped_sweep import few_tokens
+from pruning.cutting.rewriting.planned_densities import planned_densities
 from pruning.cutting.rewriting.sparsifier import LocalStep
 from pruning.cutting.rewriting.sparsify_checkpoint import (
     Densities,
     Modules,
     Sparsity,
     SparsityReport,
+    alike_within,
     sparsify_checkpoint,
     uniform_densities,
 )
@@ -30,6 +33,8 @@ from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InputError
 from pruning.measuring.block_scores import measure_block_scores
 from pruning.measuring.statistics import StatisticsKind
+from pruning.planning.plan import PruningPlan
+from pruning.planning.zeroed import zeroed_weights
 
 if TYPE_CHECKING:
     from typing import Any
@@ -71,6 +76,18 @@ def asked_sparsity(
     return Sparsity(step, parsed.density, _settings(ratios, seed), parsed, modules)
 
 
+def planned_sparsity(folder: Path, plan: PruningPlan, step: LocalStep) -> tuple[Sparsity, Densities]:
+    """What a plan for the checkpoint in `folder` asks for; raises as `planned_densities`."""
+    anatomy = read_anatomy(folder)
+    densities = planned_densities(plan, anatomy)
+    architecture = plan.architecture(anatomy)
+    zeroed = sum(zeroed_weights(anatomy, architecture).values())
+    parameters = sum(block.parameters for block in language_blocks(anatomy))
+    # A plan that was edited by hand keeps its id, and must not go on where the former was interrupted.
+    ratios = {"name": "plan", "plan_id": plan.plan_id, "architecture": architecture.key}
+    return Sparsity(step, 1.0 - zeroed / parameters, ratios), lambda _blocks: densities
+
+
 def _settings(ratios: Ratios, seed: int) -> "dict[str, Any]":
     settings: dict[str, Any] = {"name": ratios.value}
     if ratios is Ratios.ECOFLAP:
@@ -85,12 +102,14 @@ def sparsify(
     sparsity: Sparsity,
     conversations: Sequence[Conversation],
     *,
+    densities: Densities | None = None,
     base_model: str | None = None,
     on_score: Progress | None = None,
     on_batch: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> SparsityReport:
-    """Sparsify the checkpoint in `folder`; arguments and errors as `sparsify_checkpoint`."""
+    """Sparsify the checkpoint in `folder`; arguments and errors as `sparsify_checkpoint`. Without `densities`, they are
+    found as the ratios of `sparsity` say."""
     warn_of_dtype(folder)
     return sparsify_checkpoint(
         folder,
@@ -99,7 +118,7 @@ def sparsify(
         streamed(folder, conversations),
         calibration_id(conversations),
         compute_device(),
-        densities=_densities(folder, sparsity, conversations, on_score),
+        densities=densities or _densities(folder, sparsity, conversations, on_score),
         base_model=base_model,
         on_batch=on_batch,
         on_bytes=on_bytes,
@@ -112,14 +131,20 @@ def _densities(
     match Ratios(sparsity.ratios["name"]):
         case Ratios.ECOFLAP:
             seed = int(sparsity.ratios["seed"])
-            return lambda blocks: ecoflap_densities(
-                blocks, block_scores(folder, conversations, sparsity.modules, seed, on_score), sparsity.density
+            return lambda blocks: alike_within(
+                blocks,
+                ecoflap_densities(
+                    blocks, block_scores(folder, conversations, sparsity.modules, seed, on_score), sparsity.density
+                ),
             )
         case Ratios.OWL:
-            return lambda blocks: owl_densities(
+            return lambda blocks: alike_within(
                 blocks,
-                measure_activations(folder, conversations, on_batch=on_score).arrays["outlier_ratio"],
-                sparsity.density,
+                owl_densities(
+                    blocks,
+                    measure_activations(folder, conversations, on_batch=on_score).arrays["outlier_ratio"],
+                    sparsity.density,
+                ),
             )
         case Ratios.UNIFORM:
             return uniform_densities(sparsity.density)

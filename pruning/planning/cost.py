@@ -17,6 +17,7 @@ from pruning.planning.latency_model import LatencyModel
 from pruning.planning.plan import Achieved
 from pruning.planning.target import achieved_sparsity
 from pruning.planning.workload import Workload
+from pruning.planning.zeroed import zeroed_shares
 
 
 def weight_file_bytes(tensors: Sequence[TensorSpec]) -> int:
@@ -42,7 +43,8 @@ def achieved_costs(
     compensates: bool = False,
     latency: LatencyModel | None = None,
 ) -> Achieved:
-    """All costs of `architecture`, with the biases that compensation adds or without.
+    """All costs of `architecture`, with the biases that compensation adds or without. Raises InputError as
+    `zeroed_weights`.
 
     `latency` prices `workload` on a device. Without it, and where it has no time for what is cut, nothing is said about
     time.
@@ -50,6 +52,7 @@ def achieved_costs(
     workload = workload or Workload()
     achieved = Achieved(
         removed=achieved_sparsity(anatomy, architecture, compensates=compensates),
+        zeroed=zeroed_shares(anatomy, architecture),
         parameters=prices.parameters(anatomy, compensates=compensates).cost(architecture),
         disk_bytes=weight_file_bytes(pruned_tensors(anatomy, architecture, compensates=compensates)),
         memory_bytes=prices.memory_bytes(anatomy, workload, compensates=compensates).cost(architecture),

@@ -44,7 +44,7 @@ class Price(ABC):
 
     @abstractmethod
     def of(self, site: Site, options: Options) -> IntArray:
-        """[K] cost of each of `options` at `site`.
+        """[K] cost of each of `options` at `site`. A density changes none: zeros are stored and computed like others.
 
         Raises:
             InputError: an option that this version cannot price, or costs that are too large to count with.
@@ -117,7 +117,6 @@ class LinearPrice(Price):
         self.kind, self.dense, self.sites, self.fixed, self._packed = kind, dense, sites, fixed, packed
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options.density)
         cost, dense = self.sites[site], self.dense[site]
         if cost.per_unit * dense + cost.whole + cost.added >= NEVER // max(len(self.sites), 1):
             raise InputError(
@@ -132,7 +131,6 @@ class LinearPrice(Price):
 
     def cost_of(self, site: Site, option: Option) -> int:
         # In Python's own integers: a plan may say of a workload how much it costs, however much that is.
-        _check_priced(None if option.density is None else (option.density,))
         cost = self.sites[site]
         if option.units == 0:
             return 0
@@ -154,7 +152,6 @@ class LatencyPrice(Price):
         self.fixed = model.fixed_ns()
 
     def of(self, site: Site, options: Options) -> IntArray:
-        _check_priced(options.density)
         return self._model.site_ns(site, options.units, self._saved(site, options))
 
     def _saved(self, site: Site, options: Options) -> IntArray | None:
@@ -173,7 +170,6 @@ class LatencyPrice(Price):
         first, further = self._model.fixed_phases_ns()
         for site, option in {**{site: Option(units) for site, units in self.dense.items()}, **dict(cut)}.items():
             options = Options.of([option])
-            _check_priced(options.density)
             prefill, decode = self._model.phases_ns(site, options.units, self._saved(site, options))
             first, further = first + int(prefill[0]), further + int(decode[0])
         return Latency.of_phases(first, further, self._model.workload)
@@ -337,12 +333,3 @@ def saved_by_bits(weights: Sequence[TensorSpec], options: Options) -> IntArray:
     for each in FEWER_BITS:
         saved[bits == each] = saved_bytes(weights, options.units[bits == each], each)
     return saved
-
-
-def _check_priced(density: object) -> None:
-    if density is not None:
-        raise InputError(
-            "this version prices units and bits alone",
-            values=f"density {density}",
-            remedy="Leave density out, or upgrade lop-service",
-        )

@@ -140,12 +140,17 @@ class Ranking:
             grouped = option.bits in FEWER_BITS and come_in_groups(
                 packed_weights(anatomy).get(site, ()), np.array([option.units], dtype=np.int64)
             )
-            if (option.bits is not None and not grouped) or option.density is not None:
+            if option.density is not None:
                 raise PlanError(
-                    "this version cuts whole units, keeps the density of weights, and stores them in 8 or 4 bits where "
-                    f"inputs come in whole groups of {GROUP}",
-                    values=f"layer {site.layer}, {site.sublayer}: {option.units} units, bits={option.bits}, "
-                    f"density={option.density}",
+                    "a plan's densities are written from the dense model and calibration data, not by cutting",
+                    values=f"layer {site.layer}, {site.sublayer}: density={option.density}",
+                    remedy="Use `lop sparsify MODEL --plan PLAN --data DATA --out FOLDER`",
+                )
+            if option.bits is not None and not grouped:
+                raise PlanError(
+                    "this version cuts whole units, and stores weights in 8 or 4 bits where inputs come in whole "
+                    f"groups of {GROUP}",
+                    values=f"layer {site.layer}, {site.sublayer}: {option.units} units, bits={option.bits}",
                     remedy=UPGRADE,
                 )
             if site.sublayer is Sublayer.ATTENTION and 0 < option.units < dense and self.kv_groups is None:

@@ -1,4 +1,4 @@
-"""Wanda and SparseGPT as rewriters: each block by its own density."""
+"""Wanda and SparseGPT as rewriters: each projection by its own density."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,24 +22,28 @@ class LocalStep(StrEnum):
 
 @dataclass(frozen=True)
 class Sparsifier:
-    """One local step, with the densities of the blocks by their keys, or one pattern for all."""
+    """One local step, with the densities of projections by their weights' names, or one pattern for all. Projections
+    that share their inputs have one density."""
 
     step: LocalStep
     densities: Mapping[str, float]
     pattern: Pattern | None = None
 
     def needs(self, block: Block) -> Needs:
-        if self.pattern is None and self.densities[block.key] >= 1.0:
+        if all(self._is_dense(projection) for projection in block.projections):
             return Needs.NOTHING
         return Needs.SQUARES if self.step is LocalStep.WANDA else Needs.PRODUCTS
+
+    def _is_dense(self, projection: Projection) -> bool:
+        return self.pattern is None and self.densities[projection.name] >= 1.0
 
     def rewrite(
         self, block: Block, projections: Sequence[Projection], weights: Sequence[torch.Tensor], inputs: Inputs | None
     ) -> Rewritten:
-        density = self.densities[block.key]
-        if self.needs(block) is Needs.NOTHING:
+        density = self.densities[projections[0].name]
+        if self._is_dense(projections[0]):
             return Rewritten({}, {x.name: _note(x, weight) for x, weight in zip(projections, weights, strict=True)})
-        assert inputs is not None
+        assert inputs is not None, block
         how: dict[str, float | int | None] = {"tokens": inputs.tokens}
         if self.step is LocalStep.WANDA:
             made = tuple(wanda(weight, inputs.squares, density, self.pattern) for weight in weights)

@@ -86,13 +86,18 @@ class Sparsity:
         }
 
 
-Densities = Callable[[Sequence[Block]], Sequence[float]]
-"""Of each block the share of its weights that stays."""
+Densities = Callable[[Sequence[Block]], Mapping[str, float]]
+"""Of each projection of the blocks, by its weight's name, the share that stays."""
+
+
+def alike_within(blocks: Sequence[Block], densities: Sequence[float]) -> dict[str, float]:
+    """Of all projections of a block its own of `densities`, by their weights' names."""
+    return {x.name: own for block, own in zip(blocks, densities, strict=True) for x in block.projections}
 
 
 def uniform_densities(density: float) -> Densities:
     """The same for all."""
-    return lambda blocks: [density] * len(blocks)
+    return lambda blocks: alike_within(blocks, [density] * len(blocks))
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def sparsify_checkpoint(
         _check(sparsity, vision)
         blocks = (*vision, *language)
         asked = densities or uniform_densities(sparsity.density)
-        found = files.decided(lambda: {block.key: x for block, x in zip(blocks, asked(blocks), strict=True)})
+        found = files.decided(lambda: dict(asked(blocks)))
         sparsifier = Sparsifier(sparsity.step, found, sparsity.pattern)
         rewrite_blocks(
             layers,
@@ -238,7 +243,7 @@ def _report(
             {
                 "part": block.part.value,
                 "layer": block.index,
-                "wished_density": densities[block.key],
+                "wished_density": sum(densities[x.name] * x.parameters for x in block.projections) / block.parameters,
                 "density": 1.0 - zeroed / block.parameters,
                 "projections": own,
             }

@@ -19,6 +19,7 @@ import torch
 
 from pruning.cutting.rewriting.column_sweep import BLOCK, sweep
 from pruning.errors import InputError
+from pruning.planning.zeroed import num_zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,6 @@ class Pattern:
                 values=f"{name} has {inputs:,} inputs",
                 remedy="Choose an M that divides them, or --density without a pattern",
             )
-
-
-def num_zeros(count: int, density: float) -> int:
-    """How many of `count` weights become zero."""
-    return round(count * (1.0 - density))
 
 
 def wanda(weight: torch.Tensor, squares: torch.Tensor, density: float, pattern: Pattern | None = None) -> torch.Tensor:

@@ -162,8 +162,13 @@ class TestPlans:
             (2, Sublayer.ATTENTION, Option(3), "all of its KV groups .*layer 2: 3 of 2"),
             (4, Sublayer.ATTENTION, Option(1), "all of its KV groups .*layer 4: 1 of 0"),
             (4, Sublayer.FFN, Option(0), "all of its channels .*layer 4: 0 of 0"),
-            (0, Sublayer.FFN, Option(48, bits=4), "in 8 or 4 bits .*groups of 32.*bits=4, density=None"),
-            (0, Sublayer.ATTENTION, Option(1, density=0.5), "density of weights.*bits=None, density=0.5"),
+            (0, Sublayer.FFN, Option(48, bits=4), "in 8 or 4 bits .*groups of 32.*bits=4"),
+            (
+                0,
+                Sublayer.ATTENTION,
+                Option(1, density=0.5),
+                "not by cutting.*layer 0, attention: density=0.5.*lop sparsify",
+            ),
         ],
     )
     def test_options_that_this_version_cannot_cut(

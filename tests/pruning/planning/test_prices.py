@@ -155,12 +155,11 @@ def test_a_skipped_site_costs_nothing_and_its_first_unit_all_that_goes_with_it()
         assert (skipped, one - (two - one)) == (0, 2 * anatomy.hidden_size)
 
 
-def test_densities_have_no_price_yet() -> None:
+def test_zeros_cost_what_other_weights_do() -> None:
     anatomy = anatomy_with("llava-llama")
-    site = Site(0, Sublayer.FFN)
+    sparse = Architecture.of({Site(0, Sublayer.FFN): Option(48, density=0.5)})
     for price in all_prices(anatomy, compensates=False):
-        with pytest.raises(InputError, match="prices units and bits alone"):
-            price.cost(Architecture.of({site: Option(48, density=0.5)}))
+        assert price.cost(sparse) == price.total
 
 
 def test_biases_of_cut_layers_are_paid_for() -> None:
