@@ -31,11 +31,13 @@ class Sizes:
         conversations: that searches score on; statistics and the ranking are of all there are.
         validation: conversations that judge, None for all.
         evaluations: configurations a target, its share of the scan included.
+        evolution_everywhere: evolution runs in the single spaces as well, which no figure compares it in.
     """
 
     conversations: int
     validation: int | None
     evaluations: int
+    evolution_everywhere: bool = True
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ def _methods_at(
         rows += run.rows(space, search.searched(targets, SEARCH), limits)
         for method in (MILP, MILP_ROOTS, MILP_COMPLETE) if space is JOINT else (MILP, MILP_ROOTS):
             rows += run.rows(space, search.additive(targets, method), limits)
-        rows += run.rows(space, search.evolved(targets), limits)
+        if run.sizes.evolution_everywhere or space is JOINT:
+            rows += run.rows(space, search.evolved(targets), limits)
     return {"rows": rows, "scan_evaluations": scans}
 
 

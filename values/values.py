@@ -167,7 +167,8 @@ class Values:
         """[B] over s."""
         nearest = np.minimum.reduce(apart, axis=1).astype(np.float64)
         nearest[~np.isfinite(nearest)] = 0.0  # all anchors are left out: there is nothing to be far from
-        return self.kernel.drift * nearest
+        astray: FloatArray = self.kernel.drift * nearest
+        return astray
 
     def _mean(self, fractions: FloatArray, own: FloatArray, process: FloatArray | Float32Array) -> FloatArray:
         """Log KL [B], of what layers lose on their own [B, L] and of the process [B]."""
