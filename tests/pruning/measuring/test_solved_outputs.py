@@ -64,7 +64,7 @@ def test_equals_models_that_were_cut_and_solved(
         cut_model(model, architecture, ranking, solved={i: x.tensors for i, x in solved.layers.items()})
         expected = evaluate_model(model, batches, dense)
         (found,) = evaluate([architecture])
-        assert found.kl == pytest.approx(expected.kl, rel=1e-3)
+        assert found.kl == pytest.approx(expected.kl, rel=1e-3, abs=4e-8)  # processors round otherwise
         assert found.nll == pytest.approx(expected.nll, rel=1e-4)
         assert abs(found.kl / plain([architecture])[0].kl - 1.0) > 0.01  # something was solved
     assert evaluate([Architecture.of({})])[0].kl == 0.0
