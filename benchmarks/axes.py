@@ -81,7 +81,7 @@ def main(
     """Write results/axes.json and axes.png."""
     parts, models = _chosen("part", part, [*PARTS, *OTHER_PARTS]), _chosen("model", model, list(SIZES))
     given = {"conversations": conversations, "validation": validation, "evaluations": evaluations}
-    changed = {name: value for name, value in given.items() if value is not None}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     sizes = {name: replace(SIZES[name], **changed) for name in models}
     with alone_in(WORK) as lock:
         if fresh:
