@@ -129,6 +129,15 @@ def search(
             "nothing wherever this was measured (docs/search.md).",
         ),
     ] = DEFAULT_SIMULATIONS,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Then plan for so many budgets between the targets, score those plans, and learn from each: "
+            "predictors are better there. Default: 32 in the space all, none in others.",
+            show_default=False,
+        ),
+    ] = None,
     after_recovery: Annotated[
         str | None,
         typer.Option(
@@ -244,7 +253,7 @@ def search(
             validation=validation,
         )
         if queue:
-            job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name)
+            job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name, probes=probes)
             if json:
                 print_json({"job": job.id, "status": job.status, "dataset": job.settings["dataset"]})
             else:
@@ -252,7 +261,7 @@ def search(
             return
         with SearchProgressBar() as progress:
             result = search_model(
-                repository, model, loaded, settings, name=data.name, progress=progress, engine=options
+                repository, model, loaded, settings, name=data.name, progress=progress, engine=options, probes=probes
             )
         samples = repository.count_samples(model)
         if plot is not None:

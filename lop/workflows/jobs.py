@@ -156,6 +156,7 @@ class JobRunner:
                 engine=self.engine,
                 on_stored=reporter.check,
                 record=False,
+                probes=job.probes,
             )
             record = record_result(self.repository, job.model, conversations, settings, result, name=name)
             calibration = calibration_id(conversations)
