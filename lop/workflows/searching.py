@@ -51,7 +51,7 @@ def search_model(
     """
     from lop.workflows.probing import num_probes, probe_model
     from mcts.worker import run_search
-    from policy_model.probing import SOURCE
+    from policy_model.probing import SOURCE, Probe
 
     count = num_probes(settings, probes)
 
@@ -73,6 +73,10 @@ def search_model(
         (dense,) = memo([DENSE])
         if count:
             before = result.scan_evaluations + len(result.targets) * settings.num_evaluations
+
+            def on_probe(done: int, found: Probe | None) -> None:
+                progress(before + done, before + count, SOURCE, None if found is None else found.metrics)
+
             probe_model(
                 repository,
                 model_id,
@@ -80,7 +84,7 @@ def search_model(
                 evaluate,
                 settings,
                 count,
-                lambda done, found: progress(before + done, before + count, SOURCE, found and found.metrics),
+                on_probe,
             )
     result = result.cross_validated(dense)
     if record:
