@@ -22,7 +22,7 @@ from recovery.training import Watcher
 from tests.recovery.conftest import Cut
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["accelerate", "peft", "transformers.models.llava", "tests.recovery.joint"])
+_CONTEXT.set_forkserver_preload(["accelerate", "peft", "transformers.models.llava", "lop.cli", "tests.recovery.joint"])
 
 SETTINGS: dict[str, Any] = {
     "losses": {"sft": 1.0, "kd-logits": 1.0, "kd-hidden": 1.0},
@@ -45,6 +45,11 @@ class Ended:
 
 def together(count: int, call: Callable[..., Any], *arguments: Any) -> list[Ended]:
     """`call(processes, *arguments)` in each of `count` processes; `call` must be importable."""
+    return launched(count, _joined, call, *arguments)
+
+
+def launched(count: int, call: Callable[..., Any], *arguments: Any) -> list[Ended]:
+    """`call(*arguments)` in each of `count` processes whose environment is as launchers make it."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -72,12 +77,34 @@ def _run(pipe: Any, number: int, count: int, port: int, call: Callable[..., Any]
     os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     try:
-        with Several(torch.device("cpu")) as processes:
-            made = call(processes, *arguments)
+        made = call(*arguments)
     except Exception as error:  # noqa: BLE001 (told to the test)
         pipe.send((None, (type(error).__name__, str(error))))
         os._exit(1)  # not torch's own end, which would wait for the others
     pipe.send((made, None))
+
+
+def _joined(call: Callable[..., Any], *arguments: Any) -> Any:
+    with Several(torch.device("cpu")) as processes:
+        return call(processes, *arguments)
+
+
+def command_line(folder: Path, *arguments: str) -> tuple[str, str]:
+    """What `lop ARGUMENTS` writes to stdout and stderr; it ends with its exit code unless that is 0."""
+    import sys
+
+    from lop.cli import main
+
+    files = [folder / f"{os.environ['RANK']}.{name}" for name in ("out", "err")]
+    os.environ["LOP_TORCH_DEVICE"] = "cpu"
+    with files[0].open("w") as sys.stdout, files[1].open("w") as sys.stderr:
+        sys.argv = ["lop", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+    return files[0].read_text(), files[1].read_text()
 
 
 def any_lower_kl_is_better(monkeypatch: pytest.MonkeyPatch) -> None:

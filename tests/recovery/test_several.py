@@ -1,5 +1,6 @@
 """Several processes, on CPUs by gloo, against one: equal steps, decisions and weights; killed ones; what is refused."""
 
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from recovery.recover import state_folder
 from recovery.several import Several
 from recovery.state import STATE_NAME
 from tests.recovery.conftest import Cut
-from tests.recovery.joint import Ended, any_lower_kl_is_better, recovered, together
+from tests.recovery.joint import Ended, any_lower_kl_is_better, command_line, launched, recovered, together
 from tests.recovery.test_recover import needs_peft, weights
 
 several = pytest.mark.skipif(not find_spec("accelerate"), reason="no accelerate")
@@ -137,6 +138,20 @@ def test_what_one_refuses_ends_all_and_is_said_once(cut: Cut, tmp_path: Path, ca
     assert said in main.error[1]
     assert (other.error, other.code) == (None, 2)
     assert not state_folder(tmp_path / "out").exists()
+
+
+@several
+def test_the_launched_command_speaks_once(cut: Cut, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", ["--mode", "full", "--steps", "2", "--step-tokens", "16", "--json"]
+    command = ["recover", str(cut.pruned), "--teacher", str(cut.dense), "--data", str(cut.data), "--out", str(out)]
+    main, other = launched(2, command_line, tmp_path, *command, *settings)
+    assert other.made == ("", "")
+    assert json.loads(main.made[0])["processes"] == 2
+    assert "no selection part" in main.made[1]
+    again = launched(2, command_line, tmp_path, *command, *settings)
+    assert [process.code for process in again] == [2, 2]
+    assert "error: the output folder must not exist yet" in (tmp_path / "0.err").read_text()
+    assert (tmp_path / "1.err").read_text() == ""
 
 
 def gradients(processes: Processes) -> list[list[float] | None]:
