@@ -103,17 +103,17 @@ def recover_folder(
 def launched_processes() -> "Iterator[Processes]":
     """Those that a launcher started together with this one: `torchrun`, `accelerate launch`. Usually there is none.
 
-    Raises as `recovery.several.Several`, and InputError if torch has no such device as LOP_TORCH_DEVICE says.
+    Raises as `recovery.several.Several` and `lop.workflows.compute.wanted_device`.
     """
     from recovery.processes import ALONE, num_launched
 
     if num_launched() == 1:
         yield ALONE
         return
-    from lop.workflows.compute import compute_device
+    from lop.workflows.compute import wanted_device
     from recovery.several import Several
 
-    with Several(compute_device()) as processes:
+    with Several(wanted_device()) as processes:
         yield processes
 
 

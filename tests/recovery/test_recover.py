@@ -104,7 +104,7 @@ def test_killed_where_few_steps_need_the_projector(
         item["conversations"][0]["value"] = item["conversations"][0]["value"].removeprefix("<image>\n")
     conversations = cut.data.with_name(f"pictures-{pictures}.json")
     conversations.write_text(json.dumps(items))
-    changes = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
+    changes: dict[str, Any] = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, **changes)
     run_killed(cut, killed, monkeypatch, **changes)

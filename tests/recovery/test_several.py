@@ -154,20 +154,24 @@ def test_the_launched_command_speaks_once(cut: Cut, tmp_path: Path) -> None:
     assert (tmp_path / "1.err").read_text() == ""
 
 
-def gradients(processes: Processes) -> list[list[float] | None]:
-    """Of three parameters: both processes have one of the first, one alone has one of the second, none of the third."""
+def gradients(processes: Processes) -> tuple[list[list[float] | None], bytes]:
+    """Of three parameters, of which all processes have one, all but the first, and none; and of one that is drawn."""
     parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter()]
     parameters[0].grad = torch.full((2, 2), 1.0 + processes.number)
     if processes.number:
         parameters[1].grad = torch.arange(3.0)
     processes.sum_gradients(parameters)
-    return [None if p.grad is None else p.grad.flatten().tolist() for p in parameters]
+    drawn = torch.nn.Parameter(torch.zeros(2**14))
+    drawn.grad = torch.randn(2**14, generator=torch.Generator().manual_seed(processes.number))
+    processes.sum_gradients([drawn])
+    return [None if p.grad is None else p.grad.flatten().tolist() for p in parameters], drawn.grad.numpy().tobytes()
 
 
 @several
 def test_gradients_are_summed_and_absent_ones_stay_absent() -> None:
-    for process in together(2, gradients):
-        assert process.made == [[3.0] * 4, [0.0, 1.0, 2.0], None]
+    found = [process.made for process in together(3, gradients)]
+    assert [made[0] for made in found] == [[[6.0] * 4, [0.0, 2.0, 4.0], None]] * 3
+    assert len({made[1] for made in found}) == 1  # bit by bit, or the processes' weights would drift apart
 
 
 def test_a_launch_is_found_and_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
