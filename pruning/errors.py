@@ -18,6 +18,7 @@
     |- BusyError                  the server does as much of this at once as it may
     |- LopServerError              the server cannot be reached, or answered that it cannot serve
     |- JobError                    a job that was waited for failed, was cancelled or parked
+    |- ProcessError                another of the processes that train together has ended
     |- MissingExtraError (ImportError) an optional dependency is not installed
     |- UnsupportedVersionError (ImportError) a package is installed in a version that was not tested
     '- StorageError
@@ -159,6 +160,10 @@ class JobError(LopError):
     def __init__(self, rule: str, *, values: str = "", remedy: str = "", job: dict[str, Any]) -> None:
         super().__init__(rule, values=values, remedy=remedy)
         self.job = job
+
+
+class ProcessError(LopError):
+    """Another of the processes that train one model together has ended."""
 
 
 class MissingExtraError(LopError, ImportError):

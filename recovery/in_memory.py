@@ -134,7 +134,7 @@ class Recoveries:
         if key not in self._teachers:
             self._teachers[key] = Teacher(
                 self._dense,
-                self._batches,
+                self._batches.own,
                 recipe,
                 layers=layers,
                 folder=self._folder / "-".join(["teacher", *map(str, (*key[0], *layers))]),

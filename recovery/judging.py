@@ -1,7 +1,7 @@
 """Scores of a model on a part, answer by answer, against the dense model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,8 @@ from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation
 from recovery.kinds import Kinds
 from recovery.passes import Passes
-from recovery.scores import AnswerScores, joined
+from recovery.processes import ALONE, Processes
+from recovery.scores import AnswerScores
 from recovery.teacher import head_alone
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Part:
 
     Attributes:
         name: `selection`, which decides, or `validation`, which only reports.
-        batches: of the conversations.
+        batches: of the conversations; of those that this process does not judge, only where their answers are.
         kinds: of each answer [n], in the order of the batches; None where the data name none.
     """
 
@@ -42,11 +43,17 @@ class Part:
 
 
 def part_of(
-    name: str, conversations: Sequence[Conversation], processor: "Processor", kinds: Kinds | None = None
+    name: str,
+    conversations: Sequence[Conversation],
+    processor: "Processor",
+    kinds: Kinds | None = None,
+    processes: Processes = ALONE,
 ) -> Part:
     """Raises as `make_batches`."""
     ordered = sorted(conversations, key=rough_length)
     batches = make_batches(ordered, processor)
+    own = processes.share(range(len(batches)))
+    batches = [batch if index in own else replace(batch, inputs={}) for index, batch in enumerate(batches)]
     if kinds is None:
         return Part(name, batches)
     turn = [0] * len(ordered)
@@ -66,27 +73,38 @@ def rough_length(conversation: Conversation) -> tuple[bool, int]:
 
 
 class Judge:
-    """Scores models on one part. What the dense model says of it is recorded at the start."""
+    """Scores models on one part. What the dense model says of it is recorded at the start.
+
+    Of several processes each takes its share of the batches; all have the scores of the whole part.
+    """
 
     def __init__(
-        self, dense: "PreTrainedModel", part: Part, *, on_batch: Callable[[int, int], None] | None = None
+        self,
+        dense: "PreTrainedModel",
+        part: Part,
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.part = part
+        self.part, self._processes = part, processes
         self._head = head_alone(decoder_view(dense))
         self._dense: list[torch.Tensor] = []
-        passes = Passes(dense, part.batches, recorded_bytes=0)
+        self._batches = processes.share(part.batches)
+        firsts = np.cumsum([0, *(len(batch.spans) for batch in part.batches)])[:-1]
+        self._firsts = processes.share(firsts.tolist())
+        passes = Passes(dense, self._batches, recorded_bytes=0)
         for index, places in enumerate(passes.places):
             with torch.no_grad():
                 self._dense.append(passes(index)[0][places.answers].clone())
             if on_batch is not None:
                 on_batch(index + 1, len(passes))
-        self.dense_scores = joined(
+        self.dense_scores = self._whole(
             [self._scores(i, self._log_dense(i), passes.places[i].targets) for i in range(len(passes))]
         )
 
     def passes(self, model: "PreTrainedModel", *, trains_before_decoder: bool) -> Passes:
         """Of `model` over the part, to be given to `scores` as often as its weights change."""
-        return Passes(model, self.part.batches, trains_before_decoder=trains_before_decoder)
+        return Passes(model, self._batches, trains_before_decoder=trains_before_decoder)
 
     @torch.no_grad()
     def scores(self, passes: Passes) -> AnswerScores:
@@ -96,7 +114,14 @@ class Judge:
             last, _ = passes(index)
             log_p = torch.log_softmax(passes.view.logits(last[places.answers]), dim=-1)
             found.append(self._scores(index, log_p, places.targets))
-        return joined(found)
+        return self._whole(found)
+
+    def _whole(self, found: Sequence[AnswerScores]) -> AnswerScores:
+        """Of all answers in order, from those of this process's batches and of the others'."""
+        table = np.zeros((len(fields(AnswerScores)), self.part.num_answers))
+        for first, scores in zip(self._firsts, found, strict=True):
+            table[:, first : first + len(scores.tokens)] = scores.columns()
+        return AnswerScores(*self._processes.summed(table))
 
     @torch.no_grad()
     def _log_dense(self, index: int) -> torch.Tensor:
@@ -110,7 +135,7 @@ class Judge:
         chosen = log_p.argmax(dim=-1)
         nll = -log_p.gather(1, targets[:, None])[:, 0]
         columns = (kl, nll, torch.ones_like(nll), chosen == log_dense.argmax(dim=-1), chosen == targets)
-        stops = np.cumsum([span.stop - span.start for span in self.part.batches[index].spans])[:-1]
+        stops = np.cumsum([span.stop - span.start for span in self._batches[index].spans])[:-1]
         *sums, exact = ([x.sum() for x in np.split(c.double().cpu().numpy(), stops)] for c in columns)
         lengths = np.array(sums[2])
         kl_sums, nll_sums, _, agreeing = (np.array(x) for x in sums)

@@ -1,6 +1,6 @@
 """What is known of every answer of a part, and how sure figures over answers are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,13 @@ class AnswerScores:
             "agreement": self.agreement,
         }
 
+    def columns(self) -> tuple[FloatArray, ...]:
+        """All five, in their order."""
+        return self.kl, self.nll, self.tokens, self.agreeing, self.correct
+
     def at(self, indices: IntArray) -> "AnswerScores":
         """Of these answers alone."""
-        return AnswerScores(
-            *(array[indices] for array in (self.kl, self.nll, self.tokens, self.agreeing, self.correct))
-        )
-
-
-def joined(parts: Sequence[AnswerScores]) -> AnswerScores:
-    """All of them, in order."""
-    names = ("kl", "nll", "tokens", "agreeing", "correct")
-    return AnswerScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return AnswerScores(*(array[indices] for array in self.columns()))
 
 
 def interval(statistic: Callable[[IntArray], float], num_answers: int) -> tuple[float, float]:

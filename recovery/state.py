@@ -8,7 +8,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save
 
 from pruning.atomic_file import replace_file
 
-_META = "lop_recovery"
+_META = "lop_recovery_2"
+"""The 2 is of the layout: since then AdamW's steps are counted for each parameter."""
 STATE_NAME = "state.safetensors"
 _BEST = "best-{}.safetensors"
 _KEY = "key"
+_TEACHER = "teacher"
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Progress:
         seconds: of training, over all attempts.
         tokens: that went through the student, padding not counted.
         stopped: why it ended early.
+        num_processes: that it was begun with.
     """
 
     num_steps: int
@@ -48,24 +51,36 @@ class Progress:
     tokens: int = 0
     stopped: str | None = None
     is_over: bool = False
+    num_processes: int = 1
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """From its JSON; raises TypeError, ValueError or KeyError if it is something else."""
+        progress = cls(**document)
+        progress.curve = [(int(step), loss, rate) for step, loss, rate in progress.curve]
+        return progress
 
 
 class StateFolder:
-    """The files of one training."""
+    """The files of one training; `teacher` is for what the dense model said of the batches."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """Of the training with that key; what lies there of another one is removed."""
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path, key: str, num_processes: int = 1) -> None:
+        """Of the training with that key; what lies there of another one is removed.
+
+        So is what the dense model said to another number of processes, whose shares of the batches are not those.
+        """
+        self._folder = folder
+        self.teacher = folder / (_TEACHER if num_processes == 1 else f"{_TEACHER}-of-{num_processes}")
         marker = folder / _KEY
-        if folder.exists() and (not marker.is_file() or marker.read_text() != key):
+        if marker.is_file() and marker.read_text() == key:
+            for path in folder.glob(f"{_TEACHER}*"):
+                if path != self.teacher:
+                    shutil.rmtree(path, ignore_errors=True)
+            return
+        if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         replace_file(marker, key.encode())
-
-    @property
-    def teacher(self) -> Path:
-        """For what the dense model said of the batches."""
-        return self._folder / "teacher"
 
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
         """Raises OSError; then the file from before is still whole."""
@@ -81,8 +96,7 @@ class StateFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 document: dict[str, Any] = json.loads((file.metadata() or {})[_META])
-            progress = Progress(**document)
-            progress.curve = [(int(step), loss, rate) for step, loss, rate in progress.curve]
+            progress = Progress.of(document)
             best = self._folder / _BEST.format(progress.best_step)
             return (progress, load_file(path)) if not progress.best_step or best.is_file() else None
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):

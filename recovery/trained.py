@@ -1,6 +1,6 @@
 """The part of a model that is trained, and the model as it would be written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -72,10 +72,10 @@ class Trained:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take these weights."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
+    def put(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take these weights, by their names."""
+        for name, tensor in tensors:
+            self.parameters[name].copy_(tensor)
 
     @contextmanager
     def as_written(self, dtype: torch.dtype) -> Iterator[None]:

@@ -6,15 +6,18 @@ seed. On one machine with as many threads equal runs give equal weights, killed 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
+from pruning.data.batches import Batch
 from recovery.judging import Judge
 from recovery.losses import weighted_loss
 from recovery.passes import Passes
+from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
 from recovery.schedule import Schedule, batches_per_step
 from recovery.scores import AnswerScores
@@ -28,6 +31,11 @@ STATE_SECONDS = 120.0
 _TRIAL_STEPS = 4
 """By which minutes become a number of steps; the first is not counted."""
 
+_WEIGHTS = "weights"
+_MOMENTS = {"step": "step", "exp_avg": "mean", "exp_avg_sq": "square"}
+"""What AdamW keeps of a parameter, and what that is called in the state's file, before the parameter's name."""
+_KEPT = {name: own for own, name in _MOMENTS.items()}
+
 _CLIP = 1.0
 """The largest norm of a step's gradient."""
 
@@ -40,19 +48,37 @@ class Watcher:
     on_scores: Callable[[int, AnswerScores, bool], None] = lambda *_: None
 
 
+@dataclass(frozen=True)
+class TrainingBatches:
+    """What a process trains on.
+
+    Attributes:
+        own: this process's rows of the batches, of those in which it has any.
+        numbers: of each of these, which batch of the training it is part of, from 0.
+        count: batches of the training.
+    """
+
+    own: Sequence[Batch]
+    numbers: Sequence[int]
+    count: int
+
+
 class Training:
     """One training of `trained`, whose start is `start` on the selection part.
 
     Args:
-        passes: of the student over the training batches.
+        passes: of the student over this process's `batches`.
         selection: passes of the student over what `judge` judges on.
         dtype: of the files that are written in the end: what is scored is rounded to it.
         folder: where the state is kept.
+        on_note: told if another number of processes began what is gone on with.
+        processes: those that train together.
     """
 
     def __init__(
         self,
         trained: Trained,
+        batches: TrainingBatches,
         passes: Passes,
         teacher: Teacher,
         recipe: Recipe,
@@ -63,14 +89,21 @@ class Training:
         dtype: torch.dtype,
         folder: StateFolder,
         watcher: Watcher | None = None,
+        on_note: Callable[[str], None] = lambda _text: None,
+        processes: Processes = ALONE,
     ) -> None:
         self._trained, self._passes, self._teacher, self._recipe = trained, passes, teacher, recipe
         self._judge, self._selection, self._start, self._dtype = judge, selection, start, dtype
         self._folder, self._watcher = folder, watcher or Watcher()
+        self._on_note, self._processes = on_note, processes
         self._wanted = list(trained.parameters.values())
         self._best_kl = start.mean_kl
-        self._tokens = [len(places.targets) for places in passes.places]
-        self._real = [len(places.real) for places in passes.places]
+        self._own = {number: index for index, number in enumerate(batches.numbers)}
+        tokens = np.zeros((2, batches.count))
+        for number, places in zip(batches.numbers, passes.places, strict=True):
+            tokens[:, number] = len(places.targets), len(places.real)
+        # Of whole batches: what a step's loss is divided by.
+        self._tokens, self._real = processes.summed(tokens).astype(int).tolist()
         self._optimiser = self._new_optimiser()
 
     def run(self) -> Progress:
@@ -107,7 +140,7 @@ class Training:
         answers, real = sum(self._tokens[i] for i in numbers), sum(self._real[i] for i in numbers)
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
-        for index in numbers:
+        for index in (self._own[number] for number in numbers if number in self._own):
             places = self._passes.places[index]
             states = self._teacher.states(index) if self._recipe.needs_teacher else {}
             with self._precision():
@@ -124,8 +157,12 @@ class Training:
                 )
             total += float(loss.detach())
             if not math.isfinite(total):
-                return None
+                break
             torch.autograd.backward(loss)
+        total = float(self._processes.summed(np.array([total]))[0])
+        if not math.isfinite(total):
+            return None
+        self._processes.sum_gradients(self._wanted)
         norm = torch.nn.utils.clip_grad_norm_(self._wanted, _CLIP)
         if not bool(torch.isfinite(norm)):
             return None
@@ -141,7 +178,8 @@ class Training:
         progress.evaluations.append({"step": progress.step, **scores.document()})
         if is_best:
             self._best_kl, progress.best_step, progress.without_better = scores.mean_kl, progress.step, 0
-            self._folder.save_best(progress.step, self._trained.tensors())
+            if self._processes.is_main:
+                self._folder.save_best(progress.step, self._trained.tensors())
         else:
             progress.without_better += 1
         self._watcher.on_scores(progress.step, scores, is_best)
@@ -157,8 +195,9 @@ class Training:
         if self._recipe.epochs is not None:
             steps = self._recipe.epochs * len(self._tokens) / per_step
         if self._recipe.minutes is not None:
-            steps = min(steps, self._recipe.minutes * 60 / self._seconds_per_step())
-        progress = Progress(max(1, math.ceil(steps)))
+            seconds = self._seconds_per_step()  # which all processes have to measure, and no two find alike
+            steps = min(steps, self._recipe.minutes * 60 / self._processes.of_main(lambda: seconds))
+        progress = Progress(max(1, math.ceil(steps)), num_processes=self._processes.count)
         self._save(progress)
         return progress
 
@@ -172,34 +211,42 @@ class Training:
                 started = time.perf_counter()
             self._take_step(schedule, step)
         seconds = (time.perf_counter() - started) / (_TRIAL_STEPS - 1)
-        self._trained.put(before)
+        self._trained.put(before.items())
         self._optimiser = self._new_optimiser()
         return seconds
 
     def _resumed(self) -> Progress | None:
-        found = self._folder.load()
-        if found is None:
+        found = self._folder.load() if self._processes.is_main else None
+        document = self._processes.of_main(lambda: None if found is None else asdict(found[0]))
+        if document is None:
             return None
-        progress, tensors = found
-        self._trained.put({name: tensors[f"weights.{name}"] for name in self._trained.parameters})
-        if progress.step:
-            for name, parameter in self._trained.parameters.items():
-                self._optimiser.state[parameter] = {
-                    "step": tensors["step"].clone(),
-                    "exp_avg": tensors[f"mean.{name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"square.{name}"].to(parameter.device),
-                }
+        progress = Progress.of(document)
+        for key, tensor in self._processes.tensors_of_main({} if found is None else found[1]):
+            kind, _, name = key.partition(".")
+            if kind == _WEIGHTS:
+                self._trained.put([(name, tensor)])
+                continue
+            parameter = self._trained.parameters[name]
+            # AdamW keeps its count of steps on the CPU.
+            where = torch.device("cpu") if kind == _MOMENTS["step"] else parameter.device
+            self._optimiser.state[parameter][_KEPT[kind]] = tensor.to(where)
         kept = next((x["kl"] for x in progress.evaluations if x["step"] == progress.best_step), None)
         self._best_kl = self._start.mean_kl if kept is None else kept
+        if self._processes.is_main and progress.num_processes != self._processes.count:
+            self._on_note(
+                f"begun by {progress.num_processes} processes and gone on with by {self._processes.count}: what it "
+                "ends with is the same but for rounding, not bit for bit"
+            )
         return progress
 
     def _save(self, progress: Progress) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self._trained.tensors().items()}
+        if not self._processes.is_main:
+            return
+        tensors = {f"{_WEIGHTS}.{name}": tensor for name, tensor in self._trained.tensors().items()}
         for name, parameter in self._trained.parameters.items():
-            if moments := self._optimiser.state.get(parameter):
-                tensors["step"] = moments["step"].detach().cpu()
-                tensors[f"mean.{name}"] = moments["exp_avg"].cpu()
-                tensors[f"square.{name}"] = moments["exp_avg_sq"].cpu()
+            # None of a parameter that no batch has needed yet: the projector's, where the texts come without pictures.
+            for own, value in self._optimiser.state.get(parameter, {}).items():
+                tensors[f"{_MOMENTS[own]}.{name}"] = value.detach().cpu()
         self._folder.save(progress, tensors)
 
     def _schedule(self, num_steps: int) -> Schedule:

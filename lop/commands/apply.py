@@ -91,7 +91,7 @@ def apply(
     from lop.console.quantities import parse_bytes
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.reconstructing import summary_of, warnings_of
-    from lop.workflows.recovering import check_cut_and_recover, cut_folder, planned_recipe
+    from lop.workflows.recovering import check_cut_and_recover, check_launched_alone, cut_folder, planned_recipe
     from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
@@ -107,6 +107,8 @@ def apply(
         raise InputError("options of a recovery are of --recover", remedy="Give --recover FILE, or leave them out")
     if recover is not None and check:
         raise InputError("--check compares what is cut, and a training changes every weight", remedy="Drop --recover")
+    if recover is not None:
+        check_launched_alone("lop apply --recover")
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)

@@ -8,9 +8,10 @@ import typer
 
 from lop.commands.options import Json
 from lop.commands.recovery_options import RecoveryOptions, with_recovery_options
-from lop.console.console import fail, print_json, print_line, print_table
+from lop.console.console import fail, print_json, print_line, print_table, warn
 
 if TYPE_CHECKING:
+    from recovery.processes import Processes
     from recovery.recipe import Recipe
     from recovery.recover import Data
 
@@ -34,45 +35,72 @@ def recover(
     The selection part decides, by KL to the dense model and exact answers; if nothing beats the start there, the start
     is written, and the report (`lop_recovery.json` in the folder) says so. Killed, the same command goes on: what is
     lost is two minutes at most.
-    """
-    from lop.console.console import warn
-    from lop.workflows.compute import warn_of_adapter
-    from lop.workflows.recovering import planned_recipe
-    from pruning.checkpoints.loading import PLAN_NAME
-    from pruning.planning.plan import PruningPlan
 
-    plan = PruningPlan.load(pruned / PLAN_NAME) if (pruned / PLAN_NAME).is_file() else None
-    recipe = planned_recipe(plan, how.recipe(), on_note=warn)
-    for folder in (pruned, teacher):
-        warn_of_adapter(folder)
-    report = train(pruned, teacher, how.parts(data, recipe), recipe, out, how)
+    Started by `accelerate launch` or `torchrun`, its processes train together, on several GPUs or machines.
+    """
+    from lop.workflows.recovering import launched_processes
+
+    with launched_processes() as processes:
+        recipe, parts = processes.together(lambda: _read(pruned, teacher, data, how, quiet=not processes.is_main))
+        report = train(pruned, teacher, parts, recipe, out, how, processes)
+        if not processes.is_main:
+            return
     if json:
         print_json({"out": str(out), **report})
     else:
         show_recovery(out, report)
 
 
+def _read(pruned: Path, teacher: Path, data: Path, how: RecoveryOptions, *, quiet: bool) -> "tuple[Recipe, Data]":
+    from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.recovering import planned_recipe
+    from pruning.checkpoints.loading import PLAN_NAME
+    from pruning.planning.plan import PruningPlan
+
+    def note(text: str) -> None:
+        if not quiet:
+            warn(text)
+
+    plan = PruningPlan.load(pruned / PLAN_NAME) if (pruned / PLAN_NAME).is_file() else None
+    recipe = planned_recipe(plan, how.recipe(), on_note=note)
+    if not quiet:
+        for folder in (pruned, teacher):
+            warn_of_adapter(folder)
+    return recipe, how.parts(data, recipe, on_note=note)
+
+
 def train(
-    pruned: Path, teacher: Path, parts: "Data", recipe: "Recipe", out: Path, how: RecoveryOptions
+    pruned: Path,
+    teacher: Path,
+    parts: "Data",
+    recipe: "Recipe",
+    out: Path,
+    how: RecoveryOptions,
+    processes: "Processes | None" = None,
 ) -> dict[str, Any]:
-    """The report of a training that is shown as it goes, and drawn if that was asked for.
+    """The report of a training that is shown as it goes, and drawn if that was asked for; by the main process alone.
 
     Interrupted, it says where to go on, and exits.
     """
-    from lop.console.recovery_progress import recovery_progress
+    from lop.console.recovery_progress import recovery_progress, silent
     from lop.workflows.recovering import recover_folder
+    from recovery.processes import ALONE
     from recovery.recover import state_folder
 
+    together = processes or ALONE
+    watched = recovery_progress() if together.is_main else silent(together.number)
     try:
-        with recovery_progress() as ears:
-            report = recover_folder(pruned, teacher, parts, recipe, out, cache_bytes=how.cache_bytes, ears=ears)
+        with watched as ears:
+            report = recover_folder(
+                pruned, teacher, parts, recipe, out, cache_bytes=how.cache_bytes, ears=ears, processes=together
+            )
     except KeyboardInterrupt:
         folder = state_folder(out)
-        if not folder.is_dir():
+        if not (together.is_main and folder.is_dir()):
             raise
         fail(f"interrupted; the training is in {folder}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
-    if how.plot is not None:
+    if how.plot is not None and together.is_main:
         from lop.console.recovery_picture import draw_recovery
 
         draw_recovery(report, how.plot)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lop.console.console import warn
+
 if TYPE_CHECKING:
     from recovery.recipe import Recipe
     from recovery.recover import Data
@@ -105,12 +107,13 @@ class RecoveryOptions:
         }
         return Recipe.of(**{name: value for name, value in given.items() if value is not None})
 
-    def parts(self, train: Path, recipe: "Recipe") -> "Data":
+    def parts(self, train: Path, recipe: "Recipe", *, on_note: Callable[[str], None] = warn) -> "Data":
         """What `recipe` is trained on and judged by. Raises DatasetError for a file that cannot be used."""
-        from lop.console.console import warn
         from lop.workflows.recovering import recovery_data
 
-        return recovery_data(train, selection=self.selection, validation=self.validation, recipe=recipe, on_note=warn)
+        return recovery_data(
+            train, selection=self.selection, validation=self.validation, recipe=recipe, on_note=on_note
+        )
 
     @property
     def is_given(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lop.console.console import stderr
+from lop.console.console import stderr, warn
 
 if TYPE_CHECKING:
     from recovery.recover import Ears, Stage
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 @contextmanager
 def recovery_progress() -> "Iterator[Ears]":
     """Bars where stderr is a terminal; notes anywhere."""
-    from lop.console.console import warn
     from recovery.recover import Ears
 
     console = stderr()
@@ -30,6 +29,14 @@ def recovery_progress() -> "Iterator[Ears]":
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Ears(_stages_in(progress), _watcher_in(progress), warn)
+
+
+@contextmanager
+def silent(number: int) -> "Iterator[Ears]":
+    """Of a process that is not the main one: nothing but what it alone has to note."""
+    from recovery.recover import Ears
+
+    yield Ears(on_note=lambda text: warn(f"process {number}: {text}"))
 
 
 def _stages_in(progress: Progress) -> "Stage":

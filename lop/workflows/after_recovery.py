@@ -116,8 +116,10 @@ def check_recoverable(model: ModelRecord, settings: SearchSettings, recipe: "Rec
 
     Raises InputError where it cannot, and what `recovery.checks.completed_for` raises.
     """
+    from lop.workflows.recovering import check_launched_alone
     from recovery.checks import completed_for
 
+    check_launched_alone("lop search --after-recovery")
     if settings.axes.has_bits:
         raise InputError(
             "weights that are trained must be plain numbers",

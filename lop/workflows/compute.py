@@ -23,15 +23,30 @@ def compute_device() -> "torch.device":
     """The device that models are measured on; raises InputError if torch has no such device."""
     import torch
 
-    name = os.environ.get("LOP_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = wanted_device()
     try:
-        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "LOP_TORCH_DEVICE must be a device that torch can use", values=name, remedy="Use cpu, or unset it"
-        ) from error
+        raise _no_device(str(device)) from error
     return device
+
+
+def wanted_device() -> "torch.device":
+    """The same without a look whether it can be used, which takes memory of it; raises InputError if there is no such
+    kind of device."""
+    import torch
+
+    name = os.environ.get("LOP_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise _no_device(name) from error
+
+
+def _no_device(name: str) -> InputError:
+    return InputError(
+        "LOP_TORCH_DEVICE must be a device that torch can use", values=name, remedy="Use cpu, or unset it"
+    )
 
 
 def warn_of_adapter(folder: str | Path) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from pruning.data.conversations import Conversation
     from pruning.planning.plan import PruningPlan
     from recovery.kinds import Kinds
+    from recovery.processes import Processes
     from recovery.recipe import Recipe
     from recovery.recover import Data, Ears
 
@@ -83,14 +85,49 @@ def recover_folder(
     *,
     cache_bytes: int | None = None,
     ears: "Ears | None" = None,
+    processes: "Processes | None" = None,
 ) -> dict[str, Any]:
-    """`recovery.recover.recover` on the device that this machine computes on; raises as it does."""
+    """`recovery.recover.recover` on the device that this process computes on; raises as it does."""
     from lop.workflows.compute import compute_device
+    from recovery.processes import ALONE
     from recovery.recover import recover
     from recovery.teacher import DEFAULT_CACHE_BYTES
 
     bound = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
-    return recover(pruned, teacher, data, recipe, out, device=compute_device(), cache_bytes=bound, ears=ears)
+    together = processes or ALONE
+    device = together.device or compute_device()
+    return recover(pruned, teacher, data, recipe, out, device=device, cache_bytes=bound, ears=ears, processes=together)
+
+
+@contextmanager
+def launched_processes() -> "Iterator[Processes]":
+    """Those that a launcher started together with this one: `torchrun`, `accelerate launch`. Usually there is none.
+
+    Raises as `recovery.several.Several` and `lop.workflows.compute.wanted_device`.
+    """
+    from recovery.processes import ALONE, num_launched
+
+    if num_launched() == 1:
+        yield ALONE
+        return
+    from lop.workflows.compute import wanted_device
+    from recovery.several import Several
+
+    with Several(wanted_device()) as processes:
+        yield processes
+
+
+def check_launched_alone(what: str) -> None:
+    """Raises InputError if a launcher started several processes, which only `lop recover` knows to share work among."""
+    from pruning.errors import InputError
+    from recovery.processes import num_launched
+
+    if (count := num_launched()) > 1:
+        raise InputError(
+            f"{what} runs in one process; `lop recover` trains in several",
+            values=f"{count} processes, by RANK, WORLD_SIZE and MASTER_ADDR",
+            remedy="Run it without the launcher; a pruned checkpoint can be trained by the launched `lop recover`",
+        )
 
 
 def planned_recipe(plan: "PruningPlan | None", given: "Recipe", *, on_note: Callable[[str], None]) -> "Recipe":

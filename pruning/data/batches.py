@@ -101,13 +101,24 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """In order; raises DatasetError if an image can no longer be read, or a conversation is not taken after all."""
+        for _, batch in self._all():
+            yield batch
+
+    def shares(self, number: int, count: int) -> Iterator[Batch | None]:
+        """Of every batch the part of one of `count` processes: its rows number, number + count, ... padded among each
+        other alone; None where it has none. Raises as iterating does."""
+        for texts, batch in self._all():
+            own = texts[number::count]
+            yield None if not own else batch if len(own) == len(texts) else _make_batch(own, self._processor)
+
+    def _all(self) -> Iterator[tuple[Sequence[RenderedText], Batch]]:
         for start in range(0, len(self._texts), self._batch_size):
             yield from self._fitting(self._texts[start : start + self._batch_size])
 
-    def _fitting(self, texts: Sequence[RenderedText]) -> Iterator[Batch]:
+    def _fitting(self, texts: Sequence[RenderedText]) -> Iterator[tuple[Sequence[RenderedText], Batch]]:
         batch = _make_batch(texts, self._processor)
         if len(texts) == 1 or batch.inputs["input_ids"].numel() <= self._max_tokens:
-            yield batch
+            yield texts, batch
             return
         del batch
         middle = (len(texts) + 1) // 2

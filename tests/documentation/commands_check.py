@@ -150,6 +150,15 @@ def openapi() -> dict[str, Any]:
     return SCHEMA
 
 
+def _accelerate(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    assert words[0] == "launch"
+    launch = launch_command_parser().parse_args(words[1:])
+    assert (launch.module, launch.training_script) == (True, "lop.cli")
+    _lop(launch.training_script_args)
+
+
 def _foreign(words: list[str]) -> None:
     """A program that is not ours and not here: its words are not read."""
 
@@ -162,6 +171,7 @@ _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": _docker,
     "kubectl": _kubectl,
     "curl": _curl,
+    "accelerate": _accelerate,
     "ollama": _foreign,
     "vllm": _foreign,
     "zip": _foreign,

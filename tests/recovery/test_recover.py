@@ -35,9 +35,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run(cut: Cut, out: Path, ears: Ears | None = None, **changes: Any) -> dict[str, Any]:
+def run(
+    cut: Cut, out: Path, ears: Ears | None = None, *, conversations: Path | None = None, **changes: Any
+) -> dict[str, Any]:
     recipe = Recipe.of(**SETTINGS | changes)
-    data = recovery_data(cut.data, recipe=recipe)
+    data = recovery_data(conversations or cut.data, recipe=recipe)
     return recover_folder(cut.pruned, cut.dense, data, recipe, out, ears=ears)
 
 
@@ -52,7 +54,8 @@ def _few_answers_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AnswerScores, "accuracy", property(lambda _self: 0.0))
 
 
-MODES = ["projector", "full", pytest.param("lora", marks=pytest.mark.skipif(not find_spec("peft"), reason="no peft"))]
+needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="no peft")
+MODES = ["projector", "full", pytest.param("lora", marks=needs_peft)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,6 +89,30 @@ def test_killed_and_run_again_it_ends_bit_equal(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, mode=mode)
+    run_killed(cut, killed, monkeypatch, mode=mode)
+    assert weights(killed) == weights(whole)
+    assert weights(killed) != weights(cut.pruned)
+
+
+@pytest.mark.parametrize("pictures", [0, 6])
+def test_killed_where_few_steps_need_the_projector(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: int
+) -> None:
+    items = json.loads(cut.data.read_text())
+    for item in items[pictures:]:
+        item.pop("image", None)
+        item["conversations"][0]["value"] = item["conversations"][0]["value"].removeprefix("<image>\n")
+    conversations = cut.data.with_name(f"pictures-{pictures}.json")
+    conversations.write_text(json.dumps(items))
+    changes: dict[str, Any] = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(cut, whole, **changes)
+    run_killed(cut, killed, monkeypatch, **changes)
+    assert weights(killed) == weights(whole)
+
+
+def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Run it, die at step 5, run it again."""
     monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
     steps: list[int] = []
 
@@ -95,12 +122,10 @@ def test_killed_and_run_again_it_ends_bit_equal(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(cut, killed, Ears(watcher=Watcher(on_step=die)), mode=mode)
-    assert not killed.exists()
-    run(cut, killed, Ears(watcher=Watcher(on_step=die)), mode=mode)
+        run(cut, out, Ears(watcher=Watcher(on_step=die)), **changes)
+    assert not out.exists()
+    run(cut, out, Ears(watcher=Watcher(on_step=die)), **changes)
     assert steps[:6] == [1, 2, 3, 4, 5, 5]
-    assert weights(killed) == weights(whole)
-    assert weights(killed) != weights(cut.pruned)
 
 
 def test_the_dense_model_beside_or_on_disk_is_the_same(
