@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lop.console.plan_report import draw_plan, kept_layers, show_plan
 from lop.workflows.after_recovery import check_recoverable
 from lop.workflows.comparing import compare_methods
 from lop.workflows.engines import EvaluatorRecipe, evaluator_memory_bytes, squares_for
@@ -15,7 +16,7 @@ from lop.workflows.sparsifying import planned_sparsity, sparsify
 from lop.workflows.validating import validate
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.allocators.methods import Method
-from pruning.anatomy.architecture import DENSE, Architecture, Site
+from pruning.anatomy.architecture import DENSE, Architecture, Site, Sublayer
 from pruning.anatomy.families import FAMILIES
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
@@ -149,6 +150,22 @@ def test_what_is_written_is_what_was_scored(
     assert "inputs" not in other.document
     rewritten = decoder_weights(tmp_path / "other")
     assert any(not torch.equal(rewritten[name], sparse[name]) for name in sparse)
+
+
+def test_what_a_plan_shows(repository: Repository, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    anatomy = repository.get_model("tiny").anatomy
+    plan = ask(repository, 0.5, Method.UNIFORM)
+    dense = {sublayer: anatomy.dense_units(sublayer) for sublayer in Sublayer}
+    show_plan(plan, dense)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dense, density 0.5" in shown
+    assert f"zeroed, which makes nothing smaller or faster: ffn {plan.achieved.zeroed[Scope.FFN]:.4f}" in shown
+    kept = kept_layers(plan, dense)
+    assert kept.zeroes
+    assert kept.changes_attention
+    assert kept.fractions(Sublayer.FFN) == [0.5] * 4
+    draw_plan(plan, dense, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("method", [Method.MCTS, Method.ADDITIVE_DP, Method.UNIFORM])
