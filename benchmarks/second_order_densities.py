@@ -86,7 +86,7 @@ def searched_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _search(model: SparseModel, sparsities: Sequence[float], evaluations: int) -> dict[str, Any]:
     """The best architecture of each sparsity. Killed, it goes on: samples are in a database beside the steps."""
-    scored = model.calibration[: NUM_SCORED[model.name]]
+    scored = list(model.calibration[: NUM_SCORED[model.name]])
     settings = SearchSettings(
         sparsities=tuple(sparsities),
         scope=Scope.DECODER,

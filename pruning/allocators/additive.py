@@ -149,9 +149,9 @@ def interpolated_losses(levels: Space, loss: FloatArray, space: Space) -> FloatA
         _placed(levels, loss, space)  # the checks
         assert places is not None
         if space.has_density:
-            for n, of_levels, measured in zip(places, levels.amounts, loss, strict=True):
-                amounts = space.amounts[n]
-                losses[n, : len(amounts)] = np.interp(amounts, of_levels, measured[: len(of_levels)])
+            for n, amounts, measured in zip(places, levels.amounts, loss, strict=True):
+                own = space.amounts[n]
+                losses[n, : len(own)] = np.interp(own, amounts, measured[: len(amounts)])
             return losses
         for n, decision, measured in zip(places, levels.decisions, loss, strict=True):
             _interpolate(losses[n], space.decisions[n].options[0], decision.options[0], measured)

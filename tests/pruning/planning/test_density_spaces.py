@@ -142,10 +142,8 @@ def test_a_large_scan_is_measured_in_part_and_filled_in(space: Space) -> None:
     assert sum(len(own) for own in others) == 8 + 8 + 4
 
     def kl(choice: tuple[int, ...]) -> float:
-        return sum(
-            (1 + n) * (1.0 - row[k] / row[-1]) ** 2
-            for n, (row, k) in enumerate(zip(space.amounts, choice, strict=True))
-        )
+        shares = (1.0 - float(row[k] / row[-1]) for row, k in zip(space.amounts, choice, strict=True))
+        return sum((1 + n) * share**2 for n, share in enumerate(shares))
 
     table = scan_table(space, {choice: kl(choice) for choice in choices})
     expected = np.array([[kl((*space.top[:n], k, *space.top[n + 1 :])) for k in range(9)] for n in range(8)])
@@ -155,6 +153,7 @@ def test_a_large_scan_is_measured_in_part_and_filled_in(space: Space) -> None:
 def test_what_cannot_be_met(anatomy: ModelAnatomy, space: Space) -> None:
     with pytest.raises(InfeasibleTargetError) as caught:
         limits_for_sparsity(anatomy, space, 0.9, Scope.DECODER)
+    assert caught.value.nearest is not None
     assert caught.value.nearest == pytest.approx(0.8, abs=1e-3)
     limits_for_sparsity(anatomy, space, caught.value.nearest, Scope.DECODER)
     for scope in (Scope.FFN, Scope.MODEL):
