@@ -154,7 +154,7 @@ class SearchSettings:
                 the decoder in that of densities.
         """
         lowest, all_of_them = self._reach(anatomy)
-        own = {self.axes.has_bits: "decoder bytes", self.axes.has_density: "weights zeroed"}.get(True)
+        own = "decoder bytes" if self.axes.has_bits else "weights zeroed" if self.axes.has_density else None
         counted = all_of_them if own is not None else scope_parameters(anatomy, self.scope)
         removable = (all_of_them - lowest) / counted
         targets = []
