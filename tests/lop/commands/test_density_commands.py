@@ -56,10 +56,10 @@ def test_searched_planned_written_and_looked_at(
     code, _, err = lop("apply", "--plan", plan, "--model", checkpoint, "--out", out)
     assert (code, "lop sparsify MODEL --plan PLAN" in err) == (2, True), err
 
-    words = ("sparsify", checkpoint, "--out", out, "-d", data, "--plan", plan, "--method", "wanda")
-    code, _, err = lop(*words, "--inputs", "guessed")
+    write = ("sparsify", checkpoint, "--out", out, "-d", data, "--plan", plan, "--method", "wanda")
+    code, _, err = lop(*write, "--inputs", "guessed")
     assert (code, "rewritten, dense" in err) == (2, True), err
-    code, shown, err = lop(*words, "--inputs", "dense")
+    code, shown, err = lop(*write, "--inputs", "dense")
     assert code == 0, err
     code, shown, _ = lop("inspect", out)
     zeroed = json.loads((out / "config.json").read_text())["lop_sparsity"]["zeroed"]
