@@ -31,7 +31,8 @@ from benchmarks.machine import RESULTS_DIR, write_results
 from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order_data import answered
-from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_densities import searched_figures, searched_rows
+from benchmarks.second_order_ecoflap import MODULES, SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps, alone_in
@@ -97,7 +98,7 @@ class Model:
     def sparse(self) -> SparseModel:
         """The model as the part `ecoflap` takes it."""
         validation = self._conversations[VALIDATION]
-        return SparseModel(self.name, self.path, self.calibration, validation, self._folder)
+        return SparseModel(self.name, self.path, self.calibration, validation, self._folder, MODULES[self.name])
 
     @property
     def joint(self) -> JointModel:
@@ -185,6 +186,7 @@ def main(
     """Write results/second-order.json and .png."""
     rows: list[dict[str, Any]] = []
     sparse: list[dict[str, Any]] = []
+    searched: list[dict[str, Any]] = []
     joint: list[dict[str, Any]] = []
     earlier: list[dict[str, str]] = []
     asked_parts = parts or list(PARTS)
@@ -198,14 +200,16 @@ def main(
             model = prepared(name, checkpoint, folder, steps, conversations)
             rows += measured(model, asked, steps) if "cuts" in asked_parts else []
             sparse += ecoflap_rows(model.sparse, model.key, steps) if "ecoflap" in asked_parts else []
+            searched += searched_rows(model.sparse, model.key, steps) if "ecoflap" in asked_parts else []
             if "joint" in asked_parts:
                 steps.call(f"rank {MAGNITUDE}", model.key, partial(model.rank, MAGNITUDE))
                 joint += joint_rows(model.joint, model.key, steps, asked_shares)
             earlier += [step.code for step in steps.finished.values()]
     summary = (figures(rows) if rows else {}) | (ecoflap_figures(sparse) if sparse else {})
+    summary |= searched_figures([*sparse, *searched]) if searched else {}
     summary |= joint_figures(joint) if joint else {}
     path = write_results(
-        results, summary, [*rows, *sparse, *joint], earlier=earlier, runs=["benchmarks.second_order_reload"]
+        results, summary, [*rows, *sparse, *searched, *joint], earlier=earlier, runs=["benchmarks.second_order_reload"]
     )
     if rows:
         draw_second_order(rows, RESULTS_DIR / f"{results}.png")

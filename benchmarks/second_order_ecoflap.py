@@ -1,8 +1,9 @@
 """The part `ecoflap` of `benchmarks.second_order`: validation KL of single weights set to zero.
 
 At 50, 60 and 70% of the weights, by Wanda and by SparseGPT, with ECoFLaP's ratios and with uniform ones; and the
-pattern 2:4. Of the reference decoder and vision tower are sparsified, as ECoFLaP does, of SmolLM2 the decoder. What is
-scored is the folder that `lop sparsify` writes. Ratios and weights see calibration data alone.
+pattern 2:4. Searched ratios: `benchmarks.second_order_densities`. Of the reference decoder and vision tower are
+sparsified, as ECoFLaP does, of SmolLM2 the decoder. What is scored is the folder that `lop sparsify` writes. Ratios and
+weights see calibration data alone.
 """
 
 import math
@@ -20,7 +21,14 @@ from lop.workflows.sparsifying import Ratios, asked_sparsity, block_scores, ecof
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.rewriting.blocks import Block, Part
 from pruning.cutting.rewriting.sparsifier import LocalStep
-from pruning.cutting.rewriting.sparsify_checkpoint import Modules, alike_within, sparsify_checkpoint, uniform_densities
+from pruning.cutting.rewriting.sparsify_checkpoint import (
+    Densities,
+    Modules,
+    Sparsity,
+    alike_within,
+    sparsify_checkpoint,
+    uniform_densities,
+)
 from pruning.data.batches import make_batches
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.measuring.evaluation import evaluate_model
@@ -60,10 +68,7 @@ class SparseModel:
     calibration: Sequence[Conversation]
     validation: Sequence[Conversation]
     folder: Path
-
-    @property
-    def modules(self) -> Modules:
-        return MODULES[self.name]
+    modules: Modules
 
     def scores(self) -> dict[str, list[float]]:
         """ECoFLaP's, of each part."""
@@ -91,6 +96,10 @@ class SparseModel:
             of_parts = {Part(x): np.array(own) for x, own in scores.items()}
             return alike_within(blocks, ecoflap_densities(blocks, of_parts, asked.density))
 
+        return self.measured(asked, densities, ratios=case.ratios.value, sparsity=case.sparsity)
+
+    def measured(self, asked: Sparsity, densities: Densities, *, ratios: str, sparsity: float) -> dict[str, Any]:
+        """The row of what is `asked`, whose densities are called `ratios`, at a wished `sparsity`."""
         out = self.folder / "sparse"
         shutil.rmtree(out, ignore_errors=True)
         batches = streamed(self.path, self.calibration)
@@ -102,10 +111,10 @@ class SparseModel:
         return {
             "part": "ecoflap",
             "model": self.name,
-            "step": case.step.value,
-            "ratios": case.ratios.value,
-            "sparsity": case.sparsity,
-            "pattern": case.pattern,
+            "step": asked.step.value,
+            "ratios": ratios,
+            "sparsity": sparsity,
+            "pattern": None if asked.pattern is None else str(asked.pattern),
             "modules": self.modules.value,
             "zeroed": 1.0 - report.density,
             "kl": metrics.kl,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pruning.allocators.evolution import Score
-from pruning.arrays import FloatArray, IntArray
+from pruning.arrays import FloatArray
 from pruning.planning.space import Choice, Space
 from values.filling import filled_table
 
@@ -40,7 +40,7 @@ def scan_choices(space: Space, most: int | None = None) -> list[Choice]:
 
 def _in_rounds(space: Space, most: int) -> list[tuple[int, int]]:
     """`most` pairs of a decision and one of its options below the last."""
-    ladders = [_refined(units) for units in space.units]
+    ladders = [_refined(amounts) for amounts in space.amounts]
     chosen: list[tuple[int, int]] = []
     for turn in range(max(len(ladder) for ladder in ladders)):
         takers = [n for n, ladder in enumerate(ladders) if turn < len(ladder)]
@@ -54,12 +54,13 @@ def _in_rounds(space: Space, most: int) -> list[tuple[int, int]]:
     return chosen
 
 
-def _refined(units: IntArray) -> list[int]:
+def _refined(amounts: FloatArray) -> list[int]:
     """The options below the last, each the furthest from the last one and those before it; of equals, the first."""
-    left = list(range(len(units) - 1))
-    taken, found = [len(units) - 1], []
+    left = list(range(len(amounts) - 1))
+    taken, found = [len(amounts) - 1], []
     while left:
-        distances = [min(abs(int(units[k]) - int(units[other])) for other in taken) for k in left]
+        # Densities are no binary fractions: equal distances must be equal numbers.
+        distances = [min(round(abs(float(amounts[k] - amounts[other])), 6) for other in taken) for k in left]
         best = left[int(np.argmax(distances))]
         left.remove(best)
         taken.append(best)

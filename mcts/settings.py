@@ -12,6 +12,7 @@ from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.limits import Limits
+from pruning.planning.nonzero_weights import nonzero_weight_budget, nonzero_weight_limits, nonzero_weights
 from pruning.planning.prices import Price, decoder_bytes, ffn_parameters, parameters, weight_bytes
 from pruning.planning.scope import Scope, check_sparsity, decoder_parameters_to_keep, scope_parameters
 from pruning.planning.space import Space
@@ -43,7 +44,7 @@ class SearchTarget:
     """One target made concrete: the parameters that may be kept, and the sparsity it came from, if any.
 
     They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other; where bits
-    may change, `budget` is those layers' bytes.
+    may change, `budget` is those layers' bytes, and where densities may, weights that are not zero.
     """
 
     label: str
@@ -57,8 +58,9 @@ class SearchSettings:
 
     Attributes:
         sparsities: targets as fractions of `scope` to remove, searched in this order. Where bits may change, of the
-            bytes of the decoder's layers, whatever the scope.
-        budgets: targets as parameters to keep, or bytes (see SearchTarget), searched after the sparsities.
+            bytes of the decoder's layers, whatever the scope; where densities may, the share of the weights of all
+            sub-layers that is zeroed.
+        budgets: targets as parameters to keep, bytes, or weights (see SearchTarget), searched after the sparsities.
         scope: what `sparsities` count; in spaces that change more than FFN widths `decoder` or `model`.
         axes: what may be changed.
         method: the search of this package, or one that it is compared with.
@@ -130,12 +132,16 @@ class SearchSettings:
         """What targets limit, but for parameters that always stay."""
         if self.axes.has_bits:
             return weight_bytes(anatomy)
+        if self.axes.has_density:
+            return nonzero_weights(anatomy)
         return ffn_parameters(anatomy) if self.axes is SpaceName.FFN else parameters(anatomy)
 
     def limits(self, anatomy: ModelAnatomy, target: SearchTarget) -> Limits:
         """Of one of the targets, over `space`."""
         if self.axes.has_bits:
             return decoder_byte_limits(anatomy, self.space(anatomy), target.budget)
+        if self.axes.has_density:
+            return nonzero_weight_limits(anatomy, self.space(anatomy), target.budget)
         limits = ffn_parameter_limits if self.axes is SpaceName.FFN else decoder_parameter_limits
         return limits(anatomy, self.space(anatomy), target.budget)
 
@@ -144,14 +150,16 @@ class SearchSettings:
 
         Raises:
             InfeasibleTargetError: the first target that no choice of the space can meet.
-            InputError: sparsities of FFN parameters, in a space that changes more than FFN widths.
+            InputError: sparsities of FFN parameters, in a space that changes more than FFN widths, or of anything but
+                the decoder in that of densities.
         """
         lowest, all_of_them = self._reach(anatomy)
-        counted = all_of_them if self.axes.has_bits else scope_parameters(anatomy, self.scope)
+        own = "decoder bytes" if self.axes.has_bits else "weights zeroed" if self.axes.has_density else None
+        counted = all_of_them if own is not None else scope_parameters(anatomy, self.scope)
         removable = (all_of_them - lowest) / counted
         targets = []
         for sparsity in self.sparsities:
-            label = f"sparsity {sparsity:g} ({'decoder bytes' if self.axes.has_bits else self.scope})"
+            label = f"sparsity {sparsity:g} ({own or self.scope})"
             try:
                 budget = self._budget(anatomy, sparsity)
             except InfeasibleTargetError as error:
@@ -171,6 +179,9 @@ class SearchSettings:
         if self.axes.has_bits:
             price = decoder_bytes(anatomy)
             return price.cost(space.architecture(space.bottom)), price.total
+        if self.axes.has_density:
+            price = nonzero_weights(anatomy)
+            return price.cost(space.architecture(space.bottom)), price.total
         if self.axes is SpaceName.FFN:
             return ffn_parameters(anatomy).cost(space.architecture(space.bottom)), anatomy.ffn_parameters
         return least_decoder_parameters(anatomy, space), anatomy.decoder_parameters
@@ -178,16 +189,23 @@ class SearchSettings:
     def _budget(self, anatomy: ModelAnatomy, sparsity: float) -> int:
         if self.axes.has_bits:
             return math.floor(decoder_bytes(anatomy).total * (1.0 - sparsity))
+        if self.axes.has_density:
+            return nonzero_weight_budget(anatomy, self.space(anatomy), sparsity, self.scope)
         if self.axes is SpaceName.FFN:
             return ffn_parameter_budget(anatomy, sparsity, self.scope, round_to=self.round_to)
         return decoder_parameters_to_keep(anatomy, sparsity, self.scope)
 
     def _out_of_reach(self, label: str, anatomy: ModelAnatomy, nearest: float) -> InfeasibleTargetError:
         lowest, _ = self._reach(anatomy)
-        if self.axes.has_bits:
+        if self.axes not in SPACES_OF_UNITS:
+            least, kept = (
+                ("lowest density", "weights that are not zero")
+                if self.axes.has_density
+                else ("fewest units and bits", "bytes of the decoder")
+            )
             return InfeasibleTargetError(
-                "a target must be within reach of the fewest units and bits in every layer",
-                values=f"target '{label}'; the lowest configuration keeps {lowest} bytes of the decoder",
+                f"a target must be within reach of the {least} in every layer",
+                values=f"target '{label}'; the lowest configuration keeps {lowest} {kept}",
                 remedy=f"The nearest feasible value is {nearest:g}",
                 nearest=nearest,
             )
@@ -205,7 +223,7 @@ class SearchSettings:
     def _reach_of_each_space(self, anatomy: ModelAnatomy) -> str:
         """Decoder parameters that the cheapest choice of each space keeps, and as a share, in words."""
         found = []
-        for name in SPACES_OF_UNITS:  # bits leave parameters what they are
+        for name in SPACES_OF_UNITS:  # bits and densities leave parameters what they are
             with suppress(InputError):  # a model may have nothing to decide there
                 least = least_decoder_parameters(anatomy, replace(self, axes=name).space(anatomy))
                 found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")

@@ -64,7 +64,7 @@ def run_search(
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
         return lambda choices: memo([space.architecture(choice) for choice in choices])
 
-    whole = settings.axes is SpaceName.FFN or settings.axes.has_bits  # what is estimated knows units alone
+    whole = settings.axes is SpaceName.FFN or settings.axes.has_bits  # what is estimated knows one kind of change
     most = None if whole else MAX_SCAN_EVALUATIONS
     scan_evaluations = len(scan_choices(space, most)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations

@@ -17,6 +17,7 @@ from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
 from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
+from pruning.planning.nonzero_weights import zeroed_share
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.plan_parts import content_id
 from pruning.planning.ranking import Ranking
@@ -48,8 +49,16 @@ _AXES: dict[SpaceName, tuple[Axis, ...]] = {
     SpaceName.ALL: (Axis.FFN, Axis.ATTENTION, Axis.SKIP),
     SpaceName.BITS: (Axis.BITS,),
     SpaceName.ALL_BITS: (Axis.FFN, Axis.ATTENTION, Axis.SKIP, Axis.BITS),
+    SpaceName.DENSITY: (Axis.DENSITY,),
 }
 """As plans say it."""
+
+
+HOW_DENSITIES_ARE_WRITTEN = (
+    "zeroed, not removed: nothing becomes smaller or faster. `lop sparsify --plan PLAN --method wanda --inputs dense` "
+    "writes the weights that searches score"
+)
+"""In the note of a plan of densities."""
 
 
 class Planner:
@@ -223,11 +232,14 @@ def _make_plan(
     compensates = answer.ranking is not None and answer.ranking.compensates
     achieved = achieved_costs(demand.anatomy, architecture, workload, compensates=compensates, latency=demand.latency)
     exceeded = exceeded_limits(target, achieved)
-    if exceeded or demand.space.choice_of(architecture) is None:
+    choice = demand.space.choice_of(architecture)
+    if choice is not None and demand.space.has_density and (question.limits.slack(choice) < 0).any():
+        exceeded = [*exceeded, f"sparsity {zeroed_share(demand.anatomy, architecture)} of {target.sparsity}"]
+    if exceeded or choice is None:
         raise LopError(
             "a plan never exceeds its target", values=f"{method}: {architecture.document()}: {'; '.join(exceeded)}"
         )
-    notes = [*notes, *answer.notes]
+    notes = [*notes, *answer.notes, *([HOW_DENSITIES_ARE_WRITTEN] if demand.space.has_density else [])]
     if demand.latency is not None:
         timed = "with whole attention" if not demand.space.has_bits else "with weights as they are"
         unknown = "" if achieved.latency_ms is not None else f", {timed} only: none is known of this plan"
@@ -243,7 +255,10 @@ def _make_plan(
         ranking=ranking,
         method=method.value,
         compensates=compensates,
-        reconstructed_on=question.model.reconstructed_on if answer.ranking is None else None,
+        # Where weights are zeroed nothing is cut that others could take over for.
+        reconstructed_on=question.model.reconstructed_on
+        if answer.ranking is None and not demand.space.has_density
+        else None,
         trained_by=answer.recovery,
         predicted=answer.predicted,
         provenance=answer.provenance.model_copy(update={"note": "; ".join(notes)}),
@@ -315,7 +330,12 @@ def _with_other_spaces(error: InfeasibleTargetError, demand: Demand, request: Pl
     """`error`, which says in its remedy too what the other spaces can do."""
     said = []
     for name in SpaceName:
-        if name is request.space or (demand.budget is None and name.has_bits):  # bits remove no parameters
+        # Bits remove no parameters, and what is zeroed is not removed.
+        if (
+            name is request.space
+            or (demand.budget is None and name.has_bits)
+            or SpaceName.DENSITY in (name, request.space)
+        ):
             continue
         try:
             space = fine_space(demand.anatomy, name, round_to=request.round_to, tp_size=request.tp_size)

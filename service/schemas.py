@@ -66,7 +66,8 @@ class PlanRequest(BaseModel):
         default=SpaceName.FFN,
         description="What may be changed: `ffn` widths, `attention` (KV groups with all their query heads, down to "
         "none), whole `layers`, or `all` of that; the `bits` of each sub-layer's weights (8, 4, or as they are, for a "
-        "budget), or `all,bits`: both at once.",
+        "budget), or `all,bits`: both at once; the `density` of each sub-layer's weights, of which single ones are "
+        "zeroed: then a sparsity is the share of those of all sub-layers that is, and nothing becomes cheaper.",
     )
     scope: Scope = Field(
         default=Scope.FFN,
@@ -110,6 +111,12 @@ class PlanRequest(BaseModel):
                 raise ValueError("latency_ms is a device's: name one, see GET /v1/devices")
             if not self.budget.limits:
                 raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
+        if self.space.has_density and self.sparsity is None:
+            raise ValueError(
+                "zeroed weights make nothing cheaper, so no budget asks for them: give a sparsity, or another space"
+            )
+        if self.space.has_density and self.counted is not Scope.DECODER:
+            raise ValueError("a sparsity in the space density is of the weights of all sub-layers: leave scope out")
         if self.after_recovery and self.method is not None and self.method.family is not Family.SEARCH:
             raise ValueError("plans for after recovery are those of searches: leave method out, or name a searched one")
         return self

@@ -9,7 +9,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Option, Sublayer
 from pruning.arrays import FloatArray
 from pruning.errors import InputError
-from pruning.planning.axis_spaces import SpaceName, fine_space, name_of
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, fine_space, name_of
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.plan_parts import content_id
 from pruning.planning.space import Choice, Space
@@ -114,7 +114,7 @@ def _is_table(space: Space, anatomy: ModelAnatomy) -> bool:
 def _is_of(space: Space, anatomy: ModelAnatomy, name: SpaceName) -> bool:
     """Whether it decides what plans of that name decide, each decision from few units to all of them."""
     try:
-        if not name.has_bits:  # of which values and policy know nothing
+        if name in SPACES_OF_UNITS:  # of others values and policy know nothing
             check_space(space)
         fine = fine_space(anatomy, name, round_to=1)
     except InputError:

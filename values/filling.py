@@ -1,8 +1,8 @@
 """What a one-decision scan did not measure, from what it did.
 
-A KL grows about as the square of the removed fraction. How far the logarithm of a measured one is from that is
-interpolated between a decision's measured options, and held beyond them. A decision that was not measured at all is
-between its neighbours of the same kind (FFNs, attentions, whole layers).
+A KL grows about as the square of the fraction that is removed, or zeroed. How far the logarithm of a measured one is
+from that is interpolated between a decision's measured options, and held beyond them. A decision that was not measured
+at all is between its neighbours of the same kind (FFNs, attentions, whole layers).
 
 Tried on a complete scan of the joint space, and dropped (docs/search.md): a shape that all decisions of a kind share,
 other powers than the square, interpolation over the logarithm of the fraction, measuring next what the additive program
@@ -30,8 +30,8 @@ def filled_table(space: Space, measured: FloatArray) -> FloatArray:
         return table
     floor = relative_floor(RELATIVE_SENSITIVITY_FLOOR, table[~missing])
     removed = np.ones_like(table)
-    for row, units, dense in zip(removed, space.units, space.dense_units, strict=True):
-        row[: len(units)] = 1.0 - units / dense
+    for row, amounts, dense in zip(removed, space.amounts, space.dense_units, strict=True):
+        row[: len(amounts)] = 1.0 - amounts / dense
     below = exists & (np.arange(measured.shape[1]) < np.array(space.top)[:, None])
     with np.errstate(divide="ignore"):  # of what removes nothing: it was measured, and is not looked at
         excess = np.log(np.maximum(table, floor)) - 2.0 * np.log(removed)

@@ -56,6 +56,13 @@ def _show(folder: Path, found: "Inspection") -> None:
         ],
     )
     print_line(f"parameters {found.parameters:,}, weight files {found.weights_bytes:,} bytes")
+    if found.sparsity is not None:
+        said = found.sparsity
+        share = said["zeroed"] / max(said["parameters"], 1)
+        print_line(
+            f"{said['zeroed']:,} of {said['parameters']:,} weights of projections ({share:.2%}) are zero, by "
+            f"{said['step']}: zeroed, not removed"
+        )
     if biased := [str(x.index) for x in found.layers if x.has_added_bias]:
         print_line(f"down projections with a bias for what they lost: layers {', '.join(biased)}")
     if found.is_pruned:
@@ -82,9 +89,11 @@ def _kept_in_words(units: int, bits: int | None) -> str | int:
 def _kept(found: "Inspection") -> "KeptLayers":
     from lop.console.kept_layers import ATTENTION, FFN, KeptLayers
 
+    as_they_are = [1.0] * len(found.layers)
     return KeptLayers(
         {FFN: [x.ffn_width for x in found.layers], ATTENTION: [x.kv_groups for x in found.layers]},
         {FFN: [x.dense_ffn_width for x in found.layers], ATTENTION: [x.dense_kv_groups for x in found.layers]},
+        {FFN: as_they_are, ATTENTION: as_they_are},
     )
 
 
@@ -97,6 +106,7 @@ def _document(found: "Inspection") -> dict[str, Any]:
         "licence": found.base.licence,
         "parameters": found.parameters,
         "weights_bytes": found.weights_bytes,
+        "sparsity": found.sparsity,
         "layers": [vars(layer) for layer in found.layers],
         "plan": None if found.plan is None else found.plan.model_dump(mode="json"),
         "runs_in": found.runs_in,

@@ -29,7 +29,7 @@ def plan(
         SpaceName,
         typer.Option(
             help="What may be changed: FFN widths, KV groups (down to none), whole layers, or all of that; the bits of "
-            "weights, or those and all."
+            "weights, or those and all; or the density of weights, for a sparsity of those that are zeroed."
         ),
     ] = SpaceName.FFN,
     device: Annotated[

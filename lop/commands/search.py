@@ -27,7 +27,7 @@ from pruning.anatomy.architecture import Sublayer
 from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
 from pruning.errors import InputError
 from pruning.measuring.metrics import exact_match_tells
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from pruning.planning.target import usual_scope
@@ -53,7 +53,8 @@ def search(
             "--sparsity",
             "-s",
             help="Target to search; repeat for several. Default: 0.2 to 0.7 in tenths, in other spaces than ffn 0.15, "
-            "0.3, 0.45 and 0.6. Where bits may change, of the bytes of the decoder's layers.",
+            "0.3, 0.45 and 0.6. Where bits may change, of the bytes of the decoder's layers; where densities may, of "
+            "the weights of all sub-layers.",
         ),
     ] = None,
     scope: Annotated[
@@ -69,7 +70,8 @@ def search(
         typer.Option(
             help="What may be changed: FFN widths; KV groups with all their query heads, down to no attention at all; "
             "whole layers; or FFN widths and KV groups together, each down to nothing; bits: of the weights of each "
-            "sub-layer, 8, 4 or as they are; or all of that together.",
+            "sub-layer, 8, 4 or as they are; or all of that together; density: of the weights of each sub-layer, "
+            "0.2 to 0.9 or all, the others zeroed, which makes nothing smaller or faster.",
         ),
     ] = SpaceName.FFN,
     method: Annotated[
@@ -282,6 +284,7 @@ def search(
                     model,
                     held_out,
                     result,
+                    calibration=loaded,
                     space=settings.space(anatomy),
                     name=validation.name,
                     engine=options,
@@ -302,8 +305,9 @@ def search(
                 _show(model, settings, anatomy, result, dense, validated)
                 option = "" if space is SpaceName.FFN else f" --space {space}"
                 then = f"train the predictor with `lop train --model {model}{option}`"
-                if space.has_bits:  # which no predictor knows
-                    then = f"plan with `lop plan --model {model}{option}` and a budget"
+                if space not in SPACES_OF_UNITS:  # which no predictor knows
+                    target = "a sparsity" if space.has_density else "a budget"
+                    then = f"plan with `lop plan --model {model}{option}` and {target}"
                 print_line(f"{samples} samples stored; {then}")
                 if recovered is not None:
                     show_after_recovery(model, option, recovered)
@@ -333,8 +337,11 @@ def _show(
     changed = _changed(settings.axes)
     for row, target in zip(rows, result.targets, strict=True):
         architecture = settings.space(anatomy).architecture(target.choice)
-        kept = (architecture.units(sublayer, anatomy.dense_units(sublayer)) for sublayer in changed.values())
-        row += [target.evaluations, *(" ".join(map(str, units)) for units in kept)]
+        if settings.axes.has_density:
+            kept = (architecture.densities(sublayer, anatomy.num_layers) for sublayer in changed.values())
+        else:
+            kept = (architecture.units(sublayer, anatomy.dense_units(sublayer)) for sublayer in changed.values())
+        row += [target.evaluations, *(" ".join(f"{x:g}" for x in own) for own in kept)]
     print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", *changed], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
@@ -361,6 +368,8 @@ def _best_layers(
 
 def _changed(axes: SpaceName) -> dict[str, Sublayer]:
     """What a table shows of configurations, by its columns' names: what the search could change."""
+    if axes.has_density:
+        return {"FFN densities": Sublayer.FFN, "attention densities": Sublayer.ATTENTION}
     columns = {"FFN widths": Sublayer.FFN, "KV groups": Sublayer.ATTENTION}
     unchanged = {SpaceName.FFN: "KV groups", SpaceName.ATTENTION: "FFN widths"}.get(axes)
     return {name: sublayer for name, sublayer in columns.items() if name != unchanged}

@@ -30,6 +30,13 @@ def sparsify(
         Path | None,
         typer.Option("--plan", "-p", help="Plan file that says the density of each sub-layer. Instead of --sparsity."),
     ] = None,
+    inputs: Annotated[
+        str,
+        typer.Option(
+            help="What a layer's weights are chosen by: inputs through the layers before as they are written "
+            "(rewritten), or the dense model's (dense), by which `lop search --space density` scores them."
+        ),
+    ] = "rewritten",
     modules: Annotated[str, typer.Option(help="Whose layers: language, vision or all.")] = "language",
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N conversations.")] = None,
     seed: Seed = 0,
@@ -51,7 +58,7 @@ def sparsify(
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.sparsifying import Ratios, asked_sparsity, planned_sparsity, warnings_of
     from lop.workflows.sparsifying import sparsify as run
-    from pruning.cutting.rewriting.sparsifier import LocalStep
+    from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
     from pruning.cutting.rewriting.sparsify_checkpoint import Modules
     from pruning.cutting.streaming.solved import solved_folder
     from pruning.errors import InputError
@@ -60,7 +67,7 @@ def sparsify(
     if sparsity is not None and not 0.0 <= sparsity < 1.0:
         raise InputError("a sparsity is at least 0 and below 1", values=f"{sparsity:g}")
     step, own_ratios = one_of(LocalStep, method, "--method"), one_of(Ratios, ratios, "--ratios")
-    own_modules = one_of(Modules, modules, "--modules")
+    own_modules, own_inputs = one_of(Modules, modules, "--modules"), one_of(StepInputs, inputs, "--inputs")
     densities = None
     if plan is None:
         asked = asked_sparsity(
@@ -70,6 +77,7 @@ def sparsify(
             ratios=own_ratios,
             modules=own_modules,
             seed=seed,
+            inputs=own_inputs,
         )
     else:
         given = {
@@ -84,7 +92,7 @@ def sparsify(
                 values=f"--plan {plan} and " + ", ".join(name for name, is_given in given.items() if is_given),
                 remedy="Give --plan without them",
             )
-        asked, densities = planned_sparsity(model, PruningPlan.load(plan), step)
+        asked, densities = planned_sparsity(model, PruningPlan.load(plan), step, own_inputs)
     warn_of_adapter(model)
     loaded = conversations_of(data, conversations)
     try:

@@ -15,15 +15,22 @@ Units = Mapping[Sublayer, Sequence[int]]
 
 @dataclass(frozen=True)
 class KeptLayers:
-    """Units [L] that each sub-layer keeps, of the units [L] that it has in the dense model."""
+    """Units [L] that each sub-layer keeps, of the units [L] that it has in the dense model, and the densities [L] of
+    their weights."""
 
     units: Units
     dense: Units
+    densities: Mapping[Sublayer, Sequence[float]]
 
     @classmethod
     def of(cls, architecture: Architecture, dense: Units) -> "KeptLayers":
         """Raises InputError if `architecture` names a layer beyond those of `dense`."""
-        return cls({sublayer: architecture.units(sublayer, dense[sublayer]) for sublayer in (FFN, ATTENTION)}, dense)
+        num_layers = len(dense[FFN])
+        return cls(
+            {sublayer: architecture.units(sublayer, dense[sublayer]) for sublayer in (FFN, ATTENTION)},
+            dense,
+            {sublayer: architecture.densities(sublayer, num_layers) for sublayer in (FFN, ATTENTION)},
+        )
 
     @property
     def num_layers(self) -> int:
@@ -32,11 +39,17 @@ class KeptLayers:
     @property
     def changes_attention(self) -> bool:
         """Whether any layer's attention is not as in the dense model."""
-        return tuple(self.units[ATTENTION]) != tuple(self.dense[ATTENTION])
+        return tuple(self.units[ATTENTION]) != tuple(self.dense[ATTENTION]) or min(self.densities[ATTENTION]) < 1.0
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether single weights are zeroed of any layer: then nothing is removed."""
+        return any(density < 1.0 for own in self.densities.values() for density in own)
 
     def fractions(self, sublayer: Sublayer) -> list[float]:
-        """[L] kept fractions."""
-        return [kept / most for kept, most in zip(self.units[sublayer], self.dense[sublayer], strict=True)]
+        """[L] kept fractions, of units and their weights."""
+        rows = zip(self.units[sublayer], self.dense[sublayer], self.densities[sublayer], strict=True)
+        return [kept / most * density for kept, most, density in rows]
 
     def skipped(self, sublayer: Sublayer) -> list[int]:
         """Layers whose `sublayer` is skipped while the other one is not."""

@@ -17,7 +17,8 @@ _NAMES = {FFN: "FFN channels kept", ATTENTION: "KV groups kept"}
 _REMOVED = "#e4e4e4"
 _SKIPPED = {"facecolor": "white", "edgecolor": "#6e6e6e", "hatch": "//////", "linewidth": 0.0}
 _GONE = {"facecolor": "white", "edgecolor": "#111111", "hatch": "xxxxxx", "linewidth": 0.0}
-_LEGEND = (*_NAMES.values(), "removed", "skipped", "whole layer skipped")
+_WEIGHTS = {FFN: "FFN weights that stay", ATTENTION: "attention weights that stay"}
+_LEGEND = (*_NAMES.values(), *_WEIGHTS.values(), "zeroed", "removed", "skipped", "whole layer skipped")
 _BAR = 0.8
 _FEW_LAYERS = 24
 """So many are all numbered."""
@@ -59,14 +60,14 @@ def draw_panels(figure: Any, plans: Sequence[tuple[str, KeptLayers]]) -> None:
 
 def _draw_layers(axis: Any, kept: KeptLayers, *, with_attention: bool) -> None:
     """One plan into `axis`: kept fractions from -1 (all KV groups) over 0 to 1 (all channels)."""
-    gone = set(kept.gone)
+    gone, names = set(kept.gone), _WEIGHTS if kept.zeroes else _NAMES
     for sublayer, sign in ((FFN, 1.0), (ATTENTION, -1.0)):
         if sublayer is ATTENTION and not with_attention:
             continue
         here = [i for i in range(kept.num_layers) if i not in gone]
         fractions, skipped = kept.fractions(sublayer), kept.skipped(sublayer)
-        axis.bar(here, [sign] * len(here), _BAR, color=_REMOVED, label="removed")
-        axis.bar(here, [sign * fractions[i] for i in here], _BAR, color=_COLOURS[sublayer], label=_NAMES[sublayer])
+        axis.bar(here, [sign] * len(here), _BAR, color=_REMOVED, label="zeroed" if kept.zeroes else "removed")
+        axis.bar(here, [sign * fractions[i] for i in here], _BAR, color=_COLOURS[sublayer], label=names[sublayer])
         if skipped:
             axis.bar(skipped, [sign] * len(skipped), _BAR, label="skipped", **_SKIPPED)
     if gone:

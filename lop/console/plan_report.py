@@ -28,6 +28,9 @@ def show_plan(plan: PruningPlan, dense: Units | None) -> None:
         print_line(f"skipped: {skips}")
     sparsities = ", ".join(f"{scope} {value:.4f}" for scope, value in plan.achieved.removed.items())
     print_line(f"achieved sparsity: {sparsities}")
+    if plan.achieved.zeroed:
+        zeroed = ", ".join(f"{scope} {value:.4f}" for scope, value in plan.achieved.zeroed.items())
+        print_line(f"zeroed, which makes nothing smaller or faster: {zeroed}")
     print_line(f"parameters {plan.achieved.parameters:,}")
     for line in cost_lines(plan):
         print_line(line)
@@ -48,15 +51,19 @@ def draw_plan(plan: PruningPlan, dense: Units | None, path: Path) -> None:
             values="this server does not tell them",
             remedy="Upgrade the server, or ask a database with --database",
         )
-    removed = ", ".join(f"{value:.1%} of {scope}" for scope, value in plan.achieved.removed.items())
-    draw_plans([(f"{plan.model.id}, {plan.method}: {removed} removed", kept_layers(plan, dense))], path)
+    shares, how = (plan.achieved.zeroed, "zeroed") if plan.achieved.zeroed else (plan.achieved.removed, "removed")
+    said = ", ".join(f"{value:.1%} of {scope}" for scope, value in shares.items())
+    draw_plans([(f"{plan.model.id}, {plan.method}: {said} {how}", kept_layers(plan, dense))], path)
 
 
 def kept_layers(plan: PruningPlan, dense: Units) -> KeptLayers:
     """What `plan` keeps of a model that has `dense` units."""
     sites = ((layer.index, ((FFN, layer.ffn), (ATTENTION, layer.attention))) for layer in plan.layers)
     options = {
-        Site(index, sublayer): Option(kept.units) for index, of in sites for sublayer, kept in of if kept is not None
+        Site(index, sublayer): Option(kept.units, density=kept.density)
+        for index, of in sites
+        for sublayer, kept in of
+        if kept is not None
     }
     return KeptLayers.of(Architecture.of(options), dense)
 
@@ -72,7 +79,8 @@ def _cell(kept: Kept | None, sublayer: Sublayer, index: int, dense: Units | None
     words = "dense" if units == most else str(units)
     if most is None or units is None:
         return f"{words}{bits}{density}"
-    return f"{gauge(units / most, plain=not is_unicode(sys.stdout))} {words}{bits}{density}"
+    share = units / most * (1.0 if kept is None or kept.density is None else kept.density)
+    return f"{gauge(share, plain=not is_unicode(sys.stdout))} {words}{bits}{density}"
 
 
 def _show_expectation(plan: PruningPlan) -> None:

@@ -31,6 +31,7 @@ from pruning.atomic_file import beside
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
+from pruning.planning.axis_spaces import SPACES_OF_UNITS
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import distillation_step
 from pruning.planning.ranking import Ranking
@@ -120,11 +121,11 @@ def check_recoverable(model: ModelRecord, settings: SearchSettings, recipe: "Rec
     from recovery.checks import completed_for
 
     check_launched_alone("lop search --after-recovery")
-    if settings.axes.has_bits:
+    if settings.axes not in SPACES_OF_UNITS:
         raise InputError(
             "weights that are trained must be plain numbers",
             values=f"space '{settings.axes}'",
-            remedy="Search another space, recover, then quantise",
+            remedy="Search another space, recover, then quantise or sparsify",
         )
     if model.reconstructed_on is not None:
         raise InputError(

@@ -98,6 +98,12 @@ def compare_methods(
     from pruning.checkpoints.loading import load_processor
     from pruning.data.batches import make_batches
 
+    if space.has_density:
+        raise InputError(
+            "methods are compared by what their plans cut",
+            values=f"space '{space}'",
+            remedy="Write plans of densities with `lop sparsify --plan`, and score the folders with `lop evaluate`",
+        )
     scope = scope or usual_scope(space)
     asked = {"scope": scope, "space": space, "round_to": round_to}
     plans, missing = _request_plans(repository, model_id, sparsities, methods, asked)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engines.memo import EvaluateInOrder
     from pruning.anatomy.decoder_layer import TensorSpec
     from pruning.measuring.evaluation import ConfigurationEvaluator
+    from pruning.measuring.masked_weights import MaskedWeights
 
 
 class Engine(StrEnum):
@@ -73,6 +74,8 @@ class EvaluatorRecipe:
         calibration_id: what the conversations and their images were when the search began.
         cache_bytes: bound of what an evaluator keeps (`ConfigurationEvaluator`); None: its default. Changes no number.
         has_bits: whether weights in fewer bits are scored, too. They are copies, beside the model's own.
+        squares: of the dense model's inputs (`pruning.cutting.rewriting.dense_squares`), where weights with zeros are
+            scored, too; those are copies as well.
     """
 
     model: ModelRecord
@@ -81,10 +84,17 @@ class EvaluatorRecipe:
     calibration_id: str
     cache_bytes: int | None = None
     has_bits: bool = False
+    squares: bytes | None = None
 
     @classmethod
     def of(
-        cls, model: ModelRecord, ranking: bytes, conversations: Sequence[Conversation], *, has_bits: bool = False
+        cls,
+        model: ModelRecord,
+        ranking: bytes,
+        conversations: Sequence[Conversation],
+        *,
+        has_bits: bool = False,
+        squares: bytes | None = None,
     ) -> "EvaluatorRecipe":
         """The recipe for a registered model and conversations that can be read here."""
         located = tuple(
@@ -93,7 +103,7 @@ class EvaluatorRecipe:
             else dataclasses.replace(conversation, image=conversation.image.absolute())
             for conversation in conversations
         )
-        return cls(model, ranking, located, calibration_id(located), has_bits=has_bits)
+        return cls(model, ranking, located, calibration_id(located), has_bits=has_bits, squares=squares)
 
     def __call__(self) -> "ConfigurationEvaluator":
         """Load the model and prepare the conversations: the expensive part.
@@ -126,7 +136,16 @@ class EvaluatorRecipe:
             cache_bytes=self.cache_bytes,
             solver=solver,
             rounder=RoundedWeights(torch_dtype(self.model.anatomy.dtype)) if self.has_bits else None,
+            masker=None if self.squares is None else self._masker(self.squares),
         )
+
+    def _masker(self, squares: bytes) -> "MaskedWeights":
+        from pruning.cutting.rewriting.blocks import language_blocks
+        from pruning.cutting.rewriting.dense_squares import squares_by_site
+        from pruning.measuring.masked_weights import MaskedWeights
+
+        anatomy = self.model.anatomy
+        return MaskedWeights(squares_by_site(anatomy, squares, language_blocks(anatomy)))
 
     def _check_files(self) -> None:
         if not Path(self.model.path).is_dir():
@@ -200,12 +219,14 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
 
     Where weights in fewer bits are scored, all of the decoder's may be, at once: then as much as they take comes on
-    top, or what is kept of them from one architecture to the next, if that is more.
+    top, or what is kept of them from one architecture to the next, if that is more. Where weights with zeros are, they
+    all may be at once, and masks are kept.
 
     From what was registered: the checkpoint need not be on this machine.
     """
     from pruning.anatomy.packed_weights import is_packed
     from pruning.forward.prefix_cache import default_cache_bytes
+    from pruning.measuring.masked_weights import DEFAULT_MASK_BYTES
     from pruning.measuring.rounded_weights import DEFAULT_ROUNDED_BYTES
     from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES
 
@@ -214,6 +235,8 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     rounded = 0
     if recipe.has_bits:
         rounded = max(DEFAULT_ROUNDED_BYTES, sum(_computed_bytes(x) for x in tensors if is_packed(x)))
+    if recipe.squares is not None:
+        rounded = DEFAULT_MASK_BYTES + sum(_computed_bytes(x) for x in tensors if is_packed(x))
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
     solved = 0 if recipe.model.reconstructed_on is None else DEFAULT_SOLVED_BYTES
     return weights + rounded + kept + solved + PROCESS_BYTES
@@ -233,6 +256,17 @@ def check_engine(options: EngineOptions) -> None:
         from engines.ray.cluster_address import resolve_address
 
         resolve_address(options.address)
+
+
+def squares_for(model: ModelRecord, conversations: Sequence[Conversation]) -> bytes:
+    """By what a search of densities on `conversations` zeroes weights of `model`: one pass of the dense model.
+
+    Raises FingerprintMismatchError as `check_weights`, and what `measure_input_squares` raises.
+    """
+    from lop.workflows.measuring import measure_input_squares
+
+    check_weights(model)
+    return measure_input_squares(Path(model.path), conversations)
 
 
 def check_weights(model: ModelRecord) -> None:

@@ -197,6 +197,30 @@ def measure_second_order(
     return statistics
 
 
+def measure_input_squares(
+    folder: Path, conversations: Sequence[Conversation], *, on_batch: Callable[[int, int], None] | None = None
+) -> bytes:
+    """What Wanda scores the weights of the dense checkpoint in `folder` by, one decoder layer in memory at a time.
+
+    Raises:
+        InputError: torch has no such device as LOP_TORCH_DEVICE says, or a disk has no room.
+        CheckpointError, UnsupportedModelError, DatasetError: the checkpoint or the conversations cannot be used.
+    """
+    from pruning.checkpoints.anatomy_reader import read_anatomy
+    from pruning.cutting.rewriting.blocks import language_blocks
+    from pruning.cutting.rewriting.dense_squares import measure_squares
+    from pruning.forward.layer_source import CheckpointLayers
+
+    batches = streamed(folder, conversations)
+    return measure_squares(
+        CheckpointLayers(folder, compute_device()),
+        language_blocks(read_anatomy(folder)),
+        batches,
+        num_rows=batches.num_rows,
+        on_batch=on_batch,
+    )
+
+
 def kinds_of(names: Sequence[str]) -> list[StatisticsKind]:
     """The kinds of these names, each once; raises InputError for a name that is none."""
     try:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engines.memo import EvaluateInOrder, Measured, MemoisedEvaluator
-from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine, squares_for
 from lop.workflows.measuring import record_calibration
 from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
@@ -63,7 +63,8 @@ def search_model(
     ranking = repository.get_artifact(model.ranking_sha256).content
     settings.resolve_targets(model.anatomy)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
-    recipe = EvaluatorRecipe.of(model, ranking, conversations, has_bits=settings.axes.has_bits)
+    squares = squares_for(model, conversations) if settings.axes.has_density else None
+    recipe = EvaluatorRecipe.of(model, ranking, conversations, has_bits=settings.axes.has_bits, squares=squares)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
         evaluate = opened if on_stored is None else _telling(opened, on_stored)

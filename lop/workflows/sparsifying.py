@@ -17,7 +17,7 @@ from pruning.checkpoints.loading import load_processor
 from pruning.cutting.rewriting.blocks import Block, Part, language_blocks
 from pruning.cutting.rewriting.damped_sweep import few_tokens
 from pruning.cutting.rewriting.planned_densities import planned_densities
-from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
 from pruning.cutting.rewriting.sparsify_checkpoint import (
     Densities,
     Modules,
@@ -51,7 +51,14 @@ class Ratios(StrEnum):
 
 
 def asked_sparsity(
-    step: LocalStep, *, density: float | None, pattern: str | None, ratios: Ratios, modules: Modules, seed: int
+    step: LocalStep,
+    *,
+    density: float | None,
+    pattern: str | None,
+    ratios: Ratios,
+    modules: Modules,
+    seed: int,
+    inputs: StepInputs = StepInputs.REWRITTEN,
 ) -> Sparsity:
     """What the options of the command come to.
 
@@ -65,7 +72,7 @@ def asked_sparsity(
         )
     if pattern is None:
         assert density is not None
-        return Sparsity(step, density, _settings(ratios, seed), None, modules)
+        return Sparsity(step, density, _settings(ratios, seed), None, modules, inputs)
     if ratios is not Ratios.UNIFORM:
         raise InputError(
             "with a pattern all layers have the same density",
@@ -73,10 +80,12 @@ def asked_sparsity(
             remedy="Leave out --ratios, or give --sparsity instead of --pattern",
         )
     parsed = Pattern.parse(pattern)
-    return Sparsity(step, parsed.density, _settings(ratios, seed), parsed, modules)
+    return Sparsity(step, parsed.density, _settings(ratios, seed), parsed, modules, inputs)
 
 
-def planned_sparsity(folder: Path, plan: PruningPlan, step: LocalStep) -> tuple[Sparsity, Densities]:
+def planned_sparsity(
+    folder: Path, plan: PruningPlan, step: LocalStep, inputs: StepInputs = StepInputs.REWRITTEN
+) -> tuple[Sparsity, Densities]:
     """What a plan for the checkpoint in `folder` asks for; raises as `planned_densities`."""
     anatomy = read_anatomy(folder)
     densities = planned_densities(plan, anatomy)
@@ -85,7 +94,7 @@ def planned_sparsity(folder: Path, plan: PruningPlan, step: LocalStep) -> tuple[
     parameters = sum(block.parameters for block in language_blocks(anatomy))
     # A plan that was edited by hand keeps its id, and must not go on where the former was interrupted.
     ratios = {"name": "plan", "plan_id": plan.plan_id, "architecture": architecture.key}
-    return Sparsity(step, 1.0 - zeroed / parameters, ratios), lambda _blocks: densities
+    return Sparsity(step, 1.0 - zeroed / parameters, ratios, inputs=inputs), lambda _blocks: densities
 
 
 def _settings(ratios: Ratios, seed: int) -> "dict[str, Any]":

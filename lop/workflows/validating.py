@@ -6,7 +6,7 @@ A search takes the best of hundreds of noisy scores, so its own are optimistic; 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, EvaluatorRecipe, open_engine, squares_for
 from lop.workflows.measuring import record_calibration
 from mcts.result import SearchResult
 from pruning.anatomy.architecture import DENSE
@@ -52,21 +52,23 @@ def validate(
     validation: Sequence[Conversation],
     result: SearchResult,
     *,
+    calibration: Sequence[Conversation],
     space: Space,
     name: str,
     engine: EngineOptions = LOCAL_ENGINE,
 ) -> Validated:
     """Score the best choice of each target on `validation`, a set called `name`, by the engine of the search.
 
-    `space` is what was searched.
+    `space` is what was searched, on `calibration`, by which weights that are zeroed were chosen.
 
     Raises what `lop.workflows.searching.search_model` raises of the checkpoint, the engine and the database.
     """
     model = repository.get_model(model_id)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    calibration = record_calibration(repository, validation, name)
+    recorded = record_calibration(repository, validation, name)
     found = [space.architecture(target.choice) for target in result.targets]
-    recipe = EvaluatorRecipe.of(model, ranking, validation, has_bits=space.has_bits)
+    squares = squares_for(model, calibration) if space.has_density else None
+    recipe = EvaluatorRecipe.of(model, ranking, validation, has_bits=space.has_bits, squares=squares)
     with open_engine(recipe, engine) as evaluate:
         *metrics, of_dense = (measured.metrics for measured in evaluate([*found, DENSE]))
-    return Validated(name, calibration.id, tuple(metrics), of_dense)
+    return Validated(name, recorded.id, tuple(metrics), of_dense)

@@ -21,7 +21,7 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
     Under one limit: the optimum on `levels`, filled up. Under several: the best that is found of all allowed options,
     whose losses are `interpolated_losses`, beginning with the optimum under the limit that takes most.
 
-    Where bits may change, too, options are no ladder: the optimum is of all allowed options then.
+    Where bits or densities may change, options are no ladder of units: the optimum is of all allowed options then.
 
     Losses add up: what two decisions lose together counts as the sum of what each loses alone. Where both halves of a
     layer are skipped, or neighbours are, they lose more than that, and this program does not know it.
@@ -35,8 +35,8 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
         InputError: `loss` is not [N, K] finite numbers, or the limits are of a space with other decisions.
     """
     space = limits.space
-    if space.has_bits:
-        return _among_units_and_bits(levels, loss, limits)
+    if not space.is_of_units:
+        return _among_all_options(levels, loss, limits)
     units, losses_of_levels = _placed(levels, loss, space)
     allowed = [
         np.maximum(np.searchsorted(row, wanted, side="right") - 1, 0)
@@ -61,7 +61,7 @@ def additive_architecture(levels: Space, loss: FloatArray, limits: Limits) -> Ar
     return space.architecture(min(choices, key=lambda choice: losses[np.arange(len(choice)), choice].sum()))
 
 
-def _among_units_and_bits(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
+def _among_all_options(levels: Space, loss: FloatArray, limits: Limits) -> Architecture:
     limits = _in_scanned_bits(levels, limits)
     losses = interpolated_losses(levels, loss, limits.space)
     limits, losses = _worthwhile(limits, losses)
@@ -144,10 +144,15 @@ def interpolated_losses(levels: Space, loss: FloatArray, space: Space) -> FloatA
     Raises InputError as `additive_architecture`.
     """
     losses = np.zeros((space.num_decisions, int(space.counts.max())))
-    if space.has_bits:
+    if not space.is_of_units:
         places = space.places_of(levels)
         _placed(levels, loss, space)  # the checks
         assert places is not None
+        if space.has_density:
+            for n, amounts, measured in zip(places, levels.amounts, loss, strict=True):
+                own = space.amounts[n]
+                losses[n, : len(own)] = np.interp(own, amounts, measured[: len(amounts)])
+            return losses
         for n, decision, measured in zip(places, levels.decisions, loss, strict=True):
             _interpolate(losses[n], space.decisions[n].options[0], decision.options[0], measured)
         return losses

@@ -12,8 +12,11 @@ def uniform_choice(limits: Limits) -> IntArray:
     for decisions on several sites that keep as much of each, relatively.
 
     Where bits may change, the greatest equal retention at which any bits fit, in the most bits that do: all units in
-    fewer bits before fewer units, and bits as they are under limits that bits do not help to meet.
+    fewer bits before fewer units, and bits as they are under limits that bits do not help to meet. Where densities may,
+    the greatest equal density.
     """
+    if limits.space.has_density:
+        return limits.fit(_equal_densities(limits), worth_of_costs(limits))
     if limits.space.has_bits:
         return _equal_bits(limits)
     return limits.fit(_widest_equal(limits), even_worth(limits))
@@ -49,6 +52,15 @@ def cumulative_worth(space: Space, unit_worth: list[FloatArray]) -> FloatArray:
     return worth
 
 
+def _equal_densities(limits: Limits) -> IntArray:
+    """[N] the options of the greatest equal density that fits, all decisions having the same; the least, if none
+    does."""
+    choices = np.arange(int(limits.space.counts.min()))[:, None].repeat(limits.space.num_decisions, axis=1)
+    fitting = np.flatnonzero((limits.table.spent(choices) <= limits.spare).all(axis=1))
+    found: IntArray = choices[fitting[-1] if len(fitting) else 0]
+    return found
+
+
 def _equal_bits(limits: Limits) -> IntArray:
     """[N] for spaces with bits: what is left over goes to more units in the same bits, or to more bits of all units."""
     choice, bits = _most_equal(limits)
@@ -61,11 +73,11 @@ def _equal_bits(limits: Limits) -> IntArray:
         kept.append(np.flatnonzero(orderly))
     orderly_limits = limits.among(kept)
     start = np.array([np.searchsorted(k, own) for k, own in zip(kept, choice, strict=True)])
-    found = orderly_limits.fit(start, _shortness_by_cost(orderly_limits))
+    found = orderly_limits.fit(start, worth_of_costs(orderly_limits))
     return np.array([k[index] for k, index in zip(kept, found, strict=True)])
 
 
-def _shortness_by_cost(limits: Limits) -> FloatArray:
+def worth_of_costs(limits: Limits) -> FloatArray:
     """[N, K] as `_evenness_by_cost`, of options in any order: the sum of what is short of whole on the way to each."""
     worth = np.zeros(limits.table.exists.shape)
     for row, costs in zip(worth, limits.binding.costs, strict=True):

@@ -65,10 +65,10 @@ class ModelAnatomy:
         return architecture.units(Sublayer.FFN, self.dense_units(Sublayer.FFN))
 
     def sizes(self, architecture: Architecture) -> Architecture:
-        """The units that `architecture` keeps, alone: what is in fewer bits counts as it is."""
-        if all(option.bits is None for _, option in architecture.items):
+        """The units that `architecture` keeps, alone: what is in fewer bits, or less dense, counts as it is."""
+        if all(option == Option(option.units) for _, option in architecture.items):
             return architecture
-        plain = ((site, Option(x.units, None, x.density)) for site, x in architecture.items)
+        plain = ((site, Option(x.units)) for site, x in architecture.items)
         return Architecture.of((s, x) for s, x in plain if x != Option(self.layers[s.layer].units(s.sublayer)))
 
     def ffn_widths_alone(self, architecture: Architecture) -> tuple[int, ...] | None:

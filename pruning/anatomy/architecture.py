@@ -87,6 +87,12 @@ class Architecture:
                 kept[site.layer] = option.units
         return tuple(kept)
 
+    def densities(self, sublayer: Sublayer, num_layers: int) -> tuple[float, ...]:
+        """[L] share of the weights of what every layer keeps there that are not zeroed."""
+        options = self.options
+        own = (options.get(Site(layer, sublayer)) for layer in range(num_layers))
+        return tuple(1.0 if option is None or option.density is None else option.density for option in own)
+
     def document(self) -> list[dict[str, Any]]:
         """`[{"index", "ffn": {"units", ..}, "attention": {..}}]`: layers in order; those that are dense are absent."""
         layers: dict[int, dict[str, Any]] = {}

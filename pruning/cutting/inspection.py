@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.dtypes import FLOAT_DTYPES
@@ -20,7 +21,11 @@ from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, pac
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
 from pruning.cutting.gguf.layouts import LAYOUTS
+from pruning.cutting.rewriting.sparsify_checkpoint import CONFIG_KEY as SPARSITY_KEY
 from pruning.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Inspection:
         plan: the one in the folder; None: there is none (it was saved again, or is dense).
         parameters, weights_bytes: of the whole model.
         layers: [L].
+        sparsity: how single weights were zeroed, as `lop sparsify` notes it in the config; None: it was not.
         runs_in: what can load or export it.
     """
 
@@ -63,6 +69,7 @@ class Inspection:
     weights_bytes: int
     layers: tuple[InspectedLayer, ...]
     runs_in: tuple[str, ...]
+    sparsity: Mapping[str, Any] | None = None
 
 
 def inspect_checkpoint(folder: str | Path) -> Inspection:
@@ -115,7 +122,16 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
         runs_in=_runtimes(str(text.model_type), alike=recorded is None, is_quantised=is_quantised),
+        sparsity=_sparsity(config),
     )
+
+
+def _sparsity(config: "PreTrainedConfig") -> Mapping[str, Any] | None:
+    """What the config says of zeroed weights; what is no note of `lop sparsify` says nothing."""
+    said = getattr(config, SPARSITY_KEY, None)
+    kinds = {"zeroed": int, "parameters": int, "step": str}
+    is_note = isinstance(said, dict) and all(type(said.get(name)) is kind for name, kind in kinds.items())
+    return said if is_note else None
 
 
 def _base(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:

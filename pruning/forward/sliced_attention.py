@@ -9,10 +9,10 @@ from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.anatomy.layer_config import LayerConfig
 from pruning.checkpoints.resizing import weights_of
-from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightRounder, output_of
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightMasker, WeightRounder, output_of
 from pruning.planning.ranking import Ranking
 
-_ROUNDED = -1
+_MADE_ANEW = -1
 """In the place of the groups of a layer whose weights are no slices now."""
 
 
@@ -56,9 +56,15 @@ class SlicedAttention:
 
     def round(self, layer: int, groups: int, bits: int, rounder: WeightRounder) -> None:
         """Let the `groups` that `layer` was sliced to be in `bits`, until it is sliced again."""
-        self._groups[layer] = _ROUNDED
+        self._groups[layer] = _MADE_ANEW
         for index, projection in enumerate(self._projections[layer]):
             projection.round(Site(layer, Sublayer.ATTENTION), index, groups, bits, rounder)
+
+    def mask(self, layer: int, density: float, masker: WeightMasker) -> None:
+        """Let `layer`, which keeps all groups, keep the share `density` of its weights, until it is sliced again."""
+        self._groups[layer] = _MADE_ANEW
+        for index, projection in enumerate(self._projections[layer]):
+            projection.mask(Site(layer, Sublayer.ATTENTION), index, density, masker)
 
     def _count(self, index: int, groups: int) -> None:
         """The numbers that attention code reads beside its weights; see `pruning.checkpoints.resizing.set_counts`."""

@@ -10,7 +10,7 @@ from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.decoder_view import DecoderView
 from pruning.checkpoints.resizing import weights_of
 from pruning.forward.compensation import compensated_bias
-from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightRounder, output_of
+from pruning.forward.sliced_linear import OutputSolver, SlicedLinear, WeightMasker, WeightRounder, output_of
 from pruning.planning.ranking import Ranking
 
 
@@ -46,6 +46,11 @@ class SlicedFfn:
         """Let the `width` channels that `layer` was sliced to be in `bits`, until it is sliced again."""
         for index, projection in enumerate(self._projections[layer]):
             projection.round(Site(layer, Sublayer.FFN), index, width, bits, rounder)
+
+    def mask(self, layer: int, density: float, masker: WeightMasker) -> None:
+        """Let `layer`, which keeps all channels, keep the share `density` of its weights, until it is sliced again."""
+        for index, projection in enumerate(self._projections[layer]):
+            projection.mask(Site(layer, Sublayer.FFN), index, density, masker)
 
     def _out_bias(self, layer: int, width: int) -> nn.Parameter | None:
         """The bias [D] of a down projection whose ranking compensates for removed channels; each worked out once."""

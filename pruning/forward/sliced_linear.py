@@ -32,6 +32,17 @@ class WeightRounder(Protocol):
         ...
 
 
+class WeightMasker(Protocol):
+    """Sets a share of weights to zero (`pruning.measuring.masked_weights`)."""
+
+    def __call__(
+        self, site: Site, index: int, density: float, weight: torch.Tensor, axis: int, places: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`weight` [D, A] of projection `index`, of which the share `density` stays; `places` are where its rows
+        (`axis` 0) or columns (1) stand in the model, None: as they stand."""
+        ...
+
+
 class SlicedLinear:
     """One linear layer whose rows or columns are units (FFN channels, KV groups), reordered in place.
 
@@ -77,6 +88,12 @@ class SlicedLinear:
         places = None if self._places is None or self._axis == 0 else self._places[: weight.shape[1]]
         rounded = rounder(site, index, units, bits, weight, places)
         self.linear.weight = nn.Parameter(rounded, requires_grad=False)
+
+    def mask(self, site: Site, index: int, density: float, masker: WeightMasker) -> None:
+        """Let the layer, which has all its units, keep the share `density` of its weights, as `masker` says."""
+        assert self._axis is not None
+        masked = masker(site, index, density, self.linear.weight.data, self._axis, self._places)
+        self.linear.weight = nn.Parameter(masked, requires_grad=False)
 
     @property
     def is_output(self) -> bool:

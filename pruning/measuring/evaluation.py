@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from pruning.anatomy.architecture import Architecture, Site, Sublayer
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.data.batches import Batch
@@ -33,7 +33,7 @@ from pruning.forward.prefix_cache import PrefixCache, default_cache_bytes
 from pruning.forward.skipping import skipping
 from pruning.forward.sliced_attention import SlicedAttention
 from pruning.forward.sliced_ffn import SlicedFfn
-from pruning.forward.sliced_linear import OutputSolver, WeightRounder
+from pruning.forward.sliced_linear import OutputSolver, WeightMasker, WeightRounder
 from pruning.forward.wide_passes import is_computed_wide, wide_passes
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.ranking import Ranking
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LayerUnits = tuple[int, ...]
-"""FFN channels and KV groups that a layer keeps, and the bits of both where either has fewer (0: as they are)."""
+LayerUnits = tuple[float, ...]
+"""FFN channels and KV groups that a layer keeps; where the weights of either are not as they are, bits and density of
+both, too (0: as they are)."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class ConfigurationEvaluator:
         solver: of the weights that projections out of what is cut have; None: they keep those that they had. With one,
             the ranking adds no biases.
         rounder: of weights in fewer bits; None: there are none.
+        masker: of weights of which a share is zeroed; None: there are none.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ConfigurationEvaluator:
         cache_bytes: int | None = None,
         solver: OutputSolver | None = None,
         rounder: WeightRounder | None = None,
+        masker: WeightMasker | None = None,
     ) -> None:
         self._fold_of = None if folds is None else _checked_folds(folds, batches)
         self._anatomy = anatomy_of(model)
@@ -120,7 +123,7 @@ class ConfigurationEvaluator:
             recorded = record_batches(model, self._view, batches)
         self._ffn = SlicedFfn(self._view, self._anatomy.layers, ranking, solver)
         self._attention = SlicedAttention(self._view, self._anatomy.layers, ranking, solver)
-        self._rounder = rounder
+        self._rounder, self._masker = rounder, masker
         self._orders_groups = ranking.kv_groups is not None
         self._head = AnswerHead(self._view)
         self._choose_rows(model, batches, recorded)
@@ -129,10 +132,10 @@ class ConfigurationEvaluator:
     def __call__(self, architectures: Sequence[Architecture]) -> list[Metrics]:
         """Metrics of each of `architectures` [n]; the model is dense again afterwards.
 
-        Raises InputError for one that is not of this model, changes density or, without a rounder, bits, or keeps some
-        KV groups of a layer where the ranking does not order them.
+        Raises InputError for one that is not of this model, changes bits without a rounder, or densities without a
+        masker or of what is cut, or keeps some KV groups of a layer where the ranking does not order them.
         """
-        checked = [(*self._units_of(architecture), _bits_of(architecture)) for architecture in architectures]
+        checked = [(*self._units_of(architecture), _made_anew(architecture)) for architecture in architectures]
         return [self._evaluate(*kept) for kept in checked]
 
     def evaluate(self, widths: Sequence[int]) -> Metrics:
@@ -146,19 +149,20 @@ class ConfigurationEvaluator:
         return self._evaluate(widths, self._attention.dense_groups)
 
     def _evaluate(
-        self, widths: Sequence[int], groups: Sequence[int], bits: Mapping[Site, int] = MappingProxyType({})
+        self, widths: Sequence[int], groups: Sequence[int], anew: Mapping[Site, Option] = MappingProxyType({})
     ) -> Metrics:
-        """Metrics of FFN widths [L] and KV groups [L], either of which may be 0, and of sites in fewer `bits`."""
+        """Metrics of FFN widths [L] and KV groups [L], either of which may be 0, and of sites whose weights are made
+        `anew`: in fewer bits, or with zeros."""
         kept = {Sublayer.FFN: widths, Sublayer.ATTENTION: groups}
         skipped = [Site(layer, x) for x, units in kept.items() for layer, count in enumerate(units) if count == 0]
         try:
             with _on_one_thread(self._device):  # what is solved must not depend on their number
                 self._ffn.slice(widths)
                 self._attention.slice(groups)
-                self._round(widths, groups, bits)
+                self._make_anew(anew)
             layers = tuple(zip(widths, groups, strict=True))
             with skipping(self._view, skipped):
-                measured = self._of_each_row(_with_bits(layers, bits) if bits else layers, self._compare)
+                measured = self._of_each_row(_with_weights(layers, anew) if anew else layers, self._compare)
         except BaseException:
             for prefixes in self._prefixes:
                 prefixes.clear()
@@ -178,13 +182,15 @@ class ConfigurationEvaluator:
             folds=_fold_metrics([row.folds for row in measured if row.folds is not None]),
         )
 
-    def _round(self, widths: Sequence[int], groups: Sequence[int], bits: Mapping[Site, int]) -> None:
-        for site, own in bits.items():
-            assert self._rounder is not None
-            if site.sublayer is Sublayer.FFN:
-                self._ffn.round(site.layer, widths[site.layer], own, self._rounder)
-            else:
-                self._attention.round(site.layer, groups[site.layer], own, self._rounder)
+    def _make_anew(self, anew: Mapping[Site, Option]) -> None:
+        for site, option in anew.items():
+            sliced = self._ffn if site.sublayer is Sublayer.FFN else self._attention
+            if option.density is not None:
+                assert self._masker is not None
+                sliced.mask(site.layer, option.density, self._masker)
+            elif option.bits is not None:
+                assert self._rounder is not None
+                sliced.round(site.layer, option.units, option.bits, self._rounder)
 
     def _units_of(self, architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """FFN widths [L] and KV groups [L]."""
@@ -192,7 +198,10 @@ class ConfigurationEvaluator:
             dense = self._anatomy.layers[site.layer].units(site.sublayer) if site.layer < len(self._view.layers) else -1
             is_ordered = site.sublayer is Sublayer.FFN or self._orders_groups or option.units in (0, dense)
             is_rounded = option.bits is None or self._rounder is not None
-            if not option.units <= dense or not is_rounded or option.density is not None or not is_ordered:
+            is_masked = option.density is None or (
+                self._masker is not None and option == Option(dense, None, option.density)
+            )
+            if not option.units <= dense or not is_rounded or not is_masked or not is_ordered:
                 raise InputError(
                     "what is evaluated keeps FFN channels of its model, and KV groups if the ranking orders them",
                     values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",
@@ -334,13 +343,18 @@ class ConfigurationEvaluator:
         )
 
 
-def _bits_of(architecture: Architecture) -> dict[Site, int]:
-    return {site: option.bits for site, option in architecture.items if option.bits is not None}
+def _made_anew(architecture: Architecture) -> dict[Site, Option]:
+    """The sites whose weights are not those of the dense model, or a part of them."""
+    return {site: option for site, option in architecture.items if option != Option(option.units)}
 
 
-def _with_bits(layers: Sequence[LayerUnits], bits: Mapping[Site, int]) -> tuple[LayerUnits, ...]:
-    """[L] with the bits of FFN and attention where one has fewer."""
-    own = [(bits.get(Site(n, Sublayer.FFN), 0), bits.get(Site(n, Sublayer.ATTENTION), 0)) for n in range(len(layers))]
+def _with_weights(layers: Sequence[LayerUnits], anew: Mapping[Site, Option]) -> tuple[LayerUnits, ...]:
+    """[L] with bits and density of FFN and attention where the weights of one are made `anew`."""
+    as_they_are = Option(0)
+    options = [
+        [anew.get(Site(n, x), as_they_are) for x in (Sublayer.FFN, Sublayer.ATTENTION)] for n in range(len(layers))
+    ]
+    own = [tuple(value or 0 for x in of for value in (x.bits, x.density)) for of in options]
     return tuple((*units, *x) if any(x) else units for units, x in zip(layers, own, strict=True))
 
 

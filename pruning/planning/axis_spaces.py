@@ -1,4 +1,5 @@
-"""Spaces by the name of what they may change: FFN widths, KV groups, whole layers, or all of that together.
+"""Spaces by the name of what they may change: FFN widths, KV groups, whole layers, or all of that together; or how
+weights are stored, or how many of them are zeroed.
 
 The floor. A sub-layer that keeps no unit is skipped, and a choice that skips everything is no model, but decisions are
 made one by one: no decision knows what the others skip. So the first layer always keeps its smallest option that is
@@ -23,6 +24,7 @@ from pruning.anatomy.packed_weights import GROUP
 from pruning.arrays import IntArray
 from pruning.errors import InputError
 from pruning.planning.bit_spaces import bit_space, with_bits
+from pruning.planning.density_spaces import density_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels, ffn_widths
 from pruning.planning.space import Decision, Options, Space
 
@@ -33,6 +35,7 @@ class SpaceName(StrEnum):
     FFN: the FFN width of every layer. ATTENTION: its KV groups, with all their query heads; no group skips the
     attention. LAYERS: whether it is there at all. ALL: FFN width and KV groups of every layer, either down to nothing.
     BITS: whether the weights of each sub-layer keep their dtype or have 8 or 4 bits. ALL_BITS: that and all of ALL.
+    DENSITY: how many of the weights of each sub-layer are zeroed, which removes nothing.
     """
 
     FFN = "ffn"
@@ -41,14 +44,20 @@ class SpaceName(StrEnum):
     ALL = "all"
     BITS = "bits"
     ALL_BITS = "all,bits"
+    DENSITY = "density"
 
     @property
     def has_bits(self) -> bool:
         """Whether it changes how weights are stored."""
         return self in (SpaceName.BITS, SpaceName.ALL_BITS)
 
+    @property
+    def has_density(self) -> bool:
+        """Whether it sets single weights to zero."""
+        return self is SpaceName.DENSITY
 
-SPACES_OF_UNITS = tuple(name for name in SpaceName if not name.has_bits)
+
+SPACES_OF_UNITS = tuple(name for name in SpaceName if not name.has_bits and not name.has_density)
 """Those whose options are numbers of units alone."""
 
 
@@ -71,6 +80,8 @@ def coarse_space(
         return layer_space(anatomy)
     if name is SpaceName.BITS:
         return bit_space(anatomy)
+    if name is SpaceName.DENSITY:
+        return density_space(anatomy)
     if name is SpaceName.ALL_BITS:
         step = math.lcm(round_to, GROUP)
         if min(layer.ffn_width for layer in anatomy.layers) < num_levels * step:
@@ -94,7 +105,7 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
     ffn = ffn_widths(anatomy, round_to=round_to, tp_size=tp_size)
     if name is SpaceName.FFN:
         return ffn
-    if name in (SpaceName.ATTENTION, SpaceName.LAYERS, SpaceName.BITS):
+    if name in (SpaceName.ATTENTION, SpaceName.LAYERS, SpaceName.BITS, SpaceName.DENSITY):
         for layer in anatomy.layers:
             if layer.ffn_width % tp_size:
                 raise InputError(
@@ -106,6 +117,8 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
         return layer_space(anatomy)
     if name is SpaceName.BITS:
         return bit_space(anatomy, shards=tp_size, least_options=1)  # what fewer devices could store in fewer bits
+    if name is SpaceName.DENSITY:
+        return density_space(anatomy)
     groups = [_shared_groups(layer, tp_size) for layer in anatomy.layers]
     widths = None if name is SpaceName.ATTENTION else ffn.units
     return joint_space(anatomy, widths, groups, least_options=1)
@@ -113,6 +126,8 @@ def fine_space(anatomy: ModelAnatomy, name: SpaceName, *, round_to: int, tp_size
 
 def name_of(space: Space) -> SpaceName:
     """The name of what `space` decides."""
+    if space.has_density:
+        return SpaceName.DENSITY
     if space.has_bits:
         return SpaceName.ALL_BITS if any(np.ptp(row) for row in space.units) else SpaceName.BITS
     kinds = {tuple(site.sublayer for site in decision.sites) for decision in space.decisions}

@@ -9,6 +9,7 @@ from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import (
     BIAS,
     Achieved,
+    Axis,
     PlanLayer,
     PlanRanking,
     PlanTarget,
@@ -72,10 +73,14 @@ def make_plan(
 
 
 def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:
-    """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan."""
+    """What of `target` a model of these costs does not keep to, each with both numbers; empty for a good plan.
+
+    A sparsity of weights that are zeroed is none of these costs: it is held against its limit.
+    """
     exceeded = []
+    zeroes = target.space is not None and Axis.DENSITY in target.space
     # 1e-9 is the slack of `pruning.planning.scope.parameters_to_keep`.
-    if target.sparsity is not None and achieved.removed[target.scope] < target.sparsity - 1e-9:
+    if target.sparsity is not None and not zeroes and achieved.removed[target.scope] < target.sparsity - 1e-9:
         exceeded.append(f"sparsity {achieved.removed[target.scope]} of {target.sparsity}")
     for name, allowed in ({} if target.budget is None else target.budget.limits).items():
         reached = getattr(achieved, name)

@@ -160,7 +160,9 @@ class LatencyPrice(Price):
     def latency(self, architecture: Architecture) -> Latency | None:
         """The time of `architecture` by phase; in all it is `cost`. None if the model has no time for it: see
         `LatencyModel.times_attention` and `times_bits`. Raises as `cost`."""
-        cut = self._own_items(architecture)
+        # Zeros take as long as other weights.
+        own = [(site, Option(x.units, x.bits)) for site, x in self._own_items(architecture)]
+        cut = [(site, option) for site, option in own if option != Option(self.dense[site])]
         if not self._model.times_attention and any(
             option.units == 0 or site.sublayer is Sublayer.ATTENTION for site, option in cut
         ):

@@ -47,7 +47,7 @@ def parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Scope) -> 
         InputError: `sparsity` is not in [0, 1).
     """
     total = scope_parameters(anatomy, scope)
-    return anatomy.ffn_parameters - _to_remove(total, sparsity)
+    return anatomy.ffn_parameters - num_to_remove(total, sparsity)
 
 
 def decoder_parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Scope) -> int:
@@ -63,9 +63,15 @@ def decoder_parameters_to_keep(anatomy: ModelAnatomy, sparsity: float, scope: Sc
             remedy=f"Ask for a sparsity of scope '{Scope.DECODER}' or '{Scope.MODEL}'",
         )
     total = scope_parameters(anatomy, scope)
-    return anatomy.decoder_parameters - _to_remove(total, sparsity)
+    return anatomy.decoder_parameters - num_to_remove(total, sparsity)
 
 
-def _to_remove(total: int, sparsity: float) -> int:
+def reachable_sparsity(removable: int, total: int) -> float:
+    """The sparsity that removing `removable` of `total` comes to, rounded down: asking for it works."""
+    return max(math.floor(removable / total * 1e6) / 1e6, 0.0)
+
+
+def num_to_remove(total: int, sparsity: float) -> int:
+    """How many of `total` at least have to go; raises InputError as `check_sparsity`."""
     # 1e-9 of slack: 0.3 of 10 parameters is 3, although 0.3 * 10 is a little more in binary.
     return math.ceil(check_sparsity(sparsity) * total - 1e-9 * total)

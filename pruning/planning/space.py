@@ -123,17 +123,21 @@ class Space:
 
     @cached_property
     def amounts(self) -> tuple[FloatArray, ...]:
-        """[N][K] as `units`, but of weights in fewer bits than 16 so much less."""
-        bits = [decision.options[0].bits for decision in self.decisions]
+        """[N][K] as `units`, but of weights in fewer bits than 16, or of which a share is zeroed, so much less."""
         return tuple(
-            row.astype(np.float64) if of_row is None else row * np.array([(b or 16) / 16 for b in of_row])
-            for row, of_row in zip(self.units, bits, strict=True)
+            np.array([x.units * (x.bits or 16) / 16 * (x.density or 1.0) for x in decision.options[0]])
+            for decision in self.decisions
         )
 
     @cached_property
     def has_bits(self) -> bool:
         """Whether options differ in the bits of their weights."""
         return any(options.bits is not None for decision in self.decisions for options in decision.options)
+
+    @cached_property
+    def has_density(self) -> bool:
+        """Whether options differ in the share of their weights that stays."""
+        return any(options.density is not None for decision in self.decisions for options in decision.options)
 
     @cached_property
     def is_of_units(self) -> bool:

@@ -1,15 +1,20 @@
 """A sparsity turned into a limit on parameters, and what an architecture achieves of one."""
 
-import math
-
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InfeasibleTargetError
 from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import ffn_widths
 from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.nonzero_weights import nonzero_weight_budget, nonzero_weight_limits, nonzero_weights
 from pruning.planning.prices import Price, decoder_bytes, decoder_parameters, ffn_parameters, parameters, weight_bytes
-from pruning.planning.scope import Scope, decoder_parameters_to_keep, parameters_to_keep, scope_parameters
+from pruning.planning.scope import (
+    Scope,
+    decoder_parameters_to_keep,
+    parameters_to_keep,
+    reachable_sparsity,
+    scope_parameters,
+)
 from pruning.planning.space import Space
 
 
@@ -18,20 +23,22 @@ def limits_for_sparsity(
 ) -> Limits:
     """The limit that removes at least `sparsity` of `scope`; with `compensates`, added biases count as kept.
 
-    In a space that changes more than FFN widths, parameters of the decoder's layers are counted.
+    In a space that changes more than FFN widths, parameters of the decoder's layers are counted; in that of densities,
+    weights that are zeroed, of those of all sub-layers.
 
     Raises:
-        InputError: `sparsity` is not in [0, 1), or of FFN parameters where others go, too.
+        InputError: `sparsity` is not in [0, 1), or of FFN parameters where others go, too, or where weights are zeroed
+            of another scope than the decoder.
         InfeasibleTargetError: even the cheapest choice of `space` keeps too much.
     """
+    if space.has_density:
+        return nonzero_weight_limits(anatomy, space, nonzero_weight_budget(anatomy, space, sparsity, scope))
     if name_of(space) is not SpaceName.FFN:
         return _decoder_limits(anatomy, space, sparsity, scope)
     most = parameters_to_keep(anatomy, sparsity, scope)
     limit = ffn_parameters(anatomy, compensates=compensates).limit(space, most)
     if limit.least > most:
-        removable = (anatomy.ffn_parameters - limit.least) / scope_parameters(anatomy, scope)
-        # Rounded down, so that asking for it works.
-        nearest = max(math.floor(removable * 1e6) / 1e6, 0.0)
+        nearest = reachable_sparsity(anatomy.ffn_parameters - limit.least, scope_parameters(anatomy, scope))
         raise InfeasibleTargetError(
             f"sparsity of scope '{scope}' cannot exceed {nearest} when each FFN keeps at least "
             f"{max(space.units_of(space.bottom))} channels",
@@ -45,8 +52,7 @@ def limits_for_sparsity(
 def _decoder_limits(anatomy: ModelAnatomy, space: Space, sparsity: float, scope: Scope) -> Limits:
     most, least = decoder_parameters_to_keep(anatomy, sparsity, scope), least_decoder_parameters(anatomy, space)
     if least > most:
-        removable = (anatomy.decoder_parameters - least) / scope_parameters(anatomy, scope)
-        nearest = max(math.floor(removable * 1e6) / 1e6, 0.0)
+        nearest = reachable_sparsity(anatomy.decoder_parameters - least, scope_parameters(anatomy, scope))
         raise InfeasibleTargetError(
             f"sparsity of scope '{scope}' cannot exceed {nearest} in the space '{name_of(space)}'",
             values=repr(sparsity),
@@ -101,7 +107,10 @@ def usual_scope(name: SpaceName) -> Scope:
 
 def counted(anatomy: ModelAnatomy, name: SpaceName) -> Price:
     """What targets of searches in spaces of that name count: parameters of the FFNs where nothing else may change,
-    else of the decoder's layers; their bytes where bits may change."""
+    else of the decoder's layers; their bytes where bits may change, and weights that are not zero where densities
+    may."""
+    if name.has_density:
+        return nonzero_weights(anatomy)
     if name.has_bits:
         return decoder_bytes(anatomy)
     return ffn_parameters(anatomy) if name is SpaceName.FFN else decoder_parameters(anatomy)
@@ -110,6 +119,8 @@ def counted(anatomy: ModelAnatomy, name: SpaceName) -> Price:
 def counted_budget(anatomy: ModelAnatomy, limits: Limits) -> int | None:
     """What a sparsity leaves of the parameters that are `counted`; None under other limits."""
     (limit, *others) = limits.limits
+    if limit.kind is LimitKind.NONZERO_WEIGHTS:
+        return limit.most
     if others or limit.kind not in (LimitKind.FFN_PARAMETERS, LimitKind.PARAMETERS):
         return None
     of_ffn = limit.kind is LimitKind.FFN_PARAMETERS

@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
+
 from pruning.allocators.methods import Method
-from pruning.allocators.uniform import even_worth, uniform_choice
+from pruning.allocators.uniform import even_worth, uniform_choice, worth_of_costs
+from pruning.arrays import IntArray
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.axis_spaces import SpaceName
@@ -58,10 +61,14 @@ class SearchedMethods:
         of_space, option = in_space(space)
         if after_recovery:
             return _nothing_after_recovery(method, question, labels, price)
-        what, parameters = ("widths", "FFN") if space is SpaceName.FFN else ("configurations", "decoder")
+        what, parameters = (
+            ("widths", "FFN parameters") if space is SpaceName.FFN else ("configurations", "decoder parameters")
+        )
+        if space.has_density:
+            what, parameters = "densities", "weights"
         error = InputError(
             f"method '{method}' needs a finished search{of_space} whose {what} fit the target and leave at most "
-            f"{REACH} of the {parameters} parameters to add",
+            f"{REACH} of the {parameters} to add",
             values=f"model {question.model.id!r} was searched by it for {', '.join(labels) or 'nothing'}",
             remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method}{option} "
             f"-s {_target(question, price)}`, or leave `method` out",
@@ -130,8 +137,22 @@ def lacking_parameters(found: FoundConfiguration, price: Price, limits: Limits) 
     """
     space = limits.space
     removable = price.cost(space.architecture(space.top)) - price.cost(space.architecture(space.bottom))
-    slacks: list[int] = limits.slack(space.at_most(_units(found, space))).tolist()
+    slacks: list[int] = limits.slack(_start(found, space)).tolist()
     return min(slack * (removable / max(x.dense - x.least, 1)) for slack, x in zip(slacks, limits.limits, strict=True))
+
+
+def _start(found: FoundConfiguration, space: Space) -> IntArray:
+    """[N] the options of `space` that keep what was found, or as much of it as they can."""
+    if not space.has_density:
+        return space.at_most(_units(found, space))
+    choice = space.choice_of(found.architecture)
+    if choice is None:
+        raise InputError(
+            "a search of densities found densities that plans may have",
+            values=f"search {found.search_id}",
+            remedy="Search again with this version",
+        )
+    return np.array(choice, dtype=np.int64)
 
 
 def _units(found: FoundConfiguration, space: Space) -> list[int]:
@@ -155,17 +176,15 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     """
     request, limits = question.request, question.limits
     space = limits.space
-    then = _units(found, space)
-    worth = even_worth(limits)
-    worth[[n for n, units in enumerate(then) if units == 0]] *= _SKIPPED_LAST
-    choice = limits.fit(space.at_most(then), worth)
-    now = space.units_of(choice)
+    then, now, choice = _filled_up(found, limits)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(a >= b for a, b in zip(now, then, strict=True))
     allowed = counted_budget(question.model.anatomy, limits)
     same_target = request.sparsity is not None and found.budget == allowed
     units = "channels" if request.space is SpaceName.FFN else "channels or KV groups"
-    filled_up = list(now) != then and not same_target
+    if space.has_density:
+        units = "weights"
+    filled_up = now != then and not same_target
     if filled_up:
         notes.append("searched for another target and filled up to this one")
     if not measured:
@@ -174,7 +193,7 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         notes.append(
             f"rounding to multiples of {request.round_to}{shared} took {units} that were there when it was measured"
         )
-    elif list(now) != then and same_target:
+    elif now != then and same_target:
         notes.append(f"{units} were added to what was measured, up to the target")
     if measured:
         notes.append(_meaning_of_quality(found))
@@ -187,6 +206,20 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         notes=tuple(notes),
         recovery=found.recovery,
     )
+
+
+def _filled_up(found: FoundConfiguration, limits: Limits) -> tuple[list[float], list[float], IntArray]:
+    """What was found and what is kept now of each decision, [N] in units or densities, and the choice [N]."""
+    space, start = limits.space, _start(found, limits.space)
+    if space.has_density:
+        choice = limits.fit(start, worth_of_costs(limits))
+        then, now = ([float(row[k]) for row, k in zip(space.amounts, own, strict=True)] for own in (start, choice))
+        return then, now, choice
+    units = _units(found, space)
+    worth = even_worth(limits)
+    worth[[n for n, kept in enumerate(units) if kept == 0]] *= _SKIPPED_LAST
+    choice = limits.fit(start, worth)
+    return [*units], [*space.units_of(choice)], choice
 
 
 def _predicted(found: FoundConfiguration) -> Predicted:

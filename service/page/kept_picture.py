@@ -30,11 +30,13 @@ class Column:
     height: float
     bits: int | None = None
     """Of its weights; None: as in the dense model."""
+    density: float = 1.0
+    """Share of its weights that are not zeroed."""
 
     @property
     def share(self) -> float:
-        """Of its units, what is kept."""
-        return self.kept / self.dense
+        """Of its units and their weights, what is kept."""
+        return self.kept / self.dense * self.density
 
     @property
     def filled(self) -> float:
@@ -48,6 +50,8 @@ class Column:
         state = "skipped" if self.kept == 0 else f"{self.kept:,} of {self.dense:,} {unit}"
         if self.bits is not None:
             state += f", {self.bits} bits"
+        if self.density < 1.0:
+            state += f", density {self.density:g}"
         return f"layer {self.layer} {'FFN' if self.sublayer is Sublayer.FFN else 'attention'}: {state}"
 
 
@@ -69,6 +73,11 @@ class KeptPicture:
         return any(column.bits is not None for column in self.columns)
 
     @property
+    def zeroes(self) -> bool:
+        """Whether any weights are zeroed: then nothing is removed."""
+        return any(column.density < 1.0 for column in self.columns)
+
+    @property
     def summary(self) -> str:
         """One sentence."""
         parts = []
@@ -78,7 +87,10 @@ class KeptPicture:
             gone = sum(column.kept == 0 for column in own)
             fewer = sorted({column.bits for column in own if column.bits is not None})
             of_bits = [f", {sum(column.bits == bits for column in own)} in {bits} bits" for bits in fewer]
-            parts.append(f"{share:.0%} of {name}" + (f", {gone} skipped" if gone else "") + "".join(of_bits))
+            thin = sum(column.density < 1.0 for column in own)
+            of_density = f", of {thin} some weights zeroed" if thin else ""
+            skipped = f", {gone} skipped" if gone else ""
+            parts.append(f"{share:.0%} of {name}{skipped}{''.join(of_bits)}{of_density}")
         return f"Kept of {len(self.columns) // 2} layers: {'; '.join(parts)}"
 
 
@@ -94,6 +106,7 @@ def kept_picture(anatomy: ModelAnatomy, architecture: Architecture) -> KeptPictu
     y = _TOP
     for sublayer, height in _HEIGHTS.items():
         kept = architecture.units(sublayer, dense[sublayer])
+        densities = architecture.densities(sublayer, anatomy.num_layers)
         bits = {site.layer: option.bits for site, option in architecture.items if site.sublayer is sublayer}
         columns += [
             Column(
@@ -106,6 +119,7 @@ def kept_picture(anatomy: ModelAnatomy, architecture: Architecture) -> KeptPictu
                 width=round(step * 0.78, 2),
                 height=height,
                 bits=bits.get(layer),
+                density=densities[layer],
             )
             for layer in range(anatomy.num_layers)
         ]

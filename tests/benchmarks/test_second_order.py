@@ -8,6 +8,7 @@ from benchmarks import second_order
 from benchmarks import steps as steps_module
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order import VARIANTS, Model, figures, measured
+from benchmarks.second_order_densities import SEARCHED, searched_figures, searched_rows
 from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_joint import joint_figures
 from benchmarks.second_order_picture import draw_second_order
@@ -80,6 +81,12 @@ def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
     steps = Steps(tmp_path / "found" / "steps")
     cases = [Case(LocalStep.SPARSEGPT, ratios, 0.5) for ratios in (Ratios.UNIFORM, Ratios.ECOFLAP)]
     rows = ecoflap_rows(model, ["tiny"], steps, cases)
+    searched = searched_rows(model, ["tiny"], steps, [0.5], 2)
+    assert [(x["ratios"], x["modules"]) for x in searched] == [(SEARCHED, "language"), ("ecoflap", "language")]
+    assert [x["zeroed"] for x in searched] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert searched_figures([*rows, *searched])["searched_vs_ecoflap"] == {
+        "reference": pytest.approx(searched[0]["kl"] / searched[1]["kl"])
+    }
     assert [row["zeroed"] for row in rows] == pytest.approx([0.5, 0.5], abs=1e-3)
     assert [len(set(row["densities"])) for row in rows] == [1, 6]
     assert rows[0]["kl"] != rows[1]["kl"]
@@ -90,7 +97,10 @@ def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
 
     monkeypatch.setattr(SparseModel, "score", again)
     monkeypatch.setattr(SparseModel, "scores", again)
+    monkeypatch.setattr(SparseModel, "measured", again)
+    monkeypatch.setattr("benchmarks.second_order_densities.search_model", again)
     assert ecoflap_rows(model, ["tiny"], steps, cases) == rows
+    assert searched_rows(model, ["tiny"], steps, [0.5], 2) == searched
 
 
 def test_sparse_figures_worked_by_hand() -> None:
@@ -118,6 +128,22 @@ def test_sparse_figures_worked_by_hand() -> None:
         "sparsegpt_vs_wanda_2_4": 0.5,
     }
     assert found["ecoflap_holds"] == {"reference": False}
+
+
+def test_searched_figures_worked_by_hand() -> None:
+    """Half and three times ECoFLaP's KL on the decoder are 1.22 of it; rows of the vision tower, too, do not count."""
+
+    def row(ratios: str, sparsity: float, kl: float, modules: str = "language") -> dict[str, object]:
+        said = {"model": "smollm2", "step": "wanda", "pattern": None}
+        return {**said, "ratios": ratios, "sparsity": sparsity, "kl": kl, "modules": modules}
+
+    rows = [row("ecoflap", 0.5, 2.0), row("ecoflap", 0.7, 2.0), row("searched", 0.5, 1.0), row("searched", 0.7, 6.0)]
+    found = searched_figures([*rows, row("ecoflap", 0.5, 9.0, "all"), row("uniform", 0.5, 9.0)])
+    assert found == {
+        "searched_vs_ecoflap": {"smollm2": pytest.approx(1.5**0.5)},
+        "searched_vs_ecoflap_worst": {"smollm2": pytest.approx(3.0)},
+        "searched_holds": {"smollm2": False},
+    }
 
 
 def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:

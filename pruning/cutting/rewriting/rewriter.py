@@ -169,7 +169,7 @@ class _Run:
                     recorder = self._recorder(block, layer)
                     if recorder is not None:
                         with recorder:
-                            start = _with_rows(recorder, held_out.rows)
+                            start = with_rows(recorder, held_out.rows)
                             decoder_pass.through(block.index, layer, start, advances=False)
                     found = self._rewrite(block, layer, recorder)
                 if block.index < missing[-1].index:
@@ -204,7 +204,7 @@ class _Run:
                 linear.weight.copy_(weight)
 
 
-def _with_rows(recorder: InputRecorder, rows: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], None]:
+def with_rows(recorder: InputRecorder, rows: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], None]:
     """Starts a batch by its mask alone: which of its rows are held out follows in order."""
     following = iter(rows)
     return lambda mask: recorder.start_batch(mask, next(following))

@@ -20,6 +20,14 @@ class LocalStep(StrEnum):
     SPARSEGPT = "sparsegpt"
 
 
+class StepInputs(StrEnum):
+    """What a layer's weights are chosen by: REWRITTEN are the inputs that come through the layers before as they are
+    written, DENSE those of the dense model, by which a search of densities scores them."""
+
+    REWRITTEN = "rewritten"
+    DENSE = "dense"
+
+
 @dataclass(frozen=True)
 class Sparsifier:
     """One local step, with the densities of projections by their weights' names, or one pattern for all. Projections
@@ -28,6 +36,7 @@ class Sparsifier:
     step: LocalStep
     densities: Mapping[str, float]
     pattern: Pattern | None = None
+    inputs: StepInputs = StepInputs.REWRITTEN
 
     def needs(self, block: Block) -> Needs:
         if all(self._is_dense(projection) for projection in block.projections):
@@ -58,7 +67,7 @@ class Sparsifier:
         return Rewritten(tensors, {x.name: {**_note(x, tensors[x.name]), **how} for x in projections})
 
     def weight(self, projection: Projection, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        return tensors.get(projection.name)
+        return tensors.get(projection.name) if self.inputs is StepInputs.REWRITTEN else None
 
 
 def _note(projection: Projection, weight: torch.Tensor) -> dict[str, float | int | None]:

@@ -22,7 +22,7 @@ from pruning.cutting.rewriting.block_files import BlockFiles
 from pruning.cutting.rewriting.blocks import Block, Part, language_blocks, vision_blocks
 from pruning.cutting.rewriting.card import write_rewritten_card
 from pruning.cutting.rewriting.rewriter import rewrite_blocks
-from pruning.cutting.rewriting.sparsifier import LocalStep, Sparsifier
+from pruning.cutting.rewriting.sparsifier import LocalStep, Sparsifier, StepInputs
 from pruning.cutting.rewriting.sparsity import Pattern
 from pruning.cutting.streaming.place import check_place
 from pruning.cutting.streaming.rewriting import rewrite_checkpoint
@@ -62,6 +62,7 @@ class Sparsity:
         ratios: what densities of layers come from, for the record: a method's name and its settings.
         pattern: N:M for all layers; then `density` is its own.
         modules: whose projections.
+        inputs: what layers' weights are chosen by.
     """
 
     step: LocalStep
@@ -69,6 +70,7 @@ class Sparsity:
     ratios: Mapping[str, Any]
     pattern: Pattern | None = None
     modules: Modules = Modules.LANGUAGE
+    inputs: StepInputs = StepInputs.REWRITTEN
 
     def __post_init__(self) -> None:
         if not 0.0 < self.density <= 1.0:
@@ -76,6 +78,8 @@ class Sparsity:
 
     def document(self, calibration_id: str) -> dict[str, Any]:
         """As JSON."""
+        # Said where it is not as ever: runs of before are gone on with.
+        inputs = {} if self.inputs is StepInputs.REWRITTEN else {"inputs": self.inputs.value}
         return {
             "step": self.step.value,
             "density": self.density,
@@ -83,6 +87,7 @@ class Sparsity:
             "pattern": None if self.pattern is None else str(self.pattern),
             "modules": self.modules.value,
             "calibration": calibration_id,
+            **inputs,
         }
 
 
@@ -169,7 +174,7 @@ def sparsify_checkpoint(
         blocks = (*vision, *language)
         asked = densities or uniform_densities(sparsity.density)
         found = files.decided(lambda: dict(asked(blocks)))
-        sparsifier = Sparsifier(sparsity.step, found, sparsity.pattern)
+        sparsifier = Sparsifier(sparsity.step, found, sparsity.pattern, sparsity.inputs)
         rewrite_blocks(
             layers,
             vision,
@@ -265,7 +270,8 @@ def _card_lines(report: SparsityReport) -> list[str]:
     how = f"pattern {found['pattern']}" if found["pattern"] else f"{ratios} ratios"
     lines = [
         f"{found['zeroed']:,} of {found['parameters']:,} weights of projections ({found['modules']}) are zero,",
-        f"{1 - report.density:.1%}, chosen by {found['step']}, {how}.",
+        f"{1 - report.density:.1%}, chosen by {found['step']}, {how}"
+        + (", by the inputs of the dense model." if "inputs" in found else "."),
         "",
         "Zeroed, not removed: files, memory and speed are those of the dense model, unless a runtime has kernels for",
         "sparse weights. It loads as the dense model does.",

@@ -124,7 +124,9 @@ def test_validation_scores_the_best_configurations(repository: Repository, data:
     result = search_model(repository, "tiny", calibration, settings, name="calibration")
     check_disjoint(calibration, validation)
     space = settings.space(repository.get_model("tiny").anatomy)
-    validated = validate(repository, "tiny", validation, result, space=space, name="other.json")
+    validated = validate(
+        repository, "tiny", validation, result, calibration=calibration, space=space, name="other.json"
+    )
     assert (validated.data, validated.calibration_id, len(validated.metrics)) == (
         "other.json",
         calibration_id(validation),
@@ -132,7 +134,7 @@ def test_validation_scores_the_best_configurations(repository: Repository, data:
     )
     assert repository.get_calibration(validated.calibration_id).name == "other.json"
     # The calibration set itself gives back what the search measured.
-    again = validate(repository, "tiny", calibration, result, space=space, name="calibration")
+    again = validate(repository, "tiny", calibration, result, calibration=calibration, space=space, name="calibration")
     assert again.metrics == tuple(target.metrics for target in result.targets)
     assert (validated.dense.kl, validated.dense.agreement) == (0.0, 1.0)
 

@@ -76,7 +76,7 @@ def test_a_search_of_everything_is_validated_and_run_again_it_measures_nothing(
 ) -> None:
     result = search_model(repository, "tiny", conversations, JOINT, name="data")
     space = JOINT.space(repository.get_model("tiny").anatomy)
-    again = validate(repository, "tiny", conversations, result, space=space, name="the same")
+    again = validate(repository, "tiny", conversations, result, calibration=conversations, space=space, name="the same")
     assert again.metrics == tuple(target.metrics for target in result.targets)
     monkeypatch.setattr("lop.workflows.engines.EvaluatorRecipe.__call__", lambda _: pytest.fail("evaluated again"))
     assert search_model(repository, "tiny", conversations, JOINT, name="data") == result

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
 from pruning.checkpoints.loading import load_model
+from pruning.cutting.rewriting.sparsity import wanda
 from pruning.cutting.surgery import cut_model
 from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.measuring.masked_weights import MaskedWeights
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, random_ranking
@@ -89,6 +92,31 @@ def assert_equal(sliced: Metrics, real: Metrics, *, rel: float = 1e-3) -> None:
         real.num_tokens,
         real.num_answers,
     )
+
+
+@pytest.mark.parametrize("family", ["llava-llama", "phi3", "qwen2"])  # apart, fused, with biases
+def test_masks_equal_weights_that_are_zeroed(family: str, conversations: list[Conversation], tmp_path: Path) -> None:
+    """Of half the sub-layers, in a model whose units stand in another order."""
+    folder = save_lively_model(tmp_path, family)
+    batches, anatomy = batches_for(family, conversations), read_anatomy(folder)
+    generator = torch.Generator().manual_seed(0)
+    densities = {Site(0, Sublayer.ATTENTION): 0.5, Site(1, Sublayer.FFN): 0.4, Site(2, Sublayer.ATTENTION): 0.8}
+    zeroed, squares = load_model(folder), {}
+    view = decoder_view(zeroed)
+    for site, density in densities.items():
+        linears = [view.projection(site.layer, name) for name in view.family.linears(site.sublayer)]
+        squares[site] = [torch.rand(x.in_features, generator=generator).double() for x in linears]
+        for linear, own in zip(linears, squares[site], strict=True):
+            linear.weight.data = wanda(linear.weight.data, own, density)
+    options = {
+        site: Option(anatomy.layers[site.layer].units(site.sublayer), density=density)
+        for site, density in densities.items()
+    }
+    ranking, masker = random_ranking(anatomy), MaskedWeights(squares)
+    evaluator = ConfigurationEvaluator(load_model(folder), batches, ranking, masker=masker)
+    (metrics,) = evaluator([Architecture.of(options)])
+    assert_equal(metrics, evaluate_model(zeroed, batches, load_model(folder)))
+    assert evaluator([DENSE])[0].kl == 0.0
 
 
 @pytest.mark.parametrize(

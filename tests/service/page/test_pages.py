@@ -168,6 +168,17 @@ def test_the_explorer_says_in_how_many_bits_weights_are(client: TestClient, repo
     assert "paler in fewer bits" not in client.get("/explorer", params={"model": "grouped"}).text
 
 
+def test_the_explorer_says_how_many_weights_are_zeroed(client: TestClient, repository: Repository) -> None:
+    page = client.get("/explorer", params={"model": "tiny", "space": "density", "sparsity": "0.5"})
+    assert page.status_code == 200
+    assert "64 of 64 channels, density 0.5" in page.text
+    assert "of 4 some weights zeroed" in page.text
+    assert "</span> zeroed; a column a layer" in page.text
+    assert "Zeroed, which makes nothing smaller or faster: 50.0% of ffn" in page.text
+    assert json.loads(block(page.text, "JSON of the plan"))["target"]["space"] == ["density"]
+    assert client.get("/explorer/curve?model=tiny&space=density").status_code == 200
+
+
 def test_the_snippets_make_the_same_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     text = client.get(
         "/explorer?model=tiny&ask=budget&memory_mib=4.5&latency_ms=5&device=l4&batch=2&method=uniform"
@@ -201,6 +212,9 @@ def test_the_snippets_make_the_same_plan(client: TestClient, monkeypatch: pytest
         ("device=toaster", "the device must be in the catalogue"),
         ("space=everything", "space: Input should be"),
         ("method=flap", "flap"),
+        ("space=density&ask=budget&memory_mib=100", "no budget asks for them"),
+        ("space=density&sparsity=0.5&scope=model", "leave scope out"),
+        ("space=density&sparsity=0.9", "Show the nearest target that can be met"),
     ],
 )
 def test_what_cannot_be_made_is_told_with_its_remedy(client: TestClient, query: str, words: str) -> None:

@@ -1,0 +1,119 @@
+"""Searched densities, in the part `ecoflap` of `benchmarks.second_order`: against ECoFLaP's ratios, both by Wanda.
+
+A search in the space `density` chooses the densities of the decoder's sub-layers, on calibration data alone. Only the
+ratios differ: both folders are what `lop sparsify --method wanda` writes, layer after layer by the inputs that it will
+have, and both are of the decoder. Of a model of which ECoFLaP's rows are of its vision tower, too, there are rows of
+ECoFLaP on its decoder alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel
+from benchmarks.steps import Steps
+from lop.workflows.registration import register_model
+from lop.workflows.searching import search_model
+from lop.workflows.sparsifying import Ratios, planned_sparsity
+from mcts.settings import SearchSettings
+from pruning.anatomy.architecture import Architecture
+from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsify_checkpoint import Modules
+from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget
+from pruning.planning.scope import Scope
+from storage.sql_repository import open_repository
+
+SEARCHED = "searched"
+
+EVALUATIONS = {"reference": 100, "smollm2": 48}
+"""Of each sparsity; the scan, which all share, has 150 more at most."""
+
+NUM_SCORED = {"reference": 128, "smollm2": 16}
+"""Calibration conversations that a search scores on, at most."""
+
+
+def searched_rows(
+    model: SparseModel,
+    key: Sequence[str],
+    steps: Steps,
+    sparsities: Sequence[float] = SPARSITIES,
+    evaluations: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of the searched ratios, and of ECoFLaP's where the model has none of its decoder alone."""
+    number = evaluations or EVALUATIONS[model.name]
+    asked = [*key, str(number), *map(str, sparsities)]
+    found = steps.call("searched densities", asked, partial(_search, model, sparsities, number)).document
+    decoder = replace(model, modules=Modules.LANGUAGE)
+    rows = []
+    for sparsity, document in zip(sparsities, found["architectures"], strict=True):
+        name = f"{LocalStep.WANDA} {SEARCHED} {sparsity}"
+        own = [*asked, name, str(document)]
+        step = steps.call(name, own, partial(_score, decoder, sparsity, document))
+        rows.append({**step.document, "seconds": step.seconds})
+    if model.modules is not Modules.LANGUAGE:
+        scores = steps.call("ecoflap scores of the decoder", [*key, decoder.modules.value], decoder.scores).document
+        for sparsity in sparsities:
+            case = Case(LocalStep.WANDA, Ratios.ECOFLAP, sparsity)
+            name = f"{case.name} of the decoder"
+            step = steps.call(name, [*key, name], partial(decoder.score, case, scores))
+            rows.append({**step.document, "seconds": step.seconds})
+    return rows
+
+
+def searched_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of validation KL, geometric means over sparsities, by model; each is to be at most 1."""
+    kl = {
+        (x["model"], x["ratios"], x["sparsity"]): x["kl"]
+        for x in rows
+        if (x["step"], x["modules"], x["pattern"]) == (LocalStep.WANDA, Modules.LANGUAGE, None)
+    }
+    ratios: dict[str, list[float]] = {}
+    for (name, by, sparsity), own in kl.items():
+        if by == SEARCHED:
+            ratios.setdefault(name, []).append(own / kl[name, Ratios.ECOFLAP, sparsity])
+    means = {name: math.exp(sum(map(math.log, own)) / len(own)) for name, own in ratios.items()}
+    return {
+        "searched_vs_ecoflap": means,
+        "searched_vs_ecoflap_worst": {name: max(own) for name, own in ratios.items()},
+        "searched_holds": {name: mean <= 1.0 for name, mean in means.items()},
+    }
+
+
+def _search(model: SparseModel, sparsities: Sequence[float], evaluations: int) -> dict[str, Any]:
+    """The best architecture of each sparsity. Killed, it goes on: samples are in a database beside the steps."""
+    scored = list(model.calibration[: NUM_SCORED[model.name]])
+    settings = SearchSettings(
+        sparsities=tuple(sparsities),
+        scope=Scope.DECODER,
+        axes=SpaceName.DENSITY,
+        num_evaluations=evaluations,
+        seed=SEED,
+    )
+    repository = open_repository(f"sqlite:///{model.folder / 'densities.db'}", create=True)
+    if not any(x.id == model.name for x in repository.list_models()):
+        register_model(repository, model.name, model.path, scored)
+    result = search_model(repository, model.name, scored, settings, name="calibration")
+    space = settings.space(repository.get_model(model.name).anatomy)
+    return {
+        "architectures": [space.architecture(x.choice).document() for x in result.targets],
+        "calibration_kl": [x.metrics.kl for x in result.targets],
+        "scan_evaluations": result.scan_evaluations,
+    }
+
+
+def _score(model: SparseModel, sparsity: float, document: list[dict[str, Any]]) -> dict[str, Any]:
+    plan = make_plan(
+        read_anatomy(model.path),
+        Architecture.from_document(document),
+        model_id=model.name,
+        target=PlanTarget(sparsity=sparsity, scope=Scope.DECODER),
+        ranking=PlanRanking(sha256="0" * 64),  # nothing is cut
+        method="mcts",
+    )
+    asked, densities = planned_sparsity(model.path, plan, LocalStep.WANDA)
+    return model.measured(asked, densities, ratios=SEARCHED, sparsity=sparsity)
