@@ -47,7 +47,7 @@ class SeeingModel:
             raise ValueError(f"llama.cpp does not load {mmproj}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._num_tokens = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._hidden_size = llama_cpp.llama_model_n_embd(self._model)
+        self._input_size = llama_cpp.llama_model_n_embd_inp(self._model)
 
     def __enter__(self) -> "SeeingModel":
         return self
@@ -60,7 +60,10 @@ class SeeingModel:
         llama_cpp.llama_model_free(self._model)
 
     def features(self, picture: npt.NDArray[np.uint8]) -> Float32Array:
-        """[tokens, hidden_size] what the projector makes of a picture uint8 [H, W, 3]: of all its tiles, in order."""
+        """[tokens, hidden_size] what the projector makes of a picture uint8 [H, W, 3]: of all its tiles, in order.
+
+        Where several decoder layers see features of the tower (DeepStack), a row has theirs behind the first's.
+        """
         chunks = self._chunks(self._marker(), picture)
         tiles: list[Float32Array] = []
         for index in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
@@ -71,7 +74,7 @@ class SeeingModel:
                 raise ValueError("mtmd cannot encode the picture")
             rows = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
             pointer = mtmd_cpp.mtmd_get_output_embd(self._vision)
-            tiles.append(np.ctypeslib.as_array(pointer, (rows, self._hidden_size)).copy())
+            tiles.append(np.ctypeslib.as_array(pointer, (rows, self._input_size)).copy())
         mtmd_cpp.mtmd_input_chunks_free(chunks)
         if not tiles:
             raise ValueError("mtmd made no image chunk")

@@ -39,7 +39,6 @@ _NOTES = (
     "llama.cpp pads pictures that are not square, where transformers stretches them",
     "llama.cpp writes no empty lines around a picture, where transformers' processor does: write them in the prompt",
 )
-_CROPS = "llama.cpp shows pictures whole; this folder's image processor adds crops of long ones (do_pan_and_scan=true)"
 
 
 def gemma3_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wanted: TensorType) -> VisionPart:
@@ -90,5 +89,4 @@ def gemma3_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, want
             values=f"sides {sorted(sides)}, the tower's {side}",
         )
     metadata = sizes.metadata("gemma3", text_width) | {"clip.vision.projector.scale_factor": merged}
-    crops = (_CROPS,) if getattr(images, "do_pan_and_scan", None) else ()
-    return VisionPart(metadata | normalisation(images), tuple(tensors), (*_NOTES, *crops))
+    return VisionPart(metadata | normalisation(images), tuple(tensors), _NOTES)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _OTHERS = {
     "llava_next": ", which cuts pictures into tiles and puts a newline embedding after each row of patches, where "
     "llama.cpp puts none",
-    "llava_onevision": ", which cuts pictures into tiles, scales their features down and puts a newline embedding after "
-    "each row of patches, where llama.cpp does neither",
+    "llava_onevision": ", which cuts pictures into tiles, scales their features down and puts newline embeddings "
+    "between them, where llama.cpp does neither",
     "vipllava": ", whose projector has a norm",
 }
 FAMILIES = ("llava", "smolvlm", "idefics3", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")

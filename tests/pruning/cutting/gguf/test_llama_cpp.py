@@ -361,6 +361,8 @@ def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]
         ("InternVL3", 32, 64, 96, 28),
         ("Qwen2-VL", 0, 48, 80, 15),
         ("Qwen2.5-VL", 0, 128, 176, 88),  # of several windows
+        ("Qwen3-VL", 0, 48, 80, 15),
+        ("Gemma-3", 0, 32, 32, 4),
     ],
 )
 def test_features_of_the_hubs_other_families(
@@ -382,6 +384,8 @@ def test_features_of_the_hubs_other_families(
         edit(settings, **splitting, max_image_size={"longest_edge": tile})
         vision = json.loads((folder / "config.json").read_text())["vision_config"]
         edit(folder / "config.json", vision_config={**vision, "image_size": tile})
+    elif name == "Qwen3-VL":
+        edit(settings, size={"shortest_edge": 256, "longest_edge": 10**6})
     elif "Qwen" in name:
         edit(settings, min_pixels=256, max_pixels=10**6)  # nothing is resized
     export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
@@ -391,11 +395,13 @@ def test_features_of_the_hubs_other_families(
     grid = {"image_grid_thw": inputs.image_grid_thw} if "Qwen" in name else {}
     with torch.inference_mode():
         seen: Any = load_model(folder, dtype=torch.float32)
-        expected = torch.cat(list(seen.model.get_image_features(inputs.pixel_values, **grid).pooler_output)).numpy()
+        seen_features = seen.model.get_image_features(inputs.pixel_values, **grid)
+    expected = torch.cat([x.reshape(-1, 32) for x in seen_features.pooler_output])
+    deep = [torch.cat(list(x)) for x in getattr(seen_features, "deepstack_features", None) or []]
+    expected = torch.cat([expected, *deep], dim=1).numpy()
     with SeeingModel(*files, context_length=128) as seeing:
         found = seeing.features(picture)
-    expected = expected.reshape(-1, 32)
-    assert found.shape == expected.shape == (tokens, 32)
+    assert found.shape == expected.shape == (tokens, 96 if name == "Qwen3-VL" else 32)
     assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
 
 
