@@ -82,6 +82,21 @@ class SeeingModel:
 
     def answer(self, before: str, picture: npt.NDArray[np.uint8], after: str, *, max_tokens: int = 24) -> list[int]:
         """Token ids of the greedy answer to a prompt with a picture in it, up to a token that ends an answer."""
+        logits = self.logits(before, picture, after)
+        found: list[int] = []
+        while len(found) < max_tokens:
+            token = int(logits.argmax())
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+                break
+            found.append(token)
+            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * 1)(token), 1)
+            if llama_cpp.llama_decode(self._context, batch) != 0:
+                raise ValueError("llama.cpp cannot decode")
+            logits = self._last_logits()
+        return found
+
+    def logits(self, before: str, picture: npt.NDArray[np.uint8], after: str) -> Float32Array:
+        """[V] logits after a prompt with a picture in it."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         chunks = self._chunks(before + self._marker() + after, picture)
         past = llama_cpp.llama_pos(0)
@@ -92,17 +107,11 @@ class SeeingModel:
         mtmd_cpp.mtmd_input_chunks_free(chunks)
         if code != 0:
             raise ValueError(f"mtmd cannot evaluate the prompt ({code})")
-        found: list[int] = []
-        while len(found) < max_tokens:
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), (self._num_tokens,))
-            token = int(logits.argmax())
-            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-                break
-            found.append(token)
-            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * 1)(token), 1)
-            if llama_cpp.llama_decode(self._context, batch) != 0:
-                raise ValueError("llama.cpp cannot decode")
-        return found
+        return self._last_logits()
+
+    def _last_logits(self) -> Float32Array:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self._num_tokens,)).copy()
 
     def _marker(self) -> str:
         return str(mtmd_cpp.mtmd_default_marker().decode())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from pruning.checkpoints.anatomy_reader import read_anatomy
@@ -33,6 +34,7 @@ from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
 from tests.tiny_models.builders import clip_tower, siglip_tower, tiny_model
 from tests.tiny_models.hub_folders import save_hub_folder
+from tests.tiny_models.wide import wide_model
 
 pytest.importorskip("llama_cpp")
 
@@ -100,6 +102,7 @@ def cut(
         "qwen2.5-vl",
         "llava-qwen3",
         "qwen3",
+        "qwen3-vl",
     ],
 )
 def test_a_pruned_model_computes_the_same_logits(tmp_path: Path, family: str) -> None:
@@ -137,7 +140,7 @@ def test_a_model_that_skips_computes_the_same_logits(
         assert np.abs(runtime.logits(TOKENS) - expected).max() < 0.1 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3", "qwen3-vl"])
 def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> None:
     folder = save_tiny_checkpoint(tmp_path / "dense", family)
     model = cut(folder, tmp_path / "cut", widths=[16, 0, 0, 40], kv_groups=[0, 1, 0, 1])
@@ -145,10 +148,44 @@ def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> N
     found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
     made = export_gguf(tmp_path / "cut", tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
-    assert made.sizes.ffn_widths == (64,) * 3  # of 16, 0 and 40, in blocks of 32
+    # Of 16, 0 and 40, in blocks of 32. The two first of a Qwen3-VL stay for what they see of pictures.
+    assert made.sizes.ffn_widths == (64,) * 3
     note = made.notes[0]
     # Of 4 heads, 2 or all of which a layer has in the file.
     assert ("71% of FFN channels and 67% of heads" if family == "qwen2.5-vl" else "71% of FFN channels and 33%") in note
+
+
+@pytest.mark.parametrize(
+    ("widths", "kv_groups"),
+    [
+        ([48, 48, 48, 48], [2, 2, 2, 2]),
+        ([16, 8, 48, 40], [1, 2, 1, 1]),
+        ([16, 0, 0, 40], [0, 1, 0, 1]),
+        ([16, 48, 40, 0], [2, 1, 1, 0]),  # the one that sees all tokens is gone
+        ([0, 0, 0, 40], [0, 0, 0, 1]),  # it is left alone
+    ],
+    ids=str,
+)
+def test_gemma3_computes_nearly_the_same_logits(tmp_path: Path, widths: list[int], kv_groups: list[int]) -> None:
+    """llama.cpp looks GELU up in a table of half precision. Windows, bases and scale are such that all of them matter:
+    a window is shorter than the prompt.
+    """
+    config = text.gemma3(
+        query_pre_attn_scalar=36,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+        },
+    )
+    folder = save_tiny_checkpoint(tmp_path / "dense", "gemma3-text")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if "norm" in name or "proj" in name else 0.1)
+    model.save_pretrained(folder)
+    expected = logits_of(cut(folder, tmp_path / "cut", widths=widths, kv_groups=kv_groups))
+    found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
+    assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -270,6 +307,17 @@ def test_a_sentencepiece_tokenizer_encodes_alike(tmp_path: Path, with_model_file
             export_gguf(folder, tmp_path / "b.gguf")
             with LlamaVocabulary(tmp_path / "b.gguf") as alone:
                 assert [alone.encode(x) for x in words[:4]] == [vocabulary.encode(x) for x in words[:4]]
+
+
+def test_gemmas_tokenizer_encodes_alike(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "gemma3-text")
+    tokenizer = sentencepiece_files.of_gemma()
+    AutoModelForCausalLM.from_config(text.gemma3(vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = export_gguf(folder, tmp_path / "a.gguf")
+    assert made.encoding_differences == ()
+    words = ("the cat sat there", " that hat rests", "a  cat", "the dog\n\u00fc", "there<image>the cat", "")
+    assert encoding_differences(folder, tmp_path / "a.gguf", words) == []
 
 
 def test_a_vocabulary_that_llama_cpp_reads_otherwise_is_refused_before_anything_is_written(
@@ -403,6 +451,38 @@ def test_features_of_the_hubs_other_families(
         found = seeing.features(picture)
     assert found.shape == expected.shape == (tokens, 96 if name == "Qwen3-VL" else 32)
     assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("prunes", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("name", ["Qwen3-VL", "Gemma-3"])
+def test_answers_to_pictures(tmp_path: Path, name: str, *, prunes: bool) -> None:
+    """Features in several decoder layers, and tokens of a picture that see each other inside a window."""
+    from benchmarks.mtmd import SeeingModel
+
+    folder = save_hub_folder(tmp_path / "m", name, build=wide_model)
+    if name == "Qwen3-VL":
+        edit(folder / "preprocessor_config.json", size={"shortest_edge": 256, "longest_edge": 10**6})
+    if prunes:
+        cut(folder, tmp_path / "cut", widths=[0, 8, 48, 40], kv_groups=[0, 1, 0, 2])  # the first layer is gone
+        folder = tmp_path / "cut"
+    files = (tmp_path / "a.gguf", tmp_path / "b.gguf")
+    export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
+    placed, around, height, width = {
+        "Qwen3-VL": ("<|vision_start|><|image_pad|><|vision_end|>", "", 48, 80),
+        "Gemma-3": ("<start_of_image>", "\n\n", 32, 32),
+    }[name]
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    processor = load_processor(folder)
+    prompt = f"<|user|>red seven{placed}what is it?<|assistant|>"
+    inputs = processor(images=Image.fromarray(picture), text=prompt, return_tensors="pt")
+    with torch.inference_mode():
+        model: Any = load_model(folder, dtype=torch.float32)
+        expected = model(**inputs).logits[0, -1].numpy()
+        blind = model(input_ids=inputs.input_ids).logits[0, -1].numpy()
+    with SeeingModel(*files, context_length=128) as seeing:
+        found = seeing.logits(f"<|user|>red seven{around}", picture, f"{around}what is it?<|assistant|>")
+    assert np.abs(blind - expected).max() > 0.05 * np.abs(expected).max(), "the picture must matter"
+    assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
 
 
 def edit(path: Path, **changed: Any) -> None:
