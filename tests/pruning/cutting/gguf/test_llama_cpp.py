@@ -41,8 +41,21 @@ pytest.importorskip("llama_cpp")
 TOKENS = [17, 40, 9, 77, 31, 52, 64, 8, 25, 90, 13]
 
 
+class TableGelu(torch.nn.Module):
+    """llama.cpp's GELU: looked up in a table of half precision, up to 10."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        found = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+        return torch.where(values >= 10, values, found)
+
+
 def logits_of(model: PreTrainedModel) -> Float32Array:
-    if model.config.get_text_config(decoder=True).model_type in ("qwen2_vl_text", "qwen2_5_vl_text"):
+    kind = model.config.get_text_config(decoder=True).model_type
+    if kind == "gemma3_text":
+        for layer in model.get_decoder().layers:
+            if hasattr(layer.mlp, "act_fn"):
+                layer.mlp.act_fn = TableGelu()
+    if kind in ("qwen2_vl_text", "qwen2_5_vl_text"):
         for module in model.get_decoder().modules():
             if hasattr(module, "variance_epsilon"):
                 module.variance_epsilon = 0.0  # which llama.cpp's qwen2vl forgets to read
@@ -166,10 +179,8 @@ def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> N
     ],
     ids=str,
 )
-def test_gemma3_computes_nearly_the_same_logits(tmp_path: Path, widths: list[int], kv_groups: list[int]) -> None:
-    """llama.cpp looks GELU up in a table of half precision. Windows, bases and scale are such that all of them matter:
-    a window is shorter than the prompt.
-    """
+def test_gemma3_computes_the_same_logits(tmp_path: Path, widths: list[int], kv_groups: list[int]) -> None:
+    """Windows, bases and the scale of scores are such that all of them matter: a window is shorter than the prompt."""
     config = text.gemma3(
         query_pre_attn_scalar=36,
         rope_parameters={
@@ -185,7 +196,8 @@ def test_gemma3_computes_nearly_the_same_logits(tmp_path: Path, widths: list[int
     model.save_pretrained(folder)
     expected = logits_of(cut(folder, tmp_path / "cut", widths=widths, kv_groups=kv_groups))
     found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
-    assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
+    # A value between two entries of the table may round to either.
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
