@@ -456,9 +456,9 @@ def test_features_of_the_hubs_other_families(
     with torch.inference_mode():
         seen: Any = load_model(folder, dtype=torch.float32)
         seen_features = seen.model.get_image_features(inputs.pixel_values, **grid)
-    expected = torch.cat([x.reshape(-1, 32) for x in seen_features.pooler_output])
+    first = torch.cat([x.reshape(-1, 32) for x in seen_features.pooler_output])
     deep = [torch.cat(list(x)) for x in getattr(seen_features, "deepstack_features", None) or []]
-    expected = torch.cat([expected, *deep], dim=1).numpy()
+    expected = torch.cat([first, *deep], dim=1).numpy()
     with SeeingModel(*files, context_length=128) as seeing:
         found = seeing.features(picture)
     assert found.shape == expected.shape == (tokens, 96 if name == "Qwen3-VL" else 32)
