@@ -47,7 +47,7 @@ class SeeingModel:
             raise ValueError(f"llama.cpp does not load {mmproj}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._num_tokens = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._hidden_size = llama_cpp.llama_model_n_embd(self._model)
+        self._input_size = llama_cpp.llama_model_n_embd_inp(self._model)
 
     def __enter__(self) -> "SeeingModel":
         return self
@@ -60,7 +60,10 @@ class SeeingModel:
         llama_cpp.llama_model_free(self._model)
 
     def features(self, picture: npt.NDArray[np.uint8]) -> Float32Array:
-        """[tokens, hidden_size] what the projector makes of a picture uint8 [H, W, 3]: of all its tiles, in order."""
+        """[tokens, hidden_size] what the projector makes of a picture uint8 [H, W, 3]: of all its tiles, in order.
+
+        Where several decoder layers see features of the tower (DeepStack), a row has theirs behind the first's.
+        """
         chunks = self._chunks(self._marker(), picture)
         tiles: list[Float32Array] = []
         for index in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
@@ -71,7 +74,7 @@ class SeeingModel:
                 raise ValueError("mtmd cannot encode the picture")
             rows = mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
             pointer = mtmd_cpp.mtmd_get_output_embd(self._vision)
-            tiles.append(np.ctypeslib.as_array(pointer, (rows, self._hidden_size)).copy())
+            tiles.append(np.ctypeslib.as_array(pointer, (rows, self._input_size)).copy())
         mtmd_cpp.mtmd_input_chunks_free(chunks)
         if not tiles:
             raise ValueError("mtmd made no image chunk")
@@ -79,6 +82,21 @@ class SeeingModel:
 
     def answer(self, before: str, picture: npt.NDArray[np.uint8], after: str, *, max_tokens: int = 24) -> list[int]:
         """Token ids of the greedy answer to a prompt with a picture in it, up to a token that ends an answer."""
+        logits = self.logits(before, picture, after)
+        found: list[int] = []
+        while len(found) < max_tokens:
+            token = int(logits.argmax())
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+                break
+            found.append(token)
+            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * 1)(token), 1)
+            if llama_cpp.llama_decode(self._context, batch) != 0:
+                raise ValueError("llama.cpp cannot decode")
+            logits = self._last_logits()
+        return found
+
+    def logits(self, before: str, picture: npt.NDArray[np.uint8], after: str) -> Float32Array:
+        """[V] logits after a prompt with a picture in it."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         chunks = self._chunks(before + self._marker() + after, picture)
         past = llama_cpp.llama_pos(0)
@@ -89,17 +107,11 @@ class SeeingModel:
         mtmd_cpp.mtmd_input_chunks_free(chunks)
         if code != 0:
             raise ValueError(f"mtmd cannot evaluate the prompt ({code})")
-        found: list[int] = []
-        while len(found) < max_tokens:
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), (self._num_tokens,))
-            token = int(logits.argmax())
-            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-                break
-            found.append(token)
-            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * 1)(token), 1)
-            if llama_cpp.llama_decode(self._context, batch) != 0:
-                raise ValueError("llama.cpp cannot decode")
-        return found
+        return self._last_logits()
+
+    def _last_logits(self) -> Float32Array:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self._num_tokens,)).copy()
 
     def _marker(self) -> str:
         return str(mtmd_cpp.mtmd_default_marker().decode())

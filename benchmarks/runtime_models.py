@@ -41,6 +41,7 @@ HUB: Mapping[str, str] = {
     "idefics3": "SmolVLM",
     "smolvlm": "SmolVLM2",
     "mistral3": "Mistral-3",
+    "gemma3": "Gemma-3",
 }
 """Families whose processors are the hub's own, by their folder in tests/tiny_models/hub_folders.py."""
 FAMILIES = (*TEXT, *LLAVA, *HUB)

@@ -65,6 +65,14 @@ def with_metaspace(scheme: str) -> PreTrainedTokenizerFast:
     return found
 
 
+def of_gemma() -> PreTrainedTokenizerFast:
+    """The same, with no space before a text, and split where spaces were."""
+    found = tokenizer()
+    found.backend_tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
+    return found
+
+
 def _field(number: int, content: bytes) -> bytes:
     return _tag(number, 2) + _varint(len(content)) + content
 

@@ -71,7 +71,7 @@ def gemma2(**changed: Any) -> PreTrainedConfig:
 def gemma3(**changed: Any) -> PreTrainedConfig:
     """Norms of queries and keys, two rotary bases, and three layers with a window for one without."""
     own = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 16, "sliding_window_pattern": 4}
-    return Gemma3TextConfig(**sizes(**own, **changed))
+    return Gemma3TextConfig(**sizes(**{**own, **changed}))
 
 
 def phi3(**changed: Any) -> PreTrainedConfig:

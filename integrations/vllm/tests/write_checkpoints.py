@@ -35,7 +35,7 @@ TEXT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "phi", "gemma2", "gemma3-t
 NOT_THERE = ("SmolVLM", "SmolVLM2")
 """transformers 5.19, which vLLM 0.32 has, cannot tell vLLM how many tokens a picture of theirs takes."""
 
-SEES = ("llava-llama", "gemma3", *(name for name in HUB_FOLDERS if name not in NOT_THERE))
+SEES = ("llava-llama", "gemma3", *(name for name in HUB_FOLDERS if name not in (*NOT_THERE, "Gemma-3")))
 REFUSED = {"Qwen3-VL": "several decoder layers"}
 """Pictures that the plugin refuses, and what it says."""
 

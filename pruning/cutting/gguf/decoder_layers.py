@@ -29,21 +29,19 @@ if TYPE_CHECKING:
 STAND_IN_CHANNELS = Q8_BLOCK
 """Of an FFN of zeros: the fewest that every tensor type can store."""
 
-_LAYER_TENSORS = {
-    "input_layernorm": "attn_norm",
+_PROJECTIONS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""A layer's modules -> llama.cpp's names (src/llama-arch.cpp)."""
+"""A layer's linear modules -> llama.cpp's names (src/llama-arch.cpp); the norms' are in `layouts`."""
 
-_PROJECTIONS = frozenset(x for x in _LAYER_TENSORS if x.endswith("_proj"))
 _ROTARY = ("self_attn.q_proj", "self_attn.k_proj")
+_QUERY_NORM = "self_attn.q_norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +52,19 @@ class LayerUnits:
     heads: int
     groups: int
 
-    def shapes(self, hidden: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Of the weights of a layer's usual modules; those of a half that it skips are left out."""
+    def shapes(self, hidden: int, head_dim: int, layout: Layout) -> dict[str, tuple[int, ...]]:
+        """Of the weights of a layer's modules; those of a half that it skips are left out."""
         queries, keys = self.heads * head_dim, self.groups * head_dim
         attention: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (hidden,),
+            **dict.fromkeys(layout.attention_norms, (hidden,)),
+            **dict.fromkeys(layout.head_norms, (head_dim,)),
             "self_attn.q_proj": (queries, hidden),
             "self_attn.k_proj": (keys, hidden),
             "self_attn.v_proj": (keys, hidden),
             "self_attn.o_proj": (hidden, queries),
         }
         ffn: dict[str, tuple[int, ...]] = {
-            "post_attention_layernorm": (hidden,),
+            **dict.fromkeys(layout.ffn_norms, (hidden,)),
             "mlp.gate_proj": (self.width, hidden),
             "mlp.up_proj": (self.width, hidden),
             "mlp.down_proj": (hidden, self.width),
@@ -110,9 +109,10 @@ class LayerSizes:
 
 
 def exported_layers(
-    config: "PreTrainedConfig", stored: Stored, head_dim: int, layout: Layout
+    config: "PreTrainedConfig", stored: Stored, head_dim: int, layout: Layout, *, num_fixed: int = 0
 ) -> tuple[str, list[ExportedLayer]]:
-    """The prefix of the decoder's tensors, and the layers of the file, in order.
+    """The prefix of the decoder's tensors, and the layers of the file, in order. The first `num_fixed` layers are
+    written whatever is left of them.
 
     Raises:
         CheckpointError: the tensors are not those that the config records.
@@ -137,7 +137,7 @@ def exported_layers(
     kept: list[tuple[int, LayerUnits]] = []
     for layer, width, groups in zip(dense, widths, kv_groups, strict=True):
         _check_modules(layer.index, names[layer.index], text, {Sublayer.FFN: width, Sublayer.ATTENTION: groups}, layout)
-        if width or groups:
+        if width or groups or layer.index < num_fixed:
             kept.append((layer.index, LayerUnits(width, groups * layer.heads_per_group, groups)))
     all_heads = LayerUnits(0, int(text.num_attention_heads), int(text.num_key_value_heads))
     written = _as_written([units for _, units in kept], layout, all_heads if layout.all_heads else LayerUnits(0, 0, 0))
@@ -147,10 +147,7 @@ def exported_layers(
     ]
     hidden = int(text.hidden_size)
     for exported in found:
-        shapes = exported.kept.shapes(hidden, head_dim)
-        if exported.kept.heads:
-            shapes |= dict.fromkeys(layout.modules, (head_dim,))
-        for module, shape in shapes.items():
+        for module, shape in exported.kept.shapes(hidden, head_dim, layout).items():
             check_shape(stored, exported.names[f"{module}.weight"], shape)
             if bias := exported.names.get(f"{module}.bias"):
                 check_shape(stored, bias, shape[:1])
@@ -239,12 +236,12 @@ def _check_modules(
 ) -> None:
     """The layer has all tensors of the halves that it keeps, and no others that llama.cpp would not read."""
     family = family_of(text)
-    every = [*_LAYER_TENSORS, *layout.modules]
+    every = [*_PROJECTIONS, *layout.norms]
     modules = [x for x in every if (half := family.sublayer_of(f"{x}.weight")) is not None and units[half]]
     for module in modules:
         if f"{module}.weight" not in names:
             raise CheckpointError("every layer must have all of its tensors", values=f"layer {layer}: no {module}")
-    biased = _PROJECTIONS if layout.biased is None else layout.biased
+    biased = _PROJECTIONS.keys() if layout.biased is None else layout.biased
     known = {f"{x}.weight" for x in modules} | {f"{x}.bias" for x in modules if x in biased}
     if strange := sorted(set(names) - known):
         raise UnsupportedModelError(
@@ -261,19 +258,23 @@ def layer_tensors(
     head_dim: int,
     layout: Layout,
     wanted: TensorType,
+    *,
+    query_scale: float = 1.0,
 ) -> list[GgufTensor]:
-    """The tensors of a layer, which is the file's `number`, in a fixed order."""
-    shapes = layer.written.shapes(hidden, head_dim)
-    if layer.written.heads:
-        shapes |= dict.fromkeys(layout.modules, (head_dim,))
-    names = {**_LAYER_TENSORS, **layout.modules}
+    """The tensors of a layer, which is the file's `number`, in a fixed order. `query_scale` is what the norm of queries
+    must multiply them with besides its weights.
+    """
+    names = {**_PROJECTIONS, **layout.norms}
     found = []
-    for module, shape in shapes.items():
+    for module, shape in layer.written.shapes(hidden, head_dim, layout).items():
+        shift = layout.norm_shift if module in layout.norms else 0.0
+        scale = query_scale if module == _QUERY_NORM else 1.0
         for kind, extent in (("weight", shape), ("bias", shape[:1])):
             name = f"blk.{number}.{names[module]}.{kind}"
             if source := layer.names.get(f"{module}.{kind}"):
                 rotary_dim = head_dim if layout.rotates_pairs and module in _ROTARY else 0
-                found.append(copied(name, source, stored, wanted, shape=extent, rotary_dim=rotary_dim))
+                change = {"shift": shift, "scale": scale}
+                found.append(copied(name, source, stored, wanted, shape=extent, rotary_dim=rotary_dim, **change))
             elif kind == "weight":
                 found.append(zeros(name, shape, wanted))
     return found

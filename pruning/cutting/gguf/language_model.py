@@ -14,7 +14,8 @@ from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.cutting.gguf.decoder_layers import LayerSizes, exported_layers, layer_tensors, zero_notes
-from pruning.cutting.gguf.layouts import LAYOUTS
+from pruning.cutting.gguf.gemma3 import check_gemma3, gemma3_metadata, query_scale
+from pruning.cutting.gguf.layouts import LAYOUTS, Layout
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape, copied
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 _OTHER_LAYERS = {
     "gemma": "scaled embeddings and norms of 1 + weight",
     "gemma2": "norms after each sub-layer and soft-capped logits",
-    "gemma3_text": "norms of queries and keys, norms after each sub-layer and a sliding window",
     "phi": "partial rotary embeddings, LayerNorm, and attention beside the FFN",
     "phi3": "fused projections",
-    "qwen3_vl_text": "interleaved M-RoPE, and features of the vision tower in several layers",
 }
 
 
@@ -59,20 +58,36 @@ def language_model(
     stored = needed_tensors(config, stored)
     context = _check_representable(config, text, context_length)
     layout, head_dim = LAYOUTS[text.model_type], head_dim_of(text)
-    rotary = rotary_of(text, head_dim, layout)
-    prefix, layers = exported_layers(config, stored, head_dim, layout)
+    rotary = None if layout.windows else rotary_of(text, head_dim, layout)
+    num_deep = _num_deep_layers(config, text)
+    prefix, layers = exported_layers(config, stored, head_dim, layout, num_fixed=num_deep)
     sizes = LayerSizes.of(layers)
-    tensors = [*_outer_tensors(config, text, stored, prefix, wanted)]
-    if rotary.freq_factors is not None:
+    tensors = [*_outer_tensors(config, text, stored, prefix, layout, wanted)]
+    if rotary is not None and rotary.freq_factors is not None:
         factors = rotary.freq_factors
         tensors.append(GgufTensor("rope_freqs.weight", factors.shape, TensorType.F32, values=factors))
+    scale = 1.0
+    if layout.windows:
+        scale = query_scale(text, head_dim=head_dim, num_layers=len(layers), num_heads=sizes.heads[0])
+    hidden = int(text.hidden_size)
     for number, layer in enumerate(layers):
-        tensors += layer_tensors(number, layer, stored, int(text.hidden_size), head_dim, layout, wanted)
+        tensors += layer_tensors(number, layer, stored, hidden, head_dim, layout, wanted, query_scale=scale)
     architecture = layout.name or ("llama" if sizes.uniform else "deci")
-    metadata = _metadata(architecture, text, sizes, head_dim, rotary, context)
+    keys = _sizes_metadata(text, sizes, head_dim, context)
+    keys |= gemma3_metadata(text, [x.index for x in layers]) if rotary is None else _rotary_metadata(rotary)
+    if num_deep:
+        keys["n_deepstack_layers"] = num_deep
+    metadata = {f"{architecture}.{key}": value for key, value in keys.items()}
     vocab_size = tensors[0].shape[0]
-    notes = (*zero_notes(layers, layout), *([layout.note] if layout.note else []))
+    differences = (layout.note, None if rotary is None else rotary.note)
+    notes = (*zero_notes(layers, layout), *(note for note in differences if note))
     return LanguageModel(architecture, metadata, tuple(tensors), vocab_size, sizes, notes)
+
+
+def _num_deep_layers(config: "PreTrainedConfig", text: Any) -> int:
+    """How many of the first decoder layers add features of the vision tower (DeepStack), and must therefore stay."""
+    deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    return min(len(deep), int(text.num_hidden_layers))
 
 
 def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | None) -> int:
@@ -88,10 +103,12 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
         raise UnsupportedModelError(
             "the checkpoint's weights must be plain numbers", values="the config has a quantization_config"
         )
-    if text.hidden_act != "silu":
+    layout = LAYOUTS[text.model_type]
+    activation = getattr(text, "hidden_activation", None) or text.hidden_act
+    if activation != layout.activation:
         raise UnsupportedModelError(
-            "the FFN's activation must be silu, which llama.cpp's architectures for it have",
-            values=f"hidden_act={text.hidden_act!r}",
+            f"the FFN's activation must be {layout.activation}, which llama.cpp's architectures for it have",
+            values=f"hidden_act={activation!r}",
         )
     longest = int(text.max_position_embeddings)
     context = longest if wanted is None else wanted
@@ -99,6 +116,9 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
         raise UnsupportedModelError(
             "the context must be within what the model was made for", values=f"{context} of {longest} tokens"
         )
+    if layout.windows:
+        check_gemma3(text)
+        return context
     window = getattr(text, "sliding_window", None)
     slides = "sliding_attention" in (getattr(text, "layer_types", None) or ("sliding_attention",))
     if window is not None and slides and window < context:
@@ -111,7 +131,7 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
 
 
 def _outer_tensors(
-    config: "PreTrainedConfig", text: Any, stored: Stored, prefix: str, wanted: TensorType
+    config: "PreTrainedConfig", text: Any, stored: Stored, prefix: str, layout: Layout, wanted: TensorType
 ) -> list[GgufTensor]:
     """Embeddings, the last norm, and the output head unless it is the embeddings (llama.cpp shares them then)."""
     named = {kind: name for name in stored if (kind := outer_tensor(name))}
@@ -131,7 +151,7 @@ def _outer_tensors(
     check_shape(stored, norm, shape[1:])
     found = [
         copied("token_embd.weight", embeddings, stored, wanted),
-        copied("output_norm.weight", norm, stored, wanted),
+        copied("output_norm.weight", norm, stored, wanted, shift=layout.norm_shift),
     ]
     if head is not None and head != embeddings:
         check_shape(stored, head, shape)
@@ -139,15 +159,13 @@ def _outer_tensors(
     return found
 
 
-def _metadata(
-    architecture: str, text: Any, sizes: LayerSizes, head_dim: int, rotary: Rotary, context: int
-) -> dict[str, Value]:
-    """The architecture's keys (GGUF specification, "LLM"; src/llama-arch.cpp)."""
+def _sizes_metadata(text: Any, sizes: LayerSizes, head_dim: int, context: int) -> dict[str, Value]:
+    """The architecture's keys, without its name in front (GGUF specification, "LLM"; src/llama-arch.cpp)."""
 
     def per_layer(values: tuple[int, ...]) -> Value:
         return values[0] if sizes.uniform else list(values)
 
-    found: dict[str, Value] = {
+    return {
         "block_count": len(sizes.heads),
         "context_length": context,
         "embedding_length": int(text.hidden_size),
@@ -158,12 +176,15 @@ def _metadata(
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": float(text.rms_norm_eps),
         "rope.dimension_count": head_dim,
-        "rope.freq_base": rotary.freq_base,
     }
+
+
+def _rotary_metadata(rotary: Rotary) -> dict[str, Value]:
+    found: dict[str, Value] = {"rope.freq_base": rotary.freq_base}
     if rotary.sections is not None:
         found["rope.dimension_sections"] = [*rotary.sections, 0]
     if rotary.freq_factors is not None:
         found["rope.scaling.type"] = "none"  # all of it is in rope_freqs.weight
     if rotary.attention_factor != 1.0:
         found["rope.scaling.attn_factor"] = rotary.attention_factor
-    return {f"{architecture}.{key}": value for key, value in found.items()}
+    return found

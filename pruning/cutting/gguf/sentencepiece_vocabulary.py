@@ -15,6 +15,7 @@ from pruning.cutting.gguf.vocabulary import UNMERGED_SCORE, TokenKind, Vocabular
 from pruning.errors import UnsupportedModelError
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
+_AFTER_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 def as_sentencepiece(
@@ -52,6 +53,8 @@ def _space_prefix(document: Mapping[str, Any]) -> tuple[bool, list[str]]:
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
     known = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}, {"type": "Prepend", "prepend": _SPACE}]
     strange = [step["type"] for step in steps if step not in known]
+    if pre_tokenizer == _AFTER_SPACES and known[0] in steps:
+        pre_tokenizer = {}  # Gemma's: there are no spaces left
     if strange or pre_tokenizer.get("type", "Metaspace") != "Metaspace":
         raise UnsupportedModelError(
             "a SentencePiece tokenizer must only write spaces as \u2581",

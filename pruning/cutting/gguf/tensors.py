@@ -31,6 +31,7 @@ class GgufTensor:
         source: the checkpoint's tensor, of that shape or a smaller one: zeros are added behind its rows and columns.
             None if `values` holds what is written.
         rotary_dim: if not 0, rows come in heads of so many, and each head's are put into llama.cpp's rotary order.
+        shift, scale: what is written of a source's value x is scale * (x + shift).
         values: of a tensor that no file holds (rotary factors, a bias that a projector lacks).
     """
 
@@ -39,6 +40,8 @@ class GgufTensor:
     stored: TensorType
     source: StoredTensor | None = None
     rotary_dim: int = 0
+    shift: float = 0.0
+    scale: float = 1.0
     values: Float32Array | None = None
 
     @property
@@ -51,7 +54,10 @@ class GgufTensor:
         if self.values is not None:
             yield self.values
         if self.source is not None:
-            yield from _filled_up(_source_blocks(self.source, self.rotary_dim), self.shape)
+            rows = _source_blocks(self.source, self.rotary_dim)
+            if (self.shift, self.scale) != (0.0, 1.0):
+                rows = ((block + np.float32(self.shift)) * np.float32(self.scale) for block in rows)
+            yield from _filled_up(rows, self.shape)
 
     @property
     def origin(self) -> str:
@@ -67,10 +73,12 @@ def copied(
     *,
     shape: tuple[int, ...] | None = None,
     rotary_dim: int = 0,
+    shift: float = 0.0,
+    scale: float = 1.0,
 ) -> GgufTensor:
     """The checkpoint's tensor `source`, under llama.cpp's name for it; filled up with zeros to `shape`, if given."""
     shape = shape or stored[source].shape
-    return GgufTensor(name, shape, stored_type(shape, wanted), stored[source], rotary_dim)
+    return GgufTensor(name, shape, stored_type(shape, wanted), stored[source], rotary_dim, shift, scale)
 
 
 def zeros(name: str, shape: tuple[int, ...], wanted: TensorType) -> GgufTensor:

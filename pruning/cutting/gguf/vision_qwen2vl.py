@@ -59,7 +59,7 @@ def qwen2vl_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
     sizes.check(int(vision.in_channels), MERGED)
     windows = _check_representable(family, vision)
     tower = Named({match[1]: name for name in stored if (match := _TOWER.match(name))}, stored)
-    tensors = _patch_embeddings(tower, sizes)
+    tensors = frame_embeddings(tower, sizes)
     modules = _MODULES[family]
     names = {f"{x}.{kind}": f"{name}.{kind}" for x, (name, _) in modules.items() for kind in ("weight", "bias")}
     shapes = sizes.block_shapes({x: kind for x, (_, kind) in modules.items()})
@@ -81,7 +81,7 @@ def qwen2vl_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
     }
     tensors += [tower.tensor(name, x, shape, wanted) for name, (x, shape) in merger.items()]
     projector = {"qwen2_vl": "qwen2vl_merger", "qwen2_5_vl": "qwen2.5vl_merger"}[family]
-    images, notes = _pictures(folder, sizes)
+    images, notes = picture_keys(folder, sizes)
     metadata = {**sizes.metadata(projector, text_width), **windows, **images}
     return VisionPart(metadata, tuple(tensors), notes)
 
@@ -99,12 +99,7 @@ def _sizes(family: str, vision: Any) -> Tower:
 
 def _check_representable(family: str, vision: Any) -> dict[str, Value]:
     """The keys of windowed attention; raises UnsupportedModelError if mtmd's graph is not this model's."""
-    merged, frames = vision.spatial_merge_size, vision.temporal_patch_size
-    if (merged, frames) != (MERGED, FRAMES):
-        raise UnsupportedModelError(
-            "patches must be merged two by two, and of two frames",
-            values=f"spatial_merge_size={merged}, temporal_patch_size={frames}",
-        )
+    check_patches(vision)
     if family == "qwen2_vl":
         return {}
     whole, count = [int(x) for x in vision.fullatt_block_indexes], int(vision.depth)
@@ -117,7 +112,17 @@ def _check_representable(family: str, vision: Any) -> dict[str, Value]:
     return {"clip.vision.n_wa_pattern": every}
 
 
-def _patch_embeddings(tower: Named, sizes: Tower) -> list[GgufTensor]:
+def check_patches(vision: Any) -> None:
+    """Raises UnsupportedModelError if mtmd merges patches otherwise."""
+    merged, frames = vision.spatial_merge_size, vision.temporal_patch_size
+    if (merged, frames) != (MERGED, FRAMES):
+        raise UnsupportedModelError(
+            "patches must be merged two by two, and of two frames",
+            values=f"spatial_merge_size={merged}, temporal_patch_size={frames}",
+        )
+
+
+def frame_embeddings(tower: Named, sizes: Tower) -> list[GgufTensor]:
     """The convolution of each frame, of [width, 3, frames, patch, patch]."""
     shape = (sizes.width, 3, FRAMES, sizes.patch, sizes.patch)
     source = tower.known("patch_embed.proj.weight", shape)
@@ -146,7 +151,7 @@ def _rows(tensor: StoredTensor, start: int, count: int) -> StoredTensor:
     return replace(tensor, shape=(count, *tensor.shape[1:]), offset=tensor.offset + start * row_bytes)
 
 
-def _pictures(folder: Path, sizes: Tower) -> tuple[dict[str, Value], tuple[str, ...]]:
+def picture_keys(folder: Path, sizes: Tower) -> tuple[dict[str, Value], tuple[str, ...]]:
     """How pixels are scaled, and how large pictures are here and there."""
     images = image_processor(folder, "patch_size", "merge_size")
     if (int(images.patch_size), int(images.merge_size)) != (sizes.patch, MERGED):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from pruning.cutting.gguf.options import ClassToken, TensorType
 from pruning.cutting.gguf.tensors import Stored
+from pruning.cutting.gguf.vision_gemma3 import gemma3_vision
 from pruning.cutting.gguf.vision_internvl import internvl_vision
 from pruning.cutting.gguf.vision_llava import llava_vision
 from pruning.cutting.gguf.vision_parts import VisionPart
 from pruning.cutting.gguf.vision_qwen2vl import qwen2vl_vision
+from pruning.cutting.gguf.vision_qwen3vl import qwen3vl_vision
 from pruning.cutting.gguf.vision_smolvlm import smolvlm_vision
 from pruning.cutting.gguf.writer import GgufFile
 from pruning.errors import UnsupportedModelError
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _OTHERS = {
-    "llava_next": ", which cuts pictures into tiles and puts a newline embedding after each row of patches",
-    "llava_onevision": ", which cuts pictures into tiles and scales their features down",
+    "llava_next": ", which cuts pictures into tiles and puts a newline embedding after each row of patches, where "
+    "llama.cpp puts none",
+    "llava_onevision": ", which cuts pictures into tiles, scales their features down and puts newline embeddings "
+    "between them, where llama.cpp does neither",
     "vipllava": ", whose projector has a norm",
 }
-FAMILIES = ("llava", "smolvlm", "idefics3", "internvl", "qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("llava", "smolvlm", "idefics3", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
 """`model_type` of checkpoints whose vision part can be exported."""
 
 
@@ -50,6 +54,10 @@ def _part(
         return smolvlm_vision(folder, config, stored, wanted)
     if kind in ("qwen2_vl", "qwen2_5_vl"):
         return qwen2vl_vision(folder, config, stored, wanted)
+    if kind == "qwen3_vl":
+        return qwen3vl_vision(folder, config, stored, wanted)
+    if kind == "gemma3":
+        return gemma3_vision(folder, config, stored, wanted)
     if kind == "internvl":
         return internvl_vision(folder, config, stored, wanted, class_token)
     raise UnsupportedModelError(

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.checkpoints.loading import load_model, load_processor, load_pruned
+from pruning.checkpoints.loading import load_pruned
 from pruning.cutting.gguf.answer_ends import _KNOWN_ENDS
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.llama_runtime import LlamaRuntime, LlamaVocabulary
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.tensor_types import Float32Array
 from pruning.cutting.gguf.tokenizer_check import encoding_differences
 from pruning.cutting.gguf.tokenizer_reader import read_vocabulary
@@ -31,16 +31,27 @@ from tests.pruning import sentencepiece_files
 from tests.pruning.cut_models import WIDTHS, kept_groups, random_ranking
 from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint, text, tiny_processor
-from tests.tiny_models.builders import clip_tower, siglip_tower, tiny_model
-from tests.tiny_models.hub_folders import save_hub_folder
 
 pytest.importorskip("llama_cpp")
 
 TOKENS = [17, 40, 9, 77, 31, 52, 64, 8, 25, 90, 13]
 
 
+class TableGelu(torch.nn.Module):
+    """llama.cpp's GELU: looked up in a table of half precision, up to 10."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        found = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+        return torch.where(values >= 10, values, found)
+
+
 def logits_of(model: PreTrainedModel) -> Float32Array:
-    if model.config.get_text_config(decoder=True).model_type in ("qwen2_vl_text", "qwen2_5_vl_text"):
+    kind = model.config.get_text_config(decoder=True).model_type
+    if kind == "gemma3_text":
+        for layer in model.get_decoder().layers:
+            if hasattr(layer.mlp, "act_fn"):
+                layer.mlp.act_fn = TableGelu()
+    if kind in ("qwen2_vl_text", "qwen2_5_vl_text"):
         for module in model.get_decoder().modules():
             if hasattr(module, "variance_epsilon"):
                 module.variance_epsilon = 0.0  # which llama.cpp's qwen2vl forgets to read
@@ -100,6 +111,7 @@ def cut(
         "qwen2.5-vl",
         "llava-qwen3",
         "qwen3",
+        "qwen3-vl",
     ],
 )
 def test_a_pruned_model_computes_the_same_logits(tmp_path: Path, family: str) -> None:
@@ -137,7 +149,7 @@ def test_a_model_that_skips_computes_the_same_logits(
         assert np.abs(runtime.logits(TOKENS) - expected).max() < 0.1 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3", "qwen3-vl"])
 def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> None:
     folder = save_tiny_checkpoint(tmp_path / "dense", family)
     model = cut(folder, tmp_path / "cut", widths=[16, 0, 0, 40], kv_groups=[0, 1, 0, 1])
@@ -145,10 +157,43 @@ def test_skips_of_layers_of_one_size_are_zeros(tmp_path: Path, family: str) -> N
     found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
     made = export_gguf(tmp_path / "cut", tmp_path / "b.gguf", tensor_type=TensorType.Q8_0)
-    assert made.sizes.ffn_widths == (64,) * 3  # of 16, 0 and 40, in blocks of 32
+    # Of 16, 0 and 40, in blocks of 32. The two first of a Qwen3-VL stay for what they see of pictures.
+    assert made.sizes.ffn_widths == (64,) * 3
     note = made.notes[0]
     # Of 4 heads, 2 or all of which a layer has in the file.
     assert ("71% of FFN channels and 67% of heads" if family == "qwen2.5-vl" else "71% of FFN channels and 33%") in note
+
+
+@pytest.mark.parametrize(
+    ("widths", "kv_groups"),
+    [
+        ([48, 48, 48, 48], [2, 2, 2, 2]),
+        ([16, 8, 48, 40], [1, 2, 1, 1]),
+        ([16, 0, 0, 40], [0, 1, 0, 1]),
+        ([16, 48, 40, 0], [2, 1, 1, 0]),  # the one that sees all tokens is gone
+        ([0, 0, 0, 40], [0, 0, 0, 1]),  # it is left alone
+    ],
+    ids=str,
+)
+def test_gemma3_computes_the_same_logits(tmp_path: Path, widths: list[int], kv_groups: list[int]) -> None:
+    """Windows, bases and the scale of scores are such that all of them matter: a window is shorter than the prompt."""
+    config = text.gemma3(
+        query_pre_attn_scalar=36,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+        },
+    )
+    folder = save_tiny_checkpoint(tmp_path / "dense", "gemma3-text")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if "norm" in name or "proj" in name else 0.1)
+    model.save_pretrained(folder)
+    expected = logits_of(cut(folder, tmp_path / "cut", widths=widths, kv_groups=kv_groups))
+    found = exported_logits(tmp_path / "cut", tmp_path / "a.gguf")
+    # A value between two entries of the table may round to either.
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -272,6 +317,17 @@ def test_a_sentencepiece_tokenizer_encodes_alike(tmp_path: Path, with_model_file
                 assert [alone.encode(x) for x in words[:4]] == [vocabulary.encode(x) for x in words[:4]]
 
 
+def test_gemmas_tokenizer_encodes_alike(tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "m", "gemma3-text")
+    tokenizer = sentencepiece_files.of_gemma()
+    AutoModelForCausalLM.from_config(text.gemma3(vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = export_gguf(folder, tmp_path / "a.gguf")
+    assert made.encoding_differences == ()
+    words = ("the cat sat there", " that hat rests", "a  cat", "the dog\n\u00fc", "there<image>the cat", "")
+    assert encoding_differences(folder, tmp_path / "a.gguf", words) == []
+
+
 def test_a_vocabulary_that_llama_cpp_reads_otherwise_is_refused_before_anything_is_written(
     tmp_path: Path, checkpoint: Path
 ) -> None:
@@ -335,105 +391,3 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"not at all")
     with pytest.raises(CheckpointError, match=r"llama\.cpp must load the file"):
         LlamaVocabulary(tmp_path / "a.gguf")
-
-
-@pytest.mark.parametrize("feature_layer", [-1, -2, [1, 2]], ids=str)
-def test_features_of_a_siglip_tower(tmp_path: Path, feature_layer: int | list[int]) -> None:
-    expected, found = features(tmp_path, "siglip", feature_layer, "full")
-    assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("feature_layer", [-1, -2, [1, 2]], ids=str)
-def test_features_of_a_clip_tower(tmp_path: Path, feature_layer: int | list[int]) -> None:
-    """llama.cpp loses the first patch, and gives the class token's features last (ggml-org/llama.cpp#25814)."""
-    expected, found = features(tmp_path, "clip", feature_layer, "default")
-    if np.abs(expected - found).max() < 2e-3 * np.abs(expected).max():
-        pytest.fail("this llama.cpp puts the class token first: make ClassToken.FIRST the default")
-    assert np.abs(expected[1:] - found[:-1]).max() < 2e-3 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize(
-    ("name", "tile", "height", "width", "tokens"),
-    [
-        ("SmolVLM", 32, 64, 96, 28),  # of six tiles and the whole
-        ("SmolVLM2", 34, 102, 68, 28),  # two pixels of each tile are no whole patch
-        ("InternVL3", 32, 32, 32, 4),  # whose class token comes last: nothing is lost by it
-        ("InternVL3", 32, 64, 96, 28),
-        ("Qwen2-VL", 0, 48, 80, 15),
-        ("Qwen2.5-VL", 0, 128, 176, 88),  # of several windows
-    ],
-)
-def test_features_of_the_hubs_other_families(
-    tmp_path: Path, name: str, tile: int, height: int, width: int, tokens: int
-) -> None:
-    from benchmarks.mtmd import SeeingModel
-
-    def build(family: str) -> PreTrainedModel:
-        model = tiny_model(family)
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        return model
-
-    folder, files = save_hub_folder(tmp_path / "m", name, build=build), (tmp_path / "a.gguf", tmp_path / "b.gguf")
-    settings = folder / "preprocessor_config.json"
-    if "Smol" in name:
-        splitting = {"do_image_splitting": True, "size": {"longest_edge": max(height, width)}}
-        edit(settings, **splitting, max_image_size={"longest_edge": tile})
-        vision = json.loads((folder / "config.json").read_text())["vision_config"]
-        edit(folder / "config.json", vision_config={**vision, "image_size": tile})
-    elif "Qwen" in name:
-        edit(settings, min_pixels=256, max_pixels=10**6)  # nothing is resized
-    export_gguf(folder, files[0], tensor_type=TensorType.F32, mmproj=files[1])
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    processor = load_processor(folder)
-    inputs = processor.image_processor(picture, return_tensors="pt", **getattr(processor, "images_kwargs", {}))
-    grid = {"image_grid_thw": inputs.image_grid_thw} if "Qwen" in name else {}
-    with torch.inference_mode():
-        seen: Any = load_model(folder, dtype=torch.float32)
-        expected = torch.cat(list(seen.model.get_image_features(inputs.pixel_values, **grid).pooler_output)).numpy()
-    with SeeingModel(*files, context_length=128) as seeing:
-        found = seeing.features(picture)
-    expected = expected.reshape(-1, 32)
-    assert found.shape == expected.shape == (tokens, 32)
-    assert np.abs(expected - found).max() < 2e-3 * np.abs(expected).max()
-
-
-def edit(path: Path, **changed: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-
-
-def features(
-    folder: Path, tower: str, feature_layer: int | list[int], strategy: str
-) -> tuple[Float32Array, Float32Array]:
-    """[patches, hidden_size] of a picture, by transformers and by mtmd."""
-    from benchmarks.mtmd import SeeingModel
-
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config={"clip": clip_tower, "siglip": siglip_tower}[tower](),
-            text_config=text.llama(),
-            image_token_index=3,
-            vision_feature_layer=feature_layer,
-            vision_feature_select_strategy=strategy,
-        )
-    ).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder / "m")
-    processor = tiny_processor()
-    processor.save_pretrained(folder / "m")
-    export_gguf(
-        folder / "m",
-        folder / "a.gguf",
-        tensor_type=TensorType.F32,
-        mmproj=folder / "b.gguf",
-        class_token=ClassToken.LAST,
-    )
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    pixels = processor.image_processor(picture, return_tensors="pt").pixel_values
-    with torch.inference_mode():
-        expected = model.model.get_image_features(pixels).pooler_output[0].numpy()
-    with SeeingModel(folder / "a.gguf", folder / "b.gguf", context_length=64) as seeing:
-        return expected, seeing.features(picture)

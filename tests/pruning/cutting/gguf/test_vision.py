@@ -259,6 +259,60 @@ def test_windows_of_a_qwen2_5_vl(tmp_path: Path, changed: dict[str, Any], reason
         export(folder, tmp_path)
 
 
+def test_a_gemma3(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Gemma-3")
+    made, fields, tensors = export(folder, tmp_path)
+    source = load_file(folder / "model.safetensors")
+    projector = {name.rpartition("projector.")[2]: x.numpy() for name, x in source.items() if "projector." in name}
+    assert (fields["clip.projector_type"], fields["clip.vision.projector.scale_factor"]) == ("gemma3", 2)
+    assert np.array_equal(tensors["mm.input_projection.weight"], projector["mm_input_projection_weight"])
+    assert np.array_equal(tensors["mm.soft_emb_norm.weight"], projector["mm_soft_emb_norm.weight"] + 1)
+    assert "v.post_ln.bias" in tensors
+    assert any("empty lines around a picture" in note for note in made.notes)
+    export_gguf(folder, tmp_path / "c.gguf", mmproj=tmp_path / "d.gguf", tensor_type=TensorType.Q8_0)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "d.gguf").tensors}
+    assert kinds["mm.input_projection.weight"] == "F16"  # llama.cpp transposes it
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"), [({"mm_tokens_per_image": 5}, "mm_tokens_per_image=5"), ({}, r"sides \[64\]")]
+)
+def test_a_gemma3_that_mtmd_would_see_otherwise(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Gemma-3")
+    edit(folder / "config.json", **changed)
+    if not changed:
+        edit(folder / "preprocessor_config.json", size={"height": 64, "width": 64})
+    with pytest.raises(UnsupportedModelError, match=reason):
+        export(folder, tmp_path)
+
+
+def test_a_qwen3_vl(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "m", "Qwen3-VL")
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", vision_config=config["vision_config"] | {"deepstack_visual_indexes": [0, 2]})
+    _, fields, tensors = export(folder, tmp_path)
+    source = {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tower = {name.rpartition("visual.")[2]: tensor for name, tensor in source.items() if "visual." in name}
+    assert (fields["clip.projector_type"], fields["clip.vision.image_size"]) == ("qwen3vl_merger", 32)
+    assert fields["clip.vision.is_deepstack_layers"] == [True, False, True]
+    for name, inside in (
+        ("v.blk.2.attn_qkv.bias", "blocks.2.attn.qkv.bias"),
+        ("v.position_embd.weight", "pos_embed.weight"),
+        ("v.post_ln.weight", "merger.norm.weight"),
+        ("mm.2.weight", "merger.linear_fc2.weight"),
+        ("v.deepstack.2.fc1.weight", "deepstack_merger_list.1.linear_fc1.weight"),
+        ("v.deepstack.0.norm.bias", "deepstack_merger_list.0.norm.bias"),
+    ):
+        assert np.array_equal(tensors[name], tower[inside])
+    edit(folder / "config.json", vision_config=config["vision_config"] | {"deepstack_visual_indexes": [1, 0]})
+    with pytest.raises(UnsupportedModelError, match=r"deepstack_visual_indexes=\[1, 0\]"):
+        export(folder, tmp_path / "other")
+
+
+def edit(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
 def test_an_activation_that_mtmd_has_not(tmp_path: Path) -> None:
     folder = save_llava(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())

@@ -242,6 +242,15 @@ class TestSentencePiece:
         (note,) = read_vocabulary(folder, NUM_PIECES + 1).notes
         assert "not those of a SentencePiece model" in note
 
+    def test_a_splitting_at_spaces_of_which_there_are_none_left(self, tmp_path: Path) -> None:
+        """Gemma's: a normalizer has written all spaces as \u2581."""
+        found = read_vocabulary(saved(sentencepiece_files.of_gemma(), tmp_path), NUM_PIECES + 1)
+        assert (found.model, found.adds_space_prefix, found.notes) == ("llama", False, ())
+        document = json.loads((tmp_path / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document | {"normalizer": None}))
+        with pytest.raises(UnsupportedModelError, match="Split"):
+            read_vocabulary(tmp_path, NUM_PIECES + 1)
+
     @pytest.mark.parametrize(("scheme", "adds"), [("always", True), ("first", True), ("never", False)])
     def test_space_prefixes(self, tmp_path: Path, scheme: str, adds: bool) -> None:
         folder = saved(sentencepiece_files.with_metaspace(scheme), tmp_path)
