@@ -15,13 +15,14 @@ from policy_model.costs import DecisionCosts, parameter_costs
 from policy_model.training import TrainingSettings, predictor_of_values
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Sublayer
+from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.measuring.statistics import ModelStatistics
 from storage.records import Sample
 from values.encoding import Encoding
 
 SOURCE = "probe"
-"""`source` of the samples."""
+"""What probes are called where a search's targets are named."""
 
 MOST_TIMES = 4.0
 """A probe's limit charges attention up to so many times what its parameters are, or that part of it."""
@@ -30,6 +31,10 @@ STEPS = (0.7548776662466927, 0.5698402909980532)
 """Of the budgets and of what attention is charged: powers of the plastic ratio's inverse, whose multiples fill the unit
 square evenly however many there are (the R2 sequence: Roberts, "The Unreasonable Effectiveness of Quasirandom
 Sequences", 2018)."""
+
+
+class NothingLearntError(InputError):
+    """What is known is too little to learn from, or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,14 @@ def probe(
         on_probe: told how many budgets are done, and what was found there if it was new.
 
     Raises:
-        InputError: as `policy_model.training.train_predictor`.
+        NothingLearntError: where `policy_model.training.train_predictor` refuses the samples; nothing was scored.
     """
     known = list(samples)
     seen = {sample.architecture for sample in known}
-    predictor = predictor_of_values(anatomy, known, settings, statistics=statistics)
+    try:
+        predictor = predictor_of_values(anatomy, known, settings, statistics=statistics)
+    except InputError as error:
+        raise NothingLearntError(error.rule, values=error.values, remedy=error.remedy) from error
     found = []
     for number in range(count):
         costs, spare = _limit(predictor.encoding, number, predictor.info.searched)
@@ -80,7 +88,7 @@ def probe(
             new = Probe(architecture, predictor.judge(architecture).kl, score(architecture))
             found.append(new)
             seen.add(architecture)
-            known.append(replace(known[0], architecture=architecture, metrics=new.metrics, source=SOURCE))
+            known.append(replace(known[0], architecture=architecture, metrics=new.metrics))
             predictor = predictor_of_values(anatomy, known, settings, statistics=statistics)
         if on_probe is not None:
             on_probe(number + 1, new)

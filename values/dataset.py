@@ -31,10 +31,6 @@ FRONTIER_BANDWIDTH = 0.03
 """Retention within which samples count as neighbours: 3 of the 96 level steps of 12 layers of 8 levels."""
 
 
-class TooFewSamplesError(InputError):
-    """There is too little to learn from."""
-
-
 @dataclass(frozen=True, eq=False)
 class TrainingData:
     """Samples as arrays, in an order that does not depend on the order they were stored in.
@@ -95,8 +91,7 @@ def check_samples(space: Space, samples: Sequence[Sample]) -> list[Sample]:
     Values know nothing but what the space decides, and a database may have samples of other spaces.
 
     Raises:
-        TooFewSamplesError: too few of them.
-        InputError: measured under different conditions.
+        InputError: too few of them, or measured under different conditions.
     """
     for what in ("model_id", "ranking_sha256", "calibration_id", "protocol"):
         found = sorted({getattr(sample, what) for sample in samples})
@@ -130,7 +125,7 @@ def check_samples(space: Space, samples: Sequence[Sample]) -> list[Sample]:
     what = "layers" if is_of_ffn(space) else "decisions"
     searched = sum(len(pruned_decisions(space, units)) >= 2 for units in distinct)
     if len(distinct) < MIN_SAMPLES or searched < MIN_SEARCHED_SAMPLES:
-        raise TooFewSamplesError(
+        raise InputError(
             f"training a predictor needs at least {MIN_SAMPLES} samples, {MIN_SEARCHED_SAMPLES} of which prune two "
             f"{what} or more",
             values=f"{len(distinct)} samples, {searched} of them prune two {what} or more",

@@ -155,9 +155,9 @@ class JobRunner:
                 progress=on_evaluation,
                 engine=self.engine,
                 on_stored=reporter.check,
-                record=False,
                 probes=job.probes,
             )
+            # Which it has done: an equal search is kept once.
             record = record_result(self.repository, job.model, conversations, settings, result, name=name)
             calibration = calibration_id(conversations)
         outcome = {

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from engines.memo import EvaluateInOrder, MemoisedEvaluator
 from lop.workflows.training import stored_activations, training_samples
 from mcts.settings import SearchMethod, SearchSettings
-from policy_model.probing import SOURCE, Probe, probe
+from policy_model.probing import SOURCE, NothingLearntError, Probe, probe
 from policy_model.training import TrainingSettings
 from pruning.anatomy.architecture import Architecture
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.plan_parts import content_id
 from storage.contract import Repository
-from values.dataset import TooFewSamplesError
+from values.decisions import units_in
 
 DEFAULT_PROBES = 32
 """In the space `all` (docs/search.md, "Probes")."""
@@ -45,29 +46,32 @@ def probe_model(
 ) -> list[Probe]:
     """What `count` probes after a search of `settings` found.
 
-    They learn from every sample but those of earlier probes: killed and run again, it asks for the same ones, which are
-    stored. Where there are too few samples to learn from, a warning says so, and none are made.
+    They learn from every sample of the space but their own: killed and run again, it asks for the same ones, which are
+    stored, unless another search has stored samples in the meantime. Where what is stored cannot be learnt from, a
+    warning says so, and none are made: the search itself is not lost.
     """
     model = repository.get_model(model_id)
     training = _training(settings)
-    score = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, SOURCE)
+    space = training.space(model.anatomy)
+    own = f"{SOURCE}:{content_id(settings.to_dict())[:8]}"
+    score = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, own)
 
     def measured(architecture: Architecture) -> Metrics:
         (metrics,) = score([architecture])
         return metrics
 
-    samples = training_samples(repository, model_id, calibration_id, training.space(model.anatomy))
+    samples = training_samples(repository, model_id, calibration_id, space)
     try:
         return probe(
             model.anatomy,
-            [sample for sample in samples if sample.source != SOURCE],
+            [s for s in samples if s.source != own and units_in(space, s.architecture) is not None],
             training,
             measured,
             count,
             statistics=stored_activations(repository, model_id),
             on_probe=on_probe,
         )
-    except TooFewSamplesError as error:
+    except NothingLearntError as error:
         _logger.warning("no probes: %s", error)
         return []
 

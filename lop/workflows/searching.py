@@ -72,6 +72,9 @@ def search_model(
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
         (dense,) = memo([DENSE])
+        result = result.cross_validated(dense)
+        if record:  # before the probes: whatever becomes of those, the search is done
+            record_result(repository, model_id, conversations, settings, result, name=name)
         if count:
             before = result.scan_evaluations + len(result.targets) * settings.num_evaluations
 
@@ -87,9 +90,6 @@ def search_model(
                 count,
                 on_probe,
             )
-    result = result.cross_validated(dense)
-    if record:
-        record_result(repository, model_id, conversations, settings, result, name=name)
     return result
 
 

@@ -30,7 +30,7 @@ def conversations(data: Path) -> list[Conversation]:
 
 
 def probes(repository: Repository) -> set[tuple[object, float]]:
-    return {(s.architecture, s.metrics.kl) for s in repository.list_samples("tiny") if s.source == SOURCE}
+    return {(s.architecture, s.metrics.kl) for s in repository.list_samples("tiny") if s.source.startswith(SOURCE)}
 
 
 def test_probes_change_nothing_of_the_result_and_an_interrupted_search_makes_the_same(
@@ -71,6 +71,29 @@ def test_too_few_samples_make_no_probes(
         search_model(repository, "tiny", conversations, replace(SEARCH, num_evaluations=2), name="data", probes=COUNT)
     assert not probes(repository)
     assert "no probes" in caplog.text
+
+
+def test_samples_of_other_options_make_no_probes_and_the_search_is_not_lost(
+    repository: Repository, conversations: list[Conversation], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(SEARCH, num_levels=6, num_evaluations=60)
+    search_model(repository, "tiny", conversations, other, name="data", record=False)
+    with caplog.at_level(logging.WARNING):
+        search_model(repository, "tiny", conversations, replace(SEARCH, num_evaluations=5), name="data", probes=COUNT)
+    assert not probes(repository)
+    assert "no probes: a predictor is trained on the options that were searched" in caplog.text
+    assert len(repository.list_searches("tiny")) == 1
+
+
+def test_another_search_learns_from_earlier_probes(
+    repository: Repository, conversations: list[Conversation], caplog: pytest.LogCaptureFixture
+) -> None:
+    search_model(repository, "tiny", conversations, SEARCH, name="data", probes=COUNT)
+    first = probes(repository)
+    with caplog.at_level(logging.WARNING):
+        search_model(repository, "tiny", conversations, replace(SEARCH, seed=1), name="data", probes=COUNT)
+    assert first < probes(repository)  # none twice, and all stay
+    assert not caplog.text
 
 
 def test_probes_by_default_and_where_nothing_can_learn_from_them() -> None:
