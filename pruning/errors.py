@@ -163,7 +163,7 @@ class JobError(LopError):
 
 
 class ProcessError(LopError):
-    """Another of the processes that train one model together has ended."""
+    """The processes that train one model together cannot reach each other: mostly one has ended."""
 
 
 class MissingExtraError(LopError, ImportError):

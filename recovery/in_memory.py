@@ -118,6 +118,7 @@ class Recoveries:
             dtype=self._dtype,
             folder=state,
             watcher=self._ears.watcher,
+            on_note=self._ears.on_note,
         )
         elapsed = time.perf_counter() - started
         shutil.rmtree(self._folder / "state")

@@ -72,7 +72,7 @@ def judged_training(
         layers: whose hidden states are compared, as `teacher` has them.
         dtype: of the files that are, or would be, written.
         folder: where a killed run goes on from.
-        on_note: told if that was begun by another number of processes.
+        on_note: told if that was begun by another number of processes, or cannot be read.
     """
     model, before_decoder = trained.model, trained.before_decoder
     judged = [judge.passes(model, trains_before_decoder=before_decoder) for judge in judges]

@@ -4,6 +4,7 @@ What each of them does is the same but for its share: all have the whole model a
 and decide alike, since what they decide by is summed over all of them. Several are `recovery.several.Several`.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,34 @@ import torch
 from torch import nn
 
 from pruning.arrays import FloatArray
+from pruning.errors import InputError
 
 T = TypeVar("T")
 
 
 def num_launched() -> int:
-    """How many processes a launcher (`torchrun`, `accelerate launch`) started together, this one included; else 1."""
+    """How many processes a launcher (`torchrun`, `accelerate launch`) started together, this one included; else 1.
+
+    Raises InputError if what it set is no number of processes.
+    """
     together = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
-    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in together) else 1
+    if not all(os.environ.get(name) for name in together):
+        return 1
+    count = launched_number("WORLD_SIZE", at_least=1)
+    launched_number("RANK", below=count)
+    return count
+
+
+def launched_number(name: str, *, at_least: int = 0, below: float = math.inf, default: int = 0) -> int:
+    """What a launcher set the variable `name` to; `default` if it did not. Raises InputError if that cannot be."""
+    text = os.environ.get(name) or str(default)
+    if text.isdecimal() and at_least <= int(text) < below:
+        return int(text)
+    raise InputError(
+        f"a launcher sets {name} to a number from {at_least}" + (f" to {below - 1}" if below < math.inf else ""),
+        values=f"{name}={text}",
+        remedy="Start the processes by torchrun or `accelerate launch`, or unset RANK, WORLD_SIZE and MASTER_ADDR",
+    )
 
 
 class Processes:
@@ -29,11 +50,13 @@ class Processes:
     Attributes:
         number: of this process, from 0, which is the main one: it alone writes, prints and draws.
         count: of all.
+        local_count: of those on this machine.
         device: what it has to compute on; None: as it likes.
     """
 
     number = 0
     count = 1
+    local_count = 1
     device: torch.device | None = None
 
     @property

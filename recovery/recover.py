@@ -108,7 +108,7 @@ def recover(
         DatasetError: conversations cannot be used.
         InputError: the recipe does not fit the model, or processes have other checkpoints, data or recipes.
         MissingExtraError: LoRA without peft.
-        ProcessError: another process ended.
+        ProcessError: another process cannot be reached; mostly it ended.
     """
     ears, device = ears or Ears(), device or torch.device("cpu")
     with ExitStack() as stack:
@@ -207,6 +207,7 @@ def _recover(
         layers=layers,
         folder=processes.of_share(folder.teacher),
         cache_bytes=cache_bytes // processes.count,
+        local_count=processes.local_count,
         on_note=ears.on_note,
         on_batch=ears.stage("dense model, training data"),
     )

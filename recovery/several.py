@@ -9,8 +9,9 @@ process has, but for rounding.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -22,7 +23,7 @@ from torch import nn
 from pruning.arrays import FloatArray
 from pruning.errors import InputError, ProcessError
 from pruning.missing_packages import needing
-from recovery.processes import Processes, num_launched
+from recovery.processes import Processes, launched_number, num_launched
 
 T = TypeVar("T")
 
@@ -36,6 +37,10 @@ _BUCKET_VALUES: Final = 2**23
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 _ENDED: Final = 2
 
+_HEAD_START_SECONDS: Final = 2.0
+"""How long processes wait before they end for another one's error: at the first end `torchrun` ends all, also the one
+that has not said yet what went wrong."""
+
 
 class Several(Processes):
     """The processes that a launcher started together with this one.
@@ -44,13 +49,13 @@ class Several(Processes):
         device: what this process computes on: `cpu`, or `cuda`, of which it takes the GPU of its own number.
 
     Raises:
-        InputError: there are fewer GPUs than processes on this machine, another device is asked for, or the launcher is
-            set to split the model.
+        InputError: there are fewer GPUs than processes on this machine, another device is asked for, the launcher is
+            set to split the model, or what it set is no number.
         MissingExtraError: accelerate is not installed.
     """
 
     def __init__(self, device: torch.device) -> None:
-        _check_launch(device)
+        self.local_count = _check_launch(device)
         with needing("recover"):
             from accelerate import PartialState
         self._state = PartialState(cpu=device.type == "cpu", timeout=WAIT)
@@ -58,8 +63,10 @@ class Several(Processes):
         self.device: torch.device = self._state.device
 
     def close(self) -> None:
-        """Let go of the others, when all is done."""
-        self._state.wait_for_everyone()
+        """Let go of the others, when all is done; one that is gone by then has done its part, and is the launcher's to
+        report."""
+        with suppress(ProcessError):
+            self._wait()
         self._state.destroy_process_group()
 
     def summed(self, values: FloatArray) -> FloatArray:
@@ -81,7 +88,7 @@ class Several(Processes):
 
     def together(self, make: Callable[[], T]) -> T:
         """What `make` gives in this process. If it fails in any, the first of those raises, and the others end without
-        a word: mostly a file breaks the same rule in all of them, and it is said once."""
+        a word, a little later: mostly a file breaks the same rule in all of them, and it is said once."""
         error: Exception | None = None
         try:
             made = make()
@@ -91,6 +98,7 @@ class Several(Processes):
         if len(failed) == 0:
             return made
         if error is None or failed[0] != self.number:
+            time.sleep(_HEAD_START_SECONDS)
             raise SystemExit(_ENDED)
         raise error
 
@@ -179,16 +187,20 @@ class Several(Processes):
 
 @contextmanager
 def _meeting() -> Iterator[None]:
-    """In the block all processes meet; it fails, in words, if one of them is gone."""
+    """In the block all processes meet; it fails, in words, if they cannot. What this process's own device cannot do is
+    raised as it is."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
+        # gloo has no type of error for a process that is gone: it may be the network, or what was sent, too.
+        said = str(error).strip() or type(error).__name__
         raise ProcessError(
-            "all processes of a training must live until its end",
-            values=str(error).splitlines()[0][:200],
-            remedy="One has ended, or hangs: its own messages say why. The same command goes on from the last state",
+            "all processes of a training must reach each other until its end",
+            values=said.splitlines()[0][:200],
+            remedy="Mostly one has ended or hangs, and its own messages say why; else the network between them failed. "
+            "The same command goes on from the last state",
         ) from error
 
 
@@ -204,7 +216,8 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         yield bucket
 
 
-def _check_launch(device: torch.device) -> None:
+def _check_launch(device: torch.device) -> int:
+    """How many of the processes are on this machine."""
     if found := [name for name in _SHARDED if os.environ.get(name, "").lower() == "true"]:
         raise InputError(
             "every process of a recovery holds the whole model: neither FSDP, DeepSpeed nor Megatron split it",
@@ -217,10 +230,13 @@ def _check_launch(device: torch.device) -> None:
             values=f"LOP_TORCH_DEVICE={device}, {num_launched()} processes",
             remedy="Set it to cpu or cuda, or unset it; CUDA_VISIBLE_DEVICES says which GPUs there are",
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = launched_number("LOCAL_WORLD_SIZE", at_least=1, below=num_launched() + 1, default=1)
+    launched_number("LOCAL_RANK", below=here)
+    launched_number("MASTER_PORT", below=2**16)
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise InputError(
             "every process on a machine needs a GPU of its own",
             values=f"{here} processes, {torch.cuda.device_count()} GPUs",
             remedy="Launch fewer, or set LOP_TORCH_DEVICE=cpu",
         )
+    return here

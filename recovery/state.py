@@ -6,6 +6,7 @@ lie beside it.
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -90,17 +91,23 @@ class StateFolder:
             if path.name != _BEST.format(progress.best_step):
                 path.unlink()
 
-    def load(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
-        """What was saved of it; None if there is nothing that can be read."""
+    def load(self, on_note: Callable[[str], None]) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+        """What was saved of it; None if there is nothing that can be read, of which `on_note` is told."""
         path = self._folder / STATE_NAME
         try:
             with safe_open(path, framework="pt") as file:
                 document: dict[str, Any] = json.loads((file.metadata() or {})[_META])
             progress = Progress.of(document)
             best = self._folder / _BEST.format(progress.best_step)
-            return (progress, load_file(path)) if not progress.best_step or best.is_file() else None
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            if not progress.best_step or best.is_file():
+                return progress, load_file(path)
+            why = f"{best.name} is gone"
+        except FileNotFoundError:
             return None
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            why = f"damaged, or of another version of lop: {type(error).__name__} {error}"
+        on_note(f"the training begins anew, as its state {path} cannot be gone on with ({why})")
+        return None
 
     def save_best(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         """Beside those of the last saved state, which are needed until there is a newer one. Raises OSError."""

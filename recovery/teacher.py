@@ -38,6 +38,7 @@ class Teacher:
         layers: whose states `kd-hidden` compares; none: the last state alone.
         folder: where states are kept; None: nowhere.
         cache_bytes: bound of what is kept there.
+        local_count: processes on this machine that keep about as much each, mostly on one disk.
         on_note: told why nothing is kept, if so.
         on_batch: told of progress while it is.
     """
@@ -51,6 +52,7 @@ class Teacher:
         layers: Sequence[int] = (),
         folder: Path | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        local_count: int = 1,
         on_note: Callable[[str], None] | None = None,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class Teacher:
         if folder is None:
             return
         needed = self._needed_bytes(batches, int(model.config.get_text_config(decoder=True).hidden_size))
-        why = _why_not(folder, needed, cache_bytes)
+        why = _why_not(folder, needed, cache_bytes, local_count)
         if why is None:
             why = self._fill(folder, on_batch)
         if why is None:
@@ -152,11 +154,12 @@ def _place(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.safetensors"
 
 
-def _why_not(folder: Path, needed: int, bound: int) -> str | None:
+def _why_not(folder: Path, needed: int, bound: int, local_count: int) -> str | None:
     if needed > bound:
         return f"they take {needed:,} bytes, and {bound:,} are allowed"
     kept = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
     free = disk_usage(next(x for x in (folder, *folder.absolute().parents) if x.exists())).free
-    if needed - kept > free - _SPARE_BYTES:
-        return f"{folder}: they take {needed:,} bytes, {free:,} are free"
+    if local_count * (needed - kept) > free - _SPARE_BYTES:
+        each = f" in each of {local_count} processes" if local_count > 1 else ""
+        return f"{folder}: they take {needed:,} bytes{each}, {free:,} are free"
     return None

@@ -71,7 +71,7 @@ class Training:
         selection: passes of the student over what `judge` judges on.
         dtype: of the files that are written in the end: what is scored is rounded to it.
         folder: where the state is kept.
-        on_note: told if another number of processes began what is gone on with.
+        on_note: told if another number of processes began what is gone on with, or that cannot be read.
         processes: those that train together.
     """
 
@@ -216,7 +216,7 @@ class Training:
         return seconds
 
     def _resumed(self) -> Progress | None:
-        found = self._folder.load() if self._processes.is_main else None
+        found = self._folder.load(self._on_note) if self._processes.is_main else None
         document = self._processes.of_main(lambda: None if found is None else asdict(found[0]))
         if document is None:
             return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lop.commands.options import Json, conversations_of
-from lop.commands.recover import show_recovery, train
+from lop.commands.recover import draw, show_recovery, train
 from lop.commands.recovery_options import PANEL, RecoveryOptions, with_recovery_options
 from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
@@ -138,6 +138,7 @@ def apply(
     if training is not None:
         report = train(target, model, *training, out, how)
         shutil.rmtree(target)
+        draw(report, how)
     files = list(out.glob("*.safetensors"))
     weights = sum(path.stat().st_size for path in files)
     parameters = document.achieved.parameters

@@ -45,6 +45,7 @@ def recover(
         report = train(pruned, teacher, parts, recipe, out, how, processes)
         if not processes.is_main:
             return
+    draw(report, how)
     if json:
         print_json({"out": str(out), **report})
     else:
@@ -78,7 +79,7 @@ def train(
     how: RecoveryOptions,
     processes: "Processes | None" = None,
 ) -> dict[str, Any]:
-    """The report of a training that is shown as it goes, and drawn if that was asked for; by the main process alone.
+    """The report of a training that is shown as it goes, by the main process alone.
 
     Interrupted, it says where to go on, and exits.
     """
@@ -100,11 +101,15 @@ def train(
             raise
         fail(f"interrupted; the training is in {folder}: run the same command to go on, or remove it")
         sys.exit(INTERRUPTED)
-    if how.plot is not None and together.is_main:
+    return report
+
+
+def draw(report: dict[str, Any], how: RecoveryOptions) -> None:
+    """The report's curves, if they were asked for."""
+    if how.plot is not None:
         from lop.console.recovery_picture import draw_recovery
 
         draw_recovery(report, how.plot)
-    return report
 
 
 def show_recovery(out: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Where models run, and in what type: on the GPU if torch sees one, else on the CPU; LOP_TORCH_DEVICE says otherwise.
+"""Where models run, and in what type: on the GPU if torch sees one, else on the CPU; LOP_TORCH_DEVICE says otherwise,
+and, where that is silent, `accelerate launch --cpu`.
 
 Checkpoints of the hub are bfloat16 or float16, which most CPUs multiply many times more slowly than float32. There a
 model is loaded in float32 if that takes at most `FITTING_SHARE` of the memory that is free, and otherwise computed in
@@ -36,7 +37,9 @@ def wanted_device() -> "torch.device":
     kind of device."""
     import torch
 
-    name = os.environ.get("LOP_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "y", "on", "t")
+    usual = "cuda" if torch.cuda.is_available() and not wants_cpu else "cpu"
+    name = os.environ.get("LOP_TORCH_DEVICE") or usual
     try:
         return torch.device(name)
     except RuntimeError as error:

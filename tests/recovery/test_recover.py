@@ -1,6 +1,7 @@
 """Recovery of a tiny cut model: what is written, killed runs, starts that nothing beats, what is refused."""
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 import lop
 from lop.workflows.recovering import recover_folder, recovery_data
 from pruning.checkpoints.headers import stored_tensors
-from pruning.checkpoints.loading import load_model
+from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.check_pruned import check_pruned
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from recovery import losses, training
 from recovery import teacher as teacher_module
+from recovery.judged_training import training_batches
 from recovery.recipe import Recipe
 from recovery.recover import Ears, state_folder
 from recovery.scores import AnswerScores
@@ -89,9 +91,8 @@ def test_killed_and_run_again_it_ends_bit_equal(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, mode=mode)
-    run_killed(cut, killed, monkeypatch, mode=mode)
-    assert weights(killed) == weights(whole)
-    assert weights(killed) != weights(cut.pruned)
+    report = run_killed(cut, killed, monkeypatch, mode=mode)
+    check_trained_alike(report, killed, whole, cut)
 
 
 @pytest.mark.parametrize("pictures", [0, 6])
@@ -107,12 +108,20 @@ def test_killed_where_few_steps_need_the_projector(
     changes: dict[str, Any] = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, **changes)
-    run_killed(cut, killed, monkeypatch, **changes)
+    report = run_killed(cut, killed, monkeypatch, **changes)
+    check_trained_alike(report, killed, whole, cut)
+
+
+def check_trained_alike(report: dict[str, Any], killed: Path, whole: Path, cut: Cut) -> None:
+    """What was killed ended as `whole`, by weights of after its death: the start would be equal after any resume."""
+    assert report["written"] == "recovered"
+    assert report["best_step"] > 5
     assert weights(killed) == weights(whole)
+    assert weights(killed) != weights(cut.pruned)
 
 
-def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Run it, die at step 5, run it again."""
+def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
+    """Run it, die at step 5, run it again; the report."""
     monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
     steps: list[int] = []
 
@@ -124,8 +133,9 @@ def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: 
     with pytest.raises(KeyboardInterrupt):
         run(cut, out, Ears(watcher=Watcher(on_step=die)), **changes)
     assert not out.exists()
-    run(cut, out, Ears(watcher=Watcher(on_step=die)), **changes)
+    report = run(cut, out, Ears(watcher=Watcher(on_step=die)), **changes)
     assert steps[:6] == [1, 2, 3, 4, 5, 5]
+    return report
 
 
 def test_the_dense_model_beside_or_on_disk_is_the_same(
@@ -139,6 +149,29 @@ def test_the_dense_model_beside_or_on_disk_is_the_same(
     assert "computed beside" in notes[0]
     assert "10 are free" in notes[0]
     assert weights(tmp_path / "kept") == weights(tmp_path / "beside")
+
+
+def test_the_room_on_disk_is_shared_by_the_processes_of_a_machine(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe, usage = load_model(cut.dense), Recipe.of(**SETTINGS), shutil.disk_usage(tmp_path)
+    data = recovery_data(cut.data, recipe=recipe)
+    batches = training_batches(data.train, load_processor(cut.dense), recipe).own
+
+    def kept(name: str, free: int, local_count: int) -> list[str]:
+        monkeypatch.setattr(teacher_module, "disk_usage", lambda _path: usage._replace(free=free))
+        notes: list[str] = []
+        folder = tmp_path / name
+        teacher_module.Teacher(model, batches, recipe, folder=folder, local_count=local_count, on_note=notes.append)
+        return notes
+
+    (none,) = kept("none", 10, 1)
+    found = re.search(r"they take ([\d,]+) bytes", none)
+    assert found is not None
+    enough_for_one = int(found[1].replace(",", "")) + 2**28
+    assert kept("one", enough_for_one, 1) == []
+    (both,) = kept("both", enough_for_one, 2)
+    assert "in each of 2 processes" in both
 
 
 def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:

@@ -4,24 +4,27 @@ import json
 import os
 import signal
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lop.workflows.compute import wanted_device
 from lop.workflows.recovering import check_launched_alone, launched_processes
-from pruning.errors import InputError
+from pruning.errors import InputError, ProcessError
 from recovery.processes import ALONE, Processes
 from recovery.recover import state_folder
 from recovery.several import Several
 from recovery.state import STATE_NAME
 from tests.recovery.conftest import Cut
 from tests.recovery.joint import Ended, any_lower_kl_is_better, command_line, launched, recovered, together
-from tests.recovery.test_recover import needs_peft, weights
+from tests.recovery.test_recover import check_trained_alike, needs_peft
 
 several = pytest.mark.skipif(not find_spec("accelerate"), reason="no accelerate")
 
@@ -81,12 +84,12 @@ def test_killed_and_run_again_they_end_bit_equal(cut: Cut, tmp_path: Path) -> No
     assert other.code == -signal.SIGKILL
     assert main.error is not None
     assert main.error[0] == "ProcessError"
-    assert "must live until its end" in main.error[1]
+    assert "must reach each other until its end" in main.error[1]
     assert not killed.exists()
     assert (state_folder(killed) / STATE_NAME).is_file()
     report = report_of(train(cut, killed, 2, changes))
     assert [point[0] for point in report["curve"]] == list(range(1, 9))
-    assert weights(killed) == weights(whole)
+    check_trained_alike(report, killed, whole, cut)
 
 
 @several
@@ -112,6 +115,27 @@ def test_rows_that_not_every_process_has(cut: Cut, tmp_path: Path, monkeypatch: 
     assert any("50% are empty" in note and "--batch-tokens" in note for note in ended[0].made[1])
     assert ended[1].made[1] == []
     assert apart(tmp_path / "one", tmp_path / "out") < 1e-5
+
+
+def on_its_own_machine(cut: Cut, folder: Path) -> tuple[list[str], bool]:
+    """As the only process of a machine; what it keeps while it trains, and whether its own output is written."""
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    out = folder / os.environ["RANK"] / "out"
+    kept: list[str] = []
+
+    def look(_processes: Processes, _step: int) -> None:
+        kept[:] = sorted(str(path.relative_to(state_folder(out))) for path in state_folder(out).glob("teacher*/*"))
+
+    with Several(torch.device("cpu")) as processes:
+        recovered(processes, cut, out, {"mode": "full", "epochs": 1}, look)
+    assert not state_folder(out).exists()
+    return kept, out.exists()
+
+
+@several
+def test_machines_share_no_disk(cut: Cut, tmp_path: Path) -> None:
+    ended = launched(2, on_its_own_machine, cut, tmp_path)
+    assert [process.made for process in ended] == [(["teacher-of-2/0"], True), (["teacher-of-2/1"], False)]
 
 
 def differing_recipes(processes: Processes, cut: Cut, out: Path) -> None:
@@ -154,6 +178,60 @@ def test_the_launched_command_speaks_once(cut: Cut, tmp_path: Path) -> None:
     assert (tmp_path / "1.err").read_text() == ""
 
 
+def refuses_slowly(processes: Processes, folder: Path) -> bool:
+    """Process 1 fails, and says so a little later; whether that was said when another one ends."""
+
+    def fail() -> None:
+        if processes.number == 1:
+            raise InputError("rule")
+
+    try:
+        processes.together(fail)
+    except InputError:
+        time.sleep(0.2)
+        (folder / "said").touch()
+    except SystemExit:
+        return (folder / "said").exists()
+    return True
+
+
+@several
+def test_others_end_after_the_one_that_says_why(tmp_path: Path) -> None:
+    assert [process.made for process in together(2, refuses_slowly, tmp_path)] == [True, True]
+
+
+def one_is_gone(folder: Path) -> str:
+    """Process 1 ends without a word where the others let go of it."""
+    with Several(torch.device("cpu")) as processes:
+        assert processes.each(processes.number) == [0, 1]
+        if processes.number == 1:
+            os._exit(3)
+        (folder / "written").touch()
+    return "said what was written"
+
+
+@several
+def test_one_that_is_gone_in_the_end_takes_no_result_with_it(tmp_path: Path) -> None:
+    main, other = launched(2, one_is_gone, tmp_path)
+    assert (main.made, main.error, other.code) == ("said what was written", None, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (RuntimeError(), ProcessError, "got RuntimeError"),
+        (RuntimeError("Connection closed by peer\nat tcp/pair.cc"), ProcessError, r"got Connection closed by peer\)"),
+        (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, "out of memory"),
+        (torch.AcceleratorError("illegal address", 700), torch.AcceleratorError, "illegal address"),
+    ],
+)
+def test_what_fails_where_they_meet(error: Exception, expected: type[Exception], said: str) -> None:
+    processes = Several.__new__(Several)  # without the others
+    processes._state = Mock(is_local_main_process=True, **{"wait_for_everyone.side_effect": error})
+    with pytest.raises(expected, match=said):
+        processes.local_first(lambda: None)
+
+
 def gradients(processes: Processes) -> tuple[list[list[float] | None], bytes]:
     """Of three parameters, of which all processes have one, all but the first, and none; and of one that is drawn."""
     parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter()]
@@ -192,3 +270,31 @@ def test_a_launch_is_found_and_needs_its_extra(monkeypatch: pytest.MonkeyPatch) 
         Several(torch.device("cuda:1"))
     with pytest.raises(InputError, match=r"needs a GPU of its own.*1 processes, 0 GPUs"):
         Several(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "two"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", "2"),
+        ("LOCAL_RANK", "-1"),
+        ("LOCAL_WORLD_SIZE", "3"),
+        ("MASTER_PORT", "http"),
+    ],
+)
+def test_what_no_launcher_sets_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for variable, number in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", name: value}.items():
+        monkeypatch.setenv(variable, number)
+    with pytest.raises(InputError, match=f"a launcher sets {name} to a number.*{name}={value}"), launched_processes():
+        pass
+
+
+def test_accelerates_cpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOP_TORCH_DEVICE", raising=False)
+    assert wanted_device() == torch.device("cuda")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert wanted_device() == torch.device("cpu")
+    monkeypatch.setenv("LOP_TORCH_DEVICE", "cuda")
+    assert wanted_device() == torch.device("cuda")
