@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -256,15 +256,22 @@ def check_engine(options: EngineOptions) -> None:
         resolve_address(options.address)
 
 
-def squares_for(model: ModelRecord, conversations: Sequence[Conversation]) -> bytes:
+def squares_for(
+    model: ModelRecord,
+    conversations: Sequence[Conversation],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> bytes:
     """By what a search of densities on `conversations` zeroes weights of `model`: one pass of the dense model.
+
+    `on_batch(done, total)` is told of progress, and may raise to stop it.
 
     Raises FingerprintMismatchError as `check_weights`, and what `measure_input_squares` raises.
     """
     from lop.workflows.measuring import measure_input_squares
 
     check_weights(model)
-    return measure_input_squares(Path(model.path), conversations)
+    return measure_input_squares(Path(model.path), conversations, on_batch=on_batch)
 
 
 def check_weights(model: ModelRecord) -> None:
