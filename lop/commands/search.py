@@ -19,9 +19,9 @@ from lop.commands.options import (
     default_targets,
     open_database,
 )
-from lop.console.console import print_json, print_line, print_table, stderr
+from lop.console.console import bar, print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
-from lop.workflows.engines import Engine, EngineOptions
+from lop.workflows.engines import Engine, EngineOptions, squares_for
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod
 from pruning.anatomy.architecture import Sublayer
 from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
@@ -261,9 +261,21 @@ def search(
             else:
                 print_line(f"queued job {job.id}; a running `lop worker` takes it, `lop job show {job.id}` tells of it")
             return
+        squares = None
+        if space.has_density:  # once, for the search and its validation
+            with bar("measuring inputs") as on_batch:
+                squares = squares_for(repository.get_model(model), loaded, on_batch=on_batch)
         with SearchProgressBar() as progress:
             result = search_model(
-                repository, model, loaded, settings, name=data.name, progress=progress, engine=options, probes=probes
+                repository,
+                model,
+                loaded,
+                settings,
+                name=data.name,
+                progress=progress,
+                engine=options,
+                probes=probes,
+                squares=squares,
             )
         samples = repository.count_samples(model)
         if plot is not None:
@@ -288,6 +300,7 @@ def search(
                     space=settings.space(anatomy),
                     name=validation.name,
                     engine=options,
+                    squares=squares,
                 )
                 record_result(repository, model, loaded, settings, result, name=data.name, validated=validated)
             recovered = None if recovering is None else recovering.run(repository, model, loaded, settings)

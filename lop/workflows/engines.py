@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -218,9 +218,8 @@ def open_engine(
 def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
 
-    Where weights in fewer bits are scored, all of the decoder's may be, at once: then as much as they take comes on
-    top, or what is kept of them from one architecture to the next, if that is more. Where weights with zeros are, they
-    all may be at once, and masks are kept.
+    Where weights in fewer bits or with zeros are scored, all of the decoder's may be, at once: then as much as they
+    take comes on top, and what is kept from one architecture to the next, which may be of others.
 
     From what was registered: the checkpoint need not be on this machine.
     """
@@ -232,14 +231,13 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
 
     tensors = recipe.model.anatomy.tensors
     weights = sum(_computed_bytes(x) for x in tensors)
-    rounded = 0
-    if recipe.has_bits:
-        rounded = max(DEFAULT_ROUNDED_BYTES, sum(_computed_bytes(x) for x in tensors if is_packed(x)))
-    if recipe.squares is not None:
-        rounded = DEFAULT_MASK_BYTES + sum(_computed_bytes(x) for x in tensors if is_packed(x))
+    made_anew = 0
+    if recipe.has_bits or recipe.squares is not None:
+        of_kept = DEFAULT_ROUNDED_BYTES if recipe.has_bits else DEFAULT_MASK_BYTES
+        made_anew = of_kept + sum(_computed_bytes(x) for x in tensors if is_packed(x))
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
     solved = 0 if recipe.model.reconstructed_on is None else DEFAULT_SOLVED_BYTES
-    return weights + rounded + kept + solved + PROCESS_BYTES
+    return weights + made_anew + kept + solved + PROCESS_BYTES
 
 
 def _computed_bytes(tensor: "TensorSpec") -> int:
@@ -258,15 +256,22 @@ def check_engine(options: EngineOptions) -> None:
         resolve_address(options.address)
 
 
-def squares_for(model: ModelRecord, conversations: Sequence[Conversation]) -> bytes:
+def squares_for(
+    model: ModelRecord,
+    conversations: Sequence[Conversation],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> bytes:
     """By what a search of densities on `conversations` zeroes weights of `model`: one pass of the dense model.
+
+    `on_batch(done, total)` is told of progress, and may raise to stop it.
 
     Raises FingerprintMismatchError as `check_weights`, and what `measure_input_squares` raises.
     """
     from lop.workflows.measuring import measure_input_squares
 
     check_weights(model)
-    return measure_input_squares(Path(model.path), conversations)
+    return measure_input_squares(Path(model.path), conversations, on_batch=on_batch)
 
 
 def check_weights(model: ModelRecord) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lop.workflows.engines import LOCAL_ENGINE, EngineOptions
+from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, squares_for
 from mcts.result import SearchResult
 from pruning.data.conversations import Conversation
 from pruning.errors import CheckpointError, InputError
@@ -146,6 +146,10 @@ class JobRunner:
             reporter.step(done, total, target, None if best is None else best.kl)
 
         with self._conversations(job.dataset, job.conversations) as (name, conversations):
+            squares = None
+            if settings.axes.has_density:
+                told = _steps(reporter, "measuring inputs")
+                squares = squares_for(self.repository.get_model(job.model), conversations, on_batch=told)
             result = search_model(
                 self.repository,
                 job.model,
@@ -156,6 +160,7 @@ class JobRunner:
                 engine=self.engine,
                 on_stored=reporter.check,
                 probes=job.probes,
+                squares=squares,
             )
             # Which it has done: an equal search is kept once.
             record = record_result(self.repository, job.model, conversations, settings, result, name=name)

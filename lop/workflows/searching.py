@@ -33,6 +33,7 @@ def search_model(
     on_stored: Callable[[], None] | None = None,
     record: bool = True,
     probes: int | None = 0,
+    squares: bytes | None = None,
 ) -> SearchResult:
     """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
 
@@ -40,6 +41,7 @@ def search_model(
     searches by `record_result`. `on_stored` is called after each sample that is stored: more often than `progress`, of
     which one-layer scans give a batch at a time. It may raise to stop the search. After the targets, so many `probes`
     are measured for the predictor (None: as `probing.num_probes` has it); they change nothing of the result.
+    `squares` are `squares_for` these conversations where densities are searched; None: they are measured here, unseen.
 
     Raises:
         NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
@@ -63,7 +65,8 @@ def search_model(
     ranking = repository.get_artifact(model.ranking_sha256).content
     settings.resolve_targets(model.anatomy)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
-    squares = squares_for(model, conversations) if settings.axes.has_density else None
+    if squares is None and settings.axes.has_density:
+        squares = squares_for(model, conversations)
     recipe = EvaluatorRecipe.of(model, ranking, conversations, has_bits=settings.axes.has_bits, squares=squares)
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:

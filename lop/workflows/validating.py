@@ -56,10 +56,12 @@ def validate(
     space: Space,
     name: str,
     engine: EngineOptions = LOCAL_ENGINE,
+    squares: bytes | None = None,
 ) -> Validated:
     """Score the best choice of each target on `validation`, a set called `name`, by the engine of the search.
 
-    `space` is what was searched, on `calibration`, by which weights that are zeroed were chosen.
+    `space` is what was searched, on `calibration`, by which weights that are zeroed were chosen: `squares` are
+    `squares_for` it; None: they are measured here.
 
     Raises what `lop.workflows.searching.search_model` raises of the checkpoint, the engine and the database.
     """
@@ -67,7 +69,8 @@ def validate(
     ranking = repository.get_artifact(model.ranking_sha256).content
     recorded = record_calibration(repository, validation, name)
     found = [space.architecture(target.choice) for target in result.targets]
-    squares = squares_for(model, calibration) if space.has_density else None
+    if squares is None and space.has_density:
+        squares = squares_for(model, calibration)
     recipe = EvaluatorRecipe.of(model, ranking, validation, has_bits=space.has_bits, squares=squares)
     with open_engine(recipe, engine) as evaluate:
         *metrics, of_dense = (measured.metrics for measured in evaluate([*found, DENSE]))

@@ -198,10 +198,14 @@ class ConfigurationEvaluator:
             dense = self._anatomy.layers[site.layer].units(site.sublayer) if site.layer < len(self._view.layers) else -1
             is_ordered = site.sublayer is Sublayer.FFN or self._orders_groups or option.units in (0, dense)
             is_rounded = option.bits is None or self._rounder is not None
-            is_masked = option.density is None or (
-                self._masker is not None and option == Option(dense, None, option.density)
-            )
-            if not option.units <= dense or not is_rounded or not is_masked or not is_ordered:
+            if option.density is not None and (self._masker is None or option != Option(dense, None, option.density)):
+                raise InputError(
+                    "densities are scored by an evaluator with a masker, and of sub-layers that are whole otherwise",
+                    values=f"{architecture.document()} {'without a' if self._masker is None else 'with a'} masker",
+                    remedy="Give it the squares of the dense model's inputs (`EvaluatorRecipe.squares`), or leave "
+                    "densities out",
+                )
+            if not option.units <= dense or not is_rounded or not is_ordered:
                 raise InputError(
                     "what is evaluated keeps FFN channels of its model, and KV groups if the ranking orders them",
                     values=f"{architecture.document()} of a model of {self._anatomy.num_layers} layers",

@@ -4,21 +4,20 @@ Rounded to nearest with searched scales, as `lop apply` writes them: without dat
 but its site, its units and its bits, and is worked out once.
 """
 
-from collections import OrderedDict
-
 import torch
 
 from pruning.anatomy.architecture import Site
 from pruning.anatomy.packed_weights import GROUP
 from pruning.cutting.made_weights import check_made_weight
 from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
+from pruning.measuring.kept_tensors import KeptTensors
 
 DEFAULT_ROUNDED_BYTES = 2**30
 """Of rounded weights that are kept: SmolLM2-135M's decoder in eight and in four bits, in float32, is .85 GB."""
 
 
 class RoundedWeights:
-    """Rounded weights by site, projection, units and bits, the last used of which are kept.
+    """Rounded weights by site, projection, units and bits, kept up to a bound; those beyond it are rounded each time.
 
     Args:
         dtype: of the checkpoint, in which scales and products are stored.
@@ -26,10 +25,12 @@ class RoundedWeights:
     """
 
     def __init__(self, dtype: torch.dtype, *, max_bytes: int = DEFAULT_ROUNDED_BYTES) -> None:
-        self._dtype, self._max_bytes = dtype, max_bytes
-        self._rounded: OrderedDict[tuple[Site, int, int, int], torch.Tensor] = OrderedDict()
-        self.num_bytes = 0
+        self._dtype, self._rounded = dtype, KeptTensors(max_bytes)
+
+    @property
+    def num_bytes(self) -> int:
         """Held now."""
+        return self._rounded.num_bytes
 
     def __call__(
         self, site: Site, index: int, units: int, bits: int, weight: torch.Tensor, places: torch.Tensor | None
@@ -47,17 +48,13 @@ class RoundedWeights:
             InputError: other bits.
             CheckpointError: a weight does not fit the checkpoint's dtype.
         """
-        key = (site, index, units, bits)
-        found = self._rounded.pop(key, None)
-        if found is None:
-            found = self._round(weight, bits, places)
-            check_made_weight(found, f"{site.sublayer} of layer {site.layer} in {bits} bits")
-            self.num_bytes += found.numel() * found.element_size()
-        self._rounded[key] = found
-        while self.num_bytes > self._max_bytes and len(self._rounded) > 1:
-            _, oldest = self._rounded.popitem(last=False)
-            self.num_bytes -= oldest.numel() * oldest.element_size()
-        return found
+
+        def rounded() -> torch.Tensor:
+            made = self._round(weight, bits, places)
+            check_made_weight(made, f"{site.sublayer} of layer {site.layer} in {bits} bits")
+            return made
+
+        return self._rounded.get((site, index, units, bits), rounded)
 
     def _round(self, weight: torch.Tensor, bits: int, places: torch.Tensor | None) -> torch.Tensor:
         form = IntFormat(bits, GROUP)

@@ -104,7 +104,8 @@ class SearchJob(_Job):
     sparsities: list[_Sparsity] = Field(
         min_length=1,
         max_length=100,
-        description="Fractions of `scope` to remove; where bits may change, of the bytes of the decoder's layers.",
+        description="Fractions of `scope` to remove; where bits may change, of the bytes of the decoder's layers; "
+        "where densities may, of the weights of its sub-layers, which are zeroed.",
     )
     scope: Scope | None = Field(
         default=None, description="What the sparsities count: `ffn` in the space `ffn`, `decoder` in the others."

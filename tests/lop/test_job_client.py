@@ -82,6 +82,29 @@ def test_a_search_is_handed_in_run_and_waited_for(
     assert [job["id"] for job in client.jobs(kind="search", status="done")] == [again.id, handle.id]
 
 
+def test_a_search_of_densities_is_cancelled_while_inputs_are_measured(
+    client: lop.Client, data: Path, work: Callable[[], int], repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"evaluations": 2, "conversations": 4, "space": "density", "train": False}
+    handle = client.search(model="tiny", data=data, sparsities=[0.5], **options)
+    step = JobReporter.step
+
+    def cancelling(self: JobReporter, done: int, total: int, stage: str, *more: float | None) -> None:
+        if stage == "measuring inputs" and done > total / 2:
+            handle.cancel()
+        step(self, done, total, stage, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobReporter, "step", cancelling)
+        assert work() == 1
+    cancelled = client.job(handle.id).document
+    assert (cancelled["status"], cancelled["progress"]["stage"]) == ("cancelled", "measuring inputs")
+    assert repository.count_samples("tiny") == 0
+    handle.retry()
+    assert work() == 1
+    assert [target["label"] for target in handle.wait()["targets"]] == ["sparsity 0.5 (weights zeroed)"]
+
+
 def test_a_running_search_is_cancelled_and_goes_on_from_what_it_stored(
     client: lop.Client, data: Path, work: Callable[[], int], repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

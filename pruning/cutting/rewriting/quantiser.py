@@ -43,6 +43,10 @@ class Quantiser:
     formats: Mapping[str, IntFormat]
     sees: bool = True
 
+    @property
+    def replaces(self) -> bool:
+        return True
+
     def needs(self, block: Block) -> Needs:  # noqa: ARG002
         if self.rounding is Rounding.GPTQ:
             return Needs.PRODUCTS

@@ -3,6 +3,7 @@
 A layer is first passed by all batches as it was, which says what enters its projections; then its weights are made
 anew, put in its place and on the disk, and all batches go through it once more. So weights are fitted to the inputs
 that they will have, as in Wanda's, SparseGPT's and GPTQ's own code. The vision tower comes first, then the decoder.
+Where weights are to be fitted to the dense model's inputs, nothing is put in a layer's place, and one pass is enough.
 
 Memory holds the front end (embeddings, vision tower) until it has run, then one decoder layer, what its inputs are
 summed up in, and hidden states up to a bound. Layers that an earlier run has finished are only passed through.
@@ -44,6 +45,11 @@ class Rewritten:
 class Rewriter(Protocol):
     """How weights are made anew."""
 
+    @property
+    def replaces(self) -> bool:
+        """Whether what follows a layer is passed through its new weights; False: through those that it had."""
+        ...
+
     def needs(self, block: Block) -> Needs:
         """What has to be known of the inputs of the block's projections."""
         ...
@@ -84,7 +90,8 @@ def rewrite_blocks(
     on_batch: Callable[[int, int], None] | None = None,
     resident_bytes: int = DEFAULT_RESIDENT_BYTES,
 ) -> None:
-    """Make all blocks anew that `kept` lacks, and keep them there. The model of `source` is changed on the way.
+    """Make all blocks anew that `kept` lacks, and keep them there. The model of `source` is changed on the way, if the
+    rewriter replaces.
 
     Args:
         source: of the dense model.
@@ -129,27 +136,30 @@ class _Run:
         return [block for block in blocks if self.kept.get(block) is None]
 
     def passes_of(self, missing: Sequence[Block]) -> int:
-        """Through a front end, once through each layer up to the last that is missing, and once more to record."""
-        recorded = sum(self.rewriter.needs(block) is not Needs.NOTHING for block in missing)
+        """Through a front end, once through each layer before the last that is missing, and once more to record; layers
+        that are not replaced are recorded on the way."""
+        own = missing if self.rewriter.replaces else missing[-1:]
+        recorded = sum(self.rewriter.needs(block) is not Needs.NOTHING for block in own)
         return 1 + missing[-1].index + recorded if missing else 0
 
     def vision(
         self, blocks: Sequence[Block], missing: Sequence[Block], batches: Iterable[Batch] | None, store: TensorStore
     ) -> None:
-        """All of the tower's layers hold their new weights in the end: what follows sees through them."""
+        """Where weights are replaced, all of the tower's layers hold the new ones in the end: what follows sees through
+        them."""
         tower = VisionPass(self.source.model, batches or (), store, on_batch=self.advance) if missing else None
         layers = tower.layers if tower is not None else (vision_layers(self.source.model) or ("", ()))[1]
         for block, layer in zip(blocks, layers, strict=True):
-            found = self.kept.get(block)
+            found, recorder = self.kept.get(block), None
             if found is None:
                 assert tower is not None
                 recorder = self._recorder(block, layer)
                 if recorder is not None:
                     with recorder:
-                        tower.through(block.index, layer, recorder.start_batch, advances=False)
+                        tower.through(block.index, layer, recorder.start_batch, advances=not self.rewriter.replaces)
                 found = self._rewrite(block, layer, recorder)
             self._replace(block, layer, found)
-            if tower is not None and block.index < missing[-1].index:
+            if tower is not None and self._is_ahead(block, missing, recorder):
                 tower.through(block.index, layer)
 
     def language(
@@ -164,17 +174,22 @@ class _Run:
         decoder_pass = DecoderPass(self.source, held_out, store, on_batch=self.advance)
         for block in blocks[: missing[-1].index + 1]:
             with self.source.layer(block.index) as layer:
-                found = self.kept.get(block)
+                found, recorder = self.kept.get(block), None
                 if found is None:
                     recorder = self._recorder(block, layer)
                     if recorder is not None:
                         with recorder:
                             start = with_rows(recorder, held_out.rows)
-                            decoder_pass.through(block.index, layer, start, advances=False)
+                            decoder_pass.through(block.index, layer, start, advances=not self.rewriter.replaces)
                     found = self._rewrite(block, layer, recorder)
-                if block.index < missing[-1].index:
+                if self._is_ahead(block, missing, recorder):
                     self._replace(block, layer, found)
                     decoder_pass.through(block.index, layer)
+
+    def _is_ahead(self, block: Block, missing: Sequence[Block], recorder: InputRecorder | None) -> bool:
+        """Whether batches still have to go through the layer to those that are missing behind it."""
+        has_advanced = recorder is not None and not self.rewriter.replaces
+        return block.index < missing[-1].index and not has_advanced
 
     def _recorder(self, block: Block, layer: nn.Module) -> InputRecorder | None:
         needs = self.rewriter.needs(block)
@@ -197,6 +212,8 @@ class _Run:
         return found
 
     def _replace(self, block: Block, layer: nn.Module, found: Rewritten) -> None:
+        if not self.rewriter.replaces:
+            return
         for projection in block.projections:
             weight = self.rewriter.weight(projection, found.tensors)
             if weight is not None:

@@ -38,6 +38,10 @@ class Sparsifier:
     pattern: Pattern | None = None
     inputs: StepInputs = StepInputs.REWRITTEN
 
+    @property
+    def replaces(self) -> bool:
+        return self.inputs is StepInputs.REWRITTEN
+
     def needs(self, block: Block) -> Needs:
         if all(self._is_dense(projection) for projection in block.projections):
             return Needs.NOTHING
@@ -67,7 +71,7 @@ class Sparsifier:
         return Rewritten(tensors, {x.name: {**_note(x, tensors[x.name]), **how} for x in projections})
 
     def weight(self, projection: Projection, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        return tensors.get(projection.name) if self.inputs is StepInputs.REWRITTEN else None
+        return tensors.get(projection.name)
 
 
 def _note(projection: Projection, weight: torch.Tensor) -> dict[str, float | int | None]:

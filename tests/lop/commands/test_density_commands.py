@@ -2,11 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lop.cli import main
+from lop.workflows import measuring
+from pruning.data.conversations import Conversation
 from tests.tiny_models import write_conversations
 
 
@@ -32,10 +35,28 @@ def test_searched_planned_written_and_looked_at(
     others = write_conversations(tmp_path / "others", 2, seed=1)
     of_density = ("-m", "tiny", "--space", "density", "--database", database)
     picture, plan, out = tmp_path / "search.png", tmp_path / "plan.json", tmp_path / "sparse"
+    measure, told = measuring.measure_input_squares, [(0, 0)]
+    passes: list[int] = []
+
+    def watched(
+        folder: Path, conversations: Sequence[Conversation], *, on_batch: Callable[[int, int], None] | None = None
+    ) -> bytes:
+        assert on_batch is not None
+        passes.append(len(conversations))
+
+        def telling(done: int, total: int) -> None:
+            told.append((done, total))
+            on_batch(done, total)
+
+        return measure(folder, conversations, on_batch=telling)
+
+    monkeypatch.setattr(measuring, "measure_input_squares", watched)
     code, shown, err = lop(
         "search", *of_density, "-d", data, "-s", 0.5, "-n", 2, "--validation", others, "--plot", picture
     )
     assert code == 0, err
+    assert passes == [4]  # once, by the calibration conversations, for the search and its validation
+    assert told[-1][0] == told[-1][1] > 4
     assert "attention densities" in shown
     assert "plan with `lop plan --model tiny --space density` and a sparsity" in shown
     assert picture.stat().st_size > 1000

@@ -16,7 +16,7 @@ from lop.workflows.sparsifying import planned_sparsity, sparsify
 from lop.workflows.validating import validate
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.allocators.methods import Method
-from pruning.anatomy.architecture import DENSE, Architecture, Site, Sublayer
+from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
 from pruning.anatomy.families import FAMILIES
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
@@ -239,9 +239,13 @@ def test_what_does_not_apply_is_refused_by_name(repository: Repository, conversa
     with pytest.raises(InputError, match="space 'density'"):
         check_recoverable(model, SETTINGS, Recipe())
     # Without what weights are scored by, the evaluator says so before it measures anything.
-    evaluator = EvaluatorRecipe.of(model, repository.get_artifact(model.ranking_sha256).content, conversations)()
-    with pytest.raises(InputError, match="Search in a space of this model"):
+    recipe = EvaluatorRecipe.of(model, repository.get_artifact(model.ranking_sha256).content, conversations)
+    evaluator = recipe()
+    with pytest.raises(InputError, match=r"densities are scored by .* without a masker.*squares of the dense"):
         evaluator([ask(repository, 0.5).architecture(model.anatomy)])
+    evaluator = replace(recipe, squares=squares_for(model, conversations))()
+    with pytest.raises(InputError, match=r"sub-layers that are whole otherwise.* with a masker"):
+        evaluator([Architecture.of({Site(0, Sublayer.FFN): Option(8, density=0.5)})])
 
 
 def test_what_an_evaluator_of_densities_takes(repository: Repository, conversations: list[Conversation]) -> None:

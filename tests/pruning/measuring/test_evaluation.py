@@ -118,7 +118,6 @@ def test_impossible_widths_are_refused(checkpoint: Path, conversations: list[Con
     [
         (Site(0, Sublayer.FFN), Option(49)),
         (Site(0, Sublayer.FFN), Option(8, bits=4)),
-        (Site(0, Sublayer.FFN), Option(48, density=0.5)),
         (Site(1, Sublayer.ATTENTION), Option(3)),
         (Site(4, Sublayer.FFN), Option(8)),
         (Site(4, Sublayer.ATTENTION), Option(0)),

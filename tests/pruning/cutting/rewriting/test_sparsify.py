@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.rewriting.blocks import Block, Part, vision_blocks
-from pruning.cutting.rewriting.sparsifier import LocalStep
+from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
 from pruning.cutting.rewriting.sparsify_checkpoint import (
     CONFIG_KEY,
     REPORT_NAME,
@@ -160,6 +160,35 @@ def test_an_interrupted_run_goes_on(checkpoint: Path, conversations: list[Conver
     assert passes[-1] == (1 + 1 + 2 + 2 + 1) * len(conversations)
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_by_dense_inputs_each_layer_is_passed_once(
+    checkpoint: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    """All inputs are those of whole forward passes of the dense model; a run that was stopped records no layer anew."""
+    asked = Sparsity(LocalStep.WANDA, 0.5, UNIFORM, modules=Modules.ALL, inputs=StepInputs.DENSE)
+    told: list[tuple[int, int]] = []
+
+    def stopped(done: int, total: int) -> None:
+        told.append((done, total))
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, tmp_path / "out", conversations, asked, on_batch=stopped)
+    # The front end and two layers of the tower, the front end and four layers of the decoder.
+    assert told[-1][1] == (1 + 2 + 1 + 4) * len(conversations)
+    told.clear()
+    run(checkpoint, tmp_path / "out", conversations, asked, on_batch=lambda *now: told.append(now))
+    assert told[-1] == ((1 + 4) * len(conversations),) * 2
+    run(checkpoint, tmp_path / "whole", conversations, asked, on_batch=lambda *now: told.append(now))
+    assert told[-1] == ((1 + 2 + 1 + 4) * len(conversations),) * 2
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    expected, found = load_model(checkpoint), linears(load_model(tmp_path / "out"))
+    by_hand(expected, [list(linears(expected))], conversations, checkpoint)
+    for name, linear in linears(expected).items():
+        torch.testing.assert_close(found[name].weight, linear.weight, rtol=1e-6, atol=1e-7)
 
 
 def test_what_is_refused(checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
