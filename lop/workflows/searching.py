@@ -84,15 +84,7 @@ def search_model(
             def on_probe(done: int, found: Probe | None) -> None:
                 progress(before + done, before + count, SOURCE, None if found is None else found.metrics)
 
-            probe_model(
-                repository,
-                model_id,
-                calibration.id,
-                evaluate,
-                settings,
-                count,
-                on_probe,
-            )
+            probe_model(repository, model_id, calibration.id, evaluate, settings, count, on_probe)
     return result
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_parts import (
-    POSITIONS,
     SIGLIP_NAMES,
+    SIGLIP_OUTER_NAMES,
     Named,
     Tower,
     VisionPart,
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 _TOWER = re.compile(r"^(?:.*\.)?vision_tower\.(?:vision_model\.)?(.+)$")
 _PROJECTOR = re.compile(r"^(?:.*\.)?multi_modal_projector\.(.+)$")
-_OUTER_TENSORS = {
-    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.patch_embedding.bias": "v.patch_embd.bias",
-    "embeddings.position_embedding.weight": POSITIONS,
-    "post_layernorm.weight": "v.post_ln.weight",
-    "post_layernorm.bias": "v.post_ln.bias",
-}
 _NOTES = (
     "llama.cpp pads pictures that are not square, where transformers stretches them",
     "llama.cpp writes no empty lines around a picture, where transformers' processor does: write them in the prompt",
@@ -76,7 +69,7 @@ def gemma3_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, want
     plain = TensorType.F16 if wanted is TensorType.Q8_0 else wanted
     matrix = projector.tensor("mm.input_projection.weight", "mm_input_projection_weight", (width, text_width), plain)
     tensors = [
-        *tower.outer(_OUTER_TENSORS, shapes),
+        *tower.outer(SIGLIP_OUTER_NAMES, shapes),
         *tower.blocks("encoder.layers", SIGLIP_NAMES, sizes.block_shapes(siglip_blocks()), blocks, wanted),
         replace(norm, shift=1.0),  # which transformers adds to the weights of Gemma's norms
         matrix,

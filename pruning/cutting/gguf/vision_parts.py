@@ -190,6 +190,15 @@ SIGLIP_NAMES = {
 }
 """Those blocks' tensors -> clip.cpp's names (tools/mtmd/clip-impl.h)."""
 
+SIGLIP_OUTER_NAMES = {
+    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
+    "embeddings.patch_embedding.bias": "v.patch_embd.bias",
+    "embeddings.position_embedding.weight": POSITIONS,
+    "post_layernorm.weight": "v.post_ln.weight",
+    "post_layernorm.bias": "v.post_ln.bias",
+}
+"""The same of what a SigLIP tower has around its blocks."""
+
 
 def image_processor(folder: Path, *needed: str) -> Any:
     """The image processor of the checkpoint in `folder`, with what its processor always tells it.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_parts import (
-    POSITIONS,
     SIGLIP_NAMES,
+    SIGLIP_OUTER_NAMES,
     Named,
     Tower,
     VisionPart,
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 _TOWER = re.compile(r"^(?:.*\.)?vision_model\.(.+)$")
 _CONNECTOR = re.compile(r"^(?:.*\.)?connector\.(.+)$")
 _PROJECTION = "modality_projection.proj.weight"
-
-_OUTER_TENSORS = {
-    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.patch_embedding.bias": "v.patch_embd.bias",
-    "embeddings.position_embedding.weight": POSITIONS,
-    "post_layernorm.weight": "v.post_ln.weight",
-    "post_layernorm.bias": "v.post_ln.bias",
-}
 
 _UNSPLIT = (
     "llama.cpp always cuts pictures into tiles; this folder's image processor is told not to (do_image_splitting=false)"
@@ -69,7 +61,7 @@ def smolvlm_vision(folder: Path, config: "PreTrainedConfig", stored: Stored, wan
     }
     of_blocks = sizes.block_shapes(siglip_blocks())
     tensors = [
-        *tower.outer(_OUTER_TENSORS, shapes),
+        *tower.outer(SIGLIP_OUTER_NAMES, shapes),
         *tower.blocks("encoder.layers", SIGLIP_NAMES, of_blocks, blocks, wanted),
         connector.tensor("mm.model.fc.weight", _PROJECTION, (text_width, width * merged**2), wanted),
     ]
