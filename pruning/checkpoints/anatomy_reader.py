@@ -17,6 +17,7 @@ from pruning.anatomy.layer_config import document_with_global_access
 from pruning.anatomy.model_class import check_architecture
 from pruning.anatomy.tensor_roles import TensorHeader, decoder_tensor, short_names, tensor_specs
 from pruning.checkpoints.expected_tensors import check_tensors
+from pruning.checkpoints.global_sizes import global_sizes_are_meant
 from pruning.checkpoints.headers import StoredTensor, check_folder, stored_tensors
 from pruning.checkpoints.loading_errors import LOADING_ERRORS
 from pruning.checkpoints.output_head import needed_tensors
@@ -45,10 +46,11 @@ def load_config(folder: Path) -> "PreTrainedConfig":
 
     check_folder(folder)
     try:
-        if (document := document_with_global_access(folder)) is not None:
-            config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
-            return config
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with global_sizes_are_meant():
+            if (document := document_with_global_access(folder)) is not None:
+                config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
+                return config
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except LOADING_ERRORS as error:
         raise CheckpointError(
             "config.json must describe a model that transformers knows",

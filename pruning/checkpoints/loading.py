@@ -11,6 +11,7 @@ from pruning.anatomy.model_class import model_class
 from pruning.checkpoints.adapters import WITHOUT_ADAPTERS
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.generation_file import special_tokens_alone
+from pruning.checkpoints.global_sizes import global_sizes_are_meant
 from pruning.checkpoints.headers import read_headers
 from pruning.checkpoints.loading_arguments import accepted_arguments
 from pruning.checkpoints.loading_errors import LOADING_ERRORS
@@ -98,14 +99,15 @@ def load_as(built_class: "type[PreTrainedModel]", path: Path, **kwargs: Any) -> 
     if (tokens := special_tokens_alone(path)) is not None:
         kwargs.setdefault("generation_config", tokens)
     try:
-        model, info = built_class.from_pretrained(
-            path,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name: transformers' own error says to look into its log
-            **kwargs,
-        )
+        with global_sizes_are_meant():
+            model, info = built_class.from_pretrained(
+                path,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name: transformers' own error says to look into its log
+                **kwargs,
+            )
     except LOADING_ERRORS as error:
         raise CheckpointError("the checkpoint must load", values=f"{path}: {reason_of(error)}") from error
     problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in _REMEDIES}
