@@ -157,12 +157,11 @@ def _how_to_load(family: str, *, sees: bool, cuts: bool, packs: bool) -> Iterabl
 
 
 def _other_runtimes(family: str, *, cuts: bool, packs: bool) -> Iterable[str]:
-    if packs:
-        yield "- llama.cpp, Ollama, LM Studio: not from this folder. `lop export gguf --quantise` rounds a folder whose"
-        yield "  weights are plain numbers."
-    elif family in LAYOUTS:
+    if family in LAYOUTS:
         size = "" if LAYOUTS[family].per_layer else ", every layer filled up to the widest one's size"
         yield f"- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`{size}."
+        if packs:
+            yield "  8 bits become q8_0 and 4 bits q4_0, with the same whole numbers."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
     if not cuts:
