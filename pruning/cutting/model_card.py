@@ -91,11 +91,12 @@ def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[
         ffn, groups = (_kept(architecture, layer, half) for half in (Sublayer.FFN, Sublayer.ATTENTION))
         yield f"| {layer.index} | {ffn} | {groups} |"
     if any(option.bits is not None for _, option in architecture.items):
+        how = "by GPTQ" if plan.rounds else "to nearest"
         yield from (
             "",
-            f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded to nearest; transformers reads",
+            f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded {how}; transformers reads",
         )
-        yield "them with `pip install compressed-tensors`."
+        yield "transformers reads them with `pip install compressed-tensors`."
     if plan.compensates:
         yield from ("", "Down projections that were cut have a bias for what they lost.")
 
@@ -121,7 +122,8 @@ def expected_lines(plan: PruningPlan) -> list[str]:
         return []
     where = "conversations that nothing was chosen on" if predicted.of == "unseen" else "the calibration conversations"
     when = "Predicted before cutting" if plan.planned_training is None else "Expected after the training of its plan"
-    lines = [f"{when}, on {where}, not measured:", ""]
+    rounded = " of weights rounded to nearest," if plan.rounds and predicted.rounding == "rtn" else ""
+    lines = [f"{when},{rounded} on {where}, not measured:", ""]
     lines.append(
         f"- KL to the dense model, nats a token: {predicted.quality:.4g}{_interval(predicted.interval, '.4g')}"
     )
