@@ -23,7 +23,8 @@ from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.rounded_weights import RoundedWeights
 from pruning.planning import prices
 from pruning.planning.budget import header_bytes_bound
-from pruning.planning.plan import PruningPlan
+from pruning.planning.make_plan import make_plan
+from pruning.planning.plan import PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.workload import Workload
 from tests.pruning.cut_models import next_token_logits, random_ranking
 from tests.pruning.packed_models import (
@@ -131,6 +132,25 @@ def test_folder_and_card_say_in_how_many_bits_weights_are(wide: Path, tmp_path: 
 
 def halves(layer: InspectedLayer) -> list[tuple[Sublayer, int | None]]:
     return [(FFN, layer.ffn_bits), (ATTENTION, layer.attention_bits)]
+
+
+def test_a_plan_says_which_rounding_it_predicts(wide: Path) -> None:
+    anatomy, predicted = read_anatomy(wide), Predicted(quality=0.1, of="unseen")
+    ranking = PlanRanking(sha256=random_ranking(anatomy).sha256)
+    for architecture, rounding in ((JOINT, "rtn"), (anatomy.sizes(JOINT), None)):
+        plan = make_plan(
+            anatomy,
+            architecture,
+            model_id="tiny",
+            target=PlanTarget(sparsity=0.0),
+            method="test",
+            ranking=ranking,
+            predicted=predicted,
+        )
+        assert plan.predicted is not None
+        assert plan.predicted.rounding == rounding
+        assert ('"rounding"' in plan.to_json()) is (rounding is not None)
+        assert PruningPlan.from_json(plan.to_json()) == plan
 
 
 def test_codes_are_packed_as_the_library_does(wide: Path, tmp_path: Path) -> None:
