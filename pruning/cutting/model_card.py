@@ -92,10 +92,7 @@ def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[
         yield f"| {layer.index} | {ffn} | {groups} |"
     if any(option.bits is not None for _, option in architecture.items):
         how = "by GPTQ" if plan.rounds else "to nearest"
-        yield from (
-            "",
-            f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded {how}; transformers reads",
-        )
+        yield from ("", f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded {how}.")
         yield "transformers reads them with `pip install compressed-tensors`."
     if plan.compensates:
         yield from ("", "Down projections that were cut have a bias for what they lost.")

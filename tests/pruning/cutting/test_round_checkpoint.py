@@ -116,7 +116,7 @@ def test_what_is_cut_and_solved_is_rounded_with_less_loss_than_to_nearest(
     assert inside.recovery[-1].settings == {"method": "gptq", "calibration": calibration_id(conversations)}
     config = json.loads((out / "config.json").read_text())
     assert [step["kind"] for step in config["lop_recovery"]] == kinds
-    assert "rounded by GPTQ" in (out / "README.md").read_text()
+    assert "rounded by GPTQ.\ntransformers reads them with `pip" in (out / "README.md").read_text()
     num_packed = sum(name.endswith(("_packed", "_scale", "_shape")) for name in found)
     checked = check_pruned(wide, plan, ranking, out)
     assert checked.num_solved == num_packed + (2 if solves else 0)
