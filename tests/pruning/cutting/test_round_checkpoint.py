@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from pruning.anatomy.architecture import Architecture, Option, Site
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor, load_pruned
-from pruning.cutting import round_checkpoint
 from pruning.cutting.check_pruned import check_pruned
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.reconstruct_checkpoint import Reconstruction
+from pruning.cutting.rewriting.block_files import BlockFiles
 from pruning.cutting.rewriting.quantise_checkpoint import Quantisation, quantise_checkpoint
 from pruning.cutting.rewriting.quantiser import Rounding
 from pruning.cutting.rewriting.rewriter import Rewritten
@@ -54,7 +54,8 @@ def solving(folder: Path, conversations: list[Conversation]) -> Reconstruction:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
 
 
 def test_where_nothing_is_cut_it_is_what_lop_quantise_writes(
@@ -128,7 +129,7 @@ def test_a_run_that_is_killed_goes_on(
 ) -> None:
     plan, ranking = plan_of(wide, BITS), random_ranking(read_anatomy(wide))
     whole = prune_checkpoint(wide, plan, ranking, tmp_path / "whole", rounding=rounding(wide, conversations))
-    put = round_checkpoint.BlockFiles.put
+    put = BlockFiles.put
     done: list[int] = []
 
     def interrupted(self: Any, block: Any, rewritten: Rewritten) -> None:
@@ -137,12 +138,12 @@ def test_a_run_that_is_killed_goes_on(
         put(self, block, rewritten)
         done.append(block.index)
 
-    monkeypatch.setattr(round_checkpoint.BlockFiles, "put", interrupted)
+    monkeypatch.setattr(BlockFiles, "put", interrupted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prune_checkpoint(wide, plan, ranking, out, rounding=rounding(wide, conversations))
     assert (done, out.exists(), solved_folder(out).is_dir()) == ([0, 1], False, True)
-    monkeypatch.setattr(round_checkpoint.BlockFiles, "put", put)
+    monkeypatch.setattr(BlockFiles, "put", put)
     prune_checkpoint(wide, plan, ranking, out, rounding=rounding(wide, conversations))
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not solved_folder(out).exists()
