@@ -3,22 +3,24 @@
 import shutil
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lop.commands.options import Json, conversations_of
+from lop.commands.options import Json, conversations_of, one_of
 from lop.commands.recover import draw, show_recovery, train
 from lop.commands.recovery_options import PANEL, RecoveryOptions, with_recovery_options
 from lop.console.console import bar, fail, print_json, print_line, stages, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
+    from pruning.cutting.round_checkpoint import GptqRounding
     from pruning.data.conversations import Conversation
     from pruning.planning.plan import PruningPlan
     from pruning.planning.ranking import Ranking
@@ -49,7 +51,19 @@ def apply(
             "JSON): what is kept takes over for what goes.",
         ),
     ] = None,
-    conversations: Annotated[int | None, typer.Option(min=1, help="Of --reconstruct, use only the first N.")] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How weights in fewer bits are rounded, as in `lop quantise`: gptq, on the conversations of --data or "
+            "--reconstruct, or rtn: to nearest, as they were scored. Default: gptq with --data, else rtn."
+        ),
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Calibration conversations for GPTQ, LLaVA-format JSON.")
+    ] = None,
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="Of --reconstruct or --data, use only the first N.")
+    ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Tensors in one weight file, at most; memory does not depend on it.")
     ] = "5GB",
@@ -83,6 +97,9 @@ def apply(
     With --reconstruct all conversations go through one decoder layer after the other, twice through each that is cut.
     Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
 
+    With --method gptq, what the plan has in fewer bits is rounded after that, layer by layer again: all conversations
+    go twice through each layer with such weights. What the plan predicts is of weights rounded to nearest.
+
     With --recover the cut checkpoint lies beside the output until that is whole; the training is that of `lop recover`,
     with the options below, --model is its teacher, and what is written is never worse than what was cut. A plan for
     after recovery (`lop plan --after-recovery`) is trained by its own recipe, but for what options say.
@@ -92,16 +109,33 @@ def apply(
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.reconstructing import summary_of, warnings_of
     from lop.workflows.recovering import check_cut_and_recover, check_launched_alone, cut_folder, planned_recipe
+    from lop.workflows.sparsifying import warnings_of as warnings_of_rounding
     from pruning.cutting.prune_checkpoint import prune_checkpoint
+    from pruning.cutting.rewriting.quantiser import Rounding
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
     from pruning.planning.plan import PruningPlan
 
-    if reconstruct is None and conversations is not None:
+    if reconstruct is None and data is None and conversations is not None:
         raise InputError(
-            "a number of conversations is of --reconstruct",
+            "a number of conversations is of --reconstruct or --data",
             values=f"--conversations {conversations}",
-            remedy="Give --reconstruct FILE",
+            remedy="Give --reconstruct FILE or --data FILE",
+        )
+    rounding = one_of(Rounding, method or ("rtn" if data is None else "gptq"), "--method")
+    if data is not None and reconstruct is not None:
+        raise InputError(
+            "--reconstruct and --data are the same conversations",
+            values=f"{reconstruct}, {data}",
+            remedy="Give --reconstruct FILE --method gptq",
+        )
+    if rounding is Rounding.GPTQ and data is None and reconstruct is None:
+        raise InputError("GPTQ needs calibration data", remedy="Give --data, or choose --method rtn")
+    if rounding is Rounding.NEAREST and data is not None:
+        raise InputError(
+            "rounding to nearest is without data, as it was scored",
+            values=f"--method rtn --data {data}",
+            remedy="Leave --data out, or choose --method gptq",
         )
     if recover is None and how.is_given:
         raise InputError("options of a recovery are of --recover", remedy="Give --recover FILE, or leave them out")
@@ -116,7 +150,8 @@ def apply(
         _check(model, document, kept, out, json=json)
         return
     warn_of_adapter(model)
-    loaded = None if reconstruct is None else conversations_of(reconstruct, conversations)
+    given = reconstruct or data
+    loaded = None if given is None else conversations_of(given, conversations)
     target, training = out, None
     if recover is not None:
         recipe = planned_recipe(document, how.recipe(), on_note=warn)
@@ -125,11 +160,12 @@ def apply(
         check_cut_and_recover(document, model, recipe, out, target)
         training = how.parts(recover, recipe), recipe
     warnings: list[str] = []
-    solved: list[SolvedSite] = []
+    made = _Made(reconstructs=reconstruct is not None, rounds=rounding is Rounding.GPTQ)
+    solved = made.solved
     if training is None or not target.is_dir():  # complete or absent: an interrupted command has cut it
         cut = partial(prune_checkpoint, max_shard_size=shard_bytes, base_model=base_model)
-        _cut(cut, model, document, kept, target, loaded, solved, warnings)
-    warnings += warnings_of(solved)
+        _cut(cut, model, document, kept, target, loaded, made, warnings)
+    warnings += warnings_of(solved) + warnings_of_rounding(made.rounded)
     if document.skips:
         warnings.append(_SKIPS)
     for warning in warnings:
@@ -146,6 +182,8 @@ def apply(
         written = {"out": str(out), "weights_bytes": weights, "weight_files": len(files), "parameters": parameters}
         if solved or (reconstruct is not None and report is None):
             written["reconstruction"] = summary_of(solved)
+        if made.rounded:
+            written["rounding"] = {"method": rounding.value, "projections": made.rounded}
         print_json(written if report is None else {**written, "recovery": report})
     else:
         print_line(f"wrote {out}: {parameters:,} parameters, {weights:,} bytes of weights")
@@ -155,8 +193,22 @@ def apply(
                 f"solved {found['projections']} projections from {found['tokens']:,} tokens: of their outputs on those "
                 f"held out they lose {found['lost_output']:.1%}, {found['lost_output_without']:.1%} without"
             )
+        if made.rounded:
+            lost = [note["lost_output"] for note in made.rounded.values() if note["lost_output"] is not None]
+            mean = f": of their outputs on tokens held out they lose {sum(lost) / len(lost):.1%}" if lost else ""
+            print_line(f"rounded {len(made.rounded)} projections by GPTQ{mean}")
         if report is not None:
             show_recovery(out, report)
+
+
+@dataclass
+class _Made:
+    """What data is to make of the weights, and how each was made once it is."""
+
+    reconstructs: bool
+    rounds: bool
+    solved: "list[SolvedSite]" = field(default_factory=list)
+    rounded: "dict[str, Mapping[str, Any]]" = field(default_factory=dict)
 
 
 def _cut(
@@ -166,29 +218,35 @@ def _cut(
     ranking: "Ranking",
     out: Path,
     conversations: "list[Conversation] | None",
-    solved: "list[SolvedSite]",
+    made: "_Made",
     warnings: list[str],
 ) -> None:
-    """`cut` it, reconstructing on `conversations` if there are any; adds to `solved` and `warnings`.
+    """`cut` it, with what `made` says to be made on `conversations` if there are any; adds to `made` and `warnings`.
 
     Interrupted, it says where to go on, and exits.
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    from lop.workflows.reconstructing import reconstruction_on
+    from lop.workflows.reconstructing import reconstruction_on, rounding_on
     from pruning.cutting.streaming.draft import draft_folder
     from pruning.cutting.streaming.solved import solved_folder
 
     try:
         with ExitStack() as stack:
             reconstruction: Reconstruction | None = None
+            rounding: GptqRounding | None = None
             if conversations is None:
                 on_bytes = stack.enter_context(bar("writing", DownloadColumn(), TransferSpeedColumn()))
             else:
                 stage = stack.enter_context(stages())
-                reconstruction = reconstruction_on(
-                    model, conversations, on_batch=stage("solving"), on_solved=solved.extend
-                )
+                if made.reconstructs:
+                    reconstruction = reconstruction_on(
+                        model, conversations, on_batch=stage("solving"), on_solved=made.solved.extend
+                    )
+                if made.rounds:
+                    rounding = rounding_on(
+                        model, conversations, on_batch=stage("rounding"), on_rounded=made.rounded.update
+                    )
                 on_bytes = stage("writing")
             cut(
                 model,
@@ -196,6 +254,7 @@ def _cut(
                 ranking,
                 out,
                 reconstruction=reconstruction,
+                rounding=rounding,
                 on_bytes=on_bytes,
                 on_warning=warnings.append,
             )

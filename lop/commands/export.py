@@ -27,7 +27,8 @@ def gguf(
         typer.Option(
             "--type",
             "-t",
-            help="How matrices are stored. q8_0 takes about half of f16 and is nearly as good. For less: --quantise.",
+            help="How matrices are stored, but for those that the folder holds in 8 or 4 bits: they are q8_0 or q4_0. "
+            "q8_0 takes about half of f16 and is nearly as good. For less: --quantise.",
         ),
     ] = TensorType.F16,
     quantised: Annotated[
@@ -88,14 +89,13 @@ def gguf(
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from pruning.cutting.gguf.export import export_gguf
-    from pruning.cutting.gguf.export_card import write_export_card
+    from pruning.cutting.gguf.export_card import stored_as, write_export_card
     from pruning.cutting.gguf.modelfile import write_modelfile
     from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
 
     if tensor_types is not None and quantised is None:
         raise InputError("--tensor-types is for --quantise", values=str(tensor_types))
     chosen = {} if tensor_types is None else read_tensor_types(tensor_types)
-    types: dict[str, int] = {}
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         choices: dict[str, Any] = {
             "mmproj": mmproj,
@@ -108,9 +108,8 @@ def gguf(
         if quantised is None:
             export = export_gguf(model, out, tensor_type=tensor_type, **choices)
         else:
-            found = export_quantised(model, out, quantised, tensor_types=chosen, **choices)
-            export, types = found.export, dict(found.types)
-    stored = tensor_type.value if quantised is None else quantised.value
+            export = export_quantised(model, out, quantised, tensor_types=chosen, **choices)
+    stored = quantised.value if quantised is not None else stored_as(export, tensor_type)
     written = write_export_card(model, out, mmproj, stored) if card else None
     modelfile = write_modelfile(out, mmproj) if card else None
     for note in export.notes:
@@ -124,7 +123,7 @@ def gguf(
         )
     if json:
         beside = {name: None if x is None else str(x) for name, x in (("card", written), ("modelfile", modelfile))}
-        print_json(_document(export, out, mmproj) | beside | ({"types": types} if types else {}))
+        print_json(_document(export, out, mmproj) | beside)
         return
     widths = export.sizes.ffn_widths
     print_line(
@@ -135,8 +134,7 @@ def gguf(
         print_line(f"wrote {written}: a model card")
     if modelfile is not None:
         print_line(f"wrote {modelfile}: for `ollama create NAME -f {modelfile}`")
-    if types:
-        print_line(f"tensors by type: {', '.join(f'{count} {name}' for name, count in sorted(types.items()))}")
+    print_line(f"tensors by type: {', '.join(f'{count} {name}' for name, count in sorted(export.types.items()))}")
     if mmproj is not None:
         print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
 
@@ -153,6 +151,7 @@ def _document(export: "GgufExport", out: Path, mmproj: Path | None) -> dict[str,
         "heads": export.sizes.heads,
         "kv_heads": export.sizes.kv_heads,
         "tensors": export.num_tensors,
+        "types": export.types,
         "f16_fallbacks": export.num_f16_fallbacks,
         "tokenizer_differences": None if export.encoding_differences is None else len(export.encoding_differences),
         "notes": export.notes,

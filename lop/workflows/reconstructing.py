@@ -1,7 +1,7 @@
-"""Solving what is kept anew on calibration conversations: for `lop apply --reconstruct`."""
+"""Solving what is kept anew, and rounding by GPTQ, on calibration conversations: for `lop apply`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from pruning.data.conversations import Conversation, calibration_id
 if TYPE_CHECKING:
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
+    from pruning.cutting.round_checkpoint import GptqRounding
 
 
 def reconstruction_on(
@@ -36,6 +37,31 @@ def reconstruction_on(
         compute_device(),
         on_batch=on_batch,
         on_solved=on_solved,
+    )
+
+
+def rounding_on(
+    folder: Path,
+    conversations: Sequence[Conversation],
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_rounded: Callable[[Mapping[str, Mapping[str, Any]]], None] | None = None,
+) -> "GptqRounding":
+    """How `prune_checkpoint` is to round what a plan for the checkpoint in `folder` has in fewer bits.
+
+    Raises as `reconstruction_on`.
+    """
+    from lop.workflows.compute import compute_device, warn_of_dtype
+    from lop.workflows.measuring import streamed
+    from pruning.cutting.round_checkpoint import GptqRounding
+
+    warn_of_dtype(folder)
+    return GptqRounding(
+        streamed(folder, conversations),
+        calibration_id(conversations),
+        compute_device(),
+        on_batch=on_batch,
+        on_rounded=on_rounded,
     )
 
 

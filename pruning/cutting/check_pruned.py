@@ -16,6 +16,7 @@ from pruning.checkpoints.file_errors import reading
 from pruning.checkpoints.headers import StoredTensor, stored_tensors, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.streaming.outputs import OutputTensor, is_cut_of_inputs, output_tensors
+from pruning.cutting.streaming.packed import PackedTensor
 from pruning.cutting.surgery import check_applicable
 from pruning.errors import CheckpointError
 from pruning.planning.plan import PruningPlan
@@ -28,7 +29,7 @@ _AGAIN = "It was changed, or is not of this plan: run `lop apply` into another f
 class CheckedFolder:
     """A folder that is what its plan says: how many tensors were compared, and the bytes of its weight files.
 
-    Of `num_solved` of the tensors, which a reconstruction or a training made, shapes alone were compared.
+    Of `num_solved` of the tensors, which a reconstruction, GPTQ or a training made, shapes alone were compared.
     """
 
     num_tensors: int
@@ -50,7 +51,8 @@ def check_pruned(
     bytes of the weight files against `plan.achieved.disk_bytes`, then every byte of every tensor. How the tensors are
     spread over files is free: the bytes of the files then differ by headers, and are compared tensor by tensor alone.
     Where the folder's plan says that the projections out of what is cut were solved anew, of these no bytes are
-    compared: they are not what cutting makes. Of a folder that was trained (`lop recover`), none are at all.
+    compared: they are not what cutting makes; nor are they of weights that were rounded by GPTQ. Of a folder that was
+    trained (`lop recover`), none are at all.
 
     Args:
         on_bytes: told of `(done, total)` bytes of tensors.
@@ -65,7 +67,7 @@ def check_pruned(
     anatomy = read_anatomy(source, stored)
     found = stored_tensors(out)
     inside = _plan_inside(out)
-    check_applicable(plan, anatomy, ranking, reconstructs=inside.reconstructs, packs=True)
+    check_applicable(plan, anatomy, ranking, reconstructs=inside.reconstructs, packs=True, rounds=inside.rounds)
     planned = plan.architecture(anatomy)
     _check_plan(plan, planned, anatomy, inside, out)
     recorded = recorded_architecture(load_config(out)) or Architecture()
@@ -78,7 +80,13 @@ def check_pruned(
     outputs = output_tensors(anatomy, plan, ranking, stored)
     _check_headers(outputs, found, out)
     weights_bytes = _check_sizes(plan, out)
-    solved = {name for name, x in outputs.items() if inside.distils or (inside.reconstructs and is_cut_of_inputs(x))}
+    solved = {
+        name
+        for name, x in outputs.items()
+        if inside.distils
+        or (inside.reconstructs and is_cut_of_inputs(x))
+        or (inside.rounds and isinstance(x, PackedTensor))
+    }
     _check_contents({name: x for name, x in outputs.items() if name not in solved}, found, on_bytes)
     return CheckedFolder(len(outputs), weights_bytes, len(solved))
 

@@ -121,7 +121,7 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
             )
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
-        runs_in=_runtimes(str(text.model_type), alike=recorded is None, is_quantised=is_quantised),
+        runs_in=_runtimes(str(text.model_type), alike=recorded is None, is_quantised=is_quantised, packed=packed),
         sparsity=_sparsity(config),
     )
 
@@ -153,14 +153,14 @@ def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[S
     return found
 
 
-def _runtimes(family: str, *, alike: bool, is_quantised: bool) -> tuple[str, ...]:
+def _runtimes(family: str, *, alike: bool, is_quantised: bool, packed: Mapping[str, StoredPacked]) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
     if is_quantised:
         reads = "where the packages that read its quantization_config are installed"
-        return (f"transformers and vLLM, {reads}",) if alike else tuple(f"{runtime}, {reads}" for runtime in runtimes)
-    if alike:
+        runtimes = [f"{runtime}, {reads}" for runtime in (["transformers and vLLM"] if alike else runtimes)]
+    elif alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
-    if layout := LAYOUTS.get(family):
+    if (layout := LAYOUTS.get(family)) and (packed or not is_quantised):
         filled = "" if alike or layout.per_layer else ", layers filled up to one size"
         runtimes.append(f"llama.cpp, by lop export gguf{filled}")
     return tuple(runtimes)

@@ -91,11 +91,9 @@ def _what_was_cut(plan: PruningPlan, dense: Sequence[DecoderLayer]) -> Iterable[
         ffn, groups = (_kept(architecture, layer, half) for half in (Sublayer.FFN, Sublayer.ATTENTION))
         yield f"| {layer.index} | {ffn} | {groups} |"
     if any(option.bits is not None for _, option in architecture.items):
-        yield from (
-            "",
-            f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded to nearest; transformers reads",
-        )
-        yield "them with `pip install compressed-tensors`."
+        how = "by GPTQ" if plan.rounds else "to nearest"
+        yield from ("", f"Weights in fewer bits have a scale for every {GROUP} inputs, rounded {how}.")
+        yield "transformers reads them with `pip install compressed-tensors`."
     if plan.compensates:
         yield from ("", "Down projections that were cut have a bias for what they lost.")
 
@@ -121,7 +119,8 @@ def expected_lines(plan: PruningPlan) -> list[str]:
         return []
     where = "conversations that nothing was chosen on" if predicted.of == "unseen" else "the calibration conversations"
     when = "Predicted before cutting" if plan.planned_training is None else "Expected after the training of its plan"
-    lines = [f"{when}, on {where}, not measured:", ""]
+    rounded = " of weights rounded to nearest," if plan.rounds and predicted.rounding == "rtn" else ""
+    lines = [f"{when},{rounded} on {where}, not measured:", ""]
     lines.append(
         f"- KL to the dense model, nats a token: {predicted.quality:.4g}{_interval(predicted.interval, '.4g')}"
     )
@@ -157,12 +156,11 @@ def _how_to_load(family: str, *, sees: bool, cuts: bool, packs: bool) -> Iterabl
 
 
 def _other_runtimes(family: str, *, cuts: bool, packs: bool) -> Iterable[str]:
-    if packs:
-        yield "- llama.cpp, Ollama, LM Studio: not from this folder. `lop export gguf --quantise` rounds a folder whose"
-        yield "  weights are plain numbers."
-    elif family in LAYOUTS:
+    if family in LAYOUTS:
         size = "" if LAYOUTS[family].per_layer else ", every layer filled up to the widest one's size"
         yield f"- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`{size}."
+        if packs:
+            yield "  8 bits become q8_0 and 4 bits q4_0, with the same whole numbers."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
     if not cuts:

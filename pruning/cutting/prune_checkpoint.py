@@ -21,6 +21,7 @@ from pruning.cutting.base_model import base_of_loaded, read_base_model
 from pruning.cutting.model_card import write_card
 from pruning.cutting.pruned_config import RECOVERY_KEY, write_config
 from pruning.cutting.reconstruct_checkpoint import Reconstruction
+from pruning.cutting.round_checkpoint import GptqRounding
 from pruning.cutting.streaming.bias import check_biases
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
 from pruning.cutting.streaming.draft import SAVED_MODEL, draft_contents, draft_folder, locked_draft
@@ -29,7 +30,7 @@ from pruning.cutting.streaming.packed import PackedTensor
 from pruning.cutting.streaming.place import check_place, check_room
 from pruning.cutting.streaming.ranked_weights import checked_alongside
 from pruning.cutting.streaming.shard_writer import write_shard
-from pruning.cutting.streaming.solved import solved_files, solved_folder
+from pruning.cutting.streaming.solved import SolvedFiles, layer_folder, solved_folder
 from pruning.cutting.surgery import check_applicable, note_of_training
 from pruning.errors import CheckpointError
 from pruning.missing_packages import needing
@@ -56,6 +57,7 @@ def prune_checkpoint(
     max_shard_size: int = MAX_SHARD_SIZE,
     base_model: str | None = None,
     reconstruction: Reconstruction | None = None,
+    rounding: GptqRounding | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
     on_warning: Callable[[str], None] = logger.warning,
 ) -> Path:
@@ -74,6 +76,8 @@ def prune_checkpoint(
         reconstruction: solve the projections out of what is cut anew (`pruning.cutting.reconstruction`), one decoder
             layer in memory at a time; plan and config of the output say so. Layers that a killed run has solved are
             not solved again.
+        rounding: round what is in fewer bits by GPTQ (`pruning.cutting.round_checkpoint`), in the same way and after a
+            reconstruction; by default to nearest, without data.
         on_bytes: told of `(done, total)` bytes of weight files; the first call says what an earlier run had done.
         on_warning: told that the plan counts on a training, which is not done here, nor does the plan in `out` list it;
             and, when `out` is there, that these are not the weights that were ranked. The plan is applied all the same:
@@ -82,7 +86,8 @@ def prune_checkpoint(
     Raises:
         CheckpointError: the source is damaged, `out` exists or cannot be written, or another run writes it.
         FingerprintMismatchError: plan, ranking and checkpoint do not belong together.
-        PlanError: the plan asks for what cannot be cut, or counts on a reconstruction that is not asked for.
+        PlanError: the plan asks for what cannot be cut, or counts on a reconstruction or on GPTQ, which is not
+            asked for; or GPTQ is, and no weight is in fewer bits.
         MissingExtraError: weights are in fewer bits, and compressed-tensors is not installed.
         InputError: a reconstruction has no two conversations.
         InputError: `base_model` can be no id.
@@ -91,11 +96,15 @@ def prune_checkpoint(
     training, plan = note_of_training(plan), plan.untrained
     if reconstruction is not None:
         plan = plan.recovered_by(reconstruction.step)
+    if rounding is not None:
+        plan = plan.recovered_by(rounding.step)
     check_place(out, source=source)
     base = read_base_model(source, base_model)
     stored = stored_tensors(source)
     anatomy = read_anatomy(source, stored)
-    check_applicable(plan, anatomy, ranking, reconstructs=reconstruction is not None, packs=True)
+    check_applicable(
+        plan, anatomy, ranking, reconstructs=reconstruction is not None, packs=True, rounds=rounding is not None
+    )
     if anatomy.sizes(plan.architecture(anatomy)) != plan.architecture(anatomy):
         with needing("quantise"):
             import compressed_tensors  # noqa: F401
@@ -112,18 +121,26 @@ def prune_checkpoint(
         stored,
         max_shard_size=max_shard_size,
         calibration_id=None if reconstruction is None else reconstruction.calibration_id,
+        rounded_on=None if rounding is None else rounding.calibration_id,
     )
     rest = companion_bytes(source) + _REST_BYTES
-    kept = draft_folder(out) if reconstruction is None else solved_folder(out)
+    makes = reconstruction is not None or rounding is not None
+    made = _made_bytes(outputs, solves=reconstruction is not None, rounds=rounding is not None)
+    kept = solved_folder(out) if makes else draft_folder(out)
     with writing(out, draft=kept), locked_draft(out, contents) as draft, ExitStack() as stack:
         finished = draft.finished(sizes)
         done, total = sum(sizes[name] for name in finished), sum(sizes.values())
         draft.make_way(sizes)  # what a run that was killed left half-written takes room
-        check_room({out: total - done + rest + (0 if reconstruction is None else _solved_bytes(outputs))})
-        if reconstruction is not None:
-            files = stack.enter_context(solved_files(out, contents))
-            reconstruction.solve(source, anatomy, anatomy.sizes(plan.architecture(anatomy)), ranking, files)
-            outputs = with_solved(outputs, files.stored(anatomy))
+        check_room({out: total - done + rest + made})
+        if makes:
+            folder = stack.enter_context(layer_folder(out, contents))
+            files, units = SolvedFiles(folder), anatomy.sizes(plan.architecture(anatomy))
+            if reconstruction is not None:
+                reconstruction.solve(source, anatomy, units, ranking, files)
+                outputs = with_solved(outputs, files.stored(anatomy))
+            if rounding is not None:
+                rounded = rounding.round(source, anatomy, units, ranking, outputs, files.tensors, folder / "rounded")
+                outputs = with_solved(outputs, rounded)
         missing = sizes.keys() - finished
         check_biases(outputs[name] for file_name in missing for name in shards.filename_to_tensors[file_name])
 
@@ -134,28 +151,30 @@ def prune_checkpoint(
                 on_bytes(done, total)
 
         with checked_alongside(source, plan) as warning_of_weights:
-            with draft.writing(sizes) as folder:
+            with draft.writing(sizes) as place:
                 advance(0)
-                config = write_config(source, plan, folder, anatomy)
-                copy_companions(source, folder)
-                write_card(folder, base, plan, config, anatomy.layers)
-                (folder / PLAN_NAME).write_text(plan.to_json())
+                config = write_config(source, plan, place, anatomy)
+                copy_companions(source, place)
+                write_card(place, base, plan, config, anatomy.layers)
+                (place / PLAN_NAME).write_text(plan.to_json())
                 for file_name, layout in layouts.items():
                     if file_name in missing:
-                        write_shard(folder / file_name, layout, outputs, on_bytes=advance)
+                        write_shard(place / file_name, layout, outputs, on_bytes=advance)
                 if shards.is_sharded:
                     index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-                    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+                    (place / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
             for warning in (training, warning_of_weights()):
                 if warning:
                     on_warning(warning)
     return out
 
 
-def _solved_bytes(outputs: Mapping[str, OutputTensor]) -> int:
-    """Bytes of the weights that are solved anew: those of which inputs are cut."""
+def _made_bytes(outputs: Mapping[str, OutputTensor], *, solves: bool, rounds: bool) -> int:
+    """Bytes of what waits on the disk until it is written: weights that are solved anew, those of which inputs are cut,
+    and what is rounded on data."""
     cut = (x.weight if isinstance(x, PackedTensor) else x for x in outputs.values() if is_cut_of_inputs(x))
-    headers = {x.header for x in cut}  # of what is packed, each part is of one weight
+    headers = {x.header for x in cut} if solves else set()  # of what is packed, each part is of one weight
+    headers |= {x.header for x in outputs.values() if rounds and isinstance(x, PackedTensor)}
     return sum(tensor_bytes(shape, dtype) for _, shape, dtype in headers)
 
 

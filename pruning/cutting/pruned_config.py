@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 RECOVERY_KEY = "lop_recovery"
-"""In configs: the recovery steps of a plan, where weights were solved anew. transformers keeps it as it is."""
+"""In configs: the recovery steps of a plan, where data made its weights. transformers keeps it as it is."""
 
 NOTE_KEY = "lop_note"
 """In configs whose layers differ: what to do where a runtime stops at the first shape that does. For people."""
@@ -57,7 +57,7 @@ def write_config(
         document[NOTE_KEY] = NOTE
     if (packed := config_of_bits(source, anatomy, planned)) is not None:
         document["quantization_config"] = packed
-    if plan.reconstructs:
+    if plan.reconstructs or plan.rounds:
         document[RECOVERY_KEY] = [step.model_dump(mode="json") for step in plan.recovery]
     (draft / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     written = load_config(draft)

@@ -8,7 +8,6 @@ that is cut, one for any other, up to the last that is cut.
 A layer whose weights are known from an earlier run is only passed through: what was killed goes on there.
 """
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,14 +19,13 @@ from torch import nn
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.anatomy.decoder_view import DecoderView
 from pruning.anatomy.dtypes import torch_dtype
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.tensor_roles import decoder_tensor, layer_tensor
 from pruning.arrays import IntArray
+from pruning.cutting.cut_layers import cut_copy
 from pruning.cutting.least_squares import solve_with_chosen_damping
 from pruning.cutting.made_weights import check_made_weight
-from pruning.cutting.surgery import Replaced, cut_layer
 from pruning.data.batches import Batch
 from pruning.forward.decoder_pass import DecoderPass
 from pruning.forward.input_products import HeldOut, InputProducts, InputRole, ProductRecorder
@@ -190,7 +188,7 @@ class _Run:
                     return
                 if self.propagates and any(Site(index, x) in self.architecture.options for x in Sublayer):
                     tensors = {} if found is None else found.tensors
-                    decoder_pass.through(index, self._cut(layer, dense, family, tensors))
+                    decoder_pass.through(index, cut_copy(layer, dense, family, self.architecture, self.kept, tensors))
                 else:
                     decoder_pass.through(index, layer)
 
@@ -231,11 +229,3 @@ class _Run:
         means = torch.from_numpy(self.ranking.ffn_means[layer]).to(linear.weight.device).double()
         bias: torch.Tensor = linear.weight.double() @ means - weight.double() @ means[kept]
         return bias if linear.bias is None else bias + linear.bias.double()
-
-    def _cut(self, layer: nn.Module, dense: DecoderLayer, family: Family, tensors: Replaced) -> nn.Module:
-        """A copy of `layer` as it will be."""
-        copied = copy.deepcopy(layer)
-        layers = (*self.source.slots[: dense.index], copied, *self.source.slots[dense.index + 1 :])
-        view = DecoderView(nn.Identity(), layers, nn.Identity(), nn.Identity(), family)
-        cut_layer(view, dense, self.architecture, self.kept, tensors)
-        return copied

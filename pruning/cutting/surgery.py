@@ -56,7 +56,7 @@ def cut_model(
     view = decoder_view(model)
     kept_units = ranking.kept_units(architecture)
     replaced = {
-        layer.index: solved[layer.index] if layer.index in solved else _biases(view, layer, kept_units, ranking)
+        layer.index: solved[layer.index] if layer.index in solved else added_biases(view, layer, kept_units, ranking)
         for layer in anatomy.layers
     }
     for layer in anatomy.layers:
@@ -108,7 +108,7 @@ def _put(replaced: Replaced, name: str, like: torch.Tensor) -> torch.Tensor | No
     return None if tensor is None else tensor.to(like.device, like.dtype)
 
 
-def _biases(
+def added_biases(
     view: DecoderView, layer: DecoderLayer, kept_units: Mapping[Site, IntArray], ranking: Ranking
 ) -> dict[str, torch.Tensor]:
     """The bias [D] of the down projection of a layer whose FFN loses channels, if the ranking compensates."""
@@ -146,12 +146,19 @@ def note_of_training(plan: PruningPlan) -> str | None:
 
 
 def check_applicable(
-    plan: PruningPlan, anatomy: ModelAnatomy, ranking: Ranking, *, reconstructs: bool = False, packs: bool = False
+    plan: PruningPlan,
+    anatomy: ModelAnatomy,
+    ranking: Ranking,
+    *,
+    reconstructs: bool = False,
+    packs: bool = False,
+    rounds: bool = False,
 ) -> None:
     """Check, before anything is cut, that plan, ranking and model belong together and that every axis can be applied.
 
     `reconstructs`: what is kept will be solved anew, which a plan may count on. `packs`: weights can be in fewer bits,
-    which they are in files only. A training that a plan counts on comes after cutting: see `note_of_training`.
+    which they are in files only. `rounds`: those will be rounded by GPTQ, which a plan may count on. A training that a
+    plan counts on comes after cutting: see `note_of_training`.
 
     Raises:
         FingerprintMismatchError: they do not belong together.
@@ -177,6 +184,18 @@ def check_applicable(
             "a plan that counts on reconstruction is applied with calibration data",
             values=f"plan {plan.plan_id}",
             remedy="Give the data: `lop apply --reconstruct FILE`, apply_plan(..., reconstruct=FILE)",
+        )
+    if plan.rounds and not rounds:
+        raise PlanError(
+            "a plan that counts on GPTQ is applied with calibration data",
+            values=f"plan {plan.plan_id}",
+            remedy="Give the data: `lop apply --method gptq --data FILE`",
+        )
+    if rounds and not packed:
+        raise PlanError(
+            "GPTQ rounds weights in fewer bits, of which the plan must have some",
+            values=f"plan {plan.plan_id} has none",
+            remedy="Leave --method and --data out, or plan with `--space bits` or `all,bits`",
         )
     if ranking.compensates != plan.compensates:
         raise PlanError(

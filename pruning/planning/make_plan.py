@@ -54,6 +54,8 @@ def make_plan(
     if reconstructed_on is not None:
         recovery.append(reconstruction_step(reconstructed_on))
     recovery += trained_by
+    if predicted is not None and any(option.bits is not None for _, option in architecture.items):
+        predicted = predicted.model_copy(update={"rounding": "rtn"})  # as the evaluator rounds
     layers = tuple(PlanLayer.model_validate(layer) for layer in architecture.document())
     draft = PruningPlan(
         plan_id="",

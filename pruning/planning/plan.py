@@ -52,11 +52,12 @@ class RecoveryStep(Part):
 
     `bias`: every down projection that is cut gets a bias for what it loses, from the channel means in the ranking file.
     `reconstruction`: the projections out of what is cut are solved anew (`reconstruction_step`).
+    `rounding`: weights in fewer bits are rounded on data (`rounding_step`); without it, to nearest.
     `distillation`: what is left is trained (`distillation_step`); several may follow one another.
     `settings` are a step's own, as canonical JSON: keys in order, absent where there are none.
     """
 
-    kind: Literal["bias", "reconstruction", "distillation"]
+    kind: Literal["bias", "reconstruction", "rounding", "distillation"]
     settings: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=_says_nothing)
 
     @field_validator("settings")
@@ -68,12 +69,18 @@ class RecoveryStep(Part):
 
 BIAS = RecoveryStep(kind="bias")
 RECONSTRUCTION: Final = "reconstruction"
+ROUNDING: Final = "rounding"
 DISTILLATION: Final = "distillation"
 
 
 def reconstruction_step(calibration_id: str) -> RecoveryStep:
     """Projections out of what is cut are solved anew by least squares, from inputs on that calibration set."""
     return RecoveryStep(kind=RECONSTRUCTION, settings={"calibration": calibration_id})
+
+
+def rounding_step(calibration_id: str) -> RecoveryStep:
+    """Weights in fewer bits are rounded by GPTQ, from inputs on that calibration set."""
+    return RecoveryStep(kind=ROUNDING, settings={"method": "gptq", "calibration": calibration_id})
 
 
 def distillation_step(settings: dict[str, JsonValue]) -> RecoveryStep:
@@ -172,6 +179,8 @@ class Predicted(Part):
         accuracy: share of answers that are exact; None where the dense model itself gives none exactly.
         agreement: share of answer tokens at which the pruned model's first choice is the dense model's; None in plans
             from before it was measured.
+        rounding: how weights in fewer bits were rounded when it was measured; None where there are none, and in plans
+            from before it was recorded, in which it was to nearest.
     """
 
     quality: float
@@ -182,6 +191,7 @@ class Predicted(Part):
     accuracy_interval: tuple[float, float] | None = Field(default=None, exclude_if=is_none)
     agreement: float | None = Field(default=None, exclude_if=is_none)
     agreement_interval: tuple[float, float] | None = Field(default=None, exclude_if=is_none)
+    rounding: Literal["rtn"] | None = Field(default=None, exclude_if=is_none)
 
 
 class PruningPlan(Part):
@@ -221,6 +231,11 @@ class PruningPlan(Part):
     def reconstructs(self) -> bool:
         """Whether the projections out of what is cut are solved anew."""
         return any(step.kind == RECONSTRUCTION for step in self.recovery)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights in fewer bits are rounded by GPTQ."""
+        return any(step.kind == ROUNDING for step in self.recovery)
 
     @property
     def distils(self) -> bool:

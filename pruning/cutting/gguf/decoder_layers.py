@@ -19,14 +19,14 @@ from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
 from pruning.cutting.gguf.layouts import Layout
 from pruning.cutting.gguf.options import TensorType
-from pruning.cutting.gguf.tensor_types import Q8_BLOCK
-from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape, copied, zeros
+from pruning.cutting.gguf.tensor_types import BLOCK
+from pruning.cutting.gguf.tensors import GgufTensor, Weights, check_shape, copied, zeros
 from pruning.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-STAND_IN_CHANNELS = Q8_BLOCK
+STAND_IN_CHANNELS = BLOCK
 """Of an FFN of zeros: the fewest that every tensor type can store."""
 
 _PROJECTIONS = {
@@ -109,7 +109,7 @@ class LayerSizes:
 
 
 def exported_layers(
-    config: "PreTrainedConfig", stored: Stored, head_dim: int, layout: Layout, *, num_fixed: int = 0
+    config: "PreTrainedConfig", stored: Weights, head_dim: int, layout: Layout, *, num_fixed: int = 0
 ) -> tuple[str, list[ExportedLayer]]:
     """The prefix of the decoder's tensors, and the layers of the file, in order. The first `num_fixed` layers are
     written whatever is left of them.
@@ -160,7 +160,7 @@ def _as_written(kept: Sequence[LayerUnits], layout: Layout, least: LayerUnits) -
         return [_with_stand_in(units, is_first=number == 0) for number, units in enumerate(kept)]
     widest = max(x.width for x in kept)
     common = LayerUnits(
-        -(-max(widest, 1) // Q8_BLOCK) * Q8_BLOCK,
+        -(-max(widest, 1) // BLOCK) * BLOCK,
         max(least.heads, *(x.heads for x in kept)),
         max(least.groups, *(x.groups for x in kept)),
     )
@@ -207,11 +207,11 @@ def _filled_up_notes(layers: Sequence[ExportedLayer], layout: Layout) -> tuple[s
     return (
         f"llama.cpp gives all layers of {layout.name} one FFN width and one number of heads: {of} in the file are "
         "zeros that fill layers up to the widest (plans of equal widths, --method uniform, need none of widths that "
-        f"are a multiple of {Q8_BLOCK})",
+        f"are a multiple of {BLOCK})",
     )
 
 
-def _decoder_names(stored: Stored, num_layers: int) -> tuple[str, list[dict[str, str]]]:
+def _decoder_names(stored: Weights, num_layers: int) -> tuple[str, list[dict[str, str]]]:
     """The prefix of the decoder's tensors, and for each layer: name inside the layer -> the checkpoint's name."""
     layers: list[dict[str, str]] = [{} for _ in range(num_layers)]
     prefixes = set()
@@ -253,7 +253,7 @@ def _check_modules(
 def layer_tensors(
     number: int,
     layer: ExportedLayer,
-    stored: Stored,
+    stored: Weights,
     hidden: int,
     head_dim: int,
     layout: Layout,

@@ -1,6 +1,7 @@
 """From a checkpoint folder to GGUF files: everything is checked first, then written in one pass."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.gguf.decoder_layers import LayerSizes
 from pruning.cutting.gguf.language_model import LanguageModel, language_model
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
 from pruning.cutting.gguf.output_files import check_outputs, write_files
 from pruning.cutting.gguf.tensor_types import require_gguf
 from pruning.cutting.gguf.tokenizer_check import EncodingDifference, check_vocabulary
@@ -29,7 +30,7 @@ class GgufExport:
     Attributes:
         architecture: "deci" for layers of different sizes, "llama" for equal ones.
         sizes: of every layer.
-        num_tensors: in the language model's file.
+        types: how many tensors of the language model's file have each type of ggml, by its name.
         num_f16_fallbacks: matrices whose rows q8_0 does not fit, written as f16.
         file_bytes: of the language model's file.
         mmproj_bytes: of the vision part's, 0 if none was asked for.
@@ -40,12 +41,17 @@ class GgufExport:
 
     architecture: str
     sizes: LayerSizes
-    num_tensors: int
+    types: Mapping[str, int]
     num_f16_fallbacks: int
     file_bytes: int
     mmproj_bytes: int
     encoding_differences: tuple[EncodingDifference, ...] | None
     notes: tuple[str, ...]
+
+    @property
+    def num_tensors(self) -> int:
+        """In the language model's file."""
+        return sum(self.types.values())
 
 
 def export_gguf(
@@ -62,6 +68,7 @@ def export_gguf(
 ) -> GgufExport:
     """Write the language model of the checkpoint in `folder`, dense or pruned, to the new file `out`.
 
+    Weights that the folder holds in 8 or 4 bits are q8_0 or q4_0 (`packed_blocks`), all other matrices `tensor_type`.
     With `mmproj`, the vision tower and projector go to that new file (`vision_tower.FAMILIES`). Nothing is
     written before everything is known to be representable; the files appear whole or not at all; a block of one tensor
     is in memory at a time. `class_token` says which llama.cpp will run the vision part, see `ClassToken`. With
@@ -82,7 +89,7 @@ def export_gguf(
     model = language_model(config, stored, tensor_type, context_length=context_length)
     vocabulary = read_vocabulary(folder, model.vocab_size, pre_tokenizer=pre_tokenizer)
     notes = vocabulary.notes + model.notes
-    parts = [_language_file(folder, model, vocabulary, tensor_type)]
+    parts = [_language_file(folder, model, vocabulary)]
     if mmproj is not None:
         vision, of_vision = vision_file(folder, config, stored, tensor_type, class_token)
         parts.append(vision)
@@ -92,7 +99,7 @@ def export_gguf(
     return GgufExport(
         architecture=model.architecture,
         sizes=model.sizes,
-        num_tensors=len(model.tensors),
+        types=dict(Counter(tensor.stored.name for tensor in model.tensors)),
         num_f16_fallbacks=_num_fallbacks(parts) if tensor_type is TensorType.Q8_0 else 0,
         file_bytes=sizes[0],
         mmproj_bytes=sum(sizes[1:]),
@@ -102,10 +109,10 @@ def export_gguf(
 
 
 def _num_fallbacks(parts: list[GgufFile]) -> int:
-    return sum(tensor.stored is TensorType.F16 for part in parts for tensor in part.tensors)
+    return sum(tensor.stored is StoredType.F16 for part in parts for tensor in part.tensors)
 
 
-def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary, tensor_type: TensorType) -> GgufFile:
+def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary) -> GgufFile:
     metadata: dict[str, Value] = {
         "general.type": "model",
         "general.name": folder.resolve().name,
@@ -116,4 +123,5 @@ def _language_file(folder: Path, model: LanguageModel, vocabulary: Vocabulary, t
     # For whoever looks the model up later: sizes are the config's, so a plan that cannot be read hinders nothing.
     with suppress(PlanError):
         metadata["lop.plan_id"] = PruningPlan.load(folder / PLAN_NAME).plan_id
-    return GgufFile(model.architecture, metadata, model.tensors, tensor_type)
+    types = Counter(tensor.stored for tensor in model.tensors if len(tensor.shape) > 1)
+    return GgufFile(model.architecture, metadata, model.tensors, types.most_common(1)[0][0])

@@ -2,13 +2,24 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.file_errors import writing
 from pruning.cutting.base_model import CARD_NAME
+from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.inspection import Inspection, inspect_checkpoint
 from pruning.cutting.model_card import MARK, card_yaml, expected_lines, plain
 from pruning.errors import PlanError
+
+if TYPE_CHECKING:
+    from pruning.cutting.gguf.export import GgufExport
+
+
+def stored_as(export: "GgufExport", wanted: TensorType) -> str:
+    """What the matrices of an export are stored in, for people; `wanted` was asked for."""
+    few = [kind for kind in ("q8_0", "q4_0") if kind.upper() in export.types and kind != wanted.value]
+    return f"{wanted.value}, those in few bits in {' and '.join(few)}" if few else wanted.value
 
 
 def write_export_card(folder: Path, out: Path, mmproj: Path | None, stored: str) -> Path | None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of
 from pruning.checkpoints.output_head import needed_tensors
+from pruning.checkpoints.packed_tensors import StoredPacked, with_packed
 from pruning.cutting.gguf.decoder_layers import LayerSizes, exported_layers, layer_tensors, zero_notes
 from pruning.cutting.gguf.gemma3 import check_gemma3, gemma3_metadata, query_scale
 from pruning.cutting.gguf.layouts import LAYOUTS, Layout
-from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.gguf.options import StoredType, TensorType
+from pruning.cutting.gguf.packed_blocks import check_quantisation, scale_note
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
-from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape, copied
+from pruning.cutting.gguf.tensors import GgufTensor, Stored, Weights, check_shape, copied
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import CheckpointError, UnsupportedModelError
 
@@ -55,23 +57,23 @@ def language_model(
         CheckpointError: its tensors are not those of its config.
     """
     text = config.get_text_config(decoder=True)
-    stored = needed_tensors(config, stored)
     context = _check_representable(config, text, context_length)
+    weights = with_packed(needed_tensors(config, stored))
     layout, head_dim = LAYOUTS[text.model_type], head_dim_of(text)
     rotary = None if layout.windows else rotary_of(text, head_dim, layout)
     num_deep = _num_deep_layers(config, text)
-    prefix, layers = exported_layers(config, stored, head_dim, layout, num_fixed=num_deep)
+    prefix, layers = exported_layers(config, weights, head_dim, layout, num_fixed=num_deep)
     sizes = LayerSizes.of(layers)
-    tensors = [*_outer_tensors(config, text, stored, prefix, layout, wanted)]
+    tensors = [*_outer_tensors(config, text, weights, prefix, layout, wanted)]
     if rotary is not None and rotary.freq_factors is not None:
         factors = rotary.freq_factors
-        tensors.append(GgufTensor("rope_freqs.weight", factors.shape, TensorType.F32, values=factors))
+        tensors.append(GgufTensor("rope_freqs.weight", factors.shape, StoredType.F32, values=factors))
     scale = 1.0
     if layout.windows:
         scale = query_scale(text, head_dim=head_dim, num_layers=len(layers), num_heads=sizes.heads[0])
     hidden = int(text.hidden_size)
     for number, layer in enumerate(layers):
-        tensors += layer_tensors(number, layer, stored, hidden, head_dim, layout, wanted, query_scale=scale)
+        tensors += layer_tensors(number, layer, weights, hidden, head_dim, layout, wanted, query_scale=scale)
     architecture = layout.name or ("llama" if sizes.uniform else "deci")
     keys = _sizes_metadata(text, sizes, head_dim, context)
     keys |= gemma3_metadata(text, [x.index for x in layers]) if rotary is None else _rotary_metadata(rotary)
@@ -79,7 +81,8 @@ def language_model(
         keys["n_deepstack_layers"] = num_deep
     metadata = {f"{architecture}.{key}": value for key, value in keys.items()}
     vocab_size = tensors[0].shape[0]
-    differences = (layout.note, None if rotary is None else rotary.note)
+    differences: tuple[str | None, ...] = (layout.note, None if rotary is None else rotary.note)
+    differences += (scale_note(x.source for x in tensors if isinstance(x.source, StoredPacked)),)
     notes = (*zero_notes(layers, layout), *(note for note in differences if note))
     return LanguageModel(architecture, metadata, tuple(tensors), vocab_size, sizes, notes)
 
@@ -99,10 +102,7 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
             values=f"model_type={text.model_type!r}" + (f", which has {reason}" if reason else ""),
             remedy=f"Families that can be exported: {', '.join(LAYOUTS)}",
         )
-    if getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None):
-        raise UnsupportedModelError(
-            "the checkpoint's weights must be plain numbers", values="the config has a quantization_config"
-        )
+    check_quantisation(config)
     layout = LAYOUTS[text.model_type]
     activation = getattr(text, "hidden_activation", None) or text.hidden_act
     if activation != layout.activation:
@@ -131,7 +131,7 @@ def _check_representable(config: "PreTrainedConfig", text: Any, wanted: int | No
 
 
 def _outer_tensors(
-    config: "PreTrainedConfig", text: Any, stored: Stored, prefix: str, layout: Layout, wanted: TensorType
+    config: "PreTrainedConfig", text: Any, stored: Weights, prefix: str, layout: Layout, wanted: TensorType
 ) -> list[GgufTensor]:
     """Embeddings, the last norm, and the output head unless it is the embeddings (llama.cpp shares them then)."""
     named = {kind: name for name in stored if (kind := outer_tensor(name))}

@@ -12,6 +12,16 @@ class TensorType(StrEnum):
     Q8_0 = "q8_0"
 
 
+class StoredType(StrEnum):
+    """How a file holds a tensor: all that may be chosen, and q4_0, which weights in four bits are in."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+
 class ClassToken(StrEnum):
     """Where the llama.cpp that will run the file puts a CLIP tower's class token."""
 

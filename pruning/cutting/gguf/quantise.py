@@ -9,31 +9,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from pruning.checkpoints.file_errors import writing
+from pruning.checkpoints.headers import stored_tensors
+from pruning.checkpoints.packed_tensors import packed_in
 from pruning.cutting.gguf.export import GgufExport, export_gguf
 from pruning.cutting.gguf.llama_runtime import require_llama_cpp
 from pruning.cutting.gguf.options import Quantisation, TensorType
 from pruning.cutting.gguf.output_files import check_outputs
 from pruning.cutting.streaming.publish import publish_files
-from pruning.errors import CheckpointError, InputError
-
-
-@dataclass(frozen=True, slots=True)
-class QuantisedExport:
-    """What was written.
-
-    Attributes:
-        export: with `file_bytes` of the quantised file.
-        types: how many tensors have each type of ggml.
-    """
-
-    export: GgufExport
-    types: Mapping[str, int]
+from pruning.errors import CheckpointError, InputError, UnsupportedModelError
 
 
 def read_tensor_types(path: str | Path) -> dict[str, str]:
@@ -77,7 +66,7 @@ def export_quantised(
     tensor_types: Mapping[str, str] | None = None,
     mmproj: str | Path | None = None,
     **choices: Any,
-) -> QuantisedExport:
+) -> GgufExport:
     """As `export_gguf`, and then llama.cpp's quantiser on the language model; the vision part stays f16.
 
     `tensor_types`: pattern -> type, before what `wanted` chooses. The f16 file lies beside `out` meanwhile, and is gone
@@ -85,11 +74,18 @@ def export_quantised(
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
+        UnsupportedModelError: weights are in few bits already.
         CheckpointError, UnsupportedModelError: as `export_gguf`; or llama.cpp does not quantise the file.
     """
     require_llama_cpp()
     out = Path(out)
     check_outputs([out] if mmproj is None else [out, Path(mmproj)])
+    if packed := packed_in(stored_tensors(Path(folder))):
+        raise UnsupportedModelError(
+            "llama.cpp's quantiser rounds plain numbers",
+            values=f"{folder}: {next(iter(packed))} is in few bits already",
+            remedy="Leave --quantise out: 8 bits become q8_0, 4 bits q4_0, and nothing is rounded again",
+        )
     with writing(out, what="export"), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
         whole, quantised = Path(place) / "f16.gguf", Path(place) / out.name
         export = export_gguf(folder, whole, tensor_type=TensorType.F16, mmproj=mmproj, **choices)
@@ -102,7 +98,7 @@ def export_quantised(
             if mmproj is not None:
                 Path(mmproj).unlink(missing_ok=True)
             raise
-    return QuantisedExport(replace(export, file_bytes=size), types)
+    return replace(export, file_bytes=size, types=types)
 
 
 def _quantise(whole: Path, out: Path, wanted: Quantisation, tensor_types: Mapping[str, str]) -> None:

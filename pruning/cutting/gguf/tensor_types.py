@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.gguf.options import StoredType, TensorType
 from pruning.missing_packages import missing_extra
 
 if TYPE_CHECKING:
@@ -13,47 +13,57 @@ if TYPE_CHECKING:
 
 Float32Array = npt.NDArray[np.float32]
 
-Q8_BLOCK = 32
-"""Values of a row that share one scale in q8_0: a row's length must be a multiple of it."""
+BLOCK = 32
+"""Values of a row that share one scale in q8_0 and q4_0: a row's length must be a multiple of it."""
 
-_Q8_BLOCK_BYTES = 2 + Q8_BLOCK  # a half-precision scale and a byte a value
-_VALUE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+PACKED_TYPES = {8: StoredType.Q8_0, 4: StoredType.Q4_0}
+"""What holds weights of so many bits, symmetric about zero."""
 
+BLOCK_BYTES = {StoredType.Q8_0: 2 + BLOCK, StoredType.Q4_0: 2 + BLOCK // 2}
+"""Of a block: a half-precision scale, and a byte or half of one a value (ggml-common.h)."""
 
-FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
+_VALUE_BYTES = {StoredType.F32: 4, StoredType.F16: 2, StoredType.BF16: 2}
+
+FILE_TYPES = {
+    StoredType.F32: 0,
+    StoredType.F16: 1,
+    StoredType.Q4_0: 2,
+    StoredType.Q8_0: 7,
+    StoredType.BF16: 32,
+}
 """`general.file_type`: what most matrices are (GGUF specification, "General metadata")."""
 
 
-def stored_type(shape: tuple[int, ...], wanted: TensorType) -> TensorType:
+def stored_type(shape: tuple[int, ...], wanted: TensorType) -> StoredType:
     """What a tensor of `shape` is stored as when matrices are `wanted`.
 
     Vectors stay f32. Rows that q8_0 blocks do not fit become f16, as llama.cpp's own converters have it.
     """
     if len(shape) < 2:
-        return TensorType.F32
-    if wanted is TensorType.Q8_0 and shape[-1] % Q8_BLOCK:
-        return TensorType.F16
-    return wanted
+        return StoredType.F32
+    if wanted is TensorType.Q8_0 and shape[-1] % BLOCK:
+        return StoredType.F16
+    return StoredType(wanted.value)
 
 
-def stored_bytes(shape: tuple[int, ...], stored: TensorType) -> int:
+def stored_bytes(shape: tuple[int, ...], stored: StoredType) -> int:
     """Bytes of a tensor's data, without padding."""
     count = 1
     for extent in shape:
         count *= extent
-    if stored is TensorType.Q8_0:
-        return count // Q8_BLOCK * _Q8_BLOCK_BYTES
-    return count * _VALUE_BYTES[stored.value]
+    if stored in BLOCK_BYTES:
+        return count // BLOCK * BLOCK_BYTES[stored]
+    return count * _VALUE_BYTES[stored]
 
 
-def encode(values: Float32Array, stored: TensorType) -> bytes:
+def encode(values: Float32Array, stored: StoredType) -> bytes:
     """The bytes of whole rows. Values past the range of f16 become infinite: the caller looks at them before."""
     from gguf import quants
 
     return quants.quantize(np.ascontiguousarray(values), ggml_type(stored)).tobytes()
 
 
-def ggml_type(stored: TensorType) -> "GGMLQuantizationType":
+def ggml_type(stored: StoredType) -> "GGMLQuantizationType":
     """The type's number in the file."""
     from gguf import GGMLQuantizationType
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
 from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.vision_parts import (
     POSITIONS,
@@ -157,7 +157,7 @@ def _projector_tensors(
             found.append(projector.tensor(f"{name}.bias", f"{module}.bias", (hidden,), wanted))
         else:
             zeros = np.zeros(hidden, dtype=np.float32)
-            found.append(GgufTensor(f"{name}.bias", (hidden,), TensorType.F32, values=zeros))
+            found.append(GgufTensor(f"{name}.bias", (hidden,), StoredType.F32, values=zeros))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pruning.checkpoints.headers import StoredTensor
-from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.gguf.options import StoredType, TensorType
 from pruning.cutting.gguf.tensor_types import stored_type
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape
 from pruning.cutting.gguf.writer import Value
@@ -64,7 +64,7 @@ class Named:
             source = self.known(inside, shape)
             while shape[0] == 1 and len(shape) > 1:
                 shape = shape[1:]
-            found.append(GgufTensor(names[inside], shape, TensorType.F32, replace(source, shape=shape)))
+            found.append(GgufTensor(names[inside], shape, StoredType.F32, replace(source, shape=shape)))
         return found
 
     def blocks(

@@ -15,7 +15,7 @@ import numpy as np
 
 from pruning.anatomy.dtypes import DTYPE_BYTES
 from pruning.checkpoints.headers import StoredTensor
-from pruning.cutting.gguf.options import TensorType
+from pruning.cutting.gguf.options import StoredType, TensorType
 from pruning.cutting.gguf.tensor_types import stored_type
 from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.vision_parts import Named, Tower, VisionPart, image_processor, normalisation
@@ -126,10 +126,10 @@ def frame_embeddings(tower: Named, sizes: Tower) -> list[GgufTensor]:
     """The convolution of each frame, of [width, 3, frames, patch, patch]."""
     shape = (sizes.width, 3, FRAMES, sizes.patch, sizes.patch)
     source = tower.known("patch_embed.proj.weight", shape)
-    whole = np.concatenate(list(GgufTensor("", shape, TensorType.F32, source).blocks()))
+    whole = np.concatenate(list(GgufTensor("", shape, StoredType.F32, source).blocks()))
     of_frame = (sizes.width, 3, sizes.patch, sizes.patch)
     return [
-        GgufTensor(name, of_frame, TensorType.F32, values=np.ascontiguousarray(whole[:, :, frame]))
+        GgufTensor(name, of_frame, StoredType.F32, values=np.ascontiguousarray(whole[:, :, frame]))
         for frame, name in enumerate(("v.patch_embd.weight", "v.patch_embd.weight.1"))
     ]
 

@@ -5,7 +5,7 @@ them. Families that mtmd computes otherwise than transformers are refused by nam
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_gemma3 import gemma3_vision
 from pruning.cutting.gguf.vision_internvl import internvl_vision
@@ -41,7 +41,7 @@ def vision_file(
         CheckpointError: tensors or the image processor are missing, or not those of the config.
     """
     part = _part(folder, config, stored, wanted, class_token)
-    return GgufFile("clip", part.metadata, part.tensors, wanted), part.notes
+    return GgufFile("clip", part.metadata, part.tensors, StoredType(wanted.value)), part.notes
 
 
 def _part(

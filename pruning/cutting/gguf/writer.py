@@ -1,14 +1,16 @@
 """Writing GGUF files: metadata first, then tensor after tensor, never more than a block of one in memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning.cutting.gguf.options import TensorType
-from pruning.cutting.gguf.tensor_types import FILE_TYPES, encode, ggml_type
+from pruning.checkpoints.packed_tensors import StoredPacked
+from pruning.cutting.gguf.options import StoredType
+from pruning.cutting.gguf.packed_blocks import packed_blocks
+from pruning.cutting.gguf.tensor_types import BLOCK_BYTES, FILE_TYPES, encode, ggml_type
 from pruning.cutting.gguf.tensors import GgufTensor, check_finite
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 
 QUANTIZATION_VERSION = 2
-"""`general.quantization_version` of the q8_0 that is written (GGUF specification)."""
+"""`general.quantization_version` of the q8_0 and q4_0 that are written (GGUF specification)."""
 
 ALIGNMENT = 32
 """Every tensor's data begin at a multiple of it (`general.alignment`, its default)."""
@@ -31,12 +33,13 @@ class GgufFile:
         architecture: `general.architecture`, which says how llama.cpp computes it.
         metadata: other keys, by their full name. A Python int becomes a 32-bit unsigned integer.
         tensors: in the order in which they are written.
+        file_type: what most matrices are.
     """
 
     architecture: str
     metadata: Mapping[str, Value]
     tensors: tuple[GgufTensor, ...]
-    file_type: TensorType = field(default=TensorType.F16)
+    file_type: StoredType = field(default=StoredType.F16)
 
     @property
     def data_bytes(self) -> int:
@@ -67,9 +70,8 @@ def write_gguf(file: GgufFile, path: Path, *, on_bytes: Callable[[int], None] | 
         (out,) = writer.fout
         writer.write_padding(out, out.tell())
         for tensor in file.tensors:
-            for block in tensor.blocks():
-                check_finite(block, tensor)
-                written = out.write(encode(block, tensor.stored))
+            for block in _encoded(tensor):
+                written = out.write(block)
                 if on_bytes is not None:
                     on_bytes(written)
             writer.write_padding(out, tensor.nbytes)
@@ -77,10 +79,20 @@ def write_gguf(file: GgufFile, path: Path, *, on_bytes: Callable[[int], None] | 
         writer.close()
 
 
+def _encoded(tensor: GgufTensor) -> Iterator[bytes]:
+    """Its data, block after block."""
+    if isinstance(tensor.source, StoredPacked):
+        yield from packed_blocks(tensor, tensor.source)
+        return
+    for block in tensor.blocks():
+        check_finite(block, tensor)
+        yield encode(block, tensor.stored)
+
+
 def _all_metadata(file: GgufFile) -> dict[str, Value]:
     """The file's metadata, and what every file has."""
     known: dict[str, Value] = {"general.file_type": FILE_TYPES[file.file_type], **file.metadata}
-    if any(t.stored is TensorType.Q8_0 for t in file.tensors):
+    if any(t.stored in BLOCK_BYTES for t in file.tensors):
         known["general.quantization_version"] = QUANTIZATION_VERSION
     return known
 

@@ -47,17 +47,19 @@ class Quantisation:
     group: int
 
     def formats(self, blocks: Sequence[Block]) -> dict[str, IntFormat]:
-        """By the blocks' keys; raises InputError if there are not as many, or a width is no whole groups."""
+        """By the names of weights; raises InputError if there are not as many, or a width is no whole groups."""
         bits = self.bits * len(blocks) if len(self.bits) == 1 else self.bits
         if len(bits) != len(blocks):
             raise InputError(
                 "bits are one number for all decoder layers, or one for each",
                 values=f"{len(bits)} numbers, {len(blocks)} layers",
             )
-        found = {block.key: IntFormat(own, self.group) for block, own in zip(blocks, bits, strict=True)}
-        for block in blocks:
+        found = {}
+        for block, own in zip(blocks, bits, strict=True):
+            form = IntFormat(own, self.group)
             for projection in block.projections:
-                found[block.key].check(f"{projection.inside} of {block}", projection.shape[1])
+                form.check(f"{projection.inside} of {block}", projection.shape[1])
+                found[projection.name] = form
         return found
 
 
@@ -105,10 +107,10 @@ def quantise_checkpoint(
     for block in blocks:
         for projection in block.projections:
             del headers[projection.name]
-            headers |= packed_headers(projection, formats[block.key])
+            headers |= packed_headers(projection, formats[projection.name])
     recipe = {
         "method": asked.rounding.value,
-        "bits": [formats[block.key].bits for block in blocks],
+        "bits": [formats[block.projections[0].name].bits for block in blocks],
         "group": asked.group,
         "calibration": calibration_id,
     }
@@ -161,8 +163,9 @@ def quantization_config(
 ) -> dict[str, Any]:
     """What config.json says of it: a group for each number of bits, of the layers that have it."""
     names = [x.inside for x in blocks[0].projections]
+    of_layer = {x.index: formats[x.projections[0].name] for x in blocks}
     targets = {
-        (form.bits, form.group): [layer_pattern((x.index for x in blocks if formats[x.key] == form), names)]
+        (form.bits, form.group): [layer_pattern((index for index, own in of_layer.items() if own == form), names)]
         for form in formats.values()
     }
     everything = layer_pattern((x.index for x in blocks), names).removeprefix("re:")

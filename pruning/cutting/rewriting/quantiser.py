@@ -34,7 +34,7 @@ def packed_headers(projection: Projection, form: IntFormat) -> dict[str, TensorH
 
 @dataclass(frozen=True)
 class Quantiser:
-    """One way of rounding, with the format of each block by its key.
+    """One way of rounding, with the format of each projection by the name of its weight.
 
     `sees`: whether there is data; rounding to nearest does without.
     """
@@ -47,15 +47,21 @@ class Quantiser:
     def replaces(self) -> bool:
         return True
 
-    def needs(self, block: Block) -> Needs:  # noqa: ARG002
+    def needs(self, block: Block) -> Needs:
+        if not block.projections:
+            return Needs.NOTHING
         if self.rounding is Rounding.GPTQ:
             return Needs.PRODUCTS
         return Needs.SQUARES if self.sees else Needs.NOTHING
 
     def rewrite(
-        self, block: Block, projections: Sequence[Projection], weights: Sequence[torch.Tensor], inputs: Inputs | None
+        self,
+        block: Block,  # noqa: ARG002
+        projections: Sequence[Projection],
+        weights: Sequence[torch.Tensor],
+        inputs: Inputs | None,
     ) -> Rewritten:
-        form = self.formats[block.key]
+        form = self.formats[projections[0].name]  # those that share inputs are of one sub-layer
         how: dict[str, float | int | None] = {"bits": form.bits, "group": form.group}
         dtypes = [torch_dtype(x.dtype) for x in projections]
         if self.rounding is Rounding.NEAREST:

@@ -52,10 +52,12 @@ def draft_contents(
     *,
     max_shard_size: int,
     calibration_id: str | None = None,
+    rounded_on: str | None = None,
 ) -> Contents:
     """What decides every byte of the weight files; the source counts by its headers, and its files' sizes and times.
 
-    `calibration_id`: of what weights are solved anew on; None where they are only cut.
+    `calibration_id`: of what weights are solved anew on; None where they are only cut. `rounded_on`: of what they are
+    rounded on by GPTQ; None where they are to nearest, or not at all.
 
     Raises CheckpointError if a weight file is gone.
     """
@@ -67,6 +69,7 @@ def draft_contents(
         "source": _source_digest(stored),
         "max_shard_size": max_shard_size,
         **({} if calibration_id is None else {"reconstruction": calibration_id}),
+        **({} if rounded_on is None else {"gptq": rounded_on}),
     }
 
 

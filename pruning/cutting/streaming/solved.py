@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -48,6 +49,11 @@ class SolvedFiles:
                 "solved layers are safetensors files", values=f"{path}: {error}", remedy=f"Remove {path}"
             ) from error
 
+    def tensors(self, layer: int) -> Mapping[str, torch.Tensor] | None:
+        """The weights of `layer`, by their names in it; None: nothing was solved there."""
+        found = self.get(layer)
+        return None if found is None else found.tensors
+
     def put(self, layer: int, solved: SolvedLayer) -> None:
         replace_file(self._path(layer), save(solved.tensors, metadata={_NOTE: solved.note()}))
 
@@ -65,13 +71,6 @@ class SolvedFiles:
 
     def _path(self, layer: int) -> Path:
         return self._folder / f"layer-{layer:05d}.safetensors"
-
-
-@contextmanager
-def solved_files(out: Path, contents: Contents) -> Iterator[SolvedFiles]:
-    """Those of `out`, of which `contents` says what it is of; as `layer_folder`."""
-    with layer_folder(out, contents) as folder:
-        yield SolvedFiles(folder)
 
 
 @contextmanager

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
 
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf import tensor_types
+from pruning.cutting.prune_checkpoint import prune_checkpoint
+from tests.pruning.cut_models import random_ranking
+from tests.pruning.packed_models import JOINT, plan_of, save_wide_checkpoint
 from tests.pruning.tokenizer_files import with_merged_digits
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -39,6 +44,20 @@ def test_both_files_and_what_is_said_of_them(checkpoint: Path, tmp_path: Path) -
     assert "#25814" in done.stderr
     assert found["card"] == str(tmp_path / "README.md")
     assert "llama-mtmd-cli -m a.gguf --mmproj b.gguf" in (tmp_path / "README.md").read_text()
+
+
+def test_a_folder_in_few_bits_keeps_them(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    wide = save_wide_checkpoint(tmp_path / "wide")
+    plan, ranking = plan_of(wide, JOINT), random_ranking(read_anatomy(wide))
+    folder = prune_checkpoint(wide, plan, ranking, tmp_path / "packed")
+    done = lop("-m", folder, "-o", tmp_path / "a.gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    types = json.loads(done.stdout)["types"]
+    # Three projections of an FFN are in 8 bits; four of an attention and three of another FFN in 4.
+    assert (types["Q8_0"], types["Q4_0"]) == (3, 7)
+    assert types == dict(Counter(x.tensor_type.name for x in GGUFReader(tmp_path / "a.gguf").tensors))
+    assert "matrices in f16, those in few bits in q8_0 and q4_0." in (tmp_path / "README.md").read_text()
 
 
 def test_a_users_mistake_is_one_line(checkpoint: Path, tmp_path: Path) -> None:

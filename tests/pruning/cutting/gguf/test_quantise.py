@@ -28,8 +28,8 @@ def test_single_tensors_get_the_types_of_the_file(checkpoint: Path, tmp_path: Pa
     assert types["blk.0.attn_q.weight"] == GGMLQuantizationType.Q5_1
     assert types["blk.1.attn_q.weight"] == GGMLQuantizationType.Q4_0
     assert types["blk.1.attn_norm.weight"] == GGMLQuantizationType.F32
-    assert sum(found.types.values()) == len(types) == found.export.num_tensors
-    assert found.export.file_bytes == out.stat().st_size
+    assert sum(found.types.values()) == len(types) == found.num_tensors
+    assert found.file_bytes == out.stat().st_size
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".gguf"] == ["model.gguf"]
     with pytest.raises(CheckpointError, match="must not exist"):
         export_quantised(checkpoint, out, Quantisation.Q4_0)

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
-from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor, load_pruned
@@ -16,8 +15,7 @@ from pruning.cutting.inspection import InspectedLayer, inspect_checkpoint
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.reconstruct_checkpoint import Reconstruction
 from pruning.cutting.reconstruction import SolvedSite
-from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
-from pruning.cutting.surgery import apply_plan, cut_model
+from pruning.cutting.surgery import apply_plan
 from pruning.data.batches import BatchStream, make_batches
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import CheckpointError, InputError, PlanError
@@ -26,76 +24,26 @@ from pruning.measuring.rounded_weights import RoundedWeights
 from pruning.planning import prices
 from pruning.planning.budget import header_bytes_bound
 from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.plan import PlanRanking, PlanTarget, Predicted, PruningPlan
 from pruning.planning.workload import Workload
 from tests.pruning.cut_models import next_token_logits, random_ranking
-from tests.tiny_models import save_tiny_checkpoint
+from tests.pruning.packed_models import (
+    ATTENTION,
+    BITS,
+    FFN,
+    JOINT,
+    cut_and_rounded,
+    plan_of,
+    rounded,
+    save_wide_checkpoint,
+)
 
 compressors = pytest.importorskip("compressed_tensors.compressors.pack_quantized")
-
-ATTENTION, FFN = Sublayer.ATTENTION, Sublayer.FFN
-
-BITS = Architecture.of(
-    {
-        Site(0, ATTENTION): Option(2, 8),
-        Site(0, FFN): Option(64, 4),
-        Site(2, FFN): Option(64, 8),
-        Site(3, FFN): Option(64, 4),
-    }
-)
-
-JOINT = Architecture.of(
-    {
-        Site(0, ATTENTION): Option(2, 4),
-        Site(0, FFN): Option(32, 8),
-        Site(1, ATTENTION): Option(1),
-        Site(2, ATTENTION): Option(0),
-        Site(2, FFN): Option(32, 4),
-        Site(3, FFN): Option(48),
-    }
-)
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FFNs of 64 channels, attention of 32 inputs in 2 KV groups; in bfloat16. Layers do much more than pass on what
-    they get, so that no difference hides behind the residual."""
-    folder = tmp_path_factory.mktemp("wide")
-    model = load_model(save_tiny_checkpoint(folder / "f32", ffn_width=64), dtype=torch.bfloat16)
-    for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
-        for linear in module.modules():
-            if isinstance(linear, torch.nn.Linear):
-                torch.nn.init.normal_(linear.weight, std=0.2)
-    model.save_pretrained(folder / "m")
-    load_processor(folder / "f32").save_pretrained(folder / "m")
-    return folder / "m"
-
-
-def plan_of(folder: Path, architecture: Architecture) -> PruningPlan:
-    anatomy = read_anatomy(folder)
-    ranking = PlanRanking(sha256=random_ranking(anatomy).sha256)
-    return make_plan(
-        anatomy, architecture, model_id="tiny", target=PlanTarget(sparsity=0.0), method="test", ranking=ranking
-    )
-
-
-def cut_and_rounded(folder: Path, architecture: Architecture) -> PreTrainedModel:
-    """In memory, in bfloat16: cut, then each weight rounded as it stands."""
-    model, anatomy = load_model(folder), read_anatomy(folder)
-    cut_model(model, anatomy.sizes(architecture), random_ranking(anatomy))
-    return rounded(model, architecture)
-
-
-@torch.no_grad()
-def rounded(model: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """`model`, which is cut, with each weight rounded as it stands."""
-    view = decoder_view(model)
-    for (layer, sublayer), option in architecture.items:
-        if option.bits is not None:
-            for name in view.family.linears(sublayer):
-                weight = view.projection(layer, name).weight
-                weight.copy_(round_to_nearest(weight, IntFormat(option.bits, 32), None, weight.dtype).weight)
-    return model
+    return save_wide_checkpoint(tmp_path_factory.mktemp("wide"))
 
 
 @pytest.mark.parametrize("architecture", [BITS, JOINT], ids=["bits", "joint"])
@@ -171,11 +119,12 @@ def test_folder_and_card_say_in_how_many_bits_weights_are(wide: Path, tmp_path: 
         assert found.parameters == plan.achieved.parameters
         said = {Site(x.index, half): bits for x in found.layers for half, bits in halves(x) if bits is not None}
         assert said == {site: option.bits for site, option in architecture.items if option.bits is not None}
-        assert not any("llama.cpp" in runtime or "whatever" in runtime for runtime in found.runs_in)
+        assert found.runs_in[-1] == "llama.cpp, by lop export gguf"
+        assert not any("whatever" in runtime for runtime in found.runs_in)
         card = (out / "README.md").read_text()
         assert loads in card
         assert heading in card.partition("\n## ")[0]
-        assert "not from this folder" in card
+        assert "8 bits become q8_0 and 4 bits q4_0" in card
         assert ("0.0%" in card) is False
     assert dense.parameters == read_anatomy(wide).total_parameters
     assert {(x.ffn_bits, x.attention_bits) for x in dense.layers} == {(None, None)}
@@ -183,6 +132,25 @@ def test_folder_and_card_say_in_how_many_bits_weights_are(wide: Path, tmp_path: 
 
 def halves(layer: InspectedLayer) -> list[tuple[Sublayer, int | None]]:
     return [(FFN, layer.ffn_bits), (ATTENTION, layer.attention_bits)]
+
+
+def test_a_plan_says_which_rounding_it_predicts(wide: Path) -> None:
+    anatomy, predicted = read_anatomy(wide), Predicted(quality=0.1, of="unseen")
+    ranking = PlanRanking(sha256=random_ranking(anatomy).sha256)
+    for architecture, rounding in ((JOINT, "rtn"), (anatomy.sizes(JOINT), None)):
+        plan = make_plan(
+            anatomy,
+            architecture,
+            model_id="tiny",
+            target=PlanTarget(sparsity=0.0),
+            method="test",
+            ranking=ranking,
+            predicted=predicted,
+        )
+        assert plan.predicted is not None
+        assert plan.predicted.rounding == rounding
+        assert ('"rounding"' in plan.to_json()) is (rounding is not None)
+        assert PruningPlan.from_json(plan.to_json()) == plan
 
 
 def test_codes_are_packed_as_the_library_does(wide: Path, tmp_path: Path) -> None:
