@@ -1,0 +1,57 @@
+"""Processes that start at once: forked from one that has imported what commands import, which takes seconds.
+
+Each is a process like any other, with its own memory and number, to be killed or to run out of disk. Where it matters
+that a command starts from nothing, a test runs `python -m lop.cli`.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "accelerate",
+        "peft",
+        "transformers.models.llava",
+        "lop.cli",
+        "lop.workflows.answering",
+        "lop.workflows.searching",
+        "service.planner",
+        "tests.recovery.joint",
+    ]
+)
+
+
+def start_lop(*arguments: object, stdout: Path, stderr: Path) -> ForkServerProcess:
+    """`lop ARGUMENTS`, started, with its output in files; a terminal is a file, too."""
+    return start(_lop, [str(argument) for argument in arguments], stdout=stdout, stderr=stderr)
+
+
+def start(call: Callable[..., Any], *arguments: Any, stdout: Path, stderr: Path) -> ForkServerProcess:
+    """`call(*arguments)` likewise; `call` must be importable."""
+    process = CONTEXT.Process(target=_run, args=((stdout, stderr), call, arguments))
+    process.start()
+    return process
+
+
+def _run(streams: tuple[Path, Path], call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    for number, name in enumerate(streams, start=1):
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    torch.set_num_threads(1)
+    call(*arguments)
+
+
+def _lop(arguments: list[str]) -> None:
+    from lop.cli import main
+
+    sys.argv = ["lop", *arguments]
+    main()
