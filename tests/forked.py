@@ -6,7 +6,9 @@ that a command starts from nothing, a test runs `python -m lop.cli`.
 
 import multiprocessing
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -30,6 +32,16 @@ CONTEXT.set_forkserver_preload(
 def start_lop(*arguments: object, stdout: Path, stderr: Path) -> ForkServerProcess:
     """`lop ARGUMENTS`, started, with its output in files; a terminal is a file, too."""
     return start(_lop, [str(argument) for argument in arguments], stdout=stdout, stderr=stderr)
+
+
+def run_lop(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """Stands for `subprocess.run` of `python -m lop.cli ARGUMENTS` whose output is captured as text."""
+    assert command[:3] == [sys.executable, "-m", "lop.cli"]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = start_lop(*command[3:], stdout=out, stderr=err)
+        process.join()
+        return subprocess.CompletedProcess(command, process.exitcode or 0, out.read_text(), err.read_text())
 
 
 def start(call: Callable[..., Any], *arguments: Any, stdout: Path, stderr: Path) -> ForkServerProcess:

@@ -15,6 +15,7 @@ from mcts.settings import SearchSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
+from pruning.data.batches import Batch
 from pruning.data.conversations import Conversation, load_conversations
 from pruning.forward.layer_source import CheckpointLayers
 from pruning.measuring.activation_statistics import measure_activations
@@ -54,8 +55,8 @@ def halved(folder: Path, dtype: torch.dtype, family: str = "llava-llama") -> tup
     return half, folder / "wide"
 
 
-def metrics_in(folder: Path, conversations: list[Conversation], family: str = "llava-llama") -> Metrics:
-    batches, ranking = batches_for(family, conversations), random_ranking(read_anatomy(folder))
+def metrics_in(folder: Path, batches: list[Batch]) -> Metrics:
+    ranking = random_ranking(read_anatomy(folder))
     evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
     evaluator.evaluate([*WIDTHS[:2], 16, 48])  # leaves a prefix behind
     return evaluator.evaluate(WIDTHS)
@@ -67,7 +68,8 @@ def test_weights_are_widened_once_where_they_fit(
 ) -> None:
     half, wide = halved(tmp_path, dtype)
     assert {x.dtype for x in load_for_compute(half).parameters()} == {torch.float32}
-    assert metrics_in(half, conversations) == metrics_in(wide, conversations)
+    batches = batches_for("llava-llama", conversations)
+    assert metrics_in(half, batches) == metrics_in(wide, batches)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +84,12 @@ def test_a_layer_at_a_time_gives_the_same_numbers_where_they_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half, wide = halved(tmp_path, dtype, family)
-    expected = metrics_in(wide, conversations, family)
+    batches = batches_for(family, conversations)
+    expected = metrics_in(wide, batches)
     monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
     assert {x.dtype for x in load_for_compute(half).parameters()} == {dtype}
     with half_products() as products:
-        found = metrics_in(half, conversations, family)
+        found = metrics_in(half, batches)
     assert products == []
     assert found.kl == pytest.approx(expected.kl, rel=1e-5)
     assert found.nll == pytest.approx(expected.nll, rel=1e-5)

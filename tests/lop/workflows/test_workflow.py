@@ -1,10 +1,11 @@
 """From a queued search to a predicted plan, and the demo, with everything real but the model's size.
 
-The commands of the first run in this process; those of the demo, and of `tests/service/test_compose.py`, in their own.
+The commands of the first run in this process; those of the demo, and of `tests/service/test_compose.py`, in theirs.
 """
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import InputError
 from pruning.planning.scope import Scope
 from storage.sql_repository import open_repository
+from tests.forked import run_lop
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 Lop = Callable[..., str]
@@ -78,7 +80,11 @@ def test_a_queued_search_ends_in_a_predictor_that_plans(
         lop("train", "-m", "tiny", "--num-levels", 5)
 
 
-def test_the_demo_runs_and_its_checkpoints_give_its_numbers(tmp_path: Path, short_training: None) -> None:
+def test_the_demo_runs_and_its_checkpoints_give_its_numbers(
+    tmp_path: Path, short_training: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server starts from nothing; its other commands are forked."""
+    monkeypatch.setattr(subprocess, "run", run_lop)
     reference = tmp_path / "reference"
     save_tiny_checkpoint(reference / "model", ffn_width=64)
     for split in ("calibration", "validation"):
