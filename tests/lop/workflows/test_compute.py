@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lop.workflows.compute import load_for_compute
 from lop.workflows.registration import register_model
@@ -21,6 +22,7 @@ from pruning.forward.layer_source import CheckpointLayers
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.metrics import Metrics
+from pruning.planning.ranking import Ranking
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -48,16 +50,19 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
 
 
-def halved(folder: Path, dtype: torch.dtype, family: str = "llava-llama") -> tuple[Path, Path]:
+def halved(folder: Path, dtype: torch.dtype) -> tuple[Path, Path]:
     """A checkpoint in a half type, and its float32 copy."""
-    half = save_lively_model(folder / "half", family, dtype)
+    half = save_lively_model(folder / "half", "llava-llama", dtype)
     load_model(half, dtype=torch.float32).save_pretrained(folder / "wide")
     return half, folder / "wide"
 
 
 def metrics_in(folder: Path, batches: list[Batch]) -> Metrics:
-    ranking = random_ranking(read_anatomy(folder))
-    evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
+    return metrics_of(load_for_compute(folder), batches, random_ranking(read_anatomy(folder)))
+
+
+def metrics_of(model: PreTrainedModel, batches: list[Batch], ranking: Ranking) -> Metrics:
+    evaluator = ConfigurationEvaluator(model, batches, ranking)
     evaluator.evaluate([*WIDTHS[:2], 16, 48])  # leaves a prefix behind
     return evaluator.evaluate(WIDTHS)
 
@@ -83,13 +88,14 @@ def test_a_layer_at_a_time_gives_the_same_numbers_where_they_do_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half, wide = halved(tmp_path, dtype, family)
-    batches = batches_for(family, conversations)
-    expected = metrics_in(wide, batches)
+    half = save_lively_model(tmp_path, family, dtype)
+    batches, ranking = batches_for(family, conversations), random_ranking(read_anatomy(half))
+    expected = metrics_of(load_model(half, dtype=torch.float32), batches, ranking)
     monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
-    assert {x.dtype for x in load_for_compute(half).parameters()} == {dtype}
+    model = load_for_compute(half)
+    assert {x.dtype for x in model.parameters()} == {dtype}
     with half_products() as products:
-        found = metrics_in(half, batches)
+        found = metrics_of(model, batches, ranking)
     assert products == []
     assert found.kl == pytest.approx(expected.kl, rel=1e-5)
     assert found.nll == pytest.approx(expected.nll, rel=1e-5)
