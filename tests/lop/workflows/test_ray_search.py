@@ -92,7 +92,7 @@ def run_until(process: "subprocess.Popen[str]", database: Path, count: int, numb
 
 def wait_until_unused(folder: Path) -> None:
     """Until no process has been started with a path below `folder`."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while any(str(folder).encode() in _command_line(path) for path in Path("/proc").glob("[0-9]*")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
