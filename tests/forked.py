@@ -30,7 +30,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def start_lop(*arguments: object, stdout: Path, stderr: Path) -> ForkServerProcess:
-    """`lop ARGUMENTS`, started, with its output in files; a terminal is a file, too."""
+    """`lop ARGUMENTS`, started, with its output in files."""
     return start(_lop, [str(argument) for argument in arguments], stdout=stdout, stderr=stderr)
 
 
@@ -46,16 +46,20 @@ def run_lop(command: list[str], **_: object) -> subprocess.CompletedProcess[str]
 
 def start(call: Callable[..., Any], *arguments: Any, stdout: Path, stderr: Path) -> ForkServerProcess:
     """`call(*arguments)` likewise; `call` must be importable."""
-    process = CONTEXT.Process(target=_run, args=((stdout, stderr), call, arguments))
+    process = CONTEXT.Process(target=_run, args=((stdout, stderr), dict(os.environ), call, arguments))
     process.start()
     return process
 
 
-def _run(streams: tuple[Path, Path], call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    streams: tuple[Path, Path], environment: dict[str, str], call: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     import torch
 
+    os.environ.clear()  # it is that of the test which forked first
+    os.environ.update(environment)
     for number, name in enumerate(streams, start=1):
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY, 0o600)
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, number)
         os.close(file)
     torch.set_num_threads(1)
