@@ -43,8 +43,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/lop demo
 
+# In the order of the folders, of which the last take seconds a file. By the number of their tests, as xdist orders files,
+# those that take minutes would come last: one core would work on the last of them, and the others wait.
+# Bytecode is kept, whatever the environment says: processes that tests start would compile everything anew.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 
 # The browser is Debian's package; axe-core comes from npm, and is kept beside the environment.
 test-page: $(STAMP)

@@ -115,11 +115,14 @@ def check(
     not be meant. Items are counted from 0.
     """
     from lop.console.data_report import COLUMNS, document_of, lines_of, rows_of
-    from pruning.checkpoints.anatomy_reader import load_config
-    from pruning.checkpoints.loading import load_processor
     from pruning.data.data_check import check_data
 
-    processor, config = (load_processor(model), load_config(model)) if model is not None else (None, None)
+    processor, config = None, None
+    if model is not None:  # only tokens need torch and transformers, which take seconds to import
+        from pruning.checkpoints.anatomy_reader import load_config
+        from pruning.checkpoints.loading import load_processor
+
+        processor, config = load_processor(model), load_config(model)
     with bar("checking") as on_item:
         report = check_data(file, processor=processor, config=config, on_item=on_item)
     if json:

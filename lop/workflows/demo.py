@@ -75,6 +75,8 @@ class DemoResult:
 
 def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoResult, dict[str, PruningPlan]]:
     """Run the loop on the checkpoint and data in `reference`, into the new folder `out`; also returns the plans."""
+    from pruning.cutting.prune_checkpoint import prune_checkpoint
+    from pruning.planning.ranking import Ranking
     from storage.sql_repository import open_repository
 
     if settings.target in settings.searched:
@@ -98,12 +100,12 @@ def run_demo(reference: Path, out: Path, settings: DemoSettings) -> tuple[DemoRe
         plans["lop"] = client.plan(model=MODEL_ID, sparsity=settings.target)
         latency_ms = (time.perf_counter() - before) * 1000
         plans["uniform"] = client.plan(model=MODEL_ID, sparsity=settings.target, method="uniform")
-        for name, plan in plans.items():
-            write_plan(plan, client.ranking(plan), out / f"{name}.json")
+        rankings = {name: client.ranking(plan) for name, plan in plans.items()}
     folders = {"dense": model}
-    for name in plans:
+    for name, plan in plans.items():
+        write_plan(plan, rankings[name], out / f"{name}.json")
         folders[name] = out / f"{name}-checkpoint"
-        _lop("apply", "--plan", str(out / f"{name}.json"), "--model", str(model), "--out", str(folders[name]))
+        prune_checkpoint(model, plan, Ranking.from_bytes(rankings[name]), folders[name])
     _say("asking the dense and the pruned checkpoints every question of the validation split")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = pool.map(lambda folder: _evaluate(folder, model, data), folders.values())

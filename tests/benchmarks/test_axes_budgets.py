@@ -12,7 +12,7 @@ from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint
 
 
-def test_every_request_is_kept_to_by_built_models(tmp_path: Path) -> None:
+def test_every_request_is_kept_to_by_built_models(tmp_path: Path, quick_processes: None) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "model")
     profile = made_up_profile("this-machine", anatomy=read_anatomy(checkpoint), attention=True)
     found = axes_budgets(checkpoint, num_budgets=24, profile=profile, processes=1)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,29 @@ METHODS = {
 SPARSITIES = (0.3, 0.5)
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a small run wrote to."""
-    reference = tmp_path / "reference"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a small run wrote to; nothing but this run is in the way of another."""
+    folder = tmp_path_factory.mktemp("search")
+    reference = folder / "reference"
     save_tiny_checkpoint(reference / "model")
     data = reference / "data"
     for seed, split in enumerate(("calibration", "validation")):
-        source = write_conversations(tmp_path / split, seed=seed)
+        source = write_conversations(folder / split, seed=seed)
         data.mkdir(exist_ok=True)
         (data / f"{split}.json").write_text(source.read_text().replace("images/", f"{source.parent}/images/"))
-    # One model twice: what it measures once is remembered for the other.
-    monkeypatch.setattr(search, "MODELS", {"reference": reference, "second": reference})
-    small = {"SPARSITIES": SPARSITIES, "SEEDS": (0, 1), "EVALUATIONS": 16, "NUM_LEVELS": 3}
-    for name, value in {**small, "RESULTS_DIR": tmp_path / "results"}.items():
-        monkeypatch.setattr(search, name, value)
-    for name, value in {"SPARSITIES": SPARSITIES, "SEEDS": (0,), "LEVELS": 3, "EVALUATIONS": 9}.items():
-        monkeypatch.setattr(enumeration, name, value)
-    monkeypatch.setattr(machine, "RESULTS_DIR", tmp_path / "results")
-    monkeypatch.setattr(subject, "WORK_DIR", tmp_path / "work")
-    search.main(few=3)
-    return tmp_path / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        # One model twice: what it measures once is remembered for the other.
+        patch.setattr(search, "MODELS", {"reference": reference, "second": reference})
+        small = {"SPARSITIES": SPARSITIES, "SEEDS": (0, 1), "EVALUATIONS": 16, "NUM_LEVELS": 3}
+        for name, value in {**small, "RESULTS_DIR": folder / "results"}.items():
+            patch.setattr(search, name, value)
+        for name, value in {"SPARSITIES": SPARSITIES, "SEEDS": (0,), "LEVELS": 3, "EVALUATIONS": 9}.items():
+            patch.setattr(enumeration, name, value)
+        patch.setattr(machine, "RESULTS_DIR", folder / "results")
+        patch.setattr(subject, "WORK_DIR", folder / "work")
+        search.main(few=3)
+        yield folder / "results"
 
 
 def test_a_small_run(results: Path) -> None:

@@ -55,7 +55,7 @@ def planner_over(repository: Repository) -> Planner:
     return Planner(repository, PredictorCache(repository, capacity=1))
 
 
-def test_random_requests_are_feasible_and_their_plans_hold(url: str, source: Path) -> None:
+def test_random_requests_are_feasible_and_their_plans_hold(url: str, source: Path, quick_processes: None) -> None:
     subject = TruthSubject("tiny", source, 1.0, is_whole=True)
     with open_repository(url) as repository:
         anatomy = repository.get_model("tiny").anatomy

@@ -33,7 +33,7 @@ def anatomy(checkpoint: Path) -> ModelAnatomy:
     return read_anatomy(checkpoint)
 
 
-def test_plans_of_random_spaces_keep_their_budgets(checkpoint: Path, tmp_path: Path) -> None:
+def test_plans_of_random_spaces_keep_their_budgets(checkpoint: Path, tmp_path: Path, quick_processes: None) -> None:
     url = f"sqlite:///{tmp_path / 'truth.db'}"
     with open_repository(url, create=True) as repository:
         register_model(repository, "tiny", checkpoint, load_conversations(write_conversations(tmp_path / "data")))

@@ -26,6 +26,14 @@ def _process_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("service.logs.configure_logging", lambda _level, _form: None)
 
 
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictors are trained on a quarter of the problems and for a quarter of the epochs, where commands and jobs have
+    no options for it. What a predictor is worth, `tests/policy_model` and the benchmarks tell."""
+    monkeypatch.setattr("policy_model.training.PROBLEMS_PER_OPTION", 10)
+    monkeypatch.setattr("policy_model.training.MAX_EPOCHS", 5)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only."""

@@ -138,24 +138,30 @@ def test_equal_arguments_give_equal_weights_in_any_order(
 
 
 @pytest.fixture(scope="module")
-def to_the_end(anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings) -> Predictor:
+def short(settings: TrainingSettings) -> TrainingSettings:
+    """Two rounds of 40 steps each, which nothing is expected of but that they are what they are."""
+    return dataclasses.replace(settings, problems_per_round=64)
+
+
+@pytest.fixture(scope="module")
+def to_the_end(anatomy: ModelAnatomy, samples: list[Sample], short: TrainingSettings) -> Predictor:
     """A training of all its rounds, however well it does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("policy_model.training.PATIENCE", 100)
-        return train_predictor(anatomy, samples, settings)
+        return train_predictor(anatomy, samples, short)
 
 
-@pytest.mark.parametrize("killed_at", [(7,), (10, 61), (64, 118)])
+@pytest.mark.parametrize("killed_at", [(10, 41), (44, 78)])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     to_the_end: Predictor,
     anatomy: ModelAnatomy,
     samples: list[Sample],
-    settings: TrainingSettings,
+    short: TrainingSettings,
     tmp_path: Path,
     killed_at: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed in the first round, at the change to the second, and in both."""
+    """Killed in the first round and at the change to the second, and twice in the second."""
     monkeypatch.setattr("policy_model.training.PATIENCE", 100)
     for step in killed_at:
 
@@ -164,36 +170,36 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            train_predictor(anatomy, samples, settings, progress=kill, checkpoint_folder=tmp_path)
+            train_predictor(anatomy, samples, short, progress=kill, checkpoint_folder=tmp_path)
     steps: list[int] = []
     resumed = train_predictor(
-        anatomy, samples, settings, progress=lambda p: steps.append(p.step), checkpoint_folder=tmp_path
+        anatomy, samples, short, progress=lambda p: steps.append(p.step), checkpoint_folder=tmp_path
     )
     assert steps[0] == killed_at[-1] // 5 * 5 + 1
-    assert steps[-1] == 120
-    assert resumed.metrics["num_problems"] == 384
+    assert steps[-1] == 80
+    assert resumed.metrics["num_problems"] == 128
     assert resumed.to_bytes() == to_the_end.to_bytes()
     assert len(list(tmp_path.iterdir())) == 2  # one state: JSON and tensors
 
 
 def test_a_folder_of_another_training_is_refused(
-    anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings, tmp_path: Path
+    anatomy: ModelAnatomy, samples: list[Sample], short: TrainingSettings, tmp_path: Path
 ) -> None:
     def kill(progress: TrainingProgress) -> None:
         if progress.step == 5:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train_predictor(anatomy, samples, settings, progress=kill, checkpoint_folder=tmp_path)
-    for other_samples, other in ((samples[1:], settings), (samples, dataclasses.replace(settings, seed=8))):
+        train_predictor(anatomy, samples, short, progress=kill, checkpoint_folder=tmp_path)
+    for other_samples, other in ((samples[1:], short), (samples, dataclasses.replace(short, seed=8))):
         with pytest.raises(CheckpointError, match="same settings, model and samples"):
             train_predictor(anatomy, other_samples, other, checkpoint_folder=tmp_path)
     (tmp_path / "training-5.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="must be complete"):
-        train_predictor(anatomy, samples, settings, checkpoint_folder=tmp_path)
+        train_predictor(anatomy, samples, short, checkpoint_folder=tmp_path)
     (tmp_path / STATE_FILE).write_text("{")
     with pytest.raises(CheckpointError, match="must be complete"):
-        train_predictor(anatomy, samples, settings, checkpoint_folder=tmp_path)
+        train_predictor(anatomy, samples, short, checkpoint_folder=tmp_path)
 
 
 def test_errors_come_before_the_work(anatomy: ModelAnatomy, samples: list[Sample], settings: TrainingSettings) -> None:

@@ -1,7 +1,6 @@
 """Processes that train together on this machine, by gloo, as a launcher starts them: forked from one that has imported
 everything."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -19,10 +18,8 @@ from recovery.recover import Ears
 from recovery.scores import AnswerScores
 from recovery.several import Several
 from recovery.training import Watcher
+from tests.forked import CONTEXT
 from tests.recovery.conftest import Cut
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["accelerate", "peft", "transformers.models.llava", "lop.cli", "tests.recovery.joint"])
 
 SETTINGS: dict[str, Any] = {
     "losses": {"sft": 1.0, "kd-logits": 1.0, "kd-hidden": 1.0},
@@ -55,8 +52,8 @@ def launched(count: int, call: Callable[..., Any], *arguments: Any) -> list[Ende
         port = found.getsockname()[1]
     started = []
     for number in range(count):
-        ours, theirs = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_run, args=(theirs, number, count, port, call, arguments))
+        ours, theirs = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_run, args=(theirs, number, count, port, call, arguments))
         process.start()
         theirs.close()
         started.append((process, ours))

@@ -29,6 +29,17 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def database_of_tiny(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """The same with one model, "tiny"."""
+    path = tmp_path_factory.mktemp("database") / "tiny.db"
+    path.write_bytes(empty_database.read_bytes())
+    with open_repository(f"sqlite:///{path}", create=False) as repository:
+        register_model(repository)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing of it waits in a log
+    return path
+
+
 @pytest.fixture
 def database_url(tmp_path: Path, empty_database: Path) -> str:
     path = tmp_path / "lop.db"
@@ -42,10 +53,10 @@ def settings(database_url: str) -> Settings:
 
 
 @pytest.fixture
-def repository(database_url: str) -> Iterator[Repository]:
+def repository(database_url: str, database_of_tiny: Path) -> Iterator[Repository]:
     """The database of `client`, with one model called "tiny"."""
+    Path(database_url.removeprefix("sqlite:///")).write_bytes(database_of_tiny.read_bytes())
     repository = open_repository(database_url, create=False)
-    register_model(repository)
     yield repository
     repository.close()
 

@@ -21,7 +21,9 @@ SPECIAL = ["<pad>", "<bos>", "<eos>", "<image>", "<|user|>", "<|assistant|>"]
 IMAGE_TOKEN = 3
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+@cache
+def _trained() -> str:
+    """The file of the trained tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,8 +34,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["what is it? red blue seven three"] * 4, trainer)
+    return str(tokenizer.to_str())
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(_trained()),
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",

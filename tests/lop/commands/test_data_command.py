@@ -16,6 +16,7 @@ import pytest
 from lop.cli import main
 from pruning.data.conversations import load_conversations
 from pruning.measuring.answer_draft import draft_file
+from tests.forked import start_lop
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 REFERENCE = Path(__file__).parents[3] / "reference"
@@ -83,28 +84,27 @@ def test_a_model_agrees_with_its_own_answers(
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
 
 
-def test_sigkill_then_run_again(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+def test_sigkill_then_run_again(run: Run, checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    """What is killed is a process of its own; what it is held against, and what goes on, needs none."""
     undisturbed, killed = tmp_path / "a.json", tmp_path / "b.json"
-
-    def command(out: Path) -> list[str]:
-        return [sys.executable, "-m", "lop.cli", "data", *asking(checkpoint, prompts, out)]
-
-    first = subprocess.run(command(undisturbed), env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    process = subprocess.Popen(command(killed), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    first = run(*asking(checkpoint, prompts, undisturbed))
+    process = start_lop("data", *asking(checkpoint, prompts, killed), stdout=Path(os.devnull), stderr=Path(os.devnull))
     draft = draft_file(killed)
     while not draft.exists() or draft.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not killed.exists()
     batches = draft.read_bytes().count(b"\n") - 1
     assert 2 <= batches < 8
 
-    again = subprocess.run(command(killed), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    again = run(*asking(checkpoint, prompts, killed))
+    assert (first[0], again[0]) == (0, 0)
     assert killed.read_bytes() == undisturbed.read_bytes()
-    told = json.loads(again.stdout)
-    assert json.loads(first.stdout) == {**told, "out": str(undisturbed), "resumed": 0}
+    told = json.loads(again[1])
+    assert json.loads(first[1]) == {**told, "out": str(undisturbed), "resumed": 0}
     assert 2 * 2 <= told["resumed"] <= 3 * batches
     assert not draft.exists()
 
@@ -181,15 +181,14 @@ def test_answers_of_other_settings_are_not_taken(run: Run, checkpoint: Path, pro
     other = save_tiny_checkpoint(tmp_path / "other", seed=1)
     template = shutil.copytree(checkpoint, tmp_path / "template") / "chat_template.jinja"
     template.write_text("red " + template.read_text())
-    for index, (model, length) in enumerate([(other, 12), (template.parent, 12), (checkpoint, 11)]):
-        out = tmp_path / f"{index}.json"
+    out = tmp_path / "out.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pruning.measuring.answer_draft.AnswerDraft.discard", lambda _: None)
         assert run(*asking(checkpoint, prompts, out))[0] == 0
-        expected = out.read_bytes()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pruning.measuring.answer_draft.AnswerDraft.discard", lambda _: None)
-            out.unlink()
-            run(*asking(checkpoint, prompts, out))
+    expected, draft = out.read_bytes(), draft_file(out).read_bytes()
+    for model, length in [(other, 12), (template.parent, 12), (checkpoint, 11)]:
         out.unlink()
+        draft_file(out).write_bytes(draft)
         code, said, _ = run(*asking(model, prompts, out), "--max-new-tokens", length)
         assert (code, json.loads(said)["resumed"]) == (0, 0)
         assert out.read_bytes() != expected

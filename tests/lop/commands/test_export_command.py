@@ -1,14 +1,15 @@
 """`lop export gguf` as a user types it."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
 
+from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf import tensor_types
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -23,15 +24,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("dense") / "model")
 
 
-def lop(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lop.cli", "export", "gguf", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+Lop = Callable[..., tuple[int, str, str]]
 
 
-def test_both_files_and_what_is_said_of_them(checkpoint: Path, tmp_path: Path) -> None:
-    done = lop("-m", checkpoint, "-o", tmp_path / "a.gguf", "--mmproj", tmp_path / "b.gguf", "--type", "q8_0", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+@pytest.fixture
+def lop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lop:
+    """Run `lop export gguf ARGUMENTS`; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lop", "export", "gguf", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_both_files_and_what_is_said_of_them(lop: Lop, checkpoint: Path, tmp_path: Path) -> None:
+    words = ("-m", checkpoint, "-o", tmp_path / "a.gguf", "--mmproj", tmp_path / "b.gguf", "--type", "q8_0", "--json")
+    code, out, err = lop(*words)
+    assert code == 0, err
+    found = json.loads(out)
     assert found["ffn_widths"] == [48] * 4
     assert (found["architecture"], found["heads"], found["kv_heads"]) == ("llama", [4] * 4, [2] * 4)
     assert found["file_bytes"] == (tmp_path / "a.gguf").stat().st_size
@@ -40,46 +54,45 @@ def test_both_files_and_what_is_said_of_them(checkpoint: Path, tmp_path: Path) -
     assert found["tensors"] == len(GGUFReader(tmp_path / "a.gguf").tensors)
     # The widths 48 of the decoder, and what has rows of 16 in the tower.
     assert found["f16_fallbacks"] > 4
-    assert f"{found['f16_fallbacks']} matrices are f16" in done.stderr
-    assert "#25814" in done.stderr
+    assert f"{found['f16_fallbacks']} matrices are f16" in err
+    assert "#25814" in err
     assert found["card"] == str(tmp_path / "README.md")
     assert "llama-mtmd-cli -m a.gguf --mmproj b.gguf" in (tmp_path / "README.md").read_text()
 
 
-def test_a_folder_in_few_bits_keeps_them(tmp_path: Path) -> None:
+def test_a_folder_in_few_bits_keeps_them(lop: Lop, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     wide = save_wide_checkpoint(tmp_path / "wide")
     plan, ranking = plan_of(wide, JOINT), random_ranking(read_anatomy(wide))
     folder = prune_checkpoint(wide, plan, ranking, tmp_path / "packed")
-    done = lop("-m", folder, "-o", tmp_path / "a.gguf", "--json")
-    assert done.returncode == 0, done.stderr
-    types = json.loads(done.stdout)["types"]
+    code, out, err = lop("-m", folder, "-o", tmp_path / "a.gguf", "--json")
+    assert code == 0, err
+    types = json.loads(out)["types"]
     # Three projections of an FFN are in 8 bits; four of an attention and three of another FFN in 4.
     assert (types["Q8_0"], types["Q4_0"]) == (3, 7)
     assert types == dict(Counter(x.tensor_type.name for x in GGUFReader(tmp_path / "a.gguf").tensors))
     assert "matrices in f16, those in few bits in q8_0 and q4_0." in (tmp_path / "README.md").read_text()
 
 
-def test_a_users_mistake_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_users_mistake_is_one_line(lop: Lop, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
-    done = lop("-m", checkpoint, "-o", tmp_path / "a.gguf")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: the output file must not exist yet")
-    assert done.stderr.count("\n") == 1
+    code, out, err = lop("-m", checkpoint, "-o", tmp_path / "a.gguf")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the output file must not exist yet")
+    assert err.count("\n") == 1
 
 
-def test_a_wrong_vocabulary_is_refused_unless_it_is_wanted(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_wrong_vocabulary_is_refused_unless_it_is_wanted(lop: Lop, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     folder = with_merged_digits(checkpoint, tmp_path / "m")
     words = ("-m", folder, "-o", tmp_path / "a.gguf", "--pre-tokenizer", "qwen2")
-    done = lop(*words)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: llama.cpp must encode text as transformers does")
+    code, _, err = lop(*words)
+    assert code == 2
+    assert err.startswith("error: llama.cpp must encode text as transformers does")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    done = lop(*words, "--no-check", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tokenizer_differences"] is None
+    code, out, err = lop(*words, "--no-check", "--json")
+    assert code == 0, err
+    assert json.loads(out)["tokenizer_differences"] is None
 
 
 def test_without_the_extra(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

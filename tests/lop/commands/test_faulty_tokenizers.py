@@ -85,7 +85,9 @@ def registered(run: Run, questions: Path, tmp_path: Path) -> Path:
     return without_vocabulary(folder)
 
 
-def test_no_other_command_measures_with_it(run: Run, registered: Path, questions: Path, tmp_path: Path) -> None:
+def test_no_other_command_measures_with_it(
+    run: Run, registered: Path, questions: Path, tmp_path: Path, short_training: None
+) -> None:
     repository = repository_of(tmp_path)
     samples = repository.count_samples("mine")
     of = ("-m", "mine", "-d", questions)

@@ -15,6 +15,7 @@ from lop.cli import main
 from lop.workflows.engines import LOCAL_ENGINE, Engine, EngineOptions, EvaluatorRecipe, open_engine
 from lop.workflows.registration import register_model
 from mcts.progress import SearchProgressBar
+from pruning.anatomy.architecture import Architecture
 from pruning.data.conversations import calibration_id, load_conversations
 from pruning.errors import CheckpointError
 from pruning.measuring.metrics import Metrics
@@ -219,11 +220,35 @@ def sqlite_or_postgres(backend: str, folder: Path) -> "Iterator[SqliteFile | Sto
         yield server
 
 
+Scored = tuple[Architecture, Metrics]
+
+
+def scored(database: str) -> list[Scored]:
+    with open_repository(database) as repository:
+        return [(sample.architecture, sample.metrics) for sample in repository.list_samples("tiny")]
+
+
+@pytest.fixture(scope="module")
+def searched_once() -> list[tuple[str, list[Scored]]]:
+    """What `undisturbed` has found, for all tests."""
+    return []
+
+
+@pytest.fixture
+def undisturbed(run: Run, database: str, searched_once: list[tuple[str, list[Scored]]]) -> tuple[str, list[Scored]]:
+    """What a search says that nothing stops, and its samples."""
+    if not searched_once:
+        code, said, _ = run(database, *SEARCH, "--json")
+        assert code == 0
+        searched_once.append((said, scored(database)))
+    return searched_once[0]
+
+
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("lost_at", [0, 30])
 def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
     run: Run,
-    database: str,
+    undisturbed: tuple[str, list[Scored]],
     checkpoint: Path,
     data: Path,
     tmp_path: Path,
@@ -231,9 +256,7 @@ def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
     backend: str,
     lost_at: int,
 ) -> None:
-    code, expected, _ = run(database, *SEARCH, "--json")
-    assert code == 0
-    whole = [(s.architecture, s.metrics) for s in open_repository(database).list_samples("tiny")]
+    expected, whole = undisturbed
     with sqlite_or_postgres(backend, tmp_path) as store:
         with open_repository(store.url, create=True) as repository:
             register_model(repository, "tiny", checkpoint, load_conversations(data))
@@ -249,14 +272,12 @@ def test_a_database_that_goes_away_stops_the_search_and_loses_nothing(
         (error,) = (line for line in err.splitlines() if "evaluations, best KL" not in line)
         assert error.startswith("error: the ")
         store.start()
-        with open_repository(store.url) as repository:
-            left = [(s.architecture, s.metrics) for s in repository.list_samples("tiny")]
+        left = scored(store.url)
         assert left == whole[: len(left)]
         assert max(lost_at, 21) <= len(left) < len(whole)
         code, out, err = run(store.url, *SEARCH, "--json")
         assert (code, out) == (0, expected), err
-        with open_repository(store.url) as repository:
-            assert [(s.architecture, s.metrics) for s in repository.list_samples("tiny")] == whole
+        assert scored(store.url) == whole
 
 
 def test_a_search_says_what_to_expect_of_unseen_conversations(run: Run, database: str) -> None:

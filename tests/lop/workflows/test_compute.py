@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lop.workflows.compute import load_for_compute
 from lop.workflows.registration import register_model
@@ -15,11 +16,13 @@ from mcts.settings import SearchSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
+from pruning.data.batches import Batch
 from pruning.data.conversations import Conversation, load_conversations
 from pruning.forward.layer_source import CheckpointLayers
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.measuring.metrics import Metrics
+from pruning.planning.ranking import Ranking
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
@@ -47,16 +50,19 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
 
 
-def halved(folder: Path, dtype: torch.dtype, family: str = "llava-llama") -> tuple[Path, Path]:
+def halved(folder: Path, dtype: torch.dtype) -> tuple[Path, Path]:
     """A checkpoint in a half type, and its float32 copy."""
-    half = save_lively_model(folder / "half", family, dtype)
+    half = save_lively_model(folder / "half", "llava-llama", dtype)
     load_model(half, dtype=torch.float32).save_pretrained(folder / "wide")
     return half, folder / "wide"
 
 
-def metrics_in(folder: Path, conversations: list[Conversation], family: str = "llava-llama") -> Metrics:
-    batches, ranking = batches_for(family, conversations), random_ranking(read_anatomy(folder))
-    evaluator = ConfigurationEvaluator(load_for_compute(folder), batches, ranking)
+def metrics_in(folder: Path, batches: list[Batch]) -> Metrics:
+    return metrics_of(load_for_compute(folder), batches, random_ranking(read_anatomy(folder)))
+
+
+def metrics_of(model: PreTrainedModel, batches: list[Batch], ranking: Ranking) -> Metrics:
+    evaluator = ConfigurationEvaluator(model, batches, ranking)
     evaluator.evaluate([*WIDTHS[:2], 16, 48])  # leaves a prefix behind
     return evaluator.evaluate(WIDTHS)
 
@@ -67,7 +73,8 @@ def test_weights_are_widened_once_where_they_fit(
 ) -> None:
     half, wide = halved(tmp_path, dtype)
     assert {x.dtype for x in load_for_compute(half).parameters()} == {torch.float32}
-    assert metrics_in(half, conversations) == metrics_in(wide, conversations)
+    batches = batches_for("llava-llama", conversations)
+    assert metrics_in(half, batches) == metrics_in(wide, batches)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +88,14 @@ def test_a_layer_at_a_time_gives_the_same_numbers_where_they_do_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half, wide = halved(tmp_path, dtype, family)
-    expected = metrics_in(wide, conversations, family)
+    half = save_lively_model(tmp_path, family, dtype)
+    batches, ranking = batches_for(family, conversations), random_ranking(read_anatomy(half))
+    expected = metrics_of(load_model(half, dtype=torch.float32), batches, ranking)
     monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
-    assert {x.dtype for x in load_for_compute(half).parameters()} == {dtype}
+    model = load_for_compute(half)
+    assert {x.dtype for x in model.parameters()} == {dtype}
     with half_products() as products:
-        found = metrics_in(half, conversations, family)
+        found = metrics_of(model, batches, ranking)
     assert products == []
     assert found.kl == pytest.approx(expected.kl, rel=1e-5)
     assert found.nll == pytest.approx(expected.nll, rel=1e-5)

@@ -26,7 +26,7 @@ COUNT = 4
 
 @pytest.fixture
 def conversations(data: Path) -> list[Conversation]:
-    return load_conversations(data)
+    return load_conversations(data)[:12]
 
 
 def probes(repository: Repository) -> set[tuple[object, float]]:

@@ -1,55 +1,69 @@
-"""A search that is killed half-way and run again ends as an undisturbed one; no sample is lost or doubled."""
+"""A search that is killed twice and run again ends as an undisturbed one; no sample is lost or doubled."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from lop.cli import main
 from pruning.anatomy.architecture import Architecture
 from storage.sql_repository import open_repository
+from tests.forked import start_lop
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+KILLED_AFTER = (5, 24)
+"""Samples: within the scan, which is measured in batches, and within the search of the first target."""
 
 
-def command(database: Path, data: Path) -> list[str]:
+def arguments(database: Path, data: Path) -> list[str]:
     return [
-        sys.executable, "-m", "lop.cli", "search", "-m", "tiny", "-d", str(data), "-s", "0.3", "-s", "0.6", "-n", "40",
-        "--num-levels", "6", "--json", "--database", f"sqlite:///{database}",
+        "search", "-m", "tiny", "-d", str(data), "-s", "0.3", "-s", "0.6", "-n", "20", "--num-levels", "6",
+        "--conversations", "12", "--json", "--database", f"sqlite:///{database}",
     ]  # fmt: skip
 
 
 def samples(database: Path) -> dict[Architecture, float]:
-    rows = open_repository(f"sqlite:///{database}").list_samples("tiny")
+    with open_repository(f"sqlite:///{database}") as repository:
+        rows = repository.list_samples("tiny")
     found = {row.architecture: row.metrics.kl for row in rows}
     assert len(found) == len(rows)
     return found
 
 
-@pytest.mark.parametrize("killed_after", [5, 45])
-def test_sigkill_then_run_again(registered: Path, data: Path, tmp_path: Path, killed_after: int) -> None:
+def kill_after(count: int, database: Path, data: Path) -> None:
+    """A process of its own that searches, until so many samples are stored."""
+    process = start_lop(*arguments(database, data), stdout=Path(os.devnull), stderr=Path(os.devnull))
+    with open_repository(f"sqlite:///{database}") as repository:
+        while repository.count_samples("tiny") < count:
+            assert process.is_alive(), "the search ended before it could be killed"
+            time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_sigkill_then_run_again(
+    registered: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(database: Path) -> object:
+        monkeypatch.setattr(sys, "argv", ["lop", *arguments(database, data)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)
+
     undisturbed, killed = tmp_path / "a.db", tmp_path / "b.db"
     for path in (undisturbed, killed):
         path.write_bytes(registered.read_bytes())
-    first = subprocess.run(command(undisturbed, data), env=ENVIRONMENT, capture_output=True, text=True, check=True)
-
-    process = subprocess.Popen(
-        command(killed, data), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    repository = open_repository(f"sqlite:///{killed}")
-    while repository.count_samples("tiny") < killed_after:
-        assert process.poll() is None, "the search ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    left = samples(killed)
-    assert killed_after <= len(left) < len(samples(undisturbed))
-
-    again = subprocess.run(command(killed, data), env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert json.loads(again.stdout) == json.loads(first.stdout)
+    first = search(undisturbed)
+    for count in KILLED_AFTER:
+        kill_after(count, killed, data)
+        left = samples(killed)
+        assert count <= len(left) < len(samples(undisturbed))
+    assert search(killed) == first
     assert samples(killed) == samples(undisturbed)
     assert left.items() <= samples(killed).items()

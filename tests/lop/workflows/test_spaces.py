@@ -39,7 +39,7 @@ JOINT = SearchSettings(sparsities=(0.3, 0.6), scope=Scope.DECODER, axes=SpaceNam
 
 @pytest.fixture
 def conversations(data: Path) -> list[Conversation]:
-    return load_conversations(data)
+    return load_conversations(data)[:12]
 
 
 @pytest.mark.parametrize("method", SearchMethod)
@@ -122,7 +122,7 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
 
 
 def test_a_queued_search_of_everything_trains_a_predictor_that_answers_requests(
-    repository: Repository, data: Path, tmp_path: Path
+    repository: Repository, data: Path, tmp_path: Path, short_training: None
 ) -> None:
     anatomy = repository.get_model("tiny").anatomy
     settings = replace(JOINT, sparsities=(0.3, 0.5), num_evaluations=32, num_levels=2)

@@ -134,7 +134,7 @@ def losses_of(scan: MadeUpScan) -> FloatArray:
     return interpolated_losses(scan.levels, scan.loss, scan.limits.space)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scans(most_layers=4, widest=64))
 def test_few_layers_of_few_widths_are_solved_exactly(scan: MadeUpScan) -> None:
     losses = losses_of(scan)
@@ -142,7 +142,7 @@ def test_few_layers_of_few_widths_are_solved_exactly(scan: MadeUpScan) -> None:
     assert found == pytest.approx(best_by_trying(scan.limits, losses), rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(scans(most_layers=8, widest=96), st.integers(0, 2**32 - 1))
 def test_never_worse_than_random_starts(scan: MadeUpScan, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -153,7 +153,7 @@ def test_never_worse_than_random_starts(scan: MadeUpScan, seed: int) -> None:
         assert found <= total_loss(scan.limits, losses, fitted) * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scans(most_layers=8, widest=96, noisy=True))
 def test_noisy_tables_keep_to_the_limits_and_use_them_up(scan: MadeUpScan) -> None:
     losses = losses_of(scan)

@@ -102,7 +102,7 @@ def objective(loss: FloatArray, choice: tuple[int, ...]) -> float:
     return float(sum(loss[n, k] for n, k in enumerate(choice)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems())
 def test_equals_brute_force(problem: tuple[CostTable, FloatArray, int]) -> None:
     table, loss, spare = problem
@@ -114,7 +114,7 @@ def test_equals_brute_force(problem: tuple[CostTable, FloatArray, int]) -> None:
     assert solution.action_values(0, spare).min() == least
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(1, 12))
 def test_coarse_states_never_exceed_the_limit(problem: tuple[CostTable, FloatArray, int], max_states: int) -> None:
     table, loss, spare = problem

@@ -76,7 +76,7 @@ def test_where_the_last_channels_are_cheaper_than_the_bias_the_layer_is_dense() 
     assert caught.value.nearest == 10
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(8, 100), st.integers(0, 3), st.floats(0, 120)), min_size=1, max_size=6),
     st.floats(0.2, 1.0),

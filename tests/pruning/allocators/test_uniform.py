@@ -55,7 +55,7 @@ def test_a_layer_that_is_skipped_whatever_is_chosen() -> None:
     assert near.units(Sublayer.FFN, space.dense_units.tolist()) == (0, 16)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(8, 200), st.integers(1, 9)), min_size=1, max_size=6),
     st.floats(0.05, 1.0),

@@ -29,7 +29,7 @@ def numbered(*shape: int, dtype: str = "int16") -> np.ndarray:
     return rng.integers(-(2**15), 2**15, shape).astype(dtype)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_cut_in_blocks_is_a_cut(data: st.DataObject, tmp_path: Path) -> None:
     dtype = data.draw(st.sampled_from(["int8", "float16", "float32", "float64"]))

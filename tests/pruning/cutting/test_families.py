@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,7 @@ class Cut:
     """A family's model, cut in memory, and the folders it was saved to: from files, and from memory."""
 
     dense: Path
+    dense_model: PreTrainedModel
     anatomy: ModelAnatomy
     ranking: Ranking
     plan: PruningPlan
@@ -70,9 +72,11 @@ class Workshop:
         anatomy = read_anatomy(dense)
         ranking = random_ranking(anatomy)
         plan = plan_for(anatomy, ranking, WIDTHS, kept_groups(anatomy))
-        model = apply_plan(load_model(dense), plan, ranking)
+        dense_model = load_model(dense)
+        model = apply_plan(deepcopy(dense_model), plan, ranking)
         from_files = prune_checkpoint(dense, plan, ranking, folder / "files")
-        return Cut(dense, anatomy, ranking, plan, model, from_files, save_pruned(model, plan, folder / "memory"))
+        from_memory = save_pruned(model, plan, folder / "memory")
+        return Cut(dense, dense_model, anatomy, ranking, plan, model, from_files, from_memory)
 
     def _reloaded(self) -> dict[str, Any]:
         """What one new process finds in every folder that there is."""
@@ -99,7 +103,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_cut_model_equals_its_silenced_dense_twin(family: str, workshop: Workshop) -> None:
     cut = workshop.cut(family)
-    dense, twin = load_model(cut.dense), load_model(cut.dense)
+    dense, twin = cut.dense_model, deepcopy(cut.dense_model)
     silence(twin, cut.plan.architecture(cut.anatomy), cut.ranking)
     for inputs in inputs_of(family).values():
         expected = logits_of(twin, inputs)
@@ -175,8 +179,7 @@ def test_a_new_process_reloads_it_bit_for_bit_and_generates(family: str, way: st
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_anatomy_is_the_same_from_files_and_from_memory(family: str, workshop: Workshop) -> None:
-    folder = workshop.cut(family).dense
-    from_files, model = read_anatomy(folder), load_model(folder)
+    from_files, model = workshop.cut(family).anatomy, workshop.cut(family).dense_model
     from_memory = anatomy_of(model)
     assert from_files.fingerprint == from_memory.fingerprint
     assert from_files.layers == from_memory.layers

@@ -6,8 +6,9 @@ a dense twin that is cut nowhere and computes the same.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def plan_of(anatomy: ModelAnatomy, architecture: Architecture, ranking: Ranking,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Skipping:
     """A family's dense checkpoint, and the folder that a plan that skips makes of it."""
 
@@ -85,11 +86,25 @@ class Skipping:
     def architecture(self) -> Architecture:
         return self.plan.architecture(self.anatomy)
 
+    @cached_property
+    def dense_model(self) -> PreTrainedModel:
+        """Read-only, as `model` and `twin`."""
+        return load_model(self.dense)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return load_pruned(self.out)
+
+    @cached_property
     def twin(self) -> PreTrainedModel:
         """Dense, with the output projections zeroed of what is skipped."""
         twin = load_model(self.dense)
         silence(twin, self.architecture, self.ranking)
         return twin
+
+    @cached_property
+    def cut_in_memory(self) -> PreTrainedModel:
+        return apply_plan(deepcopy(self.dense_model), self.plan, self.ranking)
 
 
 class Workshop:
@@ -134,20 +149,19 @@ def greedy_without_cache(model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_model_that_skips_equals_its_silenced_dense_twin(family: str, workshop: Workshop) -> None:
     made = workshop.skipping(family)
-    from_files, twin = load_pruned(made.out), made.twin()
-    in_memory = apply_plan(load_model(made.dense), made.plan, made.ranking)
+    from_files, twin, in_memory = made.model, made.twin, made.cut_in_memory
     assert digest(dict(from_files.named_parameters())) == digest(dict(in_memory.named_parameters()))
     for inputs in inputs_of(family).values():
         expected = logits_of(twin, inputs)
         torch.testing.assert_close(logits_of(from_files, inputs), expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(logits_of(in_memory, inputs), logits_of(from_files, inputs))
-        assert not torch.allclose(expected, logits_of(load_model(made.dense), inputs), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(expected, logits_of(made.dense_model, inputs), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_generating_with_any_cache_gives_the_tokens_of_whole_passes(family: str, workshop: Workshop) -> None:
     made = workshop.skipping(family)
-    model, twin = load_pruned(made.out), made.twin()
+    model, twin = made.model, made.twin
     for inputs in inputs_of(family).values():
         expected = greedy_without_cache(model, inputs)
         assert greedy(model, inputs) == expected
@@ -165,7 +179,7 @@ def test_generating_with_any_cache_gives_the_tokens_of_whole_passes(family: str,
 @pytest.mark.parametrize("family", BUILDERS)
 def test_costs_are_those_of_what_is_left(family: str, workshop: Workshop) -> None:
     made = workshop.skipping(family)
-    model, said = load_pruned(made.out), made.plan.achieved
+    model, said = made.model, made.plan.achieved
     assert said.parameters == sum(p.numel() for p in model.parameters())
     assert said.disk_bytes == weight_bytes(made.out)
     dense = achieved_costs(made.anatomy, Architecture())
@@ -193,7 +207,7 @@ def test_it_is_recorded_as_transformers_records_it_and_saved_again(
     assert skipped == [["attention"], ["attention", "mlp"], ["mlp"], []]
     names = {tensor.partition("layers.1.")[2] for tensor in stored_tensors(made.out) if "vision" not in tensor}
     assert not {name for name in names if name.startswith(("self_attn", "mlp"))}
-    model = load_pruned(made.out)
+    model = made.model
     model.save_pretrained(tmp_path / "saved")
     again = load_pruned(tmp_path / "saved")
     assert digest(dict(again.named_parameters())) == digest(dict(model.named_parameters()))
@@ -206,7 +220,7 @@ def test_it_is_recorded_as_transformers_records_it_and_saved_again(
 def test_registered_transformers_loads_it_alone(family: str, workshop: Workshop, registered: None) -> None:
     made = workshop.skipping(family)
     model = loaded_by_transformers(made.out, family)
-    expected = seen(apply_plan(load_model(made.dense), made.plan, made.ranking), family)
+    expected = seen(made.cut_in_memory, family)
     assert seen(model, family) == expected
     inputs = text_inputs()
     assert greedy(model, inputs) == greedy_without_cache(model, inputs)
@@ -231,7 +245,7 @@ def test_it_can_be_fine_tuned(family: str, workshop: Workshop, tmp_path: Path) -
 
 def test_beams_are_reordered_and_a_second_turn_goes_on_with_the_cache(workshop: Workshop) -> None:
     made = workshop.skipping("llama")
-    model, twin, inputs = load_pruned(made.out), made.twin(), text_inputs()
+    model, twin, inputs = made.model, made.twin, text_inputs()
     assert greedy(model, inputs, num_beams=3) == greedy(twin, inputs, num_beams=3)
     kv_cache = DynamicCache(config=model.config)
     first = model.generate(**inputs, do_sample=False, max_new_tokens=4, past_key_values=kv_cache)
@@ -259,7 +273,7 @@ def test_prefill_in_chunks_and_a_compiled_pass(family: str, workshop: Workshop) 
 
 
 def test_padded_rows_are_answered_as_alone(workshop: Workshop) -> None:
-    model, inputs = load_pruned(workshop.skipping("mistral").out), text_inputs(rows=2)
+    model, inputs = workshop.skipping("mistral").model, text_inputs(rows=2)
     padded = {name: tensor.clone() for name, tensor in inputs.items()}
     padded["input_ids"][0, :5], padded["attention_mask"][0, :5] = 0, 0
     both = model.generate(**padded, do_sample=False, min_new_tokens=4, max_new_tokens=4)

@@ -21,7 +21,14 @@ from pruning.forward.layer_source import CheckpointLayers
 from pruning.forward.tensor_store import TensorStore
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.statistics import StatisticsKind, measure_statistics
-from tests.tiny_models import BUILDERS, IMAGE_FAMILIES, save_tiny_checkpoint, tiny_processor, with_pictures
+from tests.tiny_models import (
+    BUILDERS,
+    IMAGE_FAMILIES,
+    save_tiny_checkpoint,
+    tiny_model,
+    tiny_processor,
+    with_pictures,
+)
 
 CPU = torch.device("cpu")
 
@@ -101,9 +108,8 @@ def assert_close(found: Mapping[str, FloatArray], expected: Mapping[str, FloatAr
 @pytest.mark.usefixtures("slow_with_halves")
 @pytest.mark.parametrize("family", BUILDERS)
 def test_every_family_without_a_half_product(family: str, conversations: list[Conversation], tmp_path: Path) -> None:
-    dense = save_tiny_checkpoint(tmp_path / "dense", family)
     folder = tmp_path / "half"
-    load_model(dense, dtype=torch.bfloat16).save_pretrained(folder)
+    tiny_model(family).to(torch.bfloat16).save_pretrained(folder)
     if family in IMAGE_FAMILIES:
         batches = [with_pictures(family, x) for x in make_batches(conversations, tiny_processor(), batch_size=4)]
     else:

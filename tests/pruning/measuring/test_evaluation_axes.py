@@ -18,8 +18,16 @@ from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
 from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import WIDTHS, kept_groups, random_ranking, silence
 from tests.pruning.forward.test_compensation import compensating_ranking
-from tests.pruning.measuring.test_evaluation_families import assert_equal, batches_for, save_lively_model
+from tests.pruning.measuring.test_evaluation_families import (
+    Lively,
+    assert_equal,
+    batches_for,
+    lively,
+    save_lively_model,
+)
 from tests.tiny_models import BUILDERS
+
+__all__ = ["lively"]
 
 ATTENTION, FFN = Sublayer.ATTENTION, Sublayer.FFN
 
@@ -52,24 +60,21 @@ def zero(model: PreTrainedModel, architecture: Architecture, ranking: Ranking) -
 
 
 @pytest.mark.parametrize("family", BUILDERS)
-def test_groups_equal_cuts_and_skips_equal_zeroed_outputs(
-    family: str, conversations: list[Conversation], tmp_path: Path
-) -> None:
-    folder = save_lively_model(tmp_path, family)
-    anatomy, batches = read_anatomy(folder), batches_for(family, conversations)
+def test_groups_equal_cuts_and_skips_equal_zeroed_outputs(family: str, lively: Lively) -> None:
+    anatomy, batches = lively.anatomy(family), lively.batches(family)
     ranking, groups = random_ranking(anatomy), anatomy.layers[0].num_kv_groups
-    evaluator = ConfigurationEvaluator(load_model(folder), batches, ranking)
+    evaluator = ConfigurationEvaluator(lively.model(family), batches, ranking)
     cut = anatomy.architecture(WIDTHS, kept_groups(anatomy))
     skips = with_fewer_groups(SKIPS, groups)
     # What comes first leaves prefixes behind: of other architectures, and of the same.
     of_cut, of_skips, *_, again = evaluator([cut, skips, SKIPS, DENSE, cut])
 
-    model = load_model(folder)
+    model = lively.model(family)
     cut_model(model, cut, ranking)
-    assert_equal(of_cut, evaluate_model(model, batches, load_model(folder)))
-    twin = load_model(folder)
+    assert_equal(of_cut, evaluate_model(model, batches, lively.dense(family)))
+    twin = lively.model(family)
     zero(twin, skips, ranking)
-    assert_equal(of_skips, evaluate_model(twin, batches, load_model(folder)))
+    assert_equal(of_skips, evaluate_model(twin, batches, lively.dense(family)))
     assert again == of_cut
     assert evaluator([DENSE])[0].kl == 0.0
 

@@ -1,16 +1,21 @@
 """The evaluator against real cuts: every family, both attention implementations, bfloat16, and several threads."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import DENSE, Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
-from pruning.checkpoints.anatomy_reader import anatomy_of, read_anatomy
+from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.rewriting.sparsity import wanda
 from pruning.cutting.surgery import cut_model
@@ -31,6 +36,7 @@ from tests.tiny_models import (
     tiny_tokenizer,
     with_pictures,
 )
+from tests.tiny_models.checkpoints import saved_once
 
 # Gemma 2's soft caps are inside its attention, which PyTorch's own knows nothing of.
 SDPA = [family for family in BUILDERS if family not in ("gemma2", "paligemma2")]
@@ -45,17 +51,51 @@ def two_threads() -> Iterator[None]:
 
 def save_lively_model(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """A model whose layers do much more than pass on what they get, so that no difference hides behind the residual."""
-    model = tiny_model(family)
-    for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
-        for linear in module.modules():
-            if isinstance(linear, nn.Linear):
-                nn.init.normal_(linear.weight, std=0.2)
-                if linear.bias is not None:
-                    nn.init.normal_(linear.bias, std=0.2)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.save_pretrained(folder)
-    return folder
+
+    def save(folder: Path) -> None:
+        model = tiny_model(family)
+        for module in [*decoder_view(model).layers, model.get_output_embeddings()]:
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=0.2)
+                    if linear.bias is not None:
+                        nn.init.normal_(linear.bias, std=0.2)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.save_pretrained(folder)
+
+    return saved_once(folder, ("lively", family, dtype), save)
+
+
+class Lively:
+    """Lively models of all families and what they are shown, made and read once."""
+
+    def __init__(self, folder: Path, conversations: list[Conversation]) -> None:
+        self._folder = folder
+        self.folder = cache(self._saved)
+        self.anatomy = cache(self._anatomy)
+        self.batches = cache(lambda family: batches_for(family, conversations))
+        self.dense = cache(self._loaded)
+
+    def _saved(self, family: str, dtype: torch.dtype = torch.float32) -> Path:
+        return save_lively_model(self._folder / f"{family}-{dtype}", family, dtype)
+
+    def _anatomy(self, family: str) -> ModelAnatomy:
+        return read_anatomy(self.folder(family))
+
+    def _loaded(self, family: str, dtype: torch.dtype = torch.float32, attention: str = "default") -> PreTrainedModel:
+        """Read-only."""
+        more = {} if attention == "default" else {"attn_implementation": attention}
+        return load_model(self.folder(family, dtype), **more)
+
+    def model(self, *which: Any) -> PreTrainedModel:
+        """A copy of `dense`, to be changed."""
+        return deepcopy(self.dense(*which))
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conversation]) -> Lively:
+    return Lively(tmp_path_factory.mktemp("lively"), conversations)
 
 
 def batches_for(family: str, conversations: list[Conversation], *, batch_size: int = 4) -> list[Batch]:
@@ -68,18 +108,14 @@ def batches_for(family: str, conversations: list[Conversation], *, batch_size: i
     return make_batches([replace(c, image=None) for c in conversations], tokenizer, batch_size=batch_size)
 
 
-def cut_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
-    """Metrics of `WIDTHS` by really cutting the model in `folder`."""
-    cut = load_model(folder, **kwargs)
-    cut_model(cut, read_anatomy(folder).architecture(WIDTHS), ranking)
-    return evaluate_model(cut, batches, load_model(folder, **kwargs))
-
-
-def sliced_metrics(folder: Path, batches: list[Batch], ranking: Ranking, **kwargs: object) -> Metrics:
-    """Metrics of `WIDTHS` by the evaluator, from a cached prefix where there is one."""
-    evaluator = ConfigurationEvaluator(load_model(folder, **kwargs), batches, ranking)
+def assert_slices_equal_cuts(lively: Lively, ranking: Ranking, which: tuple[Any, ...], *, rel: float = 1e-3) -> None:
+    """The metrics of `WIDTHS` by the evaluator, from a cached prefix where there is one, and by really cutting."""
+    batches = lively.batches(which[0])
+    evaluator = ConfigurationEvaluator(lively.model(*which), batches, ranking)
     evaluator.evaluate([*WIDTHS[:2], 16, 48])
-    return evaluator.evaluate(WIDTHS)
+    cut = lively.model(*which)
+    cut_model(cut, lively.anatomy(which[0]).architecture(WIDTHS), ranking)
+    assert_equal(evaluator.evaluate(WIDTHS), evaluate_model(cut, batches, lively.dense(*which)), rel=rel)
 
 
 def assert_equal(sliced: Metrics, real: Metrics, *, rel: float = 1e-3) -> None:
@@ -122,36 +158,23 @@ def test_masks_equal_weights_that_are_zeroed(family: str, conversations: list[Co
 @pytest.mark.parametrize(
     ("family", "attention"), [(family, "sdpa") for family in SDPA] + [(f, "eager") for f in BUILDERS]
 )
-def test_slices_equal_cuts(family: str, attention: str, conversations: list[Conversation], tmp_path: Path) -> None:
-    folder = save_lively_model(tmp_path, family)
-    batches = batches_for(family, conversations)
-    ranking = random_ranking(read_anatomy(folder))
-    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
-    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention))
+def test_slices_equal_cuts(family: str, attention: str, lively: Lively) -> None:
+    ranking = random_ranking(lively.anatomy(family))
+    assert_slices_equal_cuts(lively, ranking, (family, torch.float32, attention))
 
 
 @pytest.mark.parametrize("family", BUILDERS)
-def test_slices_equal_cuts_with_biases_that_compensate(
-    family: str, conversations: list[Conversation], tmp_path: Path
-) -> None:
-    folder = save_lively_model(tmp_path, family)
-    batches = batches_for(family, conversations)
-    ranking = compensating_ranking(read_anatomy(folder))
-    assert_equal(sliced_metrics(folder, batches, ranking), cut_metrics(folder, batches, ranking))
+def test_slices_equal_cuts_with_biases_that_compensate(family: str, lively: Lively) -> None:
+    assert_slices_equal_cuts(lively, compensating_ranking(lively.anatomy(family)), (family,))
 
 
 @pytest.mark.parametrize(
     ("family", "attention"), [*((family, "sdpa") for family in SDPA), ("llava-llama", "eager"), ("gemma2", "eager")]
 )
-def test_slices_equal_cuts_in_bfloat16(
-    family: str, attention: str, conversations: list[Conversation], tmp_path: Path
-) -> None:
-    folder = save_lively_model(tmp_path, family, torch.bfloat16)
-    batches = batches_for(family, conversations)
-    ranking = random_ranking(read_anatomy(folder))
-    sliced = sliced_metrics(folder, batches, ranking, attn_implementation=attention)
+def test_slices_equal_cuts_in_bfloat16(family: str, attention: str, lively: Lively) -> None:
+    ranking = random_ranking(lively.anatomy(family))
     # Slices add channels up in the ranking's order, cuts in their own: rounding may differ where it is coarse.
-    assert_equal(sliced, cut_metrics(folder, batches, ranking, attn_implementation=attention), rel=1e-2)
+    assert_slices_equal_cuts(lively, ranking, (family, torch.bfloat16, attention), rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -173,13 +196,12 @@ def test_two_threads_give_the_bits_of_one(
 
 
 @pytest.mark.parametrize("family", SDPA)
-def test_no_padding_is_computed(family: str, conversations: list[Conversation]) -> None:
+def test_no_padding_is_computed(family: str, lively: Lively) -> None:
     """Every family's layers take sequences side by side, but for attention that is not PyTorch's own."""
-    model = tiny_model(family)
-    batches = batches_for(family, conversations)
+    model, batches = lively.model(family), lively.batches(family)
     real = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
     assert real < sum(batch.inputs["attention_mask"].numel() for batch in batches)
-    evaluator = ConfigurationEvaluator(model, batches, random_ranking(anatomy_of(model)))
+    evaluator = ConfigurationEvaluator(model, batches, random_ranking(lively.anatomy(family)))
     tokens = [0] * len(evaluator.dense_widths)
     for index, layer in enumerate(decoder_view(model).layers):
 

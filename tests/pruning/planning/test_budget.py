@@ -103,7 +103,7 @@ def test_the_header_of_a_dense_model_in_one_file_is_exact(anatomy: ModelAnatomy)
     assert header_bytes_bound(anatomy) == safetensors_file_bytes(headers) - data
 
 
-@settings(QUICK, max_examples=120)
+@settings(QUICK, max_examples=60)
 @given(data=st.data(), compensates=st.booleans())
 def test_what_is_fitted_keeps_the_exact_budget_and_gives_nothing_away(
     anatomy: ModelAnatomy, data: st.DataObject, compensates: bool

@@ -16,7 +16,7 @@ from tests.pruning import made_up_limits
 from tests.pruning.made_up import at_most, made_up_anatomy
 from tests.pruning.made_up_limits import draw_choice, draw_worth, limit, limits_of, ragged_limits
 
-QUICK = settings(max_examples=200, deadline=None)
+QUICK = settings(max_examples=60, deadline=None)
 
 
 def fitted(limits: Limits, units: list[float], worth: FloatArray | list[float] | None = None) -> list[int]:

@@ -24,7 +24,7 @@ from tests.pruning.made_up_limits import (
     ragged_limits,
 )
 
-QUICK = settings(max_examples=150, deadline=None)
+QUICK = settings(max_examples=60, deadline=None)
 
 
 class TestInfeasible:

@@ -91,7 +91,7 @@ def plans(draw: st.DrawFn) -> PruningPlan:
     return plan.model_copy(update={"layers": rows})
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(plan=plans())
 def test_down_and_up_again_is_the_same_plan_and_up_and_down_again_the_same_bytes(plan: PruningPlan) -> None:
     old = downgrade(plan, ANATOMY)

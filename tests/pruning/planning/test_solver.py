@@ -113,7 +113,7 @@ def test_near_the_optimum(size: str, costs: Callable[..., tuple[IntArray, ...]],
     assert np.mean(gaps) < most / 2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ragged_limits(max_decisions=4, max_options=4), st.data())
 def test_never_worse_than_its_start_nor_better_than_the_best_tight_choice(limits: Limits, data: st.DataObject) -> None:
     # Of any sign and order: what fills a choice up may cost loss.
@@ -124,7 +124,7 @@ def test_never_worse_than_its_start_nor_better_than_the_best_tight_choice(limits
     assert min(tight) - 1e-9 <= found <= total_loss(limits, loss, start)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ragged_limits(max_decisions=4, max_options=4), st.integers(0, 2**32 - 1))
 def test_few_options_are_solved_exactly(limits: Limits, seed: int) -> None:
     loss = falling(np.random.default_rng(seed), limits)

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from pruning.cutting.streaming.draft import draft_folder
 from pruning.errors import CheckpointError
 from pruning.planning.plan import PruningPlan
 from pruning.planning.ranking import Ranking
+from tests.forked import start
 from tests.pruning.cut_models import WIDTHS, plan_for, random_ranking
 from tests.tiny_models import tiny_model
 
@@ -58,20 +58,23 @@ def whole_shards(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in sorted(folder.glob("*.safetensors"))}
 
 
+def cut_until_killed(source: Path, folder: Path) -> None:
+    def kill(done: int, _total: int) -> None:
+        if done > 130_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    plan, ranking = PruningPlan.load(folder / "plan.json"), Ranking.from_bytes((folder / "ranking").read_bytes())
+    prune_checkpoint(source, plan, ranking, folder / "out", max_shard_size=50_000, on_bytes=kill)
+
+
 def test_killed_in_the_middle_it_goes_on(checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path) -> None:
     """In a process of its own, with SIGKILL: no handler of ours runs."""
     (tmp_path / "plan.json").write_text(plan.to_json())
     (tmp_path / "ranking").write_bytes(ranking.to_bytes())
-    code = (
-        "import os, signal, sys; from pathlib import Path; from pruning.planning.plan import PruningPlan;"
-        "from pruning.cutting.prune_checkpoint import prune_checkpoint; from pruning.planning.ranking import Ranking;"
-        "source, folder = map(Path, sys.argv[1:]);"
-        "kill = lambda done, total: done > 130_000 and os.kill(os.getpid(), signal.SIGKILL);"
-        "prune_checkpoint(source, PruningPlan.load(folder / 'plan.json'),"
-        " Ranking.from_bytes((folder / 'ranking').read_bytes()), folder / 'out', max_shard_size=50_000, on_bytes=kill)"
-    )
-    command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    nowhere = Path(os.devnull)
+    process = start(cut_until_killed, checkpoint, tmp_path, stdout=nowhere, stderr=nowhere)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     draft = draft_folder(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     kept = whole_shards(draft)
@@ -197,19 +200,29 @@ def test_two_runs_at_once(checkpoint: Path, plan: PruningPlan, ranking: Ranking,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
-def test_a_disk_that_fills_up(checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path) -> None:
+def lop_with_little_room(arguments: list[str]) -> None:
+    from lop.cli import main
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    sys.argv = ["lop", *arguments]
+    main()
+
+
+def test_a_disk_that_fills_up(
+    checkpoint: Path, plan: PruningPlan, ranking: Ranking, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A limit on a file's size stands for a full disk: `write` writes a part, then fails."""
     (tmp_path / "plan.json").write_text(plan.to_json())
     (tmp_path / "plan.ranking.safetensors").write_bytes(ranking.to_bytes())
     before = weights_sha256(checkpoint)
-    code = "import resource as r, lop.cli as c; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); c.main()"
     arguments = ["apply", "--plan", tmp_path / "plan.json", "--model", checkpoint, "--out", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: the disk must have room for the pruned checkpoint")
-    assert done.stderr.count("\n") == 1
+    said = tmp_path_factory.mktemp("said")
+    out, err = said / "out", said / "err"
+    process = start(lop_with_little_room, [str(x) for x in arguments], stdout=out, stderr=err)
+    process.join()
+    assert (process.exitcode, out.read_text()) == (2, "")
+    assert err.read_text().startswith("error: the disk must have room for the pruned checkpoint")
+    assert err.read_text().count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "plan.ranking.safetensors"]
     assert weights_sha256(checkpoint) == before
 
