@@ -5,6 +5,7 @@ The format: 8 bytes with the header's length, the header as JSON, the tensors' b
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,7 @@ _DTYPE_ORDER = {
 
 def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of one tensor."""
-    size = DTYPE_BYTES[dtype]
-    for extent in shape:
-        size *= extent
-    return size
+    return DTYPE_BYTES[dtype] * math.prod(shape)
 
 
 def plan_shards(tensors: Sequence[TensorHeader], *, max_shard_size: int = MAX_SHARD_SIZE) -> "StateDictSplit":
