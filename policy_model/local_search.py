@@ -31,6 +31,9 @@ SMALLEST_GAIN = 1e-5
 
 NUM_JUDGED = 16
 
+MOST_AT_ONCE = 16
+"""Choices whose distances from the anchors are added up at once: some megabytes."""
+
 
 class LevelValues:
     """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
@@ -57,9 +60,8 @@ class LevelValues:
         """Log KL [B] of `levels` [B, L] and standard deviations of it: `Values.judge`, read off the tables."""
         layers, values = np.arange(levels.shape[1]), self.values
         fractions, own = self.fractions_of(levels), self.own[layers, levels]
-        L, K, N = self.apart.shape
-        chosen = (levels[..., None] == np.arange(K)).astype(np.float32)  # ones and zeros: products add up what is chosen
-        apart = chosen.reshape(-1, L * K) @ self.apart.reshape(-1, N)
+        parts = np.array_split(levels, -(-len(levels) // MOST_AT_ONCE))
+        apart = np.concatenate([self.apart[layers, part].sum(axis=1) for part in parts])
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
         mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
         return with_doubt(values, fractions, mean, apart)
