@@ -3,8 +3,8 @@
 A decision is some eighty operations on a few hundred numbers; torch spends more time on calling them than on doing
 them. The mean that every norm takes off is taken off the weights instead, once: what is written to the residual stream
 is centred, so the stream always is, and a norm only has to scale it (as SliceGPT turns LayerNorm into RMSNorm, arXiv
-2401.15024, section 3.2). All candidates see the same prefix, so a head multiplies its keys by the queries of all of them
-at once; what each candidate decided is its own.
+2401.15024, section 3.2). All candidates see the same prefix, so a head multiplies its keys by the queries of all of
+them at once; what each candidate decided is its own.
 Letters: B candidates, N decisions, K options, D model width, H heads, O option width.
 """
 
@@ -23,7 +23,7 @@ from pruning.arrays import FloatArray, IntArray
 FloatT = TypeVar("FloatT", Float32Array, FloatArray)
 
 LARGEST_SCORE = 40.0
-"""Of attention, whose exponential float32 can sum up: softmax need not look for the largest score where all are less."""
+"""Of attention, whose exponential float32 can sum up: softmax looks for the largest score only where one may be more."""
 
 NORM_EPSILON = np.float32(1e-5)
 """Of torch's `layer_norm`."""

@@ -103,7 +103,11 @@ class ProblemFeatures:
         per_unit, first = self._per_unit[..., None], self._first_states[..., None]
         found = []
         for n in range(self._excess.shape[2]):
-            cost, rest, per_rest = self._excess[:, :, n], self._rests[n + 1][..., None], self._per_rest[n + 1][..., None]
+            cost, rest, per_rest = (
+                self._excess[:, :, n],
+                self._rests[n + 1][..., None],
+                self._per_rest[n + 1][..., None],
+            )
             found.append(
                 _OptionCosts(
                     cost_and_step=np.stack([cost, np.diff(cost, axis=2, append=cost[..., -1:])], axis=1) * 1.0,

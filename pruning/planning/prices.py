@@ -28,7 +28,6 @@ from pruning.planning.limits import Limit, LimitKind
 from pruning.planning.space import Options, Space
 from pruning.planning.workload import Workload
 
-
 MOST_SPACES = 4
 """That a price keeps its tables of: some ten kilobytes each."""
 

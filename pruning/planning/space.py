@@ -184,11 +184,12 @@ class Space:
 
     def architecture(self, choice: Sequence[int] | IntArray) -> Architecture:
         """What `choice` [N] keeps; everything else is dense."""
-        found = {}
-        for decision, k in zip(self.decisions, choice, strict=True):
-            for site, option in zip(decision.sites, decision.kept[k], strict=True):
-                if option != self._dense_options[site]:
-                    found[site] = option
+        found = {
+            site: option
+            for decision, k in zip(self.decisions, choice, strict=True)
+            for site, option in zip(decision.sites, decision.kept[k], strict=True)
+            if option != self._dense_options[site]
+        }
         return Architecture.of(found)
 
     def choice_of(self, architecture: Architecture) -> Choice | None:

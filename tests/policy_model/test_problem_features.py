@@ -49,9 +49,7 @@ def test_what_an_option_takes_and_what_the_additive_program_makes_of_it() -> Non
     np.testing.assert_allclose(found[:, 4], best, atol=1e-5)
     np.testing.assert_allclose(found[:, 5], np.minimum(10 * best, MOST), atol=1e-4)
     progress.take(0, np.array([1]))
-    np.testing.assert_allclose(
-        progress.taken_features(1)[4, 0], additive([0.4, 0.1 + 0.3, 0.3], lost=0.2), atol=1e-5
-    )
+    np.testing.assert_allclose(progress.taken_features(1)[4, 0], additive([0.4, 0.1 + 0.3, 0.3], lost=0.2), atol=1e-5)
 
 
 def test_of_several_limits_the_tightest_counts() -> None:
