@@ -23,7 +23,7 @@ from pruning.arrays import FloatArray, IntArray
 FloatT = TypeVar("FloatT", Float32Array, FloatArray)
 
 LARGEST_SCORE = 40.0
-"""Of attention, whose exponential float32 can sum up: softmax looks for the largest score only where one may be more."""
+"""Of attention, whose exponential float32 can sum up: softmax looks for the largest only where one may be more."""
 
 NORM_EPSILON = np.float32(1e-5)
 """Of torch's `layer_norm`."""
