@@ -144,7 +144,8 @@ class PolicyDecoder:
         try:
             room = rooms.pop()
         except IndexError:
-            room = Room(len(self._blocks), len(slack), *self._own.shape, self._num_heads)
+            N, D = self._own.shape
+            room = Room(len(self._blocks), len(slack), N, D, self._num_heads)
         options = problem.options.astype(np.float32)
         (previous, previous_bias), (option, option_bias) = self._read_previous, self._read_option
         said = option @ options.swapaxes(-1, -2) + option_bias  # [(B,) N, O, K]

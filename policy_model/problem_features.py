@@ -210,7 +210,7 @@ class Progress:
     lost: FloatArray
 
     def __post_init__(self) -> None:
-        self._left: FloatArray = self.slack.T + SLIVER  # [J, B]
+        self._left: FloatArray = np.add(self.slack.T, SLIVER)  # [J, B]
 
     def step_features(self, n: int) -> Float32Array:
         """[B, NUM_STEP_FEATURES] of decision `n`."""
@@ -245,7 +245,7 @@ class Progress:
     def take(self, n: int, chosen: IntArray) -> None:
         """Go on with `chosen` [B] in decision `n`."""
         self.slack = self.problem.costs.after(n, self.slack, chosen)
-        self._left = self.slack.T + SLIVER
+        self._left = np.add(self.slack.T, SLIVER)
         self.lost = self.lost + self.problem.model.own[n].take(chosen)
 
 
