@@ -4,7 +4,7 @@ Letters: B batch, J limits, N decisions, K options, as many in each: decisions o
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -26,19 +26,28 @@ def costs_within(
     options on one stair a level is the last. The slack is negative where even the first levels are too much.
     """
     places = np.arange(levels.num_decisions) if places is None else places
-    allowed, table = [limits.space.units[n] for n in places], limits.table
-    wanted_units = padded(levels.units)
-    found = [np.searchsorted(row, wanted, side="right") - 1 for row, wanted in zip(allowed, wanted_units, strict=True)]
+    allowed, widest = _brought_down(levels, limits.space, tuple(places.tolist()))
+    table = limits.table
     can_bind = np.flatnonzero(limits.spare < table.most_from[0])
     if not len(can_bind):
         can_bind = np.arange(len(limits.spare))
     excess = table.excess[can_bind][:, places]
-    decisions = np.arange(len(found))[:, None]
-    options = _last_of_stair(excess)[decisions, np.maximum(np.stack(found), 0)]  # [N, K]
-    units = np.stack([row[k] for row, k in zip(allowed, options, strict=True)])
+    decisions = np.arange(len(allowed))[:, None]
+    options = _last_of_stair(excess)[decisions, widest]  # [N, K]
+    units = allowed[decisions, options]
     costs = excess[:, decisions, options]
     slack = limits.spare[can_bind] - costs[:, :, 0].sum(axis=1)
     return DecisionCosts(costs - costs[:, :, :1]), options, units, slack
+
+
+@lru_cache(maxsize=16)
+def _brought_down(levels: Space, space: Space, places: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """Units [N, K] that `space` allows at the decisions `places`, and the widest of its options [N, K] that keeps no
+    more than each of `levels`; the first where none does."""
+    allowed = [space.units[n] for n in places]
+    wanted = padded(levels.units)
+    found = [np.searchsorted(row, units, side="right") - 1 for row, units in zip(allowed, wanted, strict=True)]
+    return padded(allowed), np.maximum(np.stack(found), 0)
 
 
 def _last_of_stair(excess: IntArray) -> IntArray:

@@ -31,6 +31,9 @@ SMALLEST_GAIN = 1e-5
 
 NUM_JUDGED = 16
 
+MOST_AT_ONCE = 16
+"""Choices whose distances from the anchors are added up at once: some megabytes."""
+
 
 class LevelValues:
     """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
@@ -57,9 +60,8 @@ class LevelValues:
         """Log KL [B] of `levels` [B, L] and standard deviations of it: `Values.judge`, read off the tables."""
         layers, values = np.arange(levels.shape[1]), self.values
         fractions, own = self.fractions_of(levels), self.own[layers, levels]
-        apart = np.zeros((len(levels), self.apart.shape[2]), dtype=np.float32)
-        for of_layer, chosen in zip(self.apart, levels.T, strict=True):
-            apart += of_layer[chosen]
+        parts = np.array_split(levels, -(-len(levels) // MOST_AT_ONCE))
+        apart = np.concatenate([self.apart[layers, part].sum(axis=1) for part in parts])
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
         mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
         return with_doubt(values, fractions, mean, apart)
@@ -68,7 +70,7 @@ class LevelValues:
 def with_doubt(values: Values, fractions: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
     """Pessimistic log KL [B] of `fractions` [B, L], whose `mean` [B] and distances `apart` [B, N] from the anchors are
     known."""
-    deviation = values.deviation(fractions, mean, values.conditional_variance(apart))
+    deviation = values.deviation(fractions, mean, values.conditional_variance(apart, values.between_anchors))
     doubtful: FloatArray = mean + PESSIMISM * deviation + CAUTION * values.astray(fractions, apart)
     return doubtful
 
@@ -151,7 +153,10 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
     basis, values = table.values.basis, table.values
     regressions = values.regression(fractions, owns)
     means = basis.base(owns) + basis.fade(fractions) * (regressions + process.ravel()[chosen])
-    far = np.stack([apart + _change(table, levels, of) for of in moved])
+    change = table.apart[raised, up[raised]] - table.apart[raised, levels[raised]]
+    lower = lowered[exchange]
+    change[exchange] += table.apart[lower, down[lower]] - table.apart[lower, levels[lower]]
+    far = apart + change
     scores = with_doubt(values, fractions, means, far)
     best = int(scores.argmin())
     return Descent(moved[best], float(scores[best]))
@@ -181,8 +186,10 @@ def _valid(costs: DecisionCosts, levels: IntArray, up: IntArray, down: IntArray,
     now = costs.excess[:, layers, levels]
     dearer = costs.excess[:, layers, up] - now  # [J, L]
     freed = np.concatenate([now - costs.excess[:, layers, down], np.zeros((len(now), 1), dtype=np.int64)], axis=1)
-    left = slack - now.sum(axis=1)
-    valid: BoolArray = np.all(left[:, None, None] - dearer[:, :, None] + freed[:, None] >= 0, axis=0)
+    left = freed + (slack - now.sum(axis=1))[:, None]
+    valid = np.ones((L, L + 1), dtype=np.bool_)
+    for most, more in zip(left, dearer, strict=True):
+        valid &= np.less_equal.outer(more, most)
     valid[layers, layers] = False
     valid[up == levels] = False
     valid[:, :L][:, down == levels] = False
@@ -198,8 +205,7 @@ def _regression(table: LevelValues, levels: IntArray, up: IntArray, down: IntArr
 
 def _replacing(table: LevelValues, levels: IntArray, others: IntArray) -> FloatArray:
     """[B, L] the regression's part of `levels` [L] in which one layer alone is at its level in `others` [B, L]."""
-    layers = np.arange(len(levels))
-    now = np.broadcast_to(levels, others.shape)
+    layers, now = np.arange(len(levels)), levels[None]
     replacing: FloatArray = table.values.regression.replacing(
         table.fractions_of(now), table.own[layers, now], table.fractions_of(others), table.own[layers, others]
     )
@@ -215,12 +221,3 @@ def _process(table: LevelValues, levels: IntArray) -> tuple[FloatArray, Float32A
     lowered = table.down_factor[layers, levels]
     process = np.concatenate([raised @ lowered.T, raised.sum(axis=1, keepdims=True)], axis=1)
     return process.astype(np.float64), apart
-
-
-def _change(table: LevelValues, levels: IntArray, moved: IntArray) -> Float32Array:
-    """[N] how much further `moved` [L] is from the anchors than `levels` [L]."""
-    different = np.flatnonzero(levels != moved)
-    change: Float32Array = (table.apart[different, moved[different]] - table.apart[different, levels[different]]).sum(
-        axis=0
-    )
-    return change

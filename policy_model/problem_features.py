@@ -48,6 +48,9 @@ SLIVER = 1e-3
 LEAST_SHARE = 0.01
 """Less than this, logarithms of shares do not say."""
 
+TOTAL_SCALES = np.array([1.0, 10.0])[:, None, None]
+"""Of the last two numbers of an option."""
+
 MAX_STATES = 256
 """Of the additive program under each limit: exact for 32 layers of 8 even levels, a good guess for others."""
 
@@ -79,60 +82,75 @@ class ProblemFeatures:
         )
 
     @cached_property
-    def _rests(self) -> list[FloatArray]:
-        """[J] of each n: what decisions n.. cost dense; next to nothing of what costs nothing, so it limits nothing."""
-        return [np.where(rest > 0, rest, SLIVER**2).astype(np.float64) for rest in self.costs.most_from]
+    def _excess(self) -> IntArray:
+        """[J, 1 or B, N, K] as the costs', whether or not there is one table for all."""
+        return self.costs.excess.reshape(len(self.costs.excess), -1, *self.costs.excess.shape[-2:])
+
+    @cached_property
+    def _rests(self) -> IntArray:
+        """[N + 1, J, 1 or B] what decisions n.. cost dense."""
+        most_from = self.costs.most_from
+        return most_from.reshape(len(most_from), -1, most_from.shape[-1]).swapaxes(1, 2)
+
+    @cached_property
+    def _per_rest(self) -> FloatArray:
+        """[N + 1, J, 1 or B] one over that, or over next to nothing where it is nothing: that limits nothing."""
+        return 1.0 / np.where(self._rests > 0, self._rests, SLIVER**2)
 
     @cached_property
     def _tables(self) -> list["_OptionCosts"]:
         """Of each decision."""
-        per_unit, to_go = self._per_unit, self._to_go
+        per_unit, first = self._per_unit[..., None], self._first_states[..., None]
         found = []
-        for n, column in enumerate(self.costs.columns):
-            rest = self.costs.most_from[n + 1][..., None, :]
+        for n in range(self._excess.shape[2]):
+            cost, rest, per_rest = (
+                self._excess[:, :, n],
+                self._rests[n + 1][..., None],
+                self._per_rest[n + 1][..., None],
+            )
             found.append(
                 _OptionCosts(
-                    cost=column.astype(np.float64),
-                    step_up=np.diff(column, axis=-2, append=column[..., -1:, :]).astype(np.float64),
-                    per_rest=1.0 / self._rests[n + 1][..., None, :],
-                    needed=(rest + column) * per_unit[..., None, :]
-                    if per_unit.ndim > 1
-                    else (rest + column) * per_unit,
-                    to_go=to_go[n + 1].reshape(-1),
+                    cost_and_step=np.stack([cost, np.diff(cost, axis=2, append=cost[..., -1:])], axis=1) * 1.0,
+                    per_left=np.stack([per_rest, -per_unit], axis=1),
+                    from_zero=np.stack([-cost * per_rest, (rest + cost) * per_unit], axis=1),
+                    first=first,
+                    to_go=self._to_go[n + 1].reshape(-1),
+                    own=self.model.own[n],
                 )
             )
         return found
 
     @cached_property
     def _per_unit(self) -> FloatArray:
-        """[J] states of the additive program per unit of cost."""
-        excess = self.costs.excess
-        most = excess[..., -1].sum(axis=-1)
-        divisor = np.gcd.reduce(excess, axis=(-2, -1))
+        """[J, 1 or B] states of the additive program per unit of cost."""
+        most = self._excess[..., -1].sum(axis=-1)
+        divisor = np.gcd.reduce(self._excess, axis=(-2, -1))
         unit = np.where(most <= divisor * MAX_STATES, divisor, most / MAX_STATES)
         per_unit: FloatArray = 1.0 / np.maximum(unit, 1.0)
-        return per_unit.T
+        return per_unit
 
     @cached_property
     def _first_states(self) -> IntArray:
-        """[J] where the states of each limit begin among those of all."""
-        shape = self.costs.excess.shape[:-2]
-        return (np.arange(int(np.prod(shape))) * (MAX_STATES + 1)).reshape(shape).T
+        """[J, 1 or B] where the states of each limit begin among those of all."""
+        shape = self._per_unit.shape
+        return (np.arange(int(np.prod(shape))) * (MAX_STATES + 1)).reshape(shape)
 
     @cached_property
     def _to_go(self) -> Float32Array:
-        """[N + 1, J, S + 1] the least summed own KL of decisions n.. that saves so many units of their dense cost.
+        """[N + 1, J, 1 or B, S + 1] the least summed own KL of decisions n.. that saves so many units of their dense
+        cost.
 
         What rounding leaves unsaved costs twice what saving everything does on average.
         """
-        excess, own = self.costs.excess, self.model.own.astype(np.float32)
-        saved = np.rint((excess[..., -1:] - excess) * self._per_unit.T[..., None, None]).astype(np.int64)  # [J, N, K]
-        units, first = np.arange(MAX_STATES + 1), self._first_states.T[..., None, None]
-        values = np.empty((excess.shape[-2] + 1, *excess.shape[:-2], MAX_STATES + 1), dtype=np.float32)
-        all_units = np.maximum(saved[..., 0].sum(axis=-1), 1)[..., None]  # [J, 1]
+        excess, own = self._excess, self.model.own.astype(np.float32)
+        # [J, 1 or B, N, K]
+        saved = np.rint((excess[..., -1:] - excess) * self._per_unit[..., None, None]).astype(np.int64)
+        units, first = np.arange(MAX_STATES + 1), self._first_states[..., None, None]
+        values = np.empty((excess.shape[2] + 1, *excess.shape[:2], MAX_STATES + 1), dtype=np.float32)
+        all_units = np.maximum(saved[..., 0].sum(axis=-1), 1)[..., None]
         values[-1] = 2.0 * own[:, 0].sum() * (units / all_units)
-        for n in reversed(range(excess.shape[-2])):
-            after = units - saved[..., n, :, None]  # [J, K, S + 1]
+        for n in reversed(range(excess.shape[2])):
+            after = units - saved[:, :, n, :, None]  # [.., K, S + 1]
             np.maximum(after, 0, out=after)
             after += first
             found = values[n + 1].reshape(-1).take(after)
@@ -142,15 +160,15 @@ class ProblemFeatures:
 
     def start(self, slack: IntArray) -> "Progress":
         """Nothing is decided, and `slack` [B, J] may be spent."""
-        asked = np.minimum(((slack + SLIVER) / self._rests[0]).min(axis=-1), 1.0)
+        asked = np.minimum(((slack.T + SLIVER) * self._per_rest[0]).min(axis=0), 1.0)
         told = np.stack([asked, np.log(np.maximum(asked, LEAST_SHARE))], axis=1)
-        return Progress(self, told, slack, np.zeros(len(slack)))
+        return Progress(self, told, slack, np.full(len(slack), KL_FLOOR_NATS))
 
     def additive_choice(self, slack: IntArray) -> IntArray:
         """[N] what the additive program chooses one by one, within `slack` [J]; of one table of costs."""
         progress, chosen = self.start(slack[None]), np.empty(len(self.costs.columns), dtype=np.int64)
         for n in range(len(chosen)):
-            added = progress.taken_features(n)[0, :, 4]
+            added = progress.taken_features(n)[4, 0]
             chosen[n] = np.where(self.costs.feasible(n, progress.slack)[0], added, np.inf).argmin()
             progress.take(n, chosen[n : n + 1])
         return chosen
@@ -163,71 +181,72 @@ class ProblemFeatures:
             taken.append(progress.taken_features(n))
             masks.append(self.costs.feasible(n, progress.slack))
             progress.take(n, choices[:, n])
-        return Trajectory(np.stack(steps, axis=1), np.stack(taken, axis=1), np.stack(masks, axis=1))
+        return Trajectory(np.stack(steps, axis=1), np.stack(taken).transpose(2, 0, 3, 1), np.stack(masks, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
 class _OptionCosts:
-    """Of the options of one decision: what each costs, and the step up from it, [K, J]; one over what the decisions
-    after it cost dense; the units [K, J] that these have to save, if nothing were left; and the KL of saving as much,
-    the states of all limits in a row."""
+    """Of the options of one decision: what each costs, and the step up from it, [J, 2, 1 or B, K]. What it leaves of
+    what the decisions after it cost dense, and the states that these have to save: `per_left` [J, 2, 1 or B, 1] times
+    what is left before it, and what that is added to, `from_zero` [J, 2, 1 or B, K]. The KL of saving as much, the
+    states of all limits in a row, and where those of each limit begin, [J, 1 or B, 1]. The own KL of each, [K]."""
 
-    cost: FloatArray
-    step_up: FloatArray
-    per_rest: FloatArray
-    needed: FloatArray
+    cost_and_step: FloatArray
+    per_left: FloatArray
+    from_zero: FloatArray
+    first: IntArray
     to_go: Float32Array
+    own: FloatArray
 
 
 @dataclass(eq=False)
 class Progress:
     """Decisions being made: what was `asked` [B, 2], the `slack` [B, J] that is left, and the own KL of what was chosen
-    [B], in nats."""
+    [B], in nats, over the floor."""
 
     problem: ProblemFeatures
     asked: FloatArray
     slack: IntArray
     lost: FloatArray
 
+    def __post_init__(self) -> None:
+        self._left: FloatArray = np.add(self.slack.T, SLIVER)  # [J, B]
+
     def step_features(self, n: int) -> Float32Array:
         """[B, NUM_STEP_FEATURES] of decision `n`."""
-        reach = (self.slack + SLIVER) / self.problem._rests[n]
-        features = np.empty((len(reach), NUM_STEP_FEATURES), dtype=np.float32)
+        reach = self._left * self.problem._per_rest[n]
+        features = np.empty((len(self.slack), NUM_STEP_FEATURES), dtype=np.float32)
         features[:, :2] = self.asked
-        tight = np.minimum.reduce(reach, axis=1)
-        features[:, 2] = np.minimum(tight, MOST)
-        features[:, 3] = np.log(np.minimum(np.maximum(tight, LEAST_SHARE), MOST))
-        features[:, 4] = np.minimum(np.maximum.reduce(reach, axis=1), MOST)
+        tight = np.minimum(_least(reach), MOST)
+        features[:, 2] = tight
+        features[:, 3] = np.log(np.maximum(tight, LEAST_SHARE, out=tight), out=tight)
+        features[:, 4] = np.minimum(_most(reach), MOST)
         return features
 
     def taken_features(self, n: int) -> Float32Array:
-        """[B, K, NUM_TAKEN_FEATURES] of the options of decision `n`."""
-        problem = self.problem
-        table, left = problem._tables[n], self.slack[:, None] + SLIVER  # [B, 1, J]
-        room = 1.0 / (left + 1.0)
-        after = (left - table.cost) * table.per_rest
-        per_unit = problem._per_unit
-        states = np.ceil(table.needed - left * (per_unit[:, None] if per_unit.ndim > 1 else per_unit)).astype(np.int64)
-        states = np.minimum(np.maximum(states, 0, out=states), MAX_STATES, out=states)
-        first = problem._first_states
-        states += first[:, None] if first.ndim > 1 else first
-        to_go = table.to_go.take(states)
-        features = np.empty((*after.shape[:2], NUM_TAKEN_FEATURES), dtype=np.float32)
-        several = after.shape[2] > 1
-        features[:, :, 0] = _most(table.cost * room, several)
-        features[:, :, 1] = _most(table.step_up * room, several)
-        features[:, :, 2] = np.minimum.reduce(after, axis=2) if several else after[:, :, 0]
-        features[:, :, 3] = _most(after, several)
-        total = np.log(_most(to_go, several) + problem.model.own[n] + (self.lost[:, None] + KL_FLOOR_NATS))
+        """[NUM_TAKEN_FEATURES, B, K] of the options of decision `n`."""
+        table, left = self.problem._tables[n], self._left[:, None, :, None]  # [J, 1, B, 1]
+        features = np.empty((NUM_TAKEN_FEATURES, len(self.slack), len(table.own)), dtype=np.float32)
+        features[:2] = _most(table.cost_and_step / (left + 1.0))
+        after, states = (left * table.per_left + table.from_zero).swapaxes(0, 1)  # [J, B, K]
+        features[2], features[3] = _least(after), _most(after)
+        np.ceil(states, out=states)
+        np.maximum(states, 0.0, out=states)
+        np.minimum(states, MAX_STATES, out=states)
+        states += table.first
+        total = _most(table.to_go.take(states.astype(np.int64))) + table.own
+        total += self.lost[:, None]
+        np.log(total, out=total)
         total -= np.minimum.reduce(total, axis=1, keepdims=True)
-        features[:, :, 4] = total
-        features[:, :, 5] = 10.0 * total
-        return np.minimum(np.maximum(features, -MOST, out=features), MOST, out=features)
+        np.multiply(total, TOTAL_SCALES, out=features[4:])
+        np.maximum(features, -MOST, out=features)
+        return np.minimum(features, MOST, out=features)
 
     def take(self, n: int, chosen: IntArray) -> None:
         """Go on with `chosen` [B] in decision `n`."""
         self.slack = self.problem.costs.after(n, self.slack, chosen)
-        self.lost = self.lost + self.problem.model.own[n, chosen]
+        self._left = np.add(self.slack.T, SLIVER)
+        self.lost = self.lost + self.problem.model.own[n].take(chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +258,13 @@ class Trajectory:
     feasible: BoolArray
 
 
-def _most(values: FloatT, several: bool) -> FloatT:
-    """[B, K] the most of [B, K, J]; of one limit there is nothing to compare."""
-    most: FloatT = np.maximum.reduce(values, axis=2) if several else values[:, :, 0]
+def _most(values: FloatT) -> FloatT:
+    """[..] the most of [J, ..]; of one limit there is nothing to compare."""
+    most: FloatT = values[0] if len(values) == 1 else np.maximum.reduce(values, axis=0)
     return most
+
+
+def _least(values: FloatT) -> FloatT:
+    """[..] the least of [J, ..]."""
+    least: FloatT = values[0] if len(values) == 1 else np.minimum.reduce(values, axis=0)
+    return least

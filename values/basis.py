@@ -156,8 +156,8 @@ class Regression:
     def replacing(
         self, fractions: FloatArray, own: FloatArray, instead: FloatArray, own_instead: FloatArray
     ) -> FloatArray:
-        """[B, L] the same of `fractions` [B, L] in which decision l alone keeps `instead` [B, L], and loses
-        `own_instead` [B, L] on its own rather than `own` [B, L].
+        """[B, L] the same of `fractions` [B or 1, L] in which decision l alone keeps `instead` [B, L], and loses
+        `own_instead` [B, L] on its own rather than `own` [B or 1, L].
 
         A change of one entry changes a quadratic form by one row of it: all L of them take no longer than one value.
         """
@@ -197,7 +197,7 @@ class _Form:
         return cls(matrix + matrix.T, matrix.diagonal().copy())
 
     def replacing(self, x: FloatArray, more: FloatArray) -> FloatArray:
-        """[B, L] of x [B, L] with `more` [B, L] added to one entry each."""
+        """[B, L] of x [B or 1, L] with `more` [B, L] added to one entry each."""
         slope = x @ self.both
         found: FloatArray = 0.5 * (slope * x).sum(axis=1, keepdims=True)
         return found + more * (slope + more * self.diagonal)

@@ -61,7 +61,7 @@ def units_in(space: Space, architecture: Architecture) -> tuple[int, ...] | None
         kept = [options.pop(site, Option(space.dense[site])) for site in decision.sites]
         first, dense = kept[0], space.dense[decision.sites[0]]
         alike = all(
-            option == Option(option.units) and option.units * dense == first.units * space.dense[site]
+            option.bits is option.density is None and option.units * dense == first.units * space.dense[site]
             for site, option in zip(decision.sites, kept, strict=True)
         )
         if not alike or first.units > dense or (first.units == 0 and decision.options[0].units[0] > 0):

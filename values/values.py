@@ -16,6 +16,7 @@ samples that are kept).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -65,11 +66,20 @@ class Kernel:
 
 def distances(a: Float32Array, b: Float32Array) -> Float32Array:
     """[A, B] sums over layers of the distances between places [A, L] and [B, L]."""
+    if len(a) == 1:  # as a request asks: one sum takes less time than to add up layer by layer
+        apart: Float32Array = np.abs(a.T - b.T).sum(axis=0, keepdims=True)
+        return apart
     total = np.zeros((len(a), len(b)), dtype=np.float32)
     for x, y in zip(a.T, b.T, strict=True):
         difference = np.subtract.outer(x, y)
         total += np.abs(difference, out=difference)
     return total
+
+
+def _distance(a: Float32Array, b: Float32Array) -> Float32Array:
+    """[...] between places [..., L] and [..., L]."""
+    apart: Float32Array = np.abs(a - b).sum(axis=-1)
+    return apart
 
 
 class Values:
@@ -91,6 +101,7 @@ class Values:
         self.faded_alpha: Float32Array = tensors["fades"] * tensors["alpha"]
         self.regression = Regression(tensors["readout"].astype(np.float64), basis.num_decisions)
         self._frontier = tensors["frontier"].astype(np.float64)
+        self._frontier_at = np.linspace(0.0, 1.0, len(self._frontier))
         self._tensors = {name: tensors[name] for name in self.TENSORS}
 
     @property
@@ -135,13 +146,19 @@ class Values:
 
         What lies far above the frontier was fitted loosely, and is the less certain.
         """
-        known = np.interp(fractions @ self.basis.shares, np.linspace(0.0, 1.0, len(self._frontier)), self._frontier)
+        known = np.interp(fractions @ self.basis.shares, self._frontier_at, self._frontier)
         noise = self.kernel.noise**2 / weights_of(mean - known)
         deviation: FloatArray = self.kernel.scale * self.basis.fade(fractions) * np.sqrt(variance + noise)
         return deviation
 
-    def conditional_variance(self, apart: Float32Array) -> FloatArray:
-        """[B] variance over s^2, given the nearest anchors at distances `apart` [B, N].
+    @cached_property
+    def between_anchors(self) -> Float32Array:
+        """[N, N] distances between the anchors: some megabytes, which requests do not wait for again."""
+        return np.stack([_distance(self.places, place) for place in self.places])
+
+    def conditional_variance(self, apart: Float32Array, between_anchors: Float32Array | None = None) -> FloatArray:
+        """[B] variance over s^2, given the nearest anchors at distances `apart` [B, N]; `between_anchors` [N, N], if
+        they are known.
 
         That of the process, and what the regression adds, which has more weights than most searches have samples: away
         from all of them it says anything. How fast it goes astray is measured (`Kernel.drift`).
@@ -149,10 +166,13 @@ class Values:
         m = min(NUM_NEIGHBOURS, len(self.places))
         nearest = np.argpartition(apart, m - 1, axis=1)[:, :m]
         towards = np.exp(-np.take_along_axis(apart, nearest, axis=1) / self.kernel.length).astype(np.float64)
-        near = self.places[nearest]  # [B, m, L]
-        between = np.abs(near[:, :, None] - near[:, None]).sum(axis=3) / self.kernel.length
+        if between_anchors is None:
+            near = self.places[nearest]  # [B, m, L]
+            between = _distance(near[:, :, None], near[:, None])
+        else:
+            between = between_anchors[nearest[:, :, None], nearest[:, None]]
         noise = self.kernel.noise**2 / self.weights[nearest]
-        matrix = np.exp(-between.astype(np.float64)) + noise[:, :, None] * np.eye(m)
+        matrix = np.exp(-(between / self.kernel.length).astype(np.float64)) + noise[:, :, None] * np.eye(m)
         explained = (towards * np.linalg.solve(matrix, towards[:, :, None])[:, :, 0]).sum(axis=1)
         variance: FloatArray = np.maximum(1.0 - explained, 0.0) + self._astray(apart) ** 2
         return variance

@@ -22,11 +22,12 @@ from pruning.planning.zeroed import zeroed_shares
 
 def weight_file_bytes(tensors: Sequence[TensorSpec]) -> int:
     """Bytes of the files that `prune_checkpoint` writes for `tensors`, which are in the order of their names."""
-    headers = {t.name: (t.name, t.shape, t.dtype) for t in tensors}
+    headers = [(t.name, t.shape, t.dtype) for t in tensors]
     if sum(tensor_bytes(t.shape, t.dtype) for t in tensors) <= MAX_SHARD_SIZE:
-        return safetensors_file_bytes(list(headers.values()))
-    shards = plan_shards(list(headers.values())).filename_to_tensors
-    return sum(safetensors_file_bytes([headers[name] for name in names]) for names in shards.values())
+        return safetensors_file_bytes(headers)
+    of_name = dict(zip((t.name for t in tensors), headers, strict=True))
+    shards = plan_shards(headers).filename_to_tensors
+    return sum(safetensors_file_bytes([of_name[name] for name in names]) for names in shards.values())
 
 
 def kv_cache_bytes(anatomy: ModelAnatomy, workload: Workload, architecture: Architecture | None = None) -> int:

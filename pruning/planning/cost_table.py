@@ -122,7 +122,7 @@ class CostTable:
 
     def after(self, n: int, slack: IntArray, options: IntArray) -> IntArray:
         """Slack [B, J] left of `slack` [B, J] after `options` [B] of decision `n`."""
-        left: IntArray = slack - self.columns[n][options]
+        left: IntArray = slack - self.columns[n].take(options, axis=0)
         return left
 
     def feasible(self, n: int, slack: IntArray) -> BoolArray:
@@ -134,10 +134,11 @@ class CostTable:
         """
         left = slack[:, None] - self.columns[n]  # [B, K, J]
         fits, uses = left >= 0, left < self.used_up_below[n + 1]
-        one = len(self.excess) == 1  # then there is nothing to reduce, which takes longest of all this
-        fitting: BoolArray = fits[:, :, 0] if one else np.all(fits, axis=2)
-        using: BoolArray = fitting & (uses[:, :, 0] if one else np.any(uses, axis=2))
-        if not using.any(axis=1).all():
+        # Of one limit there is nothing to reduce, which takes longest of all this; so do the methods `all` and `any`.
+        one = len(self.excess) == 1
+        fitting: BoolArray = fits[:, :, 0] if one else np.logical_and.reduce(fits, axis=2)
+        using: BoolArray = fitting & (uses[:, :, 0] if one else np.logical_or.reduce(uses, axis=2))
+        if not np.logical_and.reduce(np.logical_or.reduce(using, axis=1)):
             highest = fitting & (fitting.cumsum(axis=1) == fitting.sum(axis=1, keepdims=True))
             using = np.where(using.any(axis=1, keepdims=True), using, highest)
         return using

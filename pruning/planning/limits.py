@@ -51,12 +51,18 @@ class Limit:
     @cached_property
     def least(self) -> int:
         """What the cheapest choice costs."""
-        return self.fixed + sum(int(row.min()) for row in self.costs)
+        return self.fixed + int(np.minimum.reduceat(*self._in_a_row).sum())
 
     @cached_property
     def dense(self) -> int:
         """What the dearest choice costs."""
-        return self.fixed + sum(int(row.max()) for row in self.costs)
+        return self.fixed + int(np.maximum.reduceat(*self._in_a_row).sum())
+
+    @cached_property
+    def _in_a_row(self) -> tuple[IntArray, IntArray]:
+        """The costs of all options, and where each decision's begin."""
+        ends = np.cumsum([len(row) for row in self.costs])
+        return np.concatenate(self.costs), np.concatenate([[0], ends[:-1]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,9 @@ from pruning.planning.limits import Limit, LimitKind
 from pruning.planning.space import Options, Space
 from pruning.planning.workload import Workload
 
+MOST_SPACES = 4
+"""That a price keeps its tables of: some ten kilobytes each."""
+
 
 class Price(ABC):
     """What every site may cost under one kind of limit.
@@ -80,8 +83,11 @@ class Price(ABC):
 
     def limit(self, space: Space, most: int) -> Limit:
         """At most `most`, over what `space` decides; sites that it does not name are fixed, and dense."""
-        fixed = self.total - sum(self.of_dense[site] for site in space.dense)
-        return Limit(self.kind, most, fixed, space.tables(self.of))
+        return Limit(self.kind, most, *self._over(space))
+
+    def _over(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
+        """What `space` does not decide, and the costs [N][K] of what it does."""
+        return self.total - sum(self.of_dense[site] for site in space.dense), space.tables(self.of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,11 @@ class LinearPrice(Price):
         packed: Mapping[Site, tuple[TensorSpec, ...]] | None = None,
     ) -> None:
         self.kind, self.dense, self.sites, self.fixed, self._packed = kind, dense, sites, fixed, packed
+        # Budgets differ from request to request, not the spaces that plans are made in.
+        self._known = lru_cache(MOST_SPACES)(super()._over)
+
+    def _over(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
+        return self._known(space)
 
     def of(self, site: Site, options: Options) -> IntArray:
         cost, dense = self.sites[site], self.dense[site]

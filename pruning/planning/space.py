@@ -50,16 +50,6 @@ class Options:
         density = None if self.density is None else tuple(self.density[i] for i in indices)
         return Options(self.units[indices], bits, density)
 
-    def equal(self, option: Option) -> BoolArray:
-        """[K] which of them are `option`."""
-        equal: BoolArray = self.units == option.units
-        for said, wanted in ((self.bits, option.bits), (self.density, option.density)):
-            if said is not None:
-                equal &= np.array([x == wanted for x in said])
-            elif wanted is not None:
-                equal &= False
-        return equal
-
     @classmethod
     def of(cls, options: Sequence[Option]) -> "Options":
         """From single ones."""
@@ -84,6 +74,16 @@ class Decision:
     @property
     def num_options(self) -> int:
         return len(self.options[0])
+
+    @cached_property
+    def kept(self) -> tuple[tuple[Option, ...], ...]:
+        """[K] what each option is at every site."""
+        return tuple(zip(*self.options, strict=True))
+
+    @cached_property
+    def index_of(self) -> dict[tuple[Option, ...], int]:
+        """Which option it is that keeps so much at every site; of equal ones, the first."""
+        return {kept: k for k, kept in reversed(list(enumerate(self.kept)))}
 
     def take(self, indices: IntArray) -> "Decision":
         """The same decision among the options at `indices` only."""
@@ -184,12 +184,12 @@ class Space:
 
     def architecture(self, choice: Sequence[int] | IntArray) -> Architecture:
         """What `choice` [N] keeps; everything else is dense."""
-        found = {}
-        for decision, k in zip(self.decisions, choice, strict=True):
-            for site, options in zip(decision.sites, decision.options, strict=True):
-                option = options[int(k)]
-                if option != Option(self.dense[site]):
-                    found[site] = option
+        found = {
+            site: option
+            for decision, k in zip(self.decisions, choice, strict=True)
+            for site, option in zip(decision.sites, decision.kept[k], strict=True)
+            if option != self._dense_options[site]
+        }
         return Architecture.of(found)
 
     def choice_of(self, architecture: Architecture) -> Choice | None:
@@ -197,13 +197,15 @@ class Space:
         options = architecture.options
         choice = []
         for decision in self.decisions:
-            fitting = np.ones(decision.num_options, dtype=bool)
-            for site, of_site in zip(decision.sites, decision.options, strict=True):
-                fitting &= of_site.equal(options.pop(site, Option(self.dense[site])))
-            if not fitting.any():
+            kept = tuple(options.pop(site, self._dense_options[site]) for site in decision.sites)
+            if (k := decision.index_of.get(kept)) is None:
                 return None
-            choice.append(int(fitting.argmax()))
+            choice.append(k)
         return None if options else tuple(choice)
+
+    @cached_property
+    def _dense_options(self) -> dict[Site, Option]:
+        return {site: Option(units) for site, units in self.dense.items()}
 
     def at_most(self, units: Sequence[float] | FloatArray | IntArray) -> IntArray:
         """[N] options that keep no more than `units` [N], the widest of them; the first one where there is none.

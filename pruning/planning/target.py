@@ -1,5 +1,7 @@
 """A sparsity turned into a limit on parameters, and what an architecture achieves of one."""
 
+from functools import lru_cache
+
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InfeasibleTargetError
@@ -95,6 +97,7 @@ def decoder_byte_limits(anatomy: ModelAnatomy, space: Space, most: int) -> Limit
     return Limits(space, (weight_bytes(anatomy).limit(space, most + outside),))
 
 
+@lru_cache(maxsize=64)
 def least_decoder_parameters(anatomy: ModelAnatomy, space: Space) -> int:
     """What the decoder's layers have left when every decision of `space` takes its first option."""
     return decoder_parameters(anatomy).cost(space.architecture(space.bottom))

@@ -87,10 +87,15 @@ def test_gradients_stay_finite_where_options_are_infeasible(policy: Policy, prob
     assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
 
 
-def test_decoding_in_numpy_is_the_network_in_torch(policy: Policy, problem: ProblemFeatures) -> None:
-    """Teacher-forced on what was decoded, the network gives every option of every decision the same probability."""
+@pytest.mark.parametrize("attention", [1.0, 30.0], ids=["bounded", "unbounded"])
+def test_decoding_in_numpy_is_the_network_in_torch(policy: Policy, problem: ProblemFeatures, attention: float) -> None:
+    """Teacher-forced on what was decoded, the network gives every option of every decision the same probability; also
+    where scores of attention are too large to be summed up as they are."""
+    for block in policy.blocks:
+        block.query_key_value.weight.data[:, : 2 * CONFIG.width] *= attention
     slack = [500, 1200, 2000, 3000]
     decoder, noise = decoder_of(policy, problem), gumbel_noise(6, 4, 4, seed=1)
+    assert all(block.is_bounded == (attention == 1.0) for block in decoder._blocks)
     choices = decoder.decode(problem, np.array(slack)[:, None], noise)
     with torch.no_grad():
         log_p, _ = log_probabilities(policy, problem, torch.from_numpy(choices), slack)

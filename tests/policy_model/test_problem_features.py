@@ -40,7 +40,7 @@ def test_what_was_asked_and_what_is_left() -> None:
 
 def test_what_an_option_takes_and_what_the_additive_program_makes_of_it() -> None:
     progress = started(PROBLEM, 600)
-    found = progress.taken_features(0)[0]
+    found = progress.taken_features(0)[:, 0].T
     np.testing.assert_allclose(found[:, 0], [0, 120 / 601, 240 / 601], rtol=1e-4)
     np.testing.assert_allclose(found[:, 1], [120 / 601, 120 / 601, 0], rtol=1e-4)
     np.testing.assert_allclose(found[:, 2], [600 / 720, 480 / 720, 360 / 720], rtol=1e-4)
@@ -49,9 +49,7 @@ def test_what_an_option_takes_and_what_the_additive_program_makes_of_it() -> Non
     np.testing.assert_allclose(found[:, 4], best, atol=1e-5)
     np.testing.assert_allclose(found[:, 5], np.minimum(10 * best, MOST), atol=1e-4)
     progress.take(0, np.array([1]))
-    np.testing.assert_allclose(
-        progress.taken_features(1)[0, :, 4], additive([0.4, 0.1 + 0.3, 0.3], lost=0.2), atol=1e-5
-    )
+    np.testing.assert_allclose(progress.taken_features(1)[4, 0], additive([0.4, 0.1 + 0.3, 0.3], lost=0.2), atol=1e-5)
 
 
 def test_of_several_limits_the_tightest_counts() -> None:
@@ -62,7 +60,7 @@ def test_of_several_limits_the_tightest_counts() -> None:
     np.testing.assert_allclose(
         progress.step_features(0)[0], [tight, math.log(tight), tight, math.log(tight), loose], rtol=1e-4
     )
-    found = progress.taken_features(0)[0]
+    found = progress.taken_features(0)[:, 0].T
     np.testing.assert_allclose(found[:2, 0], [0, 10 / 61], rtol=1e-4)
     np.testing.assert_allclose(found[:2, 2], [60 / 200, 50 / 200], rtol=1e-4)
     np.testing.assert_allclose(found[:2, 3], [1.25, 780 / 720], rtol=1e-4)
@@ -90,6 +88,6 @@ def test_nearly_dense_something_has_to_be_given_up() -> None:
     for n in (0, 1):
         progress.take(n, np.array([2]))
     # Both others are dense: what the last one loses is all there is.
-    assert progress.taken_features(2)[0, :, 4].tolist() == pytest.approx(
+    assert progress.taken_features(2)[4, 0].tolist() == pytest.approx(
         additive([0.9, 0.3, 2 * OWN[:, 0].sum() / 256]).tolist(), abs=1e-3
     )
