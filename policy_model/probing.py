@@ -1,7 +1,7 @@
 """Probes: plans that the values would make at budgets that were not searched, measured, and learnt from at once.
 
-A search tells much about a few budgets. In between, and where a device charges attention more or less than parameters
-do, a descent on the values ends where they err the most (the optimiser's curse), and only a measurement there mends
+A search tells much about a few budgets. In between, and where a device charges attention more than parameters do, or for
+running a sub-layer at all, a descent on the values ends where they err the most (the optimiser's curse), and only a measurement there mends
 them: the idea of DAgger (Ross et al., arXiv 1011.0686), to label what the learner itself comes upon. A probe is one
 evaluation, so it costs a small part of a search of its budget.
 """
@@ -27,10 +27,10 @@ SOURCE = "probe"
 MOST_TIMES = 4.0
 """A probe's limit charges attention up to so many times what its parameters are, or that part of it."""
 
-STEPS = (0.7548776662466927, 0.5698402909980532)
-"""Of the budgets and of what attention is charged: powers of the plastic ratio's inverse, whose multiples fill the unit
-square evenly however many there are (the R2 sequence: Roberts, "The Unreasonable Effectiveness of Quasirandom
-Sequences", 2018)."""
+STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019702)
+"""Of the budgets, of what attention is charged, and of what is charged for running at all: powers of the inverse of the
+root of x^4 = x + 1, whose multiples fill the unit cube evenly however many there are (the R3 sequence: Roberts, "The
+Unreasonable Effectiveness of Quasirandom Sequences", 2018)."""
 
 
 class NothingLearntError(InputError):
@@ -97,12 +97,18 @@ def probe(
 
 def _limit(encoding: Encoding, number: int, searched: tuple[float, float]) -> tuple[DecisionCosts, int]:
     """The costs of probe `number`, and what may be spent above the cheapest choice: within what was `searched`, as a
-    part of the parameters that may go."""
-    budget, charged = ((0.5 + number * step) % 1.0 for step in STEPS)
+    part of the parameters that may go.
+
+    A sub-layer's time has a part that any of it takes, and one that grows with its units: here they are shares of what
+    all of it costs, which differ from probe to probe.
+    """
+    budget, charged, fixed = ((0.5 + number * step) % 1.0 for step in STEPS)
     factor = MOST_TIMES ** (2.0 * charged - 1.0)
     is_attention = [decision.sites[0].sublayer is Sublayer.ATTENTION for decision in encoding.space.decisions]
-    weights = np.where(is_attention, factor, 1.0)
-    excess = np.rint(parameter_costs(encoding).excess * weights[:, None]).astype(np.int64)
+    weights = np.where(is_attention, factor, 1.0)[:, None]
+    growing = parameter_costs(encoding).excess * weights
+    at_all = (growing > 0) * weights * (growing[..., -1].mean() / weights.mean())
+    excess = np.rint((1.0 - fixed) * growing + fixed * at_all).astype(np.int64)
     least = encoding.least_parameters / encoding.most_parameters
     low, high = searched
     kept = low + (high - low) * budget

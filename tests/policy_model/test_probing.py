@@ -13,6 +13,7 @@ from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space
+from pruning.planning.limits import Limits
 from pruning.planning.prices import parameters
 from pruning.planning.target import decoder_parameter_limits
 from storage.records import Sample
@@ -81,23 +82,35 @@ def test_probes_are_spread_over_what_was_searched_and_over_both_halves(
     assert set(Sublayer) in cuts
 
 
+@pytest.mark.parametrize("fixed", [0.0, 0.5])
 def test_plans_between_searched_budgets_are_better_and_better_foretold(
-    anatomy: ModelAnatomy, joint: TrainingSettings, searched: list[Sample], found: list[Probe]
+    anatomy: ModelAnatomy, joint: TrainingSettings, searched: list[Sample], found: list[Probe], fixed: float
 ) -> None:
     learnt = [
         *searched,
         *(replace(searched[0], architecture=x.architecture, metrics=x.metrics, source=SOURCE) for x in found),
     ]
-    before, after = (predictor_of_values(anatomy, samples, joint) for samples in (searched, learnt))
-    (kl_before, error_before), (kl_after, error_after) = (judged(anatomy, each) for each in (before, after))
-    assert kl_after < kl_before
-    assert error_after < 0.5 * error_before
+    limits = [limited(anatomy, kept, fixed) for kept in KEPT]
+    before, after = (
+        judged(anatomy, limits, predictor_of_values(anatomy, samples, joint)) for samples in (searched, learnt)
+    )
+    assert after[0] < before[0]
+    assert after[1] < 0.5 * before[1]
 
 
-def judged(anatomy: ModelAnatomy, predictor: Predictor) -> tuple[float, float]:
-    """The plans' KL, as a geometric mean, and the mean error of what was expected of them, in log KL."""
+def limited(anatomy: ModelAnatomy, kept: float, fixed: float) -> Limits:
+    """A limit of that share of what the decoder costs: its parameters, or a time of which `fixed` is for running each
+    sub-layer at all."""
     space = fine_space(anatomy, SpaceName.ALL, round_to=8)
-    limits = [decoder_parameter_limits(anatomy, space, int(kept * anatomy.decoder_parameters)) for kept in KEPT]
+    limits = decoder_parameter_limits(anatomy, space, int(kept * anatomy.decoder_parameters))
+    (limit,) = limits.limits
+    charge = np.mean([row[-1] for row in limit.costs])
+    costs = tuple(np.rint((1 - fixed) * row + fixed * charge * (row > 0)).astype(np.int64) for row in limit.costs)
+    return Limits(space, (replace(limit, costs=costs),))
+
+
+def judged(anatomy: ModelAnatomy, limits: list[Limits], predictor: Predictor) -> tuple[float, float]:
+    """The plans' KL, as a geometric mean, and the mean error of what was expected of them, in log KL."""
     plans = [predictor.plan(anatomy, limit) for limit in limits]
     kl = np.log([true_kl(anatomy, plan.architecture) for plan in plans])
     return float(np.exp(kl.mean())), float(np.abs(np.log([plan.kl for plan in plans]) - kl).mean())
