@@ -92,7 +92,7 @@ def test_decoding_in_numpy_is_the_network_in_torch(policy: Policy, problem: Prob
     """Teacher-forced on what was decoded, the network gives every option of every decision the same probability; also
     where scores of attention are too large to be summed up as they are."""
     for block in policy.blocks:
-        block.query_key_value.weight.data[:, : 2 * CONFIG.width] *= attention
+        block.get_parameter("query_key_value.weight").data[:, : 2 * CONFIG.width] *= attention
     slack = [500, 1200, 2000, 3000]
     decoder, noise = decoder_of(policy, problem), gumbel_noise(6, 4, 4, seed=1)
     assert all(block.is_bounded == (attention == 1.0) for block in decoder._blocks)
