@@ -1,9 +1,9 @@
 """Probes: plans that the values would make at budgets that were not searched, measured, and learnt from at once.
 
-A search tells much about a few budgets. In between, and where a device charges attention more than parameters do, or for
-running a sub-layer at all, a descent on the values ends where they err the most (the optimiser's curse), and only a
-measurement there mends them: the idea of DAgger (Ross et al., arXiv 1011.0686), to label what the learner itself comes
-upon. A probe is one evaluation, so it costs a small part of a search of its budget.
+A search tells much about a few budgets. In between, and where a device charges attention more than parameters do, or
+for running a sub-layer at all, a descent on the values ends where they err the most (the optimiser's curse), and only
+a measurement there mends them: the idea of DAgger (Ross et al., arXiv 1011.0686), to label what the learner itself
+comes upon. A probe is one evaluation, so it costs a small part of a search of its budget.
 """
 
 from collections.abc import Callable, Sequence

@@ -139,6 +139,14 @@ def apply(
         )
     if recover is None and how.is_given:
         raise InputError("options of a recovery are of --recover", remedy="Give --recover FILE, or leave them out")
+    if check and (others := [name for name, x in (("--method", method), ("--data", data)) if x]):
+        raise InputError("--check compares a folder, and makes none", remedy=f"Drop {' and '.join(others)}")
+    if recover is not None and rounding is Rounding.GPTQ:
+        raise InputError(
+            "a plan with weights in fewer bits is not trained",
+            values=f"--recover {recover}, --method gptq",
+            remedy="Recover what a plan of units alone makes, then `lop quantise` the recovered checkpoint",
+        )
     if recover is not None and check:
         raise InputError("--check compares what is cut, and a training changes every weight", remedy="Drop --recover")
     if recover is not None:
@@ -277,5 +285,5 @@ def _check(model: Path, plan: "PruningPlan", ranking: "Ranking", out: Path, *, j
         counts = {"tensors": found.num_tensors, "solved": found.num_solved, "weights_bytes": found.weights_bytes}
         print_json({"out": str(out), **counts})
         return
-    apart = f", but for {found.num_solved} that were solved anew, of which shapes" if found.num_solved else ""
+    apart = f", but for {found.num_solved} that were made on data, of which shapes" if found.num_solved else ""
     print_line(f"{out} is what plan {plan.plan_id} makes of {model}: {found.num_tensors} tensors, byte for byte{apart}")

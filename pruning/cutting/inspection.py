@@ -21,6 +21,7 @@ from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, pac
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
 from pruning.cutting.gguf.layouts import LAYOUTS
+from pruning.cutting.gguf.packed_blocks import are_blocks
 from pruning.cutting.rewriting.sparsify_checkpoint import CONFIG_KEY as SPARSITY_KEY
 from pruning.planning.plan import PruningPlan
 
@@ -121,7 +122,12 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
             )
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
-        runs_in=_runtimes(str(text.model_type), alike=recorded is None, is_quantised=is_quantised, packed=packed),
+        runs_in=_runtimes(
+            str(text.model_type),
+            alike=recorded is None,
+            is_quantised=is_quantised,
+            has_blocks=are_blocks(config, packed.values()),
+        ),
         sparsity=_sparsity(config),
     )
 
@@ -153,14 +159,14 @@ def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[S
     return found
 
 
-def _runtimes(family: str, *, alike: bool, is_quantised: bool, packed: Mapping[str, StoredPacked]) -> tuple[str, ...]:
+def _runtimes(family: str, *, alike: bool, is_quantised: bool, has_blocks: bool) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
     if is_quantised:
         reads = "where the packages that read its quantization_config are installed"
         runtimes = [f"{runtime}, {reads}" for runtime in (["transformers and vLLM"] if alike else runtimes)]
     elif alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
-    if (layout := LAYOUTS.get(family)) and (packed or not is_quantised):
+    if (layout := LAYOUTS.get(family)) and has_blocks:
         filled = "" if alike or layout.per_layer else ", layers filled up to one size"
         runtimes.append(f"llama.cpp, by lop export gguf{filled}")
     return tuple(runtimes)

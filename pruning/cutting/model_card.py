@@ -119,7 +119,7 @@ def expected_lines(plan: PruningPlan) -> list[str]:
         return []
     where = "conversations that nothing was chosen on" if predicted.of == "unseen" else "the calibration conversations"
     when = "Predicted before cutting" if plan.planned_training is None else "Expected after the training of its plan"
-    rounded = " of weights rounded to nearest," if plan.rounds and predicted.rounding == "rtn" else ""
+    rounded = " of weights rounded to nearest," if plan.rounds else ""
     lines = [f"{when},{rounded} on {where}, not measured:", ""]
     lines.append(
         f"- KL to the dense model, nats a token: {predicted.quality:.4g}{_interval(predicted.interval, '.4g')}"

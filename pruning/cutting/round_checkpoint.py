@@ -100,6 +100,7 @@ def _blocks(anatomy: ModelAnatomy, outputs: Mapping[str, OutputTensor]) -> tuple
     for block in language_blocks(anatomy):
         own = ((x, cut[x.name]) for x in block.projections if x.name in cut)
         blocks.append(replace(block, projections=tuple(replace(x, shape=(rows, size)) for x, (rows, size) in own)))
+    assert sum(len(block.projections) for block in blocks) == len(cut)  # no weight is left to another rounding
     last = max(block.index for block in blocks if block.projections)
     return tuple(blocks[: last + 1])
 

@@ -183,13 +183,16 @@ def check_applicable(
         raise PlanError(
             "a plan that counts on reconstruction is applied with calibration data",
             values=f"plan {plan.plan_id}",
-            remedy="Give the data: `lop apply --reconstruct FILE`, apply_plan(..., reconstruct=FILE)",
+            remedy="Give the data: `lop apply --reconstruct FILE --method gptq`"
+            if plan.rounds
+            else "Give the data: `lop apply --reconstruct FILE`, apply_plan(..., reconstruct=FILE)",
         )
     if plan.rounds and not rounds:
         raise PlanError(
             "a plan that counts on GPTQ is applied with calibration data",
             values=f"plan {plan.plan_id}",
-            remedy="Give the data: `lop apply --method gptq --data FILE`",
+            remedy="Give the data: `lop apply --method gptq "
+            + ("--reconstruct FILE`, which are the same" if plan.reconstructs else "--data FILE`"),
         )
     if rounds and not packed:
         raise PlanError(

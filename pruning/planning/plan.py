@@ -71,6 +71,7 @@ BIAS = RecoveryStep(kind="bias")
 RECONSTRUCTION: Final = "reconstruction"
 ROUNDING: Final = "rounding"
 DISTILLATION: Final = "distillation"
+_DONE_AFTER = (BIAS.kind, RECONSTRUCTION, ROUNDING, DISTILLATION)
 
 
 def reconstruction_step(calibration_id: str) -> RecoveryStep:
@@ -255,8 +256,8 @@ class PruningPlan(Part):
         return self.model_copy(update={"recovery": tuple(x for x in self.recovery if x.kind != DISTILLATION)})
 
     def recovered_by(self, step: RecoveryStep) -> "PruningPlan":
-        """The plan after which `step` was done, too: in place of one of its kind, or as the last. One training may
-        follow another.
+        """The plan after which `step` was done, too: in place of one of its kind. Steps are in the order in which they
+        are done; one training may follow another.
 
         Raises PlanError if the plan counts on a step of that kind with other settings.
         """
@@ -271,7 +272,8 @@ class PruningPlan(Part):
                 values=f"plan {own.settings}, asked for {step.settings}",
                 remedy="Use the data that the plan names, or fetch a plan without that step",
             )
-        return self.model_copy(update={"recovery": (*(x for x in self.recovery if x.kind != step.kind), step)})
+        steps = (*(x for x in self.recovery if x.kind != step.kind), step)
+        return self.model_copy(update={"recovery": tuple(sorted(steps, key=lambda x: _DONE_AFTER.index(x.kind)))})
 
     @property
     def skips(self) -> bool:

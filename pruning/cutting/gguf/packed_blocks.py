@@ -32,9 +32,8 @@ _Bytes = npt.NDArray[np.uint8]
 def check_quantisation(config: "PreTrainedConfig") -> None:
     """Raises UnsupportedModelError if the config says that weights are in a form that blocks cannot hold, or that more
     than weights is quantised."""
-    for section in (config, config.get_text_config(decoder=True)):
-        said: Any = getattr(section, "quantization_config", None)
-        if said and not (isinstance(said, dict) and _is_of_blocks(said)):
+    for said in _said_of(config):
+        if not _is_of_blocks(said):
             kind = said if not isinstance(said, dict) else said.get("format") or said.get("quant_method")
             raise UnsupportedModelError(
                 "the checkpoint's weights must be plain numbers, or whole numbers with scales as `lop apply` and "
@@ -44,8 +43,21 @@ def check_quantisation(config: "PreTrainedConfig") -> None:
             )
 
 
-def _is_of_blocks(said: dict[str, Any]) -> bool:
+def are_blocks(config: "PreTrainedConfig", weights: Iterable[StoredPacked]) -> bool:
+    """Whether blocks can hold `weights`, which are in few bits as `config` says: whether they can be exported."""
+    return all(map(_is_of_blocks, _said_of(config))) and all(weight.group % BLOCK == 0 for weight in weights)
+
+
+def _said_of(config: "PreTrainedConfig") -> list[Any]:
+    """What the sections of a config say of how weights are quantised; nothing of plain ones."""
+    sections = (config, config.get_text_config(decoder=True))
+    return [said for section in sections if (said := getattr(section, "quantization_config", None))]
+
+
+def _is_of_blocks(said: Any) -> bool:
     """Whether it is compressed-tensors' of symmetric whole numbers, and no activation is rounded."""
+    if not isinstance(said, dict):
+        return False
     groups = (said.get("config_groups") or {}).values()
     others = ("kv_cache_scheme", "transform_config", "sparsity_config")
     return (

@@ -84,7 +84,8 @@ def export_quantised(
         raise UnsupportedModelError(
             "llama.cpp's quantiser rounds plain numbers",
             values=f"{folder}: {next(iter(packed))} is in few bits already",
-            remedy="Leave --quantise out: 8 bits become q8_0, 4 bits q4_0, and nothing is rounded again",
+            remedy="Leave --quantise out: 8 bits become q8_0, 4 bits q4_0, and nothing is rounded again, if the folder "
+            "is of `lop apply` or `lop quantise`; else export the one that it was quantised from",
         )
     with writing(out, what="export"), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
         whole, quantised = Path(place) / "f16.gguf", Path(place) / out.name

@@ -92,6 +92,7 @@ def copied(
     shape = shape or found.shape
     if isinstance(found, StoredPacked):
         _check_row(source, shape[1])
+        assert (shift, scale) == (0.0, 1.0)  # norms alone have them
         return GgufTensor(name, shape, PACKED_TYPES[found.bits], found, rotary_dim)
     return GgufTensor(name, shape, stored_type(shape, wanted), found, rotary_dim, shift, scale)
 

@@ -71,6 +71,8 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
         (("--method", "rtn", "--data", "DATA"), "rounding to nearest is without data"),
         (("--data", "DATA", "--reconstruct", "DATA"), "--reconstruct and --data are the same conversations"),
         (("--method", "awq"), "Known are rtn, gptq"),
+        (("--check", "--data", "DATA"), "Drop --data"),
+        (("--recover", "DATA", "--data", "DATA"), "a plan with weights in fewer bits is not trained"),
     ],
 )
 def test_what_contradicts_itself(

@@ -23,7 +23,7 @@ from pruning.cutting.round_checkpoint import GptqRounding
 from pruning.cutting.streaming.solved import solved_folder
 from pruning.data.batches import BatchStream, make_batches
 from pruning.data.conversations import Conversation, calibration_id
-from pruning.errors import PlanError
+from pruning.errors import CheckpointError, PlanError
 from pruning.measuring.evaluation import evaluate_model
 from pruning.planning.plan import PruningPlan
 from tests.pruning.cut_models import plan_for, random_ranking
@@ -124,27 +124,37 @@ def test_what_is_cut_and_solved_is_rounded_with_less_loss_than_to_nearest(
     assert checked.weights_bytes == plan.achieved.disk_bytes
 
 
+@pytest.mark.parametrize("solves", [False, True], ids=["cut", "solved"])
 def test_a_run_that_is_killed_goes_on(
-    wide: Path, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    solves: bool, wide: Path, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, ranking = plan_of(wide, BITS), random_ranking(read_anatomy(wide))
-    whole = prune_checkpoint(wide, plan, ranking, tmp_path / "whole", rounding=rounding(wide, conversations))
-    put = BlockFiles.put
+    plan, ranking = plan_of(wide, JOINT if solves else BITS), random_ranking(read_anatomy(wide))
+
+    def written(name: str) -> Path:
+        reconstruction = solving(wide, conversations) if solves else None
+        own = rounding(wide, conversations)
+        return prune_checkpoint(wide, plan, ranking, tmp_path / name, reconstruction=reconstruction, rounding=own)
+
+    put, stop = BlockFiles.put, 2
     done: list[int] = []
 
-    def interrupted(self: Any, block: Any, rewritten: Rewritten) -> None:
-        if block.index == 2:
+    def counted(self: Any, block: Any, rewritten: Rewritten) -> None:
+        if block.index == stop:
             raise KeyboardInterrupt
         put(self, block, rewritten)
         done.append(block.index)
 
-    monkeypatch.setattr(BlockFiles, "put", interrupted)
+    monkeypatch.setattr(BlockFiles, "put", counted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        prune_checkpoint(wide, plan, ranking, out, rounding=rounding(wide, conversations))
+        written("out")
     assert (done, out.exists(), solved_folder(out).is_dir()) == ([0, 1], False, True)
-    monkeypatch.setattr(BlockFiles, "put", put)
-    prune_checkpoint(wide, plan, ranking, out, rounding=rounding(wide, conversations))
+    stop = -1
+    written("out")
+    again = done.copy()
+    whole = written("whole")
+    assert again == done[len(again) :]  # each layer was rounded once
+    assert len(again) > 2
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not solved_folder(out).exists()
 
@@ -163,11 +173,25 @@ def test_what_is_refused(wide: Path, conversations: list[Conversation], tmp_path
     assert not any(tmp_path.iterdir())
 
 
+def test_what_a_plan_counts_on_is_in_the_order_in_which_it_is_done(
+    wide: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    ranking, own, solved = (
+        random_ranking(read_anatomy(wide)),
+        rounding(wide, conversations),
+        solving(wide, conversations),
+    )
+    plan = plan_of(wide, JOINT).recovered_by(own.step).recovered_by(solved.step)
+    assert [step.kind for step in plan.recovery] == ["reconstruction", "rounding"]
+    # Either refusal says what is asked for in the end.
+    for given in ({}, {"rounding": own}, {"reconstruction": solved}):
+        with pytest.raises(PlanError, match=r"--reconstruct FILE.*--method gptq|--method gptq --reconstruct FILE"):
+            prune_checkpoint(wide, plan, ranking, tmp_path / "out", **given)
+
+
 def test_activations_that_are_not_finite_are_named(
     wide: Path, conversations: list[Conversation], tmp_path: Path
 ) -> None:
-    from pruning.errors import CheckpointError
-
     model = load_model(wide)
     with torch.no_grad():
         model.get_decoder().layers[2].post_attention_layernorm.weight.fill_(float("inf"))

@@ -1,5 +1,6 @@
 """Plans with bits: what is scored, what is priced, what is written, and what transformers reads back are the same."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,12 @@ def test_folder_and_card_say_in_how_many_bits_weights_are(wide: Path, tmp_path: 
         assert heading in card.partition("\n## ")[0]
         assert "8 bits become q8_0 and 4 bits q4_0" in card
         assert ("0.0%" in card) is False
+        if architecture is BITS:
+            config = json.loads((out / "config.json").read_text())
+            for scheme in config["quantization_config"]["config_groups"].values():
+                scheme["weights"]["symmetric"] = False  # which llama.cpp's blocks cannot say
+            (out / "config.json").write_text(json.dumps(config))
+            assert "llama.cpp" not in str(inspect_checkpoint(out).runs_in)
     assert dense.parameters == read_anatomy(wide).total_parameters
     assert {(x.ffn_bits, x.attention_bits) for x in dense.layers} == {(None, None)}
 
