@@ -32,12 +32,6 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
                 values="reconstruct names none",
                 remedy="Name the data set that the model was registered with",
             )
-        if plan.rounds:
-            raise InputError(
-                "jobs round weights to nearest, and this plan counts on GPTQ",
-                values=f"plan {plan.plan_id}",
-                remedy="Apply it with `lop apply --method gptq`, or fetch a plan without that step",
-            )
         if isinstance(settings, RecoverJob):
             check_plain(plan)
             _check_parts(settings, catalogue)
