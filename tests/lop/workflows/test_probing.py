@@ -91,7 +91,7 @@ def test_another_search_learns_from_earlier_probes(
     search_model(repository, "tiny", conversations, SEARCH, name="data", probes=COUNT)
     first = probes(repository)
     with caplog.at_level(logging.WARNING):
-        search_model(repository, "tiny", conversations, replace(SEARCH, seed=1), name="data", probes=COUNT)
+        search_model(repository, "tiny", conversations, replace(SEARCH, seed=1), name="data", probes=3 * COUNT)
     assert first < probes(repository)  # none twice, and all stay
     assert not caplog.text
 
