@@ -125,7 +125,10 @@ class LinearPrice(Price):
         self._known = lru_cache(MOST_SPACES)(super()._over)
 
     def _over(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
-        return self._known(space)
+        fixed, rows = self._known(space)
+        for row in rows:
+            row.setflags(write=False)  # all requests share them
+        return fixed, rows
 
     def of(self, site: Site, options: Options) -> IntArray:
         cost, dense = self.sites[site], self.dense[site]

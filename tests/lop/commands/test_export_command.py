@@ -28,15 +28,15 @@ Lop = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def lop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lop:
+def lop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Lop:
     """Run `lop export gguf ARGUMENTS`; returns exit code, stdout, stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lop", "export", "gguf", *map(str, arguments)])
-        capsys.readouterr()
+        capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
+        return (int(ended.value.code or 0), *capfd.readouterr())
 
     return run
 
