@@ -28,8 +28,9 @@ TAKEN = "carried.sha256"
 
 SUFFIXES = (".json", ".jsonl", ".safetensors")
 MAX_FILE_BYTES = 64 * 2**20
-NOT_CARRIED = "training-"
-"""What names of folders begin with that are made again from what is carried."""
+NOT_CARRIED = "training"
+"""What names of folders and files begin with that are made again from what is carried: half of a training's state
+would stop the training that finds it."""
 
 
 def archive_of(work: Path, folder: Path | None = None) -> Path:

@@ -29,6 +29,7 @@ def test_measurements_are_carried_and_what_is_made_again_is_not(tmp_path: Path) 
             "smollm2/checkpoint/bf16/config.json": "no",
             "smollm2/checkpoint/bf16/model.safetensors": "no",
             "training-all-0/state.safetensors": "no",
+            "http/0/training/training.json": "no",
         },
     )
     archive = pack(first, tmp_path)
