@@ -1,5 +1,9 @@
 """The network that is trained: masks, causality, no size of the problem in a weight, and the decoder that serves it."""
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +110,29 @@ def test_decoding_in_numpy_is_the_network_in_torch(policy: Policy, problem: Prob
     # What is decoded is most likely under the noise.
     assert np.array_equal((log_p.numpy() + noise.transpose(1, 0, 2)).argmax(axis=2), choices)
     assert len(np.unique(choices, axis=0)) > 1
+
+
+@pytest.fixture
+def short_turns() -> Iterator[None]:
+    """Threads take turns a thousand times as often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_threads_decode_side_by_side_and_after_an_error(policy: Policy, problem: ProblemFeatures) -> None:
+    decoder = decoder_of(policy, problem)
+    slack = [np.array([[500 + 100 * n], [3000 - 200 * n]]) for n in range(8)]
+    noise = [gumbel_noise(6, 2, 4, seed=n) for n in range(8)]
+    alone = [decoder.decode(problem, *asked) for asked in zip(slack, noise, strict=True)]
+    with pytest.raises(IndexError):
+        decoder.decode(problem, slack[0], noise[0][:3])  # stops in the middle
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = list(pool.map(decoder.decode, [problem] * 8, slack, noise))
+            assert all(map(np.array_equal, found, alone))
 
 
 def test_a_decision_does_not_see_later_ones(policy: Policy, problem: ProblemFeatures) -> None:
