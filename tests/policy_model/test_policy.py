@@ -130,7 +130,7 @@ def test_threads_decode_side_by_side_and_after_an_error(policy: Policy, problem:
     with pytest.raises(IndexError):
         decoder.decode(problem, slack[0], noise[0][:3])  # stops in the middle
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):
+        for _ in range(40):
             found = list(pool.map(decoder.decode, [problem] * 8, slack, noise))
             assert all(map(np.array_equal, found, alone))
 
