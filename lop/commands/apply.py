@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pruning.cutting.round_checkpoint import GptqRounding
     from pruning.data.conversations import Conversation
     from pruning.planning.plan import PruningPlan
-    from pruning.planning.ranking import Ranking
 
 INTERRUPTED = 130
 
@@ -115,6 +114,7 @@ def apply(
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
     from pruning.planning.plan import PruningPlan
+    from recovery.plain_weights import PLAIN_WEIGHTS
 
     if reconstruct is None and data is None and conversations is not None:
         raise InputError(
@@ -143,7 +143,7 @@ def apply(
         raise InputError("--check compares a folder, and makes none", remedy=f"Drop {' and '.join(others)}")
     if recover is not None and rounding is Rounding.GPTQ:
         raise InputError(
-            "a plan with weights in fewer bits is not trained",
+            PLAIN_WEIGHTS,
             values=f"--recover {recover}, --method gptq",
             remedy="Recover what a plan of units alone makes, then `lop quantise` the recovered checkpoint",
         )

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pruning.data.conversations import Conversation, calibration_id
 
 if TYPE_CHECKING:
+    import torch
+
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
     from pruning.cutting.reconstruction import SolvedSite
     from pruning.cutting.round_checkpoint import GptqRounding
+    from pruning.data.batches import BatchStream
 
 
 def reconstruction_on(
@@ -26,18 +29,9 @@ def reconstruction_on(
         InputError: torch has no such device as LOP_TORCH_DEVICE says.
         CheckpointError, DatasetError: the checkpoint's processor or the conversations cannot be used.
     """
-    from lop.workflows.compute import compute_device, warn_of_dtype
-    from lop.workflows.measuring import streamed
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
 
-    warn_of_dtype(folder)
-    return Reconstruction(
-        streamed(folder, conversations),
-        calibration_id(conversations),
-        compute_device(),
-        on_batch=on_batch,
-        on_solved=on_solved,
-    )
+    return Reconstruction(*_on_data(folder, conversations), on_batch=on_batch, on_solved=on_solved)
 
 
 def rounding_on(
@@ -51,18 +45,18 @@ def rounding_on(
 
     Raises as `reconstruction_on`.
     """
-    from lop.workflows.compute import compute_device, warn_of_dtype
-    from lop.workflows.measuring import streamed
     from pruning.cutting.round_checkpoint import GptqRounding
 
+    return GptqRounding(*_on_data(folder, conversations), on_batch=on_batch, on_rounded=on_rounded)
+
+
+def _on_data(folder: Path, conversations: Sequence[Conversation]) -> "tuple[BatchStream, str, torch.device]":
+    """The batches that both go through, what names them, and where."""
+    from lop.workflows.compute import compute_device, warn_of_dtype
+    from lop.workflows.measuring import streamed
+
     warn_of_dtype(folder)
-    return GptqRounding(
-        streamed(folder, conversations),
-        calibration_id(conversations),
-        compute_device(),
-        on_batch=on_batch,
-        on_rounded=on_rounded,
-    )
+    return streamed(folder, conversations), calibration_id(conversations), compute_device()
 
 
 def warnings_of(sites: "Sequence[SolvedSite]") -> list[str]:

@@ -122,12 +122,15 @@ class LinearPrice(Price):
     ) -> None:
         self.kind, self.dense, self.sites, self.fixed, self._packed = kind, dense, sites, fixed, packed
         # Budgets differ from request to request, not the spaces that plans are made in.
-        self._known = lru_cache(MOST_SPACES)(super()._over)
+        self._known = lru_cache(MOST_SPACES)(self._shared)
 
     def _over(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
-        fixed, rows = self._known(space)
+        return self._known(space)
+
+    def _shared(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
+        fixed, rows = super()._over(space)
         for row in rows:
-            row.setflags(write=False)  # all requests share them
+            row.setflags(write=False)
         return fixed, rows
 
     def of(self, site: Site, options: Options) -> IntArray:

@@ -17,6 +17,7 @@ from pruning.cutting import prune_checkpoint, reconstruct_checkpoint
 from pruning.cutting.streaming.draft import draft_folder
 from pruning.cutting.streaming.solved import solved_folder
 from pruning.planning.plan import PruningPlan
+from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -30,16 +31,6 @@ def plan_path(checkpoint: Path, tmp_path: Path) -> Path:
     path.write_text(plan_for(anatomy, ranking, WIDTHS, kept_groups(anatomy)).to_json())
     (tmp_path / "plan.ranking.safetensors").write_bytes(ranking.to_bytes())
     return path
-
-
-def lop_apply(monkeypatch: pytest.MonkeyPatch, plan: Path, model: Path, *options: object) -> int:
-    words = ["lop", "apply", "--plan", plan, "--model", model, "--out", plan.parent / "out", *options]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 def test_shards_of_a_size(

@@ -1,14 +1,13 @@
 """`lop apply --method gptq` as a user types it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.planning.plan import PruningPlan
+from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import plan_for, random_ranking
 from tests.pruning.packed_models import JOINT, plan_of, save_wide_checkpoint
 
@@ -29,16 +28,6 @@ def write_plan(plan: PruningPlan, model: Path, path: Path) -> Path:
     path.write_text(plan.to_json())
     path.with_suffix(".ranking.safetensors").write_bytes(random_ranking(read_anatomy(model)).to_bytes())
     return path
-
-
-def lop_apply(monkeypatch: pytest.MonkeyPatch, plan: Path, model: Path, *options: object) -> int:
-    words = ["lop", "apply", "--plan", plan, "--model", model, "--out", plan.parent / "out", *options]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("solves", [False, True], ids=["cut", "solved"])
@@ -72,7 +61,7 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
         (("--data", "DATA", "--reconstruct", "DATA"), "--reconstruct and --data are the same conversations"),
         (("--method", "awq"), "Known are rtn, gptq"),
         (("--check", "--data", "DATA"), "Drop --data"),
-        (("--recover", "DATA", "--data", "DATA"), "a plan with weights in fewer bits is not trained"),
+        (("--recover", "DATA", "--data", "DATA"), "weights that are trained must be plain numbers"),
     ],
 )
 def test_what_contradicts_itself(

@@ -1,24 +1,18 @@
 """`lop recover` as a user types it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from lop.cli import main
+from tests.lop.commands.typed import typed
 from tests.recovery.conftest import Cut
 from tests.recovery.conftest import cut as cut
 
 
 def lop_recover(monkeypatch: pytest.MonkeyPatch, cut: Cut, out: Path, *options: object) -> int:
-    words = ["lop", "recover", cut.pruned, "--teacher", cut.dense, "--data", cut.data, "--out", out, *options]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    words = ("recover", cut.pruned, "--teacher", cut.dense, "--data", cut.data, "--out", out)
+    return typed(monkeypatch, *words, *options)
 
 
 def test_a_recovery_and_its_picture(
