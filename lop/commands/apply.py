@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pruning.cutting.round_checkpoint import GptqRounding
     from pruning.data.conversations import Conversation
     from pruning.planning.plan import PruningPlan
+    from pruning.planning.ranking import Ranking
 
 INTERRUPTED = 130
 
