@@ -228,9 +228,11 @@ def _make_plan(
     demand, architecture = question.demand, answer.architecture
     if answer.recovery:
         target = target.model_copy(update={"recovery": answer.recovery})
-    workload = Workload() if target.budget is None else target.budget.workload
+    workload, gguf = (Workload(), None) if target.budget is None else (target.budget.workload, target.budget.gguf)
     compensates = answer.ranking is not None and answer.ranking.compensates
-    achieved = achieved_costs(demand.anatomy, architecture, workload, compensates=compensates, latency=demand.latency)
+    achieved = achieved_costs(
+        demand.anatomy, architecture, workload, compensates=compensates, latency=demand.latency, gguf=gguf
+    )
     exceeded = exceeded_limits(target, achieved)
     choice = demand.space.choice_of(architecture)
     if choice is not None and demand.space.has_density and (question.limits.slack(choice) < 0).any():

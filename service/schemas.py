@@ -60,7 +60,8 @@ class PlanRequest(BaseModel):
         description="Instead of a sparsity: what the model may cost at most, all of it at once, for a batch of prompts "
         "of `prompt_tokens` that are answered with `output_tokens` each. `memory_bytes` are weights, KV cache and a "
         "bound on activations; `latency_ms` is the whole request's on `device`; `flops` those of decoder and head; "
-        "`disk_bytes` the weight files.",
+        "`disk_bytes` the weight files; `gguf_bytes` the tensors of the GGUF file that `lop export gguf` writes, where "
+        "matrices that keep their dtype are stored as `gguf_type` (f16 if nothing is said).",
     )
     space: SpaceName = Field(
         default=SpaceName.FFN,
@@ -110,7 +111,9 @@ class PlanRequest(BaseModel):
             if self.budget.latency_ms is not None:
                 raise ValueError("latency_ms is a device's: name one, see GET /v1/devices")
             if not self.budget.limits:
-                raise ValueError("a budget limits something: give memory_bytes, flops or disk_bytes, or name a device")
+                raise ValueError(
+                    "a budget limits something: give memory_bytes, flops, disk_bytes or gguf_bytes, or name a device"
+                )
         if self.space.has_density and self.sparsity is None:
             raise ValueError(
                 "zeroed weights make nothing cheaper, so no budget asks for them: give a sparsity, or another space"

@@ -9,6 +9,7 @@ from lop.commands.options import Json, ModelId, OptionalDatabase
 from lop.console.console import print_json, stderr
 from lop.console.quantities import parse_bytes, parse_milliseconds, parse_operations
 from pruning.allocators.methods import Method, describe_methods
+from pruning.anatomy.gguf_types import TensorType
 from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
@@ -49,6 +50,17 @@ def plan(
         str | None, typer.Option(help="A whole request takes at most so many operations, such as 2T.")
     ] = None,
     disk: Annotated[str | None, typer.Option(help="The weight files take at most this, such as 3GB.")] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(
+            help="The tensors of the GGUF file that `lop export gguf` writes take at most this, such as 2GB: all of "
+            "the language model's file but its vocabulary."
+        ),
+    ] = None,
+    gguf_type: Annotated[
+        TensorType | None,
+        typer.Option(help="Of --gguf: the --type of that export, for what keeps its dtype. [default: f16]"),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Of the budget: prompts at once. [default: 1]")] = None,
     prompt_tokens: Annotated[
         int | None, typer.Option(help="Of the budget: length of a prompt, its image included. [default: 1024]")
@@ -103,6 +115,8 @@ def plan(
         "latency_ms": None if latency is None else parse_milliseconds(latency),
         "flops": None if flops is None else parse_operations(flops),
         "disk_bytes": None if disk is None else parse_bytes(disk),
+        "gguf_bytes": None if gguf is None else parse_bytes(gguf),
+        "gguf_type": gguf_type,
         "batch": batch,
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
@@ -111,7 +125,8 @@ def plan(
     if sparsity is None and not budget and device is None:
         raise InputError(
             "a plan has a target",
-            remedy="Give --sparsity, a budget (--memory, --latency, --flops, --disk), or a --device with its memory",
+            remedy="Give --sparsity, a budget (--memory, --latency, --flops, --disk, --gguf), or a --device with its "
+            "memory",
         )
     if sparsity is not None and budget:
         raise InputError(

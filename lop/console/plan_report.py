@@ -107,6 +107,7 @@ def cost_lines(plan: PruningPlan) -> list[str]:
     lines = []
     for name, label, unit in (
         ("disk_bytes", "on disk", "bytes"),
+        ("gguf_bytes", "as GGUF", "bytes"),
         ("memory_bytes", "in memory", "bytes"),
         ("flops", "operations", "FLOPs"),
         ("latency_ms", "latency", "ms"),

@@ -4,7 +4,7 @@ Letters: L decoder layers, D model width, W FFN width (intermediate size), G KV 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pruning.anatomy.architecture import Architecture, Option, Sublayer
@@ -26,6 +26,7 @@ class ModelAnatomy:
         dtype: the decoder weights' safetensors dtype name ("F32", "BF16", "F16").
         tensors: the checkpoint's tensors, sorted by name; tied ones once.
         fingerprint: sha256 over the structural config and all tensor names and shapes.
+        num_rotary_factors: of rotary frequencies that the config scales, which GGUF files hold; None: not recorded.
     """
 
     model_type: str
@@ -37,6 +38,8 @@ class ModelAnatomy:
     dtype: str
     fingerprint: str
     tensors: tuple[TensorSpec, ...] = ()
+    # Models that were registered before it was recorded are still the same models.
+    num_rotary_factors: int | None = field(default=None, compare=False)
 
     @property
     def num_layers(self) -> int:

@@ -118,6 +118,7 @@ def _build(config: "PreTrainedConfig", tensors: list[TensorHeader]) -> ModelAnat
         dtype=down.dtype,
         fingerprint=_fingerprint(config, text, parameters),
         tensors=specs,
+        num_rotary_factors=_num_rotary_factors(text),
     )
 
 
@@ -140,6 +141,13 @@ def _bare_layer(index: int, tensors: list[TensorHeader], text: Any, family: Fami
         parameters=sum(_numel(shape) for _, shape, _ in tensors),
         window=_window(index, text),
     )
+
+
+def _num_rotary_factors(text: Any) -> int:
+    """One for each pair of values of a head whose rotary embeddings are scaled; `dynamic` scales none within the
+    context."""
+    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    return 0 if kind in ("default", "dynamic") else head_dim_of(text) // 2
 
 
 def _kv_groups_of(text: Any) -> int:

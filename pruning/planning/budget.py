@@ -1,19 +1,21 @@
 """A hardware budget as integer tables: what every option of every decision costs in bytes, operations and time.
 
 The tables are the prices that exact costs are sums of (`pruning.planning.prices`), so choices that meet the limits keep
-the budget. They differ in one thing: the header of a weight file, whose length depends on all sizes together, is
-counted at its longest. Where that decides whether anything fits, the smallest choice is counted with the header that it
-has.
+the budget. They differ in two things: the header of a weight file, whose length depends on all sizes together, is
+counted at its longest, and a GGUF file is counted with zeros that it need not have (`gguf_price`). Where that decides
+whether anything fits, the smallest choice is counted as it is.
 """
 
 import json
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
 
 import numpy as np
 
 from pruning.anatomy.anatomy import ModelAnatomy
+from pruning.anatomy.architecture import Architecture
 from pruning.anatomy.packed_weights import is_packed, packed_headers
 from pruning.checkpoints.safetensors_layout import (
     MAX_SHARD_SIZE,
@@ -25,8 +27,10 @@ from pruning.errors import InputError
 from pruning.planning import prices
 from pruning.planning.added_biases import added_biases, pruned_tensors
 from pruning.planning.cost import weight_file_bytes
+from pruning.planning.gguf_price import gguf_bytes
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limit, Limits
+from pruning.planning.prices import Price
 from pruning.planning.space import Space
 from pruning.planning.workload import Budget
 
@@ -55,7 +59,7 @@ def limits_for_budget(
         raise InputError(
             "a budget limits something",
             values="only a workload",
-            remedy="Give memory_bytes, latency_ms, flops or disk_bytes, or name a device",
+            remedy="Give memory_bytes, latency_ms, flops, disk_bytes or gguf_bytes, or name a device",
         )
     limits = []
     if budget.memory_bytes is not None:
@@ -70,6 +74,9 @@ def limits_for_budget(
         limits.append(operations.limit(space, budget.flops))
     if budget.disk_bytes is not None:
         limits.append(_disk_limit(anatomy, space, budget.disk_bytes, compensates))
+    if budget.gguf is not None and budget.gguf_bytes is not None:
+        price = gguf_bytes(anatomy, budget.gguf, compensates=compensates)
+        limits.append(_bounded_limit(price, space, budget.gguf_bytes, price.cost))
     return Limits(space, tuple(limits))
 
 
@@ -81,20 +88,30 @@ def latency_limit(anatomy: ModelAnatomy, space: Space, latency: LatencyModel, mo
 
 
 def _disk_limit(anatomy: ModelAnatomy, space: Space, most: int, compensates: bool) -> Limit:
-    """Weight files, as `Achieved.disk_bytes`, their headers at their longest.
+    """Weight files, as `Achieved.disk_bytes`, their headers at their longest."""
 
-    Where that leaves room for nothing at all, the smallest choice may still fit with the header that it really has:
-    then it costs just that, and every step from it what the longest header takes more.
-    """
+    def exact(architecture: Architecture) -> int:
+        return weight_file_bytes(pruned_tensors(anatomy, architecture, compensates=compensates))
+
     longest = header_bytes_bound(anatomy, compensates=compensates, packs=space.has_bits)
     price = prices.weight_bytes(anatomy, compensates=compensates, header_bytes=longest)
+    return _bounded_limit(price, space, most, exact)
+
+
+def _bounded_limit(price: Price, space: Space, most: int, exact: Callable[[Architecture], int]) -> Limit:
+    """A limit on what is never more than `price` says, and `exact` knows.
+
+    Where the price leaves room for nothing at all, the smallest choice may still fit with what it really costs: then it
+    costs just that, and every step from it what the price says more.
+    """
     limit = price.limit(space, most)
     if limit.least <= most:
         return limit
     smallest = [int(row.argmin()) for row in limit.costs]
-    tensors = pruned_tensors(anatomy, space.architecture(smallest), compensates=compensates)
-    spare = limit.least - weight_file_bytes(tensors)
-    rows = tuple(np.where(row == row.min(), row, row + spare) for row in limit.costs)
+    spare = limit.least - exact(space.architecture(smallest))
+    rows = tuple(
+        np.where(np.arange(len(row)) == k, row, row + spare) for row, k in zip(limit.costs, smallest, strict=True)
+    )
     return Limit(limit.kind, most, limit.fixed - spare, rows)
 
 

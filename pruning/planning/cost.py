@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.anatomy.decoder_layer import TensorSpec
+from pruning.anatomy.gguf_types import TensorType
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, plan_shards, safetensors_file_bytes, tensor_bytes
 from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
 from pruning.planning.added_biases import pruned_tensors
+from pruning.planning.gguf_price import gguf_bytes, is_exported
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.plan import Achieved
 from pruning.planning.target import achieved_sparsity
@@ -43,19 +45,24 @@ def achieved_costs(
     *,
     compensates: bool = False,
     latency: LatencyModel | None = None,
+    gguf: TensorType | None = None,
 ) -> Achieved:
     """All costs of `architecture`, with the biases that compensation adds or without. Raises InputError as
     `zeroed_weights`.
 
     `latency` prices `workload` on a device. Without it, and where it has no time for what is cut, nothing is said about
-    time.
+    time. `gguf` is what matrices of a GGUF file are stored as; without it, one of f16 is priced where weights are in
+    fewer bits, if such files are written of the model.
     """
     workload = workload or Workload()
+    if gguf is None and is_exported(anatomy) and any(option.bits is not None for _, option in architecture.items):
+        gguf = TensorType.F16
     achieved = Achieved(
         removed=achieved_sparsity(anatomy, architecture, compensates=compensates),
         zeroed=zeroed_shares(anatomy, architecture),
         parameters=prices.parameters(anatomy, compensates=compensates).cost(architecture),
         disk_bytes=weight_file_bytes(pruned_tensors(anatomy, architecture, compensates=compensates)),
+        gguf_bytes=None if gguf is None else gguf_bytes(anatomy, gguf, compensates=compensates).cost(architecture),
         memory_bytes=prices.memory_bytes(anatomy, workload, compensates=compensates).cost(architecture),
         kv_cache_bytes=kv_cache_bytes(anatomy, workload, architecture),
         activation_bytes=activation_bytes(anatomy, workload),

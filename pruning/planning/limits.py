@@ -32,6 +32,7 @@ class LimitKind(StrEnum):
     LATENCY_MS = "latency_ms"
     FLOPS = "flops"
     DISK_BYTES = "disk_bytes"
+    GGUF_BYTES = "gguf_bytes"
     NONZERO_WEIGHTS = "nonzero_weights"
 
     def in_its_unit(self, count: int) -> float | int:

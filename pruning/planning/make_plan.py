@@ -48,8 +48,8 @@ def make_plan(
     workload of the target's budget. `weights_sha256` is of the weight files that were ranked, if that is known.
     """
     if achieved is None:
-        workload = Workload() if target.budget is None else target.budget.workload
-        achieved = achieved_costs(anatomy, architecture, workload, compensates=compensates)
+        workload, gguf = (Workload(), None) if target.budget is None else (target.budget.workload, target.budget.gguf)
+        achieved = achieved_costs(anatomy, architecture, workload, compensates=compensates, gguf=gguf)
     recovery = [BIAS] if compensates else []
     if reconstructed_on is not None:
         recovery.append(reconstruction_step(reconstructed_on))

@@ -146,6 +146,7 @@ class PlanRanking(Part):
 class _Removed(Part):
     removed: dict[Scope, float]
     zeroed: dict[Scope, float] = Field(default_factory=dict)
+    gguf_bytes: int | None = Field(default=None, exclude_if=is_none)
 
 
 class Achieved(CostsV1, _Removed):  # in documents, fields of the last base stand first
@@ -157,6 +158,9 @@ class Achieved(CostsV1, _Removed):  # in documents, fields of the last base stan
             saves memory and time everywhere, zeros only where a runtime knows how: the two are never added up.
         parameters: parameters of the whole model.
         disk_bytes: size of the weight files that `lop apply` (`prune_checkpoint`) writes, to the byte.
+        gguf_bytes: tensors of the GGUF file that `lop export gguf` then writes of the language model, to the byte (all
+            of it but vocabulary and other metadata), with the budget's `gguf_type`, or f16. None in plans that neither
+            limit it nor have weights in fewer bits, and in those from before it was counted.
         memory_bytes: weights, KV cache and activations for `workload`. Plans without `activation_bytes` are from
             before those were counted.
         kv_cache_bytes: keys and values of all layers for `workload`.

@@ -12,8 +12,8 @@ def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
     for bits of a layer of which nothing stays.
 
     `anatomy` is of the model that the plan was made for: schema 1 lists what is dense, too. What schema 1 has no place
-    for and the plan can be used without is left out: the axes of `target.space`, and what `predicted.of` and
-    `provenance.filled_up` say, which `provenance.note` says in words.
+    for and the plan can be used without is left out: the axes of `target.space`, `achieved.gguf_bytes`, and what
+    `predicted.of` and `provenance.filled_up` say, which `provenance.note` says in words.
 
     Raises:
         PlanSchemaError: the plan asks for bits of one half of a layer only, densities, or a recovery other than biases.
@@ -43,6 +43,7 @@ def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
         layers.append(LayerV1.model_validate(layer))
     achieved, predicted = plan.achieved.model_dump(), plan.predicted
     del achieved["zeroed"]
+    achieved.pop("gguf_bytes", None)
     return PlanV1(
         plan_id=plan.plan_id,
         method=plan.method,
@@ -67,4 +68,6 @@ def _beyond_schema_1(plan: PruningPlan) -> str:
         return f"recovery: {', '.join(step.kind for step in plan.recovery)}"
     if plan.target.recovery is not None:
         return "target.recovery"
+    if plan.target.budget is not None and plan.target.budget.gguf_bytes is not None:
+        return "target.budget.gguf_bytes"
     return "achieved.zeroed" if plan.achieved.zeroed else ""

@@ -165,7 +165,7 @@ class LatencyPrice(Price):
     def __init__(self, anatomy: ModelAnatomy, model: LatencyModel) -> None:
         self._model = model
         self._packed = packed_weights(anatomy)
-        self.dense = _dense_units(anatomy)
+        self.dense = dense_units(anatomy)
         self.fixed = model.fixed_ns()
 
     def of(self, site: Site, options: Options) -> IntArray:
@@ -303,7 +303,7 @@ class _SiteWeights:
 
 @lru_cache(maxsize=64)
 def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
-    dense = _dense_units(anatomy)
+    dense = dense_units(anatomy)
     counted = {site: [0, 0, 0, 0] for site in dense}  # parameters and bytes of units, and of what goes with the whole
     total = 0
     for tensor in anatomy.tensors:
@@ -330,17 +330,25 @@ def _site_weights(anatomy: ModelAnatomy, compensates: bool) -> _SiteWeights:
     )
 
 
-def _dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
+def dense_units(anatomy: ModelAnatomy) -> dict[Site, int]:
     return {Site(layer.index, sublayer): layer.units(sublayer) for layer in anatomy.layers for sublayer in Sublayer}
 
 
 def saved_by_bits(weights: Sequence[TensorSpec], options: Options) -> IntArray:
-    """[K] bytes that the bits of `options` save of `weights`.
+    """[K] bytes that the bits of `options` save of `weights`; raises as `fewer_bits`."""
+    saved = np.zeros(len(options), dtype=np.int64)
+    bits = fewer_bits(weights, options)
+    for each in FEWER_BITS:
+        saved[bits == each] = saved_bytes(weights, options.units[bits == each], each)
+    return saved
+
+
+def fewer_bits(weights: Sequence[TensorSpec], options: Options) -> IntArray:
+    """[K] bits of `weights` with each of `options`; 0: they keep their dtype.
 
     Raises InputError for bits that files do not have, or units that are no whole groups.
     """
-    saved = np.zeros(len(options), dtype=np.int64)
-    bits = np.array([0 if x is None else x for x in options.bits or (None,) * len(options)])
+    bits = np.array([0 if x is None else x for x in options.bits or (None,) * len(options)], dtype=np.int64)
     packed = bits > 0
     if not (np.isin(bits[packed], FEWER_BITS).all() and come_in_groups(weights, options.units[packed]).all()):
         raise InputError(
@@ -349,6 +357,4 @@ def saved_by_bits(weights: Sequence[TensorSpec], options: Options) -> IntArray:
             values=f"bits {sorted(set(bits[packed].tolist()))}, units {options.units[packed].tolist()[:8]}",
             remedy="Ask for a plan in a space of this model",
         )
-    for each in FEWER_BITS:
-        saved[bits == each] = saved_bytes(weights, options.units[bits == each], each)
-    return saved
+    return bits

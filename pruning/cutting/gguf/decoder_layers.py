@@ -14,20 +14,16 @@ from typing import TYPE_CHECKING
 
 from pruning.anatomy.architecture import Architecture, Sublayer
 from pruning.anatomy.families import family_of
+from pruning.anatomy.gguf_types import BLOCK, STAND_IN_CHANNELS, TensorType
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes
 from pruning.cutting.gguf.layouts import Layout
-from pruning.cutting.gguf.options import TensorType
-from pruning.cutting.gguf.tensor_types import BLOCK
 from pruning.cutting.gguf.tensors import GgufTensor, Weights, check_shape, copied, zeros
 from pruning.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-STAND_IN_CHANNELS = BLOCK
-"""Of an FFN of zeros: the fewest that every tensor type can store."""
 
 _PROJECTIONS = {
     "self_attn.q_proj": "attn_q",

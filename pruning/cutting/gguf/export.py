@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruning.anatomy.gguf_types import StoredType, TensorType
 from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.gguf.decoder_layers import LayerSizes
 from pruning.cutting.gguf.language_model import LanguageModel, language_model
-from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
+from pruning.cutting.gguf.options import ClassToken
 from pruning.cutting.gguf.output_files import check_outputs, write_files
 from pruning.cutting.gguf.tensor_types import require_gguf
 from pruning.cutting.gguf.tokenizer_check import EncodingDifference, check_vocabulary

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruning.anatomy.gguf_types import TensorType
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.file_errors import writing
 from pruning.cutting.base_model import CARD_NAME
-from pruning.cutting.gguf.options import TensorType
 from pruning.cutting.inspection import Inspection, inspect_checkpoint
 from pruning.cutting.model_card import MARK, card_yaml, expected_lines, plain
 from pruning.errors import PlanError

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pruning.anatomy.gguf_types import StoredType, TensorType
 from pruning.anatomy.tensor_roles import EMBEDDINGS, OUTPUT_HEAD, outer_tensor
 from pruning.checkpoints.anatomy_reader import head_dim_of
 from pruning.checkpoints.output_head import needed_tensors
@@ -17,7 +18,6 @@ from pruning.checkpoints.packed_tensors import StoredPacked, with_packed
 from pruning.cutting.gguf.decoder_layers import LayerSizes, exported_layers, layer_tensors, zero_notes
 from pruning.cutting.gguf.gemma3 import check_gemma3, gemma3_metadata, query_scale
 from pruning.cutting.gguf.layouts import LAYOUTS, Layout
-from pruning.cutting.gguf.options import StoredType, TensorType
 from pruning.cutting.gguf.packed_blocks import check_quantisation, scale_note
 from pruning.cutting.gguf.rotary import Rotary, rotary_of
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, Weights, check_shape, copied

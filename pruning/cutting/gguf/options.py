@@ -2,24 +2,7 @@
 
 from enum import StrEnum
 
-
-class TensorType(StrEnum):
-    """What a matrix of the exported model is stored as. Vectors (norms, biases) are always f32."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-
-
-class StoredType(StrEnum):
-    """How a file holds a tensor: all that may be chosen, and q4_0, which weights in four bits are in."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
+from pruning.anatomy.gguf_types import TensorType as TensorType  # what to choose of, with the rest
 
 
 class ClassToken(StrEnum):

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.anatomy.dtypes import DTYPE_BYTES, decode
+from pruning.anatomy.gguf_types import BLOCK, PACKED_TYPES
 from pruning.checkpoints.blocks import open_weights, read_bytes, whole_blocks
 from pruning.checkpoints.headers import StoredTensor
 from pruning.checkpoints.packed_tensors import StoredPacked
-from pruning.cutting.gguf.tensor_types import BLOCK, PACKED_TYPES
 from pruning.cutting.gguf.tensors import GgufTensor, rotary_rows, rows_at_once
 from pruning.errors import CheckpointError, UnsupportedModelError
 

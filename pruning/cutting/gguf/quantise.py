@@ -14,12 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pruning.anatomy.gguf_types import TensorType
 from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.packed_tensors import packed_in
 from pruning.cutting.gguf.export import GgufExport, export_gguf
 from pruning.cutting.gguf.llama_runtime import require_llama_cpp
-from pruning.cutting.gguf.options import Quantisation, TensorType
+from pruning.cutting.gguf.options import Quantisation
 from pruning.cutting.gguf.output_files import check_outputs
 from pruning.cutting.streaming.publish import publish_files
 from pruning.errors import CheckpointError, InputError, UnsupportedModelError

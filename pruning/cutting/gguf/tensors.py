@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.anatomy.dtypes import DTYPE_BYTES, FLOAT_DTYPES, decode
+from pruning.anatomy.gguf_types import BLOCK, PACKED_TYPES, StoredType, TensorType, stored_bytes, stored_type
 from pruning.checkpoints.blocks import open_weights, read_bytes
 from pruning.checkpoints.headers import StoredTensor
 from pruning.checkpoints.packed_tensors import StoredPacked
-from pruning.cutting.gguf.options import StoredType, TensorType
-from pruning.cutting.gguf.tensor_types import BLOCK, PACKED_TYPES, Float32Array, stored_bytes, stored_type
+from pruning.cutting.gguf.tensor_types import Float32Array
 from pruning.errors import CheckpointError, UnsupportedModelError
 
 BLOCK_BYTES = 16 * 2**20

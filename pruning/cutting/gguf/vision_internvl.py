@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.cutting.gguf.options import ClassToken, TensorType
+from pruning.anatomy.gguf_types import TensorType
+from pruning.cutting.gguf.options import ClassToken
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_parts import (
     POSITIONS,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
+from pruning.anatomy.gguf_types import StoredType, TensorType
+from pruning.cutting.gguf.options import ClassToken
 from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.vision_parts import (
     POSITIONS,

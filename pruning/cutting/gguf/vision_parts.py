@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pruning.anatomy.gguf_types import StoredType, TensorType, stored_type
 from pruning.checkpoints.headers import StoredTensor
-from pruning.cutting.gguf.options import StoredType, TensorType
-from pruning.cutting.gguf.tensor_types import stored_type
 from pruning.cutting.gguf.tensors import GgufTensor, Stored, check_shape
 from pruning.cutting.gguf.writer import Value
 from pruning.errors import CheckpointError, UnsupportedModelError

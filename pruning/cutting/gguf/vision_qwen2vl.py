@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.anatomy.dtypes import DTYPE_BYTES
+from pruning.anatomy.gguf_types import StoredType, TensorType, stored_type
 from pruning.checkpoints.headers import StoredTensor
-from pruning.cutting.gguf.options import StoredType, TensorType
-from pruning.cutting.gguf.tensor_types import stored_type
 from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.vision_parts import Named, Tower, VisionPart, image_processor, normalisation
 from pruning.cutting.gguf.writer import Value

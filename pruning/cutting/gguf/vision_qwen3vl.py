@@ -11,7 +11,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.cutting.gguf.options import TensorType
+from pruning.anatomy.gguf_types import TensorType
 from pruning.cutting.gguf.tensors import GgufTensor, Stored
 from pruning.cutting.gguf.vision_parts import POSITIONS, Named, Tower, VisionPart
 from pruning.cutting.gguf.vision_qwen2vl import (

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning.cutting.gguf.options import TensorType
+from pruning.anatomy.gguf_types import TensorType
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_parts import (
     SIGLIP_NAMES,

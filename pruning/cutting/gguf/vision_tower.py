@@ -5,7 +5,8 @@ them. Families that mtmd computes otherwise than transformers are refused by nam
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning.cutting.gguf.options import ClassToken, StoredType, TensorType
+from pruning.anatomy.gguf_types import StoredType, TensorType
+from pruning.cutting.gguf.options import ClassToken
 from pruning.cutting.gguf.tensors import Stored
 from pruning.cutting.gguf.vision_gemma3 import gemma3_vision
 from pruning.cutting.gguf.vision_internvl import internvl_vision

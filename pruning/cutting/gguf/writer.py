@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruning.anatomy.gguf_types import BLOCK_BYTES, StoredType, padded
 from pruning.checkpoints.packed_tensors import StoredPacked
-from pruning.cutting.gguf.options import StoredType
 from pruning.cutting.gguf.packed_blocks import packed_blocks
-from pruning.cutting.gguf.tensor_types import BLOCK_BYTES, FILE_TYPES, encode, ggml_type
+from pruning.cutting.gguf.tensor_types import FILE_TYPES, encode, ggml_type
 from pruning.cutting.gguf.tensors import GgufTensor, check_finite
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[floa
 
 QUANTIZATION_VERSION = 2
 """`general.quantization_version` of the q8_0 and q4_0 that are written (GGUF specification)."""
-
-ALIGNMENT = 32
-"""Every tensor's data begin at a multiple of it (`general.alignment`, its default)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class GgufFile:
     @property
     def data_bytes(self) -> int:
         """Bytes of all tensors, padding included."""
-        return sum(-(-t.nbytes // ALIGNMENT) * ALIGNMENT for t in self.tensors)
+        return sum(padded(t.nbytes) for t in self.tensors)
 
 
 def write_gguf(file: GgufFile, path: Path, *, on_bytes: Callable[[int], None] | None = None) -> None:
