@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+_NONE = "none"
+"""Of --method: weights in fewer bits are not rounded."""
+
 _SKIPS = (
     "config.json lists the skipped sub-layers as transformers records them, but its from_pretrained makes them anew, "
     "of random weights, unless lop.register_transformers() was called: call it, or load the folder with lop.load_pruned"
@@ -55,7 +58,8 @@ def apply(
         str,
         typer.Option(
             help="How weights in fewer bits are rounded, as in `lop quantise`: gptq, on the conversations of --data or "
-            "--reconstruct, or rtn: to nearest, as they were scored. Default: gptq with --data, else rtn."
+            "--reconstruct, or rtn: to nearest, as they were scored; or none: they keep their dtype, for llama.cpp's "
+            "own quantiser (`lop export gguf --plan`). Default: gptq with --data, else rtn."
         ),
     ] = "",
     data: Annotated[
@@ -98,7 +102,8 @@ def apply(
     Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
 
     With --method gptq, what the plan has in fewer bits is rounded after that, layer by layer again: all conversations
-    go twice through each layer with such weights. What the plan predicts is of weights rounded to nearest.
+    go twice through each layer with such weights. What the plan predicts is of weights rounded to nearest. With
+    --method none nothing is rounded; the folder's own plan, under another id, is that of the units alone.
 
     With --recover the cut checkpoint lies beside the output until that is whole; the training is that of `lop recover`,
     with the options below, --model is its teacher, and what is written is never worse than what was cut. A plan for
@@ -110,10 +115,12 @@ def apply(
     from lop.workflows.reconstructing import summary_of, warnings_of
     from lop.workflows.recovering import check_cut_and_recover, check_launched_alone, cut_folder, planned_recipe
     from lop.workflows.sparsifying import warnings_of as warnings_of_rounding
+    from pruning.checkpoints.anatomy_reader import read_anatomy
     from pruning.cutting.prune_checkpoint import prune_checkpoint
     from pruning.cutting.rewriting.quantiser import Rounding
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError
+    from pruning.planning.make_plan import without_bits
     from pruning.planning.plan import PruningPlan
     from recovery.plain_weights import PLAIN_WEIGHTS
 
@@ -123,7 +130,10 @@ def apply(
             values=f"--conversations {conversations}",
             remedy="Give --reconstruct FILE or --data FILE",
         )
-    rounding = one_of(Rounding, method or ("rtn" if data is None else "gptq"), "--method")
+    leaves_plain = method == _NONE
+    if leaves_plain and data is not None:
+        raise InputError("conversations of --data are to round on", remedy="Leave --data out, or --method none")
+    rounding = one_of(Rounding, ("" if leaves_plain else method) or ("rtn" if data is None else "gptq"), "--method")
     if data is not None and reconstruct is not None:
         raise InputError(
             "--reconstruct and --data are the same conversations",
@@ -155,6 +165,8 @@ def apply(
     shard_bytes = parse_bytes(max_shard_size)
     document = PruningPlan.load(plan)
     kept = load_ranking_of(document, plan) if ranking is None else load_ranking(document, ranking)
+    if leaves_plain:
+        document = without_bits(document, read_anatomy(model))
     if check:
         _check(model, document, kept, out, json=json)
         return

@@ -44,6 +44,29 @@ def gguf(
         Path | None,
         typer.Option(help="With --quantise: types of single tensors, a line PATTERN=TYPE (blk.0.ffn_down=q6_k)."),
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            "-p",
+            help="The plan, with bits, by whose units `lop apply --method none` cut the folder: each sub-layer's bits "
+            "say its type for --quantise or --types-out. --tensor-types go first.",
+        ),
+    ] = None,
+    types_of_bits: Annotated[
+        str | None,
+        typer.Option(
+            "--bits-as",
+            help="Of --plan: what bits become, such as 4=q4_k,8=q6_k. Rows that are no multiple of 256 get a type of "
+            "32 values a block instead. [default: 8=q8_0,4=q4_k]",
+        ),
+    ] = None,
+    types_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of --plan: new tensor-type file for `llama-quantize --tensor-type-file TYPES OUT QUANTISED Q4_K_M`."
+        ),
+    ] = None,
     mmproj: Annotated[
         Path | None,
         typer.Option(
@@ -88,14 +111,22 @@ def gguf(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
+    from pruning.atomic_file import replace_file
+    from pruning.checkpoints.file_errors import writing
     from pruning.cutting.gguf.export import export_gguf
     from pruning.cutting.gguf.export_card import stored_as, write_export_card
     from pruning.cutting.gguf.modelfile import write_modelfile
+    from pruning.cutting.gguf.output_files import check_outputs
+    from pruning.cutting.gguf.planned_types import tensor_type_file, tensor_type_lines
     from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
 
     if tensor_types is not None and quantised is None:
         raise InputError("--tensor-types is for --quantise", values=str(tensor_types))
     chosen = {} if tensor_types is None else read_tensor_types(tensor_types)
+    planned = _planned(model, plan, types_of_bits, types_out, tensor_type, quantised)
+    if types_out is not None:
+        check_outputs([x for x in (out, mmproj, types_out) if x is not None])
+    chosen |= {pattern: name.upper() for pattern, name in tensor_type_lines(planned).items() if pattern not in chosen}
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         choices: dict[str, Any] = {
             "mmproj": mmproj,
@@ -109,6 +140,9 @@ def gguf(
             export = export_gguf(model, out, tensor_type=tensor_type, **choices)
         else:
             export = export_quantised(model, out, quantised, tensor_types=chosen, **choices)
+    if types_out is not None:
+        with writing(types_out, what="export"):
+            replace_file(types_out, tensor_type_file(planned).encode())
     stored = quantised.value if quantised is not None else stored_as(export, tensor_type)
     written = write_export_card(model, out, mmproj, stored) if card else None
     modelfile = write_modelfile(out, mmproj) if card else None
@@ -122,7 +156,8 @@ def gguf(
             f"otherwise than transformers, the first {export.encoding_differences[0].text!r}"
         )
     if json:
-        beside = {name: None if x is None else str(x) for name, x in (("card", written), ("modelfile", modelfile))}
+        others = (("card", written), ("modelfile", modelfile), ("tensor_types", types_out))
+        beside = {name: None if x is None else str(x) for name, x in others}
         print_json(_document(export, out, mmproj) | beside)
         return
     widths = export.sizes.ffn_widths
@@ -132,11 +167,47 @@ def gguf(
     )
     if written is not None:
         print_line(f"wrote {written}: a model card")
+    if types_out is not None:
+        print_line(f"wrote {types_out}: for `llama-quantize --tensor-type-file {types_out} {out} QUANTISED Q4_K_M`")
     if modelfile is not None:
         print_line(f"wrote {modelfile}: for `ollama create NAME -f {modelfile}`")
     print_line(f"tensors by type: {', '.join(f'{count} {name}' for name, count in sorted(export.types.items()))}")
     if mmproj is not None:
         print_line(f"wrote {mmproj}: vision tower and projector, {export.mmproj_bytes:,} bytes")
+
+
+def _planned(
+    model: Path,
+    plan: Path | None,
+    types_of_bits: str | None,
+    types_out: Path | None,
+    tensor_type: TensorType,
+    quantised: Quantisation | None,
+) -> dict[str, str]:
+    """Types of matrices by their names in the file, as the plan says; none without one."""
+    from pruning.cutting.gguf.planned_types import DEFAULT_TYPES, planned_types, read_types_of_bits
+    from pruning.planning.plan import PruningPlan
+
+    if plan is None:
+        for name, value in (("--bits-as", types_of_bits), ("--types-out", types_out)):
+            if value is not None:
+                raise InputError(f"{name} is for --plan", values=str(value))
+        return {}
+    if quantised is None and types_out is None:
+        raise InputError(
+            "bits of a plan say types for llama.cpp's quantiser",
+            values=f"--plan {plan}",
+            remedy="Give --quantise or --types-out; a folder that is in few bits already is exported without --plan",
+        )
+    if quantised is None and tensor_type is TensorType.Q8_0:
+        raise InputError(
+            "llama.cpp's quantiser rounds plain numbers",
+            values="--type q8_0 --types-out",
+            remedy="Export as f16, bf16 or f32",
+        )
+    stored_as = tensor_type if quantised is None else TensorType.F16
+    types = DEFAULT_TYPES if types_of_bits is None else read_types_of_bits(types_of_bits)
+    return planned_types(model, PruningPlan.load(plan), types, stored_as=stored_as)
 
 
 def _document(export: "GgufExport", out: Path, mmproj: Path | None) -> dict[str, object]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.architecture import Architecture, Option
+from pruning.errors import PlanError
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import (
     BIAS,
@@ -70,8 +71,45 @@ def make_plan(
         predicted=predicted,
         provenance=provenance or Provenance(),
     )
-    plan_id = content_id(draft.model_dump(mode="json", exclude={"plan_id", "created_at"}))
-    return draft.model_copy(update={"plan_id": plan_id})
+    return _with_its_id(draft)
+
+
+def _with_its_id(plan: PruningPlan) -> PruningPlan:
+    plan_id = content_id(plan.model_dump(mode="json", exclude={"plan_id", "created_at"}))
+    return plan.model_copy(update={"plan_id": plan_id})
+
+
+def without_bits(plan: PruningPlan, anatomy: ModelAnatomy) -> PruningPlan:
+    """What `plan` cuts, with weights in their own dtype: for a program that rounds them itself.
+
+    Its target and what it predicts were of fewer bits, so neither stays; its note names `plan`.
+
+    Raises:
+        PlanError: no weight is in fewer bits.
+        FingerprintMismatchError: `anatomy` is of another model.
+    """
+    asked = plan.architecture(anatomy)
+    if all(option.bits is None for _, option in asked.items):
+        raise PlanError(
+            "weights can be left as they are where a plan has fewer bits",
+            values=f"plan {plan.plan_id} has none",
+            remedy="Apply it as it is",
+        )
+    plain = [(site, Option(x.units, density=x.density)) for site, x in asked.items]
+    dense = {site: Option(anatomy.layers[site.layer].units(site.sublayer)) for site, _ in plain}
+    architecture = Architecture.of((site, option) for site, option in plain if option != dense[site])
+    note = f"the units of plan {plan.plan_id}, whose bits are left to another program"
+    return _with_its_id(
+        plan.model_copy(
+            update={
+                "layers": tuple(PlanLayer.model_validate(layer) for layer in architecture.document()),
+                "target": plan.target.model_copy(update={"sparsity": None, "budget": None}),
+                "achieved": achieved_costs(anatomy, architecture, plan.achieved.workload, compensates=plan.compensates),
+                "predicted": None,
+                "provenance": plan.provenance.model_copy(update={"note": note}),
+            }
+        )
+    )
 
 
 def exceeded_limits(target: PlanTarget, achieved: Achieved) -> list[str]:

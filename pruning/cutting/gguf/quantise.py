@@ -17,17 +17,18 @@ from typing import Any
 from pruning.anatomy.gguf_types import TensorType
 from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import stored_tensors
-from pruning.checkpoints.packed_tensors import packed_in
 from pruning.cutting.gguf.export import GgufExport, export_gguf
 from pruning.cutting.gguf.llama_runtime import require_llama_cpp
 from pruning.cutting.gguf.options import Quantisation
 from pruning.cutting.gguf.output_files import check_outputs
+from pruning.cutting.gguf.planned_types import check_plain
 from pruning.cutting.streaming.publish import publish_files
-from pruning.errors import CheckpointError, InputError, UnsupportedModelError
+from pruning.errors import CheckpointError, InputError
 
 
 def read_tensor_types(path: str | Path) -> dict[str, str]:
-    """A tensor-type file, as `llama-quantize --tensor-type-file` takes it: a line `PATTERN=TYPE`, `#` begins a comment.
+    """A tensor-type file, as `llama-quantize --tensor-type-file` takes it: a line `PATTERN=TYPE`. Here, and not there,
+    `#` begins a comment.
 
     A pattern is a regular expression that is looked for in tensor names (`blk.3.ffn_down`), the first that fits counts;
     a type is ggml's (`q6_k`).
@@ -81,13 +82,7 @@ def export_quantised(
     require_llama_cpp()
     out = Path(out)
     check_outputs([out] if mmproj is None else [out, Path(mmproj)])
-    if packed := packed_in(stored_tensors(Path(folder))):
-        raise UnsupportedModelError(
-            "llama.cpp's quantiser rounds plain numbers",
-            values=f"{folder}: {next(iter(packed))} is in few bits already",
-            remedy="Leave --quantise out: 8 bits become q8_0, 4 bits q4_0, and nothing is rounded again, if the folder "
-            "is of `lop apply` or `lop quantise`; else export the one that it was quantised from",
-        )
+    check_plain(Path(folder), stored_tensors(Path(folder)))
     with writing(out, what="export"), TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
         whole, quantised = Path(place) / "f16.gguf", Path(place) / out.name
         export = export_gguf(folder, whole, tensor_type=TensorType.F16, mmproj=mmproj, **choices)
