@@ -32,11 +32,14 @@ LIMITS = {
     "latency_ms": st.floats(0.001, 0.2),
     "flops": st.integers(500_000, 100_000_000),
     "disk_bytes": st.integers(30_000, 110_000),
+    "gguf_bytes": st.integers(10_000, 60_000),
 }
 WORKLOAD = {"batch": st.integers(1, 3), "prompt_tokens": st.integers(1, 60), "output_tokens": st.integers(0, 5)}
-BUDGETS = st.fixed_dictionaries({}, optional={**LIMITS, **WORKLOAD})
+COUNTED = {"gguf_type": st.sampled_from(["f16", "q8_0"])}
+BUDGETS = st.fixed_dictionaries({}, optional={**LIMITS, **WORKLOAD, **COUNTED})
 ODD_BUDGETS = st.fixed_dictionaries(
-    {}, optional={name: usual | st.integers() | JSON_VALUES for name, usual in {**LIMITS, **WORKLOAD}.items()}
+    {},
+    optional={name: usual | st.integers() | JSON_VALUES for name, usual in {**LIMITS, **WORKLOAD, **COUNTED}.items()},
 )
 DEVICES = st.sampled_from([None, "l4", "raspberry-pi-5-8gb"])
 # Mostly valid, so that the fuzz reaches the planner too.

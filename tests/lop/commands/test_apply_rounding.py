@@ -60,6 +60,7 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
         (("--method", "rtn", "--data", "DATA"), "rounding to nearest is without data"),
         (("--data", "DATA", "--reconstruct", "DATA"), "--reconstruct and --data are the same conversations"),
         (("--method", "awq"), "Known are rtn, gptq"),
+        (("--method", "none", "--data", "DATA"), "Leave --data out"),
         (("--check", "--data", "DATA"), "Drop --data"),
         (("--recover", "DATA", "--data", "DATA"), "weights that are trained must be plain numbers"),
     ],

@@ -172,6 +172,27 @@ def test_a_budget_with_a_device(run: Run, repository: Repository, tmp_path: Path
     assert json.loads(out)["achieved"]["workload"] == {"batch": 2, "prompt_tokens": 9, "output_tokens": 128}
 
 
+def test_a_budget_of_a_gguf_file(run: Run) -> None:
+    code, out, err = run("plan", "-m", "tiny", "--gguf", "1GB", "--json")
+    assert code == 0, err
+    most = json.loads(out)["achieved"]["gguf_bytes"] - 10_000
+    command = ("plan", "-m", "tiny", "--gguf", f"{most}B", "--gguf-type", "q8_0")
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["target"]["budget"]["gguf_bytes"] == most
+    assert plan["target"]["budget"]["gguf_type"] == "q8_0"
+    assert plan["achieved"]["gguf_bytes"] <= most
+    _, out, _ = run(*command)
+    assert f"as GGUF {plan['achieved']['gguf_bytes']:,} bytes, at most {most:,} allowed" in out
+    code, _, err = run("plan", "-m", "tiny", "--memory", "1GB", "--gguf-type", "q8_0")
+    assert code == 2
+    assert "gguf_type says how gguf_bytes are counted" in err
+    code, _, err = run("plan", "-m", "tiny", "--gguf", "1KB")
+    assert code == 2
+    assert "gguf_bytes" in err
+
+
 def test_plan_help_names_every_method(run: Run) -> None:
     _, out, _ = run("plan", "--help")
     words = set(re.findall(r"[a-z-]+", out))

@@ -13,6 +13,7 @@ from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf import tensor_types
 from pruning.cutting.prune_checkpoint import prune_checkpoint
+from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import random_ranking
 from tests.pruning.packed_models import JOINT, plan_of, save_wide_checkpoint
 from tests.pruning.tokenizer_files import with_merged_digits
@@ -72,6 +73,43 @@ def test_a_folder_in_few_bits_keeps_them(lop: Lop, tmp_path: Path) -> None:
     assert (types["Q8_0"], types["Q4_0"]) == (3, 7)
     assert types == dict(Counter(x.tensor_type.name for x in GGUFReader(tmp_path / "a.gguf").tensors))
     assert "matrices in f16, those in few bits in q8_0 and q4_0." in (tmp_path / "README.md").read_text()
+
+
+def test_bits_of_a_plan_say_types_for_llama_quantize(lop: Lop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a plan with bits to a file of plain numbers and the types beside it, and to a quantised file."""
+    wide, plan = save_wide_checkpoint(tmp_path / "wide"), tmp_path / "plan.json"
+    plan.write_text(plan_of(wide, JOINT).to_json())
+    plan.with_suffix(".ranking.safetensors").write_bytes(random_ranking(read_anatomy(wide)).to_bytes())
+    assert lop_apply(monkeypatch, plan, wide, "--method", "none") == 0
+    cut, types = tmp_path / "out", tmp_path / "types"
+    words = ("-m", cut, "-p", plan)
+    code, out, err = lop(*words, "-o", tmp_path / "a.gguf", "--types-out", types, "--bits-as", "4=q4_0", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["tensor_types"] == str(types)
+    assert set(found["types"]) == {"F16", "F32"}
+    named = [line.rpartition("=") for line in types.read_text().splitlines()]
+    assert Counter(kind for _, _, kind in named) == {"q8_0": 3, "q4_0": 7, "f16": 14}
+    for options, message in (
+        (("--types-out", types), "must not exist yet"),
+        (("--types-out", tmp_path / "b", "--type", "q8_0"), "Export as f16, bf16 or f32"),
+        (("--types-out", tmp_path / "b", "--bits-as", "4=q9"), "BITS=TYPE"),
+        ((), "Give --quantise or --types-out"),
+    ):
+        code, out, err = lop(*words, "-o", tmp_path / "b.gguf", *options)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+        assert not (tmp_path / "b.gguf").exists()
+    for option in ("--types-out", "--bits-as"):
+        code, _, err = lop("-m", cut, "-o", tmp_path / "b.gguf", option, "4=q4_0")
+        assert (code, f"{option} is for --plan" in err) == (2, True)
+    pytest.importorskip("llama_cpp")
+    code, out, err = lop(*words, "-o", tmp_path / "k.gguf", "--quantise", "Q8_0", "--json")
+    assert code == 0, err
+    kinds = {x.name: x.tensor_type.name for x in GGUFReader(tmp_path / "k.gguf").tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_q.weight"] == "Q4_0"
+    assert kinds["blk.3.ffn_down.weight"] == "F16"
 
 
 def test_a_users_mistake_is_one_line(lop: Lop, checkpoint: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from lop.workflows.searching import search_model
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import DENSE
+from pruning.anatomy.gguf_types import TensorType
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
@@ -20,6 +21,8 @@ from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.schemas import PlanRequest
 from service.sensitivity_scan import ScanFinder
+from storage.contract import Repository
+from storage.records import ModelRecord
 from storage.sql_repository import open_repository
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
@@ -63,7 +66,30 @@ def test_from_the_search_to_the_folder(tmp_path: Path) -> None:
     for asked in (None, Method.UNIFORM):
         assert ask(SpaceName.BITS, asked, 0.8) > 0.7 * whole
         assert ask(SpaceName.ALL_BITS, asked, 0.8) > 0.7 * whole
+    _keeps_a_budget_of_gguf(planner, model, folder, repository, tmp_path)
     with pytest.raises(InputError, match="method 'mcts' is for the space"):
         planner.plan(
             PlanRequest(model="tiny", space=SpaceName.BITS, method=Method.MCTS, budget=Budget(disk_bytes=whole))
         )
+
+
+def _keeps_a_budget_of_gguf(
+    planner: Planner, model: ModelRecord, folder: Path, repository: Repository, tmp_path: Path
+) -> None:
+    """A plan for the bytes of a GGUF file, and that file: they are what the plan says."""
+    pytest.importorskip("gguf")
+    from gguf import GGUFReader
+
+    from pruning.cutting.gguf.export import export_gguf
+
+    dense = achieved_costs(model.anatomy, DENSE, gguf=TensorType.Q8_0).gguf_bytes
+    assert dense is not None
+    budget = Budget(gguf_bytes=int(dense * 0.9), gguf_type=TensorType.Q8_0)
+    plan = planner.plan(PlanRequest(model="tiny", space=SpaceName.ALL_BITS, budget=budget))
+    assert plan.target.budget == budget
+    ranking = Ranking.from_bytes(repository.get_artifact(model.ranking_sha256).content)
+    out = prune_checkpoint(folder, plan, ranking, tmp_path / "for-gguf")
+    export_gguf(out, tmp_path / "a.gguf", tensor_type=TensorType.Q8_0, checks_encoding=False)
+    reader = GGUFReader(tmp_path / "a.gguf")
+    written = (tmp_path / "a.gguf").stat().st_size - int(reader.data_offset)
+    assert 0.8 * dense < written == plan.achieved.gguf_bytes <= 0.9 * dense
