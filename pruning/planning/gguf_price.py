@@ -5,8 +5,8 @@ block divides (`gguf_types.stored_type`), and what is no matrix is f32. Each ten
 it; vocabulary and other metadata, which no plan changes, are not, nor the file of the vision part.
 
 Where llama.cpp needs zeros in the place of what is skipped (`pruning.cutting.gguf.decoder_layers`), they depend on the
-layer's other half. Tables count an FFN of zeros wherever an FFN alone is skipped: a bound from above, exact wherever
-attention stays. `cost` is exact.
+layer's other half. Tables count an FFN of zeros wherever an FFN may be skipped by itself, and no option below the one
+that keeps least: a bound from above. `cost` is exact.
 """
 
 from collections.abc import Mapping
@@ -161,14 +161,12 @@ class GgufPrice(Price):
     def _shared(self, space: Space) -> tuple[int, tuple[IntArray, ...]]:
         fixed, rows = super()._over(space)
         for decision, row in zip(space.decisions, rows, strict=True):
-            skips = np.array([[x.units == 0 for x in kept] for kept in decision.kept])
-            for place, site in enumerate(decision.sites):
-                if site.sublayer is not Sublayer.FFN or not skips[:, place].any():
-                    continue
-                if len(decision.sites) > 1:  # a whole layer goes, and nothing stands for it
-                    row -= np.where(skips.all(axis=1), self._stand_ins[site], 0)
-                else:  # an option of fewer channels than stand for none must not be cheaper than that one
-                    np.maximum(row, self._stand_ins[site], out=row)
+            if len(decision.sites) > 1:  # where a whole layer goes, nothing stands for it
+                gone = np.array([all(option.units == 0 for option in kept) for kept in decision.kept])
+                row -= gone * sum(self._of_nothing(site) for site in decision.sites)
+            # Of a few channels the file may take less than of zeros for none, and of a row of whole blocks less than of
+            # a shorter one. But what keeps least must be cheapest under every limit at once (`CostTable`).
+            np.maximum(row, row[0], out=row)
             row.setflags(write=False)
         return fixed, rows
 

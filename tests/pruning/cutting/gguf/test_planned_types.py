@@ -80,7 +80,7 @@ def test_a_plan_without_its_bits_cuts_the_same(dense: Path, cut: Path) -> None:
     assert plain.architecture(anatomy) == anatomy.sizes(LONG)
     assert plain.plan_id != plan.plan_id
     assert plan.plan_id in (plain.provenance.note or "")
-    assert plain.target.budget is plain.target.sparsity is plain.predicted is None
+    assert (plain.target.budget, plain.target.sparsity, plain.predicted) == (None, None, None)
     assert plain.achieved.disk_bytes == sum(x.stat().st_size for x in cut.glob("*.safetensors"))
     with pytest.raises(PlanError, match="has none"):
         without_bits(plain, anatomy)
