@@ -206,6 +206,17 @@ def test_tables_are_exact_where_no_ffn_is_less_than_zeros(
     assert cost_of(limit, choice) == price.cost(space.architecture(choice))
 
 
+@pytest.mark.parametrize("wanted", TensorType)
+@pytest.mark.parametrize("compensates", [False, True])
+def test_many_options_cost_what_each_costs(wanted: TensorType, compensates: bool, anatomy: ModelAnatomy) -> None:
+    price = gguf_bytes(anatomy, wanted, compensates=compensates)
+    for decision in fine_space(anatomy, SpaceName.ALL_BITS, round_to=1).decisions:
+        (site,), (options,) = decision.sites, decision.options
+        assert price.of(site, options).tolist() == [price.cost_of(site, option) for option in options]
+    with pytest.raises(InputError, match="whole groups of 32"):
+        price.cost_of(Site(0, FFN), Option(40, 4))
+
+
 def test_the_sets_of_families_are_those_that_are_written() -> None:
     assert {kind for kind, layout in LAYOUTS.items() if layout.per_layer} == LAYERS_OF_OWN_SIZE
     assert {kind for kind, layout in LAYOUTS.items() if not layout.per_layer} == LAYERS_OF_ONE_SIZE
