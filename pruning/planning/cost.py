@@ -14,7 +14,7 @@ from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE, plan_shards, 
 from pruning.planning import prices
 from pruning.planning.activations import activation_bytes
 from pruning.planning.added_biases import pruned_tensors
-from pruning.planning.gguf_price import gguf_bytes, is_exported
+from pruning.planning.gguf_price import gguf_bytes, is_priced
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.plan import Achieved
 from pruning.planning.target import achieved_sparsity
@@ -52,10 +52,10 @@ def achieved_costs(
 
     `latency` prices `workload` on a device. Without it, and where it has no time for what is cut, nothing is said about
     time. `gguf` is what matrices of a GGUF file are stored as; without it, one of f16 is priced where weights are in
-    fewer bits, if such files are written of the model.
+    fewer bits, if it has a price (`gguf_price.is_priced`).
     """
     workload = workload or Workload()
-    if gguf is None and is_exported(anatomy) and any(option.bits is not None for _, option in architecture.items):
+    if gguf is None and any(x.bits is not None for _, x in architecture.items) and is_priced(anatomy, architecture):
         gguf = TensorType.F16
     achieved = Achieved(
         removed=achieved_sparsity(anatomy, architecture, compensates=compensates),

@@ -52,6 +52,13 @@ def is_exported(anatomy: ModelAnatomy) -> bool:
     return anatomy.text_model_type in known and bool(anatomy.tensors)
 
 
+def is_priced(anatomy: ModelAnatomy, architecture: Architecture) -> bool:
+    """Whether the file of `architecture` has a price: see `GgufPrice`."""
+    if not is_exported(anatomy):
+        return False
+    return anatomy.text_model_type in LAYERS_OF_OWN_SIZE or not anatomy.sizes(architecture).items
+
+
 class GgufPrice(Price):
     """Bytes of the tensors in a GGUF file.
 

@@ -233,6 +233,8 @@ def test_what_has_no_price_is_refused(anatomy: ModelAnatomy, tmp_path: Path) -> 
     with pytest.raises(InputError, match="filled up to the widest"):
         limits_for_budget(qwen3, fine_space(qwen3, SpaceName.FFN, round_to=8), Budget(gguf_bytes=10**9))
     limits_for_budget(qwen3, fine_space(qwen3, SpaceName.BITS, round_to=8), Budget(gguf_bytes=10**9))
+    assert achieved_costs(qwen3, Architecture.of({Site(0, FFN): Option(64, 4)})).gguf_bytes is not None
+    assert achieved_costs(qwen3, Architecture.of({Site(0, FFN): Option(32, 4)})).gguf_bytes is None
     with pytest.raises(ValidationError, match="give both, or leave it out"):
         Budget(gguf_type=TensorType.Q8_0)
 
