@@ -96,7 +96,10 @@ def measured(folder: Path, shape: LlavaShape, num_conversations: int) -> dict[st
 
 
 def write_seeing_llava(folder: Path, shape: LlavaShape) -> Path:
-    """A random LLaVA with the reference's tokenizer whose processor makes the pictures that its vision tower takes."""
+    """A random LLaVA with the reference's tokenizer whose processor makes the pictures that its vision tower takes.
+
+    The tokenizer gets a name for every embedding; no text is encoded with those that are new.
+    """
     write_random_llava(folder, shape, companions=REFERENCE / "model", max_shard_size=MAX_SHARD_SIZE)
     config = json.loads((folder / "config.json").read_text())
     config["image_token_index"] = json.loads((REFERENCE / "model" / "config.json").read_text())["image_token_index"]
@@ -106,4 +109,9 @@ def write_seeing_llava(folder: Path, shape: LlavaShape) -> Path:
     size = {"height": vision["image_size"], "width": vision["image_size"]}
     processor["image_processor"] |= {"crop_size": size, "size": size}
     path.write_text(json.dumps(processor | {"patch_size": vision["patch_size"]}, indent=2))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokens = tokenizer["model"]["vocab"]
+    tokens |= {f"<unused-{number}>": number for number in range(len(tokens), shape.vocab_size)}
+    path.write_text(json.dumps(tokenizer))
     return folder

@@ -16,7 +16,7 @@ from benchmarks.steps import Steps
 from tests.pruning.packed_models import JOINT, save_wide_checkpoint
 from tests.tiny_models import write_conversations
 
-TINY = LlavaShape(num_layers=2, hidden_size=64, ffn_width=512, num_heads=4, vocab_size=768, num_vision_layers=1)
+TINY = LlavaShape(num_layers=2, hidden_size=64, ffn_width=512, num_heads=4, vocab_size=2000, num_vision_layers=1)
 
 
 @pytest.fixture(autouse=True)
