@@ -112,7 +112,6 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
     llama = _said_by(LLAMA_CPP, work / "model.gguf", asked)[0]
     asked |= {"dense": str(model.path), "conversations": [told(x) for x in model.validation]}
     reloaded, metrics = _said_by(TRANSFORMERS, folder, asked)
-    differs = llama["chosen"] != expected["chosen"]
     row = {
         "part": "reload",
         "model": model.name,
@@ -120,14 +119,7 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
         "kl_scored": scored.kl,
         "kl_reloaded": metrics["kl"],
         "kl_difference": abs(metrics["kl"] - scored.kl) / max(scored.kl, COMPARED_KL),
-        "logit_difference": float(
-            np.abs(reloaded["logits"] - expected["logits"]).max() / np.abs(expected["logits"]).max()
-        ),
-        "reloaded_agreement": float((reloaded["chosen"] == expected["chosen"]).mean()),
-        "positions": len(expected["chosen"]),
-        "llama_agreement": 1.0 - float(differs.mean()),
-        "llama_largest_margin": float(expected["margins"][differs].max(initial=0.0)),
-        "median_margin": float(np.median(expected["margins"])),
+        **compared(expected, reloaded, llama),
         "gguf_architecture": exported["architecture"],
         "gguf_types": exported["types"],
         "gguf_bytes": exported["file_bytes"],
@@ -136,6 +128,19 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
     }
     shutil.rmtree(work)
     return row
+
+
+def compared(expected: Said, reloaded: Said, llama: Said) -> dict[str, Any]:
+    """What transformers and llama.cpp say against what is `expected`; margins tell how near other tokens were."""
+    differs, largest = llama["chosen"] != expected["chosen"], np.abs(expected["logits"]).max()
+    return {
+        "logit_difference": float(np.abs(reloaded["logits"] - expected["logits"]).max() / largest),
+        "reloaded_agreement": float((reloaded["chosen"] == expected["chosen"]).mean()),
+        "positions": len(expected["chosen"]),
+        "llama_agreement": 1.0 - float(differs.mean()),
+        "llama_largest_margin": float(expected["margins"][differs].max(initial=0.0)),
+        "median_margin": float(np.median(expected["margins"])),
+    }
 
 
 @torch.no_grad()
