@@ -77,7 +77,7 @@ def test_measurements_go_on_elsewhere_without_raw_sums(tmp_path: Path, monkeypat
     rows = cut_rows(model, steps, CUTS[:1], [0.5])
     with monkeypatch.context() as patch:
         patch.setattr(second_order_models, "ranking_of", again)
-        patch.setattr(second_order_models.shutil, "rmtree", again)
+        patch.setattr("benchmarks.second_order_models.shutil.rmtree", again)
         with pytest.raises(AssertionError, match="it was measured"):
             model.ranked(ELIMINATION, steps)
     assert list((work / "reference" / ".sums").glob("*.safetensors"))
