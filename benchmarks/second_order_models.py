@@ -1,7 +1,7 @@
 """The models of `benchmarks.second_order`, each with its data: the reference and SmolLM2-135M-Instruct.
 
-The reference calibrates on new conversations of its world, since its own file has fewer than 30,000 tokens, and validates on
-its own file. SmolLM2 answers its prompts itself (`benchmarks.second_order_data`).
+The reference calibrates on new conversations of its world, since its own file has fewer than 30,000 tokens, and
+validates on its own file. SmolLM2 answers its prompts itself (`benchmarks.second_order_data`).
 """
 
 import shutil
