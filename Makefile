@@ -24,7 +24,7 @@ help:
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
 	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (four hours; resumable)"
-	@echo "make bench-second-order  reconstruction, elimination order, sparsity on the reference and SmolLM2 (three hours; resumable)"
+	@echo "make bench-second-order  reconstruction, elimination order, sparsity, few bits, their memory, on the reference and SmolLM2 (six hours in parts; resumable)"
 	@echo "make bench-runtimes  transformers, llama.cpp and vLLM by family, speed, both harnesses, the light client (two hours in parts; resumable; 12 GB of packages, 10 GB of models)"
 	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (six hours in parts; resumable)"
 	@echo "make bench-service  speed, budgets, fuzzing, kills, soak and page of the service (five hours in parts; resumable; chromium, npm)"
@@ -132,7 +132,7 @@ bench-axes: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.axes
 
-# Parts that are finished are kept: kill it and run it again.
+# Parts of at most 90 minutes: $(BIN)/python -m benchmarks.second_order --help
 bench-second-order: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.second_order

@@ -1,4 +1,4 @@
-"""Searched densities, in the part `ecoflap` of `benchmarks.second_order`: against ECoFLaP's ratios, both by Wanda.
+"""Searched densities, the part `densities` of `benchmarks.second_order`: against ECoFLaP's ratios, both by Wanda.
 
 A search in the space `density` chooses the densities of the decoder's sub-layers, on calibration data alone. Only the
 ratios differ: both folders are what `lop sparsify --method wanda` writes, layer after layer by the inputs that it will
@@ -6,13 +6,13 @@ have, and both are of the decoder. Of a model of which ECoFLaP's rows are of its
 ECoFLaP on its decoder alone.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel
+from benchmarks.second_order_figures import Found, mean, ratio, worst
 from benchmarks.steps import Steps
 from lop.workflows.registration import register_model
 from lop.workflows.searching import search_model
@@ -65,8 +65,9 @@ def searched_rows(
     return rows
 
 
-def searched_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Ratios of validation KL, geometric means over sparsities, by model; each is to be at most 1."""
+def searched_figures(rows: Sequence[dict[str, Any]]) -> Found:
+    """Validation KL of searched ratios over that of ECoFLaP's on the decoder: the greatest of all sparsities and, as
+    `..._mean`, the geometric mean."""
     kl = {
         (x["model"], x["ratios"], x["sparsity"]): x["kl"]
         for x in rows
@@ -74,13 +75,11 @@ def searched_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     ratios: dict[str, list[float]] = {}
     for (name, by, sparsity), own in kl.items():
-        if by == SEARCHED:
-            ratios.setdefault(name, []).append(own / kl[name, Ratios.ECOFLAP, sparsity])
-    means = {name: math.exp(sum(map(math.log, own)) / len(own)) for name, own in ratios.items()}
+        if by == SEARCHED and (other := kl.get((name, Ratios.ECOFLAP, sparsity))) is not None:
+            ratios.setdefault(name, []).append(ratio(own, other))
     return {
-        "searched_vs_ecoflap": means,
-        "searched_vs_ecoflap_worst": {name: max(own) for name, own in ratios.items()},
-        "searched_holds": {name: mean <= 1.0 for name, mean in means.items()},
+        "searched_vs_ecoflap": {name: worst(own) for name, own in ratios.items()},
+        "searched_vs_ecoflap_mean": {name: mean(own) for name, own in ratios.items()},
     }
 
 

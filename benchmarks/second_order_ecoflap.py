@@ -6,7 +6,6 @@ sparsified, as ECoFLaP does, of SmolLM2 the decoder. What is scored is the folde
 weights see calibration data alone.
 """
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.second_order_figures import Found, mean, ratio, worst
 from benchmarks.steps import Steps
 from lop.workflows.compute import compute_device
 from lop.workflows.measuring import streamed
@@ -136,29 +136,32 @@ def ecoflap_rows(
     return rows
 
 
-def ecoflap_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Ratios of validation KL, geometric means over sparsities, by model; each is to be at most 1."""
+def ecoflap_figures(rows: Sequence[dict[str, Any]]) -> Found:
+    """Ratios of validation KL, each the greatest of its rows and, as `..._mean`, the geometric mean.
+
+    ECoFLaP's ratios are against uniform ones with the same local step, SparseGPT is against Wanda with the same ratios.
+    """
     kl = {(x["model"], x["step"], x["ratios"], x["pattern"] or x["sparsity"]): x["kl"] for x in rows}
     names = list(dict.fromkeys(x["model"] for x in rows))
-    at = sorted({x["sparsity"] for x in rows if x["pattern"] is None})
+    wanda, sparsegpt = LocalStep.WANDA.value, LocalStep.SPARSEGPT.value
+    uniform, ecoflap = Ratios.UNIFORM.value, Ratios.ECOFLAP.value
 
-    def mean(ratios: Sequence[float]) -> float:
-        return math.exp(sum(map(math.log, ratios)) / len(ratios))
+    def ratios(name: str, of: tuple[str, str], other: tuple[str, str], at: Sequence[float | str]) -> list[float]:
+        pairs = [((name, *of, x), (name, *other, x)) for x in at]
+        return [ratio(kl[a], kl[b]) for a, b in pairs if a in kl and b in kl]
 
-    def against_uniform(name: str, step: LocalStep) -> list[float]:
-        return [kl[name, step, "ecoflap", s] / kl[name, step, "uniform", s] for s in at]
-
-    found = {
-        name: {
-            "ecoflap_wanda_vs_uniform": mean(against_uniform(name, LocalStep.WANDA)),
-            "ecoflap_wanda_vs_uniform_worst": max(against_uniform(name, LocalStep.WANDA)),
-            "ecoflap_sparsegpt_vs_uniform": mean(against_uniform(name, LocalStep.SPARSEGPT)),
-            "ecoflap_sparsegpt_vs_uniform_worst": max(against_uniform(name, LocalStep.SPARSEGPT)),
-            "sparsegpt_vs_wanda": mean(
-                [kl[name, "sparsegpt", "uniform", s] / kl[name, "wanda", "uniform", s] for s in at]
-            ),
-            "sparsegpt_vs_wanda_2_4": kl[name, "sparsegpt", "uniform", PATTERN] / kl[name, "wanda", "uniform", PATTERN],
+    found: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        steps = [ratios(name, (sparsegpt, own), (wanda, own), SPARSITIES) for own in (uniform, ecoflap)]
+        own = {
+            "ecoflap_wanda_vs_uniform": ratios(name, (wanda, ecoflap), (wanda, uniform), SPARSITIES),
+            "ecoflap_sparsegpt_vs_uniform": ratios(name, (sparsegpt, ecoflap), (sparsegpt, uniform), SPARSITIES),
+            "sparsegpt_vs_wanda": [x for of in steps for x in of],
         }
-        for name in names
-    }
-    return {"ecoflap": found, "ecoflap_holds": {n: all(x <= 1.0 for x in own.values()) for n, own in found.items()}}
+        for figure, values in own.items():
+            found.setdefault(figure, {})[name] = worst(values)
+            found.setdefault(f"{figure}_mean", {})[name] = mean(values)
+        found.setdefault("sparsegpt_vs_wanda_2_4", {})[name] = worst(
+            ratios(name, (sparsegpt, uniform), (wanda, uniform), [PATTERN])
+        )
+    return found

@@ -10,14 +10,11 @@ validation KL of four kinds of plans, all by the additive program from one scan 
 
 Which of several plans of a kind is taken, calibration data say, and joint plans include those of the other kinds. Where
 no plan of a kind is small enough, there is no row of it. Weights are rounded as `lop apply` rounds them, and scored by
-the evaluator; the folder of the smallest joint plan is written, reloaded in a new process, and held against that.
+the evaluator; what is written of the smallest joint plan is held against that in the part `reload`
+(`benchmarks.second_order_written`).
 """
 
-import json
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.second_order_figures import Found, mean, ratio, worst
 from benchmarks.steps import Steps
 from pruning.allocators.additive import additive_architecture
 from pruning.allocators.uniform import uniform_choice
@@ -35,7 +33,6 @@ from pruning.anatomy.dtypes import torch_dtype
 from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor
-from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.batches import make_batches
 from pruning.data.conversations import Conversation
 from pruning.errors import InfeasibleBudgetError
@@ -43,8 +40,6 @@ from pruning.measuring.evaluation import ConfigurationEvaluator
 from pruning.measuring.rounded_weights import RoundedWeights
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.limits import Limits
-from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget
 from pruning.planning.prices import decoder_bytes, weight_bytes
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Options, Space
@@ -53,7 +48,7 @@ SHARES = (0.6, 0.45, 0.3, 0.25, 0.2)
 NUM_LEVELS = {"reference": 4, "smollm2": 3}
 """FFN widths and, at most, numbers of KV groups of a site: each is scanned in three kinds of bits."""
 
-NUM_SCANNED = {"reference": 400, "smollm2": 16}
+NUM_SCANNED = {"reference": 128, "smollm2": 16}
 """Calibration conversations, at most: a scan of SmolLM2 has some 500 evaluations."""
 
 JOINT, BITS, THEN, UNITS = "joint", "bits_only", "prune_then_quantise", "units_only"
@@ -159,41 +154,6 @@ class JointModel:
             )
         return {"rows": rows}
 
-    def reload(self, document: list[dict[str, Any]], kl: float) -> dict[str, Any]:
-        """The folder of a plan, measured in a new process by whole forward passes, against what was scored."""
-        architecture = Architecture.from_document(document)
-        plan = make_plan(
-            self.anatomy,
-            architecture,
-            model_id=self.name,
-            target=PlanTarget(sparsity=0.0),
-            ranking=PlanRanking(sha256=self.order.sha256),
-            method="additive-dp",
-        )
-        out = self.folder / "joint"
-        shutil.rmtree(out, ignore_errors=True)
-        prune_checkpoint(self.stored, plan, self.order, out)
-        written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-        command = [sys.executable, "-m", "benchmarks.second_order_reload", str(out), str(self.path)]
-        asked = json.dumps([_told(x) for x in self.validation])
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)  # noqa: S603
-        shutil.rmtree(out)
-        found = json.loads(done.stdout.splitlines()[-1])
-        return {
-            "part": "reload",
-            "model": self.name,
-            "kl_scored": kl,
-            "kl_reloaded": found["kl"],
-            "bytes_planned": plan.achieved.disk_bytes,
-            "bytes_written": written,
-        }
-
-
-def _told(conversation: Conversation) -> dict[str, Any]:
-    turns = [{"question": x.question, "answer": x.answer} for x in conversation.turns]
-    image = None if conversation.image is None else str(conversation.image.absolute())
-    return {"id": conversation.id, "image": image, "turns": turns}
-
 
 def _in(bits: int | None, options: Options) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """[K] which options are in those bits, or nothing at all; all, where a site is never in those."""
@@ -218,7 +178,7 @@ def joint_rows(
     model: JointModel, key: Sequence[str], steps: Steps, shares: Sequence[float] = SHARES
 ) -> list[dict[str, Any]]:
     """All rows of a model; `key` is what every figure depends on."""
-    own = [*key, "joint", str(NUM_LEVELS[model.name]), str(len(model.scanned)), model.anatomy.dtype]
+    own = _key(model, key)
     loss = np.zeros((model.space.num_decisions, int(model.space.counts.max())))
     for n, row in enumerate(loss):
         found = steps.call(f"joint scan {n}", own, partial(model.scan, n)).document["kl"]
@@ -227,40 +187,42 @@ def joint_rows(
     for share in shares:
         step = steps.call(f"joint {share}", [*own, str(share)], partial(model.rows, share, loss))
         rows += [{**row, "seconds": step.seconds} for row in step.document["rows"]]
-    last = [row for row in rows if row["kind"] == JOINT][-1]
-    again = steps.call(
-        "joint reload", [*own, str(last["share"])], partial(model.reload, last["architecture"], last["kl"])
-    )
-    return [*rows, {**again.document, "seconds": again.seconds}]
+    return rows
 
 
-def joint_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Ratios of validation KL, geometric means over the shares at which both kinds have a plan, by model."""
-    kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows if x["part"] == "joint"}
+def kept_smallest(model: JointModel, key: Sequence[str], steps: Steps, share: float) -> list[dict[str, Any]] | None:
+    """The document of the joint plan that `joint_rows` has found at `share`; None if it was not run."""
+    step = steps.kept(f"joint {share}", [*_key(model, key), str(share)])
+    rows = [] if step is None else [row for row in step.document["rows"] if row["kind"] == JOINT]
+    return rows[0]["architecture"] if rows else None
+
+
+def _key(model: JointModel, key: Sequence[str]) -> list[str]:
+    return [*key, "joint", str(NUM_LEVELS[model.name]), str(len(model.scanned)), model.anatomy.dtype]
+
+
+def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
+    """Ratios of validation KL, geometric means over the shares at which both kinds have a plan, how many these are, and
+    against bits alone the greatest. Where bits alone are best, the joint plan is theirs: no ratio is above 1."""
+    kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows}
     names = list(dict.fromkeys(row["model"] for row in rows))
 
-    def against(kind: str) -> dict[str, float]:
-        found = {}
-        for name in names:
-            both = [(kl[name, JOINT, s], other) for (of, k, s), other in kl.items() if (of, k) == (name, kind)]
-            found[name] = math.exp(sum(math.log(a / b) for a, b in both) / len(both)) if both else math.nan
-        return {name: ratio for name, ratio in found.items() if not math.isnan(ratio)}
-
-    bits, then = against(BITS), against(THEN)
-    reloaded = {x["model"]: abs(x["kl_reloaded"] / x["kl_scored"] - 1) for x in rows if x["part"] == "reload"}
-    return {
-        "joint_vs_bits_only": bits,
-        "joint_vs_prune_then_quantise": then,
-        "joint_vs_units_only": against(UNITS),
-        "joint_shares": {
-            name: {k: [s for of, x, s in kl if (of, x) == (name, k)] for k in (BITS, THEN)} for name in names
-        },
-        "reload_kl_difference": reloaded,
-        "joint_holds": {
-            name: {
-                "bits_only": name in bits and bits[name] <= 1.0,
-                "prune_then_quantise": name in then and then[name] <= 0.8,
-            }
+    def against(kind: str) -> dict[str, list[float]]:
+        return {
+            name: [
+                ratio(kl[name, JOINT, share], other)
+                for (of, own, share), other in kl.items()
+                if (of, own) == (name, kind)
+            ]
             for name in names
-        },
-    }
+        }
+
+    found: dict[str, dict[str, float | None]] = {}
+    for kind in (BITS, THEN, UNITS):
+        ratios = against(kind)
+        found[f"joint_vs_{kind}"] = {name: mean(own) for name, own in ratios.items()}
+        if kind != UNITS:
+            found[f"joint_shares_vs_{kind}"] = {name: len(own) for name, own in ratios.items()}
+        if kind == BITS:
+            found[f"joint_vs_{kind}_worst"] = {name: worst(own) for name, own in ratios.items()}
+    return found

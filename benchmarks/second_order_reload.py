@@ -1,34 +1,115 @@
-"""`python -m benchmarks.second_order_reload FOLDER DENSE`, conversations on stdin: KL of a folder, in its own process.
+"""`python -m benchmarks.second_order_reload RUNTIME PATH OUT`: what a written model says, in a process of its own.
 
-The folder's weights are read back as transformers does; the model passes whole batches, nothing is cut or cached.
+RUNTIME is `transformers`, which loads the folder PATH as `lop.load_pruned` does and passes whole texts, nothing cut or
+cached; or `llama.cpp`, which runs the GGUF file PATH as it does by default. On stdin is one JSON document:
+
+- `texts`: token ids, text after text; what is said of them goes to OUT (`said`);
+- `dense` and `conversations`, for transformers alone: the checkpoint that its KL is to, and on what, which is printed.
 """
 
 import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pruning.checkpoints.loading import load_model, load_processor, load_pruned
-from pruning.data.batches import make_batches
+import numpy as np
+import numpy.typing as npt
+
+from pruning.cutting.gguf.llama_runtime import LlamaRuntime
 from pruning.data.conversations import Conversation, Turn
-from pruning.measuring.evaluation import evaluate_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NUM_WHOLE = 256
+"""Positions of which all logits are kept; of the others, the most likely token."""
+
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+
+Texts = Sequence[Sequence[int]]
+Said = dict[str, npt.NDArray[Any]]
+"""`chosen` [N], the most likely next token after every token of the texts; `logits` [up to NUM_WHOLE, V], of the first
+of these positions, and `margins` [N], by how much the chosen token's is above the next best."""
 
 
-def main() -> None:
+def said(logits: Iterable[npt.NDArray[np.float32]]) -> Said:
+    """From the logits [T, V] of each text, in order."""
+    chosen, margins, whole, room = [], [], [], NUM_WHOLE
+    for found in logits:
+        second, first = np.partition(found, -2, axis=1)[:, -2:].T
+        chosen.append(found.argmax(axis=1))
+        margins.append(first - second)
+        if room:
+            whole.append(found[:room].copy())
+            room -= len(whole[-1])
+    return {"chosen": np.concatenate(chosen), "margins": np.concatenate(margins), "logits": np.concatenate(whole)}
+
+
+def logits_of_model(model: "PreTrainedModel", texts: Texts) -> Iterator[npt.NDArray[np.float32]]:
+    """[T, V] of each text, by PyTorch, in float32 whatever the weights are stored in."""
+    import torch
+
+    from pruning.forward.wide_passes import wide_passes
+
+    with torch.inference_mode(), wide_passes(model):
+        for ids in texts:
+            yield model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+
+def logits_of_file(file: Path, texts: Texts) -> Iterator[npt.NDArray[np.float32]]:
+    """[T, V] of each text, by llama.cpp."""
+    with LlamaRuntime(file, context_length=max(map(len, texts))) as runtime:
+        for ids in texts:
+            yield runtime.logits(ids)
+
+
+def unpacked(folder: Path) -> "PreTrainedModel":
+    """The folder's model, its weights as ordinary tensors in the dtype that is stored.
+
+    compressed-tensors unpacks them in the first pass; in inference mode they would be tensors that cannot be widened.
+    """
+    import torch
+
+    from pruning.checkpoints.loading import load_pruned
+
+    model = load_pruned(folder)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[0]]), use_cache=False)
+    return model
+
+
+def told(conversation: Conversation) -> dict[str, Any]:
+    """A conversation as this process reads it."""
+    turns = [{"question": x.question, "answer": x.answer} for x in conversation.turns]
+    image = None if conversation.image is None else str(conversation.image.absolute())
+    return {"id": conversation.id, "image": image, "turns": turns}
+
+
+def _conversation(document: dict[str, Any]) -> Conversation:
+    image = None if document["image"] is None else Path(document["image"])
+    return Conversation(id=document["id"], image=image, turns=tuple(Turn(**turn) for turn in document["turns"]))
+
+
+def main(runtime: str, path: Path, out: Path) -> None:
     """Print one JSON document."""
-    folder, dense = Path(sys.argv[1]), Path(sys.argv[2])
-    told = json.load(sys.stdin)
-    conversations = [
-        Conversation(
-            id=x["id"],
-            image=None if x["image"] is None else Path(x["image"]),
-            turns=tuple(Turn(**turn) for turn in x["turns"]),
-        )
-        for x in told
-    ]
-    batches = make_batches(conversations, load_processor(dense))
-    metrics = evaluate_model(load_pruned(folder), batches, load_model(dense))
-    print(json.dumps({"kl": metrics.kl, "agreement": metrics.agreement}))  # noqa: T201
+    asked = json.load(sys.stdin)
+    if runtime == LLAMA_CPP:
+        found, printed = said(logits_of_file(path, asked["texts"])), {}
+    else:
+        from pruning.checkpoints.loading import load_model, load_processor
+        from pruning.data.batches import make_batches
+        from pruning.measuring.evaluation import evaluate_model
+
+        model, dense = unpacked(path), Path(asked["dense"])
+        batches = make_batches([_conversation(x) for x in asked["conversations"]], load_processor(dense))
+        metrics = evaluate_model(model, batches, load_model(dense))
+        printed = {"kl": metrics.kl, "agreement": metrics.agreement}
+        found = said(logits_of_model(model, asked["texts"]))
+    with out.open("wb") as file:
+        np.savez(file, allow_pickle=False, **found)
+    print(json.dumps(printed))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -63,11 +63,13 @@ def reason_not_to_show(document: Mapping[str, Any]) -> str | None:
 
 def command_for(name: str) -> str:
     """What measures a result again: parts of a benchmark are stored as BENCHMARK-PART."""
-    benchmark = name.partition("-")[0]
     makefile = (measured_code.ROOT / "Makefile").read_text(encoding="utf-8")
-    if re.search(rf"^bench-{re.escape(benchmark)}:", makefile, re.MULTILINE):
-        return f"make bench-{benchmark}"
-    return f"python -m benchmarks.{benchmark}"
+    words = name.split("-")
+    for count in range(len(words), 0, -1):
+        benchmark = "-".join(words[:count])
+        if re.search(rf"^bench-{re.escape(benchmark)}:", makefile, re.MULTILINE):
+            return f"make bench-{benchmark}"
+    return f"python -m benchmarks.{words[0]}"
 
 
 def heading(name: str, document: Mapping[str, Any]) -> str:

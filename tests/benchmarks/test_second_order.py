@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import pytest
+import typer
 
-from benchmarks import second_order
+from benchmarks import second_order, second_order_cuts, second_order_models
 from benchmarks import steps as steps_module
+from benchmarks.carried import pack, take_up
 from benchmarks.real_data import CALIBRATION, VALIDATION
-from benchmarks.second_order import VARIANTS, Model, figures, measured
+from benchmarks.second_order import _without_twins, figures
+from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, cut_figures, cut_rows
 from benchmarks.second_order_densities import SEARCHED, searched_figures, searched_rows
-from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_rows
+from benchmarks.second_order_figures import summary_of
 from benchmarks.second_order_joint import joint_figures
+from benchmarks.second_order_models import ELIMINATION, MAGNITUDE, Model
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.steps import Steps
 from lop.workflows.sparsifying import Ratios
@@ -18,36 +23,116 @@ from pruning.cutting.rewriting.sparsifier import LocalStep
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 
-def test_every_variant_is_a_row_that_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps_module, "measured_code", lambda *_: {})  # digests take longer than the rows
-    checkpoint = save_tiny_checkpoint(tmp_path / "model")
-    data = {
-        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
-        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
+@pytest.fixture(autouse=True)
+def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests of the code take longer than what is measured here."""
+    monkeypatch.setattr(steps_module, "measured_code", lambda *_: {})
+    monkeypatch.setattr(steps_module, "_code_of", lambda *_: {})
+
+
+def tiny_data(folder: Path) -> dict[str, Path]:
+    return {
+        CALIBRATION: write_conversations(folder / "calibration", 6),
+        VALIDATION: write_conversations(folder / "validation", 3, seed=1),
     }
-    model = Model("reference", checkpoint, data, tmp_path / "found", None)
-    rows = measured(model, [0.5], Steps(tmp_path / "found" / "steps"))
-    assert [row["variant"] for row in rows] == [variant.name for variant in VARIANTS]
+
+
+def tiny_model(folder: Path) -> Model:
+    return Model("reference", save_tiny_checkpoint(folder / "model"), tiny_data(folder), folder / "found", None)
+
+
+def again(*_: object) -> None:
+    raise AssertionError("it was measured")
+
+
+def test_every_variant_is_a_row_that_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = tiny_model(tmp_path), Steps(tmp_path / "found" / "steps")
+    cuts, by_elimination = (cut_rows(model, steps, variants, [0.5]) for variants in (CUTS, BY_ELIMINATION))
+    assert [row["variant"] for row in cuts] == [variant.name for variant in CUTS]
+    assert by_elimination[0] == cuts[0]
+    rows = [*cuts, *by_elimination[1:]]
     kl = {row["variant"]: row["kl"] for row in rows}
-    assert len(set(kl.values())) == len(VARIANTS)
+    assert len(set(kl.values())) == len(rows) == 5
     assert all(x > 0 for x in kl.values())
     solved = [row for row in rows if "calibration_tokens" in row]
-    assert [row["variant"] for row in solved] == ["reconstructed", "elimination_reconstructed", "dense_inputs"]
+    assert [row["variant"] for row in solved] == ["reconstructed", "dense_inputs", "elimination_reconstructed"]
     assert all(len(row["dampings"]) == 4 for row in solved)
-    assert figures(rows)["reconstruction_kl_ratio"] == {"reference": pytest.approx(kl["reconstructed"] / kl["plain"])}
+    ratio = cut_figures(rows)["reconstruction_kl_ratio"]
+    assert ratio == {"reference": pytest.approx(kl["reconstructed"] / kl["plain"])}
+    assert _without_twins({"cuts": cuts, "elimination": by_elimination}) == rows
+    assert _without_twins({"elimination": by_elimination}) == by_elimination
     draw_second_order(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
-    def again(*_: object) -> None:
-        raise AssertionError("it was measured")
-
-    monkeypatch.setattr(second_order.Model, "score", again)
-    monkeypatch.setattr(second_order.Model, "rank", again)
-    assert measured(model, [0.5], Steps(tmp_path / "found" / "steps")) == rows
+    monkeypatch.setattr(second_order_cuts, "score", again)
+    monkeypatch.setattr(Model, "rank", again)
+    assert cut_rows(model, Steps(tmp_path / "found" / "steps"), CUTS, [0.5]) == cuts
 
 
-def test_figures_worked_by_hand() -> None:
-    """Ratios .5 and .8 have the geometric mean .632, 1.2 and .3 have .6: the mean holds, but one sparsity is worse."""
+def test_measurements_go_on_elsewhere_without_raw_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while channels are ranked by elimination, a run leaves sums behind, the largest thing of all."""
+    work = tmp_path / "here" / "second-order"
+    model = Model("reference", save_tiny_checkpoint(tmp_path / "model"), tiny_data(tmp_path), work / "reference", None)
+    steps = Steps(work / "reference" / "steps")
+    rows = cut_rows(model, steps, CUTS[:1], [0.5])
+    with monkeypatch.context() as patch:
+        patch.setattr(second_order_models, "ranking_of", again)
+        patch.setattr("benchmarks.second_order_models.shutil.rmtree", again)
+        with pytest.raises(AssertionError, match="it was measured"):
+            model.ranked(ELIMINATION, steps)
+    assert list((work / "reference" / ".sums").glob("*.safetensors"))
+    written = work / second_order._folder("reference", 4).name / "steps" / "trial.json"
+    written.parent.mkdir(parents=True)
+    written.write_text("{}")
+    archive = pack(work, tmp_path / "archives")
+    assert archive.stat().st_size < 20_000
+    other = tmp_path / "there" / "second-order"
+    assert take_up(other, tmp_path / "archives") == 3
+    found = {path.relative_to(other).parts[:2] for path in other.rglob("*") if path.is_file()}
+    assert found == {("carried.sha256",), ("reference", "activations.ranking.safetensors"), ("reference", "steps")}
+    same = Model("reference", model.path, tiny_data(tmp_path), other / "reference", None)
+    monkeypatch.setattr(second_order_cuts, "score", again)
+    monkeypatch.setattr(Model, "rank", again)
+    assert cut_rows(same, Steps(other / "reference" / "steps"), CUTS[:1], [0.5]) == rows
+    assert same.ranking(MAGNITUDE).sha256 == model.ranking(MAGNITUDE).sha256
+
+
+def test_the_worse_model_is_the_one_further_towards_its_own_bar() -> None:
+    """.88 of .90 is nearer to its bar than .80 of .85; .80 of .85 is worse than .74 of .90."""
+    found = summary_of(
+        {"reconstruction_kl_ratio": {"reference": 0.88, "smollm2": 0.80}, "llama_positions": {"a": 5000}}
+    )
+    assert found["reconstruction_kl_ratio"] == 0.88
+    assert found["smollm2"] == {"reconstruction_kl_ratio": 0.80}
+    assert found["holds"] == {
+        "reconstruction_kl_ratio_at_most_0.9_on_reference": True,
+        "reconstruction_kl_ratio_at_most_0.85_on_smollm2": True,
+        "llama_positions_at_least_2000": True,
+    }
+    found = summary_of({"reconstruction_kl_ratio": {"reference": 0.84, "smollm2": 0.83}})
+    assert found["reconstruction_kl_ratio"] == 0.83
+    found = summary_of({"reconstruction_kl_ratio": {"reference": 0.91, "smollm2": 0.5}})
+    assert (found["reconstruction_kl_ratio"], list(found["holds"].values())) == (0.91, [False, True])
+
+
+def test_fewer_are_worse_of_agreement_and_counts_and_what_is_not_there_does_not_hold() -> None:
+    found = summary_of(
+        {
+            "llama_agreement_8_bits": {"reference": 0.99, "smollm2": 0.97},
+            "joint_shares_vs_bits_only": {"reference": 5, "smollm2": 3},
+            "joint_vs_units_only": {"reference": 0.5, "smollm2": 0.7},
+            "joint_vs_bits_only": {"reference": 0.5, "smollm2": None},
+        }
+    )
+    assert found["llama_agreement_8_bits"] == 0.97
+    assert found["joint_shares_vs_bits_only"] == 3
+    assert found["joint_vs_units_only"] == 0.7
+    assert found["joint_vs_bits_only"] is None
+    assert found["holds"] == {"llama_agreement_8_bits_at_least_0.98": False, "joint_vs_bits_only_at_most_1": False}
+
+
+def test_figures_of_cuts_worked_by_hand() -> None:
+    """Ratios 1.2 and .3 have the geometric mean .6, .5 and .8 have .632: the mean holds, but one sparsity is worse."""
     kl = {
         "plain": (1.0, 2.0),
         "reconstructed": (1.2, 0.6),
@@ -60,24 +145,25 @@ def test_figures_worked_by_hand() -> None:
         for name, values in kl.items()
         for sparsity, value in zip((0.1, 0.5), values, strict=True)
     ]
-    found = figures(rows)
-    assert found["reconstruction_kl_ratio"]["smollm2"] == pytest.approx(0.6)
-    assert found["reconstruction_kl_ratio_worst"]["smollm2"] == pytest.approx(1.2)
-    assert found["obs_order_kl_ratio"]["smollm2"] == pytest.approx(0.4**0.5)
-    assert found["holds"] == {"smollm2": {"reconstruction": False, "obs_order": True}}
-    assert found["calibration_tokens"] == {"smollm2": 40_000}
+    found = summary_of(cut_figures(rows))
+    assert found["reconstruction_kl_ratio"] == pytest.approx(0.6)
+    assert found["reconstruction_kl_ratio_worst"] == pytest.approx(1.2)
+    assert found["obs_order_kl_ratio"] == pytest.approx(0.4**0.5)
+    assert found["calibration_tokens"] == 40_000
+    assert found["holds"] == {
+        "reconstruction_kl_ratio_at_most_0.85_on_smollm2": True,
+        "reconstruction_kl_ratio_worst_at_most_1": False,
+        "obs_order_kl_ratio_at_most_0.75_on_smollm2": True,
+        "calibration_tokens_at_least_30000": True,
+    }
+    alone = cut_figures([row for row in rows if row["variant"] in ("plain", "elimination")])
+    assert {name for name in alone if name.endswith("ratio")} == {"elimination_alone_kl_ratio"}
 
 
 def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps_module, "measured_code", lambda *_: {})
-    checkpoint = save_tiny_checkpoint(tmp_path / "model")
-    data = {
-        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
-        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
-    }
-    model = Model("reference", checkpoint, data, tmp_path / "found", None).sparse
+    model = tiny_model(tmp_path).sparse
     steps = Steps(tmp_path / "found" / "steps")
     cases = [Case(LocalStep.SPARSEGPT, ratios, 0.5) for ratios in (Ratios.UNIFORM, Ratios.ECOFLAP)]
     rows = ecoflap_rows(model, ["tiny"], steps, cases)
@@ -92,9 +178,6 @@ def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
     assert rows[0]["kl"] != rows[1]["kl"]
     assert not (tmp_path / "found" / "sparse").exists()
 
-    def again(*_: object) -> None:
-        raise AssertionError("it was measured")
-
     monkeypatch.setattr(SparseModel, "score", again)
     monkeypatch.setattr(SparseModel, "scores", again)
     monkeypatch.setattr(SparseModel, "measured", again)
@@ -104,7 +187,8 @@ def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
 
 
 def test_sparse_figures_worked_by_hand() -> None:
-    """ECoFLaP's ratios make Wanda .5, 1 and 2 times as bad: their mean is 1, the worst is 2, so it does not hold."""
+    """ECoFLaP's ratios make Wanda .5, 1 and 2 times as bad: their mean is 1, the worst is 2, so it does not hold. Of
+    SparseGPT they change nothing: it has half of Wanda's KL with uniform ratios and, with ECoFLaP's, 1, .5 and .25."""
     factors = {0.5: 0.5, 0.6: 1.0, 0.7: 2.0}
     rows = [
         {
@@ -113,21 +197,35 @@ def test_sparse_figures_worked_by_hand() -> None:
             "ratios": case.ratios.value,
             "sparsity": case.sparsity,
             "pattern": case.pattern,
+            "modules": "language",
             "kl": (0.8 if case.step is LocalStep.WANDA else 0.4)
             * (factors[case.sparsity] if (case.ratios, case.step) == (Ratios.ECOFLAP, LocalStep.WANDA) else 1.0),
         }
         for case in CASES
     ]
-    found = ecoflap_figures(rows)
-    assert found["ecoflap"]["reference"] == {
-        "ecoflap_wanda_vs_uniform": pytest.approx(1.0),
-        "ecoflap_wanda_vs_uniform_worst": 2.0,
+    found = summary_of(figures({"ecoflap": rows}))
+    assert "ecoflap" not in found  # nothing was searched
+    searched = [{**rows[0], "ratios": SEARCHED, "sparsity": s, "kl": 0.8} for s in factors]
+    found = summary_of(figures({"ecoflap": rows, "densities": searched}))
+    own = {
+        "ecoflap_wanda_vs_uniform": 2.0,
+        "ecoflap_wanda_vs_uniform_mean": pytest.approx(1.0),
         "ecoflap_sparsegpt_vs_uniform": 1.0,
-        "ecoflap_sparsegpt_vs_uniform_worst": 1.0,
-        "sparsegpt_vs_wanda": pytest.approx(0.5),
+        "ecoflap_sparsegpt_vs_uniform_mean": pytest.approx(1.0),
+        "sparsegpt_vs_wanda": pytest.approx(1.0),
+        "sparsegpt_vs_wanda_mean": pytest.approx(0.5),
         "sparsegpt_vs_wanda_2_4": 0.5,
+        "searched_vs_ecoflap": pytest.approx(2.0),
+        "searched_vs_ecoflap_mean": pytest.approx(1.0),
     }
-    assert found["ecoflap_holds"] == {"reference": False}
+    assert found["reference"] == own
+    assert {name: found[name] for name in own} == own
+    assert found["ecoflap"] == pytest.approx(2.0)
+    assert {name for name, holds in found["holds"].items() if not holds} == {
+        "ecoflap_wanda_vs_uniform_at_most_1",
+        "searched_vs_ecoflap_at_most_1",
+        "ecoflap_at_most_1",
+    }
 
 
 def test_searched_figures_worked_by_hand() -> None:
@@ -140,9 +238,8 @@ def test_searched_figures_worked_by_hand() -> None:
     rows = [row("ecoflap", 0.5, 2.0), row("ecoflap", 0.7, 2.0), row("searched", 0.5, 1.0), row("searched", 0.7, 6.0)]
     found = searched_figures([*rows, row("ecoflap", 0.5, 9.0, "all"), row("uniform", 0.5, 9.0)])
     assert found == {
-        "searched_vs_ecoflap": {"smollm2": pytest.approx(1.5**0.5)},
-        "searched_vs_ecoflap_worst": {"smollm2": pytest.approx(3.0)},
-        "searched_holds": {"smollm2": False},
+        "searched_vs_ecoflap": {"smollm2": pytest.approx(3.0)},
+        "searched_vs_ecoflap_mean": {"smollm2": pytest.approx(1.5**0.5)},
     }
 
 
@@ -152,11 +249,21 @@ def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:
 
     rows = [row("joint", 0.6, 0.1), row("bits_only", 0.6, 0.1), row("prune_then_quantise", 0.6, 0.4)]
     rows += [row("joint", 0.2, 0.9), row("prune_then_quantise", 0.2, 0.9)]  # bits alone do not get that small
-    rows.append({"part": "reload", "model": "reference", "kl_scored": 0.9, "kl_reloaded": 0.99})
-    found = joint_figures(rows)
-    assert found["joint_vs_bits_only"] == {"reference": 1.0}
-    assert found["joint_vs_prune_then_quantise"]["reference"] == pytest.approx(0.5)
-    assert found["joint_vs_units_only"] == {}
-    assert found["joint_shares"] == {"reference": {"bits_only": [0.6], "prune_then_quantise": [0.6, 0.2]}}
-    assert found["reload_kl_difference"]["reference"] == pytest.approx(0.1)
-    assert found["joint_holds"] == {"reference": {"bits_only": True, "prune_then_quantise": True}}
+    found = summary_of(joint_figures(rows))
+    assert found["reference"] == {
+        "joint_vs_bits_only": 1.0,
+        "joint_vs_bits_only_worst": 1.0,
+        "joint_shares_vs_bits_only": 1,
+        "joint_vs_prune_then_quantise": pytest.approx(0.5),
+        "joint_shares_vs_prune_then_quantise": 2,
+        "joint_vs_units_only": None,
+    }
+    assert found["joint_vs_units_only"] is None
+    assert all(found["holds"].values())
+    assert len(found["holds"]) == 3
+
+
+def test_an_unknown_part_is_refused_by_name() -> None:
+    with pytest.raises(typer.BadParameter, match=r"a part is one of cuts, .*: speed"):
+        second_order._chosen("part", ["speed", "cuts"], second_order.PARTS)
+    assert second_order._chosen("part", ["joint", "cuts"], second_order.PARTS) == ["cuts", "joint"]

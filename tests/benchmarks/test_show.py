@@ -208,3 +208,16 @@ def test_readme_says_which_commit_its_figures_are_of() -> None:
     for path in (Path(machine.__file__).parent / "results").glob("*.json"):
         commit = json.loads(path.read_text(encoding="utf-8"))["commit"]
         assert commit[:7] in readme, f"{path.name} is of {commit}"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("axes-partial", "make bench-axes"),
+        ("second-order", "make bench-second-order"),
+        ("second-order-partial", "make bench-second-order"),
+        ("latency", "python -m benchmarks.latency"),
+    ],
+)
+def test_what_measures_a_result_again(name: str, command: str) -> None:
+    assert show.command_for(name) == command
