@@ -64,21 +64,6 @@ def logits_of_file(file: Path, texts: Texts) -> Iterator[npt.NDArray[np.float32]
             yield runtime.logits(ids)
 
 
-def unpacked(folder: Path) -> "PreTrainedModel":
-    """The folder's model, its weights as ordinary tensors in the dtype that is stored.
-
-    compressed-tensors unpacks them in the first pass; in inference mode they would be tensors that cannot be widened.
-    """
-    import torch
-
-    from pruning.checkpoints.loading import load_pruned
-
-    model = load_pruned(folder)
-    with torch.no_grad():
-        model(input_ids=torch.tensor([[0]]), use_cache=False)
-    return model
-
-
 def told(conversation: Conversation) -> dict[str, Any]:
     """A conversation as this process reads it."""
     turns = [{"question": x.question, "answer": x.answer} for x in conversation.turns]
@@ -97,11 +82,13 @@ def main(runtime: str, path: Path, out: Path) -> None:
     if runtime == LLAMA_CPP:
         found, printed = said(logits_of_file(path, asked["texts"])), {}
     else:
-        from pruning.checkpoints.loading import load_model, load_processor
+        from pruning.checkpoints.loading import load_model, load_processor, load_pruned
+        from pruning.checkpoints.unpacking import unpack_weights
         from pruning.data.batches import make_batches
         from pruning.measuring.evaluation import evaluate_model
 
-        model, dense = unpacked(path), Path(asked["dense"])
+        model, dense = load_pruned(path), Path(asked["dense"])
+        unpack_weights(model)
         batches = make_batches([_conversation(x) for x in asked["conversations"]], load_processor(dense))
         metrics = evaluate_model(model, batches, load_model(dense))
         printed = {"kl": metrics.kl, "agreement": metrics.agreement}

@@ -64,27 +64,35 @@ def warn_of_adapter(folder: str | Path) -> None:
 def load_for_compute(folder: str | Path) -> "PreTrainedModel":
     """The checkpoint's model, dense or pruned, on the device that it is to be measured on.
 
-    Its weights have the values of the files, in float32 where the device is slow with their type and they fit so. A
-    warning says if config.json names another type than the files have.
+    Its weights have the values of the files, in float32 where the device is slow with their type and they fit so; those
+    in few bits are unpacked. A warning says if config.json names another type than the files have.
 
     Raises:
         CheckpointError: as `load_model`.
         InputError: torch has no such device.
     """
+    from pruning.checkpoints.anatomy_reader import load_config
     from pruning.checkpoints.headers import stored_tensors
     from pruning.checkpoints.loading import load_model
     from pruning.checkpoints.stored_dtype import stored_dtype
+    from pruning.checkpoints.unpacking import unpack_weights
     from pruning.forward.compute_dtype import compute_dtype
     from pruning.forward.free_memory import free_memory_bytes
+
+    def fits(num_values: int) -> bool:
+        return num_values * wide.itemsize <= FITTING_SHARE * free_memory_bytes()
 
     device = compute_device()
     warn_of_dtype(folder)
     dtype = stored_dtype(folder)
     wide = compute_dtype(dtype, device)
-    num_values = sum(x.num_bytes // dtype.itemsize for x in stored_tensors(Path(folder)).values())
-    if num_values * wide.itemsize <= FITTING_SHARE * free_memory_bytes():
-        dtype = wide
-    return load_model(folder, dtype=dtype).to(device)
+    if getattr(load_config(Path(folder)), "quantization_config", None) is None:
+        num_values = sum(x.num_bytes // dtype.itemsize for x in stored_tensors(Path(folder)).values())
+        return load_model(folder, dtype=wide if fits(num_values) else dtype).to(device)
+    # The values of packed weights are those that they have in their own dtype: so they were scored, so servers unpack.
+    model = load_model(folder, dtype=dtype)
+    unpack_weights(model)
+    return (model.to(wide) if fits(model.num_parameters()) else model).to(device)
 
 
 def warn_of_dtype(folder: str | Path) -> None:

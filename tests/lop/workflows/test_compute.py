@@ -16,6 +16,7 @@ from mcts.settings import SearchSettings
 from pruning.allocators.methods import Method
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
+from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.batches import Batch
 from pruning.data.conversations import Conversation, load_conversations
 from pruning.forward.layer_source import CheckpointLayers
@@ -30,6 +31,7 @@ from storage.contract import Repository
 from tests.pruning.cut_models import WIDTHS, random_ranking
 from tests.pruning.forward.test_compute_dtype import half_products
 from tests.pruning.measuring.test_evaluation_families import batches_for, save_lively_model
+from tests.pruning.packed_models import BITS, cut_and_rounded, plan_of, save_wide_checkpoint
 from tests.tiny_models import BUILDERS, save_tiny_checkpoint
 
 METHODS = (Method.MCTS, Method.ADDITIVE_DP, Method.FLAP, Method.OWL)
@@ -116,6 +118,27 @@ def test_whole_passes_are_wide_and_leave_the_model_as_it_was(conversations: list
     assert products == []
     assert found.nll == pytest.approx(evaluate_model(load_model(wide), batches).nll, rel=1e-4)
     assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_weights_in_few_bits_have_the_values_that_were_rounded(
+    fits: bool, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = save_wide_checkpoint(tmp_path)
+    batches = batches_for("llava-llama", conversations)
+    rounded = cut_and_rounded(dense, BITS)
+    ranking = random_ranking(read_anatomy(dense))
+    prune_checkpoint(dense, plan_of(dense, BITS), ranking, tmp_path / "packed")
+    if not fits:
+        monkeypatch.setattr("pruning.forward.free_memory.free_memory_bytes", lambda: 1000.0)
+    model = load_for_compute(tmp_path / "packed")
+    assert {x.dtype for x in model.parameters()} == {torch.float32 if fits else torch.bfloat16}
+    found = model.state_dict()
+    assert all(torch.equal(found[name], x.to(found[name].dtype)) for name, x in rounded.state_dict().items())
+    reference = load_model(dense)
+    expected = evaluate_model(rounded, batches, reference)
+    assert expected.kl > 0
+    assert evaluate_model(model, batches, reference).kl == pytest.approx(expected.kl, rel=1e-5)
 
 
 @pytest.mark.parametrize(("stored", "said"), [(torch.float32, "float16"), (torch.bfloat16, "float32")])
