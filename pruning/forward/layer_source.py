@@ -1,15 +1,16 @@
 """A model whose decoder layers come one at a time: out of a model in memory, or out of a checkpoint's files.
 
 A forward pass over many batches that goes layer by layer needs no more than one layer's weights at once. On a CPU that
-is slow in the checkpoint's half type, that layer and the front end are computed in float32, which hidden states between
-layers keep; the embeddings in memory have the checkpoint's dtype (`pruning.forward.compute_dtype`).
+is slow in the checkpoint's half type, that layer and the front end are computed in float32 (of files, the front end a
+block at a time), which hidden states between layers keep; the embeddings in memory have the checkpoint's dtype
+(`pruning.forward.compute_dtype`).
 """
 
 import ctypes
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,7 @@ from pruning.checkpoints.loading import load_as, posing_as
 from pruning.checkpoints.stored_dtype import stored_dtype
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.forward.compute_dtype import compute_dtype, converted_calls, widen, widen_output, widened
+from pruning.forward.wide_passes import wide_while_running
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -127,7 +129,8 @@ class CheckpointLayers:
                 self._tensors[place[0]][place[1]] = tensor
         self.model, self._layers = _load_without_layers(self._folder, config)
         self.model.to(device)
-        widen(_front_end(self.model))
+        self._hooks = ExitStack()  # for as long as there is a front end
+        _widen_front_end(self.model, self._hooks)
         self._memory: dict[str, torch.Tensor] = {}
         decoder: PreTrainedModel = self.model.get_decoder()
         self._decoder = decoder
@@ -196,6 +199,27 @@ def _front_end(model: "PreTrainedModel") -> list[torch.Tensor]:
     after = [model.get_decoder(), *filter(None, [model.get_output_embeddings()])]
     known = {id(x) for module in after for x in (*module.parameters(), *module.buffers())}
     return [x for x in (*model.parameters(), *model.buffers()) if id(x) not in known]
+
+
+def _widen_front_end(model: "PreTrainedModel", hooks: ExitStack) -> None:
+    """From now on vision tower and projector are computed in float32 where that is faster: a block of the tower is
+    widened while it runs, as all of them would take twice what the files do, and the rest at once."""
+    blocks = list(_blocks(model, model.get_decoder()))
+    in_blocks = {id(x) for block in blocks for x in (*block.parameters(), *block.buffers())}
+    widen([x for x in _front_end(model) if id(x) not in in_blocks])
+    for block in blocks:
+        hooks.enter_context(wide_while_running(block))
+
+
+def _blocks(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Module]:
+    """The members of lists of modules in `module`, but for what is in `decoder`."""
+    for child in module.children():
+        if child is decoder:
+            continue
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child, decoder)
 
 
 def _return_free_memory() -> None:

@@ -39,12 +39,13 @@ def wide_passes(model: "PreTrainedModel") -> Iterator[None]:
         stack.enter_context(widened(_rest(model, [*layers, embeddings, head])))
         stack.callback(widen_output(embeddings).remove)
         for module in [*layers, head]:
-            stack.enter_context(_wide_while_running(module))
+            stack.enter_context(wide_while_running(module))
         yield
 
 
 @contextmanager
-def _wide_while_running(module: nn.Module) -> Iterator[None]:
+def wide_while_running(module: nn.Module) -> Iterator[None]:
+    """In the block, `module` has its weights in the dtype to compute in while it runs, and as stored otherwise."""
     changed: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def before(_module: nn.Module, _args: Any) -> None:

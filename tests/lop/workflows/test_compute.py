@@ -1,6 +1,7 @@
 """Half types: as fast, and as exact, as a float32 copy of the checkpoint, whether that fits in memory or not."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_the_files_decide_where_the_config_says_another_type(
     assert f"config.json says {said}, but the weights are {name}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", ["llava-llama", "qwen2.5-vl", "llama"])
+@pytest.mark.parametrize("family", BUILDERS)
 def test_a_half_twin_is_ranked_as_its_float32_copy(
     family: str, conversations: list[Conversation], tmp_path: Path
 ) -> None:
@@ -172,6 +173,10 @@ def test_a_half_twin_is_ranked_as_its_float32_copy(
     half, wide = (
         measure_activations(CheckpointLayers(folder, torch.device("cpu")), batches, num_rows=rows) for folder in folders
     )
+    source = CheckpointLayers(folders[0], torch.device("cpu"))
+    blocks = [x for name, x in source.model.named_parameters() if re.search(r"(vision|visual).*\.\d+\.", name)]
+    assert {x.dtype for x in blocks} <= {torch.bfloat16}  # widened while they run
+    assert bool(blocks) == hasattr(source.model.config, "vision_config")
     for name, array in wide.items():
         np.testing.assert_array_equal(half[name], array, err_msg=name)
 
