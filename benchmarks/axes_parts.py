@@ -14,14 +14,13 @@ import torch
 
 from benchmarks import axes_predictor
 from benchmarks.axes_models import MODELS, AxesModel, Sizes
-from benchmarks.axes_predictor import LOP, NO_PROBES
+from benchmarks.axes_predictor import LOP
 from benchmarks.axes_profile import machine_latency
 from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE, AxisSearch, Found
 from benchmarks.axes_summary import JOINT, SINGLES
 from benchmarks.axes_targets import BETWEEN, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
 from benchmarks.steps import Steps, say
-from lop.workflows.probing import DEFAULT_PROBES
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_sensitivity
 from policy_model.predictor import Predictor
 from pruning.checkpoints.anatomy_reader import anatomy_of
@@ -98,16 +97,14 @@ class ModelRun:
             "attention": list(model.anatomy.kv_groups(kept)),
         }
 
-    def predictor(self, space: SpaceName, *, probes: bool = True) -> Predictor | None:
-        """Trained on the search of the sparsities, and on `probes` where the product makes some; None where that is too
-        little to train on."""
+    def predictor(self, space: SpaceName) -> Predictor | None:
+        """Trained on the search of the sparsities; None where that scored too little to train on."""
         limits = self.limits()
         search = self.search(space, limits)
         searches = search.searched(SPARSITIES)
-        count = DEFAULT_PROBES if probes and space is JOINT else 0
         try:
             return axes_predictor.train(
-                self.model.measured, space, search.scanned(), searches, self.work, seed=self.seed, probes=count
+                self.model.measured, space, search.scanned(), searches, self.work, seed=self.seed
             )
         except InputError as error:
             say(f"{self.name} {space}: no predictor, since {error}")
@@ -172,16 +169,14 @@ PARTS: dict[str, Callable[[ModelRun], dict[str, Any]]] = {
 
 
 def _planned(run: ModelRun, limits: TargetLimits, targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """Rows of the predictors' plans of every space; in the joint one with parts left out, and without the probes."""
+    """Rows of the predictors' plans of every space; in the joint one with parts left out, too."""
     rows = []
     for space in SPACES_OF_UNITS:
-        of_space = [(run.predictor(space), tuple(axes_predictor.PARTS) if space is JOINT else (LOP,))]
-        if space is JOINT:
-            of_space.append((run.predictor(space, probes=False), (NO_PROBES,)))
-        for predictor, methods in of_space:
-            if predictor is not None:
-                found = axes_predictor.plans(predictor, run.model.measured, space, limits, targets, methods)
-                rows += run.rows(space, found, limits)
+        predictor = run.predictor(space)
+        if predictor is not None:
+            methods = tuple(axes_predictor.PARTS) if space is JOINT else (LOP,)
+            found = axes_predictor.plans(predictor, run.model.measured, space, limits, targets, methods)
+            rows += run.rows(space, found, limits)
     return rows
 
 

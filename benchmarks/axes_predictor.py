@@ -5,10 +5,8 @@
     lop-untrained           candidates of a policy with freshly initialised weights, improved as well
     lop-policy-alone        the best candidate by the values, not improved
     lop-untrained-alone     the same of an untrained policy
-    lop-no-probes           as lop, of a predictor that has not learnt from the probes after the search
 
-It learns from the search of the sparsities, and in the joint space from probes after it, as the product does. Budgets
-of time, and the sparsities in between, are new to it.
+It learns from the search of the sparsities alone: budgets of time, and the sparsities in between, are new to it.
 """
 
 import hashlib
@@ -21,10 +19,9 @@ from benchmarks.ablations import untrained_policy
 from benchmarks.axes_searches import Found
 from benchmarks.axes_targets import Target, TargetLimits
 from benchmarks.measured_code import measured_code
-from benchmarks.measured_model import CALIBRATION, MeasuredModel
+from benchmarks.measured_model import MeasuredModel
 from policy_model.choosing import Parts
 from policy_model.predictor import Predictor
-from policy_model.probing import probe
 from policy_model.training import TrainingSettings, train_predictor
 from pruning.anatomy.architecture import Architecture
 from pruning.measuring.metrics import Metrics
@@ -33,7 +30,7 @@ from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from storage.records import Sample
 
-LOP, NO_PROBES = "lop", "lop-no-probes"
+LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
 PARTS = {
@@ -58,10 +55,8 @@ def train(
     work: Path,
     *,
     seed: int,
-    probes: int,
 ) -> Predictor:
-    """A predictor of the space, from the scan, what the searches scored, and so many `probes` more. A training that was
-    killed goes on.
+    """A predictor of the space, from the scan and what the searches scored. A training that was killed goes on.
 
     Raises InputError where the samples are too few.
     """
@@ -70,20 +65,11 @@ def train(
         scored |= search.scored
     key = ("benchmark", model.ranking.sha256, model.calibration_id)
     samples = [Sample(*key, architecture, metrics, 0.0, LOP) for architecture, metrics in scored.items()]
-    settings = replace(TRAINING, axes=name, seed=seed)
-    statistics = model.statistics(StatisticsKind.ACTIVATIONS)[0]
-
-    def score(architecture: Architecture) -> Metrics:
-        return model.measure(CALIBRATION, architecture)
-
-    found = probe(model.anatomy, samples, settings, score, probes, statistics=statistics) if probes else []
-    scored |= {each.architecture: each.metrics for each in found}
-    samples += [Sample(*key, each.architecture, each.metrics, 0.0, LOP) for each in found]
     return train_predictor(
         model.anatomy,
         samples,
-        settings,
-        statistics=statistics,
+        replace(TRAINING, axes=name, seed=seed),
+        statistics=model.statistics(StatisticsKind.ACTIVATIONS)[0],
         checkpoint_folder=_folder(model, name, work, [*scored.items()], seed),
     )
 
@@ -106,13 +92,12 @@ def plans(
     targets: Sequence[Target],
     methods: Sequence[str] = (LOP,),
 ) -> list[Found]:
-    """What the predictor answers at each of `targets` that can be met in fine steps, by each of `methods`; those that
-    are none of `PARTS` are other names of the whole of it."""
+    """What the predictor answers at each of `targets` that can be met in fine steps, by each of `methods`."""
     space = fine_space(model.anatomy, name, round_to=DEFAULT_ROUND_TO)
     found = []
     for method in methods:
         weights = untrained_policy(predictor.config) if method in (UNTRAINED, UNTRAINED_ALONE) else None
-        planner = predictor.with_parts(PARTS[method], weights) if method in PARTS and method != LOP else predictor
+        planner = predictor if method == LOP else predictor.with_parts(PARTS[method], weights)
         for target in targets:
             within = limits.of(space, target)
             if within is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.axes_predictor import LOP, NO_POLICY, NO_PROBES, POLICY_ALONE, UNTRAINED, UNTRAINED_ALONE
+from benchmarks.axes_predictor import LOP, NO_POLICY, POLICY_ALONE, UNTRAINED, UNTRAINED_ALONE
 from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE
 from benchmarks.axes_targets import Kind
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
@@ -28,7 +28,7 @@ RATIOS = (
     "joint_vs_milp_complete",
     "lop_vs_search",
 )
-GAINS = ("policy_gain", "untrained_policy_gain", "policy_alone_gain", "probe_gain", "tree_gain")
+GAINS = ("policy_gain", "untrained_policy_gain", "policy_alone_gain", "tree_gain")
 MOST = {
     "joint_vs_best_single": 0.9,
     "joint_vs_best_single_worst": 1.0,
@@ -114,7 +114,6 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "policy_gain": gain(NO_POLICY, LOP),
         "untrained_policy_gain": gain(UNTRAINED, LOP),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
-        "probe_gain": gain(NO_PROBES, LOP),
         "tree_gain": gain(SEARCH, TREE),
     }
     return {

@@ -243,10 +243,10 @@ class Predictor:
             extrapolated=extrapolated,
         )
 
-    def propose(self, spare: int, costs: DecisionCosts | None = None) -> Choice:
+    def propose(self, spare: int) -> Choice:
         """The choice [N] for a search: at most `spare` parameters above the narrowest one, which it must be able to
-        spend; or at most `spare` of other `costs` of the searched space."""
-        costs, slack = costs or self._parameter_costs, np.array([spare], dtype=np.int64)
+        spend."""
+        costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
         chosen = self._chooser.choose(costs, slack, self._chooser.space_values)
         # Decisions of fewer options repeat their last one.
         return tuple(np.minimum(chosen, self.encoding.space.top).tolist())

@@ -120,15 +120,33 @@ def train_predictor(
         InputError: too few samples, most of them of other widths, or a layer too narrow for so many levels.
         CheckpointError: the folder holds another training, or cannot be used.
     """
-    learnt = _Learnt.of(anatomy, samples, settings, statistics)
+    space = settings.space(anatomy)
+    check_space(space)
+    samples = scored_alike(check_samples(space, samples))
+    encoding = encode(anatomy, space, samples, statistics)
+    data = training_data(encoding, samples)
+    if 2 * (on_grid := int(data.on_grid.sum())) < data.num_samples:
+        raise InputError(
+            "a predictor is trained on the options that were searched",
+            values=f"{on_grid} of {data.num_samples} are of {settings.num_levels} levels of {settings.round_to}",
+            remedy="Give --num-levels and --round-to as in the search",
+        )
+    info = PredictorInfo(
+        fingerprint=anatomy.fingerprint,
+        num_samples=len(samples),
+        samples_sha256=samples_sha256(space, samples),
+        calibration_id=samples[0].calibration_id,
+        ranking_sha256=samples[0].ranking_sha256,
+        seed=settings.seed,
+        searched=data.searched_range,
+    )
     checkpoint = None
     if checkpoint_folder is not None:
-        info = learnt.info
-        key = json.dumps([asdict(settings), learnt.encoding.to_dict(), info.calibration_id, info.ranking_sha256])
+        key = json.dumps([asdict(settings), encoding.to_dict(), info.calibration_id, info.ranking_sha256])
         run_key = hashlib.sha256((key + info.samples_sha256).encode()).hexdigest()
         checkpoint = TrainingCheckpoint(checkpoint_folder, run_key)
-    data, fit = learnt.data, learnt.fit
-    run = _Run(settings, learnt.encoding, data, fit.values, checkpoint, progress)
+    fit = fit_values(encoding, data)
+    run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
     run.fit_policy()
     calibration = calibrate(data, fit)
     metrics = {"value_error_log_kl": fit.error, **share_errors(data, fit, calibration), **run.metrics()}
@@ -137,70 +155,12 @@ def train_predictor(
         policy,
         run.policy.config,
         fit.values,
-        learnt.encoding,
+        encoding,
         calibration,
         residual_scale(data, fit),
-        replace(learnt.info, metrics=metrics),
-        Unseen.of(cross_validated, TypicalKl.of([sample.metrics for sample in learnt.samples])),
+        replace(info, metrics=metrics),
+        Unseen.of(cross_validated, TypicalKl.of([sample.metrics for sample in samples])),
     )
-
-
-def predictor_of_values(
-    anatomy: ModelAnatomy,
-    samples: Sequence[Sample],
-    settings: TrainingSettings,
-    *,
-    statistics: ModelStatistics | None = None,
-) -> Predictor:
-    """The predictor of the first stage alone, in a second or two: what it chooses, descents on the values find.
-
-    Raises InputError as `train_predictor`.
-    """
-    learnt = _Learnt.of(anatomy, samples, settings, statistics)
-    data, fit = learnt.data, learnt.fit
-    calibration, scale = calibrate(data, fit), residual_scale(data, fit)
-    return Predictor(None, PolicyConfig(), fit.values, learnt.encoding, calibration, scale, learnt.info)
-
-
-@dataclass(frozen=True, eq=False)
-class _Learnt:
-    """The first stage: the `samples` that are learnt from, as data, and the values that were fitted to them."""
-
-    samples: list[Sample]
-    encoding: Encoding
-    data: TrainingData
-    info: PredictorInfo
-    fit: ValueFit
-
-    @classmethod
-    def of(
-        cls,
-        anatomy: ModelAnatomy,
-        samples: Sequence[Sample],
-        settings: TrainingSettings,
-        statistics: ModelStatistics | None,
-    ) -> "_Learnt":
-        space = settings.space(anatomy)
-        check_space(space)
-        samples = scored_alike(check_samples(space, samples))
-        encoding = encode(anatomy, space, samples, statistics)
-        data = training_data(encoding, samples)
-        if 2 * (on_grid := int(data.on_grid.sum())) < data.num_samples:
-            raise InputError(
-                "a predictor is trained on the options that were searched",
-                values=f"{on_grid} of {data.num_samples} are of {settings.num_levels} levels of {settings.round_to}",
-                remedy="Give --num-levels and --round-to as in the search",
-            )
-        info = PredictorInfo(
-            fingerprint=anatomy.fingerprint,
-            num_samples=len(samples),
-            samples_sha256=samples_sha256(space, samples),
-            calibration_id=samples[0].calibration_id,
-            ranking_sha256=samples[0].ranking_sha256,
-            seed=settings.seed,
-            searched=data.searched_range,
-        )
-        return cls(samples, encoding, data, info, fit_values(encoding, data))
 
 
 def calibrate(data: TrainingData, fit: ValueFit) -> Calibration:

@@ -131,15 +131,6 @@ def search(
             "nothing wherever this was measured (docs/search.md).",
         ),
     ] = DEFAULT_SIMULATIONS,
-    probes: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Then plan for so many budgets between the targets, score those plans, and learn from each: "
-            "predictors are better there. Default: 32 in the space all, none in others.",
-            show_default=False,
-        ),
-    ] = None,
     after_recovery: Annotated[
         str | None,
         typer.Option(
@@ -255,7 +246,7 @@ def search(
             validation=validation,
         )
         if queue:
-            job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name, probes=probes)
+            job = queue_search(repository, open_store(store), model, loaded, settings, name=data.name)
             if json:
                 print_json({"job": job.id, "status": job.status, "dataset": job.settings["dataset"]})
             else:
@@ -274,7 +265,6 @@ def search(
                 name=data.name,
                 progress=progress,
                 engine=options,
-                probes=probes,
                 squares=squares,
             )
         samples = repository.count_samples(model)

@@ -159,7 +159,6 @@ class JobRunner:
                 progress=on_evaluation,
                 engine=self.engine,
                 on_stored=reporter.check,
-                probes=job.probes,
                 squares=squares,
             )
             # Which it has done: an equal search is kept once.

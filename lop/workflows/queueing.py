@@ -23,7 +23,6 @@ def queue_search(
     settings: SearchSettings,
     *,
     name: str,
-    probes: int | None = None,
 ) -> JobRecord:
     """Store the conversations by their content and queue the search.
 
@@ -44,6 +43,5 @@ def queue_search(
         round_to=settings.round_to,
         parallel_leaves=settings.parallel_leaves,
         simulations=settings.num_simulations,
-        probes=probes,
     )
     return repository.add_job(NewJob(job.kind, model_id, job.model_dump(mode="json"), ASKED_HERE))[0]

@@ -12,7 +12,6 @@ from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
-from pruning.measuring.metrics import Metrics
 from pruning.planning.ranking import Ranking
 from storage.contract import Repository
 from storage.records import SearchRecord
@@ -32,15 +31,13 @@ def search_model(
     engine: EngineOptions = LOCAL_ENGINE,
     on_stored: Callable[[], None] | None = None,
     record: bool = True,
-    probes: int | None = 0,
     squares: bytes | None = None,
 ) -> SearchResult:
     """Search `model_id` on calibration `conversations`; every sample is stored, so a killed search resumes.
 
     The engine changes how long it takes, never the result. With `record`, the result is kept among the finished
     searches by `record_result`. `on_stored` is called after each sample that is stored: more often than `progress`, of
-    which one-layer scans give a batch at a time. It may raise to stop the search. After the targets, so many `probes`
-    are measured for the predictor (None: as `probing.num_probes` has it); they change nothing of the result.
+    which one-layer scans give a batch at a time. It may raise to stop the search.
     `squares` are `squares_for` these conversations where densities are searched; None: they are measured here, unseen.
 
     Raises:
@@ -51,14 +48,7 @@ def search_model(
         MissingExtraError: the engine is Ray, which is not installed.
         StorageUnavailableError: the database went away; what was stored is intact.
     """
-    from lop.workflows.probing import num_probes, probe_model
     from mcts.worker import run_search
-    from policy_model.probing import SOURCE, Probe
-
-    count = num_probes(settings, probes)
-
-    def counted(evaluations: int, total: int, target: str, best: Metrics | None, /) -> None:
-        progress(evaluations, total + count, target, best)
 
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
@@ -71,20 +61,13 @@ def search_model(
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
         evaluate = opened if on_stored is None else _telling(opened, on_stored)
-        result = run_search(repository, model_id, calibration.id, evaluate, settings, counted)
+        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
         (dense,) = memo([DENSE])
         result = result.cross_validated(dense)
-        if record:  # before the probes: whatever becomes of those, the search is done
-            record_result(repository, model_id, conversations, settings, result, name=name)
-        if count:
-            before = result.scan_evaluations + len(result.targets) * settings.num_evaluations
-
-            def on_probe(done: int, found: Probe | None) -> None:
-                progress(before + done, before + count, SOURCE, None if found is None else found.metrics)
-
-            probe_model(repository, model_id, calibration.id, evaluate, settings, count, on_probe)
+    if record:
+        record_result(repository, model_id, conversations, settings, result, name=name)
     return result
 
 

@@ -132,7 +132,7 @@ def train_model(
         model.anatomy,
         samples,
         settings,
-        statistics=stored_activations(repository, model_id),
+        statistics=_activations(repository, model_id),
         cross_validated=tuple(cross_validated(model.anatomy, samples, searched, space).values()),
         progress=progress,
         checkpoint_folder=resume_folder,
@@ -151,7 +151,7 @@ def train_model(
     )
 
 
-def stored_activations(repository: Registry, model_id: str) -> ModelStatistics | None:
+def _activations(repository: Registry, model_id: str) -> ModelStatistics | None:
     """What `lop model add` measured, which tells layers apart; None for models of an earlier version."""
     record = repository.latest_statistics(model_id, StatisticsKind.ACTIVATIONS)
     if record is None:

@@ -49,8 +49,6 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):
         settings.search_settings().resolve_targets(anatomy)
-        if settings.probes:
-            check_learnt(settings.space)
     if isinstance(settings, TrainJob):
         check_learnt(settings.space)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)

@@ -131,13 +131,6 @@ class SearchJob(_Job):
         le=100_000,
         description="Tree simulations an evaluation; null: the search's own.",
     )
-    probes: int | None = Field(
-        default=None,
-        strict=True,
-        ge=0,
-        le=100_000,
-        description="Plans between the targets that are measured for the predictor; null: the search's own.",
-    )
     train: bool = Field(default=True, strict=True, description="Train the model's predictor afterwards.")
 
     def search_settings(self) -> "SearchSettings":

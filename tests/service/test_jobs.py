@@ -92,7 +92,6 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({"kind": "measure", "model": "tiny", "dataset": DATASET, "statistics": ["magic"]}, 422, "statistics"),
         ({"kind": "train", "model": "tiny", "space": "all,bits"}, 422, "search is enough"),
         ({"kind": "train", "model": "tiny", "space": "density"}, 422, "search is enough"),
-        ({**SEARCH, "space": "density", "sparsities": [0.5], "probes": 3}, 422, "search is enough"),
         ({**SEARCH, "space": "density", "scope": "model"}, 422, "Leave the scope out"),
         ({**SEARCH, "space": "density", "sparsities": [0.9]}, 422, "lowest density"),
         ({"kind": "apply", "plan": "nope"}, 404, "plan"),
