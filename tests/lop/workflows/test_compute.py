@@ -173,12 +173,12 @@ def test_a_half_twin_is_ranked_as_its_float32_copy(
     half, wide = (
         measure_activations(CheckpointLayers(folder, torch.device("cpu")), batches, num_rows=rows) for folder in folders
     )
-    source = CheckpointLayers(folders[0], torch.device("cpu"))
+    of_files = CheckpointLayers(folders[0], torch.device("cpu"))
     blocks = [
-        x for name, x in source.model.named_parameters() if re.search(r"(vision|visual).*(blocks|layers?)\.\d+\.", name)
+        x for name, x in of_files.model.named_parameters() if re.search(r"(vision|visual).*(blocks|layers?)\.\d+\.", name)
     ]
     assert {x.dtype for x in blocks} <= {torch.bfloat16}  # widened while they run
-    assert bool(blocks) == hasattr(source.model.config, "vision_config")
+    assert bool(blocks) == hasattr(of_files.model.config, "vision_config")
     for name, array in wide.items():
         np.testing.assert_array_equal(half[name], array, err_msg=name)
 
