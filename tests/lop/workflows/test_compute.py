@@ -175,7 +175,9 @@ def test_a_half_twin_is_ranked_as_its_float32_copy(
     )
     of_files = CheckpointLayers(folders[0], torch.device("cpu"))
     blocks = [
-        x for name, x in of_files.model.named_parameters() if re.search(r"(vision|visual).*(blocks|layers?)\.\d+\.", name)
+        x
+        for name, x in of_files.model.named_parameters()
+        if re.search(r"(vision|visual).*(blocks|layers?)\.\d+\.", name)
     ]
     assert {x.dtype for x in blocks} <= {torch.bfloat16}  # widened while they run
     assert bool(blocks) == hasattr(of_files.model.config, "vision_config")
