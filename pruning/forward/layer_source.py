@@ -157,7 +157,13 @@ class CheckpointLayers:
             for name, child in module.named_children():
                 if child is embeddings:
                     setattr(module, name, None)
+        self._hooks.close()  # they hold the blocks of the tower
         del self.model
+        # transformers maps files: what is still in one, such as a norm, would keep in memory whatever of it was read.
+        with torch.inference_mode(False):
+            for tensor in (*self._decoder.parameters(), *self._decoder.buffers()):
+                tensor.data = tensor.data.clone()
+        _return_free_memory()
         decoder: nn.Module = self._decoder
         return decoder
 
