@@ -88,7 +88,8 @@ def main(runtime: str, path: Path, out: Path) -> None:
         from pruning.measuring.evaluation import evaluate_model
 
         model, dense = load_pruned(path), Path(asked["dense"])
-        unpack_weights(model)
+        if getattr(model.config, "quantization_config", None) is not None:
+            unpack_weights(model)
         batches = make_batches([_conversation(x) for x in asked["conversations"]], load_processor(dense))
         metrics = evaluate_model(model, batches, load_model(dense))
         printed = {"kl": metrics.kl, "agreement": metrics.agreement}

@@ -122,6 +122,12 @@ def gguf(
 
     if tensor_types is not None and quantised is None:
         raise InputError("--tensor-types is for --quantise", values=str(tensor_types))
+    if types_out is not None and quantised is not None:
+        raise InputError(
+            "--types-out is for a quantiser that runs later, and --quantise quantises now",
+            values=f"--types-out {types_out} --quantise {quantised.value}",
+            remedy="Give one of them",
+        )
     chosen = {} if tensor_types is None else read_tensor_types(tensor_types)
     planned = _planned(model, plan, types_of_bits, types_out, tensor_type, quantised)
     if types_out is not None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pruning.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -16,11 +18,15 @@ if TYPE_CHECKING:
 def unpack_weights(model: "PreTrainedModel") -> None:
     """Give each packed weight of `model` its values, rounded to the dtype that the model was loaded in, for good.
 
-    Does nothing to a model that has none.
+    Raises UnsupportedModelError if transformers loaded it otherwise than by compressed-tensors.
     """
     compressor = getattr(getattr(model, "hf_quantizer", None), "compressor", None)
     if compressor is None:
-        return
+        raise UnsupportedModelError(
+            "weights in few bits must be those of compressed-tensors, as `lop apply` and `lop quantise` write them",
+            values=str(getattr(model.config, "quantization_config", None)),
+            remedy="Measure the checkpoint that this one was quantised from",
+        )
     from compressed_tensors.compressors import decompress_module
 
     with torch.inference_mode(False), torch.no_grad():

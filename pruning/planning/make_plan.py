@@ -9,6 +9,7 @@ from pruning.errors import PlanError
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import (
     BIAS,
+    ROUNDING,
     Achieved,
     Axis,
     PlanLayer,
@@ -82,7 +83,8 @@ def _with_its_id(plan: PruningPlan) -> PruningPlan:
 def without_bits(plan: PruningPlan, anatomy: ModelAnatomy) -> PruningPlan:
     """What `plan` cuts, with weights in their own dtype: for a program that rounds them itself.
 
-    Its target and what it predicts were of fewer bits, so neither stays; its note names `plan`.
+    Its target and what it predicts were of fewer bits, so neither stays, nor does a step of rounding; its note names
+    `plan`.
 
     Raises:
         PlanError: no weight is in fewer bits.
@@ -99,12 +101,15 @@ def without_bits(plan: PruningPlan, anatomy: ModelAnatomy) -> PruningPlan:
     dense = {site: Option(anatomy.layers[site.layer].units(site.sublayer)) for site, _ in plain}
     architecture = Architecture.of((site, option) for site, option in plain if option != dense[site])
     note = f"the units of plan {plan.plan_id}, whose bits are left to another program"
+    if plan.provenance.note:
+        note = f"{plan.provenance.note}; {note}"
     return _with_its_id(
         plan.model_copy(
             update={
                 "layers": tuple(PlanLayer.model_validate(layer) for layer in architecture.document()),
                 "target": plan.target.model_copy(update={"sparsity": None, "budget": None}),
                 "achieved": achieved_costs(anatomy, architecture, plan.achieved.workload, compensates=plan.compensates),
+                "recovery": tuple(step for step in plan.recovery if step.kind != ROUNDING),
                 "predicted": None,
                 "provenance": plan.provenance.model_copy(update={"note": note}),
             }

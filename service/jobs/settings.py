@@ -221,11 +221,16 @@ JobSettings = Annotated[
 KINDS = ("register", "measure", "search", "train", "apply", "recover")
 """Of `JobSettings`, in the order in which a model meets them."""
 
+_RETIRED = ("probes",)
+"""Of searches that were queued before; null, or what changes no result."""
+
 _ADAPTER: TypeAdapter[JobSettings] = TypeAdapter(JobSettings)
 
 
 def read_settings(document: Any) -> JobSettings | None:
     """The settings that were stored with a job; None where this version does not know them."""
+    if isinstance(document, dict):
+        document = {name: value for name, value in document.items() if name not in _RETIRED}
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError:

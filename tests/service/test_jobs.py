@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget
-from service.jobs.settings import KINDS
+from service.jobs.settings import KINDS, read_settings
 from storage.contract import Repository
 from storage.records import JobProgress, JobStatus, NewJob, PlanRecord
 from tests.service.made_up import made_up_anatomy, register_model
@@ -245,3 +245,7 @@ def test_a_job_of_another_version_is_shown_without_settings(client: TestClient, 
     queued, _ = repository.add_job(NewJob("search", "tiny", {"data": "/x", "search": {}}, "migration"))
     found = client.get(f"/v1/jobs/{queued.id}").json()
     assert (found["settings"], found["status"]) == (None, JobStatus.QUEUED)
+
+
+def test_a_search_that_was_queued_with_a_retired_setting_is_still_read() -> None:
+    assert read_settings({**SEARCH, "probes": None}) == read_settings(SEARCH) is not None

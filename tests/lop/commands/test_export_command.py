@@ -95,6 +95,7 @@ def test_bits_of_a_plan_say_types_for_llama_quantize(lop: Lop, tmp_path: Path, m
         (("--types-out", tmp_path / "b", "--type", "q8_0"), "Export as f16, bf16 or f32"),
         (("--types-out", tmp_path / "b", "--bits-as", "4=q9"), "BITS=TYPE"),
         ((), "Give --quantise or --types-out"),
+        (("--types-out", tmp_path / "b", "--quantise", "Q4_K_M"), "Give one of them"),
     ):
         code, out, err = lop(*words, "-o", tmp_path / "b.gguf", *options)
         assert (code, out, err.count("\n")) == (2, "", 1)
