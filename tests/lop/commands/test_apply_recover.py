@@ -1,16 +1,15 @@
 """`lop apply --recover`: the same as `lop apply` and then `lop recover`, in one command."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from lop.cli import main
 from recovery import training
 from recovery.recover import state_folder
 from recovery.scores import AnswerScores
 from recovery.training import Training
+from tests.lop.commands.typed import typed
 from tests.recovery.conftest import Cut
 from tests.recovery.conftest import cut as cut
 
@@ -47,15 +46,6 @@ def _few_answers_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AnswerScores, "accuracy", property(lambda _self: 0.0))
 
 
-def lop(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["lop", *map(str, words)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
@@ -76,12 +66,12 @@ def test_interrupted_and_run_again_it_is_what_two_commands_give(
 
     monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
     monkeypatch.setattr(Training, "_take_step", interrupted)
-    assert lop(monkeypatch, *apply) == 130
+    assert typed(monkeypatch, *apply) == 130
     assert f"the training is in {state_folder(out)}" in capsys.readouterr().err
     (kept,) = out.parent.glob(".recovered.cut-*")
     assert weights(kept) == weights(cut.pruned)
     monkeypatch.setattr("pruning.cutting.prune_checkpoint.output_tensors", None)  # it is not cut again
-    assert lop(monkeypatch, *apply) == 0
+    assert typed(monkeypatch, *apply) == 0
     assert steps[:5] == [0, 1, 2, 3, 3]
     printed = json.loads(capsys.readouterr().out)
     assert (printed["out"], printed["recovery"]["written"]) == (str(out), "recovered")
@@ -89,7 +79,7 @@ def test_interrupted_and_run_again_it_is_what_two_commands_give(
     assert [path.name for path in out.parent.iterdir()] == ["recovered"]
 
     assert (
-        lop(monkeypatch, "recover", cut.pruned, "--teacher", cut.dense, "--data", cut.data, "--out", twice, *HOW) == 0
+        typed(monkeypatch, "recover", cut.pruned, "--teacher", cut.dense, "--data", cut.data, "--out", twice, *HOW) == 0
     )
     assert weights(out) == weights(twice) != weights(cut.pruned)
 
@@ -108,7 +98,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
         (("--recover", cut.data, "--validation", cut.data), "must be different conversations"),
         (("--recover", cut.data, "--mode", "full", "--model", cut.pruned), "the teacher is the dense model"),
     ):
-        assert lop(monkeypatch, *apply, *options) == 2
+        assert typed(monkeypatch, *apply, *options) == 2
         assert message in capsys.readouterr().err
         assert not out.parent.exists()
 
@@ -120,6 +110,6 @@ def test_bits_are_refused_before_anything_is_cut(
     document["layers"][0]["attention"] = {"units": 2, "bits": 8}
     plan.write_text(json.dumps(document))
     out = tmp_path / "out" / "recovered"
-    assert lop(monkeypatch, "apply", "--plan", plan, "--model", cut.dense, "--out", out, "--recover", cut.data) == 2
+    assert typed(monkeypatch, "apply", "--plan", plan, "--model", cut.dense, "--out", out, "--recover", cut.data) == 2
     assert "must be plain numbers" in capsys.readouterr().err
     assert not out.parent.exists()

@@ -1,16 +1,15 @@
 """`lop inspect` and `lop apply --check` as a user types them."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import lop
-from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.planning.plan import PruningPlan
+from tests.lop.commands.typed import typed
 from tests.pruning.cut_models import WIDTHS, plan_for, random_ranking, weight_bytes
 
 
@@ -27,20 +26,11 @@ def planned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lop_(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["lop", *map(str, words)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
 def test_a_pruned_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], planned: Path, tmp_path: Path
 ) -> None:
     out, plan = planned / "out", PruningPlan.load(planned / "plan.json")
-    assert lop_(monkeypatch, "inspect", out, "--json", "--plot", tmp_path / "layers.png") == 0
+    assert typed(monkeypatch, "inspect", out, "--json", "--plot", tmp_path / "layers.png") == 0
     found = json.loads(capsys.readouterr().out)
     assert [layer["ffn_width"] for layer in found["layers"]] == [16, 8, 48, 0]
     assert [layer["kv_groups"] for layer in found["layers"]] == [2, 1, 2, 2]
@@ -50,7 +40,7 @@ def test_a_pruned_folder(
     assert found["parameters"] == plan.achieved.parameters == sum(x.numel() for x in lop.load_pruned(out).parameters())
     assert found["weights_bytes"] == weight_bytes(out)
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert lop_(monkeypatch, "inspect", out) == 0
+    assert typed(monkeypatch, "inspect", out) == 0
     printed = capsys.readouterr().out
     for said in ("skipped", plan.plan_id, plan.ranking.sha256, "made from some-lab/tiny", "lop export gguf"):
         assert said in printed
@@ -64,12 +54,12 @@ def test_a_folder_without_a_plan_and_a_dense_one(
     tmp_path: Path,
 ) -> None:
     lop.load_pruned(planned / "out").save_pretrained(tmp_path / "again")
-    assert lop_(monkeypatch, "inspect", tmp_path / "again") == 0
+    assert typed(monkeypatch, "inspect", tmp_path / "again") == 0
     assert "saved again since `lop apply`" in capsys.readouterr().out
-    assert lop_(monkeypatch, "inspect", checkpoint, "--json") == 0
+    assert typed(monkeypatch, "inspect", checkpoint, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["pruned"], found["plan"]) == (False, None)
-    assert lop_(monkeypatch, "inspect", tmp_path / "nothing") == 2
+    assert typed(monkeypatch, "inspect", tmp_path / "nothing") == 2
     assert "must be a checkpoint folder" in capsys.readouterr().err
 
 
@@ -78,8 +68,8 @@ def test_apply_check(
 ) -> None:
     words = ("apply", "--plan", planned / "plan.json", "--model", checkpoint, "--out")
     before = {path: path.stat().st_mtime_ns for path in planned.rglob("*")}
-    assert lop_(monkeypatch, *words, planned / "out", "--check", "--json") == 0
+    assert typed(monkeypatch, *words, planned / "out", "--check", "--json") == 0
     assert json.loads(capsys.readouterr().out)["weights_bytes"] == weight_bytes(planned / "out")
-    assert lop_(monkeypatch, *words, planned / "absent", "--check") == 2
+    assert typed(monkeypatch, *words, planned / "absent", "--check") == 2
     assert "must be a checkpoint folder" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in planned.rglob("*")} == before
