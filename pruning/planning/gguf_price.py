@@ -40,9 +40,16 @@ from pruning.planning.prices import MOST_SPACES, Price, dense_units, fewer_bits
 from pruning.planning.space import Options, Space
 
 
-@lru_cache(maxsize=64)
 def gguf_bytes(anatomy: ModelAnatomy, wanted: TensorType, *, compensates: bool = False) -> "GgufPrice":
     """The price of files whose matrices are `wanted` where their weights keep their dtype; raises as `GgufPrice`."""
+    return _price(anatomy, anatomy.num_rotary_factors, wanted, compensates)
+
+
+@lru_cache(maxsize=64)
+def _price(
+    anatomy: ModelAnatomy, num_rotary_factors: int | None, wanted: TensorType, compensates: bool
+) -> "GgufPrice":
+    # Anatomies that differ in the factors alone are equal, and their prices are not: the factors are here for the key.
     return GgufPrice(anatomy, wanted, compensates=compensates)
 
 
