@@ -42,14 +42,16 @@ from pruning.planning.space import Options, Space
 
 def gguf_bytes(anatomy: ModelAnatomy, wanted: TensorType, *, compensates: bool = False) -> "GgufPrice":
     """The price of files whose matrices are `wanted` where their weights keep their dtype; raises as `GgufPrice`."""
-    return _price(anatomy, anatomy.num_rotary_factors, wanted, compensates)
+    return _price(anatomy, wanted, compensates, anatomy.num_rotary_factors)
 
 
 @lru_cache(maxsize=64)
 def _price(
-    anatomy: ModelAnatomy, num_rotary_factors: int | None, wanted: TensorType, compensates: bool
+    anatomy: ModelAnatomy,
+    wanted: TensorType,
+    compensates: bool,
+    num_rotary_factors: int | None,  # noqa: ARG001 (of the key: anatomies that differ in them alone are equal)
 ) -> "GgufPrice":
-    # Anatomies that differ in the factors alone are equal, and their prices are not: the factors are here for the key.
     return GgufPrice(anatomy, wanted, compensates=compensates)
 
 
