@@ -1,4 +1,4 @@
-"""From the bits of a plan to a tensor-type file for llama.cpp's own quantiser, which has K-quants.
+"""From the bits of a plan to types of tensors for llama.cpp's own quantiser, which has K-quants.
 
 The folder holds plain numbers, cut by the units of the plan (`lop apply --method none`): what is rounded already would
 be rounded twice. Each matrix of a sub-layer in fewer bits is named with the type that its bits stand for; other
@@ -7,12 +7,8 @@ own file type decides.
 
 K-quants have blocks of 256 values. A row that is no multiple of it gets the type of 32 values a block that has no fewer
 bits: q4_0 for q4_k takes the very same bytes, as q5_0 does for q5_k.
-
-The format (tools/quantize/quantize.cpp, `parse_tensor_type_file`): words `NAME=TYPE` between white space, without
-comments; NAME is a regular expression in lower case that is looked for in tensor names.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -155,13 +151,3 @@ def _fitting(name: str, row: int) -> str:
     """`name`, or the type that rows of so many values, whole blocks of 32, get instead."""
     assert row % BLOCK == 0  # weights in fewer bits come in groups, and layers are filled up to them
     return name if row % LONG_BLOCK == 0 else SHORTER.get(name, name)
-
-
-def tensor_type_lines(types: Mapping[str, str]) -> dict[str, str]:
-    """Pattern -> type: each name by itself, and no other name that it is a part of."""
-    return {f"^{re.escape(name)}$": kind for name, kind in types.items()}
-
-
-def tensor_type_file(types: Mapping[str, str]) -> str:
-    """What `llama-quantize --tensor-type-file` takes."""
-    return "".join(f"{pattern}={kind}\n" for pattern, kind in tensor_type_lines(types).items())

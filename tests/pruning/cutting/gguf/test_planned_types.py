@@ -16,13 +16,9 @@ from pruning.anatomy.gguf_types import TensorType, padded
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.options import Quantisation
-from pruning.cutting.gguf.planned_types import (
-    planned_types,
-    read_types_of_bits,
-    tensor_type_file,
-    tensor_type_lines,
-)
-from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
+from pruning.cutting.gguf.planned_types import planned_types, read_types_of_bits
+from pruning.cutting.gguf.quantise import export_quantised
+from pruning.cutting.gguf.type_files import read_tensor_types, tensor_type_file
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.errors import InputError, PlanError, UnsupportedModelError
 from pruning.planning.gguf_price import gguf_bytes
@@ -136,8 +132,7 @@ def test_llama_cpp_quantises_each_tensor_so(base: Quantisation, dense: Path, cut
     plan = plan_of(dense, LONG)
     named = planned_types(cut, plan)
     out = tmp_path / "a.gguf"
-    lines = {pattern: kind.upper() for pattern, kind in tensor_type_lines(named).items()}
-    export_quantised(cut, out, base, tensor_types=lines, checks_encoding=False)
+    export_quantised(cut, out, base, planned=named, checks_encoding=False)
     found = types_in(out)
     assert {name: found[name] for name in named} == named
     assert found["blk.0.attn_norm.weight"] == "f32"
