@@ -144,7 +144,7 @@ def test_a_quantiser_that_quantises_nothing_leaves_nothing(
             Quantisation.Q8_0,
             mmproj=tmp_path / "b.gguf",
             checks_encoding=False,
-            **asked,  # type: ignore[arg-type]
+            **asked,
         )
     assert list(tmp_path.iterdir()) == []
     # What rows do not fit, llama.cpp gives another type, whoever asks.

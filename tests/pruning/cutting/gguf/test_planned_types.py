@@ -174,8 +174,8 @@ def test_a_folder_that_another_plan_with_as_many_units_made_is_refused(dense: Pa
     # Other channels in the same numbers, by a plan of units alone.
     ranking = Ranking.from_scores(
         anatomy,
-        [np.arange(x.ffn_width) for x in anatomy.layers],
-        group_scores=[np.arange(x.num_kv_groups) for x in anatomy.layers],
+        [np.arange(float(x.ffn_width)) for x in anatomy.layers],
+        group_scores=[np.arange(float(x.num_kv_groups)) for x in anatomy.layers],
     )
     units = plan_for(anatomy, ranking, anatomy.ffn_widths(LONG), anatomy.kv_groups(LONG))
     prune_checkpoint(dense, units, ranking, tmp_path / "units")
