@@ -28,7 +28,7 @@ from benchmarks.families import RUNS as RUN_BY_PYTEST
 from benchmarks.families import family_rows
 from benchmarks.gguf import gguf_agreement
 from benchmarks.machine import write_results
-from benchmarks.random_checkpoint import LlavaShape, remove, write_random_llava
+from benchmarks.random_checkpoint import LlavaShape, random_ranking, remove, write_random_llava
 from lop.applying import ranking_path
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import read_anatomy
@@ -184,12 +184,7 @@ def _subject(source: Path, shape: LlavaShape) -> tuple[Path, Path, PruningPlan]:
     """The checkpoint, and beside it the plan (with its ranking) that removes half of its decoder."""
     write_random_llava(source, shape, companions=REFERENCE_MODEL, max_shard_size=MAX_SHARD_SIZE)
     anatomy = read_anatomy(source)
-    rng = np.random.default_rng(0)
-    ranking = Ranking.from_scores(
-        anatomy,
-        [rng.random(layer.ffn_width) for layer in anatomy.layers],
-        group_scores=[rng.random(layer.num_kv_groups) for layer in anatomy.layers],
-    )
+    ranking = random_ranking(anatomy)
     plan = uneven_plan(anatomy, ranking)
     plan_path = source.with_name(f"{source.name}.plan.json")
     plan_path.write_text(plan.to_json())

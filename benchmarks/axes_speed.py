@@ -32,7 +32,7 @@ import typer
 
 from benchmarks.apply import REFERENCE_MODEL, SMALL, SPARSITY
 from benchmarks.child_process import measure
-from benchmarks.random_checkpoint import LlavaShape, write_random_llava
+from benchmarks.random_checkpoint import LlavaShape, random_ranking, write_random_llava
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Site, Sublayer
@@ -42,7 +42,6 @@ from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
-from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from pruning.planning.space import Decision, Space
 from pruning.planning.target import limits_for_sparsity
@@ -102,12 +101,7 @@ def _models(folder: Path, shape: LlavaShape) -> dict[str, Path]:
     """The dense checkpoint and the two that are cut."""
     source = write_random_llava(folder / DENSE, shape, companions=REFERENCE_MODEL, max_shard_size=MAX_SHARD_SIZE)
     anatomy = read_anatomy(source)
-    rng = np.random.default_rng(0)
-    ranking = Ranking.from_scores(
-        anatomy,
-        [rng.random(layer.ffn_width) for layer in anatomy.layers],
-        group_scores=[rng.random(layer.num_kv_groups) for layer in anatomy.layers],
-    )
+    ranking = random_ranking(anatomy)
     found = {DENSE: source}
     for name, plan in half_plans(anatomy, ranking.sha256).items():
         found[name] = prune_checkpoint(source, plan, ranking, folder / name)

@@ -1,4 +1,5 @@
-"""Checkpoints with a real model's config, tensors and shards and random weights, written with bounded memory."""
+"""Checkpoints with a real model's config, tensors and shards and random weights, written with bounded memory; and
+random rankings of them."""
 
 import json
 import shutil
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.tensor_roles import TensorHeader
 from pruning.checkpoints.headers import INDEX_NAME
 from pruning.checkpoints.safetensors_layout import file_layout, plan_shards, tensor_bytes
 from pruning.cutting.streaming.companions import copy_companions
+from pruning.planning.ranking import Ranking
 
 BLOCK_BYTES = 16 * 2**20
 _POOL_VALUES = 32 * 2**20
@@ -95,6 +98,16 @@ def write_random_llava(
     copy_companions(companions, folder)
     shape.config().save_pretrained(folder)
     return folder
+
+
+def random_ranking(anatomy: ModelAnatomy, *, seed: int = 0) -> Ranking:
+    """Channels and KV groups in random order: what is kept is scattered, the worst case for a disk."""
+    rng = np.random.default_rng(seed)
+    return Ranking.from_scores(
+        anatomy,
+        [rng.random(layer.ffn_width) for layer in anatomy.layers],
+        group_scores=[rng.random(layer.num_kv_groups) for layer in anatomy.layers],
+    )
 
 
 def remove(*folders: Path) -> None:

@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.apply import SMALL, uneven_plan
 from benchmarks.child_process import measure
-from benchmarks.random_checkpoint import LlavaShape, remove, write_random_llava
+from benchmarks.random_checkpoint import LlavaShape, random_ranking, remove, write_random_llava
 from benchmarks.second_order_figures import Found
 from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
@@ -27,7 +25,6 @@ from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import weight_files
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
 from pruning.data.conversations import calibration_id, load_conversations
-from pruning.planning.ranking import Ranking
 
 RUNS = ("lop.commands.apply",)
 """What runs in a process of its own."""
@@ -64,12 +61,7 @@ def measured(folder: Path, shape: LlavaShape, num_conversations: int) -> dict[st
     source, out, plan_file = work / "source", work / "out", work / "plan.json"
     write_seeing_llava(source, shape)
     anatomy = read_anatomy(source)
-    rng = np.random.default_rng(0)
-    ranking = Ranking.from_scores(
-        anatomy,
-        [rng.random(layer.ffn_width) for layer in anatomy.layers],
-        group_scores=[rng.random(layer.num_kv_groups) for layer in anatomy.layers],
-    )
+    ranking = random_ranking(anatomy)
     plan_file.write_text(uneven_plan(anatomy, ranking).to_json())
     ranking_path(plan_file).write_bytes(ranking.to_bytes())
     files = ["--plan", str(plan_file), "--model", str(source), "--out", str(out)]

@@ -96,7 +96,7 @@ def apply(
     Only what is kept is read, in blocks: under half a gigabyte of memory whatever the model's size. The output folder
     is complete or absent; interrupted or killed, the same command goes on. `lop.load_pruned(folder)` loads the result.
     With --check, a folder that is there already is compared with the plan: sizes, shapes, bytes, every weight (of what
-    --reconstruct solved, shapes alone).
+    --reconstruct solved, shapes alone); one that --method none made, with --method none again.
 
     With --reconstruct all conversations go through one decoder layer after the other, twice through each that is cut.
     Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
@@ -150,7 +150,7 @@ def apply(
         )
     if recover is None and how.is_given:
         raise InputError("options of a recovery are of --recover", remedy="Give --recover FILE, or leave them out")
-    if check and (others := [name for name, x in (("--method", method), ("--data", data)) if x]):
+    if check and (others := [name for name, x in (("--method", method), ("--data", data)) if x and x != _NONE]):
         raise InputError("--check compares a folder, and makes none", remedy=f"Drop {' and '.join(others)}")
     if recover is not None and rounding is Rounding.GPTQ:
         raise InputError(

@@ -42,7 +42,10 @@ def gguf(
     ] = None,
     tensor_types: Annotated[
         Path | None,
-        typer.Option(help="With --quantise: types of single tensors, a line PATTERN=TYPE (blk.0.ffn_down=q6_k)."),
+        typer.Option(
+            help="With --quantise: types of single tensors, a line PATTERN=TYPE (blk.0.ffn_down=q6_k); of several "
+            "patterns in a tensor's name the first counts."
+        ),
     ] = None,
     plan: Annotated[
         Path | None,
@@ -50,7 +53,7 @@ def gguf(
             "--plan",
             "-p",
             help="The plan, with bits, by whose units `lop apply --method none` cut the folder: each sub-layer's bits "
-            "say its type for --quantise or --types-out. --tensor-types go first.",
+            "say its type for --quantise or --types-out. What --tensor-types name is what those say.",
         ),
     ] = None,
     types_of_bits: Annotated[
@@ -64,7 +67,9 @@ def gguf(
     types_out: Annotated[
         Path | None,
         typer.Option(
-            help="Of --plan: new tensor-type file for `llama-quantize --tensor-type-file TYPES OUT QUANTISED Q4_K_M`."
+            help="Of --plan: new tensor-type file for `llama-quantize --tensor-type-file TYPES OUT QUANTISED Q8_0`, "
+            "where Q8_0 is for embeddings and head. Q4_0 is safe, too; with others some versions of llama.cpp do not "
+            "keep to the file."
         ),
     ] = None,
     mmproj: Annotated[
@@ -111,14 +116,11 @@ def gguf(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    from pruning.atomic_file import replace_file
-    from pruning.checkpoints.file_errors import writing
     from pruning.cutting.gguf.export import export_gguf
     from pruning.cutting.gguf.export_card import stored_as, write_export_card
     from pruning.cutting.gguf.modelfile import write_modelfile
-    from pruning.cutting.gguf.output_files import check_outputs
-    from pruning.cutting.gguf.planned_types import tensor_type_file, tensor_type_lines
-    from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
+    from pruning.cutting.gguf.quantise import PLAIN_FILE_TYPES, export_quantised
+    from pruning.cutting.gguf.type_files import read_tensor_types, tensor_type_file
 
     if tensor_types is not None and quantised is None:
         raise InputError("--tensor-types is for --quantise", values=str(tensor_types))
@@ -130,9 +132,6 @@ def gguf(
         )
     chosen = {} if tensor_types is None else read_tensor_types(tensor_types)
     planned = _planned(model, plan, types_of_bits, types_out, tensor_type, quantised)
-    if types_out is not None:
-        check_outputs([x for x in (out, mmproj, types_out) if x is not None])
-    chosen |= {pattern: name.upper() for pattern, name in tensor_type_lines(planned).items() if pattern not in chosen}
     with bar("writing", DownloadColumn(), TransferSpeedColumn()) as on_bytes:
         choices: dict[str, Any] = {
             "mmproj": mmproj,
@@ -143,12 +142,10 @@ def gguf(
             "on_bytes": on_bytes,
         }
         if quantised is None:
-            export = export_gguf(model, out, tensor_type=tensor_type, **choices)
+            types = {} if types_out is None else {types_out: tensor_type_file(planned).encode()}
+            export = export_gguf(model, out, tensor_type=tensor_type, beside=types, **choices)
         else:
-            export = export_quantised(model, out, quantised, tensor_types=chosen, **choices)
-    if types_out is not None:
-        with writing(types_out, what="export"):
-            replace_file(types_out, tensor_type_file(planned).encode())
+            export = export_quantised(model, out, quantised, tensor_types=chosen, planned=planned, **choices)
     stored = quantised.value if quantised is not None else stored_as(export, tensor_type)
     written = write_export_card(model, out, mmproj, stored) if card else None
     modelfile = write_modelfile(out, mmproj) if card else None
@@ -174,7 +171,8 @@ def gguf(
     if written is not None:
         print_line(f"wrote {written}: a model card")
     if types_out is not None:
-        print_line(f"wrote {types_out}: for `llama-quantize --tensor-type-file {types_out} {out} QUANTISED Q4_K_M`")
+        base = PLAIN_FILE_TYPES[0]
+        print_line(f"wrote {types_out}: for `llama-quantize --tensor-type-file {types_out} {out} QUANTISED {base}`")
     if modelfile is not None:
         print_line(f"wrote {modelfile}: for `ollama create NAME -f {modelfile}`")
     print_line(f"tensors by type: {', '.join(f'{count} {name}' for name, count in sorted(export.types.items()))}")

@@ -110,7 +110,9 @@ def _check_plan(
             f"{PLAN_NAME} in the folder must be the plan",
             values=f"{out}: plan {inside.plan_id} with ranking {inside.ranking.sha256[:12]}, asked for {plan.plan_id} "
             f"with ranking {plan.ranking.sha256[:12]}",
-            remedy="Compare it with the plan that it was made of",
+            remedy="It was cut with --method none: compare it with that, too"
+            if inside.provenance.units_of == plan.plan_id
+            else "Compare it with the plan that it was made of",
         )
 
 

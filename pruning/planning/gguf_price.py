@@ -40,9 +40,18 @@ from pruning.planning.prices import MOST_SPACES, Price, dense_units, fewer_bits
 from pruning.planning.space import Options, Space
 
 
-@lru_cache(maxsize=64)
 def gguf_bytes(anatomy: ModelAnatomy, wanted: TensorType, *, compensates: bool = False) -> "GgufPrice":
     """The price of files whose matrices are `wanted` where their weights keep their dtype; raises as `GgufPrice`."""
+    return _price(anatomy, wanted, compensates, anatomy.num_rotary_factors)
+
+
+@lru_cache(maxsize=64)
+def _price(
+    anatomy: ModelAnatomy,
+    wanted: TensorType,
+    compensates: bool,
+    num_rotary_factors: int | None,  # noqa: ARG001 (of the key: anatomies that differ in them alone are equal)
+) -> "GgufPrice":
     return GgufPrice(anatomy, wanted, compensates=compensates)
 
 

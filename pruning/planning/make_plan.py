@@ -83,8 +83,8 @@ def _with_its_id(plan: PruningPlan) -> PruningPlan:
 def without_bits(plan: PruningPlan, anatomy: ModelAnatomy) -> PruningPlan:
     """What `plan` cuts, with weights in their own dtype: for a program that rounds them itself.
 
-    Its target and what it predicts were of fewer bits, so neither stays, nor does a step of rounding; its note names
-    `plan`.
+    Its target and what it predicts were of fewer bits, so neither stays, nor does a step of rounding; its provenance
+    names `plan`.
 
     Raises:
         PlanError: no weight is in fewer bits.
@@ -111,7 +111,7 @@ def without_bits(plan: PruningPlan, anatomy: ModelAnatomy) -> PruningPlan:
                 "achieved": achieved_costs(anatomy, architecture, plan.achieved.workload, compensates=plan.compensates),
                 "recovery": tuple(step for step in plan.recovery if step.kind != ROUNDING),
                 "predicted": None,
-                "provenance": plan.provenance.model_copy(update={"note": note}),
+                "provenance": plan.provenance.model_copy(update={"note": note, "units_of": plan.plan_id}),
             }
         )
     )

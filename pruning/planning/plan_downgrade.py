@@ -13,7 +13,7 @@ def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
 
     `anatomy` is of the model that the plan was made for: schema 1 lists what is dense, too. What schema 1 has no place
     for and the plan can be used without is left out: the axes of `target.space`, `achieved.gguf_bytes`, and what
-    `predicted.of` and `provenance.filled_up` say, which `provenance.note` says in words.
+    `predicted.of`, `provenance.filled_up` and `provenance.units_of` say, which `provenance.note` says in words.
 
     Raises:
         PlanSchemaError: the plan asks for bits of one half of a layer only, densities, or a recovery other than biases.
@@ -54,7 +54,7 @@ def downgrade(plan: PruningPlan, anatomy: ModelAnatomy) -> PlanV1:
         ranking=RankingV1(sha256=plan.ranking.sha256, url=plan.ranking.url, compensates=plan.compensates),
         achieved=AchievedV1(sparsity=achieved.pop("removed"), **achieved),
         predicted=None if predicted is None else PredictedV1(**predicted.model_dump(exclude={"of"})),
-        provenance=ProvenanceV1(**plan.provenance.model_dump(exclude={"filled_up"})),
+        provenance=ProvenanceV1(**plan.provenance.model_dump(exclude={"filled_up", "units_of"})),
     )
 
 

@@ -42,6 +42,7 @@ class Provenance(Part):
     """Where the plan comes from, enough to make it again.
 
     `filled_up`: it is no point of a search itself, but one that was searched for another target and got more channels.
+    `units_of`: the id of the plan whose units it has without its bits, which are left to another program.
     """
 
     predictor: str | None = None
@@ -50,6 +51,7 @@ class Provenance(Part):
     seed: int | None = None
     note: str | None = None
     filled_up: bool = Field(default=False, exclude_if=operator.not_)
+    units_of: str | None = Field(default=None, exclude_if=is_none)
 
 
 def broken_field(error: ValidationError, version: int) -> PlanError:

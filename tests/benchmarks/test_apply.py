@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
 
 from benchmarks.apply import SPARSITY, compare_with_transformers, measure_streaming
 from benchmarks.child_process import measure
-from benchmarks.random_checkpoint import LlavaShape
+from benchmarks.random_checkpoint import LlavaShape, random_ranking
+from pruning.checkpoints.anatomy_reader import anatomy_of
 
 TINY = LlavaShape(num_layers=2, hidden_size=64, ffn_width=512, num_heads=4, vocab_size=300, num_vision_layers=1)
 
@@ -28,6 +31,14 @@ def test_tensors_are_called_as_on_the_hub() -> None:
         "language_model.model.layers.1.mlp.gate_proj.weight",
         "language_model.lm_head.weight",
     } <= names
+
+
+def test_the_ranking_is_the_one_that_was_measured_with() -> None:
+    """Its sha256 is of commit 3424fc7, when three benchmarks each made their own."""
+    with torch.device("meta"):
+        anatomy = anatomy_of(LlavaForConditionalGeneration(TINY.config()))
+    assert random_ranking(anatomy).sha256 == "9be8a84830cf6634762035f0352da1be79353383b1d5e9992a9d1fa8f39d174d"
+    assert random_ranking(anatomy, seed=1).sha256 != random_ranking(anatomy).sha256
 
 
 def test_a_command_that_fails_says_why() -> None:

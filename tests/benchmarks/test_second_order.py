@@ -1,5 +1,7 @@
 """The second-order benchmark: its rows on a tiny model, and its figures worked by hand."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from benchmarks.second_order import _without_twins, figures
 from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, cut_figures, cut_rows
 from benchmarks.second_order_densities import SEARCHED, searched_figures, searched_rows
 from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_rows
-from benchmarks.second_order_figures import summary_of
+from benchmarks.second_order_figures import LEAST, MOST, summary_of
 from benchmarks.second_order_joint import joint_figures
 from benchmarks.second_order_models import ELIMINATION, MAGNITUDE, Model
 from benchmarks.second_order_picture import draw_second_order
@@ -129,6 +131,19 @@ def test_fewer_are_worse_of_agreement_and_counts_and_what_is_not_there_does_not_
     assert found["joint_vs_units_only"] == 0.7
     assert found["joint_vs_bits_only"] is None
     assert found["holds"] == {"llama_agreement_8_bits_at_least_0.98": False, "joint_vs_bits_only_at_most_1": False}
+
+
+def test_the_docs_name_every_bar() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "second-order.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in docs.splitlines() if line.startswith("| `")]
+    told = {name: row[2] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert MOST.keys() | LEAST.keys() <= told.keys()
+    for how, bars in (("at most", MOST), ("at least", LEAST)):
+        for name, bar in bars.items():
+            of = {"smollm2": bar["smollm2"], "reference": bar["reference"]} if isinstance(bar, Mapping) else {"": bar}
+            said = [f"{value:.10f}".strip("0").rstrip(".") for value in of.values()]
+            assert told[name].startswith(how)
+            assert re.findall(r"(?:(?<=\s)|^)[.\d]+\b", told[name]) == said, name
 
 
 def test_figures_of_cuts_worked_by_hand() -> None:

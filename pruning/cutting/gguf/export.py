@@ -65,6 +65,7 @@ def export_gguf(
     pre_tokenizer: str | None = None,
     class_token: ClassToken = ClassToken.LAST,
     checks_encoding: bool = True,
+    beside: Mapping[Path, bytes] | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> GgufExport:
     """Write the language model of the checkpoint in `folder`, dense or pruned, to the new file `out`.
@@ -74,7 +75,8 @@ def export_gguf(
     written before everything is known to be representable; the files appear whole or not at all; a block of one tensor
     is in memory at a time. `class_token` says which llama.cpp will run the vision part, see `ClassToken`. With
     `checks_encoding` and llama-cpp-python installed, llama.cpp must encode text as transformers does.
-    `on_bytes(done, total)` is told of progress.
+    `beside`: new small files, and what they hold, that appear with the others. `on_bytes(done, total)` is told of
+    progress.
 
     Raises:
         MissingExtraError: the gguf package is not installed.
@@ -84,7 +86,7 @@ def export_gguf(
     require_gguf()
     folder, out = Path(folder), Path(out)
     outputs = [out] if mmproj is None else [out, Path(mmproj)]
-    check_outputs(outputs)
+    check_outputs([*outputs, *(beside or {})])
     stored = stored_tensors(folder)
     config = load_config(folder)
     model = language_model(config, stored, tensor_type, context_length=context_length)
@@ -96,7 +98,7 @@ def export_gguf(
         parts.append(vision)
         notes += of_vision
     differences = check_vocabulary(folder, parts[0]) if checks_encoding else None
-    sizes = write_files(list(zip(parts, outputs, strict=True)), on_bytes)
+    sizes = write_files(list(zip(parts, outputs, strict=True)), on_bytes, beside)
     return GgufExport(
         architecture=model.architecture,
         sizes=model.sizes,

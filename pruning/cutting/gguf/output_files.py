@@ -1,7 +1,7 @@
 """The files of an export: written beside their places, and seen there only when all of them are whole."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _HEAD_BYTES = 2**20  # of metadata besides the tokens, at most
 def check_outputs(outputs: Sequence[Path]) -> None:
     """Raises CheckpointError if an output is taken, or its folder is not there."""
     if len({path.resolve() for path in outputs}) != len(outputs):
-        raise CheckpointError("model and vision part must be two files", values=str(outputs[0]))
+        raise CheckpointError("each output must be a file of its own", values=", ".join(map(str, outputs)))
     for path in outputs:
         check_name(path)
         if os.path.lexists(path):
@@ -38,10 +38,16 @@ def draft_file(out: Path) -> Path:
     return beside(out, ".part")
 
 
-def write_files(parts: Sequence[tuple[GgufFile, Path]], on_bytes: Callable[[int, int], None] | None) -> list[int]:
-    """Write every file; none appears before all are whole and on the disk. Returns their sizes.
+def write_files(
+    parts: Sequence[tuple[GgufFile, Path]],
+    on_bytes: Callable[[int, int], None] | None,
+    texts: Mapping[Path, bytes] | None = None,
+) -> list[int]:
+    """Write every file; none appears before all are whole and on the disk, and the first of `parts` after all others.
+    Returns the sizes of `parts`. `texts` are small files and what they hold.
 
-    An error leaves nothing. What a run that was killed has left is overwritten by the next.
+    An error leaves nothing. No file system gives several files their names at once: a run that is killed just then
+    may leave others without the first, never the first without them. Drafts that it has left are overwritten.
 
     Raises:
         CheckpointError: there is no room, an output cannot be written or appeared meanwhile, another run writes one, or
@@ -56,15 +62,19 @@ def write_files(parts: Sequence[tuple[GgufFile, Path]], on_bytes: Callable[[int,
         if on_bytes is not None:
             on_bytes(done, total)
 
+    small = texts or {}
     with writing(parts[0][1], what=what), ExitStack() as stack:
         drafts = {stack.enter_context(_locked_draft(out)): out for _, out in parts}
-        check_outputs([out for _, out in parts])  # one that another run has just finished
+        check_outputs([*drafts.values(), *small])  # one that another run has just finished
         for draft in drafts:
             os.truncate(draft, 0)  # what a run that was killed left takes room
-        check_room({out: part.data_bytes + _metadata_bytes(part) for part, out in parts}, what=what)
+        sizes = {out: part.data_bytes + _metadata_bytes(part) for part, out in parts}
+        check_room(sizes | {out: len(content) for out, content in small.items()}, what=what)
         for (part, _), draft in zip(parts, drafts, strict=True):
             write_gguf(part, draft, on_bytes=count)
-        publish_files(drafts)
+        for out, content in small.items():
+            drafts[stack.enter_context(_small_draft(out, content))] = out
+        publish_files(dict(reversed(drafts.items())))
     return [out.stat().st_size for _, out in parts]
 
 
@@ -87,6 +97,17 @@ def _locked_draft(out: Path) -> Iterator[Path]:
             yield draft
         finally:
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _small_draft(out: Path, content: bytes) -> Iterator[Path]:
+    """A draft of `out` that holds `content`; it is gone when the block ends."""
+    draft = beside(out, f".{os.getpid()}.partial")
+    try:
+        draft.write_bytes(content)
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _metadata_bytes(part: GgufFile) -> int:

@@ -1,4 +1,4 @@
-"""From the bits of a plan to a tensor-type file for llama.cpp's own quantiser, which has K-quants.
+"""From the bits of a plan to types of tensors for llama.cpp's own quantiser, which has K-quants.
 
 The folder holds plain numbers, cut by the units of the plan (`lop apply --method none`): what is rounded already would
 be rounded twice. Each matrix of a sub-layer in fewer bits is named with the type that its bits stand for; other
@@ -7,12 +7,8 @@ own file type decides.
 
 K-quants have blocks of 256 values. A row that is no multiple of it gets the type of 32 values a block that has no fewer
 bits: q4_0 for q4_k takes the very same bytes, as q5_0 does for q5_k.
-
-The format (tools/quantize/quantize.cpp, `parse_tensor_type_file`): words `NAME=TYPE` between white space, without
-comments; NAME is a regular expression in lower case that is looked for in tensor names.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +21,7 @@ from pruning.anatomy.packed_weights import FEWER_BITS
 from pruning.anatomy.tensor_roles import decoder_tensor
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
+from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.packed_tensors import packed_in
 from pruning.cutting.gguf.language_model import language_model
 from pruning.errors import InputError, PlanError, UnsupportedModelError
@@ -45,8 +42,8 @@ _KNOWN = (*SHORTER, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
 
 def read_types_of_bits(text: str) -> dict[int, str]:
-    """`4=q4_k,8=q6_k`, over `DEFAULT_TYPES`; raises InputError."""
-    found = dict(DEFAULT_TYPES)
+    """`4=q4_k,8=q6_k`, over `DEFAULT_TYPES`; raises InputError, also if a number of bits is there twice."""
+    found: dict[int, str] = {}
     for word in text.split(","):
         bits, _, name = (part.strip().lower() for part in word.partition("="))
         if bits not in map(str, FEWER_BITS) or name not in _KNOWN:
@@ -55,8 +52,14 @@ def read_types_of_bits(text: str) -> dict[int, str]:
                 values=repr(word),
                 remedy=f"Bits: {', '.join(map(str, FEWER_BITS))}; types: {', '.join(_KNOWN)}",
             )
+        if int(bits) in found:
+            raise InputError(
+                "bits become one type",
+                values=f"{bits} bits: {found[int(bits)]} and {name}",
+                remedy=f"Say {bits}= once",
+            )
         found[int(bits)] = name
-    return found
+    return {**DEFAULT_TYPES, **found}
 
 
 def check_plain(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -101,14 +104,11 @@ def planned_types(
             values=f"plan {plan.plan_id} has weights in their own dtype alone",
             remedy="Ask for a plan with --space bits or all,bits",
         )
+    _check_cut_by(plan, folder)
     for sublayer in Sublayer:
         units = [layer.units(sublayer) for layer in dense]
         if (planned := wanted.units(sublayer, units)) != (kept := found.units(sublayer, units)):
-            raise PlanError(
-                "the folder must be cut by the plan whose bits are asked for",
-                values=f"{sublayer.value} units: plan {list(planned)}, {folder} {list(kept)}",
-                remedy="Cut the dense checkpoint with `lop apply --plan PLAN --method none`",
-            )
+            raise _cut_otherwise(f"{sublayer.value} units: plan {list(planned)}, {folder} {list(kept)}")
     family, options = family_of(config.get_text_config(decoder=True)), wanted.options
     named = {}
     for tensor in language_model(config, stored, stored_as).tensors:
@@ -122,17 +122,32 @@ def planned_types(
     return named
 
 
+def _check_cut_by(plan: PruningPlan, folder: Path) -> None:
+    """Raises PlanError unless the folder's own plan says that it has the units of `plan`: another one may keep equal
+    numbers of other units, or be of another model of the same shape."""
+    if not (folder / PLAN_NAME).is_file():
+        raise _cut_otherwise(f"{folder} has no {PLAN_NAME}")
+    inside = PruningPlan.load(folder / PLAN_NAME)
+    asked = (plan.plan_id, plan.model.fingerprint, plan.ranking.sha256, plan.model.weights_sha256)
+    found = (inside.provenance.units_of, inside.model.fingerprint, inside.ranking.sha256, inside.model.weights_sha256)
+    names = ("cut by plan", "model", "ranking", "weights that were ranked")
+    if different := [
+        f"{name}: {(of or 'none')[:24]} in {PLAN_NAME}, {(wanted or 'none')[:24]} in the plan"
+        for name, wanted, of in zip(names, asked, found, strict=True)
+        if wanted != of
+    ]:
+        raise _cut_otherwise(f"{folder}: {'; '.join(different)}")
+
+
+def _cut_otherwise(values: str) -> PlanError:
+    return PlanError(
+        "the folder must be cut by the plan whose bits are asked for",
+        values=values,
+        remedy="Cut the dense checkpoint with `lop apply --plan PLAN --method none`",
+    )
+
+
 def _fitting(name: str, row: int) -> str:
     """`name`, or the type that rows of so many values, whole blocks of 32, get instead."""
     assert row % BLOCK == 0  # weights in fewer bits come in groups, and layers are filled up to them
     return name if row % LONG_BLOCK == 0 else SHORTER.get(name, name)
-
-
-def tensor_type_lines(types: Mapping[str, str]) -> dict[str, str]:
-    """Pattern -> type: each name by itself, and no other name that it is a part of."""
-    return {f"^{re.escape(name)}$": kind for name, kind in types.items()}
-
-
-def tensor_type_file(types: Mapping[str, str]) -> str:
-    """What `llama-quantize --tensor-type-file` takes."""
-    return "".join(f"{pattern}={kind}\n" for pattern, kind in tensor_type_lines(types).items())

@@ -1,6 +1,7 @@
 """`lop apply --method gptq` as a user types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
         (("--method", "awq"), "Known are rtn, gptq"),
         (("--method", "none", "--data", "DATA"), "Leave --data out"),
         (("--check", "--data", "DATA"), "Drop --data"),
+        (("--check", "--method", "gptq", "--data", "DATA"), "Drop --method and --data"),
+        (("--check", "--method", "rtn"), "Drop --method"),
         (("--recover", "DATA", "--data", "DATA"), "weights that are trained must be plain numbers"),
     ],
 )
@@ -78,6 +81,25 @@ def test_what_contradicts_itself(
     assert lop_apply(monkeypatch, plan_path, wide, *given) == 2
     assert message in capsys.readouterr().err
     assert not (plan_path.parent / "out").exists()
+
+
+def test_what_was_left_plain_is_checked_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan_path: Path, wide: Path
+) -> None:
+    out = plan_path.parent / "out"
+    assert lop_apply(monkeypatch, plan_path, wide, "--method", "none") == 0
+    capsys.readouterr()
+    assert lop_apply(monkeypatch, plan_path, wide, "--method", "none", "--check", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights_bytes"] == sum(x.stat().st_size for x in out.glob("*.safetensors"))
+    # The plan itself makes another folder, of weights in fewer bits.
+    assert lop_apply(monkeypatch, plan_path, wide, "--check") == 2
+    assert "--method none" in capsys.readouterr().err
+    shutil.rmtree(out)
+    assert lop_apply(monkeypatch, plan_path, wide) == 0
+    capsys.readouterr()
+    assert lop_apply(monkeypatch, plan_path, wide, "--check", "--method", "none") == 2
+    assert "lop_plan.json in the folder must be the plan" in capsys.readouterr().err
 
 
 def test_a_plan_without_bits(

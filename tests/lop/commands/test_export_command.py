@@ -1,5 +1,6 @@
 """`lop export gguf` as a user types it."""
 
+import errno
 import json
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from lop.cli import main
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf import tensor_types
 from pruning.cutting.prune_checkpoint import prune_checkpoint
+from pruning.cutting.streaming import publish
 from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import random_ranking
 from tests.pruning.packed_models import JOINT, plan_of, save_wide_checkpoint
@@ -111,6 +113,25 @@ def test_bits_of_a_plan_say_types_for_llama_quantize(lop: Lop, tmp_path: Path, m
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
     assert kinds["blk.0.attn_q.weight"] == "Q4_0"
     assert kinds["blk.3.ffn_down.weight"] == "F16"
+    # What a user names is what the user says, also of tensors that the plan leaves as they are; the rest is the plan's.
+    own = tmp_path / "own"
+    own.write_text("blk\\.0\\.ffn_down=q5_1\nblk\\.[03]\\.ffn=q4_1\n")
+    code, out, err = lop(*words, "-o", tmp_path / "o.gguf", "--quantise", "Q8_0", "--tensor-types", own)
+    assert code == 0, err
+    found = {x.name: x.tensor_type.name for x in GGUFReader(tmp_path / "o.gguf").tensors}
+    asked = {"blk.0.ffn_down.weight": "Q5_1"}
+    asked |= {f"blk.{n}.weight": "Q4_1" for n in ("0.ffn_gate", "0.ffn_up", "3.ffn_gate", "3.ffn_up")}
+    # Rows of 48 values are of no type with blocks of 32.
+    assert found == kinds | asked | {"blk.3.ffn_down.weight": "F16"}
+    # Without its types there is no file, and the types do not come without it.
+    monkeypatch.setattr(publish, "_rename_to_new", full_disk)
+    code, _, err = lop(*words, "-o", tmp_path / "p.gguf", "--types-out", tmp_path / "p.types")
+    assert (code, "must have room for the export" in err) == (2, True)
+    assert not list(tmp_path.glob("*p.*"))
+
+
+def full_disk(_draft: Path, _out: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_users_mistake_is_one_line(lop: Lop, checkpoint: Path, tmp_path: Path) -> None:

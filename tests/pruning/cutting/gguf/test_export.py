@@ -374,7 +374,7 @@ class TestRefusals:
         refused(checkpoint, tmp_path / "a.gguf", "must not exist yet", CheckpointError)
         assert (tmp_path / "a.gguf").read_text() == "mine"
         refused(checkpoint, tmp_path / "b.gguf", "must not exist yet", CheckpointError, mmproj=tmp_path / "a.gguf")
-        refused(checkpoint, tmp_path / "b.gguf", "two files", CheckpointError, mmproj=tmp_path / "b.gguf")
+        refused(checkpoint, tmp_path / "b.gguf", "file of its own", CheckpointError, mmproj=tmp_path / "b.gguf")
 
     def test_an_output_folder_that_does_not_exist(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="folder must exist"):

@@ -92,7 +92,48 @@ def test_files_are_on_the_disk_before_they_have_their_names(
 
     monkeypatch.setattr(publish, "sync", noted)
     export_gguf(checkpoint, tmp_path / "a.gguf", mmproj=tmp_path / "b.gguf")
-    assert seen == [(".a.gguf.part", False), (".b.gguf.part", False), (tmp_path.name, True)]
+    assert seen == [(".b.gguf.part", False), (".a.gguf.part", False), (tmp_path.name, True)]
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_interrupted_while_files_get_their_names_it_leaves_none(
+    last: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is seen just then has the language model only with all others: a run that is killed there takes back
+    nothing."""
+    outputs, seen = [tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "types"], list[list[bool]]()
+    rename = publish._rename_to_new
+
+    def interrupted(draft: Path, out: Path) -> None:
+        seen.append([path.exists() for path in outputs])
+        if len(seen) > last:
+            raise KeyboardInterrupt
+        rename(draft, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_rename_to_new", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_gguf(checkpoint, outputs[0], mmproj=outputs[1], beside={outputs[2]: b"a=q8_0\n"})
+    assert list(tmp_path.iterdir()) == []
+    assert seen == [[False, False, False], [False, False, True], [False, True, True]][: last + 1]
+    export_gguf(checkpoint, outputs[0], mmproj=outputs[1], beside={outputs[2]: b"a=q8_0\n"})
+    assert sorted(tmp_path.iterdir()) == outputs
+    assert outputs[2].read_bytes() == b"a=q8_0\n"
+
+
+def test_a_small_file_that_is_taken_is_left_and_nothing_is_written(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "types").write_text("mine")
+    with pytest.raises(CheckpointError, match="must not exist yet"):
+        export_gguf(checkpoint, tmp_path / "a.gguf", beside={tmp_path / "types": b"a"})
+    with pytest.raises(CheckpointError, match="file of its own"):
+        export_gguf(checkpoint, tmp_path / "a.gguf", beside={tmp_path / "a.gguf": b"a"})
+
+    def appear(_done: int, _total: int) -> None:
+        (tmp_path / "other").write_text("mine")
+
+    with pytest.raises(CheckpointError, match="other, which was not there at the start"):
+        export_gguf(checkpoint, tmp_path / "a.gguf", beside={tmp_path / "other": b"a"}, on_bytes=appear)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"types": "mine", "other": "mine"}
 
 
 def test_files_on_one_file_system_share_its_room(

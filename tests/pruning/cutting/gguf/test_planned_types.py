@@ -1,9 +1,11 @@
 """Tensor-type files from the bits of plans, held against the tensors that are written and llama.cpp's quantiser."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
@@ -14,18 +16,17 @@ from pruning.anatomy.gguf_types import TensorType, padded
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.options import Quantisation
-from pruning.cutting.gguf.planned_types import (
-    planned_types,
-    read_types_of_bits,
-    tensor_type_file,
-    tensor_type_lines,
-)
-from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
+from pruning.cutting.gguf.planned_types import planned_types, read_types_of_bits
+from pruning.cutting.gguf.quantise import export_quantised
+from pruning.cutting.gguf.type_files import read_tensor_types, tensor_type_file
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.errors import InputError, PlanError, UnsupportedModelError
 from pruning.planning.gguf_price import gguf_bytes
 from pruning.planning.make_plan import without_bits
-from tests.pruning.cut_models import random_ranking
+from pruning.planning.plan import PlanRanking, PruningPlan
+from pruning.planning.plan_downgrade import downgrade
+from pruning.planning.ranking import Ranking
+from tests.pruning.cut_models import plan_for, random_ranking
 from tests.pruning.packed_models import ATTENTION, FFN, plan_of
 from tests.tiny_models import save_tiny_checkpoint, text
 
@@ -80,6 +81,10 @@ def test_a_plan_without_its_bits_cuts_the_same(dense: Path, cut: Path) -> None:
     assert plain.architecture(anatomy) == anatomy.sizes(LONG)
     assert plain.plan_id != plan.plan_id
     assert plan.plan_id in (plain.provenance.note or "")
+    assert plain.provenance.units_of == plan.plan_id
+    assert PruningPlan.from_json(plain.to_json()) == plain
+    assert plain.plan_id in downgrade(plain, anatomy).model_dump_json()
+    assert "units_of" not in plan.to_json()
     assert (plain.target.budget, plain.target.sparsity, plain.predicted) == (None, None, None)
     assert plain.achieved.disk_bytes == sum(x.stat().st_size for x in cut.glob("*.safetensors"))
     with pytest.raises(PlanError, match="has none"):
@@ -127,8 +132,7 @@ def test_llama_cpp_quantises_each_tensor_so(base: Quantisation, dense: Path, cut
     plan = plan_of(dense, LONG)
     named = planned_types(cut, plan)
     out = tmp_path / "a.gguf"
-    lines = {pattern: kind.upper() for pattern, kind in tensor_type_lines(named).items()}
-    export_quantised(cut, out, base, tensor_types=lines, checks_encoding=False)
+    export_quantised(cut, out, base, planned=named, checks_encoding=False)
     found = types_in(out)
     assert {name: found[name] for name in named} == named
     assert found["blk.0.attn_norm.weight"] == "f32"
@@ -147,6 +151,40 @@ def test_what_does_not_fit_is_refused(dense: Path, cut: Path, tmp_path: Path) ->
     for words in ("4", "4=q9_9", "5=q5_0", "4=q4_k,", "=q4_k", "4=f16"):
         with pytest.raises(InputError, match="BITS=TYPE"):
             read_types_of_bits(words)
+    for words in ("4=q4_k,4=q4_0", "4=q4_k,8=q8_0, 4=Q4_K"):
+        with pytest.raises(InputError, match=r"bits become one type .*4 bits: q4_k and q4_"):
+            read_types_of_bits(words)
+    assert read_types_of_bits("4=q5_k") == {8: "q8_0", 4: "q5_k"}
+
+
+def test_a_folder_that_another_plan_with_as_many_units_made_is_refused(dense: Path, cut: Path, tmp_path: Path) -> None:
+    anatomy, plan = read_anatomy(dense), plan_of(dense, LONG)
+    others = {
+        "cut by plan": plan.model_copy(update={"plan_id": "0" * 24}),
+        "ranking": plan.model_copy(update={"ranking": PlanRanking(sha256="1" * 64)}),
+        "model": plan.model_copy(update={"model": plan.model.model_copy(update={"fingerprint": "2" * 64})}),
+        "weights that were ranked": plan.model_copy(
+            update={"model": plan.model.model_copy(update={"weights_sha256": "3" * 64})}
+        ),
+    }
+    for name, other in others.items():
+        with pytest.raises(PlanError, match=rf"must be cut by the plan .*/m: {name}: .* in the plan") as refused:
+            planned_types(cut, other)
+        assert "; " not in refused.value.values  # and nothing else differs
+    # Other channels in the same numbers, by a plan of units alone.
+    ranking = Ranking.from_scores(
+        anatomy,
+        [np.arange(float(x.ffn_width)) for x in anatomy.layers],
+        group_scores=[np.arange(float(x.num_kv_groups)) for x in anatomy.layers],
+    )
+    units = plan_for(anatomy, ranking, anatomy.ffn_widths(LONG), anatomy.kv_groups(LONG))
+    prune_checkpoint(dense, units, ranking, tmp_path / "units")
+    with pytest.raises(PlanError, match=rf"cut by plan: none in lop_plan\.json, {plan.plan_id} in the plan; ranking: "):
+        planned_types(tmp_path / "units", plan)
+    shutil.copytree(cut, tmp_path / "bare")
+    (tmp_path / "bare" / "lop_plan.json").unlink()
+    with pytest.raises(PlanError, match=r"has no lop_plan\.json"):
+        planned_types(tmp_path / "bare", plan)
 
 
 def test_weights_in_few_bits_are_not_rounded_again(dense: Path, tmp_path: Path) -> None:

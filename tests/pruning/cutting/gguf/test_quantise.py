@@ -1,6 +1,5 @@
 """llama.cpp's quantiser on what was exported, and Ollama's Modelfile."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,9 @@ from gguf import GGMLQuantizationType, GGUFReader
 from pruning.cutting.gguf.export import export_gguf
 from pruning.cutting.gguf.modelfile import write_modelfile
 from pruning.cutting.gguf.options import Quantisation
-from pruning.cutting.gguf.quantise import export_quantised, read_tensor_types
-from pruning.errors import CheckpointError, InputError
+from pruning.cutting.gguf.quantise import export_quantised
+from pruning.cutting.gguf.type_files import read_tensor_types
+from pruning.errors import CheckpointError
 
 
 def types_in(file: Path) -> dict[str, GGMLQuantizationType]:
@@ -33,14 +33,6 @@ def test_single_tensors_get_the_types_of_the_file(checkpoint: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".gguf"] == ["model.gguf"]
     with pytest.raises(CheckpointError, match="must not exist"):
         export_quantised(checkpoint, out, Quantisation.Q4_0)
-
-
-@pytest.mark.parametrize("line", ["blk.0.attn_q", "=q8_0", "blk.(=q8_0", "blk.0.attn_q=q9_9", "blk.0.attn_q=i32"])
-def test_a_line_that_is_none_is_named(line: str, tmp_path: Path) -> None:
-    listed = tmp_path / "types"
-    listed.write_text(f"blk.1=q8_0\n{line}\n")
-    with pytest.raises(InputError, match=re.escape(f"line 2: {line!r}")):
-        read_tensor_types(listed)
 
 
 def test_the_modelfile_names_the_files_and_the_ends(checkpoint: Path, tmp_path: Path) -> None:
