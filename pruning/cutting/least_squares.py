@@ -16,8 +16,9 @@ Letters: D outputs, A inputs, K inputs that stay.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -55,12 +56,19 @@ def solve_kept(weight: torch.Tensor, products: torch.Tensor, kept: torch.Tensor,
         kept: S, indices [K].
         damping: d, relative to each diagonal element of H; over 0 where H may be singular.
     """
-    return _Problem(weight, products, kept).solution(damping)
+    return _Problem(weight, [products], kept).solution(damping)
 
 
 def solve_with_chosen_damping(weight: torch.Tensor, products: InputProducts, kept: torch.Tensor) -> Solved:
     """W' with the damping that is best on the held-out tokens, then solved from all of them. Shapes as `solve_kept`."""
-    problem, held_out = _Problem(weight, products.fit, kept), products.held_out
+    damping, loss, plain_loss = _chosen_damping(weight, products, kept)
+    solved = _Problem(weight, [products.fit, products.held_out], kept).solution(damping)
+    return Solved(solved, damping, loss, plain_loss)
+
+
+def _chosen_damping(weight: torch.Tensor, products: InputProducts, kept: torch.Tensor) -> tuple[float, float, float]:
+    """`damping`, `loss` and `plain_loss` of `Solved`."""
+    problem, held_out = _Problem(weight, [products.fit], kept), products.held_out
     size = output_size(weight, held_out) or 1.0
     losses: dict[int, float] = {}
 
@@ -73,14 +81,13 @@ def solve_with_chosen_damping(weight: torch.Tensor, products: InputProducts, kep
     plain = loss(len(DAMPINGS) - 1)
     if loss(best) >= plain:
         best = len(DAMPINGS) - 1
-    solved = solve_kept(weight, products.fit + held_out, kept, DAMPINGS[best])
-    return Solved(solved, DAMPINGS[best], loss(best) / size, plain / size)
+    return DAMPINGS[best], loss(best) / size, plain / size
 
 
 def change_of_outputs(weight: torch.Tensor, solved: torch.Tensor, kept: torch.Tensor, products: torch.Tensor) -> float:
     """Sum of |W x - W' x_S|^2 over the tokens of `products` [A, A]; `weight` [D, A], `solved` [D, K], `kept` [K]."""
-    change = weight.double().clone()
-    change[:, kept] -= solved
+    change = weight.to(torch.float32, copy=True)
+    change[:, kept] = (weight[:, kept].double() - solved).float()
     return output_size(change, products)
 
 
@@ -93,8 +100,12 @@ def output_size(weight: torch.Tensor, products: torch.Tensor) -> float:
 
 def input_sizes(products: torch.Tensor) -> torch.Tensor:
     """[A] root of the diagonal of H, in float64; 1 for inputs that are always 0, of which any weight is as good."""
-    diagonal = products.diagonal().double()
-    return torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
+    return _roots(products.diagonal())
+
+
+def _roots(diagonal: torch.Tensor) -> torch.Tensor:
+    wide = diagonal.double()
+    return torch.where(wide > 0, wide.sqrt(), 1.0)
 
 
 def correlations(products: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -103,27 +114,40 @@ def correlations(products: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
 
 class _Problem:
-    """One solve for every damping, in units of each input's size."""
+    """One solve for every damping, in units of each input's size. H is the sum of `products`, each [A, A].
 
-    def __init__(self, weight: torch.Tensor, products: torch.Tensor, kept: torch.Tensor) -> None:
-        self._sizes = input_sizes(products)
-        removed = torch.ones(len(products), dtype=torch.bool, device=products.device)
-        removed[kept] = False
-        scaled = weight.double() * self._sizes
-        rows = products[:, kept].double().div_(self._sizes[kept]).div_(self._sizes[:, None])
-        self._kept, self._plain = kept, weight[:, kept].double()
-        self._inside = rows[kept]
-        self._lost = scaled[:, removed] @ rows[removed]  # [D, K] what of the removed inputs' work the kept ones see
+    Of H, only the rows of removed inputs and those of kept ones are widened to float64, one after the other.
+    """
+
+    def __init__(self, weight: torch.Tensor, products: Sequence[torch.Tensor], kept: torch.Tensor) -> None:
+        self._weight, self._kept = weight, kept
+        sizes = _roots(reduce(torch.add, [x.diagonal() for x in products]))
+        self._sizes = sizes[kept]
+        is_removed = torch.ones(len(sizes), dtype=torch.bool, device=sizes.device)
+        is_removed[kept] = False
+        removed = is_removed.nonzero()[:, 0]
+
+        def rows(of: torch.Tensor) -> torch.Tensor:
+            found = reduce(torch.add, [x[of[:, None], kept] for x in products]).double()
+            return found.div_(self._sizes).div_(sizes[of, None])
+
+        # [D, K] what of the removed inputs' work the kept ones see
+        self._lost = (weight[:, removed].double() * sizes[removed]) @ rows(removed)
+        self._inside = rows(kept)
 
     def solution(self, damping: float) -> torch.Tensor:
+        plain = self._weight[:, self._kept].double()
         if math.isinf(damping):
-            return self._plain.clone()
+            return plain
+        # Of an input that is always 0 the diagonal element is 0, and `damping` then.
+        factor = torch.linalg.cholesky(self._damped(damping))
+        taken_over = torch.cholesky_solve(self._lost.T, factor).T
+        return plain.add_(taken_over.div_(self._sizes))
+
+    def _damped(self, damping: float) -> torch.Tensor:
         matrix = self._inside.clone()
         matrix.diagonal().add_(damping)
-        # Of an input that is always 0 the diagonal element is 0, and `damping` then.
-        factor = torch.linalg.cholesky(matrix)
-        taken_over = torch.cholesky_solve(self._lost.T, factor).T
-        return self._plain + taken_over / self._sizes[self._kept]
+        return matrix
 
 
 def downhill(loss: Callable[[int], float], count: int, first: int) -> int:

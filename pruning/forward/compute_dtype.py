@@ -56,8 +56,10 @@ def widen_output(module: nn.Module) -> RemovableHandle:
     Gemma's embeddings multiply by a factor, which rounds in a half type: that is done anew in the dtype to compute in.
     """
 
-    def widened_output(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        factor, weight = getattr(module, "scalar_embed_scale", None), getattr(module, "weight", None)
+    # The hook asks for no more than it is told: one that held `module` would keep it, and the file that its weights are
+    # mapped from, until Python looks for cycles.
+    def widened_output(embeddings: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        factor, weight = getattr(embeddings, "scalar_embed_scale", None), getattr(embeddings, "weight", None)
         if factor is None or weight is None or compute_dtype(weight.dtype, weight.device) == weight.dtype:
             return _converted(output)
         return _converted(nn.functional.embedding(args[0], weight)) * factor

@@ -15,6 +15,7 @@ from torch import nn
 from pruning.data.batches import Batch
 from pruning.errors import InputError, UnsupportedModelError
 from pruning.forward.decoder_inputs import decoder_inputs
+from pruning.forward.free_memory import return_free_memory
 from pruning.forward.layer_source import LayerSource
 from pruning.forward.tensor_store import TensorStore, get_all, put_all
 
@@ -105,6 +106,7 @@ class DecoderPass:
             else:
                 self._store.replace(waiting.hidden, self._run(index, layer, hidden, inputs))
             self._on_batch(len(waiting.mask))
+        return_free_memory()  # before what follows a pass, such as a solve, takes more
 
     def _run(self, index: int, layer: nn.Module, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """What the layer after `index` is called with [B, T, D]; of the last layer, its output."""

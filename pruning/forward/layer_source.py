@@ -6,8 +6,6 @@ block at a time), which hidden states between layers keep; the embeddings in mem
 (`pruning.forward.compute_dtype`).
 """
 
-import ctypes
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -149,7 +147,6 @@ class CheckpointLayers:
                 yield layer.eval().requires_grad_(False)
         finally:
             layer.to("meta")
-            _return_free_memory()
 
     def release_front_end(self) -> nn.Module:
         embeddings = self._decoder.get_input_embeddings()
@@ -163,7 +160,6 @@ class CheckpointLayers:
         with torch.inference_mode(False):
             for tensor in (*self._decoder.parameters(), *self._decoder.buffers()):
                 tensor.data = tensor.data.clone()
-        _return_free_memory()
         decoder: nn.Module = self._decoder
         return decoder
 
@@ -226,14 +222,6 @@ def _blocks(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks(child, decoder)
-
-
-def _return_free_memory() -> None:
-    """Ask glibc to give back what is free: it keeps gaps between activations, which grow to hundreds of megabytes."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and need none
-        if trim is not None:
-            trim(0)
 
 
 def _load_without_layers(folder: Path, config: "PreTrainedConfig") -> "tuple[PreTrainedModel, tuple[nn.Module, ...]]":

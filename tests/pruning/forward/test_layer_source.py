@@ -1,6 +1,8 @@
 """Layers one at a time, out of files: the numbers of a model in memory, one layer resident, no other tensors."""
 
+import gc
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,12 +19,16 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.batches import Batch, BatchStream, make_batches
 from pruning.data.conversations import Conversation
 from pruning.errors import CheckpointError, InputError
+from pruning.forward.decoder_pass import DecoderPass
 from pruning.forward.layer_source import CheckpointLayers, loaded_layers
+from pruning.forward.tensor_store import TensorStore
 from pruning.measuring.activation_statistics import measure_activations
 from pruning.measuring.statistics import StatisticsKind, measure_checkpoint, measure_statistics
 from tests.tiny_models import BUILDERS, save_tiny_checkpoint
 
 CPU = torch.device("cpu")
+MAPS = Path("/proc/self/maps")
+"""The files that this process has mapped, on Linux."""
 
 
 def text_batches() -> list[Batch]:
@@ -137,6 +143,29 @@ def test_one_layer_is_resident(checkpoint: Path) -> None:
     decoder = source.release_front_end()
     assert sum(p.numel() for p in decoder.parameters()) == 32  # the final norm
     assert not hasattr(source, "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_keeps_the_front_end_once_it_was_used(checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Not even a cycle of references: Python may look for those hours later. Files are mapped as one, so that a single
+    tensor would keep all of what was read of them in memory."""
+    folder = tmp_path / "model"
+    load_model(checkpoint, dtype=dtype).save_pretrained(folder)
+    source = CheckpointLayers(folder, CPU)
+    decoder = source.model.get_decoder()
+    stays = set(map(id, decoder.modules())) - {id(decoder.get_input_embeddings())}
+    goes = {name: weakref.ref(x) for name, x in source.model.named_modules() if id(x) not in stays}
+    del decoder
+    gc.collect()
+    gc.disable()
+    try:
+        with TensorStore() as store:
+            DecoderPass(source, text_batches(), store, on_batch=lambda _rows: None)
+        assert [name for name, module in goes.items() if module() is not None] == []
+        if MAPS.exists():
+            assert str(folder) not in MAPS.read_text()
+    finally:
+        gc.enable()
 
 
 def test_a_model_in_memory_is_whole_again_afterwards(checkpoint: Path) -> None:
