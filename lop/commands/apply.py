@@ -99,7 +99,8 @@ def apply(
     --reconstruct solved, shapes alone); one that --method none made, with --method none again.
 
     With --reconstruct all conversations go through one decoder layer after the other, twice through each that is cut.
-    Memory is as for `lop model add --data`, and some ten times the square of a layer's FFN width beside it.
+    Memory is as for `lop model add --data`, and beside it 20 to 45 bytes times the square of a layer's FFN width, the
+    more the more is kept.
 
     With --method gptq, what the plan has in fewer bits is rounded after that, layer by layer again: all conversations
     go twice through each layer with such weights. What the plan predicts is of weights rounded to nearest. With
