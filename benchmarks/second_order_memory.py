@@ -3,8 +3,8 @@
 The model is the smaller one of `make bench-apply`, 1.7 GB in bfloat16: eight decoder layers of 5,504 channels, and
 LLaVA-1.5's vision tower, random weights. Half of its decoder goes, channels and KV groups of a random ranking. It is
 reconstructed on conversations of the reference, whose pictures are 576 tokens here. What is measured is the process of
-`lop apply` as a whole, started by one that holds nothing (`benchmarks.child_process`). It may take 2.0 GB, of which Python
-and its libraries are half a gigabyte: what it reads does not fit.
+`lop apply` as a whole, started by one that holds nothing (`benchmarks.child_process`). It may take 2.0 GB,
+of which Python and its libraries are half a gigabyte: what it reads does not fit.
 """
 
 import json
