@@ -5,10 +5,10 @@ and 50% of the dense model's time on this machine: the search, the predictor, th
 ShortGPT and uniform cuts, in the spaces ffn, attention, layers and all, with equal scored tokens. Validation KL,
 agreement and exact match; validation conversations judge, and decide nothing.
 
-Takes some four hours on two cores, in parts of at most an hour and a half. Kill it anywhere and run it again: what was
-measured is kept under benchmarks/.work/axes, no more than one evaluation is lost, and finished parts are read. A part
-whose code has changed since is done again, which measures nothing that is known. `--part` and `--model` do some of it;
-`axes.json` is only written of all, `axes-partial.json` otherwise. `--fresh` forgets everything.
+Takes six to nine hours on two cores, in parts of which SmolLM2's take one to two. Kill it anywhere and run it again:
+what was measured is kept under benchmarks/.work/axes, no more than one evaluation is lost, and finished parts are read.
+A part whose code has changed since is done again, which measures nothing that is known. `--part` and `--model` do some
+of it; `axes.json` is only written of all, `axes-partial.json` otherwise. `--fresh` forgets everything.
 """
 
 import json

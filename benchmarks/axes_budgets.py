@@ -5,7 +5,7 @@ alone and together; time by the roofline of a device of the catalogue, or by tab
 for it. Each is answered with the choice that random worths lead to, every plan's model is built on the meta device from
 the config that `lop apply` would write, and counted without the planner's arithmetic (`truth_checks`).
 
-`python -m benchmarks.axes_budgets` prints what it finds, and takes some ten minutes on two cores.
+`python -m benchmarks.axes_budgets` prints what it finds, and takes twenty minutes on two idle cores.
 """
 
 import json

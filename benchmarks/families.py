@@ -26,9 +26,10 @@ SUITES = (
     "tests/pruning/cutting/test_families.py",
     "tests/pruning/cutting/test_skips.py",
     "tests/pruning/measuring/test_evaluation_families.py",
+    "tests/pruning/measuring/test_evaluation_axes.py",
 )
 """Cut against its silenced twin, costs, files, a new process, generation; the same with sub-layers that are skipped;
-and the evaluator against real cuts."""
+and the evaluator against real cuts of FFNs, and of KV groups with sub-layers skipped."""
 
 RUNS = ("tests.conftest", "tests.pruning.conftest", *(path.removesuffix(".py").replace("/", ".") for path in SUITES))
 """What pytest's process runs."""
