@@ -10,6 +10,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.api.task import ConfigurableTask
 
 from lop_evaluation.connection import Connection
+from lop_evaluation.generation import generated
 from lop_evaluation.llava_tasks import llava_task
 from lop_evaluation.questions import from_document, from_text
 from lop_evaluation.samples import scores_by_metric
@@ -27,17 +28,7 @@ class LopLM(LM):
 
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         """Greedy answers. Of what a task sets, lengths and stop words count; sampling would compare luck."""
-        answers = []
-        for settings, chunk in by_settings(requests):
-            until = settings.get("until") or []
-            answer = self._connection.ask(
-                "generate",
-                questions=[question_of(request) for _, request in chunk],
-                max_new_tokens=settings.get("max_gen_toks"),
-                until=[until] if isinstance(until, str) else until,
-            )
-            answers += [(index, text) for (index, _), text in zip(chunk, answer["answers"], strict=True)]
-        return [text for _, text in sorted(answers)]
+        return generated(self._connection, requests, question_of, length="max_gen_toks")
 
     def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
         pairs = [list(request.args[:2]) for request in requests]
@@ -46,15 +37,6 @@ class LopLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
         pairs = [["", request.args[0]] for request in requests]
         return [score for score, _ in self._connection.ask("loglikelihood", pairs=pairs)["scores"]]
-
-
-def by_settings(requests: list[Instance]) -> list[tuple[dict[str, Any], list[tuple[int, Instance]]]]:
-    """Requests that share their generation settings, with their places."""
-    groups: dict[str, tuple[dict[str, Any], list[tuple[int, Instance]]]] = {}
-    for index, request in enumerate(requests):
-        settings = request.args[1]
-        groups.setdefault(repr(sorted(settings.items())), (settings, []))[1].append((index, request))
-    return list(groups.values())
 
 
 def question_of(request: Instance) -> dict[str, Any]:

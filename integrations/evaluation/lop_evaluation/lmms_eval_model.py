@@ -11,6 +11,7 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
 from lop_evaluation.connection import Connection
+from lop_evaluation.generation import generated
 from lop_evaluation.llava_tasks import llava_task
 from lop_evaluation.questions import from_document, from_text
 from lop_evaluation.samples import scores_by_metric
@@ -27,23 +28,14 @@ class LopLmms(lmms):
         self.task_dict: dict[str, Any] = {}
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers, one request after the other's settings."""
-        return [self._answer(request) for request in requests]
+        """Greedy answers. Of what a task sets, lengths and stop words count."""
+        return generated(self._connection, requests, self._question_of, length="max_new_tokens")
 
-    def _answer(self, request: Instance) -> str:
-        context, settings, doc_to_visual, doc_id, task, split = request.args
+    def _question_of(self, request: Instance) -> dict[str, Any]:
+        context, _, doc_to_visual, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         question = from_document(document)
-        if question is None:
-            question = from_text(context, doc_to_visual(document) or [])
-        until = settings.get("until") or []
-        answer = self._connection.ask(
-            "generate",
-            questions=[question],
-            max_new_tokens=settings.get("max_new_tokens"),
-            until=[until] if isinstance(until, str) else until,
-        )
-        return str(answer["answers"][0])
+        return from_text(context, doc_to_visual(document) or []) if question is None else question
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("lop answers one question at a time; ask tasks of a single round")
