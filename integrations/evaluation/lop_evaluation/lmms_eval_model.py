@@ -38,7 +38,7 @@ class LopLmms(lmms):
         return from_text(context, doc_to_visual(document) or []) if question is None else question
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("lop answers one question at a time; ask tasks of a single round")
+        raise NotImplementedError("lop answers questions of one round; ask tasks of a single round")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("lop scores no answers of lmms-eval; ask tasks that generate")
