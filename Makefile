@@ -74,15 +74,17 @@ $(VLLM)/.installed: integrations/vllm/pyproject.toml
 	  cp cuda_torchvision.py $$site && echo 'import cuda_torchvision; cuda_torchvision.import_torchvision()' > $$site/cuda_torchvision.pth
 	@touch $@
 
+# PYTHONPATH: what is tested is this checkout, not the copy that was installed when the environment was made.
 test-vllm: $(STAMP) $(VLLM)/.installed
 	rm -rf $(VENV)/vllm-checkpoints
 	PYTHONPATH=.:integrations/vllm/tests $(BIN)/python -m write_checkpoints $(VENV)/vllm-checkpoints
 	PYTHONPATH=.:integrations/vllm $(BIN)/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_sizes.py
-	LOP_VLLM_CHECKPOINTS=$(abspath $(VENV)/vllm-checkpoints) \
+	LOP_VLLM_CHECKPOINTS=$(abspath $(VENV)/vllm-checkpoints) PYTHONPATH=$(CURDIR):$(CURDIR)/integrations/vllm \
 	  $(VLLM)/bin/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_tokens.py
 
-# An environment a harness: their versions are neither ours nor each other's.
-$(VENV)-%/.installed: integrations/evaluation/pyproject.toml
+# An environment a harness: their versions are neither ours nor each other's. `lop evaluate` starts the lop-evaluation that is
+# installed there, so it is installed anew when its code changes.
+$(VENV)-%/.installed: integrations/evaluation/pyproject.toml $(wildcard integrations/evaluation/lop_evaluation/*.py)
 	$(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check './integrations/evaluation[$*]'
 	@touch $@

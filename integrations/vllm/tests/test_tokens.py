@@ -100,7 +100,6 @@ def test_without_the_plugin_vllm_stops_and_config_and_card_lead_on() -> None:
 ASKS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import conftest
 if __name__ == "__main__":
     from test_tokens import engine, tokens_of
     case, changed = json.loads(sys.argv[2]), json.loads(sys.argv[3])
