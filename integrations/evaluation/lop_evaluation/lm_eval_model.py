@@ -13,7 +13,7 @@ from lop_evaluation.connection import Connection
 from lop_evaluation.generation import generated
 from lop_evaluation.llava_tasks import llava_task
 from lop_evaluation.questions import from_document, from_text
-from lop_evaluation.samples import scores_by_metric
+from lop_evaluation.samples import scores_by_task
 
 
 @register_model("lop")
@@ -56,5 +56,5 @@ def run(connection: Connection, tasks: dict[str, str | None], limit: int | None)
     connection.say(
         "finished",
         harness={"name": "lm-eval", "version": version("lm-eval")},
-        tasks={name: scores_by_metric(samples) for name, samples in found["samples"].items()},
+        tasks=scores_by_task(found),
     )

@@ -14,7 +14,7 @@ from lop_evaluation.connection import Connection
 from lop_evaluation.generation import generated
 from lop_evaluation.llava_tasks import llava_task
 from lop_evaluation.questions import from_document, from_text
-from lop_evaluation.samples import scores_by_metric
+from lop_evaluation.samples import scores_by_task
 
 
 class LopLmms(lmms):
@@ -46,24 +46,25 @@ class LopLmms(lmms):
 
 def run(connection: Connection, tasks: dict[str, str | None], limit: int | None) -> None:
     """As lm_eval_model.run."""
-    wanted: list[Any] = [name if path is None else _task(name, path) for name, path in tasks.items()]
-    found = simple_evaluate(
-        model=LopLmms(connection),
-        tasks=wanted,
-        task_manager=TaskManager(),
-        limit=limit,
-        log_samples=True,
-        bootstrap_iters=0,
-    )
+    with tempfile.TemporaryDirectory(prefix="lop-evaluation-") as cache:
+        wanted: list[Any] = [name if path is None else _task(name, path, cache) for name, path in tasks.items()]
+        found = simple_evaluate(
+            model=LopLmms(connection),
+            tasks=wanted,
+            task_manager=TaskManager(),
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
     connection.say(
         "finished",
         harness={"name": "lmms-eval", "version": version("lmms-eval")},
-        tasks={name: scores_by_metric(samples) for name, samples in found["samples"].items()},
+        tasks=scores_by_task(found),
     )
 
 
-def _task(name: str, path: str) -> ConfigurableTask:
+def _task(name: str, path: str, cache: str) -> ConfigurableTask:
     settings: dict[str, Any] = llava_task(name, path)
     settings["doc_to_visual"] = lambda _: []  # the picture goes with the document
-    settings["dataset_kwargs"]["cache_dir"] = tempfile.mkdtemp()
+    settings["dataset_kwargs"]["cache_dir"] = cache
     return ConfigurableTask(config=settings, model_name="lop")
