@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+_IN_VLLM = {
+    **dict.fromkeys(("qwen3_vl", "idefics3", "smolvlm"), ", text alone"),
+    **dict.fromkeys(("paligemma", "vipllava", "llava_next", "idefics2"), ", not tried with this family"),
+}
+"""What vLLM's transformers backend does not do of pruned checkpoints, by their `model_type` (docs/vllm.md)."""
+
+
 @dataclass(frozen=True)
 class InspectedLayer:
     """What one decoder layer has, and had in the dense model; 0: it is skipped.
@@ -123,6 +130,7 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
         runs_in=_runtimes(
+            str(config.model_type),
             str(text.model_type),
             alike=recorded is None,
             is_quantised=is_quantised,
@@ -159,13 +167,15 @@ def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[S
     return found
 
 
-def _runtimes(family: str, *, alike: bool, is_quantised: bool, has_blocks: bool) -> tuple[str, ...]:
+def _runtimes(model_type: str, family: str, *, alike: bool, is_quantised: bool, has_blocks: bool) -> tuple[str, ...]:
     runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
     if is_quantised:
         reads = "where the packages that read its quantization_config are installed"
         runtimes = [f"{runtime}, {reads}" for runtime in (["transformers and vLLM"] if alike else runtimes)]
     elif alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
+    else:
+        runtimes.append(f"vLLM with lop-vllm installed beside it{_IN_VLLM.get(model_type, '')}")
     if (layout := LAYOUTS.get(family)) and has_blocks:
         filled = "" if alike or layout.per_layer else ", layers filled up to one size"
         runtimes.append(f"llama.cpp, by lop export gguf{filled}")

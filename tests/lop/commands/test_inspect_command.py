@@ -11,6 +11,7 @@ from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.planning.plan import PruningPlan
 from tests.lop.commands.typed import typed
 from tests.pruning.cut_models import WIDTHS, plan_for, random_ranking, weight_bytes
+from tests.tiny_models import save_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,36 @@ def test_a_pruned_folder(
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert typed(monkeypatch, "inspect", out) == 0
     printed = capsys.readouterr().out
-    for said in ("skipped", plan.plan_id, plan.ranking.sha256, "made from some-lab/tiny", "lop export gguf"):
+    for said in (
+        "skipped",
+        plan.plan_id,
+        plan.ranking.sha256,
+        "made from some-lab/tiny",
+        "lop-vllm",
+        "lop export gguf",
+    ):
         assert said in printed
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("phi", ""),
+        ("smolvlm", ", text alone"),
+        ("qwen3-vl", ", text alone"),
+        ("llava-next", ", not tried with this family"),
+    ],
+)
+def test_what_of_a_pruned_folder_vllm_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, family: str, said: str
+) -> None:
+    dense = save_tiny_checkpoint(tmp_path / "dense", family)
+    anatomy = read_anatomy(dense)
+    ranking = random_ranking(anatomy)
+    prune_checkpoint(dense, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    assert typed(monkeypatch, "inspect", tmp_path / "out", "--json") == 0
+    runs_in = json.loads(capsys.readouterr().out)["runs_in"]
+    assert [x for x in runs_in if "vLLM" in x] == [f"vLLM with lop-vllm installed beside it{said}"]
 
 
 def test_a_folder_without_a_plan_and_a_dense_one(
