@@ -28,12 +28,17 @@ def test_scores_are_those_of_a_plain_pass() -> None:
 
 def test_the_greedy_continuation_is_said_to_be_greedy() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    context, _ = encode_pair("what is it?", " red", tokenizer)
-    best = int(model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
-    text = tokenizer.decode([best])
-    if list(tokenizer("what is it?" + text, add_special_tokens=False)["input_ids"]) == [*context, best]:
-        assert log_likelihoods(model, tokenizer, [("what is it?", text)])[0][1]
-    assert not log_likelihoods(model, tokenizer, [("what is it?", " red seven three")])[0][1]
+    pairs = []
+    for context in ("red", "blue", "yes", "what", "seven three", "how many"):
+        before, _ = encode_pair(context, " red", tokenizer)
+        best = int(model(input_ids=torch.tensor([before])).logits[0, -1].argmax())
+        pair = (context, tokenizer.decode([best]))
+        if encode_pair(*pair, tokenizer) == (before, [best]):  # half a character or a merge is another text
+            pairs.append(pair)
+    assert pairs
+    assert [greedy for _, greedy in log_likelihoods(model, tokenizer, pairs)] == [True] * len(pairs)
+    longer = [(context, f"{text} red seven three") for context, text in pairs]
+    assert [greedy for _, greedy in log_likelihoods(model, tokenizer, longer)] == [False] * len(pairs)
 
 
 def test_spaces_between_belong_to_the_continuation() -> None:
