@@ -76,7 +76,8 @@ def gguf(
         Path | None,
         typer.Option(
             help="New file for the vision tower and projector, of families that llama.cpp sees with as transformers "
-            "does (LLaVA-1.5, SmolVLM, Idefics3, InternVL, Qwen2-VL, Qwen2.5-VL). Default: the language model only."
+            "does (LLaVA-1.5, SmolVLM, Idefics3, InternVL, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3). Default: the "
+            "language model only."
         ),
     ] = None,
     context: Annotated[
@@ -108,8 +109,9 @@ def gguf(
     """Write GGUF files for llama.cpp, Ollama, LM Studio and others. Needs the gguf extra.
 
     Layers of different widths and heads are kept as they are where llama.cpp can (architecture `deci`), and filled up
-    with zeros where it gives all layers one size (`qwen2vl`, `qwen3`). What it would compute otherwise is refused, by
-    name. With llama-cpp-python installed, it is asked how it encodes text, before anything is written.
+    with zeros where it gives all layers one size (`qwen2vl`, `qwen3`, `qwen3vl`, `gemma3`). What it would compute
+    otherwise is refused, by name. With llama-cpp-python installed, it is asked how it encodes text, before anything is
+    written.
 
     Then: `llama-cli -m OUT -p "..."`, or with pictures
     `llama-mtmd-cli -m OUT --mmproj MMPROJ --image picture.png -p "..."`.

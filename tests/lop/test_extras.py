@@ -142,3 +142,13 @@ def test_the_client_is_light() -> None:
     assert {"numpy", "httpx", "pydantic", "safetensors", "typer"} <= needed_distributions([])
     assert len(needed_distributions([])) < 30
     assert {*EXTRAS["search"], *EXTRAS["server"], "psycopg", "ray", "matplotlib"} <= hidden_modules([])
+
+
+def test_readme_installs_what_its_own_commands_need() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    _, commands, _ = readme.partition("## With your own model")[2].split("```", 2)
+    installed = re.search(r"pip install .*'\.\[(.+)\]'", commands)
+    assert installed is not None
+    needed = ["search", "server", *(["plots"] if "--plot" in commands else [])]
+    hidden = hidden_modules(installed[1].split(","))
+    assert not hidden & {module for extra in needed for module in EXTRAS[extra]}

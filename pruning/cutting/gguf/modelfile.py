@@ -12,7 +12,8 @@ MODELFILE_NAME = "Modelfile"
 def write_modelfile(out: Path, mmproj: Path | None) -> Path | None:
     """Write the Modelfile beside the finished export `out`; None, and nothing is written, if there is one.
 
-    The chat template is in `out`, and Ollama reads it there; stop words are the tokens that end a turn or a text.
+    The chat template is in `out`: Ollama takes its own version of it where it knows one like it (detectChatTemplate
+    in its server/), and none else. Stop words are the tokens that end a turn or a text.
     Raises CheckpointError if it cannot be written.
     """
     path = out.parent / MODELFILE_NAME
