@@ -6,11 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pruning.checkpoints.processor import adds_special_tokens, tokenizer_of
+from pruning.checkpoints.processor import tokenizer_of
 from pruning.data.chat_rendering import turn_ends
 from pruning.data.conversations import Conversation, Turn
 from pruning.measuring.answers import Question, answer_batch, batches_of, check_questions, question_of
 from pruning.measuring.likelihood import log_likelihoods
+from pruning.measuring.raw_prompts import continue_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,22 +41,24 @@ def _answers(
     model: "PreTrainedModel", processor: "Processor", asked: dict[str, Any], batch_size: int, pictures: Path
 ) -> list[str]:
     documents: Sequence[dict[str, Any]] = asked["questions"]
-    questions = [_question(index, document, processor, pictures) for index, document in enumerate(documents)]
-    check_questions(questions, processor)
-    ends = turn_ends(processor)
     said: dict[int, str] = {}
-    for batch in batches_of(questions, batch_size):
-        longest = asked["max_new_tokens"] or _longest([documents[x.index].get("answer") for x in batch], processor)
-        answers = answer_batch(model, processor, batch, max_new_tokens=longest, ends=set(ends))
-        said |= {question.index: answer.text for question, answer in zip(batch, answers, strict=True)}
+    # Prompts of the task's own go to the model as they are: those need no chat template, and keep their spaces.
+    if raw := [index for index, document in enumerate(documents) if "text" in document]:
+        texts, longest = [documents[index]["text"] for index in raw], asked["max_new_tokens"] or MAX_NEW_TOKENS
+        found = continue_texts(model, processor, texts, max_new_tokens=longest, batch_size=batch_size)
+        said |= dict(zip(raw, found, strict=True))
+    if chats := [index for index in range(len(documents)) if index not in said]:
+        questions = [_question(index, documents[index], processor, pictures) for index in chats]
+        check_questions(questions, processor)
+        ends = turn_ends(processor)
+        for batch in batches_of(questions, batch_size):
+            longest = asked["max_new_tokens"] or _longest([documents[x.index].get("answer") for x in batch], processor)
+            answers = answer_batch(model, processor, batch, max_new_tokens=longest, ends=set(ends))
+            said |= {question.index: answer.text for question, answer in zip(batch, answers, strict=True)}
     return [_until(said[index], asked["until"]) for index in range(len(documents))]
 
 
 def _question(index: int, document: dict[str, Any], processor: "Processor", pictures: Path) -> Question:
-    if "text" in document:  # a prompt of the task's own, chat template or not
-        text = document["text"]
-        tokens = tokenizer_of(processor)(text, add_special_tokens=adds_special_tokens(processor, text))["input_ids"]
-        return Question(index, Conversation(str(index), None, (Turn(text, ""),)), text, len(tokens))
     image = None if document.get("image") is None else Path(document["image"])
     if "png" in document:
         image = pictures / f"{index}.png"

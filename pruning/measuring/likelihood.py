@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.checkpoints.processor import adds_special_tokens, tokenizer_of
+from pruning.checkpoints.processor import tokenizer_of
 from pruning.errors import DatasetError
 from pruning.forward.wide_passes import wide_passes
+from pruning.measuring.raw_prompts import raw_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,10 +49,8 @@ def encode_pair(context: str, continuation: str, processor: "Processor") -> tupl
     if not stripped:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         return [int(first)], list(tokenizer(context + continuation, add_special_tokens=False)["input_ids"])
-    special = adds_special_tokens(processor, context)
-    before = list(tokenizer(stripped, add_special_tokens=special)["input_ids"])
-    whole = list(tokenizer(context + continuation, add_special_tokens=special)["input_ids"])
-    return before, whole[len(before) :]
+    before = raw_tokens(stripped, processor)
+    return before, raw_tokens(context + continuation, processor)[len(before) :]
 
 
 def _scores(model: "PreTrainedModel", batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

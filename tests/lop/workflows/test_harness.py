@@ -18,7 +18,10 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.conversations import load_conversations
 from pruning.errors import InputError, MissingExtraError
 from pruning.measuring.generation import generate_answers
+from pruning.measuring.raw_prompts import continue_texts
+from tests.tiny_models import tiny_model
 from tests.tiny_models.checkpoints import write_conversations
+from tests.tiny_models.processor import TEXT_TEMPLATE, tiny_tokenizer
 
 INTEGRATION = Path(__file__).parents[3] / "integrations" / "evaluation"
 
@@ -69,6 +72,19 @@ def test_a_file_is_asked_turn_by_turn_as_lop_evaluate_asks_it(checkpoint: Path, 
 
 def _flat(rows: list[list[Any]]) -> list[Any]:
     return [x for row in rows for x in row]
+
+
+def test_prompts_of_the_tasks_own_need_no_chat_template_and_stand_beside_others() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    asked = {"kind": "generate", "max_new_tokens": 6, "until": []}
+    texts = [{"text": "what is it?"}, {"text": "red"}]
+    raw = answering(model, tokenizer)(asked | {"questions": texts})["answers"]
+    assert raw == continue_texts(model, tokenizer, ["what is it?", "red"], max_new_tokens=6)
+    tokenizer.chat_template = TEXT_TEMPLATE
+    chat = {"turns": [["what is it?", ""]], "image": None}
+    both = answering(model, tokenizer)(asked | {"questions": [texts[1], chat, texts[0]]})["answers"]
+    assert [both[2], both[0]] == raw
+    assert both[1] == answering(model, tokenizer)(asked | {"questions": [chat]})["answers"][0]
 
 
 def test_a_harness_that_dies_is_named_with_its_exit_code(tmp_path: Path) -> None:
