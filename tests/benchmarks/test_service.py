@@ -1,5 +1,6 @@
 """What `bench-service` counts and compares, on numbers worked out by hand."""
 
+import itertools
 import socket
 import threading
 
@@ -11,7 +12,11 @@ from benchmarks.service_load import load
 from benchmarks.service_soak import soak_figures
 from benchmarks.service_speed import known_figures
 from service.app import create_app
+from service.authentication import needed_scope
 from service.settings import Settings
+from storage.records import KeyScope
+
+API_PATHS = ("/healthz", "/v1/plans", "/v1/plans/x", "/v1/jobs", "/v1/jobs/x/retry", "/v1/datasets", "/metrics", "/x")
 
 
 def test_known_plans_are_compared_within_a_turn() -> None:
@@ -68,16 +73,33 @@ def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
         ("plan", "POST", "/v1/plans", None),
         ("plan", "DELETE", "/v1/jobs/x", 403),
         ("run", "POST", "/v1/jobs", None),
+        ("run", "DELETE", "/v1/jobs/mine", None),
+        ("run", "DELETE", "/v1/jobs/theirs", 403),
+        ("run", "POST", "/v1/jobs/theirs/retry", 403),
+        ("run", "GET", "/v1/jobs/theirs", None),
+        ("open", "DELETE", "/v1/jobs/theirs", None),
     ],
 )
 def test_who_is_to_be_refused(asker: str, method: str, path: str, status: int | None) -> None:
-    assert _expected(asker, method, path) == status
+    assert _expected(asker, method, path, "theirs") == status
+
+
+@pytest.mark.parametrize(("method", "path"), list(itertools.product(["GET", "POST", "DELETE", "PUT"], API_PATHS)))
+def test_the_server_and_the_fuzzing_agree_on_who_may_do_what(method: str, path: str) -> None:
+    needed = needed_scope(method, path)
+    for scope in ("read", "plan", "run"):
+        allowed = needed is None or KeyScope(scope).allows(needed)
+        assert (_expected(scope, method, path, "") is None) == allowed
+    assert _expected("nobody", method, path, "") == (None if needed is None else 401)
 
 
 def test_requests_name_what_there_is_and_answers_keep_their_schemas() -> None:
     document = create_app(Settings()).openapi()
     answers = document["components"]["schemas"]["JobResponse"]
-    asked = with_known_names({**document})["components"]["schemas"]
+    fuzzed = with_known_names({**document}, "theirs")
+    asked = fuzzed["components"]["schemas"]
+    named = {x["name"]: x["schema"]["anyOf"][0] for x in fuzzed["paths"]["/v1/jobs/{job_id}"]["get"]["parameters"]}
+    assert named == {"job_id": {"enum": ["theirs"]}}
     assert asked["PlanRequest"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
     assert asked["SearchJob"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
     assert asked["JobResponse"] is answers
