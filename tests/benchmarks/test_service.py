@@ -2,19 +2,26 @@
 
 import itertools
 import socket
+import sys
 import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.service_fuzz import _expected, with_known_names
-from benchmarks.service_kill_jobs import differences
+from benchmarks.service_kill import Asked, check_undisturbed
+from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
 from benchmarks.service_load import load
+from benchmarks.service_processes import Child
 from benchmarks.service_soak import soak_figures
 from benchmarks.service_speed import known_figures
 from service.app import create_app
 from service.authentication import needed_scope
 from service.settings import Settings
-from storage.records import KeyScope
+from storage.records import KeyScope, NewJob
+from storage.sql_repository import open_repository
 
 API_PATHS = ("/healthz", "/v1/plans", "/v1/plans/x", "/v1/jobs", "/v1/jobs/x/retry", "/v1/datasets", "/metrics", "/x")
 
@@ -60,6 +67,36 @@ def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
         {**whole, "samples": ["a", "a"], "searches": 3, "jobs": {"x": 1, "y": 3, "z": 4}, "models": {}}, whole
     )
     assert [len(found[name]) for name in ("lost", "doubled", "different")] == [2, 3, 1]
+    assert differences({**whole, "searches": 1}, whole)["lost"] == ["1 searches instead of 2"]
+
+
+def test_an_undisturbed_run_that_is_not_whole_is_nothing_to_compare_with() -> None:
+    whole: dict[str, Any] = {name: {"x": {"status": "done"}} for name in ("jobs", "samples", "models", "files")}
+    whole["searches"] = 1
+    check_undisturbed(whole, Asked())
+    for wrong in ({**whole, "jobs": {"x": {"status": "failed"}}}, {**whole, "samples": []}, {**whole, "searches": 0}):
+        with pytest.raises(RuntimeError, match="nothing was killed"):
+            check_undisturbed(wrong, Asked())
+    with pytest.raises(RuntimeError, match="500 GET"):
+        check_undisturbed(whole, Asked(unexpected=["500 GET /v1/jobs"]))
+
+
+def test_claims_that_a_kill_took_are_counted(tmp_path: Path) -> None:
+    with open_repository(f"sqlite:///{tmp_path}/lop.db", create=True) as repository:
+        job, _ = repository.add_job(NewJob("train", "m", {}, "somebody"))
+        for worker in ("first", "second", "third"):
+            assert repository.claim_job(worker, stale_after=timedelta(0)) is not None
+        repository.finish_job(job.id, "third", result={})
+        assert num_interrupted(repository, repository.list_jobs()) == 2
+        assert ended_twice(repository, repository.list_jobs()) == []
+
+
+def test_what_was_dead_before_is_no_kill(tmp_path: Path) -> None:
+    child = Child([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    assert not child.kill()
+    child.start()
+    assert child.kill()
+    assert not child.kill()
 
 
 @pytest.mark.parametrize(
