@@ -161,8 +161,7 @@ class Killer(threading.Thread):
         if self._random.random() < 0.5:
             self.kills["backend"] += self._postgres.kill_backend(self._random.randrange(1000))
             return
-        self.kills["postmaster"] += 1
-        self._postgres.kill()
+        self.kills["postmaster"] += self._postgres.kill()
         time.sleep(self._random.uniform(0, 1))
         self._postgres.start()
 
@@ -204,6 +203,10 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
             killer.start()
             try:
                 parked = _ask_all(data, servers, asked, seed, lambda: setattr(killer, "most", most))
+            except RuntimeError as error:
+                if killer.error is not None:  # what is no longer started again answers nobody
+                    raise killer.error from error
+                raise
             finally:
                 killer.stopping.set()
                 killer.join()

@@ -39,9 +39,16 @@ class Postgres:
         self.url: str = self._server.get_uri()
         upgrade(self.url)
 
-    def kill(self) -> None:
-        """SIGKILL to the postmaster; those that it started see that, and end."""
-        os.kill(self._pid(), signal.SIGKILL)
+    def kill(self) -> bool:
+        """SIGKILL to the postmaster; those that it started see that, and end. Whether there was one."""
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):
+            postmaster = psutil.Process(self._pid())
+            postmaster.kill()
+            postmaster.wait(STARTUP_SECONDS)  # one that is just ending would be taken for one that runs by `start`
+            return True
+        return False
 
     def kill_backend(self, number: int) -> bool:
         """SIGKILL to one of its processes, drawn by `number`: all connections break, and the server recovers.
