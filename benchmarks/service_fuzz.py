@@ -1,15 +1,17 @@
 """Schemathesis over the whole OpenAPI document of `lop serve`, with stateful links, by everybody who may ask and not.
 
-Rounds: in each, schemathesis generates requests by its examples, its coverage, its fuzzing and its stateful phase from
-one seed, against a server that goes on with what earlier rounds left in its database. Who asks:
+Rounds: in each, schemathesis generates requests by its fuzzing and its stateful phase from one seed, and in the first
+one by its examples and its coverage, which are the same for every seed, against a server that goes on with what earlier
+rounds left in its database. Who asks:
 
 - `open`: whoever is on the machine of a server without keys;
 - `run`, `plan`, `read`: a key of that scope;
-- `nobody`: no key, a made-up one, an expired one, a revoked one, two at once, in turn.
+- `nobody`: no key, an expired one, a revoked one, a wrong one, two in one header, and what is no key, in turn.
 
 What is counted: answers of 500 and above; answers that the document does not describe (status, media type, headers,
 schema, methods, what is accepted against it); and answers to whom they should not be: anything but 401 to nobody, and
-anything but 403 to a key that may not do it.
+anything but 403 to a key that may not do it. Who may do what is written down here a second time: the server's own
+function could not find itself wrong.
 """
 
 import itertools
@@ -25,10 +27,9 @@ import httpx
 from benchmarks.service_processes import CODE, Server, database, running
 from benchmarks.service_subject import MODEL, add_made_up_model
 from benchmarks.steps import Steps, say
-from service.authentication import needed_scope
 from service.keys import new_key
 from storage.contract import Repository
-from storage.records import KeyScope
+from storage.records import KeyScope, NewJob
 from storage.sql_repository import open_repository
 
 NUM_REQUESTS = 100_000
@@ -43,13 +44,18 @@ CHECKS = (
     "response_schema_conformance",
     "negative_data_rejection",
     "unsupported_method",
-    "use_after_free",
     "ensure_resource_availability",
 )
+"""Not `use_after_free`: the one DELETE there is, of a job, cancels it, and what was cancelled can still be read."""
 EXAMPLES = 60
 """Of each operation in the fuzzing phase of a round."""
 TIMEOUT_SECONDS = 60.0
 _EVENTS = "/v1/jobs/{job_id}/events"
+_OPEN = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""What anybody may ask for."""
+_MAY = {"read": {"read"}, "plan": {"read", "plan"}, "run": {"read", "plan", "run"}}
+"""What a key may do, by its scope."""
+_STATEFUL = "stateful"
 _SHOWN = 20
 
 Row = dict[str, Any]
@@ -61,9 +67,11 @@ class Found:
 
     requests: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
     server_errors: int = 0
     undocumented: int = 0
     auth_bypasses: int = 0
+    engine_errors: int = 0
     examples: list[str] = field(default_factory=list)
 
     def note(self, what: str) -> None:
@@ -75,9 +83,11 @@ class Found:
         return {
             "requests": self.requests,
             "statuses": dict(sorted(self.statuses.items())),
+            "phases": dict(sorted(self.phases.items())),
             "server_errors": self.server_errors,
             "undocumented": self.undocumented,
             "auth_bypasses": self.auth_bypasses,
+            "engine_errors": self.engine_errors,
             "examples": self.examples,
         }
 
@@ -92,7 +102,14 @@ def fuzz(folder: Path, steps: Steps, *, num_requests: int = NUM_REQUESTS) -> tup
         rows.append({"part": "fuzz", "database": kind, "asker": asker, **step.document})
     names = ("requests", "server_errors", "undocumented", "auth_bypasses")
     total = {name: sum(row[name] for row in rows) for name in names}
-    return {"fuzz_requests": total.pop("requests"), **total}, rows
+    stateful = sum(row["phases"].get(_STATEFUL, 0) for row in rows)
+    failed = sum(row["engine_errors"] for row in rows)
+    return {
+        "fuzz_requests": total.pop("requests"),
+        "fuzz_stateful_requests": stateful,
+        **total,
+        "fuzz_engine_errors": failed,
+    }, rows
 
 
 def _cell(folder: Path, kind: str, asker: str, wanted: int) -> Row:
@@ -103,12 +120,16 @@ def _cell(folder: Path, kind: str, asker: str, wanted: int) -> Row:
             add_made_up_model(repository)
             keys = [] if asker == "open" else _keys(repository)
             mine = _headers(repository, asker, keys)
+            job = _job_of_another(repository)
         server = Server(url, folder, settings={"LOP_KEY_LIMIT": "1000000/second"})
         with running(server):
             for seed in itertools.count():
                 if found.requests >= wanted:
                     break
-                _round(server.url, asker, mine, seed, wanted, found)
+                before = found.requests
+                _round(server.url, asker, mine, seed, wanted, found, job)
+                if found.requests == before:
+                    raise RuntimeError(f"schemathesis asks for nothing: {found.examples}")
                 say(f"fuzz {kind} {asker}: {found.requests} of {wanted}")
             if not server.is_ready:
                 found.server_errors += 1
@@ -121,6 +142,13 @@ def _keys(repository: Repository) -> list[str]:
     record, key = new_key("somebody", KeyScope.ADMIN)
     repository.add_key(record)
     return [key]
+
+
+def _job_of_another(repository: Repository) -> str:
+    """The id of a job that only its asker and `admin` may cancel or retry; it has ended, and so has its stream."""
+    settings = {"kind": "train", "model": MODEL}
+    job, _ = repository.add_job(NewJob("train", MODEL, settings, "somebody"))
+    return repository.cancel_job(job.id, stale_after=timedelta(minutes=1)).id
 
 
 def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[tuple[str, str]]]:
@@ -137,11 +165,15 @@ def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[t
     repository.add_key(gone)
     repository.revoke_key(gone.id)
     secret = keys[0]
-    bad = [f"Bearer {expired}", f"Bearer {revoked}", f"Bearer {secret[:-1]}x", f"Basic {secret}", "Bearer", secret]
+    twice = f"Bearer {secret}, Bearer {secret}"  # what a proxy may make of two headers (RFC 9110, section 5.3)
+    bad = [f"Bearer {expired}", f"Bearer {revoked}", f"Bearer {secret[:-1]}x", twice, f"Basic {secret}", "Bearer"]
+    bad.append(secret)
     return [[], *([("Authorization", text)] for text in bad)]
 
 
-def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found) -> None:
+def _round(
+    url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found, job: str
+) -> None:
     import schemathesis
     from schemathesis.config import ProjectConfig, ProjectsConfig, SchemathesisConfig
     from schemathesis.engine import events, from_schema
@@ -152,9 +184,11 @@ def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, w
     project.generation.max_examples = EXAMPLES
     project.generation.no_shrink = True
     project.generation.database = "none"
+    # Every round would send the same of these, whatever its seed.
+    project.phases.examples.enabled = project.phases.coverage.enabled = seed == 0
     project.checks.update(included_check_names=list(CHECKS))
     config = SchemathesisConfig(seed=seed, projects=ProjectsConfig(default=project))
-    document = with_known_names(httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json())
+    document = with_known_names(httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json(), job)
     schema = schemathesis.openapi.from_dict(document, config=config)
     turns = itertools.cycle(mine)
     admin = httpx.Client(base_url=url, headers=dict(mine[0]), timeout=TIMEOUT_SECONDS)
@@ -171,15 +205,19 @@ def _round(url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, w
     with admin:
         for event in from_schema(schema).execute():
             if isinstance(event, events.ScenarioFinished | events.FuzzScenarioFinished):
-                _count(event.recorder, asker, found)
+                before = found.requests
+                _count(event.recorder, asker, found, job)
+                phase = getattr(event, "phase", None)
+                found.phases["fuzzing" if phase is None else phase.value] += found.requests - before
             elif isinstance(event, events.NonFatalError | events.FatalError):
+                found.engine_errors += 1
                 found.note(f"schemathesis: {event}"[:500])
             if found.requests >= wanted * 1.2:
                 break
 
 
-def with_known_names(document: Row) -> Row:
-    """The document, in which what requests name is in half of all cases what the database has.
+def with_known_names(document: Row, job: str) -> Row:
+    """The document, in which what requests name is in half of all cases what the database has: `MODEL`, and a `job`.
 
     Else next to no generated request would get past the search for a model of a random name. Answers are held against
     the document's own schemas, which stay as they are.
@@ -192,12 +230,13 @@ def with_known_names(document: Row) -> Row:
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "model_id":
-                    parameter["schema"] = {"anyOf": [{"enum": [MODEL]}, parameter["schema"]]}
+                known = {"model_id": MODEL, "job_id": job}.get(parameter["name"])
+                if known is not None:
+                    parameter["schema"] = {"anyOf": [{"enum": [known]}, parameter["schema"]]}
     return document
 
 
-def _count(recorder: Any, asker: str, found: Found) -> None:
+def _count(recorder: Any, asker: str, found: Found, job: str) -> None:
     for case_id, interaction in recorder.interactions.items():
         found.requests += 1
         response = interaction.response
@@ -210,7 +249,7 @@ def _count(recorder: Any, asker: str, found: Found) -> None:
         if response.status_code >= 500:
             found.server_errors += 1
             found.note(f"{response.status_code}: {asked}: {response.content[:300]!r}")
-        expected = _expected(asker, interaction.request.method, httpx.URL(interaction.request.uri).path)
+        expected = _expected(asker, interaction.request.method, httpx.URL(interaction.request.uri).path, job)
         if expected is not None and response.status_code != expected:
             found.auth_bypasses += 1
             found.note(f"{response.status_code} instead of {expected}: {asked}")
@@ -225,11 +264,16 @@ def _body(interaction: Any) -> str:
     return "" if not body else repr(body)[:300]
 
 
-def _expected(asker: str, method: str, path: str) -> int | None:
-    """The status of a request that is not allowed; None where it is."""
-    needed = needed_scope(method, path)
-    if asker == "open" or needed is None:
+def _expected(asker: str, method: str, path: str, job: str) -> int | None:
+    """The status of a request that is not allowed; None where it is. `job` is another asker's."""
+    if asker == "open" or path in _OPEN:
         return None
     if asker == "nobody":
         return 401
-    return None if KeyScope(asker).allows(needed) else 403
+    if (method, path) in (("DELETE", f"/v1/jobs/{job}"), ("POST", f"/v1/jobs/{job}/retry")):
+        return 403
+    if method in ("GET", "HEAD", "OPTIONS"):
+        needed = "read"
+    else:
+        needed = "plan" if (method, path) == ("POST", "/v1/plans") else "run"
+    return None if needed in _MAY[asker] else 403

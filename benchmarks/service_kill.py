@@ -4,8 +4,9 @@ A round: a new database, two servers, three workers; PostgreSQL in every other r
 registers a tiny model, asks for searches, measurements, cut checkpoints, and all the time for plans; a request that is
 not answered, or with 502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a
 generator seeded with the round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends.
-Each is started again at once. When all jobs have ended, what is stored is compared with a round in which nothing was
-killed.
+Each is started again at once. Few are killed while there is one job alone, which the others need, and two workers have
+nothing to do. When all jobs have ended, what is stored is compared with a round in which nothing was killed.
+`interrupted` counts what a kill took from a worker: claims of jobs that did not end them.
 
 A job that lost three workers is parked, as documented; the client then asks for it again (`parked`).
 """
@@ -31,6 +32,7 @@ from benchmarks.service_kill_jobs import (
     differences,
     ended_twice,
     first_job,
+    num_interrupted,
     other_jobs,
     outcome,
     write_files,
@@ -46,9 +48,9 @@ NUM_KILLS = 1000
 DATABASES = ("sqlite", "postgresql")
 NUM_SERVERS, NUM_WORKERS = 2, 3
 STALE_SECONDS = 6
-LONGEST_PAUSE_SECONDS = 1.5
-MOST_KILLS = 60
-"""Of a round: what has not ended then goes on in peace."""
+LONGEST_PAUSE_SECONDS = 3.0
+MOST_KILLS, MOST_AT_FIRST = 60, 6
+"""Of a round, and of the time before the first job has ended; what has not ended then goes on in peace."""
 PATIENCE_SECONDS = 300.0
 MOST_UNEXPECTED = 20
 _PASSES = (502, 503)
@@ -62,6 +64,7 @@ class Asked:
 
     jobs: dict[str, str] = field(default_factory=dict)
     plans: dict[str, bytes] = field(default_factory=dict)
+    planned: dict[float, str] = field(default_factory=dict)
     repeated: int = 0
     unexpected: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -112,6 +115,8 @@ class Asker:
         plan_id = str(answer.json()["plan_id"])
         if self.asked.plans.setdefault(plan_id, answer.content) != answer.content:
             self.asked.doubled.append(f"plan {plan_id} in two forms")
+        if (first := self.asked.planned.setdefault(sparsity, plan_id)) != plan_id:
+            self.asked.doubled.append(f"plans {first} and {plan_id} for sparsity {sparsity}")
         return plan_id
 
 
@@ -120,7 +125,7 @@ class Killer(threading.Thread):
 
     def __init__(self, children: list[Child], postgres: Postgres | None, seed: int, most: int) -> None:
         super().__init__(daemon=True)
-        self._children, self._postgres, self._most = children, postgres, most
+        self._children, self._postgres, self.most = children, postgres, most
         self._random = random.Random(seed)
         self.stopping = threading.Event()
         self.kills: Counter[str] = Counter()
@@ -130,7 +135,7 @@ class Killer(threading.Thread):
         try:
             while not self.stopping.wait(self._random.uniform(0, LONGEST_PAUSE_SECONDS)):
                 self.revive()
-                if sum(self.kills.values()) < self._most:
+                if sum(self.kills.values()) < self.most:
                     self._kill()
         except BaseException as error:  # noqa: BLE001 (the round that waits for it raises it)
             self.error = error
@@ -149,17 +154,14 @@ class Killer(threading.Thread):
             return
         child = self._random.choice(choices)
         if child is not None:
-            self.kills[type(child).__name__] += 1
-            child.kill()
+            self.kills[type(child).__name__] += child.kill()  # none of one that has ended by itself
             child.start()
             return
         assert self._postgres is not None
         if self._random.random() < 0.5:
-            self.kills["backend"] += 1
-            self._postgres.kill_backend(self._random.randrange(1000))
+            self.kills["backend"] += self._postgres.kill_backend(self._random.randrange(1000))
             return
-        self.kills["postmaster"] += 1
-        self._postgres.kill()
+        self.kills["postmaster"] += self._postgres.kill()
         time.sleep(self._random.uniform(0, 1))
         self._postgres.start()
 
@@ -179,7 +181,7 @@ def kill(folder: Path, steps: Steps, *, num_kills: int = NUM_KILLS) -> tuple[Row
         row = steps.call(f"kill round {seed}", [kind, str(most)], run, modules=modules).document
         rows.append({"part": "kill", "database": kind, "round": seed, **row})
         say(f"kill: {done + row['kills']} of {num_kills}")
-    names = ("lost", "doubled", "stuck", "different", "unexpected", "parked")
+    names = ("lost", "doubled", "stuck", "different", "unexpected", "parked", "interrupted")
     total = {name: sum(row[name] for row in rows) for name in names}
     return {"kill_count": sum(row["kills"] for row in rows), **total}, rows
 
@@ -197,10 +199,14 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
         ]
         asked = Asked()
         with running(*servers, *workers):
-            killer = Killer([*servers, *workers], server, seed, most)
+            killer = Killer([*servers, *workers], server, seed, min(most, MOST_AT_FIRST))
             killer.start()
             try:
-                parked = _ask_all(data, servers, asked, seed)
+                parked = _ask_all(data, servers, asked, seed, lambda: setattr(killer, "most", most))
+            except RuntimeError as error:
+                if killer.error is not None:  # what is no longer started again answers nobody
+                    raise killer.error from error
+                raise
             finally:
                 killer.stopping.set()
                 killer.join()
@@ -214,9 +220,11 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
             found = outcome(repository, folder / "output")
             jobs = repository.list_jobs()
             twice = ended_twice(repository, jobs)
+            interrupted = num_interrupted(repository, jobs)
         wrong = [str(finding) for finding in check_database(url, open_store(str(folder / "store"))).findings]
     row: Row = {"kills": sum(killer.kills.values()), "killed": dict(killer.kills), "repeated": asked.repeated}
     if undisturbed is None:
+        check_undisturbed(found, asked)
         return {**row, "outcome": found, "examples": asked.unexpected}
     compared = differences(found, undisturbed)
     lost = compared["lost"] + gone + [job for job in asked.jobs if job not in {one.id for one in jobs}]
@@ -229,7 +237,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
         **row,
         "jobs": len(jobs),
         "plans": len(asked.plans),
-        "attempts": sum(job.attempts for job in jobs),
+        "interrupted": interrupted,
         "lost": len(lost),
         "doubled": len(doubled),
         "stuck": len(stuck),
@@ -240,12 +248,21 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
     }
 
 
+def check_undisturbed(found: Row, asked: Asked) -> None:
+    """What the others are held against must itself be whole: raises RuntimeError if it is not."""
+    failed = [f"{name}: {result}" for name, result in found["jobs"].items() if result["status"] != JobStatus.DONE.value]
+    missing = [part for part in ("jobs", "samples", "searches", "models", "files") if not found[part]]
+    if wrong := [*failed, *missing, *asked.doubled, *asked.unexpected]:
+        raise RuntimeError(f"where nothing was killed, not everything came to its end: {wrong[:5]}")
+
+
 def _told(asked: Asked) -> list[tuple[str, bytes]]:
     return [(f"/v1/plans/{plan_id}", content) for plan_id, content in asked.plans.items()]
 
 
-def _ask_all(data: Path, servers: list[Server], asked: Asked, seed: int) -> int:
-    """Ask for all jobs, and for plans until they have ended; how often one was parked."""
+def _ask_all(data: Path, servers: list[Server], asked: Asked, seed: int, after_first: Callable[[], object]) -> int:
+    """Ask for all jobs, and for plans until they have ended; how often one was parked. `after_first` is called when
+    the first job has ended and the others were asked for."""
     asker = Asker(servers, asked, seed)
     archive = _archive(data)
     dataset = asker.send("POST", "/v1/datasets", content=archive, headers={"Content-Type": "application/x-tar"}).json()[
@@ -254,6 +271,7 @@ def _ask_all(data: Path, servers: list[Server], asked: Asked, seed: int) -> int:
     parked = _wait(asker, [asker.job(first_job(dataset))], lambda: None)
     plans = [asker.plan(sparsity) for sparsity in PLAN_SPARSITIES[:3]]
     jobs = [asker.job(settings) for settings in other_jobs(dataset, plans)]
+    after_first()
     more = random.Random(seed)
     return parked + _wait(asker, jobs, lambda: asker.plan(more.choice(PLAN_SPARSITIES)))
 

@@ -40,7 +40,7 @@ def other_jobs(dataset: str, plans: list[str]) -> list[Row]:
             "kind": "search",
             "model": MODEL,
             "dataset": dataset,
-            "sparsities": [0.3, 0.5],
+            "sparsities": [round(0.2 + 0.02 * seed, 2), round(0.5 + 0.02 * seed, 2)],  # else all find the same samples
             "evaluations": 24,
             "num_levels": 6,
             "round_to": 8,
@@ -78,6 +78,8 @@ def differences(found: Row, undisturbed: Row) -> dict[str, list[str]]:
     expected: Counter[str] = Counter(undisturbed["samples"])
     lost = [f"sample {sample}" for sample in expected - samples]
     doubled = [f"sample {sample}" for sample in samples - expected]
+    if found["searches"] < undisturbed["searches"]:
+        lost.append(f"{found['searches']} searches instead of {undisturbed['searches']}")
     if found["searches"] > undisturbed["searches"]:
         doubled.append(f"{found['searches']} searches instead of {undisturbed['searches']}")
     different = []
@@ -98,6 +100,12 @@ def ended_twice(repository: Repository, jobs: list[JobRecord]) -> list[str]:
         for job in jobs
         if sum(event.document.get("status") == JobStatus.DONE.value for event in repository.list_job_events(job.id)) > 1
     ]
+
+
+def num_interrupted(repository: Repository, jobs: list[JobRecord]) -> int:
+    """How often a worker claimed one of the jobs and did not end it."""
+    statuses = Counter(event.document.get("status") for job in jobs for event in repository.list_job_events(job.id))
+    return statuses[JobStatus.RUNNING.value] - statuses[JobStatus.DONE.value] - statuses[JobStatus.FAILED.value]
 
 
 def _asked(job: JobRecord) -> str:

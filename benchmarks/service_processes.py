@@ -39,18 +39,30 @@ class Postgres:
         self.url: str = self._server.get_uri()
         upgrade(self.url)
 
-    def kill(self) -> None:
-        """SIGKILL to the postmaster; those that it started see that, and end."""
-        os.kill(self._pid(), signal.SIGKILL)
-
-    def kill_backend(self, number: int) -> None:
-        """SIGKILL to one of its processes, drawn by `number`: all connections break, and the server recovers."""
+    def kill(self) -> bool:
+        """SIGKILL to the postmaster; those that it started see that, and end. Whether there was one."""
         import psutil
 
-        children = psutil.Process(self._pid()).children()
-        if children:
-            with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess):
+            postmaster = psutil.Process(self._pid())
+            postmaster.kill()
+            postmaster.wait(STARTUP_SECONDS)  # one that is just ending would be taken for one that runs by `start`
+            return True
+        return False
+
+    def kill_backend(self, number: int) -> bool:
+        """SIGKILL to one of its processes, drawn by `number`: all connections break, and the server recovers.
+
+        Whether there was one.
+        """
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._pid()).children()
+            if children:
                 children[number % len(children)].kill()
+                return True
+        return False
 
     def start(self) -> None:
         """Start again, with what was committed; waits for what the one before left in shared memory."""
@@ -163,11 +175,12 @@ class Child:
                 self._command, stdout=log, stderr=log, env=self._environment, cwd=self._cwd
             )
 
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> bool:
+        """SIGKILL; whether it was that which ended it."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        self._process.kill()
+        return self._process.wait() == -signal.SIGKILL
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL to what has not ended a minute later."""

@@ -104,16 +104,20 @@ def conflict(what: str, key: str, difference: str, remedy: str = "Use another id
 
 
 def require_model(session: Session, model_id: str, *, lock: bool = False) -> None:
-    """Raises NotFoundError unless the model is stored; with `lock`, its other lockers wait until the commit."""
-    query = select(ModelRow.id).where(ModelRow.id == model_id)
-    if lock:
-        query = query.with_for_update(key_share=True)  # lets rows that refer to the model still be inserted
+    """Raises NotFoundError unless the model is stored; with `lock`, its other lockers wait until the commit.
+
+    Without it, too, it stays until the commit, and one that is being removed is waited for: what refers to it would
+    break a constraint afterwards. `read` makes that PostgreSQL's FOR KEY SHARE, which a foreign key takes anyway; else
+    it is FOR NO KEY UPDATE, which lets rows that refer to the model still be inserted.
+    """
+    query = select(ModelRow.id).where(ModelRow.id == model_id).with_for_update(key_share=True, read=not lock)
     require(session.scalar(query), "model", model_id, "Register it with `lop model add`")
 
 
 def require_artifact(session: Session, sha256: str) -> None:
-    """Raises NotFoundError unless the artifact is stored."""
-    known = session.scalar(select(ArtifactRow.sha256).where(ArtifactRow.sha256 == sha256))
+    """Raises NotFoundError unless the artifact is stored; it stays until the commit, as in `require_model`."""
+    query = select(ArtifactRow.sha256).where(ArtifactRow.sha256 == sha256)
+    known = session.scalar(query.with_for_update(key_share=True, read=True))
     require(known, "artifact", sha256, "Store the bytes with put_artifact first")
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.jobs.settings import JobSettings, read_settings
 from storage.records import JobEvent, JobProgress, JobRecord, JobStatus
@@ -150,7 +150,9 @@ class JobResponse(BaseModel):
     attempts: int = Field(description="Workers that began it; one that loses three is parked.")
     settings: JobSettings | None = Field(description="What was asked for; null where this version does not know it.")
     progress: ProgressResponse | None = None
-    result: JobResult | None = None
+    result: JobResult | None = Field(
+        default=None, description="What came of it; null before it is done, and where this version does not know it."
+    )
     error: str | None = None
     log: list[str] = Field(default=[], description="The last lines of its log; not in lists.")
 
@@ -169,7 +171,15 @@ class JobResponse(BaseModel):
             attempts=job.attempts,
             settings=read_settings(job.settings),
             progress=None if job.progress is None else ProgressResponse.of(job.progress),
-            result=None if job.result is None else JobResult(**job.result),
+            result=_read_result(job.result),
             error=job.error,
             log=log or [],
         )
+
+
+def _read_result(document: dict[str, Any] | None) -> JobResult | None:
+    """None too where this version does not know it: workers and servers are not brought up at one moment."""
+    try:
+        return None if document is None else JobResult(**document)
+    except ValidationError:
+        return None

@@ -1,17 +1,29 @@
 """What `bench-service` counts and compares, on numbers worked out by hand."""
 
+import itertools
 import socket
+import sys
 import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.service_fuzz import _expected, with_known_names
-from benchmarks.service_kill_jobs import differences
+from benchmarks.service_kill import Asked, check_undisturbed
+from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
 from benchmarks.service_load import load
+from benchmarks.service_processes import Child
 from benchmarks.service_soak import soak_figures
 from benchmarks.service_speed import known_figures
 from service.app import create_app
+from service.authentication import needed_scope
 from service.settings import Settings
+from storage.records import KeyScope, NewJob
+from storage.sql_repository import open_repository
+
+API_PATHS = ("/healthz", "/v1/plans", "/v1/plans/x", "/v1/jobs", "/v1/jobs/x/retry", "/v1/datasets", "/metrics", "/x")
 
 
 def test_known_plans_are_compared_within_a_turn() -> None:
@@ -55,6 +67,36 @@ def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
         {**whole, "samples": ["a", "a"], "searches": 3, "jobs": {"x": 1, "y": 3, "z": 4}, "models": {}}, whole
     )
     assert [len(found[name]) for name in ("lost", "doubled", "different")] == [2, 3, 1]
+    assert differences({**whole, "searches": 1}, whole)["lost"] == ["1 searches instead of 2"]
+
+
+def test_an_undisturbed_run_that_is_not_whole_is_nothing_to_compare_with() -> None:
+    whole: dict[str, Any] = {name: {"x": {"status": "done"}} for name in ("jobs", "samples", "models", "files")}
+    whole["searches"] = 1
+    check_undisturbed(whole, Asked())
+    for wrong in ({**whole, "jobs": {"x": {"status": "failed"}}}, {**whole, "samples": []}, {**whole, "searches": 0}):
+        with pytest.raises(RuntimeError, match="nothing was killed"):
+            check_undisturbed(wrong, Asked())
+    with pytest.raises(RuntimeError, match="500 GET"):
+        check_undisturbed(whole, Asked(unexpected=["500 GET /v1/jobs"]))
+
+
+def test_claims_that_a_kill_took_are_counted(tmp_path: Path) -> None:
+    with open_repository(f"sqlite:///{tmp_path}/lop.db", create=True) as repository:
+        job, _ = repository.add_job(NewJob("train", "m", {}, "somebody"))
+        for worker in ("first", "second", "third"):
+            assert repository.claim_job(worker, stale_after=timedelta(0)) is not None
+        repository.finish_job(job.id, "third", result={})
+        assert num_interrupted(repository, repository.list_jobs()) == 2
+        assert ended_twice(repository, repository.list_jobs()) == []
+
+
+def test_what_was_dead_before_is_no_kill(tmp_path: Path) -> None:
+    child = Child([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    assert not child.kill()
+    child.start()
+    assert child.kill()
+    assert not child.kill()
 
 
 @pytest.mark.parametrize(
@@ -68,16 +110,33 @@ def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
         ("plan", "POST", "/v1/plans", None),
         ("plan", "DELETE", "/v1/jobs/x", 403),
         ("run", "POST", "/v1/jobs", None),
+        ("run", "DELETE", "/v1/jobs/mine", None),
+        ("run", "DELETE", "/v1/jobs/theirs", 403),
+        ("run", "POST", "/v1/jobs/theirs/retry", 403),
+        ("run", "GET", "/v1/jobs/theirs", None),
+        ("open", "DELETE", "/v1/jobs/theirs", None),
     ],
 )
 def test_who_is_to_be_refused(asker: str, method: str, path: str, status: int | None) -> None:
-    assert _expected(asker, method, path) == status
+    assert _expected(asker, method, path, "theirs") == status
+
+
+@pytest.mark.parametrize(("method", "path"), list(itertools.product(["GET", "POST", "DELETE", "PUT"], API_PATHS)))
+def test_the_server_and_the_fuzzing_agree_on_who_may_do_what(method: str, path: str) -> None:
+    needed = needed_scope(method, path)
+    for scope in ("read", "plan", "run"):
+        allowed = needed is None or KeyScope(scope).allows(needed)
+        assert (_expected(scope, method, path, "") is None) == allowed
+    assert _expected("nobody", method, path, "") == (None if needed is None else 401)
 
 
 def test_requests_name_what_there_is_and_answers_keep_their_schemas() -> None:
     document = create_app(Settings()).openapi()
     answers = document["components"]["schemas"]["JobResponse"]
-    asked = with_known_names({**document})["components"]["schemas"]
+    fuzzed = with_known_names({**document}, "theirs")
+    asked = fuzzed["components"]["schemas"]
+    named = {x["name"]: x["schema"]["anyOf"][0] for x in fuzzed["paths"]["/v1/jobs/{job_id}"]["get"]["parameters"]}
+    assert named == {"job_id": {"enum": ["theirs"]}}
     assert asked["PlanRequest"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
     assert asked["SearchJob"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
     assert asked["JobResponse"] is answers

@@ -247,5 +247,15 @@ def test_a_job_of_another_version_is_shown_without_settings(client: TestClient, 
     assert (found["settings"], found["status"]) == (None, JobStatus.QUEUED)
 
 
+def test_a_result_of_another_version_is_shown_as_none(client: TestClient, repository: Repository) -> None:
+    """One job must not take the whole list with it."""
+    job, _ = repository.add_job(NewJob("train", "tiny", {"kind": "train", "model": "tiny"}, "somebody"))
+    repository.claim_job("w", stale_after=timedelta(hours=1))
+    repository.finish_job(job.id, "w", result={"predictors": ["p", "q"]})
+    for shown in (client.get(f"/v1/jobs/{job.id}").json(), client.get("/v1/jobs").json()["items"][0]):
+        assert (shown["status"], shown["result"]) == ("done", None)
+    assert client.get(f"/jobs/{job.id}").status_code == client.get("/jobs").status_code == 200
+
+
 def test_a_search_that_was_queued_with_a_retired_setting_is_still_read() -> None:
     assert read_settings({**SEARCH, "probes": None}) == read_settings(SEARCH) is not None

@@ -2,11 +2,15 @@
 
 import sqlite3
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from pruning.errors import ConflictError, NotFoundError, SchemaRevisionError, StorageUnavailableError
 from storage.backup import backup, restore
@@ -204,6 +208,44 @@ def test_a_model_goes_with_all_that_is_known_of_it(filled: SqlRepository, databa
     assert filled.remove_model("other").rows["artifacts"] == 1
     with pytest.raises(NotFoundError):
         filled.get_artifact(RANKING_SHA256)
+
+
+def test_who_writes_while_the_model_is_being_removed_finds_none(filled: SqlRepository, database_url: str) -> None:
+    """To remove a model with many samples takes a while, in which plans are asked for: none may break a constraint."""
+    [job] = filled.list_jobs()
+    filled.finish_job(job.id, "w", result={})
+    writers: dict[str, Callable[[], object]] = {
+        "plan": lambda: filled.add_plan(PlanRecord("asked meanwhile", plan("another"))),
+        "predictor": lambda: filled.add_predictor(replace(predictor(), id="another")),
+        "samples": lambda: filled.add_samples([sample(1)]),
+        "statistics": lambda: filled.add_statistics(statistics()),
+        "search": lambda: filled.record_search("m", {"seed": 2}, {"found": 1}),
+    }
+    found: dict[str, object] = {}
+
+    def write(name: str) -> None:
+        try:
+            found[name] = writers[name]()
+        except Exception as error:  # noqa: BLE001 (which it is, is what is asked)
+            found[name] = type(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in writers]
+    removed = threading.Event()
+
+    @event.listens_for(filled._write_engine, "before_cursor_execute")
+    def begin_to_write(*cursor: Any) -> None:
+        if cursor[2].startswith("DELETE FROM models") and not removed.is_set():
+            removed.set()
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)  # they wait for the removal, at whatever they wait for
+
+    filled.remove_model("m")
+    for thread in threads:
+        thread.join(60)
+    assert removed.is_set()
+    assert found == dict.fromkeys(writers, NotFoundError)
+    assert check_database(database_url).findings == ()
 
 
 def test_another_model_may_have_the_id_then(filled: SqlRepository) -> None:

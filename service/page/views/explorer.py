@@ -17,7 +17,7 @@ from service.page.explaining import bounds, shown
 from service.page.quality_curve import CurveDrawer, point_of
 from service.page.rendering import PageRoute, page
 from service.planner import Planner
-from service.problems import log_server_error, problem_of
+from service.problems import headers_of, log_server_error, problem_of
 from storage.contract import Catalogue
 from storage.records import KeyScope
 
@@ -41,8 +41,9 @@ def explore(request: Request, catalogue: CatalogueDep, planner: PlannerDep, aske
         fields["model"] = models[0]
     answer = _answer(request, fields, catalogue, planner, asker) if "model" in fields else {}
     problem = answer.get("problem")
-    values = {"fields": fields, **_NOTHING, **answer}
     status = problem.status if problem is not None else 200
+    headers = answer.pop("headers", None)
+    values = {"fields": fields, **_NOTHING, **answer}
     if is_part:
         # 200 in any case: htmx shows nothing of an answer that is an error. The browser's address becomes short.
         here = f"{request.scope.get('root_path', '')}/explorer?{asking.link_of(fields)}"
@@ -51,6 +52,7 @@ def explore(request: Request, catalogue: CatalogueDep, planner: PlannerDep, aske
         request,
         "explorer.html",
         status=status,
+        headers=headers,
         models=models,
         devices=devices.list_devices(catalogue),
         spaces=list(SpaceName),
@@ -82,7 +84,7 @@ def _answer(
         problem = problem_of(error, request.scope["path"])
         log_server_error(request, problem, error)
         nearest = asking.nearest_link(error, fields) if isinstance(error, InfeasibleTargetError) else None
-        return found | {"problem": problem, "nearest": nearest}
+        return found | {"problem": problem, "nearest": nearest, "headers": headers_of(error)}
     root = request.scope.get("root_path", "")
     base = str(request.base_url).rstrip("/")
     against = fields.get("against")

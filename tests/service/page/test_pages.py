@@ -304,6 +304,21 @@ def test_a_database_that_is_gone_is_a_page_that_says_when_to_come_back(settings:
             assert "Start it" in answer.text
 
 
+def test_a_plan_that_cannot_be_stored_is_a_page_that_says_when_to_come_back(
+    settings: Settings, repository: Repository, known: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: everything can be read, and nothing written."""
+
+    def refuse(record: object) -> None:
+        raise StorageUnavailableError("the database file must be writable", remedy="Check the free disk space")
+
+    monkeypatch.setattr(repository, "add_plan", refuse)
+    with TestClient(create_app(settings, repository=repository)) as client:
+        answer = client.get("/explorer?model=tiny&sparsity=0.33")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "free disk space" in answer.text
+
+
 def test_behind_a_prefix_every_address_has_it(database_url: str, repository: Repository, known: None, job: str) -> None:
     with TestClient(create_app(Settings(database_url=database_url, root_path="/lop"))) as client:
         for path in (*PAGES, f"/jobs/{job}"):
