@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.child_process import ROOT, measure
-from benchmarks.runtime_models import KINDS, TEXT_ALONE_IN_VLLM, write_family, write_gguf, write_large
+from benchmarks.runtime_large import VOCABULARY, write_large
+from benchmarks.runtime_models import KINDS, TEXT_ALONE_IN_VLLM, write_family, write_gguf
 from benchmarks.steps import Steps
 
 PROMPT_TOKENS = 12
 SPEED_PROMPT_TOKENS = 256
 FASTER = 1.5
+
+REFUSALS = (
+    "lop export gguf: ",
+    # vLLM 0.32 reads the names of LLaVA's vision tower as transformers 4 wrote them; it serves pruned folders, which
+    # go to its transformers backend.
+    "There is no module or parameter named 'vision_tower.",
+    # Its own LLaVA-OneVision wants tokens of videos, which the tiny tokenizer does not have.
+    "Failed to apply prompt replacement for mm_items['video']",
+)
+"""What a cell that does not run says where its runtime is known not to take it. Anything else is a failure."""
 
 Row = dict[str, Any]
 
@@ -27,6 +38,7 @@ class Sizes:
 
     prompts: int = 200
     layers: int = 16
+    vocabulary: int = VOCABULARY
     new_tokens: int = 32
     turns: int = 3
 
@@ -56,16 +68,20 @@ class Cells:
     def speed_rows(self) -> list[Row]:
         """Tokens a second and peak memory of 1B's shape, a row for each runtime."""
         folder, sizes = self._work / "large", self._sizes
-        write = partial(write_large, folder, sizes.layers)
-        self._steps.call("large models", [str(folder), str(sizes.layers)], write, modules=["benchmarks.runtime_models"])
+        write = partial(write_large, folder, sizes.layers, sizes.vocabulary)
+        key = [str(folder), str(sizes.layers), str(sizes.vocabulary)]
+        self._steps.call("large models", key, write, modules=["benchmarks.runtime_large"])
         prompt = _prompts(1, SPEED_PROMPT_TOKENS)[0]
         speed = {"prompt": prompt, "new_tokens": sizes.new_tokens, "turns": sizes.turns}
         asked = {"prompts": [prompt[:PROMPT_TOKENS]], "speed": speed}
+        of = {name: {kind: self._cell("large", name, folder / kind, asked) for kind in KINDS} for name in self.pythons}
         rows: list[Row] = []
-        for name in self.pythons:
-            cells = {kind: self._cell("large", name, folder / kind, asked) for kind in KINDS}
+        for name, cells in of.items():
             row: Row = {"shape": "1B", "runtime": name, "runs": not any("refused" in cell for cell in cells.values())}
-            rows.append({**row, **(_ratios(**cells) if row["runs"] else {}), "cells": cells})
+            if row["runs"]:
+                row |= {"same_token": all(cells[kind]["tokens"] == of["lop"][kind]["tokens"] for kind in KINDS)}
+                row |= _ratios(**cells)
+            rows.append({**row, "cells": cells})
         return rows
 
     def _cell(self, family: str, runtime: str, folder: Path, asked: Row) -> Row:
@@ -103,7 +119,8 @@ def _prompts(count: int, length: int) -> list[list[int]]:
 
 def _row(cell: Mapping[str, Any], right: Sequence[int]) -> Row:
     if "refused" in cell:
-        return {"runs": False, "refused": cell["refused"]}
+        is_known = any(text in cell["refused"] for text in REFUSALS)
+        return {"runs": False, "refused": cell["refused"], "is_known": is_known}
     same = sum(a == b for a, b in zip(cell["tokens"], right, strict=True))
     return {"runs": True, "prompts": len(right), "agreement": same / len(right)}
 
@@ -114,19 +131,22 @@ def _ratios(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
 
 
 def family_figures(rows: Sequence[Mapping[str, Any]]) -> Row:
-    """The worst cell that runs, and of each runtime the families whose pruned models run."""
+    """The worst cell that runs, the cells that neither run nor are known to be refused, and of each runtime the
+    families whose pruned models run."""
     running = [row for row in rows if row["runs"]]
     runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
     pruned = {name: sum(x["runtime"] == name and x["kind"] == "pruned" for x in running) for name in runtimes}
     return {
         "agreement_min": min((row["agreement"] for row in running), default=0.0),
+        "cells_failed": sum(not row["runs"] and not row["is_known"] for row in rows),
         "families_run_min": min(pruned.values(), default=0),
         **{f"families_run_{name.replace('.', '_')}": count for name, count in pruned.items()},
     }
 
 
 def speed_figures(rows: Sequence[Mapping[str, Any]]) -> Row:
-    """Of the runtimes that run, `lop` itself left out: the least speeds and the most memory, pruned over dense."""
+    """Of the runtimes that run, `lop` itself left out: the least speeds and the most memory, pruned over dense; and how
+    many say another token than `lop`, or do not run."""
     theirs = [row for row in rows if row["runs"] and row["runtime"] != "lop"]
     prefill, decode, memory = (
         [row[f"{what}_pruned_over_dense"] for row in theirs] for what in ("prefill", "decode", "peak_memory")
@@ -136,4 +156,5 @@ def speed_figures(rows: Sequence[Mapping[str, Any]]) -> Row:
         "decode_pruned_over_dense": min(decode, default=0.0),
         "runtimes_1.5_times_faster": sum(min(pair) >= FASTER for pair in zip(prefill, decode, strict=True)),
         "peak_memory_pruned_over_dense": max(memory, default=1.0),
+        "speed_runtimes_failed": sum(not row.get("same_token", False) for row in rows),
     }

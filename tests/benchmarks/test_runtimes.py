@@ -6,32 +6,57 @@ from typing import Any
 import pytest
 
 from benchmarks.runtime_cell import RUNTIMES
-from benchmarks.runtime_cells import family_figures, speed_figures
+from benchmarks.runtime_cells import Cells, Sizes, family_figures, speed_figures
 from benchmarks.runtime_client import client_figures
 from benchmarks.runtime_harnesses import harness_figures
 from benchmarks.runtime_models import FAMILIES, write_family, write_gguf
 from benchmarks.runtimes import holds
+from benchmarks.steps import Steps
 
 
 def row(runtime: str, kind: str, agreement: float | None) -> dict[str, Any]:
     runs = agreement is not None
-    return {"family": "f", "kind": kind, "runtime": runtime, "runs": runs, **({"agreement": agreement} if runs else {})}
+    said = {"agreement": agreement} if runs else {"is_known": True}
+    return {"family": "f", "kind": kind, "runtime": runtime, "runs": runs, **said}
 
 
 def speed(runtime: str, prefill: float, decode: float, memory: float = 0.5) -> dict[str, Any]:
     ratios = {"prefill": prefill, "decode": decode, "peak_memory": memory}
-    return {"runtime": runtime, "runs": True, **{f"{name}_pruned_over_dense": x for name, x in ratios.items()}}
+    found = {f"{name}_pruned_over_dense": x for name, x in ratios.items()}
+    return {"runtime": runtime, "runs": True, "same_token": True, **found}
 
 
 def test_the_worst_cell_that_runs_and_the_runtime_with_the_fewest_families_count() -> None:
     rows = [row("a.b", "pruned", 1.0)] * 5 + [row("b", "pruned", 0.995)] * 6 + [row("b", "pruned", None)]
     rows += [row("a.b", "dense", 0.992)]
     found = family_figures(rows)
-    assert found == {"agreement_min": 0.992, "families_run_min": 5, "families_run_a_b": 5, "families_run_b": 6}
-    assert holds(found) == {"agreement_min": True, "families_run_min": True}
+    families = {"families_run_min": 5, "families_run_a_b": 5, "families_run_b": 6}
+    assert found == {"agreement_min": 0.992, "cells_failed": 0, **families}
+    assert holds(found) == {"agreement_min": True, "cells_failed": True, "families_run_min": True}
     worse = family_figures([*rows, row("c", "pruned", None), row("c", "dense", 0.9)])
     assert (worse["agreement_min"], worse["families_run_min"]) == (0.9, 0)
-    assert holds(worse) == {"agreement_min": False, "families_run_min": False}
+    assert holds(worse) == {"agreement_min": False, "cells_failed": True, "families_run_min": False}
+
+
+@pytest.mark.parametrize(
+    ("said", "is_failure"),
+    [
+        ("lop export gguf: the language model's layers must be those of an architecture of llama.cpp", False),
+        ("ValueError: There is no module or parameter named 'vision_tower.embeddings' in LlavaForConditional", False),
+        ("ValueError: There is no module or parameter named 'layers.3.mlp' in LlamaForCausalLM", True),
+        ("Segmentation fault (core dumped)", True),
+    ],
+)
+def test_a_crash_is_no_refusal(tmp_path: Path, said: str, *, is_failure: bool) -> None:
+    class Saying(Cells):
+        def _cell(self, family: str, runtime: str, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+            assert (family, folder.parent, len(asked["prompts"])) == ("llama", tmp_path / "llama", 2)
+            return {"tokens": [1, 2]} if runtime == "lop" else {"refused": said}
+
+    cells = Saying(tmp_path, Steps(tmp_path / "steps"), {"lop": "python", "other": "python"}, Sizes(prompts=2))
+    found = family_figures(cells.family_rows("llama"))
+    assert (found["families_run_min"], found["cells_failed"]) == (0, 2 * is_failure)
+    assert holds(found)["cells_failed"] == (not is_failure)
 
 
 def test_prompt_and_answer_must_both_be_faster_in_two_runtimes_beside_ours() -> None:
@@ -40,8 +65,12 @@ def test_prompt_and_answer_must_both_be_faster_in_two_runtimes_beside_ours() -> 
     assert (found["prefill_pruned_over_dense"], found["decode_pruned_over_dense"]) == (1.5, 1.4)
     assert found["peak_memory_pruned_over_dense"] == 0.6
     assert not holds(found)["runtimes_1.5_times_faster"]
+    assert holds(found)["speed_runtimes_failed"]
     refused = {"runtime": "d", "runs": False}
-    assert holds(speed_figures([*two, speed("c", 1.6, 1.5), refused]))["runtimes_1.5_times_faster"]
+    three = speed_figures([*two, speed("c", 1.6, 1.5), refused])
+    assert holds(three) == {"runtimes_1.5_times_faster": True, "speed_runtimes_failed": False}
+    other = speed_figures([*two, speed("c", 1.6, 1.5) | {"same_token": False}])
+    assert other["speed_runtimes_failed"] == 1
 
 
 def asked(model: str, kind: str, accuracy: float, ours: float, questions: int = 10) -> dict[str, Any]:
