@@ -150,7 +150,8 @@ def _versions(pythons: Mapping[str, str]) -> dict[str, str]:
     """Of each runtime, as its environment has it."""
     code = (
         "import sys, importlib.metadata as m; "
-        "print({x.metadata['Name'].lower(): x.version for x in m.distributions()}.get(sys.argv[1], ''), end='')"
+        "names = {x.metadata['Name'].lower().replace('_', '-'): x.version for x in m.distributions()}; "
+        "print(names.get(sys.argv[1], ''), end='')"
     )
     found = {}
     for name, packages in PACKAGES.items():
