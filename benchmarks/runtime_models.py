@@ -1,7 +1,6 @@
-"""The checkpoints of the runtimes benchmark: a small one of each family, and one of 1B's shape, dense and pruned.
+"""The small checkpoints of the runtimes benchmark: one of each family, dense and pruned.
 
-Weights are random. Of the small ones each layer is cut differently, an FFN and an attention are skipped; of the large
-one half of the decoder is gone.
+Weights are random. Each layer is cut differently, an FFN and an attention are skipped.
 """
 
 import shutil
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.runtime_cell import gguf_of
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -49,9 +46,6 @@ FAMILIES = (*TEXT, *LLAVA, *HUB)
 TEXT_ALONE_IN_VLLM = ("qwen3-vl", "idefics3", "smolvlm")
 """vLLM serves their text, and not their pictures (docs/vllm.md)."""
 
-LARGE: Mapping[str, int] = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-"""Llama-3.2-1B's, with 32 query heads and 8 KV groups, and a small vocabulary: the decoder is what is cut."""
-
 
 def write_family(family: str, folder: Path) -> dict[str, Any]:
     """`dense` and `pruned` of a family in `folder`, anew."""
@@ -62,23 +56,6 @@ def write_family(family: str, folder: Path) -> dict[str, Any]:
         wide_model(family).save_pretrained(dense)
         (tiny_processor() if family in LLAVA else tiny_tokenizer()).save_pretrained(dense)
     return prune(dense, folder / "pruned", family, _mixed)
-
-
-def write_large(folder: Path, num_layers: int) -> dict[str, Any]:
-    """`dense` and `pruned` of 1B's shape in bfloat16, anew."""
-    dense = _empty(folder) / "dense"
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        **{**LARGE, "num_hidden_layers": num_layers},
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=4096,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(dense)
-    tokenizer.save_pretrained(dense)
-    return prune(dense, folder / "pruned", "large", _half)
 
 
 def _empty(folder: Path) -> Path:
@@ -114,13 +91,6 @@ def _mixed(anatomy: ModelAnatomy) -> Architecture:
     """Four layers: other widths, a KV group less in the first, no FFN in the second, no attention in the third."""
     groups = [x.num_kv_groups for x in anatomy.layers]
     return anatomy.architecture([32, 0, 96, 64], [max(1, groups[0] - 1), groups[1], 0, groups[3]])
-
-
-def _half(anatomy: ModelAnatomy) -> Architecture:
-    """Half of every layer, in turns a quarter more and a quarter less."""
-    shares = [0.25 if layer % 2 else 0.75 for layer in range(len(anatomy.layers))]
-    widths = [int(x.ffn_width * share) for x, share in zip(anatomy.layers, shares, strict=True)]
-    return anatomy.architecture(widths, [int(x.num_kv_groups * s) for x, s in zip(anatomy.layers, shares, strict=True)])
 
 
 def write_gguf(folder: Path) -> str | None:
