@@ -78,7 +78,6 @@ $(VLLM)/.installed: integrations/vllm/pyproject.toml
 test-vllm: $(STAMP) $(VLLM)/.installed
 	rm -rf $(VENV)/vllm-checkpoints
 	PYTHONPATH=.:integrations/vllm/tests $(BIN)/python -m write_checkpoints $(VENV)/vllm-checkpoints
-	PYTHONPATH=.:integrations/vllm $(BIN)/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_sizes.py
 	LOP_VLLM_CHECKPOINTS=$(abspath $(VENV)/vllm-checkpoints) PYTHONPATH=$(CURDIR):$(CURDIR)/integrations/vllm \
 	  $(VLLM)/bin/python -m pytest -c integrations/vllm/pyproject.toml integrations/vllm/tests/test_tokens.py
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from pruning.cutting.measured_quality import RECOVERY_REPORT_NAME as REPORT_NAME
 from recovery.recipe import Recipe
 from recovery.scores import AnswerScores, accuracy_change, beats, kl_change, percent_of_dense
 from recovery.state import Progress
 
-REPORT_NAME = "lop_recovery.json"
+__all__ = ["REPORT_NAME", "JudgedPart", "report_of"]
 
 
 @dataclass(frozen=True)

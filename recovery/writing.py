@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
 from pruning.cutting.base_model import CARD_NAME
-from pruning.cutting.model_card import MARK
+from pruning.cutting.inspection import base_of
+from pruning.cutting.model_card import MARK, write_card
 from pruning.cutting.pruned_config import RECOVERY_KEY
+from pruning.cutting.rewriting.card import write_rewritten_card
 from pruning.cutting.streaming.companions import companion_bytes, copy_companions
 from pruning.cutting.streaming.draft import SAVED_MODEL, locked_draft
 from pruning.cutting.streaming.place import check_room
@@ -59,6 +62,8 @@ def write_recovered(
                     (folder / PLAN_NAME).write_text(recovered.to_json())
             copy_companions(pruned, folder)
             (folder / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if not (folder / CARD_NAME).is_file():
+                _write_card(pruned, folder)
             _add_to_card(folder, report)
 
 
@@ -75,8 +80,20 @@ def _write_config(pruned: Path, folder: Path, step: RecoveryStep) -> None:
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def _write_card(pruned: Path, folder: Path) -> None:
+    """The card that the start has not: as `lop apply` writes it, or, where no plan is known, a short one."""
+    plan = PruningPlan.load(folder / PLAN_NAME) if (folder / PLAN_NAME).is_file() else None
+    base = base_of(pruned, plan, is_pruned=True)
+    if plan is None:
+        how = "`lop.load_pruned(FOLDER)` loads it, and `lop inspect FOLDER` says what its layers have."
+        write_rewritten_card(folder, base, "recovered", [how])
+    else:
+        config = load_config(folder)
+        write_card(folder, base, plan, config, layer_shapes(config))
+
+
 def _add_to_card(folder: Path, report: dict[str, Any]) -> None:
-    """A section of the card that `lop apply` wrote."""
+    """A section of a card of ours; what somebody else wrote stays as it is."""
     card = folder / CARD_NAME
     if not card.is_file() or MARK not in (text := card.read_text(encoding="utf-8")):
         return

@@ -118,6 +118,7 @@ def gguf(
     """
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
+    from lop.workflows.harness_results import measured_lines
     from pruning.cutting.gguf.export import export_gguf
     from pruning.cutting.gguf.export_card import stored_as, write_export_card
     from pruning.cutting.gguf.modelfile import write_modelfile
@@ -149,7 +150,8 @@ def gguf(
         else:
             export = export_quantised(model, out, quantised, tensor_types=chosen, planned=planned, **choices)
     stored = quantised.value if quantised is not None else stored_as(export, tensor_type)
-    written = write_export_card(model, out, mmproj, stored) if card else None
+    measured = measured_lines(model)
+    written = write_export_card(model, out, mmproj, stored, measured=measured, on_note=warn) if card else None
     modelfile = write_modelfile(out, mmproj) if card else None
     for note in export.notes:
         warn(note)

@@ -80,6 +80,8 @@ def _show(folder: Path, found: "Inspection") -> None:
         print_line("no plan in the folder: it was saved again since `lop apply`, and its weights may have changed")
     for runtime in found.runs_in:
         print_line(f"runs in {runtime}")
+    for refusal in found.refused_by:
+        print_line(f"refused by {refusal}")
 
 
 def _kept_in_words(units: int, bits: int | None) -> str | int:
@@ -110,4 +112,5 @@ def _document(found: "Inspection") -> dict[str, Any]:
         "layers": [vars(layer) for layer in found.layers],
         "plan": None if found.plan is None else found.plan.model_dump(mode="json"),
         "runs_in": found.runs_in,
+        "refused_by": found.refused_by,
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from lop.workflows.harness import Harness, Scores
 from pruning.atomic_file import replace_file
+from pruning.checkpoints.headers import weight_files
 from pruning.errors import InputError
 from pruning.measuring.paired_scores import PairedScores, compare_scores
 
@@ -52,6 +53,42 @@ def document(
         return {**known, "means": means(of_model), "scores": {"model": of_model}}
     tasks = {task: {name: asdict(x) for name, x in found.items()} for task, found in paired(of_dense, of_model).items()}
     return {**known, "paired": tasks, "scores": {"model": of_model, "dense": of_dense}}
+
+
+def measured_lines(folder: Path) -> list[str]:
+    """What harnesses measured of the checkpoint in `folder`, a line each metric, from the files beside it.
+
+    Files that are older than its weights, or cannot be read, say nothing.
+    """
+    lines: list[str] = []
+    for harness in Harness:
+        try:
+            path = results_file(folder, harness)
+            if path.stat().st_mtime >= max(x.stat().st_mtime for x in weight_files(folder)):
+                lines += _lines(harness, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return lines
+
+
+def _lines(harness: Harness, found: Mapping[str, Any]) -> list[str]:
+    if "paired" not in found:
+        return [
+            f"- {task}, {metric} ({harness}): {mean:.4g}"
+            for task, means_of in found["means"].items()
+            for metric, mean in means_of.items()
+        ]
+    lines = []
+    for task, metrics in found["paired"].items():
+        for metric, x in metrics.items():
+            share, interval = x["percent_of_dense"], x["interval"]
+            of_dense = "" if share is None else f", {share:.1f}% of it"
+            within = "" if interval is None else f" (95% interval {interval[0]:.1f} to {interval[1]:.1f})"
+            lines.append(
+                f"- {task}, {metric} ({harness}, {x['questions']:,} questions): {x['pruned']:.4g}, the dense model "
+                f"{x['dense']:.4g}{of_dense}{within}"
+            )
+    return lines
 
 
 def write_results(path: Path, found: Mapping[str, Any]) -> None:

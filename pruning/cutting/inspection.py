@@ -1,5 +1,5 @@
 """What a checkpoint folder holds, layer by layer, from its config, its headers and its plan: no weight is read (of
-weights in few bits, their shapes are)."""
+weights in few bits, their shapes and scales are)."""
 
 import math
 from collections.abc import Mapping
@@ -12,28 +12,21 @@ from pruning.anatomy.dtypes import FLOAT_DTYPES
 from pruning.anatomy.families import Family, family_of
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.anatomy.tensor_roles import decoder_tensor
+from pruning.anatomy.vllm_support import SERVED_WEIGHTS, family_limits, untried_weights
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config
 from pruning.checkpoints.file_errors import reading
-from pruning.checkpoints.headers import stored_tensors, weight_files
+from pruning.checkpoints.headers import StoredTensor, stored_tensors, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, packed_in
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
-from pruning.cutting.gguf.layouts import LAYOUTS
-from pruning.cutting.gguf.packed_blocks import are_blocks
+from pruning.cutting.gguf.exportable import exportable
 from pruning.cutting.rewriting.sparsify_checkpoint import CONFIG_KEY as SPARSITY_KEY
 from pruning.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-
-_IN_VLLM = {
-    **dict.fromkeys(("qwen3_vl", "idefics3", "smolvlm"), ", text alone"),
-    **dict.fromkeys(("paligemma", "vipllava", "llava_next", "idefics2"), ", not tried with this family"),
-}
-"""What vLLM's transformers backend does not do of pruned checkpoints, by their `model_type` (docs/vllm.md)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,8 @@ class Inspection:
         parameters, weights_bytes: of the whole model.
         layers: [L].
         sparsity: how single weights were zeroed, as `lop sparsify` notes it in the config; None: it was not.
-        runs_in: what can load or export it.
+        runs_in: what can load or export it; empty if nobody asked.
+        refused_by: who refuses it, and why.
     """
 
     model_type: str
@@ -76,12 +70,14 @@ class Inspection:
     parameters: int
     weights_bytes: int
     layers: tuple[InspectedLayer, ...]
-    runs_in: tuple[str, ...]
+    runs_in: tuple[str, ...] = ()
+    refused_by: tuple[str, ...] = ()
     sparsity: Mapping[str, Any] | None = None
 
 
-def inspect_checkpoint(folder: str | Path) -> Inspection:
-    """Read what `folder` says of itself.
+def inspect_checkpoint(folder: str | Path, *, reads_plan: bool = True, asks_runtimes: bool = True) -> Inspection:
+    """Read what `folder` says of itself; without `reads_plan`, as if no plan could be read there. `asks_runtimes`: also
+    what runs it, for which its tokenizer is read.
 
     Raises:
         CheckpointError: it is no checkpoint, damaged or half-written.
@@ -94,8 +90,9 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     text = config.get_text_config(decoder=True)
     family_of(text)
     recorded = recorded_architecture(config)
-    plan = PruningPlan.load(folder / PLAN_NAME) if (folder / PLAN_NAME).is_file() else None
-    is_pruned = recorded is not None or plan is not None
+    has_plan = (folder / PLAN_NAME).is_file()
+    plan = PruningPlan.load(folder / PLAN_NAME) if has_plan and reads_plan else None
+    is_pruned = recorded is not None or has_plan
     dense = layer_shapes(config)
     architecture = recorded or Architecture()
     widths = architecture.units(Sublayer.FFN, [layer.ffn_width for layer in dense])
@@ -104,13 +101,13 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     packed = packed_in(stored)
     needed = [x for name, x in needed_tensors(config, stored).items() if not is_packed_part(name, packed)]
     bits = _bits_of_sites(packed, family_of(text))
-    is_quantised = any(getattr(section, "quantization_config", None) is not None for section in (config, text))
+    runtimes = _runtimes(folder, config, stored, alike=recorded is None) if asks_runtimes else ((), ())
     with reading(folder):
         weights_bytes = sum(path.stat().st_size for path in weight_files(folder))
     return Inspection(
         model_type=str(config.model_type),
         family=str(text.model_type),
-        base=_base(folder, plan, is_pruned=is_pruned),
+        base=base_of(folder, plan, is_pruned=is_pruned),
         is_pruned=is_pruned,
         plan=plan,
         parameters=sum(math.prod(tensor.shape) for tensor in needed if tensor.dtype in FLOAT_DTYPES)
@@ -129,13 +126,8 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
             )
             for x, width, kept in zip(dense, widths, groups, strict=True)
         ),
-        runs_in=_runtimes(
-            str(config.model_type),
-            str(text.model_type),
-            alike=recorded is None,
-            is_quantised=is_quantised,
-            has_blocks=are_blocks(config, packed.values()),
-        ),
+        runs_in=runtimes[0],
+        refused_by=runtimes[1],
         sparsity=_sparsity(config),
     )
 
@@ -148,7 +140,7 @@ def _sparsity(config: "PreTrainedConfig") -> Mapping[str, Any] | None:
     return said if is_note else None
 
 
-def _base(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:
+def base_of(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:
     """What the folder was made from: the id in its card, else how its plan calls the model. A dense one is its own."""
     own, said = read_base_model(folder), card_metadata(folder).get("base_model")
     if isinstance(said, str):
@@ -167,16 +159,29 @@ def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[S
     return found
 
 
-def _runtimes(model_type: str, family: str, *, alike: bool, is_quantised: bool, has_blocks: bool) -> tuple[str, ...]:
-    runtimes = ["lop.load_pruned", "transformers, after lop.register_transformers()"]
+def _runtimes(
+    folder: Path, config: "PreTrainedConfig", stored: Mapping[str, StoredTensor], *, alike: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What loads or exports the checkpoint, and who refuses it; `alike`: all layers have the dense model's sizes."""
+    runtimes, refusals = ["lop.load_pruned", "transformers, after lop.register_transformers()"], []
+    sections = (config, config.get_text_config(decoder=True))
+    is_quantised = any(getattr(section, "quantization_config", None) is not None for section in sections)
     if is_quantised:
         reads = "where the packages that read its quantization_config are installed"
         runtimes = [f"{runtime}, {reads}" for runtime in (["transformers and vLLM"] if alike else runtimes)]
     elif alike:
         runtimes = ["transformers, vLLM and whatever runs the dense model"]
+    if not alike:
+        untried = untried_weights(config)
+        if untried is None:
+            runtimes.append(f"vLLM with lop-vllm installed beside it{family_limits(str(config.model_type))}")
+        else:
+            refusals.append(f"lop-vllm: {untried}; it serves {SERVED_WEIGHTS}")
+    export = exportable(folder, config, stored)
+    if export.refusal is not None:
+        refusals.append(f"lop export gguf: {export.refusal}")
     else:
-        runtimes.append(f"vLLM with lop-vllm installed beside it{_IN_VLLM.get(model_type, '')}")
-    if (layout := LAYOUTS.get(family)) and has_blocks:
-        filled = "" if alike or layout.per_layer else ", layers filled up to one size"
-        runtimes.append(f"llama.cpp, by lop export gguf{filled}")
-    return tuple(runtimes)
+        context = "" if export.context is None else f" --context {export.context}"
+        filled = ", layers filled up to one size" if export.is_filled_up else ""
+        runtimes.append(f"llama.cpp, by lop export gguf{context}{filled}")
+    return tuple(runtimes), tuple(refusals)

@@ -20,19 +20,22 @@ logger = logging.getLogger(__name__)
 def register() -> None:
     """Extend vLLM in this process; may be called again.
 
-    Another version of vLLM than the tested one is left as it is, and a warning says so: dense models must be served
-    all the same, and pruned ones stop at the first shape that differs.
+    Another version of vLLM than the tested one serves all models as before, but for pruned ones: they are refused by
+    name (refusing.py).
     """
     import vllm
 
     if ".".join(vllm.__version__.split(".")[:2]) != TESTED:
-        logger.warning(
-            "lop-vllm works with vLLM %s, this is %s: it does nothing, and pruned checkpoints will not load. "
-            "Install vLLM %s.*, or a lop-vllm for your version.",
-            TESTED,
-            vllm.__version__,
-            TESTED,
-        )
+        from lop_vllm.refusing import refuse_pruned
+
+        if not refuse_pruned(vllm.__version__, TESTED):
+            logger.warning(
+                "lop-vllm works with vLLM %s, this is %s: pruned checkpoints will stop at a shape that differs. "
+                "Install vLLM %s.*, or a lop-vllm for your version.",
+                TESTED,
+                vllm.__version__,
+                TESTED,
+            )
         return
     from lop_vllm.checks import extend_checks
     from lop_vllm.layers import extend_backend

@@ -7,7 +7,7 @@ from typing import Any
 from vllm.config import ModelConfig
 
 from lop_vllm.pruned import architecture_of, is_extended, mark
-from lop_vllm.sizes import check_parallel_sizes
+from lop_vllm.sizes import check_parallel_sizes, check_weights
 from pruning.anatomy.families import family_of
 from pruning.checkpoints.anatomy_reader import layer_shapes
 from pruning.errors import UnsupportedModelError
@@ -32,6 +32,7 @@ def _checked(original: Callable[..., None]) -> Callable[..., None]:
                 pipeline_parallel=parallel_config.pipeline_parallel_size,
                 fused=family_of(self.hf_config.get_text_config(decoder=True)).rows_from_config,
             )
+            check_weights(self.hf_config, parallel_config.tensor_parallel_size)
             check_pictures(self.hf_config, self.multimodal_config)
         original(self, parallel_config)
 

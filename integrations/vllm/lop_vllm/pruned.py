@@ -22,6 +22,13 @@ def architecture_of(config: Any) -> Architecture | None:
     return recorded_architecture(config)
 
 
+def is_pruned(config: Any) -> bool:
+    """Whether `config` is of a pruned checkpoint, also where transformers is too old to know of sizes by layer."""
+    text = config.get_text_config(decoder=True)
+    recorded = getattr(text, "is_heterogeneous", False) or isinstance(getattr(text, "per_layer_config", None), dict)
+    return recorded and text.model_type in FAMILIES
+
+
 def is_extended(function: Any) -> bool:
     """Whether `function` is already one of ours."""
     return hasattr(function, _MARK)

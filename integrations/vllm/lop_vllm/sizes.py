@@ -1,11 +1,13 @@
-"""What follows from the sizes of the layers; nothing of vLLM is needed for it."""
+"""What follows from the sizes and the weights of the layers; nothing of vLLM is needed for it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
-from pruning.errors import InputError
+from pruning.anatomy.vllm_support import SERVED_WEIGHTS, untried_weights
+from pruning.errors import InputError, UnsupportedModelError
 
 
 def check_parallel_sizes(
@@ -48,6 +50,20 @@ def check_parallel_sizes(
         values=f"{tensor_parallel}, layer {layer} has {units} {what}",
         remedy=f"Sizes below it that do: {', '.join(map(str, good))}",
     )
+
+
+def check_weights(config: Any, tensor_parallel: int) -> None:
+    """Raises UnsupportedModelError if a pruned model's weights are in few bits in a way that was not tried in vLLM."""
+    untried = untried_weights(config)
+    quantisation = getattr(config, "quantization_config", None)
+    if untried is None and quantisation and tensor_parallel > 1:
+        untried = f"weights in few bits and --tensor-parallel-size {tensor_parallel}"
+    if untried is not None:
+        raise UnsupportedModelError(
+            f"of pruned checkpoints vLLM serves {SERVED_WEIGHTS}, these on one device",
+            values=untried,
+            remedy="Cut without rounding (lop apply --method none), or load the folder with lop.load_pruned",
+        )
 
 
 def kept_units(architecture: Architecture, dense: Sequence[DecoderLayer]) -> Iterator[tuple[int, str, int]]:

@@ -55,7 +55,7 @@ def _engines_are_gone() -> Iterator[None]:
 def test_answers_are_those_of_load_pruned(name: str) -> None:
     case = CASES[name]
     without_pictures = {"limit_mm_per_prompt": {"image": 0, "video": 0}} if case["refused"] else {}
-    llm = engine(case["folder"], **without_pictures)
+    llm = engine(case["folder"], dtype=case["dtype"], **without_pictures)
     prompts = [{"prompt_token_ids": prompt} for prompt in case["prompts"]]
     assert tokens_of(llm, prompts, len(case["tokens"][0])) == case["tokens"]
     if case["sees"] and not case["refused"]:

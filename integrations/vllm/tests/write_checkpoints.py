@@ -17,7 +17,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 import lop
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_processor
 from pruning.cutting.prune_checkpoint import prune_checkpoint
@@ -29,6 +29,7 @@ from tests.tiny_models.processor import tiny_processor, tiny_tokenizer
 from tests.tiny_models.wide import wide_model
 
 NEW_TOKENS = 12
+FEW_BITS = "few-bits"
 NUM_PROMPTS, PROMPT_TOKENS = 4, 11
 
 TEXT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "phi", "gemma2", "gemma3-text")
@@ -56,10 +57,23 @@ def _from_the_second(anatomy: ModelAnatomy) -> Architecture:
     return anatomy.architecture([16, 0, 96, 40], [0, 0, *(x.num_kv_groups for x in anatomy.layers[2:])])
 
 
+def _few_bits(anatomy: ModelAnatomy) -> Architecture:
+    """Cut layers whose weights are in 4 bits beside layers of plain numbers, and what `_mixed` has besides."""
+    units = _mixed(anatomy).options
+    packed = {
+        Site(0, Sublayer.ATTENTION): Option(anatomy.layers[0].num_kv_groups, 4),
+        Site(0, Sublayer.FFN): Option(32, 4),
+        Site(1, Sublayer.ATTENTION): Option(1),
+        Site(2, Sublayer.FFN): Option(64, 4),
+    }
+    return Architecture.of({**units, **packed})
+
+
 ARCHITECTURES: Mapping[str, Callable[[ModelAnatomy], Architecture]] = {
     "mixed": _mixed,
     "halved": _halved,
     "from-the-second": _from_the_second,
+    FEW_BITS: _few_bits,
 }
 """All of them for Llama, the first for every family."""
 
@@ -135,6 +149,7 @@ def _case(dense: Path, out: Path, anatomy: ModelAnatomy, ranking: Ranking, kind:
     case: dict[str, Any] = {
         "name": f"{name}, {kind}",
         "folder": str(out),
+        "dtype": "bfloat16" if kind == FEW_BITS else "float32",  # vLLM's kernels for few bits on CPUs
         "sees": name in SEES,
         "refused": REFUSED.get(name),
         "prompts": prompts,

@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lop
 from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.cutting.gguf.export import export_gguf
+from pruning.cutting.inspection import inspect_checkpoint
 from pruning.cutting.prune_checkpoint import prune_checkpoint
-from pruning.planning.plan import PruningPlan
+from pruning.errors import UnsupportedModelError
+from pruning.planning.plan import PruningPlan, RecoveryStep
+from pruning.planning.ranking import Ranking
 from tests.lop.commands.typed import typed
 from tests.pruning.cut_models import WIDTHS, plan_for, random_ranking, weight_bytes
 from tests.tiny_models import save_tiny_checkpoint
@@ -58,6 +63,8 @@ def test_a_pruned_folder(
     ("family", "said"),
     [
         ("phi", ""),
+        ("gemma3", ""),
+        ("paligemma", ", not tried with this family"),
         ("smolvlm", ", text alone"),
         ("qwen3-vl", ", text alone"),
         ("llava-next", ", not tried with this family"),
@@ -73,6 +80,30 @@ def test_what_of_a_pruned_folder_vllm_runs(
     assert typed(monkeypatch, "inspect", tmp_path / "out", "--json") == 0
     runs_in = json.loads(capsys.readouterr().out)["runs_in"]
     assert [x for x in runs_in if "vLLM" in x] == [f"vLLM with lop-vllm installed beside it{said}"]
+
+
+def test_llama_cpp_is_named_where_the_export_writes_a_file(tmp_path: Path) -> None:
+    for family, context in (("llava-llama", None), ("mistral", 5), ("llava-phi", None), ("qwen3", None)):
+        dense = save_tiny_checkpoint(tmp_path / family, family)
+        anatomy = read_anatomy(dense)
+        means = [np.ones(layer.ffn_width) for layer in anatomy.layers]
+        scores = [np.ones(layer.ffn_width) for layer in anatomy.layers]
+        ranking = Ranking.from_scores(anatomy, scores, means=means)
+        plan = plan_for(anatomy, ranking, WIDTHS)
+        # A bias on what is cut: llama.cpp's architecture for Qwen3 reads none there.
+        plan = plan.model_copy(update={"recovery": (RecoveryStep(kind="bias"),)})
+        out = prune_checkpoint(dense, plan, ranking, tmp_path / f"{family}-pruned")
+        for folder in (dense, out):
+            found, refusal = inspect_checkpoint(folder), None
+            try:
+                export_gguf(folder, folder / "x.gguf", context_length=context, checks_encoding=False)
+            except UnsupportedModelError as error:
+                refusal = f"lop export gguf: {error}"
+            asked = "" if context is None else f" --context {context}"
+            named = [x.partition(", layers")[0] for x in found.runs_in if "lop export gguf" in x]
+            assert found.refused_by == (() if refusal is None else (refusal,))
+            assert named == ([f"llama.cpp, by lop export gguf{asked}"] if refusal is None else [])
+    assert "mlp.down_proj.bias" in found.refused_by[0]
 
 
 def test_a_folder_without_a_plan_and_a_dense_one(

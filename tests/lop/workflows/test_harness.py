@@ -5,6 +5,8 @@ themselves run in `make test-harnesses`.
 """
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from lop.workflows.harness import Harness, require_harness, run_harness, task_files
 from lop.workflows.harness_answers import answering
-from lop.workflows.harness_results import document, paired, results_file, write_results
+from lop.workflows.harness_results import document, measured_lines, paired, results_file, write_results
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.conversations import load_conversations
 from pruning.errors import InputError, MissingExtraError
@@ -105,6 +107,22 @@ def test_tasks_of_one_name_and_pictures_for_a_language_model_are_refused(tmp_pat
         task_files([str(data), str(data)], tmp_path, images=True)
     with pytest.raises(InputError, match="without images"):
         task_files([str(data)], tmp_path, images=False)
+
+
+def test_what_was_measured_is_said_unless_it_is_older_than_the_weights(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "pruned"))
+    assert measured_lines(folder) == []
+    dense = {"task": {"acc": {"0": 1.0, "1": 1.0, "2": 0.0}}}
+    pruned = {"task": {"acc": {"0": 1.0, "1": 0.0, "2": 0.0}}}
+    of_both = document(folder, tmp_path, {"name": "lm-eval"}, pruned, dense)
+    write_results(results_file(folder, Harness.LM_EVAL), of_both)
+    write_results(results_file(folder, Harness.LMMS_EVAL), document(folder, None, {"name": "lmms-eval"}, pruned, None))
+    of_lm_eval, of_lmms_eval = measured_lines(folder)
+    assert of_lm_eval.startswith("- task, acc (lm-eval, 3 questions): 0.3333, the dense model 0.6667, 50.0% of it")
+    assert of_lmms_eval == "- task, acc (lmms-eval): 0.3333"
+    os.utime(results_file(folder, Harness.LM_EVAL), (0, 0))
+    results_file(folder, Harness.LMMS_EVAL).write_text("[]")
+    assert measured_lines(folder) == []
 
 
 def test_results_are_paired_by_question_and_lie_beside_the_checkpoint(tmp_path: Path) -> None:

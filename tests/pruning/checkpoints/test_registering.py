@@ -4,6 +4,7 @@ That every family loads, equal to `lop.load_pruned`, is held in tests/pruning/cu
 """
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.requirements import Requirement
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -28,7 +30,7 @@ import lop
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_processor
-from pruning.checkpoints.registering import is_registered
+from pruning.checkpoints.registering import TESTED, is_registered
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.errors import CheckpointError, UnsupportedModelError, UnsupportedVersionError
 from pruning.planning.plan import BIAS
@@ -96,6 +98,15 @@ def test_another_version_is_refused_by_name(version: str, monkeypatch: pytest.Mo
         lop.register_transformers()
     assert isinstance(caught.value, ImportError)
     assert not is_registered()
+
+
+def test_the_pin_allows_the_tested_versions_and_no_other() -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    pins = map(Requirement, pyproject["project"]["optional-dependencies"]["apply"])
+    pin = next(pin for pin in pins if pin.name == "transformers").specifier
+    minors = [f"5.{minor}" for minor in range(20, 40)]
+    assert [minor for minor in minors if f"{minor}.1" in pin] == list(TESTED)
+    assert "6.0.0" not in pin
 
 
 def test_registering_again_changes_nothing(registered: None) -> None:

@@ -37,9 +37,21 @@ def test_a_readme_that_is_there_is_kept(checkpoint: Path, tmp_path: Path) -> Non
     assert (tmp_path / CARD_NAME).read_text() == "mine"
 
 
-def test_a_plan_that_cannot_be_read_hinders_nothing(checkpoint: Path, anatomy: ModelAnatomy, tmp_path: Path) -> None:
+def test_a_plan_of_a_newer_schema_is_told_and_the_rest_is_said(
+    checkpoint: Path, anatomy: ModelAnatomy, tmp_path: Path
+) -> None:
     ranking = random_ranking(anatomy)
-    out = prune_checkpoint(checkpoint, plan_for(anatomy, ranking, WIDTHS), ranking, tmp_path / "out")
+    plan = plan_for(anatomy, ranking, WIDTHS)
+    out = prune_checkpoint(checkpoint, plan, ranking, tmp_path / "out", base_model="some-lab/tiny")
     (out / PLAN_NAME).write_text('{"schema_version": 3}')
-    assert write_export_card(out, tmp_path / "m.gguf", None, TensorType.F16) is None
-    assert not (tmp_path / CARD_NAME).exists()
+    told: list[str] = []
+    card = write_export_card(out, tmp_path / "m.gguf", None, TensorType.F16, on_note=told.append)
+    assert card is not None
+    _, metadata, text = card.read_text().split("---\n", 2)
+    assert yaml.safe_load(metadata)["tags"] == ["gguf", "lop", "pruned"]
+    assert f"`{PLAN_NAME}` in the folder" in text
+    assert plan.plan_id not in text
+    assert "llama-cli -m m.gguf" in text
+    (note,) = told
+    assert note.startswith("the model card says nothing of the plan: ")
+    assert "schema" in note
