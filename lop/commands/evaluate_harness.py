@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lop.console.console import print_json, print_line, print_table
+from lop.console.console import bar, print_json, print_line, print_table
 
 
 def evaluate_harness(
@@ -22,8 +22,9 @@ def evaluate_harness(
     """Run one harness's tasks with each model, and write the results beside the checkpoint; raises as its parts do."""
     from lop.workflows.compute import load_for_compute, warn_of_adapter
     from lop.workflows.harness import Harness, questions_folder, require_harness, run_harness, task_files
-    from lop.workflows.harness_answers import answering
+    from lop.workflows.harness_answers import answering, check_files
     from lop.workflows.harness_results import document, results_file, write_results
+    from pruning.checkpoints.anatomy_reader import load_config
     from pruning.checkpoints.loading import load_processor
     from pruning.checkpoints.processor import takes_images
 
@@ -35,11 +36,14 @@ def evaluate_harness(
     found: dict[Path, dict[str, Any]] = {}
     with questions_folder() as folder:
         tasks = task_files(names, folder, images=takes_images(processor))
+        check_files(filter(None, tasks.values()), load_config(model), processor, limit=limit)
         for checkpoint in filter(None, (model, dense)):  # one after the other: one model is in memory at a time
             warn_of_adapter(checkpoint)
-            answer = answering(load_for_compute(checkpoint), processor, batch_size=batch_size)
-            found[checkpoint] = run_harness(harness, environment, tasks, answer, limit=limit)
-            del answer
+            with bar(f"{checkpoint.name} answering") as on_answers:
+                network = load_for_compute(checkpoint)
+                answer = answering(network, processor, batch_size=batch_size, on_answers=on_answers)
+                found[checkpoint] = run_harness(harness, environment, tasks, answer, limit=limit)
+                del answer, network
     of_dense = None if dense is None else found[dense]["tasks"]
     measured = document(model, dense, found[model]["harness"], found[model]["tasks"], of_dense)
     out = results_file(model, harness)

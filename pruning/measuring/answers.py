@@ -100,9 +100,17 @@ def batch_key(settings: str, batch: Sequence[Question]) -> str:
 
 
 def answer_batch(
-    model: "PreTrainedModel", processor: "Processor", batch: Sequence[Question], *, max_new_tokens: int, ends: set[int]
+    model: "PreTrainedModel",
+    processor: "Processor",
+    batch: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    ends: set[int],
+    stops: Sequence[str] = (),
 ) -> list[Answer]:
     """The model's greedy answers to `batch`, in order; `ends` end one beside the model's own tokens that do.
+
+    One that has said one of `stops` may end there: what follows it may be anything.
 
     An answer of `max_new_tokens` that does not end is kept as far as it goes. It may be empty.
 
@@ -124,9 +132,18 @@ def answer_batch(
     for row, question in zip(inputs["input_ids"], batch, strict=True):
         check_embedded(row.unique().tolist(), question.conversation, processor)
     check_lengths(model.config, ids, inputs["attention_mask"].sum(dim=1).tolist(), max_new_tokens)
+
+    def has_stopped(row: int, tokens: list[int]) -> bool:
+        said = tokenizer_of(processor).decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if any(mark in said or mark in texts[row] for mark in _REASONING):
+            return False  # it is no part of the answer, and may yet go on
+        said = said.rstrip("\ufffd")  # a character that is cut in the middle may yet become another
+        return any(stop in without_placeholders(said).strip() for stop in stops)
+
     with torch.inference_mode(), taking(ids, files="generation_config.json"):
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
-        tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends)
+        is_enough = has_stopped if stops else None
+        tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends, is_enough=is_enough)
     return [_answer(row.tolist(), question.text, processor, ends) for row, question in zip(tokens, batch, strict=True)]
 
 
@@ -138,7 +155,7 @@ def check_lengths(config: "PreTrainedConfig", ids: Sequence[str], lengths: Seque
             raise DatasetError(
                 "a prompt and its answer must fit the model's positions",
                 values=f"id {name}: {length} tokens and {max_new_tokens} new ones, of {positions}",
-                remedy="Shorten the prompt, or lower --max-new-tokens",
+                remedy="Shorten the prompt, or allow fewer new tokens: --max-new-tokens, or what the task sets",
             )
 
 

@@ -131,21 +131,44 @@ def greedy_config(model: "PreTrainedModel", max_new_tokens: int) -> "GenerationC
 
 
 def generate_greedily(
-    model: "PreTrainedModel", inputs: Mapping[str, Any], *, max_new_tokens: int, ends: Collection[int] = ()
+    model: "PreTrainedModel",
+    inputs: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    ends: Collection[int] = (),
+    is_enough: Callable[[int, list[int]], bool] | None = None,
 ) -> list[torch.Tensor]:
     """The answer's tokens [N] of each left-padded prompt of `inputs`, its end-of-text token included if it got there.
 
     `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. Tokens of `ends` end an answer
-    beside those that the model names. The model is used by one thread at a time. Raises as `greedy_config`.
+    beside those that the model names. `is_enough(row, tokens)`, asked after each token, says that no more of that row's
+    answer is needed; what follows there is padding. The model is used by one thread at a time. Raises as
+    `greedy_config`.
     """
     config = greedy_config(model, max_new_tokens)
     if ends:
         config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
+    length = inputs["input_ids"].shape[1]
+    stopping = None if is_enough is None else [_stopping(is_enough, length)]
     with _own_config(model, config), wide_passes(model):
-        tokens = model.generate(**inputs, generation_config=config, logits_processor=[_check_finite])
-    new = tokens[:, inputs["input_ids"].shape[1] :]
+        tokens = model.generate(
+            **inputs, generation_config=config, logits_processor=[_check_finite], stopping_criteria=stopping
+        )
+    new = tokens[:, length:]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)
     return [row[: _length(torch.isin(row, ends))] for row in new]
+
+
+def _stopping(is_enough: Callable[[int, list[int]], bool], start: int) -> Callable[..., torch.Tensor]:
+    """A stopping criterion of transformers: which rows [B] are done, by what they say from `start` on."""
+    done: set[int] = set()
+
+    def criterion(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        said = tokens[:, start:].tolist()
+        done.update(row for row, own in enumerate(said) if row not in done and is_enough(row, own))
+        return torch.tensor([row in done for row in range(len(said))], device=tokens.device)
+
+    return criterion
 
 
 def _length(is_end: torch.Tensor) -> int:

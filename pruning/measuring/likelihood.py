@@ -1,6 +1,6 @@
 """Log-likelihoods of texts that go on after others, as evaluation harnesses ask for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: "PreTrainedModel", processor: "Processor", pairs: Sequence[tuple[str, str]], *, batch_size: int = 16
+    model: "PreTrainedModel",
+    processor: "Processor",
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 16,
+    on_pairs: Callable[[int], None] = lambda _count: None,
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation): the continuation's log-likelihood in nats, and whether it is the greedy one.
 
     Spaces that end a context belong to the continuation. An empty context is the token that begins texts, or ends them.
+    `on_pairs` is told how many more are done.
 
-    Raises DatasetError for a continuation without tokens, and for a text longer than the model's positions.
+    Raises DatasetError, before anything is asked, for a continuation without tokens, and for a text longer than the
+    model's positions.
     """
     encoded = [encode_pair(context, continuation, processor) for context, continuation in pairs]
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -33,12 +40,14 @@ def log_likelihoods(
             raise DatasetError(
                 "a continuation must have tokens, and fit the model's positions with its context",
                 values=f"{len(before)} and {len(after)} tokens of {longest}: {context[:60]!r}",
+                remedy="Ask with fewer examples before the question, or leave the task out",
             )
     order = sorted(range(len(encoded)), key=lambda index: -sum(map(len, encoded[index])))
     found: dict[int, tuple[float, bool]] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         found |= zip(chunk, _scores(model, [encoded[index] for index in chunk]), strict=True)
+        on_pairs(len(chunk))
     return [found[index] for index in range(len(encoded))]
 
 

@@ -1,6 +1,6 @@
 """Prompts that no chat template has rendered, as evaluation harnesses write them for models that know of no chat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,28 +30,50 @@ def raw_tokens(text: str, processor: "Processor") -> list[int]:
 
 
 def continue_texts(
-    model: "PreTrainedModel", processor: "Processor", texts: Sequence[str], *, max_new_tokens: int, batch_size: int = 16
+    model: "PreTrainedModel",
+    processor: "Processor",
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    names: Sequence[str] | None = None,
+    stops: Sequence[str] = (),
+    on_texts: Callable[[int], None] = lambda _count: None,
 ) -> list[str]:
-    """The model's greedy continuation of each text, spaces at its ends included, until it ends the text.
+    """The model's greedy continuation of each text, spaces at its ends included, until it ends the text, or has said
+    one of `stops`; what follows that may be anything.
 
-    Raises DatasetError for a text without tokens, or too long with its continuation; CheckpointError for a token
-    without embedding.
+    `names` are for messages; `on_texts` is told how many more are done.
+
+    Raises DatasetError, before anything is asked, for a text without tokens, or too long with its continuation;
+    CheckpointError for a token without embedding.
     """
+    names = names or list(map(str, range(len(texts))))
     encoded = [raw_tokens(text, processor) for text in texts]
-    for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
-        check_embedded(set(ids), Conversation(str(index), None, (Turn(text, ""),)), processor)
-    names = list(map(str, range(len(texts))))
+    for name, text, ids in zip(names, texts, encoded, strict=True):
+        check_embedded(set(ids), Conversation(name, None, (Turn(text, ""),)), processor)
     check_lengths(model.config, names, list(map(len, encoded)), max_new_tokens)
     tokenizer, found = tokenizer_of(processor), dict[int, str]()
+
+    def text_of(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def has_stopped(_row: int, tokens: list[int]) -> bool:
+        text = text_of(tokens).rstrip("\ufffd")  # a character that is cut in the middle may yet become another
+        return any(stop in text for stop in stops)
+
     order = sorted(range(len(texts)), key=lambda index: (len(encoded[index]), index))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         tokens, mask = _left_padded([encoded[index] for index in batch], int(tokenizer.pad_token_id or 0))
         inputs = {"input_ids": tokens.to(model.device), "attention_mask": mask.to(model.device)}
         with torch.inference_mode():
-            said = generate_greedily(model, inputs, max_new_tokens=max_new_tokens)
+            said = generate_greedily(
+                model, inputs, max_new_tokens=max_new_tokens, is_enough=has_stopped if stops else None
+            )
         for index, row in zip(batch, said, strict=True):
-            found[index] = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            found[index] = text_of(row.tolist())
+        on_texts(len(batch))
     return [found[index] for index in range(len(texts))]
 
 

@@ -6,6 +6,7 @@
 
 A question is a raw prompt, `{"text": ...}`, or a conversation, `{"turns": [[question, answer], ...], "image": path or
 null, "answer": ...}`: the answer to its last question is wanted, and may be no longer than `answer` where N is null.
+Its `"name"`, if it has one, is what messages call it.
 A picture that is in no file comes as `"png"`, in base 64.
 """
 

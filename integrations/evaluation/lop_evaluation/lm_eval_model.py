@@ -40,11 +40,13 @@ class LopLM(LM):
 
 
 def question_of(request: Instance) -> dict[str, Any]:
-    """A conversation where there is one, or pictures; else the task's own prompt as it is."""
+    """A conversation where there is one, or pictures; else the task's own prompt as it is. With the question's name."""
+    name = f"{request.task_name}, question {request.doc_id}"
     if (question := from_document(request.doc)) is not None:
-        return question
+        return question | {"name": name}
     pictures = request.args[2].get("visual") or [] if len(request.args) > 2 else []
-    return from_text(request.args[0], pictures) if pictures else {"text": request.args[0]}
+    asked = from_text(request.args[0], pictures) if pictures else {"text": request.args[0]}
+    return asked | {"name": name}
 
 
 def run(connection: Connection, tasks: dict[str, str | None], limit: int | None) -> None:

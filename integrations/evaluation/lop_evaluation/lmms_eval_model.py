@@ -35,7 +35,9 @@ class LopLmms(lmms):
         context, _, doc_to_visual, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         question = from_document(document)
-        return from_text(context, doc_to_visual(document) or []) if question is None else question
+        if question is None:
+            question = from_text(context, doc_to_visual(document) or [])
+        return question | {"name": f"{task}, question {doc_id}"}
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("lop answers questions of one round; ask tasks of a single round")

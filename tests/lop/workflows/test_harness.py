@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from lop.workflows.harness import Harness, require_harness, run_harness, task_files
-from lop.workflows.harness_answers import answering
+from lop.workflows.harness_answers import answering, check_files
 from lop.workflows.harness_results import document, measured_lines, paired, results_file, write_results
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.conversations import load_conversations
-from pruning.errors import InputError, MissingExtraError
+from pruning.errors import DatasetError, InputError, MissingExtraError
 from pruning.measuring.generation import generate_answers
 from pruning.measuring.raw_prompts import continue_texts
 from tests.tiny_models import tiny_model
@@ -87,6 +87,62 @@ def test_prompts_of_the_tasks_own_need_no_chat_template_and_stand_beside_others(
     both = answering(model, tokenizer)(asked | {"questions": [texts[1], chat, texts[0]]})["answers"]
     assert [both[2], both[0]] == raw
     assert both[1] == answering(model, tokenizer)(asked | {"questions": [chat]})["answers"][0]
+
+
+def test_stop_words_end_generation_early_and_change_nothing() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.chat_template = TEXT_TEMPLATE
+    texts = [{"text": text} for text in ("what is it?", "red", "a cat and a dog")]
+    chats = [{"turns": [[text, ""]], "image": None} for text in ("what is it?", "red")]
+    asked = {"kind": "generate", "max_new_tokens": 24, "questions": [*texts, *chats]}
+    whole = answering(model, tokenizer)(asked | {"until": []})["answers"]
+    steps: list[int] = []
+    model.register_forward_pre_hook(lambda *_: steps.append(1))
+    for stops in ([answer[len(answer) // 2] for answer in whole if answer], ["\n\n", whole[0][2:5]]):
+        steps.clear()
+        found = answering(model, tokenizer)(asked | {"until": stops})["answers"]
+        assert found == [min((text.partition(x)[0] for x in stops), key=len) for text in whole]
+        if all(any(stop in text for stop in stops) for text in whole):
+            assert len(steps) < 48  # two batches of 24 tokens
+
+
+def test_progress_is_told_in_answers(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_conversations(tmp_path, 3)
+    told: list[tuple[int, int]] = []
+    answer = answering(
+        load_model(checkpoint),
+        load_processor(checkpoint),
+        batch_size=2,
+        on_answers=lambda done, asked: told.append((done, asked)),
+    )
+    tasks = task_files([str(data)], tmp_path, images=True)
+    run_harness(Harness.LM_EVAL, python_that_runs(ASKS_ALL, tmp_path), tasks, answer)
+    total = told[-1][0]
+    assert told[0] == (0, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert answer({"kind": "loglikelihood", "pairs": [["a", " b"], ["c", " d"], ["e", " f"]]})["scores"]
+    assert told[-3:] == [(total, total + 3), (total + 2, total + 3), (total + 3, total + 3)]
+
+
+def test_what_does_not_fit_is_named_before_anything_is_answered(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_conversations(tmp_path, 3)
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    files = [path for path in task_files([str(data)], tmp_path, images=True).values() if path is not None]
+    check_files(files, model.config, processor)
+    positions = model.config.get_text_config().max_position_embeddings
+    told: list[int] = []
+    answer = answering(model, processor, on_answers=lambda done, _: told.append(done))
+    asked = {"kind": "generate", "max_new_tokens": 4, "until": []}
+    fits, long = {"text": "red"}, {"text": "red " * positions, "name": "arc, question 7"}
+    chat = {"turns": [["red " * positions, ""]], "image": None, "name": "mme, question 3"}
+    for questions, said in (([fits, long], "arc, question 7"), ([fits, chat], "mme, question 3")):
+        with pytest.raises(DatasetError, match=rf"{said} \('red red.* and 4 new ones, of {positions}"):
+            answer(asked | {"questions": questions})
+    assert set(told) == {0}
+    model.config.get_text_config().max_position_embeddings = 4
+    with pytest.raises(DatasetError, match=r"/0 of conversations: \d+ tokens"):
+        check_files(files, model.config, processor)
+    check_files(files, model.config, processor, limit=0)
 
 
 def test_a_harness_that_dies_is_named_with_its_exit_code(tmp_path: Path) -> None:
