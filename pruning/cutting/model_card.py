@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_layer import DecoderLayer
 from pruning.anatomy.packed_weights import GROUP
+from pruning.anatomy.vllm_support import SERVED_WEIGHTS, family_limits, untried_weights
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, BaseModel
 from pruning.cutting.gguf.layouts import LAYOUTS
@@ -41,7 +42,7 @@ def write_card(
         *_what_it_is(base, plan, cuts=cuts, packs=packs),
         *_what_was_cut(plan, dense),
         *_what_to_expect(plan),
-        *_how_to_load(str(text.model_type), sees=text is not config, cuts=cuts, packs=packs),
+        *_how_to_load(config, cuts=cuts, packs=packs),
         *_where_from(base, plan, has_own_card=has_own),
     ]
     tags = ["lop", *(["pruned"] if cuts else []), *(["quantised"] if packs else [])]
@@ -137,8 +138,9 @@ def _interval(bounds: tuple[float, float] | None, form: str) -> str:
     return "" if bounds is None else f" (90% interval {bounds[0]:{form}} to {bounds[1]:{form}})"
 
 
-def _how_to_load(family: str, *, sees: bool, cuts: bool, packs: bool) -> Iterable[str]:
-    auto_class = "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+def _how_to_load(config: "PreTrainedConfig", *, cuts: bool, packs: bool) -> Iterable[str]:
+    text = config.get_text_config(decoder=True)
+    auto_class = "AutoModelForCausalLM" if text is config else "AutoModelForImageTextToText"
     yield from ("", "## How to load it", "")
     if not cuts:
         yield "All layers have the dense model's sizes:"
@@ -152,26 +154,33 @@ def _how_to_load(family: str, *, sees: bool, cuts: bool, packs: bool) -> Iterabl
         yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
         yield "lop.register_transformers()"
         yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
-    yield from _other_runtimes(family, cuts=cuts, packs=packs)
+    yield from _llama_cpp(str(text.model_type), packs=packs)
+    if cuts:
+        yield from _vllm(config)
+        yield "- SGLang, TensorRT-LLM: they build every layer of one size, and stop there."
+    else:
+        yield "- vLLM reads compressed-tensors by itself: `vllm serve FOLDER`."
 
 
-def _other_runtimes(family: str, *, cuts: bool, packs: bool) -> Iterable[str]:
+def _llama_cpp(family: str, *, packs: bool) -> Iterable[str]:
     if family in LAYOUTS:
         size = "" if LAYOUTS[family].per_layer else ", every layer filled up to the widest one's size"
         yield f"- llama.cpp, Ollama, LM Studio: `lop export gguf --model FOLDER --out model.gguf`{size}."
+        yield "  `lop inspect FOLDER` says whether that refuses something of this model."
         if packs:
             yield "  8 bits become q8_0 and 4 bits q4_0, with the same whole numbers."
     else:
         yield f"- llama.cpp: not for `{family}` decoders yet; `lop export gguf` says why."
-    if not cuts:
-        yield "- vLLM reads compressed-tensors by itself: `vllm serve FOLDER`."
+
+
+def _vllm(config: "PreTrainedConfig") -> Iterable[str]:
+    """As `lop inspect` has it, by the same table (pruning/anatomy/vllm_support.py)."""
+    if (untried := untried_weights(config)) is not None:
+        yield f"- vLLM: `lop-vllm` refuses {untried}; it serves {SERVED_WEIGHTS}."
         return
-    if packs:
-        yield "- vLLM with `lop-vllm`: not tried with fewer bits in layers of several sizes."
-    else:
-        yield "- vLLM: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
-        yield "  Without it, vLLM stops at the first shape that differs."
-    yield "- SGLang, TensorRT-LLM: they build every layer of one size, and stop there too."
+    limits = family_limits(str(config.model_type))
+    yield f"- vLLM{limits}: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
+    yield "  Without it, vLLM stops at the first shape that differs."
 
 
 def _where_from(base: BaseModel, plan: PruningPlan, *, has_own_card: bool) -> Iterable[str]:

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from benchmarks import axes_families, axes_http, axes_speed
 from benchmarks.axes_http import Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
 from benchmarks.axes_speed import ALL, DENSE, FFN, half_plans, measure_model, speed_figures
+from benchmarks.families import SUITES
 from benchmarks.serving import LARGE
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Option, Site, Sublayer

@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
 from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, read_base_model
+from pruning.cutting.inspection import inspect_checkpoint
 from pruning.cutting.model_card import MARK
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
 from pruning.cutting.surgery import apply_plan
@@ -19,6 +20,7 @@ from pruning.planning.plan import Predicted, PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
 from tests.pruning.cut_models import plan_for, random_ranking
+from tests.tiny_models import save_tiny_checkpoint
 
 BASE_CARD = "---\nlicense: llama2\nlanguage:\n- en\ntags: [vision]\nbase_model: someone/else\n---\n# A card, kept\n"
 
@@ -124,3 +126,14 @@ def test_a_model_that_was_cut_in_memory_has_the_same_card(dense: Path, tmp_path:
     metadata, text = card_of(prune_checkpoint(dense, plan, ranking, tmp_path / "files"))
     assert in_memory[0] == metadata
     assert in_memory[1] + f"\nThe base model's own card: [{BASE_CARD_NAME}]({BASE_CARD_NAME}).\n" == text
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma3", "smolvlm", "qwen3-vl", "paligemma", "llava-next"])
+def test_the_card_promises_of_vllm_what_inspect_does(family: str, tmp_path: Path) -> None:
+    dense = save_tiny_checkpoint(tmp_path / "dense", family)
+    anatomy = read_anatomy(dense)
+    ranking = random_ranking(anatomy)
+    out = prune_checkpoint(dense, plan_for(anatomy, ranking, [16, 8, 48, 40]), ranking, tmp_path / "out")
+    (said,) = [x.partition(" beside it")[2] for x in inspect_checkpoint(out).runs_in if x.startswith("vLLM")]
+    (line,) = [x for x in (out / CARD_NAME).read_text().splitlines() if x.startswith("- vLLM")]
+    assert line.startswith(f"- vLLM{said}: install `lop-vllm`")
