@@ -13,6 +13,7 @@ from pruning.errors import LopError
 from service.access_log import AccessLog, RouteNote
 from service.authentication import Authentication
 from service.head_requests import HeadAsGet
+from service.host_names import HostNames
 from service.keys import KeyRing
 from service.openapi import install_openapi
 from service.page.views.every import VIEWS
@@ -66,6 +67,8 @@ def create_app(
         streamed=(datasets.router.prefix,),
     )
     app.add_middleware(Authentication, ring=ring)
+    if settings.is_loopback or settings.allowed_host_names:
+        app.add_middleware(HostNames, allowed=settings.allowed_host_names, ring=ring)
     app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(AccessLog, metrics=resources.metrics)
     tracing.watch(app)

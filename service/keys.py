@@ -114,13 +114,19 @@ class KeyRing:
         self._limit = parse_limit(limit)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._remembered: dict[str, tuple[float, KeyRecord | None]] = {}
-        self._open_until = -float("inf")
+        self._open_until = self._keyed_until = -float("inf")
         self._lock = Lock()
 
     @property
     def is_open(self) -> bool:
         """Whether everybody was let in a moment ago."""
         return self._clock() < self._open_until
+
+    def is_keyless(self) -> bool:
+        """Whether everybody is let in, since there is no key; raises StorageError. Remembered as keys are."""
+        if not self._is_loopback or self._clock() < self._keyed_until:
+            return False
+        return self.is_open or not self._look_for_keys()
 
     def known(self, authorization: Sequence[str]) -> Asker | None:
         """Who asks, without a look into the database; None if that takes one. Raises as `find`."""
@@ -144,8 +150,7 @@ class KeyRing:
             StorageError: the database cannot be used.
         """
         keys = self._keys()
-        if self._is_loopback and not keys.has_keys():  # then a key of another server does no harm
-            self._open_until = self._clock() + REMEMBERED_SECONDS
+        if self._is_loopback and not self._look_for_keys():  # then a key of another server does no harm
             return Asker(LOOPBACK, KeyScope.ADMIN)
         if not authorization:
             raise AccessError("a request needs a key", values="none", remedy=_REMEDY)
@@ -161,6 +166,12 @@ class KeyRing:
                 self._remembered.clear()
             self._remembered[key_id] = (self._clock() + REMEMBERED_SECONDS, record)
         return asker
+
+    def _look_for_keys(self) -> bool:
+        """Whether there are any; what was found is remembered."""
+        found, until = self._keys().has_keys(), self._clock() + REMEMBERED_SECONDS
+        self._open_until, self._keyed_until = (-float("inf"), until) if found else (until, -float("inf"))
+        return found
 
     def _checked(self, record: KeyRecord | None, secret: str) -> Asker:
         if record is None or not hmac.compare_digest(record.digest, _digest(record.salt, secret)):

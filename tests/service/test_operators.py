@@ -193,7 +193,7 @@ def test_a_stream_that_is_left_gives_its_place_back(settings: Settings, reposito
             "type": "http",
             "method": "GET",
             "path": f"/v1/jobs/{job.id}/events",
-            "headers": [],
+            "headers": [(b"host", b"127.0.0.1")],
             "query_string": b"",
         }
         scope |= {"http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "raw_path": b"/"}
