@@ -44,6 +44,8 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,  # service.page.views.reference: FastAPI's own page loads Swagger UI from elsewhere
+        redoc_url=None,
     )
     resources = app.state.resources = Resources(settings, repository, tracing)
     ring = app.state.ring = KeyRing(

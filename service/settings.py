@@ -17,7 +17,7 @@ from storage.url import parse_url
 
 _HOST_NAME = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9._~-]+)+"
-_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
+_OWN_PATHS = ("v1", "docs", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
 
 
 class LogLevel(StrEnum):
