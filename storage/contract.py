@@ -403,3 +403,10 @@ class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, 
 
     def check(self) -> None:
         """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
+
+    def check_writable(self) -> None:
+        """Raises StorageUnavailableError unless the database could take more now, as far as trying it tells.
+
+        Commits nothing, waits for no other writer. A full disk is told; one that will be full after the next megabyte
+        is not.
+        """

@@ -92,6 +92,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "revoke_key": lambda r: r.revoke_key("k"),
     "note_key_use": lambda r: r.note_key_use("k", MORNING),
     "check": lambda r: r.check(),
+    "check_writable": lambda r: r.check_writable(),
     "commit_mark": lambda r: r.commit_mark(),
 }
 
