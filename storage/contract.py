@@ -44,6 +44,7 @@ from storage.records import (
     PredictorRecord,
     Sample,
     SearchRecord,
+    StagePoint,
     StatisticsRecord,
 )
 
@@ -236,6 +237,13 @@ class Jobs(Protocol):
 
     def list_job_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[JobEvent]:
         """Events of a job with numbers above `after`, in their order. Empty for an unknown job."""
+
+    def best_over_steps(self, job_id: str, *, parts: int) -> list[StagePoint]:
+        """How the best of each stage fell, by the progress events of a job, however many there are.
+
+        Of each of `parts` equal parts of a stage's steps that was told of, the last step and the best until then;
+        stages in the order in which they began, their steps in theirs. Empty for an unknown job.
+        """
 
     def last_job_log(self, job_id: str, limit: int) -> list[str]:
         """The last `limit` lines of its log, in their order."""

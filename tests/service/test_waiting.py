@@ -26,7 +26,7 @@ POSTGRES = "postgresql://lop@db/lop"
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What was waited for, without waiting."""
     found: list[float] = []
-    monkeypatch.setattr(waiting.threading.Event, "wait", lambda _, seconds=None: found.append(seconds))
+    monkeypatch.setattr("threading.Event.wait", lambda _, seconds=None: found.append(seconds))
     return found
 
 

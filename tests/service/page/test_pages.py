@@ -23,6 +23,7 @@ from pruning.planning.workload import Workload
 from service.app import create_app
 from service.keys import new_key
 from service.page.assets import MEDIA_TYPES, asset
+from service.page.curves import WIDTH
 from service.page.rendering import HEADERS
 from service.settings import Settings
 from storage.contract import Repository
@@ -279,6 +280,23 @@ def test_jobs_are_listed_filtered_and_watched(client: TestClient, repository: Re
     heights = [float(point.split(",")[1]) for point in line["points"].split()]
     assert heights[0] < heights[1] == heights[2]  # better is lower, and the picture's y points down
     assert client.get("/jobs/nope").status_code == 404
+
+
+def test_a_long_search_is_drawn_to_its_end(client: TestClient, repository: Repository) -> None:
+    """More events than anybody wants to read, or to draw."""
+    settings = {"kind": "search", "model": "tiny", "dataset": "d" * 64, "sparsities": [0.3]}
+    asked, _ = repository.add_job(NewJob("search", "tiny", settings, "loopback"))
+    repository.claim_job("w", stale_after=timedelta(hours=1))
+    for done in range(100, 10_001, 100):
+        repository.report_job(
+            asked.id, "w", progress=JobProgress(done, 10_000, "sparsity 0.3", 1 / done), as_event=True, log=["x"] * 60
+        )
+    assert repository.list_job_events(asked.id, after=6000)
+    [line] = document(client, f"/jobs/{asked.id}").all("polyline")
+    spots = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    assert len(spots) == 60
+    assert spots == sorted(spots)
+    assert spots[-1][0] == WIDTH - 14  # the right end of the picture
 
 
 def test_a_job_is_cancelled_and_queued_again_by_forms(client: TestClient, repository: Repository, job: str) -> None:
