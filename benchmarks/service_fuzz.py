@@ -51,7 +51,7 @@ EXAMPLES = 60
 """Of each operation in the fuzzing phase of a round."""
 TIMEOUT_SECONDS = 60.0
 _EVENTS = "/v1/jobs/{job_id}/events"
-_OPEN = ("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
 """What anybody may ask for."""
 _MAY = {"read": {"read"}, "plan": {"read", "plan"}, "run": {"read", "plan", "run"}}
 """What a key may do, by its scope."""

@@ -2,7 +2,9 @@
 
 - A known plan is a `POST /v1/plans` that was asked before, or a `GET` of it; the answer comes from the database. Beside
   it runs a FastAPI hello-world (`service_hello`) by as many uvicorn processes. Both get the same load in turns, and a
-  figure is the median over turns of the quotient within each: machines change speed.
+  figure is the median over turns of the quotient within each: machines change speed. A server sends a known plan from
+  memory while nothing is committed; a third row is beside a client that commits as a searching worker does, after which
+  every plan is read again.
 - New plans are of the 32-layer model of `benchmarks.serving` by its predictor, one client, one after another; a worker
   searches the reference model meanwhile, and then it does not.
 - Two servers on one PostgreSQL get the same load as one; ideal is twice the answers. The load generator and PostgreSQL
@@ -12,8 +14,12 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -37,10 +43,13 @@ from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
 from lop.client import Client
 from pruning.checkpoints.anatomy_reader import anatomy_of
+from storage.records import JobProgress, NewJob
 from storage.sql_repository import open_repository
 
 TURNS, SECONDS = 9, 5.0
 NEW_PLANS, WARM_UP = 200, 10
+COMMITS_PER_SECOND = 20.0
+"""For a worker that stores evaluations of a small model; one of a large model commits less often."""
 SEARCHED, CONVERSATIONS = "searched", 64
 _MODULES = (__name__, "benchmarks.service_hello", *CODE)
 _ASKED = json.dumps({"model": MODEL, "sparsity": 0.4})
@@ -103,7 +112,35 @@ def _known_plans(folder: Path) -> Row:
                         done = ask(urls, seconds=SECONDS)
                         if turn:
                             rows.append(_row(name, processes, turn, done))
+                with committing(url):
+                    done = loads["post"]([servers[0].url], seconds=SECONDS)
+                if turn:
+                    rows.append(_row("post beside commits", 1, turn, done))
     return {**known_figures(rows), "rows": rows}
+
+
+@contextmanager
+def committing(url: str) -> Iterator[None]:
+    """Within the block a job tells its progress `COMMITS_PER_SECOND` times a second, each time in a commit."""
+    ended = Event()
+    with open_repository(url) as repository:
+        job, _ = repository.add_job(NewJob("train", MODEL, {"kind": "train", "model": MODEL}, "benchmark"))
+        repository.claim_job("benchmark", stale_after=timedelta(hours=1))
+
+        def commit() -> None:
+            done = 0
+            while not ended.wait(1 / COMMITS_PER_SECOND):
+                done += 1
+                repository.report_job(job.id, "benchmark", progress=JobProgress(done, 10**6, "committing"))
+
+        thread = Thread(target=commit)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            repository.finish_job(job.id, "benchmark", result={})
 
 
 def _row(name: str, processes: int, turn: int, done: Loaded) -> Row:
@@ -127,6 +164,9 @@ def known_figures(rows: list[Row]) -> Row:
         "cached_plan_rps_vs_hello_two_processes": quotient(("post", 2), ("hello", 2)),
         "read_plan_rps_vs_hello": quotient(("get", 1), ("hello", 1)),
         "cached_plan_rps": median("post", 1, "per_second"),
+        "cached_plan_rps_beside_commits": median("post beside commits", 1, "per_second"),
+        "cached_plan_rps_beside_commits_vs_hello": quotient(("post beside commits", 1), ("hello", 1)),
+        "cached_plan_p99_ms_beside_commits": median("post beside commits", 1, "p99_ms"),
         "cached_plan_p50_ms": median("post", 1, "p50_ms"),
         "cached_plan_p99_ms": median("post", 1, "p99_ms"),
         "hello_rps": median("hello", 1, "per_second"),

@@ -13,6 +13,7 @@ from pruning.errors import LopError
 from service.access_log import AccessLog, RouteNote
 from service.authentication import Authentication
 from service.head_requests import HeadAsGet
+from service.host_names import HostNames
 from service.keys import KeyRing
 from service.openapi import install_openapi
 from service.page.views.every import VIEWS
@@ -43,6 +44,8 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,  # service.page.views.reference: FastAPI's own page loads Swagger UI from elsewhere
+        redoc_url=None,
     )
     resources = app.state.resources = Resources(settings, repository, tracing)
     ring = app.state.ring = KeyRing(
@@ -66,6 +69,8 @@ def create_app(
         streamed=(datasets.router.prefix,),
     )
     app.add_middleware(Authentication, ring=ring)
+    if settings.is_loopback or settings.allowed_host_names:
+        app.add_middleware(HostNames, allowed=settings.allowed_host_names, ring=ring)
     app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(AccessLog, metrics=resources.metrics)
     tracing.watch(app)

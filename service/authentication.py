@@ -13,7 +13,7 @@ from service.problems import headers_of, problem_of, problem_response
 from service.root_path import own_path
 from storage.records import KeyScope
 
-OPEN = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 """What needs no key: whether the server is well, and how it is asked."""
 _READS = ("GET", "HEAD", "OPTIONS")
 _PLANS = "/v1/plans"

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
@@ -35,10 +35,14 @@ _REMEDY = "Send `Authorization: Bearer KEY` with a key of `lop key create`; the 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who a request is from, and what it may do. Keys of one name are one asker."""
+    """Who a request is from, and what it may do. Keys of one name are one asker.
+
+    `key_id` is of the key that was sent, None where nobody needs one.
+    """
 
     name: str
     scope: KeyScope
+    key_id: str | None = field(default=None, compare=False)
 
     def check(self, needed: KeyScope) -> None:
         """Raises ScopeError unless this may be done."""
@@ -114,13 +118,29 @@ class KeyRing:
         self._limit = parse_limit(limit)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._remembered: dict[str, tuple[float, KeyRecord | None]] = {}
-        self._open_until = -float("inf")
+        self._open_until = self._keyed_until = -float("inf")
         self._lock = Lock()
 
     @property
     def is_open(self) -> bool:
         """Whether everybody was let in a moment ago."""
         return self._clock() < self._open_until
+
+    def is_keyless(self) -> bool:
+        """Whether everybody is let in, since there is no key; raises StorageError. Remembered as keys are."""
+        if not self._is_loopback or self._clock() < self._keyed_until:
+            return False
+        return self.is_open or not self._look_for_keys()
+
+    def is_still_good(self, asker: Asker) -> bool:
+        """Whether who was let in would be let in now, limits aside: for answers without an end. Raises StorageError."""
+        if asker.key_id is None:
+            return self.is_keyless()
+        until, record = self._remembered.get(asker.key_id, (-float("inf"), None))
+        if self._clock() >= until:
+            record = self._keys().find_key(asker.key_id)
+            self._remember(asker.key_id, record)
+        return record is not None and record.revoked_at is None and not _has_expired(record)
 
     def known(self, authorization: Sequence[str]) -> Asker | None:
         """Who asks, without a look into the database; None if that takes one. Raises as `find`."""
@@ -144,8 +164,7 @@ class KeyRing:
             StorageError: the database cannot be used.
         """
         keys = self._keys()
-        if self._is_loopback and not keys.has_keys():  # then a key of another server does no harm
-            self._open_until = self._clock() + REMEMBERED_SECONDS
+        if self._is_loopback and not self._look_for_keys():  # then a key of another server does no harm
             return Asker(LOOPBACK, KeyScope.ADMIN)
         if not authorization:
             raise AccessError("a request needs a key", values="none", remedy=_REMEDY)
@@ -156,18 +175,27 @@ class KeyRing:
         now = datetime.now(UTC)
         if record.last_used_at is None or not timedelta(0) <= now - record.last_used_at < _NOTED:
             keys.note_key_use(key_id, now)
+        self._remember(key_id, record)
+        return asker
+
+    def _remember(self, key_id: str, record: KeyRecord | None) -> None:
         with self._lock:
             if len(self._remembered) >= _MAX_REMEMBERED:
                 self._remembered.clear()
             self._remembered[key_id] = (self._clock() + REMEMBERED_SECONDS, record)
-        return asker
+
+    def _look_for_keys(self) -> bool:
+        """Whether there are any; what was found is remembered."""
+        found, until = self._keys().has_keys(), self._clock() + REMEMBERED_SECONDS
+        self._open_until, self._keyed_until = (-float("inf"), until) if found else (until, -float("inf"))
+        return found
 
     def _checked(self, record: KeyRecord | None, secret: str) -> Asker:
         if record is None or not hmac.compare_digest(record.digest, _digest(record.salt, secret)):
             raise AccessError("a request needs a key that the server knows", values="another one", remedy=_REMEDY)
         if record.revoked_at is not None:
             raise AccessError("a key must not be revoked", values=_named(record), remedy=_REMEDY)
-        if record.expires_at is not None and record.expires_at <= datetime.now(UTC):
+        if record.expires_at is not None and _has_expired(record):
             values = f"{_named(record)}, until {record.expires_at.isoformat(timespec='seconds')}"
             raise AccessError("a key must not have expired", values=values, remedy=_REMEDY)
         limit = self._limit if record.limit is None else parse_limit(record.limit)
@@ -179,7 +207,11 @@ class KeyRing:
                 remedy="Wait as Retry-After says, or ask for a key with another --limit",
                 retry_after=max(1, round(until - time.time() + 0.5)),
             )
-        return Asker(record.name, record.scope)
+        return Asker(record.name, record.scope, record.id)
+
+
+def _has_expired(record: KeyRecord) -> bool:
+    return record.expires_at is not None and record.expires_at <= datetime.now(UTC)
 
 
 def _named(record: KeyRecord) -> str:

@@ -1,5 +1,7 @@
 """What names look like in requests."""
 
+import ipaddress
+
 from pruning.errors import InputError
 
 NAME_PATTERN = r"^[^\x00-\x1f\x7f]+$"
@@ -25,3 +27,11 @@ def check_new_id(model_id: str) -> None:
             values=f"{model_id!r} {reason}",
             remedy="Choose another id: names with single slashes between them, such as llava-hf/llava-1.5-7b-hf",
         )
+
+
+def is_loopback_name(name: str) -> bool:
+    """Whether only this machine is meant by a name or an address, which has no brackets."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

@@ -18,6 +18,7 @@ _DESCRIPTIONS = {
     429: "The key's limit of requests is reached: see Retry-After.",
     413: "The request body is too large.",
     415: "The request body is not declared as JSON, or is compressed.",
+    421: "The request is for a host by whose name the server is not asked: see LOP_ALLOWED_HOSTS.",
     422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
     "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit.",
     503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
@@ -101,13 +102,15 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _need_keys(schema: dict[str, Any]) -> None:
-    """Say of every path but those about health that a key is needed, if the server has keys, and what is said then."""
+    """Say of every path but those about health that a key is needed, if the server has keys, and what is said then; of
+    all of them, what is said to a request for another host."""
     scheme = {"type": "http", "scheme": "bearer", "description": "A key of `lop key create`, once the server has any."}
     schema["components"]["securitySchemes"] = {"key": scheme}
     for path, operations in schema["paths"].items():
-        if not path.startswith("/v1/"):
-            continue
         for operation in operations.values():
+            operation["responses"].update({str(number): answer for number, answer in problems(421).items()})
+            if not path.startswith("/v1/"):
+                continue
             operation["security"] = [{"key": []}, {}]
             for number, response in problems(401, 403, 429).items():
                 operation["responses"][str(number)] = response

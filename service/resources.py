@@ -11,6 +11,7 @@ from service.metrics import ServiceMetrics
 from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
+from service.readiness import RememberedCheck
 from service.settings import Settings
 from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Repository
@@ -35,6 +36,8 @@ class Resources:
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
         self._lock = Lock()
         self.metrics = ServiceMetrics(lambda: self.repository)
+        self.database_writes = RememberedCheck(lambda: self.repository.check_writable())
+        self.data_store_works = RememberedCheck(lambda: self.shelf.check())
         self.known_answers = KnownAnswers(lambda: self.repository.commit_mark())
         self.event_streams = EventStreams(settings.max_event_streams, self.metrics)
         self.is_stopping: Callable[[], bool] = lambda: False

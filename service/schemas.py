@@ -361,7 +361,7 @@ class Readiness(BaseModel):
     status: Literal["ready"] = "ready"
     degraded: dict[str, str] | None = Field(
         default=None,
-        description="What does not work, and why, though plans are answered.",
+        description="What does not work, and why, though what is stored is answered.",
         exclude_if=lambda value: value is None,
     )
 

@@ -16,6 +16,7 @@ from service.logs import configure_logging
 from service.resources import Resources
 from service.settings import Settings
 from service.tracing import start_tracing
+from service.waiting import wait_for_database
 
 _logger = logging.getLogger("service")
 
@@ -28,7 +29,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         SchemaRevisionError: the database is older or newer than this code; names the command that upgrades it.
-        StorageUnavailableError: the database does not answer.
+        StorageUnavailableError: the SQLite file cannot be used. A PostgreSQL that does not answer is waited for.
         InputError: the address cannot be listened on, or others can reach it and there is no key.
         MissingExtraError: traces are asked for, and OpenTelemetry is not installed.
     """
@@ -36,9 +37,12 @@ def serve(settings: Settings) -> None:
     tracing = start_tracing(settings, "lop-server")
     app = create_app(settings, tracing=tracing)
     resources: Resources = app.state.resources
-    repository = resources.repository
-    repository.check()  # opens it: an unusable database is told now, in one line, not to the first client
-    if not repository.has_keys():
+    # An unusable database is told now, in one line, not to the first client.
+    has_keys = wait_for_database(settings.database_url, lambda: _look_for_keys(resources))
+    if has_keys is None:
+        tracing.close()
+        return
+    if not has_keys:
         if not settings.is_loopback:
             raise InputError(
                 "a server that other machines can reach needs a key",
@@ -70,6 +74,11 @@ def serve(settings: Settings) -> None:
                 signal.signal(number, handler)
             tracing.close()
     _logger.info("stopped")
+
+
+def _look_for_keys(resources: Resources) -> bool:
+    resources.repository.check()
+    return resources.repository.has_keys()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,11 +11,13 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruning.errors import InputError
+from service.names import is_loopback_name
 from service.page.paths import SEGMENTS
 from storage.url import parse_url
 
+_HOST_NAME = r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9._~-]+)+"
-_OWN_PATHS = ("v1", "docs", "redoc", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
+_OWN_PATHS = ("v1", "docs", "openapi.json", "healthz", "readyz", "metrics", *SEGMENTS)
 
 
 class LogLevel(StrEnum):
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
         host: address to listen on; other machines reach any but a loopback address: such a server needs a key (`lop key
             create`) to start.
         port: to listen on; 0: any free one, which the log tells.
+        allowed_hosts: names, separated by commas, that the `Host` of a request may have beside `localhost`, 127.0.0.1
+            and [::1]: the one that a proxy hands on, those of probes. None: without any key, no other one; with keys,
+            any.
         key_limit: requests that a key may make, such as "100/minute", in each server process; a key may have its own.
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.
@@ -68,6 +73,7 @@ class Settings(BaseSettings):
     database_url: str = Field(default="sqlite:///lop.db", repr=False)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
+    allowed_hosts: str = ""
     key_limit: str = "6000/minute"
     max_request_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_level: LogLevel = LogLevel.INFO
@@ -102,6 +108,16 @@ class Settings(BaseSettings):
             raise ValueError(f"a prefix has no dot segments, and begins with none of {', '.join(_OWN_PATHS)}")
         return prefix
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, names: str) -> str:
+        for name in _split(names):
+            if not re.fullmatch(_HOST_NAME, name) and not _is_address(name):
+                raise ValueError(
+                    f"a host is a name such as lop.example.com, without scheme and port (got {name[:80]!r})"
+                )
+        return names
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _any_case(cls, level: Any) -> Any:
@@ -121,12 +137,25 @@ class Settings(BaseSettings):
         return tuple(Path(root) for root in self.model_roots.split(os.pathsep) if root)
 
     @property
+    def allowed_host_names(self) -> frozenset[str]:
+        """`allowed_hosts`, one by one, in lower case."""
+        return frozenset(_split(self.allowed_hosts))
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach `host`."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback_name(self.host)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip().lower() for name in names.split(",") if name.strip()]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -44,6 +44,7 @@ from storage.records import (
     PredictorRecord,
     Sample,
     SearchRecord,
+    StagePoint,
     StatisticsRecord,
 )
 
@@ -237,6 +238,13 @@ class Jobs(Protocol):
     def list_job_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[JobEvent]:
         """Events of a job with numbers above `after`, in their order. Empty for an unknown job."""
 
+    def best_over_steps(self, job_id: str, *, parts: int) -> list[StagePoint]:
+        """How the best of each stage fell, by the progress events of a job, however many there are.
+
+        Of each of `parts` equal parts of a stage's steps that was told of, the last step and the best until then;
+        stages in the order in which they began, their steps in theirs. Empty for an unknown job.
+        """
+
     def last_job_log(self, job_id: str, limit: int) -> list[str]:
         """The last `limit` lines of its log, in their order."""
 
@@ -403,3 +411,10 @@ class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, 
 
     def check(self) -> None:
         """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
+
+    def check_writable(self) -> None:
+        """Raises StorageUnavailableError unless the database could take more now, as far as trying it tells.
+
+        Commits nothing, waits for no other writer. A full disk is told; one that will be full after the next megabyte
+        is not.
+        """

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pruning.errors import InputError, MissingExtraError, NotFoundError, StorageUnavailableError
 from pruning.reasons import reason_of
+from storage.room import try_folder
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,7 +40,7 @@ class DataStore(Protocol):
         """
 
     def check(self) -> None:
-        """Whether it can be reached at all; what is in it is not looked at."""
+        """Whether it can be reached, and a folder written to; what is in it is not looked at."""
 
 
 def open_store(place: str) -> DataStore:
@@ -109,6 +110,8 @@ class FolderStore:
                 raise NotADirectoryError(f"{there} is no folder")
             if not os.access(there, os.W_OK | os.X_OK):
                 raise PermissionError(f"{there} cannot be written to")
+            if there == self._root.absolute():  # in a folder above, nothing of ours is to be found
+                try_folder(there)
 
     def _path(self, sha256: str) -> Path:
         _check_name(sha256)

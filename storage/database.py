@@ -68,7 +68,7 @@ def database_errors(engine: Engine, *, migrating: bool = False) -> Iterator[None
             _blame_schema(engine, error)
         if isinstance(error, IntegrityError):
             raise  # every constraint is checked before it could be violated: a bug of ours, not of the database
-        raise _unavailable(engine.url, error) from error
+        raise unavailable(engine.url, error) from error
     except StatementError as error:
         if isinstance(error.orig, LopError):  # raised by a column type
             raise error.orig from None
@@ -122,7 +122,7 @@ def migrate(url: URL, *, only_empty: bool) -> None:
         try:
             create_file(sqlite_path)
         except OSError as error:
-            raise _unavailable(url, error) from error
+            raise unavailable(url, error) from error
     # SQLite changes a table by replacing it, which enforced foreign keys would answer by deleting what refers to it;
     # enforcement can only be switched outside of a transaction.
     engine = create_database_engine(url, foreign_keys=False)
@@ -177,7 +177,7 @@ def share_between_processes(url: URL) -> None:
         try:
             enable_wal(Path(url.database or ""))
         except sqlite3.Error as error:
-            raise _unavailable(url, error) from error
+            raise unavailable(url, error) from error
 
 
 def _wrong_revision(url: URL, found: str | None) -> SchemaRevisionError:
@@ -196,7 +196,8 @@ def _wrong_revision(url: URL, found: str | None) -> SchemaRevisionError:
     return SchemaRevisionError(rule, values=values, remedy=remedy)
 
 
-def _unavailable(url: URL, error: Exception) -> StorageUnavailableError:
+def unavailable(url: URL, error: Exception) -> StorageUnavailableError:
+    """The error that tells a user why the database at `url` cannot be used, and what to do."""
     values = f"{masked(url)}: {_reason(url, error)}"
     if url.get_backend_name() != "sqlite":
         rule, remedy = (

@@ -229,6 +229,15 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class StagePoint:
+    """The `best` of a stage of a job, as of its step number `done`."""
+
+    stage: str
+    done: int
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetRecord:
     """Conversations with their pictures that were handed in; `id` is the sha256 of the content in the data store."""
 

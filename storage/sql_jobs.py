@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from pruning.errors import ConflictError, InputError
 from storage.contract import Jobs
 from storage.documents import json_document
-from storage.records import JobEvent, JobEventKind, JobProgress, JobRecord, JobSignal, JobStatus, NewJob
+from storage.records import JobEvent, JobEventKind, JobProgress, JobRecord, JobSignal, JobStatus, NewJob, StagePoint
 from storage.rows import job_event, job_record
 from storage.sql_store import SqlStore, require
 from storage.tables import JobEventRow, JobRow, UtcDateTime
@@ -246,6 +246,33 @@ class JobStore(SqlStore, Jobs):
         query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.number > after)
         with self._reading() as session:
             return [job_event(row) for row in session.scalars(query.order_by(JobEventRow.number).limit(limit))]
+
+    def best_over_steps(self, job_id: str, *, parts: int) -> list[StagePoint]:
+        document = JobEventRow.document
+        stage, best = document["stage"].as_string(), document["best"].as_float()
+        done, total = document["done"].as_integer(), document["total"].as_integer()
+        told = (
+            select(
+                JobEventRow.number.label("number"),
+                stage.label("stage"),
+                done.label("done"),
+                best.label("best"),
+                # The part of a step: 0 for the first ones.
+                (((done - 1) * parts) // case((total > 0, total), else_=1)).label("part"),
+            )
+            .where(JobEventRow.job_id == job_id, JobEventRow.kind == JobEventKind.PROGRESS, best.is_not(None))
+            .subquery()
+        )
+        began = select(told.c.stage, func.min(told.c.number).label("number")).group_by(told.c.stage).subquery("began")
+        last = func.max(told.c.done)
+        query = (
+            select(told.c.stage, last, func.min(told.c.best))  # best never grows: its least is that of the last step
+            .join(began, began.c.stage == told.c.stage)
+            .group_by(began.c.number, told.c.stage, told.c.part)
+            .order_by(began.c.number, last)
+        )
+        with self._reading() as session:
+            return [StagePoint(stage, done, best) for stage, done, best in session.execute(query)]
 
     def last_job_log(self, job_id: str, limit: int) -> list[str]:
         query = select(JobEventRow.document).where(JobEventRow.job_id == job_id, JobEventRow.kind == JobEventKind.LOG)

@@ -4,18 +4,28 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.orm import Session
 
+from pruning.errors import StorageUnavailableError
 from storage.commit_marks import CommitMarks
 from storage.contract import Repository
-from storage.database import check_revision, create_database_engine, migrate, share_between_processes
+from storage.database import (
+    check_revision,
+    create_database_engine,
+    database_errors,
+    migrate,
+    share_between_processes,
+    unavailable,
+)
 from storage.documents import json_document
 from storage.records import Artifact, CalibrationRecord, ModelRecord, PlanRecord, PredictorRecord
 from storage.removal import RemovalStore
+from storage.room import try_postgresql, try_sqlite
 from storage.rows import calibration_record, column_values, model_record, plan_of, predictor_record
 from storage.sql_datasets import DatasetStore
 from storage.sql_devices import DeviceStore
@@ -26,7 +36,7 @@ from storage.sql_searches import SearchStore
 from storage.sql_statistics import StatisticsStore
 from storage.sql_store import conflict, require, require_artifact, require_model
 from storage.tables import ArtifactRow, CalibrationRow, ModelRow, PlanRequestRow, PlanRow, PredictorRow
-from storage.url import parse_url
+from storage.url import masked, parse_url
 
 Record = TypeVar("Record", ModelRecord, CalibrationRecord, PredictorRecord)
 
@@ -105,6 +115,23 @@ class SqlRepository(
 
     def check(self) -> None:
         check_revision(self._engine)
+
+    def check_writable(self) -> None:
+        self.check()
+        url = self._engine.url
+        if not self._is_postgresql:
+            try:
+                try_sqlite(Path(url.database or ""))
+            except OSError as error:
+                raise unavailable(url, error) from error
+            return
+        with database_errors(self._engine), self._engine.connect() as connection:
+            if not try_postgresql(connection):
+                raise StorageUnavailableError(
+                    "transactions of the database must be able to write",
+                    values=f"{masked(url)}: they are read-only",
+                    remedy="Connect to the primary, or set default_transaction_read_only to off",
+                )
 
     # -- artifacts -----------------------------------------------------------------------------------------------
     def put_artifact(self, content: bytes, media_type: str) -> str:

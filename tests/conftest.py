@@ -1,4 +1,4 @@
-"""Settings for every test: one torch thread, no model hub, quiet libraries."""
+"""Settings for every test: one torch thread, no model hub, quiet libraries, names of servers without a socket."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["LOP_ALLOWED_HOSTS"] = "testserver,lop.test,server.example"  # Starlette's TestClient's, and ours
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -60,13 +60,15 @@ def worker(
     """Run jobs that were asked for over HTTP, or left by `lop search --queue`, one at a time.
 
     Start as many as you like, on any machine that has the database, the data store and the models. Killed in the middle
-    of a job, another one goes on with it; a job that three workers were lost with is parked (`lop job retry`).
+    of a job, another one goes on with it; a job that three workers were lost with is parked (`lop job retry`). A
+    PostgreSQL server that is away is waited for, except with `--once`.
     """
     from lop.workflows.jobs import JobRunner
     from service.jobs.settings import KINDS
     from service.logs import configure_logging
     from service.settings import load_settings
     from service.tracing import start_tracing
+    from service.waiting import wait_for_database
     from service.worker import WorkerOptions, run_worker
     from storage.data_store import open_store
 
@@ -79,8 +81,9 @@ def worker(
         raise InputError(
             "a worker takes jobs of known kinds", values=", ".join(unknown), remedy=f"Known are {', '.join(KINDS)}"
         )
-    repository = open_database(database)
-    repository.check()
+    repository = open_database(database) if once else wait_for_database(database, lambda: open_database(database))
+    if repository is None:
+        return
     runner = JobRunner(
         repository, open_store(store), roots=settings.model_folders, outputs=outputs, cache=cache, engine=options
     )

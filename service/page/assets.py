@@ -1,4 +1,4 @@
-"""The files that pages load: htmx (its licence lies beside it), our own script and our style sheet."""
+"""The files that pages load: our own, htmx and Swagger UI (assets/README.md: which versions)."""
 
 import hashlib
 from functools import lru_cache
@@ -9,6 +9,9 @@ from pruning.errors import NotFoundError
 MEDIA_TYPES = {
     "htmx.min.js": "text/javascript",
     "page.js": "text/javascript",
+    "reference.js": "text/javascript",
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
     "page.css": "text/css",
     "icon.svg": "image/svg+xml",
 }

@@ -81,7 +81,7 @@ def page(
                 "asker": request.scope.get("lop.asker"),
                 "has_key": session.key_of(request.scope) is not None,
                 "token": session.token_of(current),
-                "asset": lambda name: f"{root}/assets/{name}?v={asset_version(name)}",
+                "asset": _addresses(root),
                 "link": lambda path, **query: f"{root}{path}" + (f"?{urlencode(query)}" if query else ""),
             }
         )
@@ -90,6 +90,18 @@ def page(
     if own is None:
         session.keep(response, request, current)
     return response
+
+
+def _addresses(root: str) -> Callable[[str], str]:
+    """Of the files that pages load."""
+    return lambda name: f"{root}/assets/{name}?v={asset_version(name)}"
+
+
+def reference_page(request: Request) -> Response:
+    """The API reference: it has no form, so no session."""
+    root = request.scope.get("root_path", "")
+    text = _environment().get_template("reference.html").render(root=root, asset=_addresses(root))
+    return HTMLResponse(text, headers=HEADERS)
 
 
 def problem_page(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:

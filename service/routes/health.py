@@ -21,8 +21,9 @@ async def healthz() -> Liveness:
 def readyz(resources: ResourcesDep, request: Request) -> Readiness | Response:
     """Asks the database: send no requests here while this fails; `not_ready` says what does not work, and why.
 
-    Without the data store only jobs and data sets are refused: plans are answered, so that is told in `degraded` of an
-    answer of 200.
+    What does not work while what is stored is still answered is told in `degraded` of an answer of 200: the database
+    cannot be written to (a full disk), which refuses new plans and jobs; the data store cannot be used, which refuses
+    data sets. Both are tried at most once in five seconds.
     """
     if resources.is_stopping():
         problem = plain_problem(503, request.scope["path"], rule="the server is not stopping", remedy="Ask another one")
@@ -32,11 +33,8 @@ def readyz(resources: ResourcesDep, request: Request) -> Readiness | Response:
     except LopError as error:
         problem = problem_of(error, request.scope["path"])
         return problem_response(_naming(problem, "database", str(error)), headers_of(error))
-    try:
-        resources.shelf.check()
-    except LopError as error:
-        return Readiness(degraded={"data store": str(error)})
-    return Readiness()
+    found = {"database": resources.database_writes.complaint(), "data store": resources.data_store_works.complaint()}
+    return Readiness(degraded={what: why for what, why in found.items() if why is not None} or None)
 
 
 def _naming(problem: Problem, what: str, why: str) -> Problem:

@@ -9,7 +9,16 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from service.dependencies import DEFAULT_LIMIT, JobCatalogueDep, JobsDep, Limit, Offset, ResourcesDep, WhoAsksDep
+from service.dependencies import (
+    DEFAULT_LIMIT,
+    JobCatalogueDep,
+    JobsDep,
+    KeyRingDep,
+    Limit,
+    Offset,
+    ResourcesDep,
+    WhoAsksDep,
+)
 from service.jobs.checks import check_job
 from service.jobs.responses import JobEventData, JobResponse
 from service.jobs.settings import KINDS, JobSettings
@@ -145,7 +154,7 @@ async def _watched(job_id: JobId, jobs: JobsDep, resources: ResourcesDep) -> Asy
     responses={
         200: {
             "description": "Server-sent events: `status`, `progress` and `log`, each with a number as its id. The "
-            "stream ends when the job does.",
+            "stream ends when the job does, or the key opens nothing any more.",
             "content": {
                 "text/event-stream": {
                     "example": 'event: progress\ndata: {"done": 3, "total": 40, "stage": "sparsity 0.5"}\nid: 5\n\n'
@@ -159,17 +168,22 @@ async def watch_job(
     job: Annotated[JobRecord, Depends(_watched)],
     jobs: JobsDep,
     resources: ResourcesDep,
+    ring: KeyRingDep,
+    asker: WhoAsksDep,
     request: Request,
     last_event_id: Annotated[
         int | None,
         Header(ge=0, le=2**62, description="The number of the last event that was seen: those after it are sent."),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happened to the job, from its beginning or after `Last-Event-ID`, and then as it happens."""
+    """What happened to the job, from its beginning or after `Last-Event-ID`, and then as it happens.
+
+    It ends early when the key that it was asked for with is revoked or expires, and when the server stops.
+    """
     if request.scope.get("lop.is_head", False):
         return
     seen = last_event_id or 0
-    while not resources.is_stopping():
+    while not resources.is_stopping() and await run_in_threadpool(ring.is_still_good, asker):
         # Read before the events: what happens in between is sent now, and the end is seen next time.
         ended = (await run_in_threadpool(jobs.get_job, job.id)).status.is_final
         for event in await run_in_threadpool(jobs.list_job_events, job.id, after=seen):

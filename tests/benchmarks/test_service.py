@@ -16,7 +16,7 @@ from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupt
 from benchmarks.service_load import load
 from benchmarks.service_processes import Child
 from benchmarks.service_soak import soak_figures
-from benchmarks.service_speed import known_figures
+from benchmarks.service_speed import committing, known_figures
 from service.app import create_app
 from service.authentication import needed_scope
 from service.settings import Settings
@@ -29,6 +29,8 @@ API_PATHS = ("/healthz", "/v1/plans", "/v1/plans/x", "/v1/jobs", "/v1/jobs/x/ret
 def test_known_plans_are_compared_within_a_turn() -> None:
     rates = {1: {"hello": 1000, "post": 500, "get": 800}, 2: {"hello": 100, "post": 80, "get": 90}}
     rates[3] = {"hello": 1000, "post": 600, "get": 700}
+    for of in rates.values():
+        of["post beside commits"] = of["post"] // 2
     rows = [
         {
             "load": name,
@@ -47,6 +49,19 @@ def test_known_plans_are_compared_within_a_turn() -> None:
     assert found["cached_plan_rps_vs_hello"] == pytest.approx(0.6)  # of .5, .8 and .6
     assert found["two_servers_share_of_ideal"] == pytest.approx(0.75)
     assert found["cached_plan_p99_ms"] == 2.0
+    assert found["cached_plan_rps_beside_commits_vs_hello"] == pytest.approx(0.3)
+    assert found["cached_plan_rps_beside_commits"] == 250
+
+
+def test_beside_commits_there_are_commits(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'lop.db'}"
+    with open_repository(url, create=True) as repository:
+        for _ in range(2):  # one turn after the other
+            with committing(url):
+                marks = {repository.commit_mark()}
+                while len(marks) < 4:
+                    marks.add(repository.commit_mark())
+        assert [job.status.value for job in repository.list_jobs()] == ["done", "done"]
 
 
 def test_memory_grows_from_after_five_minutes_to_the_end() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from service.worker import WorkerOptions, run_worker
 from storage.contract import Repository
 from storage.data_store import open_store
 from storage.records import KeyScope
+from storage.sql_repository import SqlRepository
 from tests.lop.app_transport import AppTransport
 
 QUICK: dict[str, Any] = {"evaluations": 6, "num_levels": 6, "conversations": 4}
@@ -235,7 +237,52 @@ def test_a_model_is_cut_and_recovered(
     assert again.wait() == result
 
 
-def test_a_model_or_data_that_went_meanwhile_fails_the_job(
+def test_a_model_that_went_meanwhile_fails_its_jobs(
+    client: lop.Client, data: Path, work: Callable[[], int], repository: SqlRepository
+) -> None:
+    search = client.search(model="tiny", data=data, sparsities=[0.3], **QUICK)
+    dataset = search.document["settings"]["dataset"]
+    asked = [search, client.submit({"kind": "measure", "model": "tiny", "dataset": dataset})]
+    with pytest.raises(ConflictError, match="no job is about it"):
+        repository.remove_model("tiny")
+    for handle in asked:
+        handle.cancel()
+    repository.remove_model("tiny")
+    for handle in asked:
+        handle.retry()
+    assert work() == 2
+    for handle in asked:
+        with pytest.raises(JobError, match="no model is stored under this id"):
+            handle.wait()
+    with pytest.raises(NotFoundError, match="no model is stored"):
+        client.search(model="tiny", dataset=dataset, sparsities=[0.3])
+
+
+def test_a_model_that_goes_while_its_job_runs_is_found_gone_by_the_worker(
+    client: lop.Client, data: Path, work: Callable[[], int], repository: SqlRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker was silent for so long that the job was cancelled without it, and then works on."""
+    handle = client.search(model="tiny", data=data, sparsities=[0.3], train=False, **QUICK)
+    after = client.submit({"kind": "register", "model": "new", "folder": "not/there"})
+    check, checks = JobReporter.check, 0
+
+    def removing(self: JobReporter) -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 3:
+            repository.cancel_job(handle.id, stale_after=timedelta(0))
+            repository.remove_model("tiny")
+        check(self)
+
+    monkeypatch.setattr(JobReporter, "check", removing)
+    assert work() == 1
+    assert checks == 3
+    assert client.job(handle.id).status == "cancelled"
+    assert client.job(after.id).status == "failed"  # the worker went on to the next one
+    assert repository.list_models() == []
+
+
+def test_data_that_went_meanwhile_fails_the_job(
     client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path
 ) -> None:
     handle = client.search(model="tiny", data=data, sparsities=[0.3], **QUICK)

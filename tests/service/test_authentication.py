@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from pruning.errors import AccessError, InputError, TooManyRequestsError
 from service.app import create_app
 from service.authentication import OPEN, needed_scope
-from service.keys import REMEMBERED_SECONDS, KeyRing, new_key, parse_limit
+from service.keys import REMEMBERED_SECONDS, Asker, KeyRing, new_key, parse_limit
+from service.routes import jobs as routes_jobs
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import KeyScope, NewJob
@@ -52,7 +53,7 @@ def test_from_the_first_key_on_nobody_is_let_in_without_one(client: TestClient, 
         assert refused.headers["www-authenticate"].startswith("Bearer")
         assert "lop key create" in refused.json()["remedy"]
         assert fresh.get("/v1/models", headers=bearer(key)).status_code == 200
-    for path in OPEN - {"/docs/oauth2-redirect"}:
+    for path in OPEN:
         assert client.get(path).status_code == 200
 
 
@@ -139,6 +140,54 @@ def test_a_key_that_is_revoked_opens_nothing_after_two_seconds(repository: Repos
     for headers in (sent, []):  # the last key is revoked, and nobody is let in without one
         with pytest.raises(AccessError):
             ring.find(headers)
+
+
+def test_who_is_still_good(repository: Repository) -> None:
+    now = 100.0
+    ring = KeyRing(lambda: repository, is_loopback=True, limit="1/hour", clock=lambda: now)
+    nobody = ring.find([])
+    assert nobody.key_id is None
+    assert ring.is_still_good(nobody)
+    key, other = make(repository), make(repository, name="other")
+    asker, another = ring.find([f"Bearer {key}"]), ring.find([f"Bearer {other}"])
+    now += REMEMBERED_SECONDS
+    assert [ring.is_still_good(asker) for _ in range(5)] == [True] * 5  # no limit counts them
+    assert not ring.is_still_good(nobody)  # there are keys now
+    repository.revoke_key(key.split("_")[1])
+    assert ring.is_still_good(asker)
+    now += REMEMBERED_SECONDS
+    assert [ring.is_still_good(asker), ring.is_still_good(another)] == [False, True]
+    expired, _ = new_key("old", KeyScope.READ, lifetime=timedelta(hours=1))
+    repository.add_key(replace(expired, expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    assert not ring.is_still_good(Asker("old", KeyScope.READ, expired.id))
+    assert not ring.is_still_good(Asker("gone", KeyScope.READ, "0" * 12))
+
+
+def test_a_stream_ends_when_its_key_is_revoked(
+    settings: Settings, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes_jobs, "POLL_SECONDS", 0.01)
+    key, other = make(repository), make(repository)
+    job, _ = repository.add_job(NewJob("train", "tiny", {"kind": "train", "model": "tiny"}, "notebook"))
+    app, polls = create_app(settings), 0
+    ring: KeyRing = app.state.ring
+    ring._clock = lambda: 10.0 * polls
+    asked = ring.is_still_good
+
+    def counted(asker: Asker) -> bool:
+        nonlocal polls
+        polls += 1
+        if polls == 3:
+            repository.revoke_key(key.split("_")[1])
+        return asked(asker)
+
+    monkeypatch.setattr(ring, "is_still_good", counted)
+    with TestClient(app) as client:
+        text = client.get(f"/v1/jobs/{job.id}/events", headers=bearer(key)).text  # the job never ends
+        assert "queued" in text
+        assert polls == 3
+        assert client.get(f"/v1/jobs/{job.id}/events", headers=bearer(key)).status_code == 401
+        assert client.get(f"/v1/jobs/{job.id}", headers=bearer(other)).json()["status"] == "queued"
 
 
 def test_use_is_noted_now_and_then(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

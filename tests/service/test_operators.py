@@ -19,10 +19,12 @@ from service.event_streams import EventStreams
 from service.keys import new_key
 from service.logs import JsonFormatter, LineFormatter
 from service.metrics import ServiceMetrics
+from service.readiness import REMEMBERED_SECONDS, RememberedCheck
 from service.request_id import begin_request
 from service.settings import Settings
 from storage.contract import Repository
 from storage.records import KeyScope, NewJob
+from tests.full_disk import no_file_grows
 from tests.service.conftest import AwayRepository
 
 PLAN = {"model": "tiny", "sparsity": 0.5}
@@ -152,6 +154,50 @@ def test_readiness_tells_what_is_not_ready(settings: Settings, repository: Repos
         assert client.post("/v1/plans", json=PLAN).status_code == 201
 
 
+def test_a_full_disk_is_told_by_a_server_that_reads_on(
+    settings: Settings, repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    app = create_app(settings.model_copy(update={"data_store": str(tmp_path / "store")}))
+    now = 100.0
+    for check in (app.state.resources.database_writes, app.state.resources.data_store_works):
+        check._clock = lambda: now
+    with TestClient(app) as client:
+        assert client.get("/readyz").json() == {"status": "ready"}
+        now += 5
+        with no_file_grows():
+            told = client.get("/readyz")
+            assert client.get("/v1/models").status_code == 200
+        assert (told.status_code, sorted(told.json()["degraded"])) == (200, ["data store", "database"])
+        assert "free disk space" in told.json()["degraded"]["database"]
+        now += 4.9
+        assert client.get("/readyz").json() == told.json()
+        now += 0.1
+        assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_a_check_runs_once_at_a_time_and_is_remembered() -> None:
+    now, runs = 0.0, 0
+
+    def nested() -> None:
+        nonlocal runs
+        runs += 1
+        assert check.complaint() is None  # somebody else asks while this one runs
+        raise StorageUnavailableError(f"run {runs}")
+
+    check = RememberedCheck(nested, clock=lambda: now)
+    assert [check.complaint() for _ in range(3)] == ["run 1"] * 3
+    now += REMEMBERED_SECONDS
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    check._check = broken
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            check.complaint()
+
+
 def test_so_many_streams_and_no_more(settings: Settings, repository: Repository) -> None:
     job, _ = repository.add_job(NewJob("train", "tiny", {"kind": "train", "model": "tiny"}, "somebody"))
     app = create_app(settings.model_copy(update={"max_event_streams": 1}))
@@ -193,7 +239,7 @@ def test_a_stream_that_is_left_gives_its_place_back(settings: Settings, reposito
             "type": "http",
             "method": "GET",
             "path": f"/v1/jobs/{job.id}/events",
-            "headers": [],
+            "headers": [(b"host", b"127.0.0.1")],
             "query_string": b"",
         }
         scope |= {"http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "raw_path": b"/"}

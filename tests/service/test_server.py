@@ -64,7 +64,7 @@ def test_running_requests_end_before_the_server_does(database_url: str, reposito
         body = b'{"model": "tiny", "sparsity": 0.5}'
         with socket.create_connection((address.host, address.port or 0)) as connection:
             connection.sendall(
-                b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/plans HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body)
             )
             connection.sendall(body[:10])

@@ -80,6 +80,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "release_job": lambda r: r.release_job("j", "w"),
     "cancel_job": lambda r: r.cancel_job("j", stale_after=timedelta(0)),
     "retry_job": lambda r: r.retry_job("j"),
+    "best_over_steps": lambda r: r.best_over_steps("j", parts=10),
     "list_job_events": lambda r: r.list_job_events("j"),
     "last_job_log": lambda r: r.last_job_log("j", 1),
     "add_dataset": lambda r: r.add_dataset(dataset()),
@@ -92,6 +93,7 @@ CALLS: dict[str, Callable[[Repository], Any]] = {
     "revoke_key": lambda r: r.revoke_key("k"),
     "note_key_use": lambda r: r.note_key_use("k", MORNING),
     "check": lambda r: r.check(),
+    "check_writable": lambda r: r.check_writable(),
     "commit_mark": lambda r: r.commit_mark(),
 }
 

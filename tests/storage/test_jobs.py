@@ -206,6 +206,32 @@ def test_progress_and_log_are_kept_and_told(filled: SqlRepository) -> None:
     assert claim(filled, "next", AT_ONCE).progress is None
 
 
+def told(repository: SqlRepository, job_id: str, stage: str, total: int, bests: dict[int, float | None]) -> None:
+    for done, best in bests.items():
+        repository.report_job(job_id, "w", progress=JobProgress(done, total, stage, best), as_event=True, log=["x"])
+
+
+def test_the_best_over_the_steps_is_thinned_to_so_many_parts(filled: SqlRepository) -> None:
+    stored, other = queue(filled), queue(filled, 1)
+    claim(filled)
+    claim(filled)
+    told(filled, other.id, "another job", 4, {1: 9.0})
+    told(filled, stored.id, "reading", 7, {1: None, 7: None})
+    told(filled, stored.id, "b", 100, {n: 1 / n for n in range(1, 101)})
+    told(filled, stored.id, "a", 4, {1: 0.5, 2: 0.5, 4: 0.25})
+    told(filled, stored.id, "b", 100, {n: 1 / n for n in range(1, 30)})  # a second run tells the same
+    told(filled, stored.id, "of nothing", 0, {0: 3.0})
+    found = filled.best_over_steps(stored.id, parts=10)
+    assert [(x.stage, x.done, x.best) for x in found] == [
+        *(("b", n, 1 / n) for n in range(10, 101, 10)),
+        ("a", 1, 0.5),
+        ("a", 2, 0.5),
+        ("a", 4, 0.25),
+        ("of nothing", 0, 3.0),
+    ]
+    assert filled.best_over_steps("missing", parts=10) == []
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [

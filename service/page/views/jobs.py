@@ -15,12 +15,13 @@ from service.page.rendering import PageRoute, page
 from service.root_path import seen_from_outside
 from service.routes import jobs
 from service.routes.jobs import JobId
-from storage.records import JobEvent, JobEventKind, JobStatus, KeyScope
+from storage.records import JobStatus, KeyScope, StagePoint
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 _PER_PAGE = 25
-_MOST_EVENTS = 5000
+_PARTS = 60
+"""Points of a line, at most: about one for ten pixels."""
 _RETRIED = (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PARKED)
 
 
@@ -63,7 +64,7 @@ def list_jobs(
 def show_job(request: Request, job_id: JobId, repository: JobsDep, asker: WhoAsksDep) -> Response:
     """One job: progress, the best found so far, the log, the result."""
     job = jobs.read_job(job_id, repository)
-    lines = best_so_far(repository.list_job_events(job_id, limit=_MOST_EVENTS))
+    lines = best_so_far(repository.best_over_steps(job_id, parts=_PARTS))
     picture = chart(lines, x_label="evaluations", y_label="best KL so far, in nats")
     may_change = _may_change(asker, job.asked_by)
     return page(
@@ -91,15 +92,12 @@ def retry_job(request: Request, job_id: JobId, repository: JobsDep, asker: WhoAs
     return _back_to(request, job_id)
 
 
-def best_so_far(events: Sequence[JobEvent]) -> list[Line]:
-    """For each stage of a search (a target, say) the best KL over the evaluations, as the events tell it."""
-    stages: dict[str, dict[float, float]] = {}
-    for event in events:
-        if event.kind is not JobEventKind.PROGRESS or event.document.get("best") is None:
-            continue
-        document = event.document
-        stages.setdefault(str(document["stage"]), {})[float(document["done"])] = float(document["best"])
-    return [Line.of(stage, sorted(points.items())) for stage, points in stages.items()]
+def best_so_far(points: Sequence[StagePoint]) -> list[Line]:
+    """For each stage of a search (a target, say) the best KL over the evaluations."""
+    stages: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        stages.setdefault(point.stage, []).append((point.done, point.best))
+    return [Line.of(stage, line) for stage, line in stages.items()]
 
 
 def _may_change(asker: Asker, asked_by: str) -> bool:

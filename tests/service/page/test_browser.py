@@ -132,6 +132,24 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
         page.context.close()
 
 
+def test_the_reference_asks_no_other_site(browser: Any, place: tuple[str, str, str]) -> None:
+    url, _, _ = place
+    context = browser.new_context(viewport=DESK)
+    page, asked, errors = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{url}/docs")
+    page.get_by_text("/v1/plans", exact=True).first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    page.locator(".responses-table.live-responses-table").wait_for()
+    assert f"{url}/v1/plans" in asked
+    assert [x for x in asked if not x.startswith((url, "data:"))] == []
+    assert [x for x in errors if "422" not in x and "404" not in x] == []
+    context.close()
+
+
 def test_a_slider_shows_another_plan_and_the_address_reproduces_it(browser: Any, place: tuple[str, str, str]) -> None:
     url, _, _ = place
     page = opened(browser, f"{url}/explorer")

@@ -1,5 +1,6 @@
 """Every page as a client without JavaScript gets it."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -7,6 +8,7 @@ import shlex
 from datetime import timedelta
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -19,14 +21,18 @@ from pruning.errors import StorageUnavailableError
 from pruning.planning.prices import memory_bytes
 from pruning.planning.workload import Workload
 from service.app import create_app
+from service.keys import new_key
+from service.page.assets import MEDIA_TYPES, asset
+from service.page.curves import WIDTH
 from service.page.rendering import HEADERS
 from service.settings import Settings
 from storage.contract import Repository
-from storage.records import JobProgress, JobStatus, NewJob
+from storage.records import JobProgress, JobStatus, KeyScope, NewJob
 from tests.lop.app_transport import AppTransport
 from tests.service.conftest import AwayRepository
 from tests.service.made_up import add_calibration, add_search, made_up_anatomy, register_model, scan_samples
 
+ASSETS = Path(__file__).parents[3] / "service" / "page" / "assets"
 PAGES = ("/", "/explorer", "/explorer/curve?model=tiny", "/jobs", "/compare", "/devices", "/devices/l4", "/login")
 
 
@@ -116,6 +122,25 @@ def test_what_pages_load_is_there_for_good(client: TestClient) -> None:
         assert answer.headers["content-type"].startswith(("text/javascript", "text/css", "image/svg+xml"))
     for name in ("nothing.js", "htmx.LICENSE", "..%2fpaths.py"):
         assert client.get(f"/assets/{name}").status_code in (404, 422)
+
+
+def test_the_reference_loads_what_is_in_the_package_and_nothing_else(client: TestClient) -> None:
+    answer = client.get("/docs")
+    assert dict(answer.headers).items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
+    assert "set-cookie" not in answer.headers
+    page = document(client, "/docs")
+    addresses = [x["src"] for x in page.all("script")] + [x["href"] for x in page.all("link")]
+    assert len(addresses) == 4
+    for address in addresses:
+        assert address.startswith("/assets/")
+        assert client.get(address).status_code == 200
+    assert client.get("/redoc").status_code == 404
+
+
+def test_files_of_others_are_what_is_written_down_of_them() -> None:
+    table = re.findall(r"^\| `(\S+)` \| .* \| `([0-9a-f]{64})` \|$", (ASSETS / "README.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in table} == set(MEDIA_TYPES) - {"page.js", "reference.js", "page.css", "icon.svg"}
+    assert {name: hashlib.sha256(asset(name)).hexdigest() for name, _ in table} == dict(table)
 
 
 def test_models_and_what_is_known_of_them(client: TestClient, repository: Repository, known: None) -> None:
@@ -257,6 +282,23 @@ def test_jobs_are_listed_filtered_and_watched(client: TestClient, repository: Re
     assert client.get("/jobs/nope").status_code == 404
 
 
+def test_a_long_search_is_drawn_to_its_end(client: TestClient, repository: Repository) -> None:
+    """More events than anybody wants to read, or to draw."""
+    settings = {"kind": "search", "model": "tiny", "dataset": "d" * 64, "sparsities": [0.3]}
+    asked, _ = repository.add_job(NewJob("search", "tiny", settings, "loopback"))
+    repository.claim_job("w", stale_after=timedelta(hours=1))
+    for done in range(100, 10_001, 100):
+        repository.report_job(
+            asked.id, "w", progress=JobProgress(done, 10_000, "sparsity 0.3", 1 / done), as_event=True, log=["x"] * 60
+        )
+    assert repository.list_job_events(asked.id, after=6000)
+    [line] = document(client, f"/jobs/{asked.id}").all("polyline")
+    spots = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    assert len(spots) == 60
+    assert spots == sorted(spots)
+    assert spots[-1][0] == WIDTH - 14  # the right end of the picture
+
+
 def test_a_job_is_cancelled_and_queued_again_by_forms(client: TestClient, repository: Repository, job: str) -> None:
     page = document(client, f"/jobs/{job}")
     [form] = [x for x in page.all("form") if x["action"].endswith("/cancel")]
@@ -331,7 +373,12 @@ def test_behind_a_prefix_every_address_has_it(database_url: str, repository: Rep
 
 
 @pytest.mark.parametrize("host", ["[::1", "a b", "x:99999999", '"><script>', ""])
-def test_a_host_that_is_none_does_no_harm(client: TestClient, known: None, host: str) -> None:
+def test_a_host_that_is_none_does_no_harm(settings: Settings, repository: Repository, known: None, host: str) -> None:
+    """With keys, and without names that are set, any is taken."""
+    record, key = new_key("notebook", KeyScope.ADMIN)
+    repository.add_key(record)
+    client = TestClient(create_app(settings.model_copy(update={"allowed_hosts": ""})))
+    client.headers["Authorization"] = f"Bearer {key}"
     for path in ("/", "/explorer?model=tiny", "/explorer?model=nope", "/nowhere", "/v1/models/nope", "/v1/plans/nope"):
         answer = client.get(path, headers={"Host": host})
         assert answer.status_code in (200, 404), (path, answer.text)
