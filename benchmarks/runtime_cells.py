@@ -42,7 +42,7 @@ class Sizes:
     layers: int = 16
     vocabulary: int = VOCABULARY
     new_tokens: int = 32
-    turns: int = 3
+    turns: int = 6
 
 
 class Cells:
