@@ -2,14 +2,14 @@
 
 In parts, each of less than 90 minutes on two cores that do nothing else (estimates):
 
-- `families` (50 minutes): for each family a small model of random weights is cut differently in every layer, an FFN
+- `families` (40 minutes): for each family a small model of random weights is cut differently in every layer, an FFN
   and an attention skipped, and each runtime is asked for the next token after 200 random prompts, in float32.
   `lop.load_pruned` (for the dense model, transformers) says what is right. What a runtime refuses is a row too, with
   its reason; what is not among the known reasons has failed.
-- `speed` (25 minutes): a language model of 1B's shape (`benchmarks.runtime_large`), cut to half of its decoder: tokens
+- `speed` (15 minutes): a language model of 1B's shape (`benchmarks.runtime_large`), cut to half of its decoder: tokens
   a second, prompt and answer apart, and peak memory, pruned over dense.
-- `harnesses` (20 minutes): lm-evaluation-harness and lmms-eval against `lop evaluate` on the same questions.
-- `client` (10 minutes): size and time of the light client's installation, against everything's.
+- `harnesses` (10 minutes): lm-evaluation-harness and lmms-eval against `lop evaluate` on the same questions.
+- `client` (5 minutes): size and time of the light client's installation, against everything's.
 
 What is finished is kept: kill it and run it again. The result has the parts asked for and those that were finished
 before. `make bench-runtimes` makes the environments that are needed; LOP_VLLM_PYTHON, LOP_LM_EVAL_PYTHON and
