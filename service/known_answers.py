@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pruning.errors import LopError
@@ -33,8 +32,8 @@ _KEPT_STATUSES = (200, 201)
 class _Looks:
     """Looks at the database on one event loop: one at a time, and the next one answers everybody who came meanwhile."""
 
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    next: "asyncio.Task[str | None] | None" = None
+    waiting: list["asyncio.Future[str | None]"] = field(default_factory=list)
+    task: "asyncio.Task[None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +100,36 @@ class KnownAnswers:
 
     async def _mark(self) -> str | None:
         """Of the database, from after this was called."""
-        looks = self._looks.setdefault(asyncio.get_running_loop(), _Looks())
-        if looks.next is None:
-            looks.next = asyncio.create_task(self._look(looks))
-        return await asyncio.shield(looks.next)
+        loop = asyncio.get_running_loop()
+        looks = self._looks.setdefault(loop, _Looks())
+        mark: asyncio.Future[str | None] = loop.create_future()
+        looks.waiting.append(mark)
+        if looks.task is None:
+            looks.task = loop.create_task(self._look(looks))
+        return await mark
 
-    async def _look(self, looks: _Looks) -> str | None:
-        async with looks.turn:
-            looks.next = None  # who comes from now on needs a look that begins later
+    async def _look(self, looks: _Looks) -> None:
+        loop = asyncio.get_running_loop()
+        while looks.waiting:
+            answered, looks.waiting = looks.waiting, []  # who comes from now on needs a look that begins later
             try:
-                return await run_in_threadpool(self._read_mark)
-            except LopError:
-                return None
+                # Of this loop alone: FastAPI's own threads are taken by requests that wait for the database.
+                found = await loop.run_in_executor(None, self._read)
+            except Exception as error:  # noqa: BLE001 (each request that waits raises it)
+                for mark in answered:
+                    if not mark.done():
+                        mark.set_exception(error)
+            else:
+                for mark in answered:
+                    if not mark.done():
+                        mark.set_result(found)
+        looks.task = None
+
+    def _read(self) -> str | None:
+        try:
+            return self._read_mark()
+        except LopError:
+            return None
 
 
 def _replay(asked: Message, receive: Receive) -> Receive:
