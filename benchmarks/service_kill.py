@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,11 @@ class Killer(threading.Thread):
             self.error = error
 
     def revive(self) -> None:
-        """Start again what has ended by itself, as what is started while there is no database does."""
+        """Start again what has ended by itself, as what is started while there is no database does, or a database that
+        was hit while it recovered."""
+        if self._postgres is not None:
+            with suppress(AssertionError):  # pgserver's, of a server that runs and recovers from a kill
+                self._postgres.start()
         for child in self._children:
             if not child.is_alive:
                 child.start()
@@ -164,10 +169,11 @@ class Killer(threading.Thread):
             child.start()
             return
         assert self._postgres is not None
-        if self._random.random() < 0.5:
-            self.kills["backend"] += self._postgres.kill_backend(self._random.randrange(1000))
-            return
-        self.kills["postmaster"] += self._postgres.kill()
+        with suppress(FileNotFoundError):  # no process id: it has given up since it was started
+            if self._random.random() < 0.5:
+                self.kills["backend"] += self._postgres.kill_backend(self._random.randrange(1000))
+                return
+            self.kills["postmaster"] += self._postgres.kill()
         time.sleep(self._random.uniform(0, 1))
         self._postgres.start()
 
