@@ -18,7 +18,7 @@ class TargetResult:
     Attributes:
         label: what was asked for, in words.
         sparsity: what was asked for, if it was a sparsity.
-        budget: parameters allowed, as `SearchTarget` counts them.
+        budget: parameters allowed, as `SearchTarget` counts them; of a target of time, those that the choice keeps.
         choice: option indices [N] of the least score (`Metrics.score`).
         widths: the units that they keep [N], of each decision's first site.
         metrics: its metrics on the calibration set.
@@ -27,6 +27,7 @@ class TargetResult:
         held_out: for each fold of the data, what the search would have chosen without it is worth on it; empty where
             there are no folds, and in a result that was stored.
         cross_validation: the same beside the dense model; None where there are no folds.
+        share: what was asked for, if it was a share of the dense model's time.
     """
 
     label: str
@@ -39,6 +40,7 @@ class TargetResult:
     curve: tuple[float, ...]
     held_out: tuple[FoldMetrics, ...] = ()
     cross_validation: CrossValidation | None = None
+    share: float | None = None
 
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
@@ -54,6 +56,7 @@ class TargetResult:
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.score for m in scored.values()), min)),
             held_out=judged_without_each(list(scored.values())),
+            share=target.share,
         )
 
 
@@ -87,6 +90,8 @@ class SearchResult:
             document = asdict(target) | {"metrics": target.metrics.to_dict()}
             document |= {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
             del document["held_out"], document["cross_validation"]
+            if target.share is None:
+                del document["share"]
             if target.cross_validation is not None:
                 document["cross_validation"] = target.cross_validation.to_dict()
             targets.append(document)

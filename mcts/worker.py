@@ -5,6 +5,7 @@ reads what it had, decides the same, and goes on where it stopped.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,8 +20,10 @@ from pruning.allocators.evolution import Score, evolve
 from pruning.allocators.random_search import search_randomly
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
+from pruning.planning.target import counted
 from storage.contract import Repository
 from storage.records import Sample
 from values.surrogate import retentions
@@ -39,6 +42,7 @@ def run_search(
     *,
     guide: Guide | None = None,
     known: Sequence[Sample] = (),
+    latency: LatencyModel | None = None,
 ) -> SearchResult:
     """Scan, search every target, store every sample; the result is a function of settings, seed and metrics alone.
 
@@ -49,6 +53,7 @@ def run_search(
         guide: leads the search, e.g. a trained predictor: what it proposes is scored first, and its prior is one of the
             tree, if the settings ask for simulations.
         known: samples that the search's surrogate learns from before it begins; the result depends on them.
+        latency: prices targets of time; needed where the settings have some.
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.
@@ -58,7 +63,7 @@ def run_search(
     model = repository.get_model(model_id)
     repository.get_calibration(calibration_id)
     space = settings.space(model.anatomy)
-    targets = settings.resolve_targets(model.anatomy)
+    targets = settings.resolve_targets(model.anatomy, latency)
 
     def memoised(source: str) -> Score:
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
@@ -83,7 +88,7 @@ def run_search(
         def on_evaluation(done: int, best: Metrics, before: int = before, label: str = target.label) -> None:
             progress(before + done, total, label, best)
 
-        limits = settings.limits(model.anatomy, target)
+        limits = settings.limits(model.anatomy, target, latency)
         if shared is None:
             results.append(_search_blindly(limits, target, score, settings, index, on_evaluation))
         else:
@@ -92,6 +97,12 @@ def run_search(
             )
             results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics)
+    # Whoever reads results compares parameters.
+    price = counted(model.anatomy, settings.axes)
+    results = [
+        found if found.share is None else replace(found, budget=price.cost(space.architecture(found.choice)))
+        for found in results
+    ]
     return SearchResult(targets=tuple(results), scan_evaluations=scan_evaluations)
 
 

@@ -3,9 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device, profiled_device
+from pruning.devices.latency import latency_model
 from pruning.errors import NotFoundError
+from pruning.planning.latency_model import LatencyModel
+from pruning.planning.workload import Workload
 from service.lru_cache import LruCache
 from storage.contract import Catalogue
 
@@ -48,6 +52,11 @@ class DeviceFinder:
 def find_device(repository: Catalogue, device_id: str) -> Device:
     """The device of this id, for who asks once; raises NotFoundError as `DeviceFinder.find`."""
     return DeviceFinder(repository).find(device_id).device
+
+
+def latency_on(repository: Catalogue, device_id: str, anatomy: ModelAnatomy, workload: Workload) -> LatencyModel:
+    """What prices `workload` on the device of this id; raises NotFoundError as `DeviceFinder.find`."""
+    return latency_model(find_device(repository, device_id), anatomy, workload)
 
 
 def list_devices(repository: Catalogue) -> list[Device]:

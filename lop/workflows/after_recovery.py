@@ -133,6 +133,12 @@ def check_recoverable(model: ModelRecord, settings: SearchSettings, recipe: "Rec
             values=f"model {model.id!r} was registered with --reconstruct",
             remedy="Register the checkpoint without it, under another id",
         )
+    if settings.time is not None:
+        raise InputError(
+            "finalists of sparsities are recovered, not of targets of time",
+            values=f"targets of time on device {settings.time.device!r}",
+            remedy="Search those without --after-recovery, and the sparsities with it",
+        )
     for target in settings.resolve_targets(model.anatomy):
         completed_for(recipe, Path(model.path), removed=target.sparsity or 0.0)
 

@@ -319,6 +319,7 @@ def _targets(result: SearchResult) -> list[dict[str, Any]]:
         {
             "label": target.label,
             "sparsity": target.sparsity,
+            "share": target.share,
             "budget": target.budget,
             "kl": target.metrics.kl,
             "agreement": target.metrics.agreement,

@@ -10,10 +10,13 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
+from pruning.planning.latency_model import LatencyModel
 from pruning.planning.ranking import Ranking
-from storage.contract import Repository
+from service.devices import latency_on
+from storage.contract import Catalogue, Repository
 from storage.records import SearchRecord
 
 DENSE_SOURCE = "dense"
@@ -41,7 +44,7 @@ def search_model(
     `squares` are `squares_for` these conversations where densities are searched; None: they are measured here, unseen.
 
     Raises:
-        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
+        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started; a device may be missing, too.
         FingerprintMismatchError: the checkpoint changed since it was registered.
         InputError: KV groups are to be cut, and the model's ranking does not order them; the engine's address, or the
             cluster there.
@@ -53,7 +56,8 @@ def search_model(
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    settings.resolve_targets(model.anatomy)
+    latency = latency_for(repository, model.anatomy, settings)
+    settings.resolve_targets(model.anatomy, latency)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
     if squares is None and settings.axes.has_density:
         squares = squares_for(model, conversations)
@@ -61,7 +65,7 @@ def search_model(
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
         evaluate = opened if on_stored is None else _telling(opened, on_stored)
-        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress, latency=latency)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
         (dense,) = memo([DENSE])
@@ -69,6 +73,12 @@ def search_model(
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
+
+
+def latency_for(repository: Catalogue, anatomy: ModelAnatomy, settings: SearchSettings) -> LatencyModel | None:
+    """What prices the targets of time, if there are some; raises NotFoundError for a device that nobody registered."""
+    time = settings.time
+    return None if time is None else latency_on(repository, time.device, anatomy, time.workload)
 
 
 def _telling(evaluate: EvaluateInOrder, on_stored: Callable[[], None]) -> EvaluateInOrder:

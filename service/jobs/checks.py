@@ -2,6 +2,7 @@
 
 from pruning.errors import InputError, NotFoundError
 from recovery.plain_weights import check_plain
+from service.devices import latency_on
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,
@@ -19,8 +20,8 @@ from values.decisions import check_learnt
 def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     """The id of the model that the job is about.
 
-    Raises NotFoundError for a model, a data set or a plan that is not there, InputError for settings that make no sense
-    together, InfeasibleTargetError for a sparsity that no configuration reaches.
+    Raises NotFoundError for a model, a data set, a plan or a device that is not there, InputError for settings that
+    make no sense together, InfeasibleTargetError for a target that no configuration reaches.
     """
     if isinstance(settings, CuttingJob):
         plan = catalogue.get_plan(settings.plan).plan
@@ -48,7 +49,9 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
         return settings.model
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):
-        settings.search_settings().resolve_targets(anatomy)
+        search, time = settings.search_settings(), settings.time
+        latency = None if time is None else latency_on(catalogue, time.device, anatomy, time.workload)
+        search.resolve_targets(anatomy, latency)
     if isinstance(settings, TrainJob):
         check_learnt(settings.space)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)

@@ -290,3 +290,29 @@ def test_a_search_says_what_to_expect_of_unseen_conversations(run: Run, database
     assert code == 0, err
     assert "KLs are of the calibration data, and so optimistic: cross-validation needs 4 folds of 2" in out
     assert "what to expect" not in out
+
+
+def test_targets_of_time_are_shown_beside_the_sparsities(run: Run, database: str) -> None:
+    timed = ("--space", "all", "--device", "l4", "--latency", 0.6, "--prompt-tokens", 32, "--output-tokens", 8)
+    code, out, err = run(database, "-s", 0.3, "-n", 3, "--num-levels", 3, *timed, "--json")
+    assert code == 0, err
+    sparsity, time = json.loads(out)["targets"]
+    assert (sparsity["sparsity"], "share" in sparsity) == (0.3, False)
+    assert (time["label"], time["share"]) == ("time 0.6 (l4, 1 x 32 + 8 tokens)", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--latency", 0.5), "latency is of a device (got --latency 0.5)"),
+        (("--device", "abacus"), "the device must be in the catalogue or registered (got 'abacus')"),
+        (("--device", "l4", "--latency", 1.5), "a share of the dense model's time is between 0 and 1 (got 1.5)"),
+        (("--device", "l4", "--latency", 0.5, "--space", "bits"), "where units may change (got space 'bits')"),
+        (("--device", "l4", "--latency", 0.001), "a target must be within reach"),
+    ],
+)
+def test_targets_of_time_that_make_no_sense(run: Run, database: str, options: tuple[object, ...], message: str) -> None:
+    code, out, err = run(database, "-s", 0.3, "--num-levels", 3, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert open_repository(database).count_samples("tiny") == 0

@@ -14,6 +14,7 @@ from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS
 from mcts.settings import SearchMethod, SearchSettings
+from mcts.time_targets import TimeTargets
 from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import Sublayer
@@ -22,9 +23,11 @@ from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import Axis
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.workload import Workload
+from pruning.planning.workload import Budget, Workload
+from service.devices import latency_on
 from service.finished_searches import SearchFinder, searched_space
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
@@ -179,3 +182,46 @@ def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
         planner.plan(PlanRequest(model="bare", sparsity=0.3, space=SpaceName.ALL))
     layers = replace(JOINT, axes=SpaceName.LAYERS, sparsities=(0.25,), num_evaluations=2)
     assert search_model(repository, "bare", conversations, layers, name="data").targets[0].metrics.kl > 0.0
+
+
+def test_targets_of_time_are_met_stored_and_learnt_from(
+    repository: Repository, conversations: list[Conversation]
+) -> None:
+    workload = Workload(prompt_tokens=32, output_tokens=8)
+    settings = replace(JOINT, time=TimeTargets("l4", (0.6,), workload))
+    anatomy = repository.get_model("tiny").anatomy
+    result = search_model(repository, "tiny", conversations, settings, name="data")
+    *_, timed = result.targets
+    assert timed.evaluations == settings.num_evaluations
+    (stored,) = repository.list_searches("tiny")
+    found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS, SpaceName.ALL)[-1]
+    price = LatencyPrice(anatomy, latency_on(repository, "l4", anatomy, workload))
+    assert price.cost(found.architecture) <= 0.6 * price.total
+    assert found.label.startswith("time 0.6 (l4")
+    # Its parameters are those of the choice, which predictors then learn what to expect at.
+    assert found.budget == found.parameters
+    known = searched_budgets(repository, "tiny", calibration_id(conversations), SpaceName.ALL)
+    assert known == {target.budget for target in result.targets}
+    assert SearchSettings.from_dict(stored.settings["search"]) == settings
+    # A plan for that time answers with it.
+    most = 0.6 * price.total / 1e6
+    budget = Budget(latency_ms=most, prompt_tokens=32, output_tokens=8)
+    request = PlanRequest(model="tiny", space=SpaceName.ALL, device="l4", budget=budget, method=Method.MCTS)
+    plan = Planner(repository, PredictorCache(repository, capacity=1)).plan(request)
+    assert plan.method == Method.MCTS
+    assert plan.achieved.latency_ms is not None
+    assert plan.achieved.latency_ms <= most
+
+
+def test_a_queued_search_has_its_targets_of_time(
+    repository: Repository, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    time = TimeTargets("l4", (0.6,), Workload(prompt_tokens=32, output_tokens=8))
+    settings = replace(JOINT, sparsities=(0.3,), num_evaluations=4, time=time)
+    job = queue_search(repository, store, "tiny", conversations, settings, name="data")
+    run_worker(repository, JobRunner(repository, store), options=WorkerOptions(once=True))
+    done = repository.get_job(job.id)
+    assert done.result is not None
+    assert [target["share"] for target in done.result["targets"]] == [None, 0.6]
+    assert repository.list_searches("tiny")[0].settings["search"]["time"] == time.to_dict()
