@@ -77,9 +77,14 @@ class Asker:
         self._servers, self.asked = servers, asked
         self._random = random.Random(seed)
 
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The first answer that is one, of any server; raises RuntimeError if there is none for minutes."""
+    def send(self, method: str, path: str, *, if_done: int | None = None, **options: Any) -> httpx.Response:
+        """The first answer that is one, of any server; raises RuntimeError if there is none for minutes.
+
+        `if_done` is a status that says so, too, but for the first time: a server may be killed after it has done what
+        it was asked for, before it says so.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
+        asked_before = False
         while time.monotonic() < deadline:
             server = self._random.choice(self._servers)
             try:
@@ -87,12 +92,13 @@ class Asker:
             except httpx.TransportError:
                 answer = None
             if answer is not None and answer.status_code not in _PASSES:
-                if answer.is_success:
+                if answer.is_success or (asked_before and answer.status_code == if_done):
                     return answer
                 self.asked.unexpected.append(f"{answer.status_code} {method} {path} {options}: {answer.text[:300]}")
                 if len(self.asked.unexpected) > MOST_UNEXPECTED:
                     raise RuntimeError(f"the service refuses what it should not: {self.asked.unexpected[-1]}")
             self.asked.repeated += 1
+            asked_before = True
             time.sleep(0.1)
         raise RuntimeError(f"{method} {path} is not answered")
 
@@ -286,7 +292,7 @@ def _wait(asker: Asker, jobs: list[str], meanwhile: Callable[[], object]) -> int
             status = asker.send("GET", f"/v1/jobs/{job_id}").json()["status"]
             if status == JobStatus.PARKED:
                 parked += 1
-                asker.send("POST", f"/v1/jobs/{job_id}/retry")
+                asker.send("POST", f"/v1/jobs/{job_id}/retry", if_done=409)
             elif JobStatus(status).is_final:
                 waiting.remove(job_id)
                 last = time.monotonic()

@@ -63,7 +63,7 @@ class AccessLog:
                         "client": (scope.get("client") or ("-",))[0],
                     }
                     # Quoted and escaped: a path must not be able to forge a second line.
-                    words = (f"{name}={json.dumps(x) if name == 'path' else x}" for name, x in fields.items())
+                    words = [f"{name}={json.dumps(x) if name == 'path' else x}" for name, x in fields.items()]
                     _logger.info("%s", " ".join(words), extra={"fields": fields | {"route": notes.route}})
 
 

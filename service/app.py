@@ -15,6 +15,7 @@ from service.authentication import Authentication
 from service.head_requests import HeadAsGet
 from service.host_names import HostNames
 from service.keys import KeyRing
+from service.known_answers import KnownAnswers
 from service.openapi import install_openapi
 from service.page.views.every import VIEWS
 from service.problems import install_problem_handlers
@@ -60,6 +61,7 @@ def create_app(
     app.include_router(plans.reading)
     app.include_router(devices.reading)
     app.include_router(jobs.reading)
+    app.add_middleware(KnownAnswers, read_mark=lambda: resources.repository.commit_mark(), paths=(plans.router.prefix,))
     app.add_middleware(RouteNote)
     app.add_middleware(HeadAsGet)
     app.add_middleware(

@@ -1,7 +1,7 @@
 """The id of the request at hand: in its answer, and in every line that is logged while it is answered."""
 
+import random
 import re
-import uuid
 from collections.abc import MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 HEADER = b"x-request-id"
 _IN_SCOPE = "lop.request_id"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_numbers = random.Random()
+"""Of ids, which are no secret: the system's own numbers take six times as long."""
 _current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
@@ -26,7 +28,7 @@ def begin_request(scope: MutableMapping[str, Any]) -> str:
     given: str | None = scope.get(_IN_SCOPE)
     if given is None:
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER]
-        given = sent[0] if len(sent) == 1 and _ID.fullmatch(sent[0]) else uuid.uuid4().hex
+        given = sent[0] if len(sent) == 1 and _ID.fullmatch(sent[0]) else f"{_numbers.getrandbits(128):032x}"
         scope[_IN_SCOPE] = given
     _current.set(given)
     return given

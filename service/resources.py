@@ -6,7 +6,6 @@ from threading import Lock
 
 from service.datasets import DatasetShelf
 from service.event_streams import EventStreams
-from service.known_answers import KnownAnswers
 from service.metrics import ServiceMetrics
 from service.page.quality_curve import CurveDrawer
 from service.planner import Planner
@@ -38,7 +37,6 @@ class Resources:
         self.metrics = ServiceMetrics(lambda: self.repository)
         self.database_writes = RememberedCheck(lambda: self.repository.check_writable())
         self.data_store_works = RememberedCheck(lambda: self.shelf.check())
-        self.known_answers = KnownAnswers(lambda: self.repository.commit_mark())
         self.event_streams = EventStreams(settings.max_event_streams, self.metrics)
         self.is_stopping: Callable[[], bool] = lambda: False
         """Whether the server was told to stop: answers without an end then end."""

@@ -8,15 +8,15 @@ from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_v1 import PlanV1
 from service.conditional import matches
 from service.dependencies import PlanId, PlannerDep, PlansDep, WantedForms
-from service.known_answers import KnownJsonRoute, KnownRoute
 from service.openapi import PLAN_EXAMPLE, PLAN_V1_EXAMPLE, problems
 from service.plan_forms import PlanForm, in_form
 from service.planner import Planner
+from service.request_limits import JsonBodyRoute
 from service.root_path import seen_from_outside
 from service.schemas import PlanRequest
 
-router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=KnownJsonRoute)
-reading = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=KnownRoute)
+router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=JsonBodyRoute)
+reading = APIRouter(prefix="/v1/plans", tags=["plans"])
 
 _CONTENT: dict[str, Any] = {
     PlanForm.SCHEMA_1.value: {"example": PLAN_V1_EXAMPLE},

@@ -6,12 +6,14 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from benchmarks.service_fuzz import _expected, with_known_names
-from benchmarks.service_kill import Asked, check_undisturbed
+from benchmarks.service_kill import Asked, Asker, check_undisturbed
 from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
 from benchmarks.service_load import load
 from benchmarks.service_processes import Child
@@ -179,3 +181,26 @@ def test_the_load_generator_counts_answers_and_failures() -> None:
     assert found.per_second > 0
     assert found.failed > 0
     assert found.p99_ms >= found.p50_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "unexpected"),
+    [((None, 409), 0), ((503, 409), 0), ((409, 409), 1), ((None, 404, 409), 1)],
+)
+def test_what_was_done_before_the_server_was_killed_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[int | None, ...], unexpected: int
+) -> None:
+    waiting = list(answers)
+
+    def request(*_: object, **__: object) -> httpx.Response:
+        status = waiting.pop(0)
+        if status is None:
+            raise httpx.ReadError("killed")
+        return httpx.Response(status)
+
+    monkeypatch.setattr("httpx.request", request)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    asked = Asked()
+    asker = Asker([SimpleNamespace(url="http://server")], asked, 0)  # type: ignore[list-item]
+    assert asker.send("POST", "/v1/jobs/j/retry", if_done=409).status_code == 409
+    assert (waiting, len(asked.unexpected)) == ([], unexpected)

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from fastapi import Request, Response
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from service.known_answers import KnownAnswers
 from service.planner import Planner
@@ -16,6 +16,7 @@ from storage.sql_repository import SqlRepository
 from tests.service.made_up import add_calibration, scan_samples
 
 REQUEST = {"model": "tiny", "sparsity": 0.5}
+COUNTED = 'lop_http_requests_total{method="POST",route="/v1/plans",status="201"}'
 
 
 @pytest.fixture
@@ -71,11 +72,21 @@ def test_requests_that_are_blown_up_are_not_kept(client: TestClient, planned: li
     padded, headers = json.dumps(REQUEST).encode() + b" " * 5000, {"Content-Type": "application/json"}
     found = [client.post("/v1/plans", content=padded, headers=headers).content for _ in range(4)]
     assert len(planned) == 4
-    path = client.post("/v1/plans", json=REQUEST).headers["location"]
-    assert client.get(path, params={"x": "y" * 5000}).status_code == 200
-    known: KnownAnswers = client.app.state.resources.known_answers  # type: ignore[attr-defined]
-    assert sum(len(repr(key)) for key in known._answers) < 4096
     assert found == [client.post("/v1/plans", json=REQUEST).content] * 4
+    path = client.post("/v1/plans", json=REQUEST).headers["location"]
+    assert client.get(path, params={"x": "y" * 5000}).content == client.get(path).content
+
+
+def test_what_is_sent_again_is_counted_as_what_it_is(client: TestClient, planned: list[Any]) -> None:
+    def counted() -> str:
+        return next(line for line in client.get("/metrics").text.splitlines() if line.startswith(COUNTED))
+
+    for _ in range(3):
+        client.post("/v1/plans", json=REQUEST)
+    before = counted()
+    client.post("/v1/plans", json=REQUEST)
+    assert len(planned) == 2
+    assert (before, counted()) == (f"{COUNTED} 3.0", f"{COUNTED} 4.0")
 
 
 def test_a_removed_model_has_no_answers(client: TestClient, repository: SqlRepository) -> None:
@@ -87,6 +98,43 @@ def test_a_removed_model_has_no_answers(client: TestClient, repository: SqlRepos
     assert client.get(path).status_code == 404
 
 
+class Maker:
+    """An application that answers what it was sent, and counts."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        self.made += 1
+        body = b""
+        while True:
+            message = await receive()
+            body += message["body"]
+            if not message.get("more_body", False):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> bytes:
+    """The body that is answered to one that comes in `parts`."""
+    waiting = [{"type": "http.request", "body": part, "more_body": n < len(parts)} for n, part in enumerate(parts, 1)]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return waiting.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    await known(scope, receive, send)
+    start, body = sent
+    assert start["status"] == 200
+    answered: bytes = body["body"]
+    return answered
+
+
 def test_many_at_once_share_a_look_that_began_after_they_came() -> None:
     looks: list[int] = []
 
@@ -94,44 +142,46 @@ def test_many_at_once_share_a_look_that_began_after_they_came() -> None:
         looks.append(len(looks))
         return "same"
 
-    async def ask() -> list[Response]:
-        known = KnownAnswers(read)
+    async def ask_often() -> list[bytes]:
+        known = KnownAnswers(Maker(), read_mark=read, paths=("/kept",))
+        return await asyncio.gather(*(ask(known, b"made") for _ in range(50)))
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def handle(_: Request) -> Response:
-            return Response(b"made")
-
-        def request() -> Request:
-            scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
-            return Request(scope, receive)
-
-        return await asyncio.gather(*(known.answer(request(), handle) for _ in range(50)))
-
-    assert {bytes(answer.body) for answer in asyncio.run(ask())} == {b"made"}
+    assert asyncio.run(ask_often()) == [b"made"] * 50
     assert 1 <= len(looks) <= 3
 
 
-def test_a_database_that_says_nothing_has_every_answer_made() -> None:
-    made = []
+@pytest.mark.parametrize(
+    ("mark", "path", "parts", "made"),
+    [
+        ("same", "/kept", (b"asked",), 1),
+        ("same", "/kept/1", (b"asked",), 1),
+        (None, "/kept/1", (b"asked",), 3),  # a database that says nothing has every answer made
+        ("same", "/keptalive", (b"asked",), 3),
+        ("same", "/kept/1", (b"as", b"ked"), 3),  # a body in parts is not waited for
+    ],
+)
+def test_what_is_made_anew(mark: str | None, path: str, parts: tuple[bytes, ...], made: int) -> None:
+    maker = Maker()
 
-    async def ask() -> None:
-        known = KnownAnswers(lambda: None)
+    async def ask_three_times() -> list[bytes]:
+        known = KnownAnswers(maker, read_mark=lambda: mark, paths=("/kept",))
+        return [await ask(known, *parts, path=path) for _ in range(3)]
 
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+    assert asyncio.run(ask_three_times()) == [b"asked"] * 3
+    assert maker.made == made
 
-        async def handle(_: Request) -> Response:
-            made.append(1)
-            return Response(b"made")
 
-        for _ in range(3):
-            scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
-            await known.answer(Request(scope, receive), handle)
+def test_only_the_latest_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.known_answers._MOST_ANSWERS", 2)
+    maker = Maker()
 
-    asyncio.run(ask())
-    assert len(made) == 3
+    async def ask_for(*bodies: bytes) -> None:
+        known = KnownAnswers(maker, read_mark=lambda: "same", paths=("/kept",))
+        for body in bodies:
+            assert await ask(known, body) == body
+
+    asyncio.run(ask_for(b"1", b"2", b"1", b"3", b"1", b"2"))
+    assert maker.made == 4  # 2 was asked for longest ago when 3 came
 
 
 def test_threads_ask_through_one_server(client: TestClient) -> None:
