@@ -141,11 +141,12 @@ def latencies(run: ModelRun) -> dict[str, Any]:
 
 def predictors(run: ModelRun) -> dict[str, Any]:
     """A predictor of every space at all targets, searched and between; in the joint space also a search of those in
-    between, and plans with parts left out."""
+    between, which knows all that the predictor does, and plans with parts left out."""
     limits = run.limits(of_time=True)
     rows = _planned(run, limits, (*SPARSITIES, *BETWEEN, *LATENCIES, *BETWEEN_LATENCIES))
-    for between in (BETWEEN, BETWEEN_LATENCIES):
-        rows += run.rows(JOINT, run.search(JOINT, limits).searched(between), limits)
+    between = (*BETWEEN, *BETWEEN_LATENCIES)
+    found = run.search(JOINT, limits).searched((*SPARSITIES, *LATENCIES, *between))
+    rows += run.rows(JOINT, [x for x in found if x.target in between], limits)
     return {"rows": rows}
 
 

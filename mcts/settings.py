@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from mcts.time_targets import TimeTargets, time_limits
+from mcts.targets import LatencyTargets, SearchTarget, latency_limits
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
@@ -42,21 +42,6 @@ class SearchMethod(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SearchTarget:
-    """One target made concrete: the parameters that may be kept, and the sparsity it came from, if any.
-
-    They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other; where bits
-    may change, `budget` is those layers' bytes, and where densities may, weights that are not zero. With a `share` of
-    the dense model's time, it is nanoseconds.
-    """
-
-    label: str
-    budget: int
-    sparsity: float | None
-    share: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SearchSettings:
     """Settings of a search; a JSON document by `to_dict` and `from_dict`.
 
@@ -82,8 +67,8 @@ class SearchSettings:
         c_puct: weight of exploration in PUCT.
         temperature: of the prior, in nats of log KL per decision.
         prior_share: weight of a prior that is handed in (a trained predictor) against the surrogate's.
-        time: targets of time, searched last; the methods that make targets concrete then need the `latency` that prices
-            its workload on its device.
+        latency: targets of latency, searched last. What makes targets concrete then needs what prices their workload on
+            their device (`service.devices.priced`).
     """
 
     sparsities: tuple[float, ...] = ()
@@ -103,7 +88,7 @@ class SearchSettings:
     c_puct: float = 1.0
     temperature: float = 0.1
     prior_share: float = 0.5
-    time: TimeTargets | None = None
+    latency: LatencyTargets | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsities", tuple(check_sparsity(s) for s in self.sparsities))
@@ -111,11 +96,13 @@ class SearchSettings:
         object.__setattr__(self, "axes", SpaceName(self.axes))
         object.__setattr__(self, "scope", Scope(self.scope))
         object.__setattr__(self, "method", SearchMethod(self.method))
-        if not self.sparsities and not self.budgets and self.time is None:
-            raise InputError("a search needs at least one target", remedy="Give sparsities, or budgets in parameters")
-        if self.time is not None and self.axes not in SPACES_OF_UNITS:
+        if not self.sparsities and not self.budgets and self.latency is None:
             raise InputError(
-                "targets of time are searched where units may change",
+                "a search needs at least one target", remedy="Give sparsities, budgets in parameters, or a latency"
+            )
+        if self.latency is not None and self.axes not in SPACES_OF_UNITS:
+            raise InputError(
+                "latency is searched where units may change",
                 values=f"space '{self.axes}'",
                 remedy=f"Search one of {', '.join(SPACES_OF_UNITS)}",
             )
@@ -151,8 +138,8 @@ class SearchSettings:
 
     def limits(self, anatomy: ModelAnatomy, target: SearchTarget, latency: LatencyModel | None = None) -> Limits:
         """Of one of the targets, over `space`."""
-        if target.share is not None:
-            return time_limits(anatomy, self.space(anatomy), target.budget, _given(latency))
+        if target.latency is not None:
+            return latency_limits(anatomy, self.space(anatomy), target.latency, _given(latency))
         if self.axes.has_bits:
             return decoder_byte_limits(anatomy, self.space(anatomy), target.budget)
         if self.axes.has_density:
@@ -161,12 +148,12 @@ class SearchSettings:
         return limits(anatomy, self.space(anatomy), target.budget)
 
     def resolve_targets(self, anatomy: ModelAnatomy, latency: LatencyModel | None = None) -> tuple[SearchTarget, ...]:
-        """The budgets of all targets, in search order.
+        """All targets made concrete, in search order.
 
         Raises:
             InfeasibleTargetError: the first target that no choice of the space can meet.
             InputError: sparsities of FFN parameters, in a space that changes more than FFN widths, or of anything but
-                the decoder in that of densities; or there are targets of time, and `latency` has none for the space.
+                the decoder in that of densities; or `latency` has no time for what the space may do.
         """
         lowest, all_of_them = self._reach(anatomy)
         own = "decoder bytes" if self.axes.has_bits else "weights zeroed" if self.axes.has_density else None
@@ -186,11 +173,8 @@ class SearchSettings:
             if budget < lowest:
                 raise self._out_of_reach(f"budget {budget}", anatomy, lowest)
             targets.append(SearchTarget(f"budget {budget}", budget, None))
-        if self.time is not None:
-            space, priced = self.space(anatomy), _given(latency)
-            for share in self.time.shares:
-                most = self.time.budget(anatomy, space, share, priced)
-                targets.append(SearchTarget(self.time.label(share), most, None, share))
+        if self.latency is not None:
+            targets += self.latency.resolve(anatomy, self.space(anatomy), _given(latency), all_of_them)
         return tuple(targets)
 
     def _reach(self, anatomy: ModelAnatomy) -> tuple[int, int]:
@@ -260,10 +244,10 @@ class SearchSettings:
         }
         if self.axes is SpaceName.FFN:
             del document["axes"]
-        if self.time is None:
-            del document["time"]
+        if self.latency is None:
+            del document["latency"]
         else:
-            document["time"] = self.time.to_dict()
+            document["latency"] = self.latency.to_dict()
         return document
 
     @classmethod
@@ -274,8 +258,8 @@ class SearchSettings:
             raise InputError(
                 "unknown search setting", values=", ".join(unknown), remedy=f"Known are {', '.join(sorted(known))}"
             )
-        if data.get("time") is not None:
-            data = {**data, "time": TimeTargets.from_dict(data["time"])}
+        if data.get("latency") is not None:
+            data = {**data, "latency": LatencyTargets.from_dict(data["latency"])}
         try:
             return cls(**data)
         except (TypeError, ValueError) as error:
@@ -286,7 +270,7 @@ class SearchSettings:
 
 def _given(latency: LatencyModel | None) -> LatencyModel:
     if latency is None:
-        raise ValueError("targets of time need what prices them")
+        raise ValueError("targets of latency need what prices them")
     return latency
 
 

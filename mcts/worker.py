@@ -5,7 +5,6 @@ reads what it had, decides the same, and goes on where it stopped.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
 from mcts.search import SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, SENSITIVITY_SOURCE, scan_choices, scan_sensitivity
-from mcts.settings import SearchMethod, SearchSettings, SearchTarget
+from mcts.settings import SearchMethod, SearchSettings
+from mcts.targets import SearchTarget
 from pruning.allocators.evolution import Score, evolve
 from pruning.allocators.random_search import search_randomly
 from pruning.measuring.metrics import Metrics
@@ -23,7 +23,6 @@ from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
-from pruning.planning.target import counted
 from storage.contract import Repository
 from storage.records import Sample
 from values.surrogate import retentions
@@ -53,7 +52,7 @@ def run_search(
         guide: leads the search, e.g. a trained predictor: what it proposes is scored first, and its prior is one of the
             tree, if the settings ask for simulations.
         known: samples that the search's surrogate learns from before it begins; the result depends on them.
-        latency: prices targets of time; needed where the settings have some.
+        latency: prices targets of latency; needed where the settings have some.
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.
@@ -97,12 +96,6 @@ def run_search(
             )
             results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics)
-    # Whoever reads results compares parameters.
-    price = counted(model.anatomy, settings.axes)
-    results = [
-        found if found.share is None else replace(found, budget=price.cost(space.architecture(found.choice)))
-        for found in results
-    ]
     return SearchResult(targets=tuple(results), scan_evaluations=scan_evaluations)
 
 

@@ -7,6 +7,15 @@ import typer
 
 from lop.commands.after_recovery import PANEL, recovered_search, show_after_recovery
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
+from lop.commands.latency_targets import (
+    Batch,
+    Device,
+    LatencyShares,
+    OutputTokens,
+    PromptTokens,
+    latency_targets,
+    tell_what_is_left_out,
+)
 from lop.commands.options import (
     DEFAULT_DATABASE,
     DEFAULT_STORE,
@@ -23,7 +32,6 @@ from lop.console.console import bar, print_json, print_line, print_table, stderr
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions, squares_for
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod
-from mcts.time_targets import DEFAULT_SHARES, TimeTargets
 from pruning.anatomy.architecture import Sublayer
 from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS
 from pruning.errors import InputError
@@ -32,7 +40,6 @@ from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
 from pruning.planning.target import usual_scope
-from pruning.planning.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +51,6 @@ if TYPE_CHECKING:
     from pruning.anatomy.anatomy import ModelAnatomy
     from pruning.measuring.metrics import Metrics
     from values.unseen import UnseenPoint
-
-TIME_PANEL = "Latency"
 
 
 def search(
@@ -69,43 +74,11 @@ def search(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Search for its latency too, beside the sparsities: plans for it are predicted better then. One of "
-            "`lop device list`; not where bits or densities may change.",
-            rich_help_panel=TIME_PANEL,
-        ),
-    ] = None,
-    latency: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Share of the dense model's time on the device to search for; repeat for several. Default: "
-            f"{', '.join(f'{share:g}' for share in DEFAULT_SHARES)}.",
-            rich_help_panel=TIME_PANEL,
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(
-            min=1, max=1024, help="Of the request that is timed: prompts at once.", rich_help_panel=TIME_PANEL
-        ),
-    ] = Workload().batch,
-    prompt_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=2**20,
-            help="Of that request: length of a prompt, its image included.",
-            rich_help_panel=TIME_PANEL,
-        ),
-    ] = Workload().prompt_tokens,
-    output_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**20, help="Of that request: tokens generated for each prompt.", rich_help_panel=TIME_PANEL
-        ),
-    ] = Workload().output_tokens,
+    device: Device = None,
+    latency_share: LatencyShares = None,
+    batch: Batch = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
     space: Annotated[
         SpaceName,
         typer.Option(
@@ -230,12 +203,13 @@ def search(
     """
     from lop.console.pictures import check_picture, draw_search
     from lop.workflows.queueing import queue_search
-    from lop.workflows.searching import latency_for, record_result, search_model
+    from lop.workflows.searching import record_result, search_model
     from lop.workflows.validating import check_disjoint, validate
     from mcts.progress import SearchProgressBar
     from mcts.settings import SearchSettings
     from pruning.data.conversations import calibration_id
     from service.dense_metrics import dense_metrics
+    from service.devices import priced
     from storage.data_store import open_store
 
     options = EngineOptions(engine, address, actors, cache_gib)
@@ -257,9 +231,6 @@ def search(
             values=f"--queue --engine {engine}",
             remedy="Give --engine to `lop worker`",
         )
-    if device is None and latency:
-        raise InputError("latency is of a device", values=f"--latency {latency[0]:g}", remedy="Name one with --device")
-    workload = Workload(batch=batch, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     settings = SearchSettings(
         sparsities=tuple(sparsity or default_targets(space)),
         scope=scope or usual_scope(space),
@@ -271,11 +242,16 @@ def search(
         round_to=round_to,
         parallel_leaves=parallel_leaves,
         num_simulations=simulations,
-        time=None if device is None else TimeTargets(device, tuple(latency or DEFAULT_SHARES), workload),
+        latency=latency_targets(
+            device,
+            latency_share,
+            {"batch": batch, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
+        ),
     )
     with open_database(database) as repository:
         anatomy = repository.get_model(model).anatomy
-        settings.resolve_targets(anatomy, latency_for(repository, anatomy, settings))
+        targets = settings.resolve_targets(anatomy, priced(repository, anatomy, settings.latency))
+        tell_what_is_left_out(settings, targets)
         loaded = conversations_of(data, conversations)
         held_out = [] if validation is None else conversations_of(validation)
         check_disjoint(loaded, held_out)

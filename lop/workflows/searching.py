@@ -10,13 +10,11 @@ from lop.workflows.validating import Validated
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
-from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
-from pruning.planning.latency_model import LatencyModel
 from pruning.planning.ranking import Ranking
-from service.devices import latency_on
-from storage.contract import Catalogue, Repository
+from service.devices import DeviceFinder, priced
+from storage.contract import Repository
 from storage.records import SearchRecord
 
 DENSE_SOURCE = "dense"
@@ -56,7 +54,7 @@ def search_model(
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    latency = latency_for(repository, model.anatomy, settings)
+    latency = priced(repository, model.anatomy, settings.latency)
     settings.resolve_targets(model.anatomy, latency)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
     if squares is None and settings.axes.has_density:
@@ -73,12 +71,6 @@ def search_model(
     if record:
         record_result(repository, model_id, conversations, settings, result, name=name)
     return result
-
-
-def latency_for(repository: Catalogue, anatomy: ModelAnatomy, settings: SearchSettings) -> LatencyModel | None:
-    """What prices the targets of time, if there are some; raises NotFoundError for a device that nobody registered."""
-    time = settings.time
-    return None if time is None else latency_on(repository, time.device, anatomy, time.workload)
 
 
 def _telling(evaluate: EvaluateInOrder, on_stored: Callable[[], None]) -> EvaluateInOrder:
@@ -118,10 +110,19 @@ def record_result(
     return repository.record_search(
         model_id,
         {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
-        _outcome(result, calibration_id(conversations)),
+        _outcome(result, calibration_id(conversations)) | _pricing(repository, model_id, settings),
         space=settings.space(repository.get_model(model_id).anatomy),
         validation=validation,
     )
+
+
+def _pricing(repository: Repository, model_id: str, settings: SearchSettings) -> dict[str, Any]:
+    """What targets of latency were priced by: a device of one id may be measured again."""
+    latency = priced(repository, repository.get_model(model_id).anatomy, settings.latency)
+    if settings.latency is None or latency is None:
+        return {}
+    profile = DeviceFinder(repository).find(settings.latency.device).profile_sha256
+    return {"latency": {"source": latency.source.value, "description": latency.description, "profile": profile}}
 
 
 def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:

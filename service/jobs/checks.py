@@ -2,7 +2,7 @@
 
 from pruning.errors import InputError, NotFoundError
 from recovery.plain_weights import check_plain
-from service.devices import latency_on
+from service.devices import priced
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,
@@ -49,9 +49,8 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
         return settings.model
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):
-        search, time = settings.search_settings(), settings.time
-        latency = None if time is None else latency_on(catalogue, time.device, anatomy, time.workload)
-        search.resolve_targets(anatomy, latency)
+        search = settings.search_settings()
+        search.resolve_targets(anatomy, priced(catalogue, anatomy, search.latency))
     if isinstance(settings, TrainJob):
         check_learnt(settings.space)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from mcts.time_targets import DEFAULT_SHARES
+from mcts.targets import DEFAULT_LATENCY_SHARES, LatencyTargets
 from pruning.allocators.methods import Method
 from pruning.measuring.criterion import Criterion
 from pruning.measuring.statistics import StatisticsKind
@@ -91,12 +91,16 @@ class MeasureJob(_Job):
     conversations: _Conversations = None
 
 
-class TimeTargetsOfJob(_Job):
-    """Shares of the dense model's time that a request may take on a device."""
+class LatencyTargetsOfJob(_Job):
+    """Shares of the dense model's latency that a request may take on a device."""
 
     device: _Name = Field(description="Id of a device, see GET /v1/devices.")
-    shares: list[_Share] = Field(
-        default=[*DEFAULT_SHARES], min_length=1, max_length=100, description="Each is searched, after the sparsities."
+    shares: list[_Share] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="Searched after the sparsities; null: "
+        f"{', '.join(f'{share:g}' for share in DEFAULT_LATENCY_SHARES)}, as far as the space reaches them.",
     )
     workload: Workload = Field(default=Workload(), description="The request that is timed.")
 
@@ -147,14 +151,15 @@ class SearchJob(_Job):
     )
     train: bool = Field(default=True, strict=True, description="Train the model's predictor afterwards.")
     # Jobs of before say nothing of it, and equal ones are told by their settings.
-    time: TimeTargetsOfJob | None = Field(
-        default=None, exclude_if=is_none, description="Targets of time beside the sparsities, where units may change."
+    latency: LatencyTargetsOfJob | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Targets of latency beside the sparsities, where units may change.",
     )
 
     def search_settings(self) -> "SearchSettings":
         """Of the search itself; raises InputError where they make no sense together."""
         from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod, SearchSettings
-        from mcts.time_targets import TimeTargets
 
         return SearchSettings(
             sparsities=tuple(self.sparsities),
@@ -167,9 +172,7 @@ class SearchJob(_Job):
             round_to=self.round_to,
             parallel_leaves=DEFAULT_PARALLEL_LEAVES if self.parallel_leaves is None else self.parallel_leaves,
             num_simulations=DEFAULT_SIMULATIONS if self.simulations is None else self.simulations,
-            time=None
-            if self.time is None
-            else TimeTargets(self.time.device, tuple(self.time.shares), self.time.workload),
+            latency=None if self.latency is None else LatencyTargets.from_dict(self.latency.model_dump(mode="json")),
         )
 
 
