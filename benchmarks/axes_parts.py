@@ -18,7 +18,7 @@ from benchmarks.axes_predictor import LOP
 from benchmarks.axes_profile import machine_latency
 from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE, AxisSearch, Found
 from benchmarks.axes_summary import JOINT, SINGLES
-from benchmarks.axes_targets import BETWEEN, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
+from benchmarks.axes_targets import BETWEEN, BETWEEN_LATENCIES, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
 from benchmarks.steps import Steps, say
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_sensitivity
@@ -98,10 +98,9 @@ class ModelRun:
         }
 
     def predictor(self, space: SpaceName) -> Predictor | None:
-        """Trained on the search of the sparsities; None where that scored too little to train on."""
-        limits = self.limits()
-        search = self.search(space, limits)
-        searches = search.searched(SPARSITIES)
+        """Trained on the search of all targets; None where that scored too little to train on."""
+        search = self.search(space, self.limits(of_time=True))
+        searches = search.searched((*SPARSITIES, *LATENCIES))
         try:
             return axes_predictor.train(
                 self.model.measured, space, search.scanned(), searches, self.work, seed=self.seed
@@ -135,21 +134,19 @@ def joint(run: ModelRun) -> dict[str, Any]:
 
 
 def latencies(run: ModelRun) -> dict[str, Any]:
-    """Every method at the shares of the dense model's time, in every space; the predictors have searched none."""
-    limits = run.limits(of_time=True)
-    found = _methods_at(run, SPACES_OF_UNITS, LATENCIES, limits)
-    found["rows"] += _planned(run, limits, LATENCIES)
+    """Every method at the shares of the dense model's time, in every space."""
+    found = _methods_at(run, SPACES_OF_UNITS, LATENCIES, run.limits(of_time=True), before=SPARSITIES)
     return found | {"latency_source": run.latency.source.value, "dense_ms": _dense_ms(run)}
 
 
 def predictors(run: ModelRun) -> dict[str, Any]:
-    """A predictor of every space at the sparsities, searched and between; in the joint space also a search of those in
-    between, and plans with parts left out."""
-    rows: list[dict[str, Any]] = []
-    limits = run.limits()
-    targets = (*SPARSITIES, *BETWEEN)
-    rows += _planned(run, limits, targets)
-    rows += run.rows(JOINT, run.search(JOINT, limits).searched(BETWEEN), limits)
+    """A predictor of every space at all targets, searched and between; in the joint space also a search of those in
+    between, which knows all that the predictor does, and plans with parts left out."""
+    limits = run.limits(of_time=True)
+    rows = _planned(run, limits, (*SPARSITIES, *BETWEEN, *LATENCIES, *BETWEEN_LATENCIES))
+    between = (*BETWEEN, *BETWEEN_LATENCIES)
+    found = run.search(JOINT, limits).searched((*SPARSITIES, *LATENCIES, *between))
+    rows += run.rows(JOINT, [x for x in found if x.target in between], limits)
     return {"rows": rows}
 
 
@@ -162,8 +159,8 @@ def tree(run: ModelRun) -> dict[str, Any]:
 PARTS: dict[str, Callable[[ModelRun], dict[str, Any]]] = {
     "singles": singles,
     "joint": joint,
-    "predictors": predictors,
     "latencies": latencies,
+    "predictors": predictors,
     "tree": tree,
 }
 
@@ -181,15 +178,22 @@ def _planned(run: ModelRun, limits: TargetLimits, targets: Sequence[Target]) -> 
 
 
 def _methods_at(
-    run: ModelRun, spaces: Iterable[SpaceName], targets: Sequence[Target], limits: TargetLimits
+    run: ModelRun,
+    spaces: Iterable[SpaceName],
+    targets: Sequence[Target],
+    limits: TargetLimits,
+    *,
+    before: Sequence[Target] = (),
 ) -> dict[str, Any]:
+    """Every method at `targets`; the search has been at those of `before` first, whose scores it knows."""
     rows: list[dict[str, Any]] = []
     scans: dict[str, int] = {}
     for space in spaces:
         search = run.search(space, limits)
         scans[space.value] = search.scan_evaluations
         rows += run.rows(space, search.unsearched(targets), limits)
-        rows += run.rows(space, search.searched(targets, SEARCH), limits)
+        found = search.searched((*before, *targets), SEARCH)
+        rows += run.rows(space, [x for x in found if x.target in targets], limits)
         for method in (MILP, MILP_ROOTS, MILP_COMPLETE) if space is JOINT else (MILP, MILP_ROOTS):
             rows += run.rows(space, search.additive(targets, method), limits)
         if run.sizes.evolution_everywhere or space is JOINT:

@@ -6,7 +6,8 @@
     lop-policy-alone        the best candidate by the values, not improved
     lop-untrained-alone     the same of an untrained policy
 
-It learns from the search of the sparsities alone: budgets of time, and the sparsities in between, are new to it.
+It learns from one search of the sparsities and of the shares of time, as `lop search --device` runs it: targets in
+between are new to it.
 """
 
 import hashlib

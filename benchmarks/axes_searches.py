@@ -26,7 +26,8 @@ from benchmarks.axes_targets import LATENCIES, SPARSITIES, Target, TargetLimits
 from benchmarks.measured_model import MeasuredModel
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_choices
-from mcts.settings import SearchSettings, SearchTarget
+from mcts.settings import SearchSettings
+from mcts.targets import SearchTarget
 from pruning.allocators.evolution import evolve
 from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.uniform import uniform_choice

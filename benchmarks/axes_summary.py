@@ -27,6 +27,9 @@ RATIOS = (
     "joint_vs_milp",
     "joint_vs_milp_complete",
     "lop_vs_search",
+    "lop_vs_search_searched",
+    "lop_vs_search_between",
+    "lop_vs_search_worst",
 )
 GAINS = ("policy_gain", "untrained_policy_gain", "policy_alone_gain", "tree_gain")
 MOST = {
@@ -106,11 +109,15 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         return {target: a / b for target, (a, b) in pairs.items() if a is not None and b is not None}
 
     to_single = ratios(best_single)
+    to_search = ratios(lambda target: of(JOINT, SEARCH, target), LOP)
+    searched = {(row["kind"], row["target"]) for row in rows if row["searched"]}
     found = {
         "joint_vs_best_single": to_single,
         "joint_vs_milp": ratios(lambda target: additive(target, MILP, MILP_ROOTS)),
         "joint_vs_milp_complete": ratios(lambda target: additive(target, MILP_COMPLETE)),
-        "lop_vs_search": ratios(lambda target: of(JOINT, SEARCH, target), LOP),
+        "lop_vs_search": to_search,
+        "lop_vs_search_searched": {target: ratio for target, ratio in to_search.items() if target in searched},
+        "lop_vs_search_between": {target: ratio for target, ratio in to_search.items() if target not in searched},
         "policy_gain": gain(NO_POLICY, LOP),
         "untrained_policy_gain": gain(UNTRAINED, LOP),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
@@ -119,6 +126,7 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         **{name: geometric_mean(of.values()) if of else None for name, of in found.items()},
         "joint_vs_best_single_worst": max(to_single.values(), default=None),
+        "lop_vs_search_worst": max(to_search.values(), default=None),
         "by_target": {name: {_name(t): ratio for t, ratio in of.items()} for name, of in found.items()},
         "best_single": {_name(target): best_single_name(target) for target in to_single},
         "validation_kl": _table(rows, "validation_kl"),

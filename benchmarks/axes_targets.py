@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mcts.targets import DEFAULT_LATENCY_SHARES
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleBudgetError, InfeasibleTargetError
 from pruning.planning.latency_model import LatencyModel
@@ -37,7 +38,8 @@ class Target:
 
 SPARSITIES = tuple(Target(Kind.SPARSITY, value) for value in (0.15, 0.3, 0.45, 0.6))
 BETWEEN = tuple(Target(Kind.SPARSITY, value, searched=False) for value in (0.225, 0.375, 0.525))
-LATENCIES = tuple(Target(Kind.LATENCY, value, searched=False) for value in (0.8, 0.65, 0.5))
+LATENCIES = tuple(Target(Kind.LATENCY, value) for value in DEFAULT_LATENCY_SHARES)
+BETWEEN_LATENCIES = tuple(Target(Kind.LATENCY, value, searched=False) for value in (0.725, 0.575))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.subject import ENUMERATION, Subject
 from mcts.search import SharedKnowledge, TargetSearch
 from mcts.sensitivity import scan_choices, scan_sensitivity
-from mcts.settings import SearchSettings, SearchTarget
+from mcts.settings import SearchSettings
+from mcts.targets import SearchTarget
 from pruning.measuring.metrics import Metrics, Widths
 from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.limits import Limit, LimitKind, Limits

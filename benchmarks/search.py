@@ -43,7 +43,8 @@ from lop.console.pictures import draw_comparison, draw_search
 from lop.workflows.measuring import OF_METHODS
 from mcts.result import SearchResult, TargetResult
 from mcts.sensitivity import scan_choices
-from mcts.settings import SearchMethod, SearchSettings, SearchTarget
+from mcts.settings import SearchMethod, SearchSettings
+from mcts.targets import SearchTarget
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.allocation import Allocation
 from pruning.allocators.evolution import evolve

@@ -211,7 +211,8 @@ class Client:
             data: a LLaVA-format file, which is handed in; or instead of it
             dataset: the id of a data set that the server has.
             sparsities: targets.
-            settings: the others of `service.jobs.settings.SearchJob`: evaluations, space, seed, ...
+            settings: the others of `service.jobs.settings.SearchJob`: evaluations, space, seed, ..., and
+                `latency={"device": ID}` to search for what is fast on a device, too.
 
         Raises as `upload` and `plan`.
         """

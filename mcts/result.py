@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mcts.settings import SearchTarget
+from mcts.targets import AllowedLatency, SearchTarget
 from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.space import Choice, Space
 from values.cross_validation import CrossValidation, judged_without_each
@@ -27,6 +27,7 @@ class TargetResult:
         held_out: for each fold of the data, what the search would have chosen without it is worth on it; empty where
             there are no folds, and in a result that was stored.
         cross_validation: the same beside the dense model; None where there are no folds.
+        latency: what was asked for, if it was a latency.
     """
 
     label: str
@@ -39,6 +40,7 @@ class TargetResult:
     curve: tuple[float, ...]
     held_out: tuple[FoldMetrics, ...] = ()
     cross_validation: CrossValidation | None = None
+    latency: AllowedLatency | None = None
 
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
@@ -54,6 +56,7 @@ class TargetResult:
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.score for m in scored.values()), min)),
             held_out=judged_without_each(list(scored.values())),
+            latency=target.latency,
         )
 
 
@@ -86,11 +89,15 @@ class SearchResult:
         for target in self.targets:
             document = asdict(target) | {"metrics": target.metrics.to_dict()}
             document |= {name: list(getattr(target, name)) for name in ("choice", "widths", "curve")}
-            del document["held_out"], document["cross_validation"]
+            del document["held_out"], document["cross_validation"], document["latency"]
             if target.cross_validation is not None:
                 document["cross_validation"] = target.cross_validation.to_dict()
             targets.append(document)
-        return asdict(self) | {"targets": targets}
+        document = asdict(self) | {"targets": targets}
+        if any(target.latency for target in self.targets):
+            # Beside the targets: versions that do not know it read the rest.
+            document["latencies"] = [None if (x := target.latency) is None else x.to_dict() for target in self.targets]
+        return document
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SearchResult":
@@ -106,4 +113,7 @@ class SearchResult:
             if validated is not None:
                 found = replace(found, cross_validation=CrossValidation.from_dict(validated))
             targets.append(found)
+        for index, latency in enumerate(data.get("latencies") or ()):
+            if latency is not None:
+                targets[index] = replace(targets[index], latency=AllowedLatency.from_dict(latency))
         return cls(targets=tuple(targets), scan_evaluations=data["scan_evaluations"])

@@ -20,7 +20,8 @@ from mcts.moves import swap_moves
 from mcts.prior import Guide, TablePrior, mix, normalise
 from mcts.result import TargetResult
 from mcts.selection import select_action
-from mcts.settings import SearchSettings, SearchTarget
+from mcts.settings import SearchSettings
+from mcts.targets import SearchTarget
 from mcts.tree import Edge, Node, Tree
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.evolution import Score, mutate

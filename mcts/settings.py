@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from mcts.targets import LatencyTargets, SearchTarget, latency_limits
 from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.nonzero_weights import nonzero_weight_budget, nonzero_weight_limits, nonzero_weights
 from pruning.planning.prices import Price, decoder_bytes, ffn_parameters, parameters, weight_bytes
@@ -40,19 +42,6 @@ class SearchMethod(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SearchTarget:
-    """One target made concrete: the parameters that may be kept, and the sparsity it came from, if any.
-
-    They are counted in the FFNs by a search of FFN widths, and in all of the decoder's layers by any other; where bits
-    may change, `budget` is those layers' bytes, and where densities may, weights that are not zero.
-    """
-
-    label: str
-    budget: int
-    sparsity: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class SearchSettings:
     """Settings of a search; a JSON document by `to_dict` and `from_dict`.
 
@@ -78,6 +67,8 @@ class SearchSettings:
         c_puct: weight of exploration in PUCT.
         temperature: of the prior, in nats of log KL per decision.
         prior_share: weight of a prior that is handed in (a trained predictor) against the surrogate's.
+        latency: targets of latency, searched last. What makes targets concrete then needs what prices their workload on
+            their device (`service.devices.priced`).
     """
 
     sparsities: tuple[float, ...] = ()
@@ -97,6 +88,7 @@ class SearchSettings:
     c_puct: float = 1.0
     temperature: float = 0.1
     prior_share: float = 0.5
+    latency: LatencyTargets | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsities", tuple(check_sparsity(s) for s in self.sparsities))
@@ -104,8 +96,16 @@ class SearchSettings:
         object.__setattr__(self, "axes", SpaceName(self.axes))
         object.__setattr__(self, "scope", Scope(self.scope))
         object.__setattr__(self, "method", SearchMethod(self.method))
-        if not self.sparsities and not self.budgets:
-            raise InputError("a search needs at least one target", remedy="Give sparsities, or budgets in parameters")
+        if not self.sparsities and not self.budgets and self.latency is None:
+            raise InputError(
+                "a search needs at least one target", remedy="Give sparsities, budgets in parameters, or a latency"
+            )
+        if self.latency is not None and self.axes not in SPACES_OF_UNITS:
+            raise InputError(
+                "latency is searched where units may change",
+                values=f"space '{self.axes}'",
+                remedy=f"Search one of {', '.join(SPACES_OF_UNITS)}",
+            )
         targets = [f"sparsity {s:g}" for s in self.sparsities] + [f"budget {b}" for b in self.budgets]
         if twice := [target for target in dict.fromkeys(targets) if targets.count(target) > 1]:
             raise InputError("a search has each target once", values=f"{', '.join(twice)} again", remedy="Give it once")
@@ -136,8 +136,10 @@ class SearchSettings:
             return nonzero_weights(anatomy)
         return ffn_parameters(anatomy) if self.axes is SpaceName.FFN else parameters(anatomy)
 
-    def limits(self, anatomy: ModelAnatomy, target: SearchTarget) -> Limits:
+    def limits(self, anatomy: ModelAnatomy, target: SearchTarget, latency: LatencyModel | None = None) -> Limits:
         """Of one of the targets, over `space`."""
+        if target.latency is not None:
+            return latency_limits(anatomy, self.space(anatomy), target.latency, _given(latency))
         if self.axes.has_bits:
             return decoder_byte_limits(anatomy, self.space(anatomy), target.budget)
         if self.axes.has_density:
@@ -145,13 +147,13 @@ class SearchSettings:
         limits = ffn_parameter_limits if self.axes is SpaceName.FFN else decoder_parameter_limits
         return limits(anatomy, self.space(anatomy), target.budget)
 
-    def resolve_targets(self, anatomy: ModelAnatomy) -> tuple[SearchTarget, ...]:
-        """The budgets of all targets, in search order.
+    def resolve_targets(self, anatomy: ModelAnatomy, latency: LatencyModel | None = None) -> tuple[SearchTarget, ...]:
+        """All targets made concrete, in search order.
 
         Raises:
             InfeasibleTargetError: the first target that no choice of the space can meet.
             InputError: sparsities of FFN parameters, in a space that changes more than FFN widths, or of anything but
-                the decoder in that of densities.
+                the decoder in that of densities; or `latency` has no time for what the space may do.
         """
         lowest, all_of_them = self._reach(anatomy)
         own = "decoder bytes" if self.axes.has_bits else "weights zeroed" if self.axes.has_density else None
@@ -171,6 +173,8 @@ class SearchSettings:
             if budget < lowest:
                 raise self._out_of_reach(f"budget {budget}", anatomy, lowest)
             targets.append(SearchTarget(f"budget {budget}", budget, None))
+        if self.latency is not None:
+            targets += self.latency.resolve(anatomy, self.space(anatomy), _given(latency), all_of_them)
         return tuple(targets)
 
     def _reach(self, anatomy: ModelAnatomy) -> tuple[int, int]:
@@ -240,6 +244,10 @@ class SearchSettings:
         }
         if self.axes is SpaceName.FFN:
             del document["axes"]
+        if self.latency is None:
+            del document["latency"]
+        else:
+            document["latency"] = self.latency.to_dict()
         return document
 
     @classmethod
@@ -250,12 +258,20 @@ class SearchSettings:
             raise InputError(
                 "unknown search setting", values=", ".join(unknown), remedy=f"Known are {', '.join(sorted(known))}"
             )
+        if data.get("latency") is not None:
+            data = {**data, "latency": LatencyTargets.from_dict(data["latency"])}
         try:
             return cls(**data)
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError("a search setting has the wrong type", values=str(error)) from error
+
+
+def _given(latency: LatencyModel | None) -> LatencyModel:
+    if latency is None:
+        raise ValueError("targets of latency need what prices them")
+    return latency
 
 
 def _floor_digits(fraction: float) -> float:

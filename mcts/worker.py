@@ -14,11 +14,13 @@ from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
 from mcts.search import SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS, SENSITIVITY_SOURCE, scan_choices, scan_sensitivity
-from mcts.settings import SearchMethod, SearchSettings, SearchTarget
+from mcts.settings import SearchMethod, SearchSettings
+from mcts.targets import SearchTarget
 from pruning.allocators.evolution import Score, evolve
 from pruning.allocators.random_search import search_randomly
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 from storage.contract import Repository
@@ -39,6 +41,7 @@ def run_search(
     *,
     guide: Guide | None = None,
     known: Sequence[Sample] = (),
+    latency: LatencyModel | None = None,
 ) -> SearchResult:
     """Scan, search every target, store every sample; the result is a function of settings, seed and metrics alone.
 
@@ -49,6 +52,7 @@ def run_search(
         guide: leads the search, e.g. a trained predictor: what it proposes is scored first, and its prior is one of the
             tree, if the settings ask for simulations.
         known: samples that the search's surrogate learns from before it begins; the result depends on them.
+        latency: prices targets of latency; needed where the settings have some.
 
     Raises:
         NotFoundError: the model or the calibration set is not registered.
@@ -58,7 +62,7 @@ def run_search(
     model = repository.get_model(model_id)
     repository.get_calibration(calibration_id)
     space = settings.space(model.anatomy)
-    targets = settings.resolve_targets(model.anatomy)
+    targets = settings.resolve_targets(model.anatomy, latency)
 
     def memoised(source: str) -> Score:
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration_id, evaluate, source)
@@ -83,7 +87,7 @@ def run_search(
         def on_evaluation(done: int, best: Metrics, before: int = before, label: str = target.label) -> None:
             progress(before + done, total, label, best)
 
-        limits = settings.limits(model.anatomy, target)
+        limits = settings.limits(model.anatomy, target, latency)
         if shared is None:
             results.append(_search_blindly(limits, target, score, settings, index, on_evaluation))
         else:

@@ -2,12 +2,19 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.devices.catalogue import DEVICES
 from pruning.devices.device import Device, profiled_device
+from pruning.devices.latency import latency_model
 from pruning.errors import NotFoundError
+from pruning.planning.latency_model import LatencyModel
 from service.lru_cache import LruCache
 from storage.contract import Catalogue
+
+if TYPE_CHECKING:
+    from mcts.targets import LatencyTargets
 
 # A profile of the largest size takes a few megabytes when it is read.
 _MAX_CACHED_PROFILES = 8
@@ -48,6 +55,14 @@ class DeviceFinder:
 def find_device(repository: Catalogue, device_id: str) -> Device:
     """The device of this id, for who asks once; raises NotFoundError as `DeviceFinder.find`."""
     return DeviceFinder(repository).find(device_id).device
+
+
+def priced(repository: Catalogue, anatomy: ModelAnatomy, targets: "LatencyTargets | None") -> LatencyModel | None:
+    """What prices the workload of `targets` on their device, if there are some; raises NotFoundError for a device that
+    nobody registered."""
+    if targets is None:
+        return None
+    return latency_model(find_device(repository, targets.device), anatomy, targets.workload)
 
 
 def list_devices(repository: Catalogue) -> list[Device]:

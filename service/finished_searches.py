@@ -17,6 +17,7 @@ from pruning.planning.plan import RecoveryStep
 from pruning.planning.prices import Price
 from pruning.planning.space import Space
 from pruning.planning.target import counted
+from pruning.planning.workload import Workload
 from service.dense_metrics import dense_metrics
 from service.lru_cache import LruCache
 from storage.contract import Findings
@@ -52,6 +53,15 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchedLatency:
+    """Nanoseconds that a request may take on a device."""
+
+    device: str
+    workload: Workload
+    most_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class FoundConfiguration:
     """The best configuration that one search found for one of its targets.
 
@@ -60,7 +70,8 @@ class FoundConfiguration:
         method: how it searched.
         label: the target, in words.
         architecture: what it keeps.
-        budget: parameters that the target allowed, as `pruning.planning.target.counted` counts them.
+        budget: parameters that the target allowed, as `pruning.planning.target.counted` counts them: all of them, if it
+            was a latency.
         parameters: those that it keeps.
         level_step: those of the largest step between two options of the search's space.
         metrics: as measured on the calibration set, without any rounding to other options.
@@ -72,6 +83,7 @@ class FoundConfiguration:
         space: what the search was allowed to change.
         dense: metrics of the dense model on the calibration set; None if they are not known.
         recovery: the training after which `metrics` and `validation` were measured; empty: after none.
+        latency: what the target allowed, if it was a latency.
     """
 
     search_id: str
@@ -90,6 +102,7 @@ class FoundConfiguration:
     dense: Metrics | None = None
     space: SpaceName = SpaceName.FFN
     recovery: tuple[RecoveryStep, ...] = ()
+    latency: SearchedLatency | None = None
 
 
 class SearchFinder:
@@ -171,6 +184,7 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 validation=validation,
                 unseen=None if target.cross_validation is None else UnseenPoint.of(target.cross_validation),
                 space=name,
+                latency=_latency(target, settings),
             )
             for target, architecture, validation in zip(result.targets, found, validations, strict=True)
         ]
@@ -245,6 +259,13 @@ def _architecture(target: "TargetResult", space: Space, name: SpaceName, anatomy
     if any(not 1 <= width <= layer.ffn_width for width, layer in zip(widths, anatomy.layers, strict=True)):
         raise InputError("a search finds widths of its model", values=str(widths))
     return anatomy.architecture(widths)
+
+
+def _latency(target: "TargetResult", settings: dict[str, Any]) -> SearchedLatency | None:
+    if target.latency is None:
+        return None
+    asked = settings["latency"]
+    return SearchedLatency(asked["device"], Workload.model_validate(asked["workload"]), target.latency.most_ns)
 
 
 def _validations(document: dict[str, Any] | None, num_targets: int) -> list[Validation | None]:

@@ -7,6 +7,15 @@ import typer
 
 from lop.commands.after_recovery import PANEL, recovered_search, show_after_recovery
 from lop.commands.engine_options import CacheGib, EngineName, NumActors, RayAddress
+from lop.commands.latency_targets import (
+    Batch,
+    Device,
+    LatencyShares,
+    OutputTokens,
+    PromptTokens,
+    latency_targets,
+    tell_what_is_left_out,
+)
 from lop.commands.options import (
     DEFAULT_DATABASE,
     DEFAULT_STORE,
@@ -65,6 +74,11 @@ def search(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
+    latency_share: LatencyShares = None,
+    batch: Batch = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
     space: Annotated[
         SpaceName,
         typer.Option(
@@ -195,6 +209,7 @@ def search(
     from mcts.settings import SearchSettings
     from pruning.data.conversations import calibration_id
     from service.dense_metrics import dense_metrics
+    from service.devices import priced
     from storage.data_store import open_store
 
     options = EngineOptions(engine, address, actors, cache_gib)
@@ -227,10 +242,16 @@ def search(
         round_to=round_to,
         parallel_leaves=parallel_leaves,
         num_simulations=simulations,
+        latency=latency_targets(
+            device,
+            latency_share,
+            {"batch": batch, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
+        ),
     )
     with open_database(database) as repository:
         anatomy = repository.get_model(model).anatomy
-        settings.resolve_targets(anatomy)
+        targets = settings.resolve_targets(anatomy, priced(repository, anatomy, settings.latency))
+        tell_what_is_left_out(settings, targets)
         loaded = conversations_of(data, conversations)
         held_out = [] if validation is None else conversations_of(validation)
         check_disjoint(loaded, held_out)

@@ -25,7 +25,8 @@ from lop.workflows.recovered_targets import (
 )
 from mcts.finalists import finalists
 from mcts.result import SearchResult, TargetResult
-from mcts.settings import SearchSettings, SearchTarget
+from mcts.settings import SearchSettings
+from mcts.targets import SearchTarget
 from pruning.anatomy.architecture import DENSE
 from pruning.atomic_file import beside
 from pruning.data.conversations import Conversation, calibration_id
@@ -132,6 +133,12 @@ def check_recoverable(model: ModelRecord, settings: SearchSettings, recipe: "Rec
             "plans for after recovery are of models that are cut and then trained",
             values=f"model {model.id!r} was registered with --reconstruct",
             remedy="Register the checkpoint without it, under another id",
+        )
+    if settings.latency is not None:
+        raise InputError(
+            "finalists of sparsities are recovered, not those of a latency",
+            values=f"latency on device {settings.latency.device!r}",
+            remedy="Search for it without --after-recovery, and for the sparsities with it",
         )
     for target in settings.resolve_targets(model.anatomy):
         completed_for(recipe, Path(model.path), removed=target.sparsity or 0.0)

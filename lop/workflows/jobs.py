@@ -202,7 +202,7 @@ class JobRunner:
             reporter.step(progress.step, progress.num_steps, f"training: {progress.phase}")
 
         settings = TrainingSettings(num_levels=job.num_levels, round_to=job.round_to, axes=job.space, seed=job.seed)
-        budgets = [] if result is None else [target.budget for target in result.targets]
+        budgets = [] if result is None else [x.budget for x in result.targets if x.latency is None]
         record = train_model(
             self.repository, job.model, settings, calibration_id=calibration, budgets=budgets, progress=on_step
         )
@@ -320,6 +320,7 @@ def _targets(result: SearchResult) -> list[dict[str, Any]]:
             "label": target.label,
             "sparsity": target.sparsity,
             "budget": target.budget,
+            "latency": None if target.latency is None else target.latency.to_dict(),
             "kl": target.metrics.kl,
             "agreement": target.metrics.agreement,
             "evaluations": target.evaluations,

@@ -6,7 +6,7 @@ from mcts.settings import SearchSettings
 from pruning.allocators.methods import Method
 from pruning.data.conversations import Conversation
 from service.datasets import DatasetShelf
-from service.jobs.settings import SearchJob
+from service.jobs.settings import LatencyTargetsOfJob, SearchJob
 from storage.contract import Repository
 from storage.data_store import DataStore
 from storage.records import JobRecord, NewJob
@@ -43,5 +43,6 @@ def queue_search(
         round_to=settings.round_to,
         parallel_leaves=settings.parallel_leaves,
         simulations=settings.num_simulations,
+        latency=None if settings.latency is None else LatencyTargetsOfJob.model_validate(settings.latency.to_dict()),
     )
     return repository.add_job(NewJob(job.kind, model_id, job.model_dump(mode="json"), ASKED_HERE))[0]

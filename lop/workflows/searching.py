@@ -13,6 +13,7 @@ from mcts.settings import SearchMethod, SearchSettings
 from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.planning.ranking import Ranking
+from service.devices import DeviceFinder, priced
 from storage.contract import Repository
 from storage.records import SearchRecord
 
@@ -41,7 +42,7 @@ def search_model(
     `squares` are `squares_for` these conversations where densities are searched; None: they are measured here, unseen.
 
     Raises:
-        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started.
+        NotFoundError, InfeasibleTargetError: before the model is loaded, or Ray started; a device may be missing, too.
         FingerprintMismatchError: the checkpoint changed since it was registered.
         InputError: KV groups are to be cut, and the model's ranking does not order them; the engine's address, or the
             cluster there.
@@ -53,7 +54,8 @@ def search_model(
     model = repository.get_model(model_id)
     calibration = record_calibration(repository, conversations, name)
     ranking = repository.get_artifact(model.ranking_sha256).content
-    settings.resolve_targets(model.anatomy)
+    latency = priced(repository, model.anatomy, settings.latency)
+    settings.resolve_targets(model.anatomy, latency)
     Ranking.from_bytes(ranking).check_space(settings.space(model.anatomy))
     if squares is None and settings.axes.has_density:
         squares = squares_for(model, conversations)
@@ -61,7 +63,7 @@ def search_model(
     leaves = settings.parallel_leaves if settings.method is SearchMethod.MCTS else None
     with open_engine(recipe, engine, parallel_leaves=leaves) as opened:
         evaluate = opened if on_stored is None else _telling(opened, on_stored)
-        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress)
+        result = run_search(repository, model_id, calibration.id, evaluate, settings, progress, latency=latency)
         # What the dense model itself is worth there, by which reports choose: a scan has stored it, others have not.
         memo = MemoisedEvaluator(repository, model_id, model.ranking_sha256, calibration.id, evaluate, DENSE_SOURCE)
         (dense,) = memo([DENSE])
@@ -108,10 +110,19 @@ def record_result(
     return repository.record_search(
         model_id,
         {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
-        _outcome(result, calibration_id(conversations)),
+        _outcome(result, calibration_id(conversations)) | _pricing(repository, model_id, settings),
         space=settings.space(repository.get_model(model_id).anatomy),
         validation=validation,
     )
+
+
+def _pricing(repository: Repository, model_id: str, settings: SearchSettings) -> dict[str, Any]:
+    """What targets of latency were priced by: a device of one id may be measured again."""
+    latency = priced(repository, repository.get_model(model_id).anatomy, settings.latency)
+    if settings.latency is None or latency is None:
+        return {}
+    profile = DeviceFinder(repository).find(settings.latency.device).profile_sha256
+    return {"latency": {"source": latency.source.value, "description": latency.description, "profile": profile}}
 
 
 def _outcome(result: SearchResult, calibration: str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def searched_budgets(
                 continue
             if searched_axes(search) is not axes:
                 continue
-            found |= {target.budget for target in SearchResult.from_dict(document["search"]).targets}
+            targets = SearchResult.from_dict(document["search"]).targets
+            found |= {target.budget for target in targets if target.latency is None}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             _logger.warning("the targets of search %s are not known: %r", search.id, error)
     return found

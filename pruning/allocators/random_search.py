@@ -8,7 +8,7 @@ import numpy as np
 from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
-from pruning.planning.limits import Limits
+from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.space import Choice
 
 BATCH = 8
@@ -52,13 +52,14 @@ class ChoiceSampler:
     for a step.
 
     Exact: choices are counted by a dynamic program over what is left, then each option is drawn in proportion to the
-    number of ways to go on from it. Where bits may change, sums of costs hardly ever coincide, and there would be no
-    end of counting: there every feasible option is as likely.
+    number of ways to go on from it. Where bits may change, and under a latency, sums of costs hardly ever coincide, and
+    there would be no end of counting: there every feasible option is as likely.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._counts = limits.space.is_of_units
+        timed = any(limit.kind is LimitKind.LATENCY_MS for limit in limits.limits)
+        self._counts = limits.space.is_of_units and not timed
         self._steps: list[dict[bytes, _Step]] = [{} for _ in limits.space.decisions]
 
     def draw(self, rng: np.random.Generator) -> Choice:

@@ -2,6 +2,7 @@
 
 from pruning.errors import InputError, NotFoundError
 from recovery.plain_weights import check_plain
+from service.devices import priced
 from service.jobs.settings import (
     CuttingJob,
     JobSettings,
@@ -19,8 +20,8 @@ from values.decisions import check_learnt
 def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
     """The id of the model that the job is about.
 
-    Raises NotFoundError for a model, a data set or a plan that is not there, InputError for settings that make no sense
-    together, InfeasibleTargetError for a sparsity that no configuration reaches.
+    Raises NotFoundError for a model, a data set, a plan or a device that is not there, InputError for settings that
+    make no sense together, InfeasibleTargetError for a target that no configuration reaches.
     """
     if isinstance(settings, CuttingJob):
         plan = catalogue.get_plan(settings.plan).plan
@@ -48,7 +49,8 @@ def check_job(settings: JobSettings, catalogue: JobCatalogue) -> str:
         return settings.model
     anatomy = catalogue.get_model(settings.model).anatomy
     if isinstance(settings, SearchJob):
-        settings.search_settings().resolve_targets(anatomy)
+        search = settings.search_settings()
+        search.resolve_targets(anatomy, priced(catalogue, anatomy, search.latency))
     if isinstance(settings, TrainJob):
         check_learnt(settings.space)
     assert isinstance(settings, MeasureJob | SearchJob | TrainJob)

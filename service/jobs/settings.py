@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from mcts.targets import DEFAULT_LATENCY_SHARES, LatencyTargets
 from pruning.allocators.methods import Method
 from pruning.measuring.criterion import Criterion
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
+from pruning.planning.plan_parts import is_none
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
 from recovery.recipe import Recipe
 from service.names import NAME_PATTERN
 
@@ -37,6 +40,7 @@ _NumLevels = Annotated[int, Field(strict=True, ge=2, le=1024, description="Width
 _RoundTo = Annotated[int, Field(strict=True, ge=1, le=65536, description="Widths are multiples of this.")]
 _Seed = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 _Sparsity = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
+_Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 
 
 class _Job(BaseModel):
@@ -87,6 +91,20 @@ class MeasureJob(_Job):
     conversations: _Conversations = None
 
 
+class LatencyTargetsOfJob(_Job):
+    """Shares of the dense model's latency that a request may take on a device."""
+
+    device: _Name = Field(description="Id of a device, see GET /v1/devices.")
+    shares: list[_Share] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="Searched after the sparsities; null: "
+        f"{', '.join(f'{share:g}' for share in DEFAULT_LATENCY_SHARES)}, as far as the space reaches them.",
+    )
+    workload: Workload = Field(default=Workload(), description="The request that is timed.")
+
+
 class SearchJob(_Job):
     """Search configurations, then train the model's predictor on what is known: `lop search`, `lop train`."""
 
@@ -132,6 +150,12 @@ class SearchJob(_Job):
         description="Tree simulations an evaluation; null: the search's own.",
     )
     train: bool = Field(default=True, strict=True, description="Train the model's predictor afterwards.")
+    # Jobs of before say nothing of it, and equal ones are told by their settings.
+    latency: LatencyTargetsOfJob | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Targets of latency beside the sparsities, where units may change.",
+    )
 
     def search_settings(self) -> "SearchSettings":
         """Of the search itself; raises InputError where they make no sense together."""
@@ -148,6 +172,7 @@ class SearchJob(_Job):
             round_to=self.round_to,
             parallel_leaves=DEFAULT_PARALLEL_LEAVES if self.parallel_leaves is None else self.parallel_leaves,
             num_simulations=DEFAULT_SIMULATIONS if self.simulations is None else self.simulations,
+            latency=None if self.latency is None else LatencyTargets.from_dict(self.latency.model_dump(mode="json")),
         )
 
 

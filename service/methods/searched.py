@@ -12,11 +12,11 @@ from pruning.allocators.uniform import even_worth, uniform_choice, worth_of_cost
 from pruning.arrays import IntArray
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
-from pruning.planning.axis_spaces import SpaceName
-from pruning.planning.limits import Limits
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
+from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
-from pruning.planning.prices import Price
+from pruning.planning.prices import LatencyPrice, Price
 from pruning.planning.space import Space
 from pruning.planning.target import counted, counted_budget, usual_scope
 from service.finished_searches import FoundConfiguration, SearchFinder
@@ -71,7 +71,7 @@ class SearchedMethods:
             f"{REACH} of the {parameters} to add",
             values=f"model {question.model.id!r} was searched by it for {', '.join(labels) or 'nothing'}",
             remedy=f"Run `lop search --model {question.model.id} --data FILE --method {method}{option} "
-            f"-s {_target(question, price)}`, or leave `method` out",
+            f"{_option(question, price)}`, or leave `method` out",
         )
         return Unavailable(f"no search{of_space} is finished within one level step of this target", error)
 
@@ -85,6 +85,19 @@ def _nothing_after_recovery(method: Method, question: Question, labels: Iterable
         f"-s {_target(question, price)} --after-recovery RECIPE --budget MINUTES`, or leave `after_recovery` out",
     )
     return Unavailable(f"no search{of_space} for after recovery is finished near this target", error)
+
+
+def _option(question: Question, price: Price) -> str:
+    """What to search for: a latency on the device that is named, or a sparsity."""
+    budget, latency = question.request.budget, question.demand.latency
+    if budget is None or budget.latency_ms is None or latency is None or question.request.space not in SPACES_OF_UNITS:
+        return f"-s {_target(question, price)}"
+    dense_ms = LatencyPrice(question.model.anatomy, latency).total / 1e6
+    share = min(math.floor(budget.latency_ms / dense_ms * 1000) / 1000, 0.999)
+    return (
+        f"--device {question.request.device} --latency-share {share:g} --batch {budget.batch} "
+        f"--prompt-tokens {budget.prompt_tokens} --output-tokens {budget.output_tokens}"
+    )
 
 
 def _target(question: Question, price: Price) -> str:
@@ -179,8 +192,7 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     then, now, choice = _filled_up(found, limits)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
     measured = all(a >= b for a, b in zip(now, then, strict=True))
-    allowed = counted_budget(question.model.anatomy, limits)
-    same_target = request.sparsity is not None and found.budget == allowed
+    same_target = _is_of_target(found, question)
     units = "channels" if request.space is SpaceName.FFN else "channels or KV groups"
     if space.has_density:
         units = "weights"
@@ -205,6 +217,19 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
         ),
         notes=tuple(notes),
         recovery=found.recovery,
+    )
+
+
+def _is_of_target(found: FoundConfiguration, question: Question) -> bool:
+    """Whether it was searched for just what is asked."""
+    request, limits = question.request, question.limits
+    if found.latency is None:
+        return request.sparsity is not None and found.budget == counted_budget(question.model.anatomy, limits)
+    budget = request.budget
+    return (
+        budget is not None
+        and (found.latency.device, found.latency.workload) == (request.device, budget.workload)
+        and any((x.kind, x.most) == (LimitKind.LATENCY_MS, found.latency.most_ns) for x in limits.limits)
     )
 
 

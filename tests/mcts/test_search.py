@@ -11,7 +11,8 @@ import pytest
 from mcts.prior import Guide
 from mcts.search import MAX_MOVES, SharedKnowledge, TargetSearch, known_samples
 from mcts.sensitivity import scan_sensitivity
-from mcts.settings import SearchSettings, SearchTarget
+from mcts.settings import SearchSettings
+from mcts.targets import SearchTarget
 from pruning.allocators.additive_dp import cost_to_go
 from pruning.allocators.evolution import evolve
 from pruning.allocators.uniform import evenness

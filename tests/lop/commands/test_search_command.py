@@ -290,3 +290,46 @@ def test_a_search_says_what_to_expect_of_unseen_conversations(run: Run, database
     assert code == 0, err
     assert "KLs are of the calibration data, and so optimistic: cross-validation needs 4 folds of 2" in out
     assert "what to expect" not in out
+
+
+def test_targets_of_latency_are_shown_beside_the_sparsities(run: Run, database: str) -> None:
+    timed = ("--space", "all", "--device", "l4", "--latency-share", 0.6, "--prompt-tokens", 32, "--output-tokens", 8)
+    code, out, err = run(database, "-s", 0.3, "-n", 3, "--num-levels", 3, *timed, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    sparsity, timed_target = found["targets"]
+    assert sparsity["sparsity"] == 0.3
+    assert timed_target["label"].startswith("latency 0.6 (l4: ")
+    assert [x and x["share"] for x in found["latencies"]] == [None, 0.6]
+
+
+def test_default_shares_that_are_out_of_reach_are_left_out_and_said(run: Run, database: str) -> None:
+    timed = ("--device", "raspberry-pi-5-8gb", "--batch", 64, "--prompt-tokens", 64, "--output-tokens", 2)
+    code, out, err = run(database, "-s", 0.3, "-n", 2, "--num-levels", 3, *timed, "--json")
+    assert code == 0, err
+    assert [x and x["share"] for x in json.loads(out)["latencies"]] == [None, 0.8]
+    assert "nothing in space 'ffn' is as fast as 0.65 or 0.5 of the dense model's latency" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--latency-share", 0.5), "a latency is one on a device (got --latency-share)"),
+        (("--batch", 2, "--output-tokens", 3), "a latency is one on a device (got --batch, --output-tokens)"),
+        (("--device", "abacus"), "the device must be in the catalogue or registered (got 'abacus')"),
+        (("--device", "l4", "--latency-share", 1.5), "a share of the dense model's latency is between 0 and 1"),
+        (("--device", "l4", "--space", "bits"), "where units may change (got space 'bits')"),
+        (("--device", "l4", "--latency-share", 0.001), "a target must be within reach"),
+        (
+            ("--device", "l4", "--latency-share", 0.95, "--after-recovery", '{"steps": 1}', "--budget", 1),
+            "of a latency",
+        ),
+    ],
+)
+def test_targets_of_latency_that_make_no_sense(
+    run: Run, database: str, options: tuple[object, ...], message: str
+) -> None:
+    code, out, err = run(database, "-s", 0.3, "--num-levels", 3, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert open_repository(database).count_samples("tiny") == 0

@@ -1,5 +1,6 @@
 """Searches of attention, of whole layers and of everything: within budget, stored with their space, told apart."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,25 @@ from lop.workflows.queueing import queue_search
 from lop.workflows.searching import search_model
 from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
+from mcts.result import SearchResult
 from mcts.sensitivity import MAX_SCAN_EVALUATIONS
 from mcts.settings import SearchMethod, SearchSettings
+from mcts.targets import LatencyTargets
 from policy_model.training import TrainingSettings
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import Sublayer
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.devices.catalogue import DEVICES
+from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import Axis
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
-from pruning.planning.workload import Workload
+from pruning.planning.workload import Budget, Workload
+from service.devices import find_device
 from service.finished_searches import SearchFinder, searched_space
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
@@ -32,7 +39,9 @@ from service.schemas import PlanRequest
 from service.worker import WorkerOptions, run_worker
 from storage.contract import Repository
 from storage.data_store import open_store
-from storage.records import BINARY
+from storage.records import BINARY, DeviceRecord
+from tests.pruning.made_up_devices import made_up_profile
+from tests.service.made_up import NOW
 
 JOINT = SearchSettings(sparsities=(0.3, 0.6), scope=Scope.DECODER, axes=SpaceName.ALL, num_evaluations=10, num_levels=3)
 
@@ -179,3 +188,73 @@ def test_a_ranking_without_groups_is_refused_where_some_of_them_would_go(
         planner.plan(PlanRequest(model="bare", sparsity=0.3, space=SpaceName.ALL))
     layers = replace(JOINT, axes=SpaceName.LAYERS, sparsities=(0.25,), num_evaluations=2)
     assert search_model(repository, "bare", conversations, layers, name="data").targets[0].metrics.kl > 0.0
+
+
+def test_targets_of_latency_are_met_stored_and_answered_from(
+    repository: Repository, conversations: list[Conversation]
+) -> None:
+    anatomy = repository.get_model("tiny").anatomy
+    repository.add_device(DeviceRecord(made_up_profile("bench", anatomy=anatomy, attention=True), NOW))
+    workload = Workload(prompt_tokens=12, output_tokens=4)
+    settings = replace(JOINT, latency=LatencyTargets("bench", (0.85,), workload))
+    result = search_model(repository, "tiny", conversations, settings, name="data")
+    *_, timed = result.targets
+    assert timed.evaluations == settings.num_evaluations
+    (stored,) = repository.list_searches("tiny")
+    assert SearchSettings.from_dict(stored.settings["search"]) == settings
+    assert SearchResult.from_dict(json.loads(json.dumps(stored.result["search"]))).targets[-1].latency == timed.latency
+    assert (stored.result["latency"]["source"], len(stored.result["latency"]["profile"])) == ("measured", 64)
+    found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS, SpaceName.ALL)[-1]
+    price = LatencyPrice(anatomy, latency_model(find_device(repository, "bench"), anatomy, workload))
+    assert timed.latency is not None
+    assert timed.latency.dense_ns == price.total
+    assert price.cost(found.architecture) <= 0.85 * price.total
+    # What is expected of parameters is learnt at those that were asked for.
+    asked_for = {target.budget for target in result.targets if target.latency is None}
+    assert searched_budgets(repository, "tiny", calibration_id(conversations), SpaceName.ALL) == asked_for
+    # A plan for just that latency answers with it, as what was searched for it.
+    planner = Planner(repository, PredictorCache(repository, capacity=1))
+    most = timed.latency.most_ns / 1e6
+    budget = Budget(latency_ms=most, prompt_tokens=12, output_tokens=4)
+    request = PlanRequest(model="tiny", space=SpaceName.ALL, device="bench", budget=budget, method=Method.MCTS)
+    plan = planner.plan(request)
+    assert found.label in (plan.provenance.note or "")
+    assert not plan.provenance.filled_up
+    assert plan.achieved.latency_ms is not None
+    assert plan.achieved.latency_ms <= most
+    further = planner.plan(
+        request.model_copy(update={"budget": budget.model_copy(update={"latency_ms": most * 1.002})})
+    )
+    assert further.provenance.filled_up == (further.layers != plan.layers)
+    with pytest.raises(InputError, match=r"--device bench --latency-share 0\.\d+ --batch 1 --prompt-tokens 12"):
+        planner.plan(request.model_copy(update={"method": Method.RANDOM}))
+
+
+@pytest.mark.parametrize("method", [SearchMethod.EVOLUTION, SearchMethod.RANDOM])
+def test_methods_to_compare_with_keep_to_a_latency_too(
+    repository: Repository, conversations: list[Conversation], method: SearchMethod
+) -> None:
+    targets = LatencyTargets("l4", (0.6,))
+    result = search_model(
+        repository, "tiny", conversations, replace(JOINT, sparsities=(), method=method, latency=targets), name="data"
+    )
+    anatomy = repository.get_model("tiny").anatomy
+    price = LatencyPrice(anatomy, latency_model(DEVICES["l4"], anatomy, targets.workload))
+    (found,) = result.targets
+    assert price.cost(JOINT.space(anatomy).architecture(found.choice)) <= 0.6 * price.total
+
+
+def test_a_queued_search_has_its_targets_of_latency(
+    repository: Repository, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    targets = LatencyTargets("l4", (0.6,), Workload(prompt_tokens=32, output_tokens=8))
+    settings = replace(JOINT, sparsities=(0.3,), num_evaluations=4, latency=targets)
+    job = queue_search(repository, store, "tiny", conversations, settings, name="data")
+    run_worker(repository, JobRunner(repository, store), options=WorkerOptions(once=True))
+    done = repository.get_job(job.id)
+    assert done.result is not None
+    assert [target["latency"] is None for target in done.result["targets"]] == [True, False]
+    assert repository.list_searches("tiny")[0].settings["search"]["latency"] == targets.to_dict()
+    plain = queue_search(repository, store, "tiny", conversations, replace(settings, latency=None), name="data")
+    assert "latency" not in plain.settings
