@@ -29,9 +29,9 @@ from benchmarks import second_order_memory, second_order_written
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
 from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, PLAIN, SPARSITIES, cut_figures, cut_rows
 from benchmarks.second_order_densities import searched_figures, searched_rows
-from benchmarks.second_order_ecoflap import ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_figures import Found, summary_of
-from benchmarks.second_order_joint import SHARES, joint_figures, joint_rows, kept_smallest
+from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows, kept_smallest
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import MAGNITUDE, MODELS, Model, prepared
 from benchmarks.second_order_picture import draw_second_order
@@ -119,14 +119,14 @@ def _rows(
     if part in ("cuts", "elimination"):
         return cut_rows(model, steps, CUTS if part == "cuts" else BY_ELIMINATION, sparsities)
     if part == "ecoflap":
-        return ecoflap_rows(model.sparse, model.key, steps)
+        return ecoflap_rows(SparseModel.of(model), model.key, steps)
     if part == "densities":
-        return searched_rows(model.sparse, model.key, steps)
+        return searched_rows(SparseModel.of(model), model.key, steps)
     model.ranked(MAGNITUDE, steps)
+    joint = JointModel.of(model)
     if part == "joint":
-        return joint_rows(model.joint, model.key, steps, shares)
-    smallest = kept_smallest(model.joint, model.key, steps, shares[-1])
-    return reload_rows(model.joint, model.key, steps, smallest)
+        return joint_rows(joint, model.key, steps, shares)
+    return reload_rows(joint, model.key, steps, kept_smallest(joint, model.key, steps, shares[-1]))
 
 
 def _by_part(done: Mapping[tuple[str, str], Steps]) -> dict[str, list[Step]]:
