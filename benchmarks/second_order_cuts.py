@@ -79,8 +79,9 @@ def score(model: Model, sparsity: float, variant: Variant) -> dict[str, Any]:
     """One row."""
     ranking, anatomy = model.ranking(variant.ranking), model.anatomy
     architecture = anatomy.architecture([round(layer.ffn_width * (1 - sparsity)) for layer in anatomy.layers])
+    found: dict[str, Any] = {}
     if variant.searched:
-        metrics, found = _as_searched(model, architecture, ranking), {}
+        metrics = _as_searched(model, architecture, ranking)
     else:
         metrics, found = _as_written(model, architecture, ranking, solves=variant.solved)
     return {

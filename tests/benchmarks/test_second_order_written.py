@@ -96,7 +96,7 @@ def test_texts_are_those_of_validation_first_and_say_where_answers_are(
     (batch,) = make_batches([replace(joint.validation[0], image=None)], processor, batch_size=1)
     expected = [token for x in batch.spans for token in batch.inputs["input_ids"][0, x.start : x.stop].tolist()]
     own = np.flatnonzero(in_answers[: len(texts[0])])
-    assert [texts[0][place + 1] for place in own] == expected
+    assert [texts[0][int(place) + 1] for place in own] == expected
     monkeypatch.setattr(second_order_written, "NUM_POSITIONS", len(own) + 1)
     fewer, places = _texts(joint)
     assert fewer == texts[:2]
