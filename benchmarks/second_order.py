@@ -1,16 +1,17 @@
 """Second-order statistics, single weights set to zero, and few bits: what they are worth, all by KL on validation.
 
 On the reference and on SmolLM2-135M-Instruct (`benchmarks.second_order_models`). Kill it anywhere and run it again:
-every figure is a step that is kept under benchmarks/.work/second-order. `second-order.json` is only written of all,
-`second-order-partial.json` otherwise. By estimate, in minutes on two cores that are not busy otherwise, the reference
-and SmolLM2 together (a part of one model: `--model`):
+every figure is a step that is kept under benchmarks/.work/second-order, with the code that it ran. Most take seconds or
+minutes; a search of densities goes on from its samples; `memory` is one run, of half an hour at most.
+`second-order.json` is only written of all, `second-order-partial.json` otherwise. By estimate, in minutes on two cores
+that do 150 GFLOPS together and nothing else, the reference and SmolLM2 together (a part of one model: `--model`):
 
-- `cuts` (75): uniform cuts of FFN channels, with and without the others taking over (`benchmarks.second_order_cuts`);
+- `cuts` (25): uniform cuts of FFN channels, with and without the others taking over (`benchmarks.second_order_cuts`);
   SmolLM2's answers, which all parts need, are a fifth of it;
-- `elimination` (45): the same by the order of elimination;
-- `ecoflap` (75): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
-- `densities` (50): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
-- `joint` (75): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
+- `elimination` (30): the same by the order of elimination;
+- `ecoflap` (65): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
+- `densities` (35): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
+- `joint` (35): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
 - `reload` (10): what plans with bits write, in transformers and llama.cpp (`benchmarks.second_order_written`);
 - `memory` (20): `lop apply --reconstruct` on 1.7 GB (`benchmarks.second_order_memory`).
 
