@@ -1,16 +1,17 @@
 """Second-order statistics, single weights set to zero, and few bits: what they are worth, all by KL on validation.
 
 On the reference and on SmolLM2-135M-Instruct (`benchmarks.second_order_models`). Kill it anywhere and run it again:
-every figure is a step that is kept under benchmarks/.work/second-order. `second-order.json` is only written of all,
-`second-order-partial.json` otherwise. By estimate, in minutes on two cores that are not busy otherwise, the reference
-and SmolLM2 together (a part of one model: `--model`):
+every figure is a step that is kept under benchmarks/.work/second-order, with the code that it ran. Most take seconds or
+minutes; a search of densities goes on from its samples; `memory` is one run, of half an hour at most.
+`second-order.json` is only written of all, `second-order-partial.json` otherwise. By estimate, in minutes on two cores
+that do 150 GFLOPS together and nothing else, the reference and SmolLM2 together (a part of one model: `--model`):
 
-- `cuts` (75): uniform cuts of FFN channels, with and without the others taking over (`benchmarks.second_order_cuts`);
+- `cuts` (25): uniform cuts of FFN channels, with and without the others taking over (`benchmarks.second_order_cuts`);
   SmolLM2's answers, which all parts need, are a fifth of it;
-- `elimination` (45): the same by the order of elimination;
-- `ecoflap` (75): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
-- `densities` (50): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
-- `joint` (75): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
+- `elimination` (30): the same by the order of elimination;
+- `ecoflap` (65): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
+- `densities` (35): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
+- `joint` (35): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
 - `reload` (10): what plans with bits write, in transformers and llama.cpp (`benchmarks.second_order_written`);
 - `memory` (20): `lop apply --reconstruct` on 1.7 GB (`benchmarks.second_order_memory`).
 
@@ -29,9 +30,9 @@ from benchmarks import second_order_memory, second_order_written
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
 from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, PLAIN, SPARSITIES, cut_figures, cut_rows
 from benchmarks.second_order_densities import searched_figures, searched_rows
-from benchmarks.second_order_ecoflap import ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
 from benchmarks.second_order_figures import Found, summary_of
-from benchmarks.second_order_joint import SHARES, joint_figures, joint_rows, kept_smallest
+from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows, kept_smallest
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import MAGNITUDE, MODELS, Model, prepared
 from benchmarks.second_order_picture import draw_second_order
@@ -119,14 +120,14 @@ def _rows(
     if part in ("cuts", "elimination"):
         return cut_rows(model, steps, CUTS if part == "cuts" else BY_ELIMINATION, sparsities)
     if part == "ecoflap":
-        return ecoflap_rows(model.sparse, model.key, steps)
+        return ecoflap_rows(SparseModel.of(model), model.key, steps)
     if part == "densities":
-        return searched_rows(model.sparse, model.key, steps)
+        return searched_rows(SparseModel.of(model), model.key, steps)
     model.ranked(MAGNITUDE, steps)
+    joint = JointModel.of(model)
     if part == "joint":
-        return joint_rows(model.joint, model.key, steps, shares)
-    smallest = kept_smallest(model.joint, model.key, steps, shares[-1])
-    return reload_rows(model.joint, model.key, steps, smallest)
+        return joint_rows(joint, model.key, steps, shares)
+    return reload_rows(joint, model.key, steps, kept_smallest(joint, model.key, steps, shares[-1]))
 
 
 def _by_part(done: Mapping[tuple[str, str], Steps]) -> dict[str, list[Step]]:

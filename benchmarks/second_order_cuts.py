@@ -4,11 +4,14 @@ Of every model and at every FFN sparsity the same number of channels goes from e
 
 - `plain`: by the registered ranking, and that is all;
 - `reconstructed`: the down projections are solved anew, as `lop apply --reconstruct` does, from inputs that come
-  through the layers as they are cut; `dense_inputs`: the same, from inputs of the dense model.
+  through the layers as they are cut.
 
 In the part `elimination`, against `plain`, which it measures if need be:
 
-- `elimination`: channels go in the order of elimination, and that is all; `elimination_reconstructed`: both.
+- `elimination_reconstructed`: channels go in the order of elimination, and the others are solved as above;
+- `elimination`: the order alone;
+- `dense_inputs`: by the registered ranking, solved from inputs of the dense model and scored by the evaluator, as
+  searches score it. H of these inputs is what elimination is measured from.
 
 Dampings and elimination see calibration data alone.
 """
@@ -19,41 +22,46 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from benchmarks.second_order_data import by_length
 from benchmarks.second_order_figures import Found, mean, ratio, worst
 from benchmarks.second_order_models import ELIMINATION, MAGNITUDE, Model
 from benchmarks.steps import Steps
 from lop.workflows.measuring import streamed
-from pruning.checkpoints.anatomy_reader import anatomy_of
+from pruning.anatomy.architecture import Architecture
+from pruning.anatomy.dtypes import torch_dtype
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.reconstruct_checkpoint import solved_sites
 from pruning.cutting.reconstruction import SolvedInMemory, reconstruct
 from pruning.cutting.surgery import cut_model
 from pruning.data.batches import make_batches
 from pruning.forward.layer_source import loaded_layers
-from pruning.measuring.evaluation import evaluate_model
+from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.measuring.metrics import Metrics
+from pruning.measuring.solved_outputs import SolvedOutputs
+from pruning.planning.ranking import Ranking
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One row a sparsity: by which ranking channels go, and what is solved (None: nothing) from which inputs."""
+    """One row a sparsity: by which ranking channels go, and whether down projections are solved anew, as they are
+    written or as they are searched."""
 
     name: str
     ranking: str
-    propagates: bool | None = None
+    solved: bool = False
+    searched: bool = False
 
 
 PLAIN = Variant("plain", MAGNITUDE)
-CUTS = (
-    PLAIN,
-    Variant("reconstructed", MAGNITUDE, propagates=True),
-    Variant("dense_inputs", MAGNITUDE, propagates=False),
-)
+CUTS = (PLAIN, Variant("reconstructed", MAGNITUDE, solved=True))
+DENSE_INPUTS = Variant("dense_inputs", MAGNITUDE, searched=True)
 BY_ELIMINATION = (
     PLAIN,
-    Variant("elimination_reconstructed", ELIMINATION, propagates=True),
+    Variant("elimination_reconstructed", ELIMINATION, solved=True),
     Variant("elimination", ELIMINATION),
+    DENSE_INPUTS,
 )
 FIGURES = {
     "reconstructed": "reconstruction_kl_ratio",
@@ -64,30 +72,19 @@ FIGURES = {
 """What the ratio of a variant's KL to that of `plain` is called."""
 
 
+_CODE = ("benchmarks.second_order_cuts",)
+
+
 def score(model: Model, sparsity: float, variant: Variant) -> dict[str, Any]:
     """One row."""
-    ranking = model.ranking(variant.ranking)
-    cut, dense = load_model(model.path), load_model(model.path)
-    anatomy = anatomy_of(cut)
-    widths = [round(layer.ffn_width * (1 - sparsity)) for layer in anatomy.layers]
-    architecture = anatomy.architecture(widths)
-    solved = SolvedInMemory()
-    if variant.propagates is not None:
-        batches = streamed(model.path, model.calibration)
-        with loaded_layers(cut.eval()) as source:
-            reconstruct(
-                source,
-                batches,
-                anatomy,
-                architecture,
-                ranking,
-                solved,
-                num_rows=batches.num_rows,
-                propagates=variant.propagates,
-            )
-    cut_model(cut, architecture, ranking, solved={i: x.tensors for i, x in solved.layers.items()})
-    metrics = evaluate_model(cut, make_batches(model.validation, load_processor(model.path)), dense)
-    row = {
+    ranking, anatomy = model.ranking(variant.ranking), model.anatomy
+    architecture = anatomy.architecture([round(layer.ffn_width * (1 - sparsity)) for layer in anatomy.layers])
+    found: dict[str, Any] = {}
+    if variant.searched:
+        metrics = _as_searched(model, architecture, ranking)
+    else:
+        metrics, found = _as_written(model, architecture, ranking, solves=variant.solved)
+    return {
         "part": "cuts",
         "model": model.name,
         "sparsity": sparsity,
@@ -95,17 +92,40 @@ def score(model: Model, sparsity: float, variant: Variant) -> dict[str, Any]:
         "kl": metrics.kl,
         "agreement": metrics.agreement,
         "answer_tokens": metrics.num_tokens,
+        **found,
     }
+
+
+def _as_searched(model: Model, architecture: Architecture, ranking: Ranking) -> Metrics:
+    batches = make_batches(by_length(model.validation), load_processor(model.path))
+    solver = SolvedOutputs(model.products(), torch_dtype(model.anatomy.dtype))
+    (metrics,) = ConfigurationEvaluator(load_model(model.path), batches, ranking, solver=solver)([architecture])
+    return metrics
+
+
+def _as_written(
+    model: Model, architecture: Architecture, ranking: Ranking, *, solves: bool
+) -> tuple[Metrics, dict[str, Any]]:
+    """Metrics, and how projections were solved, if they were."""
+    cut, dense = load_model(model.path), load_model(model.path)
+    solved = SolvedInMemory()
+    if solves:
+        batches = streamed(model.path, model.passed)
+        with loaded_layers(cut.eval()) as source:
+            reconstruct(source, batches, model.anatomy, architecture, ranking, solved, num_rows=batches.num_rows)
+    cut_model(cut, architecture, ranking, solved={i: x.tensors for i, x in solved.layers.items()})
+    validation = make_batches(by_length(model.validation), load_processor(model.path))
+    metrics = evaluate_model(cut, validation, dense)
     sites = solved_sites(ranking, architecture, solved)
-    if sites:
-        row |= {
-            "calibration_tokens": sites[0].tokens,
-            "lost_output": sum(site.loss for site in sites) / len(sites),
-            "lost_output_without": sum(site.plain_loss for site in sites) / len(sites),
-            # JSON knows no infinity.
-            "dampings": [site.damping if math.isfinite(site.damping) else "as cut" for site in sites],
-        }
-    return row
+    if not sites:
+        return metrics, {}
+    return metrics, {
+        "calibration_tokens": sites[0].tokens,
+        "lost_output": sum(site.loss for site in sites) / len(sites),
+        "lost_output_without": sum(site.plain_loss for site in sites) / len(sites),
+        # JSON knows no infinity.
+        "dampings": [site.damping if math.isfinite(site.damping) else "as cut" for site in sites],
+    }
 
 
 def cut_rows(
@@ -117,8 +137,10 @@ def cut_rows(
         model.ranked(variant.ranking, steps)
         for sparsity in sparsities:
             name, key = f"{variant.name} {sparsity}", [*model.key, variant.name, str(sparsity)]
-            found = steps.call(name, key, partial(score, model, sparsity, variant))
+            found = steps.call(name, key, partial(score, model, sparsity, variant), modules=_CODE)
             rows.append({**found.document, "seconds": found.seconds})
+    if DENSE_INPUTS in variants:
+        model.forget_products()
     return rows
 
 

@@ -6,12 +6,16 @@ have, and both are of the decoder. Of a model of which ECoFLaP's rows are of its
 ECoFLaP on its decoder alone.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
-from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel
+from benchmarks.measured_code import AT_START
+from benchmarks.second_order_data import beginnings
+from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel, case_row, ecoflap_scores
 from benchmarks.second_order_figures import Found, mean, ratio, worst
 from benchmarks.steps import Steps
 from lop.workflows.registration import register_model
@@ -33,8 +37,11 @@ SEARCHED = "searched"
 EVALUATIONS = {"reference": 100, "smollm2": 48}
 """Of each sparsity; the scan, which all share, has 150 more at most."""
 
-NUM_SCORED = {"reference": 128, "smollm2": 16}
-"""Calibration conversations that a search scores on, at most."""
+NUM_SCORED = {"reference": 128, "smollm2": 24}
+"""Calibration conversations that a search scores on, at most, of each answer as much as validation has."""
+
+_SEARCH = ("lop.workflows.searching",)
+_CODE = ("benchmarks.second_order_densities",)
 
 
 def searched_rows(
@@ -46,22 +53,19 @@ def searched_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the searched ratios, and of ECoFLaP's where the model has none of its decoder alone."""
     number = evaluations or EVALUATIONS[model.name]
-    asked = [*key, str(number), *map(str, sparsities)]
-    found = steps.call("searched densities", asked, partial(_search, model, sparsities, number)).document
     decoder = replace(model, modules=Modules.LANGUAGE)
     rows = []
-    for sparsity, document in zip(sparsities, found["architectures"], strict=True):
+    for sparsity in sparsities:
+        asked = [*key, str(number), str(NUM_SCORED[model.name]), str(sparsity)]
+        search = partial(_search, model, sparsity, number)
+        found = steps.call(f"searched densities {sparsity}", asked, search, modules=_CODE).document
         name = f"{LocalStep.WANDA} {SEARCHED} {sparsity}"
-        own = [*asked, name, str(document)]
-        step = steps.call(name, own, partial(_score, decoder, sparsity, document))
-        rows.append({**step.document, "seconds": step.seconds})
+        own = [*asked, str(len(model.calibration)), str(found["architecture"])]
+        step = steps.call(name, own, partial(_score, decoder, sparsity, found["architecture"]), modules=_CODE)
+        rows.append({**step.document, "seconds": step.seconds, "calibration_kl": found["calibration_kl"]})
     if model.modules is not Modules.LANGUAGE:
-        scores = steps.call("ecoflap scores of the decoder", [*key, decoder.modules.value], decoder.scores).document
-        for sparsity in sparsities:
-            case = Case(LocalStep.WANDA, Ratios.ECOFLAP, sparsity)
-            name = f"{case.name} of the decoder"
-            step = steps.call(name, [*key, name], partial(decoder.score, case, scores))
-            rows.append({**step.document, "seconds": step.seconds})
+        scores = ecoflap_scores(model, key, steps)  # the decoder's are among them
+        rows += [case_row(decoder, Case(LocalStep.WANDA, Ratios.ECOFLAP, s), scores, key, steps) for s in sparsities]
     return rows
 
 
@@ -83,24 +87,29 @@ def searched_figures(rows: Sequence[dict[str, Any]]) -> Found:
     }
 
 
-def _search(model: SparseModel, sparsities: Sequence[float], evaluations: int) -> dict[str, Any]:
-    """The best architecture of each sparsity. Killed, it goes on: samples are in a database beside the steps."""
-    scored = list(model.calibration[: NUM_SCORED[model.name]])
+def _search(model: SparseModel, sparsity: float, evaluations: int) -> dict[str, Any]:
+    """The best architecture. Killed, it goes on: samples are in a database beside the steps, those of the scan for all
+    sparsities."""
+    scored = beginnings(model.calibration[: NUM_SCORED[model.name]])
     settings = SearchSettings(
-        sparsities=tuple(sparsities),
+        sparsities=(sparsity,),
         scope=Scope.DECODER,
         axes=SpaceName.DENSITY,
         num_evaluations=evaluations,
         seed=SEED,
     )
-    repository = open_repository(f"sqlite:///{model.folder / 'densities.db'}", create=True)
+    # Samples of other code would be taken for its own.
+    code = AT_START.digests(AT_START.reached(_SEARCH))
+    name = f"densities-{sha256(json.dumps(code).encode()).hexdigest()[:16]}.db"
+    repository = open_repository(f"sqlite:///{model.folder / name}", create=True)
     if not any(x.id == model.name for x in repository.list_models()):
         register_model(repository, model.name, model.path, scored)
     result = search_model(repository, model.name, scored, settings, name="calibration")
     space = settings.space(repository.get_model(model.name).anatomy)
+    (target,) = result.targets
     return {
-        "architectures": [space.architecture(x.choice).document() for x in result.targets],
-        "calibration_kl": [x.metrics.kl for x in result.targets],
+        "architecture": space.architecture(target.choice).document(),
+        "calibration_kl": target.metrics.kl,
         "scan_evaluations": result.scan_evaluations,
     }
 

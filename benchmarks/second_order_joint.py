@@ -1,17 +1,20 @@
 """The part `joint` of `benchmarks.second_order`: units and bits under one budget of bytes, against one after the other.
 
 At 60, 45, 30, 25 and 20% of the bytes that the decoder's sites have (embeddings, head and vision tower stay),
-validation KL of four kinds of plans, all by the additive program from one scan on calibration data:
+validation KL of four kinds of plans, all by the additive program from one scan on calibration conversations:
 
 - `joint`: units and bits of every site;
 - `bits_only`: all units, in the bits that the program chooses, or in equal ones;
 - `prune_then_quantise`: units first, then the same bits everywhere: 8 or 4;
 - `units_only`.
 
-Which of several plans of a kind is taken, calibration data say, and joint plans include those of the other kinds. Where
-no plan of a kind is small enough, there is no row of it. Weights are rounded as `lop apply` rounds them, and scored by
-the evaluator; what is written of the smallest joint plan is held against that in the part `reload`
-(`benchmarks.second_order_written`).
+Which of several plans of a kind is taken, other calibration conversations say, which were not scanned, and joint plans
+include those of the other kinds. Units go only where that is sure to help: if the best joint plan is not better than
+bits alone by a standard error of the difference between them, over these conversations, then bits alone are the joint
+plan (`sure_to_be_better`; the simplest of those that are as good, a rule of Breiman et al., "Classification and
+Regression Trees", 1984). Where no plan of a kind is small enough, there is no row of it. Weights are rounded as `lop
+apply` rounds them, and scored by the evaluator; what is written of the smallest joint plan is held against that in the
+part `reload` (`benchmarks.second_order_written`).
 """
 
 import math
@@ -19,11 +22,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from benchmarks.second_order_data import beginnings
 from benchmarks.second_order_figures import Found, mean, ratio, worst
+from benchmarks.second_order_models import MAGNITUDE, Model
 from benchmarks.steps import Steps
 from pruning.allocators.additive import additive_architecture
 from pruning.allocators.uniform import uniform_choice
@@ -37,6 +42,7 @@ from pruning.data.batches import make_batches
 from pruning.data.conversations import Conversation
 from pruning.errors import InfeasibleBudgetError
 from pruning.measuring.evaluation import ConfigurationEvaluator
+from pruning.measuring.metrics import Metrics
 from pruning.measuring.rounded_weights import RoundedWeights
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.limits import Limits
@@ -48,8 +54,14 @@ SHARES = (0.6, 0.45, 0.3, 0.25, 0.2)
 NUM_LEVELS = {"reference": 4, "smollm2": 3}
 """FFN widths and, at most, numbers of KV groups of a site: each is scanned in three kinds of bits."""
 
-NUM_SCANNED = {"reference": 128, "smollm2": 16}
-"""Calibration conversations, at most: a scan of SmolLM2 has some 500 evaluations."""
+NUM_SCANNED = {"reference": 64, "smollm2": 16}
+"""Calibration conversations, at most, of each answer as much as validation has: a scan of SmolLM2 has some 500
+evaluations."""
+
+NUM_JUDGED = {"reference": 128, "smollm2": 48}
+"""Those after them, which choose between plans."""
+
+_CODE = ("benchmarks.second_order_joint",)
 
 JOINT, BITS, THEN, UNITS = "joint", "bits_only", "prune_then_quantise", "units_only"
 
@@ -69,6 +81,12 @@ class JointModel:
     validation: Sequence[Conversation]
     folder: Path
 
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """The model as the parts `joint` and `reload` take it; its units are ranked already."""
+        ranking = model.ranking_path(MAGNITUDE)
+        return cls(model.name, model.path, model.stored, ranking, model.calibration, model.validation, model.folder)
+
     @cached_property
     def anatomy(self) -> ModelAnatomy:
         return read_anatomy(self.stored)
@@ -83,26 +101,46 @@ class JointModel:
 
     @cached_property
     def scanned(self) -> Sequence[Conversation]:
-        return self.calibration[: NUM_SCANNED[self.name]]
+        return beginnings(self.calibration[: NUM_SCANNED[self.name]])
 
     @cached_property
-    def on_calibration(self) -> ConfigurationEvaluator:
-        return self._evaluator(self.scanned)
+    def judged(self) -> Sequence[Conversation]:
+        first = len(self.scanned)
+        found = self.calibration[first : first + NUM_JUDGED[self.name]]
+        return beginnings(found) or self.scanned  # of a trial there may be none left
+
+    @cached_property
+    def on_scanned(self) -> ConfigurationEvaluator:
+        return self._evaluator(self.scanned, self._rounded())
+
+    @cached_property
+    def on_judged(self) -> ConfigurationEvaluator:
+        """Each conversation is a fold of its own."""
+        return self._evaluator(self.judged, self.rounded_plans, range(len(self.judged)))
 
     @cached_property
     def on_validation(self) -> ConfigurationEvaluator:
-        return self._evaluator(self.validation)
+        return self._evaluator(self.validation, self.rounded_plans)
 
-    def _evaluator(self, conversations: Sequence[Conversation]) -> ConfigurationEvaluator:
+    @cached_property
+    def rounded_plans(self) -> RoundedWeights:
+        """Of plans, which have many weights in common. A scan meets each once, and would leave no room for them."""
+        return self._rounded()
+
+    def _rounded(self) -> RoundedWeights:
+        return RoundedWeights(torch_dtype(self.anatomy.dtype))
+
+    def _evaluator(
+        self, conversations: Sequence[Conversation], rounder: RoundedWeights, folds: Sequence[int] | None = None
+    ) -> ConfigurationEvaluator:
         batches = make_batches(conversations, load_processor(self.path))
-        rounder = RoundedWeights(torch_dtype(self.anatomy.dtype))
-        return ConfigurationEvaluator(load_model(self.path), batches, self.order, rounder=rounder)
+        return ConfigurationEvaluator(load_model(self.path), batches, self.order, folds=folds, rounder=rounder)
 
     def scan(self, n: int) -> dict[str, Any]:
         """KL of every option of decision `n`, all others dense."""
         top = self.space.top
         choices = [(*top[:n], k, *top[n + 1 :]) for k in range(top[n])]
-        found = self.on_calibration([self.space.architecture(choice) for choice in choices])
+        found = self.on_scanned([self.space.architecture(choice) for choice in choices])
         return {"kl": [metrics.kl for metrics in found] + [0.0]}
 
     def limits(self, space: Space, share: float) -> Limits:
@@ -133,8 +171,10 @@ class JointModel:
         candidates = self.candidates(share, loss)
         candidates[JOINT] = [x for kind in candidates.values() for x in kind]
         every = list(dict.fromkeys(candidates[JOINT]))
-        calibration = dict(zip(every, (m.kl for m in self.on_calibration(every)), strict=True))
-        best = {kind: min(own, key=calibration.__getitem__) for kind, own in candidates.items() if own}
+        judged = dict(zip(every, self.on_judged(every), strict=True))
+        best = {kind: min(own, key=lambda x: judged[x].kl) for kind, own in candidates.items() if own}
+        if BITS in best and not sure_to_be_better(judged[best[JOINT]], judged[best[BITS]]):
+            best[JOINT] = best[BITS]
         rows = []
         for kind, architecture in best.items():
             (metrics,) = self.on_validation([architecture])
@@ -147,12 +187,20 @@ class JointModel:
                     "same_as": sorted(x for x, own in best.items() if own == architecture and x != kind),
                     "kl": metrics.kl,
                     "agreement": metrics.agreement,
-                    "calibration_kl": calibration[architecture],
+                    "calibration_kl": judged[architecture].kl,
                     "decoder_bytes": decoder_bytes(self.anatomy).cost(architecture),
                     "architecture": architecture.document(),
                 }
             )
         return {"rows": rows}
+
+
+def sure_to_be_better(one: Metrics, other: Metrics) -> bool:
+    """Whether the KL of `one` is less by more than a standard error of the difference, over folds."""
+    pairs = list(zip(one.folds or (), other.folds or (), strict=True))
+    differences = np.array([(x.kl - y.kl) * x.num_tokens for x, y in pairs])
+    error = math.sqrt(len(pairs)) * float(differences.std(ddof=1)) if len(pairs) > 1 else math.inf
+    return float(differences.sum()) < -error
 
 
 def _in(bits: int | None, options: Options) -> "np.ndarray[Any, np.dtype[np.bool_]]":
@@ -181,11 +229,11 @@ def joint_rows(
     own = _key(model, key)
     loss = np.zeros((model.space.num_decisions, int(model.space.counts.max())))
     for n, row in enumerate(loss):
-        found = steps.call(f"joint scan {n}", own, partial(model.scan, n)).document["kl"]
+        found = steps.call(f"joint scan {n}", own, partial(model.scan, n), modules=_CODE).document["kl"]
         row[: len(found)] = found
     rows: list[dict[str, Any]] = []
     for share in shares:
-        step = steps.call(f"joint {share}", [*own, str(share)], partial(model.rows, share, loss))
+        step = steps.call(f"joint {share}", [*own, str(share)], partial(model.rows, share, loss), modules=_CODE)
         rows += [{**row, "seconds": step.seconds} for row in step.document["rows"]]
     return rows
 
@@ -198,12 +246,13 @@ def kept_smallest(model: JointModel, key: Sequence[str], steps: Steps, share: fl
 
 
 def _key(model: JointModel, key: Sequence[str]) -> list[str]:
-    return [*key, "joint", str(NUM_LEVELS[model.name]), str(len(model.scanned)), model.anatomy.dtype]
+    numbers = NUM_LEVELS[model.name], len(model.scanned), len(model.judged)
+    return [*key, "joint", *map(str, numbers), model.anatomy.dtype]
 
 
 def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
     """Ratios of validation KL, geometric means over the shares at which both kinds have a plan, how many these are, and
-    against bits alone the greatest. Where bits alone are best, the joint plan is theirs: no ratio is above 1."""
+    against bits alone the greatest."""
     kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows}
     names = list(dict.fromkeys(row["model"] for row in rows))
 

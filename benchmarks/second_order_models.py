@@ -11,18 +11,20 @@ from typing import Any
 
 from benchmarks.real_checkpoint import smollm2
 from benchmarks.real_data import CALIBRATION, VALIDATION
-from benchmarks.second_order_data import answered
-from benchmarks.second_order_ecoflap import MODULES, SparseModel
-from benchmarks.second_order_joint import JointModel
+from benchmarks.second_order_data import answered, by_length
 from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
-from lop.workflows.measuring import measure_activations, measure_second_order
+from lop.workflows.compute import compute_device
+from lop.workflows.measuring import measure_activations, measure_second_order, streamed
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import weights_sha256
 from pruning.data.conversations import Conversation, calibration_id, load_conversations
+from pruning.forward.layer_source import CheckpointLayers
+from pruning.measuring import second_order
 from pruning.measuring.importance import ranking_of
+from pruning.measuring.second_order import MeasuredOn, SecondOrderStore
 from pruning.planning.ranking import Ranking
 from reference.dataset import write_split
 
@@ -33,6 +35,8 @@ NUM_CALIBRATION = 256
 """New conversations of the reference: some 39,000 tokens."""
 
 _CALIBRATION_SEED = 20_261_129
+
+_CODE = ("benchmarks.second_order_models",)
 
 
 class Model:
@@ -50,8 +54,8 @@ class Model:
     def __init__(
         self, name: str, path: Path, data: dict[str, Path], folder: Path, limit: int | None, stored: Path | None = None
     ) -> None:
-        self.name, self.path, self._stored = name, path, stored or path
-        self._folder = folder
+        self.name, self.path, self.stored = name, path, stored or path
+        self.folder = folder
         self._conversations = {part: load_conversations(file, limit) for part, file in data.items()}
 
     @cached_property
@@ -59,19 +63,13 @@ class Model:
         return read_anatomy(self.path)
 
     @property
-    def sparse(self) -> SparseModel:
-        """The model as the parts `ecoflap` and `densities` take it."""
-        return SparseModel(self.name, self.path, self.calibration, self.validation, self._folder, MODULES[self.name])
-
-    @property
-    def joint(self) -> JointModel:
-        """The model as the parts `joint` and `reload` take it."""
-        path = self._ranking_path(MAGNITUDE)
-        return JointModel(self.name, self.path, self._stored, path, self.calibration, self.validation, self._folder)
-
-    @property
     def calibration(self) -> list[Conversation]:
         return self._conversations[CALIBRATION]
+
+    @cached_property
+    def passed(self) -> list[Conversation]:
+        """All of `calibration`, in the order in which they go through layers."""
+        return by_length(self.calibration)
 
     @property
     def validation(self) -> list[Conversation]:
@@ -84,26 +82,43 @@ class Model:
 
     def ranked(self, by: str, steps: Steps) -> None:
         """See to it that there is a ranking."""
-        steps.call(f"rank {by}", self.key, partial(self.rank, by))
+        steps.call(f"rank {by}", self.key, partial(self.rank, by), modules=_CODE)
 
     def rank(self, by: str) -> dict[str, Any]:
         """Write the ranking's file; what it is called."""
         if by == ELIMINATION:
-            sums = self._folder / ".sums"
-            statistics = measure_second_order(self.path, weights_sha256(self.path), self.calibration, work=sums)
-            shutil.rmtree(sums)
+            statistics = measure_second_order(self.path, weights_sha256(self.path), self.passed, work=self._sums)
         else:
-            statistics = measure_activations(self.path, self.calibration)
+            statistics = measure_activations(self.path, self.passed)
         ranking = ranking_of(statistics, self.anatomy)
-        replace_file(self._ranking_path(by), ranking.to_bytes())
+        replace_file(self.ranking_path(by), ranking.to_bytes())
         return {"sha256": ranking.sha256}
 
     def ranking(self, by: str) -> Ranking:
         """What `rank` has written."""
-        return Ranking.from_bytes(self._ranking_path(by).read_bytes())
+        return Ranking.from_bytes(self.ranking_path(by).read_bytes())
 
-    def _ranking_path(self, by: str) -> Path:
-        return self._folder / f"{by}.ranking.safetensors"
+    def ranking_path(self, by: str) -> Path:
+        """The file of a ranking."""
+        return self.folder / f"{by}.ranking.safetensors"
+
+    def products(self) -> SecondOrderStore:
+        """H of the dense model's inputs, which elimination leaves behind; what is missing of it is measured."""
+        of = MeasuredOn(self.anatomy.fingerprint, weights_sha256(self.path), calibration_id(self.passed))
+        store = SecondOrderStore(self._sums, of)
+        if not store.is_whole(self.anatomy.num_layers):
+            batches = streamed(self.path, self.passed)
+            source = CheckpointLayers(self.path, compute_device())
+            second_order.measure_second_order(source, batches, store, num_rows=batches.num_rows)
+        return store
+
+    def forget_products(self) -> None:
+        """Make room on the disk."""
+        shutil.rmtree(self._sums, ignore_errors=True)
+
+    @property
+    def _sums(self) -> Path:
+        return self.folder / ".sums"
 
 
 def prepared(name: str, checkpoint: Path, folder: Path, steps: Steps, limit: int | None) -> Model:

@@ -7,8 +7,9 @@ memory in float32, which is what the evaluator scores: transformers by its logit
 conversations to what was scored; llama.cpp by its next tokens. It rounds what enters a matrix to 8 bits, and keeps
 keys and values in f16.
 
-Next tokens are asked for after every token of validation conversations, without their pictures: their turns are the
-text. Embeddings and head are f16 in the file.
+Next tokens are asked for after every token of conversations, without their pictures: their turns are the text. What is
+to agree are tokens of answers, as wherever this project speaks of agreement; how many agree of all, questions included,
+which nobody would have a model say, is said beside it. Embeddings and head are f16 in the file.
 """
 
 import json
@@ -31,6 +32,7 @@ from benchmarks.steps import Steps
 from pruning.anatomy.architecture import Architecture, Option
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.anatomy.dtypes import torch_dtype
+from pruning.arrays import BoolArray
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.surgery import cut_model
@@ -45,8 +47,9 @@ RUNS = ("benchmarks.second_order_reload", "lop.commands.export")
 
 _CODE = ("benchmarks.second_order_written", *RUNS)
 
-NUM_POSITIONS = 5_000
-"""At least so many, where the validation conversations have them."""
+NUM_POSITIONS = 4_000
+"""Tokens of answers, at least, where the conversations have them: those of validation come first, then those of
+calibration."""
 
 COMPARED_KL = 1e-3
 """Nats a token: differences of smaller KL are in parts of this, since rounding does not shrink with them."""
@@ -91,7 +94,8 @@ def in_bits(model: JointModel, bits: int) -> Architecture:
 
 def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> dict[str, Any]:
     """One row."""
-    architecture, texts = Architecture.from_document(document), _texts(model)
+    architecture = Architecture.from_document(document)
+    texts, in_answers = _texts(model)
     work = model.folder / ".reload"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -119,7 +123,7 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
         "kl_scored": scored.kl,
         "kl_reloaded": metrics["kl"],
         "kl_difference": abs(metrics["kl"] - scored.kl) / max(scored.kl, COMPARED_KL),
-        **compared(expected, reloaded, llama),
+        **compared(expected, reloaded, llama, in_answers),
         "gguf_architecture": exported["architecture"],
         "gguf_types": exported["types"],
         "gguf_bytes": exported["file_bytes"],
@@ -130,14 +134,18 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
     return row
 
 
-def compared(expected: Said, reloaded: Said, llama: Said) -> dict[str, Any]:
-    """What transformers and llama.cpp say against what is `expected`; margins tell how near other tokens were."""
+def compared(expected: Said, reloaded: Said, llama: Said, in_answers: BoolArray) -> dict[str, Any]:
+    """What transformers and llama.cpp say against what is `expected`; margins tell how near other tokens were.
+
+    `in_answers`: [N] after which tokens one of an answer follows.
+    """
     differs, largest = llama["chosen"] != expected["chosen"], np.abs(expected["logits"]).max()
     return {
         "logit_difference": float(np.abs(reloaded["logits"] - expected["logits"]).max() / largest),
         "reloaded_agreement": float((reloaded["chosen"] == expected["chosen"]).mean()),
-        "positions": len(expected["chosen"]),
-        "llama_agreement": 1.0 - float(differs.mean()),
+        "positions": int(in_answers.sum()),
+        "llama_agreement": 1.0 - float(differs[in_answers].mean()),
+        "llama_agreement_everywhere": 1.0 - float(differs.mean()),
         "llama_largest_margin": float(expected["margins"][differs].max(initial=0.0)),
         "median_margin": float(np.median(expected["margins"])),
     }
@@ -156,15 +164,26 @@ def rounded_in_memory(model: JointModel, architecture: Architecture) -> Any:
     return found
 
 
-def _texts(model: JointModel) -> Texts:
-    """Token ids of validation conversations, in order, until there are `NUM_POSITIONS`."""
-    conversations = [replace(x, image=None) for x in model.validation]
+def _texts(model: JointModel) -> tuple[Texts, BoolArray]:
+    """Token ids of conversations, in order, until `NUM_POSITIONS` are of answers; and [N] after which of all tokens one
+    of an answer follows."""
+    conversations = [replace(x, image=None) for x in (*model.validation, *model.calibration)]
     texts: list[list[int]] = []
-    for batch in make_batches(conversations, load_processor(model.path)):
-        for ids, mask in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True):
-            if sum(map(len, texts)) < NUM_POSITIONS:
-                texts.append(ids[: int(mask.sum())].tolist())
-    return texts
+    answers: list[BoolArray] = []
+    processor, found = load_processor(model.path), 0
+    for conversation in conversations:
+        if found >= NUM_POSITIONS:
+            break
+        for batch in make_batches([conversation], processor, batch_size=1):  # one row: nothing is padding
+            for row, ids in enumerate(batch.inputs["input_ids"].tolist()):
+                own = np.zeros(len(ids), dtype=np.bool_)
+                for span in batch.spans:
+                    if span.row == row:
+                        own[span.start - 1 : span.stop - 1] = True
+                texts.append(ids)
+                answers.append(own)
+                found += int(own.sum())
+    return texts, np.concatenate(answers)
 
 
 def _said_by(runtime: str, path: Path, asked: dict[str, Any]) -> tuple[Said, dict[str, Any]]:

@@ -1,19 +1,24 @@
 """What plans with bits write, read back in new processes, and the peak of a reconstruction: on tiny models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import second_order_written
 from benchmarks import steps as steps_module
 from benchmarks.random_checkpoint import LlavaShape
 from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order_figures import summary_of
+from benchmarks.second_order_joint import JointModel
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import MAGNITUDE, Model
 from benchmarks.second_order_reload import said
-from benchmarks.second_order_written import compared, in_bits, measured, reload_figures
+from benchmarks.second_order_written import _texts, compared, in_bits, measured, reload_figures
 from benchmarks.steps import Steps
+from pruning.checkpoints.loading import load_processor
+from pruning.data.batches import make_batches
 from tests.pruning.packed_models import JOINT, save_wide_checkpoint
 from tests.tiny_models import write_conversations
 
@@ -37,7 +42,8 @@ def test_a_joint_plan_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
     }
     model = Model("reference", save_wide_checkpoint(tmp_path / "wide"), data, tmp_path / "found", None)
     model.ranked(MAGNITUDE, Steps(tmp_path / "found" / "steps"))
-    row = measured(model.joint, "joint", JOINT.document())
+    joint = JointModel.of(model)
+    row = measured(joint, "joint", JOINT.document())
     assert row["kl_scored"] > 0.1
     assert row["kl_difference"] < 1e-3
     assert row["logit_difference"] < 1e-4
@@ -47,8 +53,9 @@ def test_a_joint_plan_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
     assert row["gguf_types"]["Q4_0"] == 4 + 3
     assert row["positions"] > 50
     assert row["llama_agreement"] > 0.7
+    assert row["llama_agreement_everywhere"] > 0.7
     assert not (tmp_path / "found" / ".reload").exists()
-    assert {x.bits for _, x in in_bits(model.joint, 4).items} == {4}
+    assert {x.bits for _, x in in_bits(joint, 4).items} == {4}
 
 
 def test_what_other_runtimes_say_is_compared() -> None:
@@ -59,16 +66,41 @@ def test_what_other_runtimes_say_is_compared() -> None:
     assert expected["chosen"].tolist() == [0, 1, 2, 1]
     assert expected["margins"].tolist() == [3.0, 0.5, 3.0, 4.0]
     assert expected["logits"].shape == (4, 3)
-    found = compared(expected, {**expected, "logits": expected["logits"] + 0.05}, llama)
+    in_answers = np.array([False, True, True, False])
+    found = compared(expected, {**expected, "logits": expected["logits"] + 0.05}, llama, in_answers)
     assert found.pop("logit_difference") == pytest.approx(0.01, rel=1e-5)
     assert found == {
         "reloaded_agreement": 1.0,
-        "positions": 4,
-        "llama_agreement": 0.75,
+        "positions": 2,
+        "llama_agreement": 0.5,
+        "llama_agreement_everywhere": 0.75,
         "llama_largest_margin": 0.5,
         "median_margin": 3.0,
     }
-    assert compared(expected, llama, llama)["reloaded_agreement"] == 0.75
+    assert compared(expected, llama, llama, in_answers)["reloaded_agreement"] == 0.75
+    assert compared(expected, expected, llama, ~in_answers)["llama_agreement"] == 1.0
+
+
+def test_texts_are_those_of_validation_first_and_say_where_answers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {
+        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
+        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
+    }
+    joint = JointModel.of(Model("reference", save_wide_checkpoint(tmp_path / "wide"), data, tmp_path / "found", None))
+    texts, in_answers = _texts(joint)
+    assert len(in_answers) == sum(map(len, texts))
+    assert len(texts) == 9
+    processor = load_processor(joint.path)
+    (batch,) = make_batches([replace(joint.validation[0], image=None)], processor, batch_size=1)
+    expected = [token for x in batch.spans for token in batch.inputs["input_ids"][0, x.start : x.stop].tolist()]
+    own = np.flatnonzero(in_answers[: len(texts[0])])
+    assert [texts[0][int(place) + 1] for place in own] == expected
+    monkeypatch.setattr(second_order_written, "NUM_POSITIONS", len(own) + 1)
+    fewer, places = _texts(joint)
+    assert fewer == texts[:2]
+    assert places.tolist() == in_answers[: len(texts[0]) + len(texts[1])].tolist()
 
 
 def test_figures_of_what_is_read_back_worked_by_hand() -> None:
