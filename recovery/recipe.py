@@ -64,7 +64,8 @@ class Recipe(BaseModel):
         rank: of the updates of `lora`.
         fraction: of the training data that is used.
         evaluations: how often the selection part is scored while training.
-        patience: scores in a row without a better one that end the training.
+        patience: scores in a row that end the training, if none is nearer to the dense model than all before it. The
+            start's does not count.
         seed: of all random choices.
         is_checkpointed: activations of a decoder layer are computed anew in the backward pass.
     """

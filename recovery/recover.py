@@ -6,9 +6,7 @@ what is written. The validation part is looked at twice, at the start and in the
 
 import hashlib
 import json
-import resource
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from recovery.judged_training import judged_training, training_batches
 from recovery.judging import Judge, Part, part_of, rough_length
 from recovery.kinds import Kinds
 from recovery.layer_map import matched_layers, skipped_layers
+from recovery.peak_memory import peak_memory_bytes
 from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
 from recovery.report import report_of
@@ -273,9 +272,7 @@ def _facts(
     progress: Progress,
     processes: Processes,
 ) -> dict[str, Any]:
-    # Linux counts in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    peaks = processes.each(peak)
+    peaks = processes.each(peak_memory_bytes())
     own = [(len(batch.spans), int(batch.inputs["attention_mask"].sum())) for batch in batches.own]
     answers, tokens = processes.summed(np.array([*own, (0, 0)], dtype=np.float64).sum(axis=0)).astype(int).tolist()
     return {

@@ -1,6 +1,8 @@
 """Losses, layer maps, schedules, scores and splits against answers worked out by hand."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +148,13 @@ def test_kinds_of_turns(tmp_path: Path) -> None:
     kinds = read_kinds(path, loaded)
     assert kinds is not None
     assert [kinds.of_turns(c) for c in loaded] == [("x", "y"), ("z", "z"), ("other", "other")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_peak_memory_is_of_this_process_alone() -> None:
+    """Not of the one that started it, which has 300 MB."""
+    child = "from recovery.peak_memory import peak_memory_bytes; held = bytearray(2**26); print(peak_memory_bytes())"
+    run = f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    parent = f"import subprocess, sys; held = b'1' * 300_000_000; {run}"
+    done = subprocess.run([sys.executable, "-c", parent], check=True, stdout=subprocess.PIPE)
+    assert 2**26 < int(done.stdout) < 200_000_000
