@@ -36,7 +36,7 @@ from recovery.recipe import Recipe
 from recovery.report import report_of
 from recovery.state import Progress, StateFolder
 from recovery.teacher import DEFAULT_CACHE_BYTES, Teacher
-from recovery.trained import Trained, projectors_of
+from recovery.trained import Trained
 from recovery.training import TrainingBatches, Watcher
 from recovery.writing import check_output_room, write_recovered
 
@@ -158,11 +158,7 @@ def _prepared(
     parts = data.judged_on(processor, processes)
     model = load_model(pruned, dtype=torch.float32).to(device)
     dense = load_model(teacher, dtype=torch.float32).to(device)
-    recipe = recipe.completed(
-        removed=1 - _decoder_parameters(model) / _decoder_parameters(dense),
-        width=int(model.config.get_text_config(decoder=True).hidden_size),
-        sees=bool(projectors_of(model)),
-    )
+    recipe = recipe.completed(int(model.config.get_text_config(decoder=True).hidden_size))
     layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), skipped_layers(model))
     # The number of steps, where minutes decide it, is in the state.
     sources = {
@@ -292,7 +288,3 @@ def _facts(
         "peak_memory_bytes": max(peaks),
         "peak_memory_bytes_by_process": peaks,
     }
-
-
-def _decoder_parameters(model: "PreTrainedModel") -> int:
-    return sum(p.numel() for layer in decoder_view(model).layers for p in layer.parameters())

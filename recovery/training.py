@@ -192,9 +192,7 @@ class Training:
 
     def _begun(self) -> Progress:
         per_step = batches_per_step(sum(self._tokens), len(self._tokens), self._recipe.step_tokens)
-        steps = math.inf if self._recipe.steps is None else float(self._recipe.steps)
-        if self._recipe.epochs is not None:
-            steps = self._recipe.epochs * len(self._tokens) / per_step
+        steps = self._recipe.steps_for(len(self._tokens) / per_step)
         if self._recipe.minutes is not None:
             seconds = self._seconds_per_step()  # which all processes have to measure, and no two find alike
             steps = min(steps, self._recipe.minutes * 60 / self._processes.of_main(lambda: seconds))

@@ -115,11 +115,19 @@ def test_parts_are_apart() -> None:
 
 
 def test_recipes() -> None:
-    small = Recipe().completed(removed=0.1, width=100, sees=True)
-    assert small.mode is Mode.PROJECTOR
+    small = Recipe().completed(100)
+    assert small.mode is Mode.LORA
+    assert small.learning_rate == 0.8 / 100
+    assert Recipe.of(mode="full").completed(100).learning_rate == 0.2 / 100
     assert small.losses == {Loss.SFT: 1.0, Loss.KD_HIDDEN: 1.0}
-    assert Recipe().completed(removed=0.1, width=100, sees=False).mode is Mode.LORA
-    assert Recipe().completed(removed=0.5, width=100, sees=True).mode is Mode.LORA
+    assert [Recipe.of(**x).steps_for(50) for x in ({}, {"fraction": 0.1}, {"epochs": 0.5}, {"steps": 7})] == [
+        100,
+        150,
+        25,
+        7,
+    ]
+    assert Recipe().steps_for(300) == 300
+    assert Recipe.of(minutes=1).steps_for(50) == math.inf
     assert Recipe.of(**small.document()).key == small.key != Recipe().key
     assert parse_losses("sft+0.5*kd-logits") == {Loss.SFT: 1.0, Loss.KD_LOGITS: 0.5}
     with pytest.raises(InputError, match="sum of sft"):
