@@ -21,7 +21,7 @@ class Typed(Bench):
     """Parses commands instead of running them, and answers as `lop` does."""
 
     def __init__(self, work: Path) -> None:
-        super().__init__(work, 0, 15)
+        super().__init__(work, 0, 24)
         self.steps = self  # type: ignore[assignment]
         self.asked: list[dict[str, Any]] = []
         items = [
@@ -103,7 +103,7 @@ def test_every_command_could_be_typed_and_every_figure_is_there(bench: Typed) ->
 
 def test_paradigms_are_trained_for_equal_minutes(bench: Typed) -> None:
     PARTS["corners"](bench)
-    for paradigm, steps in (("layerwise", 30), ("widthwise", 8), ("ours", 15)):
+    for paradigm, steps in (("layerwise", 48), ("widthwise", 12), ("ours", 24)):
         own = [x for x in bench.trained(paradigm) if not x["step"].endswith("reconstruction")]
         assert len(own) == 8
         assert {x["steps"] for x in own} == {steps}
