@@ -104,7 +104,7 @@ class Bench:
             lambda: seconds_of_steps(list(names.values()), self.selection),
             modules=("benchmarks.recovery_models",),
         ).document
-        seconds = measured["seconds"]
+        seconds: dict[str, float] = measured["seconds"]
         return max(1, round((most or self.num_steps) * seconds[names["ours"]] / seconds[names[paradigm]]))
 
     def train(self, trainings: Sequence[Training]) -> list[Row]:

@@ -147,11 +147,11 @@ def runs_that_end_badly(bench: Bench) -> None:
             trainings.append(Training(f"worse-{name}-{seed}", folder, (*short, *share, *options), data, facts))
     bench.train(firsts)
     for ratio in (0.3, 0.6):
+        whole = cell(bench, "ours", ratio, BEST, SMALL).options
         random = bench.work / f"random-{ratio}"
         make = partial(with_random_weights, bench.models["ours", ratio], random)
         bench.steps.call(f"random {ratio}", [str(ratio)], make, modules=("benchmarks.recovery_models",))
-        options = cell(bench, "ours", ratio, BEST, SMALL).options
-        trainings.append(Training(f"control-{ratio}", random, options, facts={"part": "control", "ratio": ratio}))
+        trainings.append(Training(f"control-{ratio}", random, whole, facts={"part": "control", "ratio": ratio}))
     bench.train(trainings)
 
 
