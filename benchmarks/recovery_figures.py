@@ -1,13 +1,24 @@
-"""The summary of the recovery benchmark: bars, and the directions that the study found."""
+"""The summary of the recovery benchmark: bars, and the directions that the study found. What counts is a number of its
+own, under a name of its own; what it rests on stands in the rows."""
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 Row = dict[str, Any]
+Key = tuple[str, float, str, float]
+"""Paradigm, ratio, recovery, share of the data."""
 
 BARS = {0.15: 99.0, 0.3: 97.0, 0.45: 90.0, 0.6: 80.0}
 """Percent of dense that `ours` is to have at each ratio."""
 BEST, SMALL, ALL = "sft+kd-hidden", 0.05, 1.0
+_PARADIGMS = ("layerwise", "widthwise", "ours")
+_LOSSES = ("sft", "kd-logits", "kd-hidden")
+_ENOUGH = 1.0
+"""Points of percent of dense that the projector alone may be behind and still be enough."""
+_KEEPS = 95.0
+"""Percent of what all data give that 5% are to keep."""
 
 
 def percent(row: Row, when: str = "after") -> float:
@@ -17,44 +28,64 @@ def percent(row: Row, when: str = "after") -> float:
 
 def figures(rows: Sequence[Row]) -> Row:
     """What can be said from the rows that there are."""
-    grid = {(x["paradigm"], x["ratio"], x["recovery"], x["data"]): x for x in rows if "paradigm" in x}
+    grid: dict[Key, Row] = {(x["paradigm"], x["ratio"], x["recovery"], x["data"]): x for x in rows if "paradigm" in x}
     by_part: dict[str, list[Row]] = {}
     for row in rows:
         by_part.setdefault(row.get("part", "grid"), []).append(row)
     found: Row = {}
     for row in by_part.get("goal", ()):
-        share = row["validation"]["after"]["percent_of_dense"]
         found |= {
-            "reference_percent_of_dense": share["percent"],
-            "reference_percent_interval": share["interval"],
+            "reference_percent_of_dense": percent(row),
+            "reference_percent_interval": row["validation"]["after"]["percent_of_dense"]["interval"],
             "reference_percent_before": percent(row, "before"),
+            "reference_training_minutes": row["training_seconds"] / 60,
         }
-    ours = {ratio: grid["ours", ratio, BEST, ALL] for ratio in BARS if ("ours", ratio, BEST, ALL) in grid}
-    found["at_15_30_45_60"] = {str(ratio): percent(row) for ratio, row in ours.items()}
-    found["at_15_30_45_60_bars"] = {str(ratio): bar for ratio, bar in BARS.items()}
-    found["at_15_30_45_60_of_paradigms"] = {
-        str(ratio): {p: percent(x) for (p, *how), x in grid.items() if how == [ratio, BEST, ALL]} for ratio in ours
-    }
-    found["directions"] = _directions(grid)
-    found |= _chosen(by_part.get("chosen", ()))
-    worse = by_part.get("worse", [])
-    if worse:
-        ended = [row["name"] for row in worse if row["validation"]["accuracy_change"][1] < 0]
-        starts = sum(row["written"] == "start" for row in worse)
-        found |= {"runs": len(worse), "runs_worse": len(ended), "worse": ended, "runs_that_kept_the_start": starts}
-    control = {
-        str(x["ratio"]): {"random": percent(x), "before": percent(x, "before")} for x in by_part.get("control", ())
-    }
-    for ratio, both in control.items():
-        if (pruned := grid.get(("ours", float(ratio), BEST, SMALL))) is not None:
-            both["pruned"] = percent(pruned)
-    found["control"] = control
+    found |= _at_ratios(grid) | _directions(grid) | _chosen(by_part.get("chosen", ())) | _worse(rows, by_part)
+    for row in by_part.get("control", ()):
+        name = _name(row["ratio"])
+        found[f"control_random_{name}"] = percent(row)
+        if (pruned := grid.get(("ours", row["ratio"], BEST, SMALL))) is not None:
+            found[f"control_pruned_{name}"] = percent(pruned)
     for row in by_part.get("smollm2", ()):
         found["smollm2_kl_ratio"] = row["kl_after"] / row["kl_before"]
-    killed = by_part.get("killed", [])
-    if killed:
-        found["killed_ends_equal"] = all(row["is_equal"] and row["was_killed"] for row in killed)
-        found["peak_memory_bytes"] = {row["mode"]: row["peak_memory_bytes"] for row in killed}
+        found["smollm2_training_minutes"] = row["training_seconds"] / 60
+    if killed := by_part.get("killed", []):
+        found["killed_ends_equal"] = all(row["is_equal"] and row["proves"] for row in killed)
+        found |= {f"peak_memory_bytes_{row['mode']}": row["peak_memory_bytes"] for row in killed}
+    return found
+
+
+def _at_ratios(grid: dict[Key, Row]) -> Row:
+    """Ours with the best recipe on all data, the bar, and how many points it is above the better paradigm."""
+    found: Row = {}
+    for ratio, bar in BARS.items():
+        row = grid.get(("ours", ratio, BEST, ALL))
+        if row is None:
+            continue
+        name = _name(ratio)
+        found |= {f"at_{name}": percent(row), f"at_{name}_bar": bar, f"at_{name}_before": percent(row, "before")}
+        others = [grid[key] for p in _PARADIGMS[:2] if (key := (p, ratio, BEST, ALL)) in grid]
+        if others:
+            best = max(others, key=percent)
+            found[f"at_{name}_over_paradigms"] = percent(row) - percent(best)
+            found[f"at_{name}_over_paradigms_interval"] = difference([(row, best)])[1]
+    return found
+
+
+def _worse(rows: Sequence[Row], by_part: dict[str, list[Row]]) -> Row:
+    """Of the part that wants to end badly, and of every training that there is."""
+    found: Row = {}
+    for name, own in (("", by_part.get("worse", [])), ("all_", [x for x in rows if "validation" in x])):
+        if own:
+            ended = [row["name"] for row in own if row["validation"]["accuracy_change"][1] < 0]
+            farther = [row["name"] for row in own if row["validation"]["kl_change"][0] > 0]
+            found |= {
+                f"{name}runs": len(own),
+                f"{name}runs_worse": len(ended),
+                f"{name}runs_farther_from_dense": len(farther),
+                f"{name}runs_that_kept_the_start": sum(row["written"] == "start" for row in own),
+                f"{name}worse": sorted({*ended, *farther}),
+            }
     return found
 
 
@@ -63,52 +94,100 @@ def _chosen(rows: Iterable[Row]) -> Row:
 
     `best_before_is_best_after`: whether the choice was between two different plans at all.
     """
-    accuracy: dict[str, dict[str, float]] = {}
-    same: dict[str, bool] = {}
+    by_ratio: dict[float, dict[str, Row]] = {}
     for row in rows:
-        ratio = str(row["ratio"])
-        accuracy.setdefault(ratio, {})[row["chosen_for"]] = float(row["validation"]["after"]["accuracy"])
-        same[ratio] = row["best_before_is_best_after"]
-    both = {ratio: x for ratio, x in accuracy.items() if x.get("before") and "after" in x}
-    return {
-        "chosen_after_vs_before": {ratio: x["after"] / x["before"] for ratio, x in both.items()} or None,
-        "best_before_is_best_after": same,
-    }
+        by_ratio.setdefault(row["ratio"], {})[row["chosen_for"]] = row
+    found: Row = {}
+    for ratio, both in sorted(by_ratio.items()):
+        before, after = both.get("before"), both.get("after")
+        if before is None or after is None or not percent(before):
+            continue
+        name = _name(ratio)
+        exact = [float(row["validation"]["after"]["accuracy"]) for row in (after, before)]
+        found[f"chosen_after_vs_before_{name}"] = exact[0] / exact[1]
+        points = difference([(after, before)])[1]
+        found[f"chosen_after_vs_before_{name}_interval"] = [1 + x / percent(before) for x in points]
+        found[f"best_before_is_best_after_{name}"] = after["best_before_is_best_after"]
+    return found
 
 
-def _directions(grid: dict[tuple[str, float, str, float], Row]) -> Row:
-    """Each with the pairs of percents that it rests on, the one that should be higher first, and how often it is.
+def _directions(grid: dict[Key, Row]) -> Row:
+    """What the study found, each with the points of percent of dense that it rests on and their interval.
 
-    `found`: always; None where nothing was measured.
+    `..._found`: whether it is beyond the noise here, by the lower end; False is "not found here".
     """
     ratios = sorted({ratio for _, ratio, _, _ in grid})
 
-    def pairs(higher: tuple[str, str, float], lower: tuple[str, str, float], of: Iterable[float] = ratios) -> Row:
-        keys = [tuple((p, r, how, data) for p, how, data in (higher, lower)) for r in of]
-        both = [(grid[a], grid[b]) for a, b in keys if a in grid and b in grid]
-        times = sum(percent(a) > percent(b) for a, b in both)
-        return {
-            "found": times == len(both) if both else None,
-            "times": times,
-            "of": len(both),
-            "pairs": [[percent(a), percent(b)] for a, b in both],
-            "intervals": [[x["validation"]["after"]["percent_of_dense"]["interval"] for x in pair] for pair in both],
-        }
+    def pairs(higher: tuple[str, str, float], lower: tuple[str, str, float]) -> list[tuple[Row, Row]]:
+        keys = [tuple((p, ratio, how, data) for p, how, data in (higher, lower)) for ratio in ratios]
+        return [(grid[a], grid[b]) for a, b in keys if a in grid and b in grid]
 
-    others = {
-        loss: pairs(("ours", BEST, SMALL), ("ours", loss, SMALL))
-        for loss in ("sft", "kd-logits", "kd-hidden", "projector")
+    found: Row = {}
+    small = pairs(("widthwise", BEST, SMALL), ("layerwise", BEST, SMALL))
+    for name, when in (
+        ("widthwise_over_layerwise_5_percent", "after"),
+        ("widthwise_over_layerwise_untrained", "before"),
+    ):
+        if small:
+            found |= _direction(name, small, least=0.0, when=when)
+    low = [
+        (grid[p, ratio, "projector", ALL], grid[p, ratio, BEST, ALL])
+        for p, ratio in product(_PARADIGMS, [x for x in ratios if x < 0.2])
+        if {(p, ratio, "projector", ALL), (p, ratio, BEST, ALL)} <= grid.keys()
+    ]
+    if low:
+        found |= _direction("projector_over_best_under_20", low, least=-_ENOUGH)
+    rivals = {
+        loss: [pair for p in _PARADIGMS for pair in pairs((p, BEST, SMALL), (p, loss, SMALL))] for loss in _LOSSES
     }
+    if all(rivals.values()):
+        loss = min(rivals, key=lambda name: difference(rivals[name])[0])
+        found |= _direction("sft_hidden_over_next_best", rivals[loss], least=0.0) | {"next_best_to_sft_hidden": loss}
+        found |= {f"sft_hidden_over_{name.replace('-', '_')}": difference(own)[0] for name, own in rivals.items()}
     kept = {
-        f"{paradigm} {ratio}": percent(small) / percent(whole)
-        for paradigm in ("layerwise", "widthwise", "ours")
-        for ratio in ratios
-        if (small := grid.get((paradigm, ratio, BEST, SMALL))) and (whole := grid.get((paradigm, ratio, BEST, ALL)))
-        if percent(whole)
+        (p, ratio): (grid[p, ratio, BEST, SMALL], grid[p, ratio, BEST, ALL])
+        for p, ratio in product(_PARADIGMS, ratios)
+        if {(p, ratio, BEST, SMALL), (p, ratio, BEST, ALL)} <= grid.keys() and percent(grid[p, ratio, BEST, ALL])
     }
+    if kept:
+        shares = {f"{p} {ratio}": 100 * percent(few) / percent(every) for (p, ratio), (few, every) in kept.items()}
+        least = min(shares, key=lambda name: shares[name])
+        few, every = kept[next(key for key in kept if f"{key[0]} {key[1]}" == least)]
+        ends = [100 + 100 * x / percent(every) for x in difference([(few, every)])[1]]
+        found |= {
+            "5_percent_keeps_least": shares[least],
+            "5_percent_keeps_least_interval": ends,
+            "5_percent_keeps_least_of": least,
+            "5_percent_keeps_95_found": shares[least] > _KEEPS,
+        }
+    return found
+
+
+def _direction(name: str, pairs: Sequence[tuple[Row, Row]], *, least: float, when: str = "after") -> Row:
+    mean, interval = difference(pairs, when)
     return {
-        "widthwise_beats_layerwise_with_5_percent": pairs(("widthwise", BEST, SMALL), ("layerwise", BEST, SMALL)),
-        "projector_under_20_percent": pairs(("widthwise", "projector", ALL), ("widthwise", BEST, ALL), (0.15,)),
-        "sft_and_hidden_is_best": others,
-        "5_percent_keeps_95_percent_of_all": {"found": min(kept.values()) >= 0.95 if kept else None, "kept": kept},
+        name: mean,
+        f"{name}_interval": interval,
+        f"{name}_found": interval[0] > least,
+        f"{name}_times": f"{sum(percent(a, when) - percent(b, when) > least for a, b in pairs)} of {len(pairs)}",
     }
+
+
+def difference(pairs: Sequence[tuple[Row, Row]], when: str = "after") -> tuple[float, list[float]]:
+    """By how many points the first of each pair is above the second, on average, with a 90% interval.
+
+    Of the halves of both intervals, as if they were of different answers. They are of the same ones, on which models
+    err alike: so it is rather too wide.
+    """
+    mean = sum(percent(a, when) - percent(b, when) for a, b in pairs) / len(pairs)
+    halves = []
+    for row in (row for pair in pairs for row in pair):
+        low, high = row["validation"][when]["percent_of_dense"]["interval"]
+        halves.append((high - low) / 2)
+    half = math.hypot(*halves) / len(pairs)
+    return mean, [mean - half, mean + half]
+
+
+def _name(ratio: float) -> str:
+    """0.15: 15."""
+    return f"{100 * ratio:.0f}"

@@ -1,16 +1,18 @@
 """The cut models that are recovered: by each paradigm at each share of the reference's decoder, with their data.
 
-- `layerwise`: whole layers by block influence (ShortGPT), as the study cuts;
+- `layerwise`: whole layers by block influence (ShortGPT), as the study cuts; as many as come nearest to the ratio;
 - `widthwise`: the same share of every layer's FFN channels, in the order of LLM-Pruner's first-order importance, and of
   its KV groups, in the order of the registered ranking (LLM-Pruner scores heads in the same backward pass; here it
-  scores channels alone);
+  scores channels alone). Groups are rounded, channels then make up the ratio;
 - `ours`: what `lop search --space all` finds on the calibration conversations.
 """
 
 import csv
 import json
+import shutil
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
 from lop.workflows.measuring import measure_activations
+from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.anatomy_reader import read_anatomy
@@ -28,10 +31,15 @@ from pruning.data.batches import make_batches
 from pruning.data.conversations import load_conversations
 from pruning.measuring.gradient_statistics import measure_gradients
 from pruning.measuring.importance import group_scores, ranking_of
+from pruning.planning.cost import achieved_costs
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.ranking import Ranking
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
+from recovery.passes import Passes
+from recovery.recipe import Recipe
+from recovery.trained import Trained
 from reference.dataset import write_split
 
 MODEL = REFERENCE / "model"
@@ -46,6 +54,8 @@ _TRAINING_SEED = 71
 _TAYLOR_CONVERSATIONS = 10
 """As LLM-Pruner has them."""
 _EVALUATIONS = 60
+_TURNS = 6
+_OWN = ("benchmarks.recovery_models",)
 
 
 def training_data(folder: Path, count: int) -> Path:
@@ -71,55 +81,65 @@ def search_words(calibration: Path, ratios: Sequence[float], share: float) -> tu
     return (*words, "--evaluations", str(evaluations))
 
 
-def ratio_models(
-    folder: Path, steps: Steps, ratios: Sequence[float], calibration: Path, share: float = 1.0
-) -> dict[tuple[str, float], Path]:
-    """The pruned checkpoints by paradigm and ratio, made if they are not there; `share` of the evaluations."""
+def ratio_models(folder: Path, steps: Steps, calibration: Path, share: float = 1.0) -> dict[tuple[str, float], Path]:
+    """The pruned checkpoints by paradigm and ratio, made if they are not there; `share` of the evaluations.
+
+    All ratios at once, before any other search is stored: a later one for the same target would be planned from, too.
+    """
     place = registered(folder, steps, calibration)
     steps.lop("search", *search_words(calibration, RATIOS, share), *place)
     found: dict[tuple[str, float], Path] = {}
-    for ratio in ratios:
-        for paradigm, asked in (("layerwise", ("shortgpt", "layers")), ("ours", ("mcts", "all"))):
+    for ratio in RATIOS:
+        for paradigm, asked, sparsity in (
+            ("layerwise", ("shortgpt", "layers"), whole_layers(ratio)),
+            ("ours", ("mcts", "all"), str(ratio)),
+        ):
             out = folder / f"{paradigm}-{ratio}"
             plan = folder / f"{paradigm}-{ratio}.json"
             method, space = asked
-            how = ("--method", method, "--space", space, "--sparsity", str(ratio), "--scope", "decoder")
+            how = ("--method", method, "--space", space, "--sparsity", sparsity, "--scope", "decoder")
             steps.lop(f"plan {out.name}", "plan", "--model", "reference", *how, "--out", str(plan), *place, makes=plan)
             apply = ("apply", "--plan", str(plan), "--model", str(MODEL), "--out", str(out))
             steps.lop(f"apply {out.name}", *apply, makes=out)
             found[paradigm, ratio] = out
-            solved = folder / f"{paradigm}-{ratio}-reconstructed"
+            solved = reconstructed(out)
             steps.lop(f"apply {solved.name}", *apply[:-1], str(solved), "--reconstruct", str(calibration), makes=solved)
-        out = folder / f"widthwise-{ratio}"
-        for is_solved in (False, True):
-            path = out.with_name(f"{out.name}-reconstructed") if is_solved else out
-            steps.call(f"cut {path.name}", [str(ratio)], partial(cut_widthwise, ratio, calibration, path, is_solved))
-        found["widthwise", ratio] = out
+        out = found["widthwise", ratio] = widthwise_model(folder, steps, ratio, calibration)
+        cut = partial(cut_widthwise, ratio, calibration, reconstructed(out), True)
+        steps.call(f"cut {reconstructed(out).name}", [str(ratio)], cut, modules=_OWN)
     return found
 
 
+def reconstructed(pruned: Path) -> Path:
+    """Where the same cut lies with what is left solved for."""
+    return pruned.with_name(f"{pruned.name}-reconstructed")
+
+
+def whole_layers(ratio: float) -> str:
+    """The sparsity to ask for so that as many whole layers go as come nearest to `ratio`: a target is never exceeded,
+    and at 60% of twelve layers eight would go, 67%."""
+    count = read_anatomy(MODEL).num_layers
+    return f"{round(ratio * count) / count - 1e-4:.4f}"
+
+
+def widthwise_model(folder: Path, steps: Steps, ratio: float, calibration: Path) -> Path:
+    """The checkpoint, made if it is not there."""
+    out = folder / f"widthwise-{ratio}"
+    cut = partial(cut_widthwise, ratio, calibration, out, False)
+    steps.call(f"cut {out.name}", [str(ratio)], cut, modules=_OWN)
+    return out
+
+
 def cut_widthwise(ratio: float, calibration: Path, out: Path, solved: bool) -> dict[str, Any]:
-    """Write the checkpoint, if it is not there; the share of the decoder that is gone."""
+    """Write the checkpoint anew; the share of the decoder that is gone."""
     from lop.workflows.reconstructing import reconstruction_on
 
-    anatomy = read_anatomy(MODEL)
-    conversations = load_conversations(calibration)
-    statistics = measure_activations(MODEL, conversations)
-    batches = make_batches(conversations[:_TAYLOR_CONVERSATIONS], load_processor(MODEL))
-    taylor = measure_gradients(load_model(MODEL), batches)
-    ranking = Ranking.from_scores(
-        anatomy,
-        [taylor[f"layers.{i}.ffn_taylor"] for i in range(anatomy.num_layers)],
-        group_scores=group_scores(statistics, anatomy),
-    )
+    anatomy, ranking = read_anatomy(MODEL), _taylor_ranking(calibration)
     groups = [max(1, round(layer.num_kv_groups * (1 - ratio))) for layer in anatomy.layers]
     widths = max(
-        (
-            [width] * anatomy.num_layers
-            for width in range(8, anatomy.layers[0].ffn_width + 1, 8)
-            if _removed(anatomy, [width] * anatomy.num_layers, groups) >= ratio
-        ),
-        default=[8] * anatomy.num_layers,
+        [width] * anatomy.num_layers
+        for width in range(1, anatomy.layers[0].ffn_width + 1)
+        if _removed(anatomy, [width] * anatomy.num_layers, groups) >= ratio
     )
     target = PlanTarget(sparsity=ratio, scope=Scope.DECODER)
     plan = make_plan(
@@ -130,23 +150,61 @@ def cut_widthwise(ratio: float, calibration: Path, out: Path, solved: bool) -> d
         method="widthwise-taylor",
         ranking=PlanRanking(sha256=ranking.sha256),
     )
-    if not out.exists():
-        prune_checkpoint(
-            MODEL, plan, ranking, out, reconstruction=reconstruction_on(MODEL, conversations) if solved else None
-        )
+    if out.exists():
+        shutil.rmtree(out)
+    prune_checkpoint(
+        MODEL,
+        plan,
+        ranking,
+        out,
+        reconstruction=reconstruction_on(MODEL, load_conversations(calibration)) if solved else None,
+    )
     return {"removed": plan.achieved.removed[Scope.DECODER]}
 
 
-def _removed(anatomy: Any, widths: Sequence[int], groups: Sequence[int]) -> float:
-    plan = make_plan(
+@cache
+def _taylor_ranking(calibration: Path) -> Ranking:
+    """Channels by LLM-Pruner's first-order importance, KV groups as the registered ranking has them."""
+    anatomy, conversations = read_anatomy(MODEL), load_conversations(calibration)
+    batches = make_batches(conversations[:_TAYLOR_CONVERSATIONS], load_processor(MODEL))
+    taylor = measure_gradients(load_model(MODEL), batches)
+    return Ranking.from_scores(
         anatomy,
-        anatomy.architecture(widths, groups),
-        model_id="reference",
-        target=PlanTarget(sparsity=0.5),
-        method="widthwise-taylor",
-        ranking=PlanRanking(sha256="0" * 64),
+        [taylor[f"layers.{i}.ffn_taylor"] for i in range(anatomy.num_layers)],
+        group_scores=group_scores(measure_activations(MODEL, conversations), anatomy),
     )
-    return plan.achieved.removed[Scope.DECODER]
+
+
+def _removed(anatomy: ModelAnatomy, widths: Sequence[int], groups: Sequence[int]) -> float:
+    costs = achieved_costs(anatomy, anatomy.architecture(widths, groups), Workload())
+    return costs.removed[Scope.DECODER]
+
+
+def seconds_of_steps(folders: Sequence[str], data: Path) -> dict[str, Any]:
+    """By checkpoint, the processor's seconds that eight conversations take forwards and backwards in `full`.
+
+    The least of several turns, one checkpoint after the other in each: what else the machine does falls on all alike.
+    """
+    batches = make_batches(load_conversations(data)[:8], load_processor(MODEL), batch_size=8)
+    passes: dict[str, Passes] = {}
+    for folder in folders:
+        model = load_pruned(Path(folder))
+        Trained(model, Recipe.of(mode="full"))
+        passes[folder] = Passes(model, batches, trains_before_decoder=True)
+    seconds: dict[str, float] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for turn in range(_TURNS):
+            for folder, own in passes.items():
+                started = time.process_time()
+                torch.autograd.backward(own(0)[0].pow(2).mean())
+                passed = time.process_time() - started
+                if turn:  # the first one warms up, and records what the tower says
+                    seconds[folder] = min(passed, seconds.get(folder, passed))
+    finally:
+        torch.set_num_threads(threads)
+    return {"seconds": seconds}
 
 
 def searched_ffn_model(folder: Path, sparsity: float) -> Path:

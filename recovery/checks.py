@@ -10,7 +10,6 @@ from pruning.checkpoints.loading import PLAN_NAME
 from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from pruning.missing_packages import is_installed, missing_extra
 from pruning.planning.plan import PruningPlan
-from pruning.planning.scope import Scope
 from recovery.layer_map import matched_layers
 from recovery.plain_weights import PLAIN_WEIGHTS, check_plain
 from recovery.recipe import Mode, Recipe
@@ -70,14 +69,14 @@ def check_planned(plan: PruningPlan, teacher: Path, recipe: Recipe) -> None:
     _dense(teacher)  # said first: a pruned folder has no anatomy to compare
     anatomy = read_anatomy(teacher)
     plan.check_fingerprint(anatomy.fingerprint)
-    completed_for(recipe, teacher, removed=plan.achieved.removed[Scope.DECODER])
+    completed_for(recipe, teacher)
     empty = {site for site, option in plan.architecture(anatomy).items if option.units == 0}
     skipped = {i for i in range(anatomy.num_layers) if all(Site(i, half) in empty for half in Sublayer)}
     matched_layers(recipe.hidden_layers, anatomy.num_layers, skipped)
 
 
-def completed_for(recipe: Recipe, teacher: Path, *, removed: float) -> Recipe:
-    """`recipe` for the dense checkpoint `teacher` without the share `removed` of its decoder, nothing left open.
+def completed_for(recipe: Recipe, teacher: Path) -> Recipe:
+    """`recipe` for what is cut from the dense checkpoint `teacher`, nothing left open but how long.
 
     Raises:
         CheckpointError: the checkpoint is damaged, quantised or pruned.
@@ -86,9 +85,8 @@ def completed_for(recipe: Recipe, teacher: Path, *, removed: float) -> Recipe:
     """
     config = _dense(teacher)
     text = config.get_text_config(decoder=True)
-    sees = text is not config
-    completed = recipe.completed(removed=removed, width=int(text.hidden_size), sees=sees)
-    if completed.mode is Mode.PROJECTOR and not sees:
+    completed = recipe.completed(int(text.hidden_size))
+    if completed.mode is Mode.PROJECTOR and text is config:
         raise no_projector(config.model_type)
     if completed.mode is Mode.LORA and not is_installed("peft"):
         raise missing_extra("recover", "LoRA needs peft, which is not installed")

@@ -1,10 +1,11 @@
 """How a pruned model is trained: what of it, by which losses, how long. A value with one canonical form.
 
-What a recipe leaves open is chosen by how much was removed and by what the model is (`Recipe.completed`).
+What a recipe leaves open is chosen by what the model is (`Recipe.completed`).
 """
 
 import hashlib
 import json
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
 
@@ -37,8 +38,8 @@ class Loss(StrEnum):
 BEST_LOSSES: Final = {Loss.SFT: 1.0, Loss.KD_HIDDEN: 1.0}
 """Supervised loss and L2 of the last hidden state: best at every share that arXiv 2507.20749 removes."""
 
-PROJECTOR_SHARE: Final = 0.2
-"""Of the decoder that may be gone where training the projector alone suffices, after the same study."""
+LEAST_STEPS: Final = 100.0
+"""Of a training that nobody said the length of: an epoch of little data is few steps. It ends early if they harm."""
 
 _PER_WIDTH: Final = {Mode.PROJECTOR: 0.4, Mode.LORA: 0.8, Mode.FULL: 0.2}
 """Learning rate times D. Steps that are right for one width are too large for a wider one, about in proportion."""
@@ -48,7 +49,8 @@ class Recipe(BaseModel):
     """One recovery.
 
     Attributes:
-        mode: None: by the share that was removed.
+        mode: None: `lora`. The same study has the projector alone suffice where less than a fifth is gone; on the
+            reference no learning rate of it beats the start there, and LoRA does (docs/recovery.md).
         losses: the weight of each part; empty: `BEST_LOSSES`.
         hidden_layers: decoder layers after which `kd-hidden` compares, from 0; empty: the last hidden state alone,
             after the final norm.
@@ -56,7 +58,8 @@ class Recipe(BaseModel):
         learning_rate: the highest, after the warm-up; None: by mode and model width.
         warmup: share of the steps in which the rate rises to it; afterwards it falls as a cosine, to nothing.
         epochs: passes over the training data, at most.
-        steps: of the optimiser, in place of epochs.
+        steps: of the optimiser, in place of epochs. Without any length: one epoch, three of a fraction, but
+            `LEAST_STEPS` at least.
         minutes: of training, evaluation not counted. Made a number of steps by the speed of the first ones, which is
             then kept: a run that goes on after it was killed takes the same number.
         batch_tokens: tokens, padding included, that go through the model at once.
@@ -64,7 +67,8 @@ class Recipe(BaseModel):
         rank: of the updates of `lora`.
         fraction: of the training data that is used.
         evaluations: how often the selection part is scored while training.
-        patience: scores in a row without a better one that end the training.
+        patience: scores in a row that end the training, if none is nearer to the dense model than all before it. The
+            start's does not count.
         seed: of all random choices.
         is_checkpointed: activations of a decoder layer are computed anew in the backward pass.
     """
@@ -110,23 +114,25 @@ class Recipe(BaseModel):
                 values=repr(first.get("input"))[:80],
             ) from error
 
-    def completed(self, *, removed: float, width: int, sees: bool) -> "Recipe":
-        """With everything chosen that was left open.
-
-        Args:
-            removed: share of the decoder that is gone.
-            width: D.
-            sees: whether the model has a projector.
-        """
-        mode = self.mode or (Mode.PROJECTOR if sees and removed < PROJECTOR_SHARE else Mode.LORA)
+    def completed(self, width: int) -> "Recipe":
+        """With everything chosen that was left open, for a model of that width D, but for how long."""
+        mode = self.mode or Mode.LORA
         chosen: dict[str, Any] = {
             "mode": mode,
             "losses": self.losses or BEST_LOSSES,
             "learning_rate": self.learning_rate or _PER_WIDTH[mode] / width,
         }
-        if self.epochs is None and self.steps is None and self.minutes is None:
-            chosen["epochs"] = 1.0 if self.fraction == 1.0 else 3.0
         return self.model_copy(update=chosen)
+
+    def steps_for(self, steps_per_epoch: float) -> float:
+        """How many there are, where the minutes allow them; infinite where they alone say."""
+        if self.steps is not None:
+            return float(self.steps)
+        if self.epochs is not None:
+            return self.epochs * steps_per_epoch
+        if self.minutes is not None:
+            return math.inf
+        return max(LEAST_STEPS, steps_per_epoch * (1 if self.fraction == 1.0 else 3))
 
     @property
     def needs_teacher(self) -> bool:

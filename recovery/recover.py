@@ -6,9 +6,7 @@ what is written. The validation part is looked at twice, at the start and in the
 
 import hashlib
 import json
-import resource
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,12 +30,13 @@ from recovery.judged_training import judged_training, training_batches
 from recovery.judging import Judge, Part, part_of, rough_length
 from recovery.kinds import Kinds
 from recovery.layer_map import matched_layers, skipped_layers
+from recovery.peak_memory import peak_memory_bytes
 from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
 from recovery.report import report_of
 from recovery.state import Progress, StateFolder
 from recovery.teacher import DEFAULT_CACHE_BYTES, Teacher
-from recovery.trained import Trained, projectors_of
+from recovery.trained import Trained
 from recovery.training import TrainingBatches, Watcher
 from recovery.writing import check_output_room, write_recovered
 
@@ -159,11 +158,7 @@ def _prepared(
     parts = data.judged_on(processor, processes)
     model = load_model(pruned, dtype=torch.float32).to(device)
     dense = load_model(teacher, dtype=torch.float32).to(device)
-    recipe = recipe.completed(
-        removed=1 - _decoder_parameters(model) / _decoder_parameters(dense),
-        width=int(model.config.get_text_config(decoder=True).hidden_size),
-        sees=bool(projectors_of(model)),
-    )
+    recipe = recipe.completed(int(model.config.get_text_config(decoder=True).hidden_size))
     layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), skipped_layers(model))
     # The number of steps, where minutes decide it, is in the state.
     sources = {
@@ -273,9 +268,7 @@ def _facts(
     progress: Progress,
     processes: Processes,
 ) -> dict[str, Any]:
-    # Linux counts in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    peaks = processes.each(peak)
+    peaks = processes.each(peak_memory_bytes())
     own = [(len(batch.spans), int(batch.inputs["attention_mask"].sum())) for batch in batches.own]
     answers, tokens = processes.summed(np.array([*own, (0, 0)], dtype=np.float64).sum(axis=0)).astype(int).tolist()
     return {
@@ -295,7 +288,3 @@ def _facts(
         "peak_memory_bytes": max(peaks),
         "peak_memory_bytes_by_process": peaks,
     }
-
-
-def _decoder_parameters(model: "PreTrainedModel") -> int:
-    return sum(p.numel() for layer in decoder_view(model).layers for p in layer.parameters())

@@ -1,5 +1,6 @@
 """What a recovery came to, as one document: written beside the weights, and printed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,8 @@ def report_of(
         "best_step": progress.best_step,
         "stopped": progress.stopped,
         **{part.name: part.document(is_recovered=is_recovered) for part in parts},
-        "evaluations": progress.evaluations,
+        # JSON has no word for what is no finite number.
+        "evaluations": [{k: x if math.isfinite(x) else None for k, x in e.items()} for e in progress.evaluations],
         "curve": [list(point) for point in progress.curve],
         **facts,
     }

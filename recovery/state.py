@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save
 
 from pruning.atomic_file import replace_file
 
-_META = "lop_recovery_2"
-"""The 2 is of the layout: since then AdamW's steps are counted for each parameter."""
+STATE_META = "lop_recovery_2"
+"""What the file's metadata have the progress under. The 2 is of the layout: since then AdamW's steps are counted for
+each parameter."""
 STATE_NAME = "state.safetensors"
 _BEST = "best-{}.safetensors"
 _KEY = "key"
@@ -35,7 +36,7 @@ class Progress:
         curve: [step, loss, learning rate] of each.
         evaluations: what each said, with its step.
         best_step: of the best weights so far; 0: the start.
-        without_better: evaluations since.
+        without_better: evaluations since the one of the lowest KL, the start's not counted.
         seconds: of training, over all attempts.
         tokens: that went through the student, padding not counted.
         stopped: why it ended early.
@@ -85,7 +86,7 @@ class StateFolder:
 
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
         """Raises OSError; then the file from before is still whole."""
-        content = save(tensors, metadata={_META: json.dumps(asdict(progress))})
+        content = save(tensors, metadata={STATE_META: json.dumps(asdict(progress))})
         replace_file(self._folder / STATE_NAME, content)
         for path in self._folder.glob(_BEST.format("*")):
             if path.name != _BEST.format(progress.best_step):
@@ -96,7 +97,7 @@ class StateFolder:
         path = self._folder / STATE_NAME
         try:
             with safe_open(path, framework="pt") as file:
-                document: dict[str, Any] = json.loads((file.metadata() or {})[_META])
+                document: dict[str, Any] = json.loads((file.metadata() or {})[STATE_META])
             progress = Progress.of(document)
             best = self._folder / _BEST.format(progress.best_step)
             if not progress.best_step or best.is_file():

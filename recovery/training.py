@@ -175,25 +175,24 @@ class Training:
         with self._trained.as_written(self._dtype):
             scores = self._judge.scores(self._selection)
         is_best = scores.mean_kl < self._best_kl and scores.accuracy >= self._start.accuracy
+        # Not counted from the start: at the full rate a training may be worse than that, and better as the rate falls.
+        lowest = min((x["kl"] for x in progress.evaluations), default=math.inf)
+        progress.without_better = 0 if scores.mean_kl < lowest else progress.without_better + 1
         progress.evaluations.append({"step": progress.step, **scores.document()})
         if is_best:
-            self._best_kl, progress.best_step, progress.without_better = scores.mean_kl, progress.step, 0
+            self._best_kl, progress.best_step = scores.mean_kl, progress.step
             if self._processes.is_main:
                 self._folder.save_best(progress.step, self._trained.tensors())
-        else:
-            progress.without_better += 1
         self._watcher.on_scores(progress.step, scores, is_best)
         if not all(math.isfinite(value) for value in scores.document().values()):
             progress.stopped, progress.is_over = f"scores were not finite numbers after step {progress.step}", True
         elif progress.without_better >= self._recipe.patience and progress.step < progress.num_steps:
-            progress.stopped = f"{progress.without_better} evaluations in a row without a better one"
+            progress.stopped = f"{progress.without_better} evaluations in a row no better than one before"
             progress.is_over = True
 
     def _begun(self) -> Progress:
         per_step = batches_per_step(sum(self._tokens), len(self._tokens), self._recipe.step_tokens)
-        steps = math.inf if self._recipe.steps is None else float(self._recipe.steps)
-        if self._recipe.epochs is not None:
-            steps = self._recipe.epochs * len(self._tokens) / per_step
+        steps = self._recipe.steps_for(len(self._tokens) / per_step)
         if self._recipe.minutes is not None:
             seconds = self._seconds_per_step()  # which all processes have to measure, and no two find alike
             steps = min(steps, self._recipe.minutes * 60 / self._processes.of_main(lambda: seconds))

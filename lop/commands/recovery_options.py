@@ -36,7 +36,7 @@ class RecoveryOptions:
     ] = None
     mode: Annotated[
         str | None,
-        _option("--mode", help="What is trained: projector, lora or full. Default: by the share that was removed."),
+        _option("--mode", help="What is trained: projector, lora or full. Default: lora."),
     ] = None
     loss: Annotated[
         str | None,
@@ -52,9 +52,10 @@ class RecoveryOptions:
         ),
     ] = None
     fraction: Annotated[float, _option("--fraction", help="Share of the data to train on; stratified.")] = 1.0
-    epochs: Annotated[float | None, _option("--epochs", help="Passes over the data. Default: 1; 3 of a fraction.")] = (
-        None
-    )
+    epochs: Annotated[
+        float | None,
+        _option("--epochs", help="Passes over the data. Default: 1, 3 of a fraction, but 100 steps at least."),
+    ] = None
     steps: Annotated[int | None, _option("--steps", help="Optimiser steps, in place of epochs.")] = None
     minutes: Annotated[
         float | None,

@@ -33,12 +33,9 @@ from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SPACES_OF_UNITS
-from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import distillation_step
 from pruning.planning.ranking import Ranking
-from pruning.planning.scope import Scope
 from pruning.planning.space import Choice
-from pruning.planning.workload import Workload
 from service.finished_searches import AFTER_RECOVERY
 from storage.contract import Repository
 from storage.records import ModelRecord, Sample, SearchRecord
@@ -140,8 +137,7 @@ def check_recoverable(model: ModelRecord, settings: SearchSettings, recipe: "Rec
             values=f"latency on device {settings.latency.device!r}",
             remedy="Search for it without --after-recovery, and for the sparsities with it",
         )
-    for target in settings.resolve_targets(model.anatomy):
-        completed_for(recipe, Path(model.path), removed=target.sparsity or 0.0)
+    completed_for(recipe, Path(model.path))
 
 
 def recover_finalists(
@@ -291,7 +287,7 @@ def _target(
     settled: Mapping[str, str],
     count: int,
 ) -> RecoveredTarget:
-    """With its finalists. What the recipe leaves open is chosen for the first one, and holds for all."""
+    """With its finalists."""
     from recovery.checks import completed_for
 
     space = settings.space(model.anatomy)
@@ -303,8 +299,7 @@ def _target(
             remedy="Search more evaluations",
         )
     architectures = [space.architecture(choice) for choice in chosen]
-    removed = achieved_costs(model.anatomy, architectures[0], Workload()).removed[Scope.DECODER]
-    completed = completed_for(recipe, Path(model.path), removed=removed)
+    completed = completed_for(recipe, Path(model.path))
     step = distillation_step({**settled, "recipe": completed.document()})
     found = [Finalist(c, a, scored[c]) for c, a in zip(chosen, architectures, strict=True)]
     return RecoveredTarget(target, completed, step, found)

@@ -149,7 +149,7 @@ def planned_recipe(plan: "PruningPlan | None", given: "Recipe", *, on_note: Call
     said = given.model_dump(mode="json")
     changed = {name: value for name, value in said.items() if value != Recipe().model_dump(mode="json")[name]}
     left_out = {"steps", "epochs", "minutes"} if changed.keys() & {"steps", "epochs", "minutes"} else set()
-    left_out |= {"learning_rate"} if "mode" in changed else set()  # which is right for one mode
+    left_out |= {"learning_rate"} if changed.get("mode", planned.get("mode")) != planned.get("mode") else set()
     recipe = Recipe.of(**{name: value for name, value in planned.items() if name not in left_out} | changed)
     own = recipe.document()
     differing = [name for name in sorted(own.keys() | planned.keys()) if own.get(name) != planned.get(name)]

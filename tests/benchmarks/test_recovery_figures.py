@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.recovery_figures import ALL, BEST, SMALL, figures
+from benchmarks.recovery_figures import ALL, BEST, SMALL, difference, figures
 
 Row = dict[str, Any]
 
@@ -14,53 +14,88 @@ def row(before: float, after: float, **facts: Any) -> Row:
         return {"percent_of_dense": {"percent": percent, "interval": [percent - 1, percent + 1]}}
 
     change = [after - before - 1, after - before + 1]
-    judged = {"before": share(before), "after": share(after) | {"accuracy": after / 100}, "accuracy_change": change}
-    return {"name": facts.get("name", ""), "written": "recovered", "validation": judged, **facts}
+    judged: Row = {"before": share(before), "after": share(after) | {"accuracy": after / 100}}
+    judged |= {"accuracy_change": change, "kl_change": [-x for x in reversed(change)]}
+    row = {"name": facts.get("name", ""), "written": "recovered", "training_seconds": 120, "validation": judged}
+    return row | facts
 
 
-def cell(paradigm: str, ratio: float, recovery: str, data: float, after: float) -> Row:
-    return row(50, after, paradigm=paradigm, ratio=ratio, recovery=recovery, data=data)
+def cell(paradigm: str, ratio: float, recovery: str, data: float, after: float, before: float = 50) -> Row:
+    return row(before, after, paradigm=paradigm, ratio=ratio, recovery=recovery, data=data)
 
 
-def test_every_figure_of_the_issue_is_in_the_summary() -> None:
+def test_what_has_a_bar_is_a_number_of_its_own() -> None:
     table = [
         cell("ours", 0.15, BEST, ALL, 99.5),
         cell("ours", 0.15, BEST, SMALL, 97),
-        cell("ours", 0.15, "sft", SMALL, 98),
         cell("widthwise", 0.15, BEST, ALL, 98),
-        cell("widthwise", 0.15, BEST, SMALL, 90),
-        cell("layerwise", 0.15, BEST, SMALL, 80),
+        cell("layerwise", 0.15, BEST, ALL, 90),
     ]
-    worse = [row(90, 89.5, part="worse", name="noise"), row(90, 80, part="worse", name="bad")]
-    killed = [{"part": "killed", "mode": "full", "is_equal": True, "was_killed": True, "peak_memory_bytes": 7}]
+    killed = [{"part": "killed", "mode": "full", "is_equal": True, "proves": True, "peak_memory_bytes": 7}]
     others = [
         row(86, 96, part="goal"),
         row(0, 60, part="control", ratio=0.15),
-        {"part": "smollm2", "kl_before": 0.8, "kl_after": 0.2},
+        {"part": "smollm2", "kl_before": 0.8, "kl_after": 0.2, "training_seconds": 1200},
     ]
     chosen = [
         row(50, after, part="chosen", ratio=0.6, chosen_for=which, best_before_is_best_after=False)
         for which, after in (("before", 80), ("after", 84))
     ]
-    found = figures([*table, *worse, *killed, *others, *chosen])
-    assert found["chosen_after_vs_before"] == {"0.6": pytest.approx(1.05)}
-    assert found["best_before_is_best_after"] == {"0.6": False}
+    found = figures([*table, *killed, *others, *chosen])
     assert found["reference_percent_of_dense"] == 96
-    assert found["reference_percent_interval"] == [95, 97]
-    assert found["at_15_30_45_60"] == {"0.15": 99.5}
-    assert found["at_15_30_45_60_of_paradigms"] == {"0.15": {"ours": 99.5, "widthwise": 98}}
-    assert (found["runs"], found["runs_worse"], found["worse"]) == (2, 1, ["bad"])
-    assert found["control"] == {"0.15": {"random": 60, "before": 0, "pruned": 97}}
-    assert found["smollm2_kl_ratio"] == 0.25
-    assert (found["killed_ends_equal"], found["peak_memory_bytes"]) == (True, {"full": 7})
-    directions = found["directions"]
-    assert directions["widthwise_beats_layerwise_with_5_percent"]["found"] is True
-    assert directions["sft_and_hidden_is_best"]["sft"]["found"] is False
-    assert directions["sft_and_hidden_is_best"]["kd-logits"]["found"] is None
-    kept = directions["5_percent_keeps_95_percent_of_all"]
-    assert (kept["found"], kept["kept"]["widthwise 0.15"]) == (False, 90 / 98)
+    assert (found["reference_percent_interval"], found["reference_training_minutes"]) == ([95, 97], 2)
+    assert (found["at_15"], found["at_15_bar"], found["at_15_over_paradigms"]) == (99.5, 99.0, 1.5)
+    assert found["at_15_over_paradigms_interval"] == pytest.approx([1.5 - 2**0.5, 1.5 + 2**0.5])
+    assert "at_30" not in found
+    assert found["chosen_after_vs_before_60"] == pytest.approx(1.05)
+    assert found["chosen_after_vs_before_60_interval"] == pytest.approx([1.05 - 2**0.5 / 80, 1.05 + 2**0.5 / 80])
+    assert found["best_before_is_best_after_60"] is False
+    assert (found["control_random_15"], found["control_pruned_15"]) == (60, 97)
+    assert (found["smollm2_kl_ratio"], found["smollm2_training_minutes"]) == (0.25, 20)
+    assert (found["killed_ends_equal"], found["peak_memory_bytes_full"]) == (True, 7)
+
+
+def test_runs_that_are_worse_are_counted_by_answers_and_by_kl() -> None:
+    runs = [
+        row(90, 89.5, part="worse", name="noise"),
+        row(90, 80, part="worse", name="bad"),
+        cell("ours", 0.15, BEST, ALL, 40) | {"name": "cell"},
+    ]
+    found = figures(runs)
+    assert (found["runs"], found["runs_worse"], found["runs_farther_from_dense"], found["worse"]) == (2, 1, 1, ["bad"])
+    assert (found["all_runs"], found["all_runs_worse"], found["all_worse"]) == (3, 2, ["bad", "cell"])
+
+
+def test_directions_count_when_they_are_beyond_the_noise() -> None:
+    rows = [
+        cell("widthwise", 0.6, BEST, SMALL, 90, before=10),
+        cell("layerwise", 0.6, BEST, SMALL, 80, before=20),
+        cell("widthwise", 0.6, BEST, ALL, 92),
+        cell("widthwise", 0.15, "projector", ALL, 98.5),
+        cell("widthwise", 0.15, BEST, ALL, 99),
+        *(cell("widthwise", 0.6, loss, SMALL, x) for loss, x in (("sft", 85), ("kd-logits", 89.5), ("kd-hidden", 70))),
+    ]
+    found = figures(rows)
+    assert (found["widthwise_over_layerwise_5_percent"], found["widthwise_over_layerwise_5_percent_found"]) == (
+        10,
+        True,
+    )
+    assert found["widthwise_over_layerwise_untrained_found"] is False
+    assert found["projector_over_best_under_20"] == -0.5
+    assert found["projector_over_best_under_20_found"] is False  # -.5 - 1.4 is more than a point behind
+    assert (found["sft_hidden_over_next_best"], found["next_best_to_sft_hidden"]) == (0.5, "kd-logits")
+    assert (found["sft_hidden_over_next_best_found"], found["sft_hidden_over_kd_hidden"]) == (False, 20)
+    assert found["5_percent_keeps_least"] == pytest.approx(100 * 90 / 92)
+    assert (found["5_percent_keeps_least_of"], found["5_percent_keeps_95_found"]) == ("widthwise 0.6", True)
+
+
+def test_an_interval_of_several_pairs_is_that_of_their_mean() -> None:
+    pairs = [(row(0, 3), row(0, 1))] * 2
+    mean, interval = difference(pairs)
+    assert mean == 2
+    assert interval == pytest.approx([1, 3])
 
 
 def test_a_run_that_was_over_before_it_was_killed_proves_nothing() -> None:
-    over = {"part": "killed", "mode": "lora", "is_equal": True, "was_killed": False, "peak_memory_bytes": 1}
+    over = {"part": "killed", "mode": "lora", "is_equal": True, "proves": False, "peak_memory_bytes": 1}
     assert figures([over])["killed_ends_equal"] is False

@@ -1,6 +1,8 @@
 """Losses, layer maps, schedules, scores and splits against answers worked out by hand."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +115,19 @@ def test_parts_are_apart() -> None:
 
 
 def test_recipes() -> None:
-    small = Recipe().completed(removed=0.1, width=100, sees=True)
-    assert small.mode is Mode.PROJECTOR
+    small = Recipe().completed(100)
+    assert small.mode is Mode.LORA
+    assert small.learning_rate == 0.8 / 100
+    assert Recipe.of(mode="full").completed(100).learning_rate == 0.2 / 100
     assert small.losses == {Loss.SFT: 1.0, Loss.KD_HIDDEN: 1.0}
-    assert Recipe().completed(removed=0.1, width=100, sees=False).mode is Mode.LORA
-    assert Recipe().completed(removed=0.5, width=100, sees=True).mode is Mode.LORA
+    assert [Recipe.of(**x).steps_for(50) for x in ({}, {"fraction": 0.1}, {"epochs": 0.5}, {"steps": 7})] == [
+        100,
+        150,
+        25,
+        7,
+    ]
+    assert Recipe().steps_for(300) == 300
+    assert Recipe.of(minutes=1).steps_for(50) == math.inf
     assert Recipe.of(**small.document()).key == small.key != Recipe().key
     assert parse_losses("sft+0.5*kd-logits") == {Loss.SFT: 1.0, Loss.KD_LOGITS: 0.5}
     with pytest.raises(InputError, match="sum of sft"):
@@ -146,3 +156,13 @@ def test_kinds_of_turns(tmp_path: Path) -> None:
     kinds = read_kinds(path, loaded)
     assert kinds is not None
     assert [kinds.of_turns(c) for c in loaded] == [("x", "y"), ("z", "z"), ("other", "other")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_peak_memory_is_of_this_process_alone() -> None:
+    """Not of the one that started it, which has 300 MB."""
+    child = "from recovery.peak_memory import peak_memory_bytes; held = bytearray(2**26); print(peak_memory_bytes())"
+    run = f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    parent = f"import subprocess, sys; held = b'1' * 300_000_000; {run}"
+    done = subprocess.run([sys.executable, "-c", parent], check=True, stdout=subprocess.PIPE)
+    assert 2**26 < int(done.stdout) < 200_000_000

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
 from recovery import losses, training
 from recovery import teacher as teacher_module
 from recovery.judged_training import training_batches
+from recovery.judging import Judge
+from recovery.passes import Passes
 from recovery.recipe import Recipe
 from recovery.recover import Ears, state_folder
 from recovery.scores import AnswerScores
@@ -141,7 +144,7 @@ def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: 
 def test_the_dense_model_beside_or_on_disk_is_the_same(
     cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(cut, tmp_path / "kept", hidden_layers=(0, 2))
+    assert run(cut, tmp_path / "kept", hidden_layers=(0, 2))["written"] == "recovered"
     notes: list[str] = []
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(teacher_module, "disk_usage", lambda _path: usage._replace(free=10))
@@ -181,6 +184,47 @@ def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
     assert report["selection"]["after"] == report["selection"]["before"]
     assert weights(tmp_path / "out") == weights(cut.pruned)
     assert "wrote the weights that it began with" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kl", "steps", "best_step"),
+    [
+        ([3.0, 2.5, 2.0, 1.5, 0.9, 0.95, 0.97, 0.99], 8, 5),  # worse than its start until the rate has fallen
+        ([0.9, 0.95, 0.97, 0.92, 0.99], 5, 1),
+        ([3.0, 3.1, 3.2, 3.3, 3.4], 5, 0),
+    ],
+)
+def test_a_training_ends_when_it_gets_no_better(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: list[float], steps: int, best_step: int
+) -> None:
+    own, told = Judge.scores, iter([1.0, *kl, min(kl)])  # of the start, of each evaluation, of the best weights
+
+    def scores(judge: Judge, passes: Passes) -> AnswerScores:
+        found = own(judge, passes)
+        return replace(found, kl=next(told) * found.tokens)
+
+    monkeypatch.setattr(Judge, "scores", scores)
+    report = run(cut, tmp_path / "out", epochs=None, steps=8, evaluations=8, patience=4)
+    assert (report["steps"], report["best_step"]) == (steps, best_step)
+    assert (report["stopped"] is None) == (steps == 8)
+    assert report["written"] == ("recovered" if best_step else "start")
+
+
+def test_scores_that_are_no_numbers_stop_and_the_report_is_json(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Judge.scores
+    calls = iter(range(100))
+
+    def scores(judge: Judge, passes: Passes) -> AnswerScores:
+        found = own(judge, passes)
+        return found if next(calls) < 2 else replace(found, kl=found.kl * float("nan"))
+
+    monkeypatch.setattr(Judge, "scores", scores)
+    report = run(cut, tmp_path / "out", evaluations=8)
+    assert report["stopped"] == f"scores were not finite numbers after step {report['steps']}"
+    assert report["evaluations"][-1]["kl"] is None
+    json.dumps(report, allow_nan=False)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(

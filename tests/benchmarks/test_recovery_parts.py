@@ -1,0 +1,138 @@
+"""The parts of the recovery benchmark: every command could be typed, and what is compared is trained alike."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.recovery_bench import Bench, Row
+from benchmarks.recovery_figures import figures
+from benchmarks.recovery_models import RATIOS, whole_layers
+from benchmarks.recovery_parts import FINALISTS, PARTS
+from benchmarks.steps import Step
+from tests.command_lines import parse
+
+STEP_SECONDS = {"layerwise": 0.5, "widthwise": 2.0, "ours": 1.0}
+
+
+class Typed(Bench):
+    """Parses commands instead of running them, and answers as `lop` does."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(work, 0, 24)
+        self.steps = self  # type: ignore[assignment]
+        self.asked: list[dict[str, Any]] = []
+        items = [
+            {"conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": str(i)}], "image": "a.png"}
+            for i in range(40)
+        ]
+        self._data = work / "train.json"
+        self._data.write_text(json.dumps(items))
+
+    def lop(self, name: str, *arguments: str, **_: Any) -> Step:
+        options = parse(["lop", *arguments])
+        self.asked.append({"step": name, "command": arguments[0], **options})
+        if arguments[0] == "recover":
+            return Step(report(), 1.0, "", {})
+        target = {
+            "finalists": [{"after": {"selection": {}}}, {"after": {}}],
+            "best_before_is_best_after": True,
+        }
+        return Step({"after_recovery": {"targets": [target] * len(RATIOS)}}, 1.0, "", {})
+
+    def call(self, name: str, key: list[str], _function: Callable[[], Row], **_: Any) -> Step:
+        if name.startswith("seconds"):
+            seconds = {str(self.work / f"{p}-{key[0]}"): x for p, x in STEP_SECONDS.items()}
+            return Step({"seconds": seconds}, 1.0, "", {})
+        mode = {"mode": key[0], "is_equal": True, "proves": True, "peak_memory_bytes": 1}
+        return Step(mode if name.startswith("killed") else {}, 1.0, "", {})
+
+    def trained(self, start: str) -> list[dict[str, Any]]:
+        return [x for x in self.asked if x["step"].startswith(f"recover {start}")]
+
+
+def report() -> Row:
+    share = {
+        "percent_of_dense": {"percent": 90.0, "interval": [89.0, 91.0]},
+        "accuracy": 0.9,
+        "kl": 0.1,
+        "agreement": 0.9,
+    }
+    part = {"before": share, "after": share, "accuracy_change": [0, 0], "kl_change": [0, 0]}
+    names = ("written", "best_step", "steps", "of_steps", "stopped", "trained_tokens", "peak_memory_bytes")
+    recipe = dict.fromkeys(("mode", "losses", "learning_rate", "fraction"), 1)
+    both = {"selection": part, "validation": part}
+    return {**dict.fromkeys(names, 1), "training_seconds": 60, "recipe": recipe, **both}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
+    monkeypatch.setattr("benchmarks.recovery_parts.removed", lambda _folder: 0.5)
+    monkeypatch.setattr("benchmarks.recovery_parts.searched_ffn_model", lambda folder, _sparsity: folder / "searched")
+    monkeypatch.setattr("benchmarks.recovery_smollm2.smollm2", lambda folder: (folder, folder))
+    return Typed(tmp_path)
+
+
+def test_every_command_could_be_typed_and_every_figure_is_there(bench: Typed) -> None:
+    for part in PARTS.values():
+        part(bench)
+    names = [row["name"] for row in bench.rows]
+    assert len(names) == len(set(names))
+    found = figures(bench.rows)
+    assert found["runs"] == 24
+    assert {
+        "reference_percent_of_dense",
+        *(f"at_{name}{of}" for name in (15, 30, 45, 60) for of in ("", "_over_paradigms")),
+        "widthwise_over_layerwise_5_percent",
+        "projector_over_best_under_20",
+        "sft_hidden_over_next_best",
+        "5_percent_keeps_least",
+        "runs_worse",
+        "chosen_after_vs_before_45",
+        "chosen_after_vs_before_60",
+        "smollm2_kl_ratio",
+        "control_random_30",
+        "control_pruned_60",
+        "killed_ends_equal",
+        *(f"peak_memory_bytes_{mode}" for mode in ("projector", "lora", "full")),
+    } <= found.keys()
+    json.dumps(found, allow_nan=False)
+
+
+def test_paradigms_are_trained_for_equal_minutes(bench: Typed) -> None:
+    PARTS["corners"](bench)
+    for paradigm, steps in (("layerwise", 48), ("widthwise", 12), ("ours", 24)):
+        own = [x for x in bench.trained(paradigm) if not x["step"].endswith("reconstruction")]
+        assert len(own) == 8
+        assert {x["steps"] for x in own} == {steps}
+        assert {x["minutes"] for x in own} == {None}
+
+
+def test_plans_are_made_before_a_later_search_could_change_them(bench: Typed) -> None:
+    PARTS["chosen"](bench)
+    searches = [i for i, x in enumerate(bench.asked) if x["command"] == "search"]
+    plans = [i for i, x in enumerate(bench.asked) if x["command"] == "plan"]
+    first, after = (bench.asked[i] for i in searches)
+    same = ("sparsity", "evaluations", "space", "data", "seed")
+    assert [first[x] for x in same] == [after[x] for x in same]  # so it replays
+    assert [i > searches[1] for i in plans] == [False] * 8 + [True] * 2
+    assert (after["budget"], after["finalists"]) == (240, FINALISTS)
+    trained = bench.trained("chosen") + bench.trained("ours")
+    said = json.loads(after["after_recovery"]).keys()  # `lop recover` of the plan takes the rest from it
+    assert said == {"mode", "steps", "losses"}
+    assert all(trained[0][x] for x in ("mode", "steps", "loss"))
+    assert len({(x["mode"], x["loss"], x["steps"], x["fraction"]) for x in trained}) == 1
+    assert [x["pruned"].name for x in trained] == [
+        "chosen-0.45-after",
+        "chosen-0.6-after",
+        "ours-0.45",
+        "ours-0.6",
+    ]
+
+
+def test_layers_go_as_near_to_the_ratio_as_they_can() -> None:
+    removed = [float(whole_layers(ratio)) * 12 for ratio in RATIOS]
+    assert removed == pytest.approx([2, 4, 5, 7], abs=0.01)
+    assert all(share < round(share) for share in removed)  # a target takes at least its share
