@@ -5,17 +5,17 @@ at once as there are cores (`benchmarks.recovery_bench`): kill the benchmark any
 interrupted goes on from its last state. Lengths are numbers of steps, equal for equal minutes (`Bench.steps_of`), so
 that a machine which does something else besides finds the same. Validation conversations report and decide nothing.
 
-By estimate, two cores that are not busy otherwise take three and a half hours. A step of `full` is .35 (60% gone) to
+By estimate, two cores that are not busy otherwise take three hours. A step of `full` is .35 (60% gone) to
 .55 seconds of one core, the dense model's pass .015 a conversation, a score on the selection part 2.2, what is around
-them 20: a training takes 150 (5% of the data) to 190 of them, and two run at once.
+them 20: a training takes 125 (5% of the data) to 165 of them, and two run at once.
 
 - `goal` (10 minutes): 50% of the FFN gone, a searched plan, at most ten minutes of training; killed and run again;
-- `corners` (50 minutes): searching and cutting for all parts, which are ten of them; all paradigms at 15 and 60%, the
+- `corners` (45 minutes): searching and cutting for all parts, which are ten of them; all paradigms at 15 and 60%, the
   projector and the best recipe, on 5% and all of the data;
-- `middle` (40 minutes): the same at 30 and 45%;
+- `middle` (35 minutes): the same at 30 and 45%;
 - `chosen` (20 minutes): the plan chosen for after recovery against the one chosen for before, at 45 and 60%;
-- `worse` (20 minutes): runs that have every reason to end badly; the control with random weights;
-- `losses` (25 minutes): the other losses, of all paradigms at 30 and 60%;
+- `worse` (15 minutes): runs that have every reason to end badly; the control with random weights;
+- `losses` (20 minutes): the other losses, of all paradigms at 30 and 60%;
 - `smollm2` (50 minutes), of which answering its prompts takes some 15.
 """
 

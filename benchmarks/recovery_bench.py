@@ -30,9 +30,9 @@ from pruning.planning.scope import Scope
 
 Row = dict[str, Any]
 
-STEPS = 240
+STEPS = 180
 """Of the optimiser, in every training whose length is not a question of its own. Not minutes: how many steps fit into
-those depends on what else the machine does. So many see all conversations once, and those of 5% some 25 times."""
+those depends on what else the machine does. So many see all conversations once, and those of 5% twenty times."""
 
 _TRIAL_CONVERSATIONS = 16
 
