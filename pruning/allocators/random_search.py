@@ -8,7 +8,7 @@ import numpy as np
 from pruning.allocators.evolution import Score
 from pruning.arrays import FloatArray, IntArray
 from pruning.measuring.metrics import Metrics
-from pruning.planning.limits import LimitKind, Limits
+from pruning.planning.limits import Limits
 from pruning.planning.space import Choice
 
 BATCH = 8
@@ -47,23 +47,37 @@ def search_randomly(
     return scored
 
 
+MOST_COUNTED = 100_000
+"""Decisions with something left over, all of them different: a second or two."""
+
+
+class _TooManyError(Exception):
+    """There is no end of counting."""
+
+
 class ChoiceSampler:
     """Draws uniformly from all choices that `Limits.feasible` leads to: they meet the limits and use one of them up but
     for a step.
 
     Exact: choices are counted by a dynamic program over what is left, then each option is drawn in proportion to the
-    number of ways to go on from it. Where bits may change, and under a latency, sums of costs hardly ever coincide, and
-    there would be no end of counting: there every feasible option is as likely.
+    number of ways to go on from it. Where bits may change, and under most latencies, sums of costs hardly ever
+    coincide, and there would be no end of counting: where there is more than `MOST_COUNTED` to count, every feasible
+    option is as likely.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        timed = any(limit.kind is LimitKind.LATENCY_MS for limit in limits.limits)
-        self._counts = limits.space.is_of_units and not timed
-        self._steps: list[dict[bytes, _Step]] = [{} for _ in limits.space.decisions]
+        self._counts = limits.space.is_of_units
+        self._forget()
 
     def draw(self, rng: np.random.Generator) -> Choice:
         """One choice [N]."""
+        if self._counts:
+            try:
+                self._step(0, self._limits.spare)  # which counts all that there is, before anything is drawn
+            except _TooManyError:
+                self._counts = False
+                self._forget()
         choice: list[int] = []
         slack = self._limits.spare
         for n in range(self._limits.space.num_decisions):
@@ -72,6 +86,10 @@ class ChoiceSampler:
             choice.append(step.options[index])
             slack = step.left[index]
         return tuple(choice)
+
+    def _forget(self) -> None:
+        self._steps: list[dict[bytes, _Step]] = [{} for _ in self._limits.space.decisions]
+        self._num_steps = 0
 
     def _step(self, n: int, slack: IntArray) -> "_Step":
         """What there is to draw for decision `n`, when decisions `n`.. may spend `slack` [J]."""
@@ -84,6 +102,9 @@ class ChoiceSampler:
             ways = np.array([self._step(n + 1, row).ways if counts else 1.0 for row in left])
             total = sum(ways.tolist())
             known[key] = _Step(options.tolist(), left, ways / ways.sum(), total)
+            self._num_steps += 1
+            if self._counts and self._num_steps > MOST_COUNTED:
+                raise _TooManyError
         return known[key]
 
 

@@ -10,16 +10,13 @@ import pytest
 
 from mcts.settings import SearchSettings
 from mcts.targets import DEFAULT_LATENCY_SHARES, AllowedLatency, LatencyTargets, latency_limits
-from pruning.allocators.random_search import ChoiceSampler
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleBudgetError, InfeasibleTargetError, InputError
 from pruning.planning.axis_spaces import SpaceName
-from pruning.planning.ffn_spaces import ffn_space
 from pruning.planning.latency_model import LatencyModel
-from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.prices import LatencyPrice
 from pruning.planning.scope import Scope
 from pruning.planning.workload import Workload
@@ -172,15 +169,3 @@ def test_a_device_without_an_attention_ladder_prices_ffn_widths_alone(anatomy: M
     assert len(found) == 1
     with pytest.raises(InputError, match="attention"):
         asked(SpaceName.ALL, 0.9).resolve_targets(anatomy, old)
-
-
-def test_random_choices_under_a_latency_are_drawn_without_counting_sums_that_never_coincide() -> None:
-    space = ffn_space([[1, 2, 3, 4, 5, 6, 7, 8]] * 24)
-    rng = np.random.default_rng(0)
-    rows = tuple(np.cumsum(rng.integers(1, 10**9, size=n)) for n in space.counts)
-    most = int(sum(row[0] for row in rows) * 0.3 + sum(row[-1] for row in rows) * 0.7)
-    limits = Limits(space, (Limit(LimitKind.LATENCY_MS, most, 0, rows),))
-    sampler = ChoiceSampler(limits)
-    for _ in range(5):
-        assert (limits.slack(np.array(sampler.draw(rng))) >= 0).all()
-    assert max(map(len, sampler._steps)) <= 5  # one a draw: counting needs hundreds of thousands

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from pruning.allocators.random_search import ChoiceSampler, search_randomly
 from pruning.planning import prices
@@ -65,3 +66,16 @@ def test_where_bits_may_change_nothing_is_counted() -> None:
     assert len(drawn) == 10
     assert all(meets(limits, choice) for choice in drawn)
     assert sum(len(steps) for steps in sampler._steps) <= 10 * space.num_decisions
+
+
+def test_sums_of_nanoseconds_that_never_coincide_are_not_counted_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.allocators.random_search.MOST_COUNTED", 1000)
+    rng = np.random.default_rng(0)
+    rows = [tuple(np.cumsum(rng.integers(1, 10**9, size=8)).tolist()) for _ in range(24)]
+    most = int(0.3 * sum(row[0] for row in rows) + 0.7 * sum(row[-1] for row in rows))
+    limits = limits_of(limit(LimitKind.LATENCY_MS, most, 0, *rows))
+    sampler = ChoiceSampler(limits)
+    drawn = {sampler.draw(rng) for _ in range(20)}
+    assert len(drawn) > 10
+    assert all(meets(limits, choice) for choice in drawn)
+    assert sum(map(len, sampler._steps)) <= 20 * 24
