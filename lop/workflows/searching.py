@@ -12,6 +12,7 @@ from mcts.result import SearchResult
 from mcts.settings import SearchMethod, SearchSettings
 from pruning.anatomy.architecture import DENSE, Architecture
 from pruning.data.conversations import Conversation, calibration_id
+from pruning.planning.prices import LatencyPrice
 from pruning.planning.ranking import Ranking
 from service.devices import DeviceFinder, priced
 from storage.contract import Repository
@@ -110,16 +111,20 @@ def record_result(
     return repository.record_search(
         model_id,
         {"data": name, "conversations": len(conversations), "search": settings.to_dict()},
-        _outcome(result, calibration_id(conversations)) | _pricing(repository, model_id, settings),
+        _outcome(result, calibration_id(conversations)) | _pricing(repository, model_id, settings, result),
         space=settings.space(repository.get_model(model_id).anatomy),
         validation=validation,
     )
 
 
-def _pricing(repository: Repository, model_id: str, settings: SearchSettings) -> dict[str, Any]:
-    """What targets of latency were priced by: a device of one id may be measured again."""
-    latency = priced(repository, repository.get_model(model_id).anatomy, settings.latency)
+def _pricing(repository: Repository, model_id: str, settings: SearchSettings, result: SearchResult) -> dict[str, Any]:
+    """What targets of latency were priced by; nothing where the device was measured anew since they were searched."""
+    anatomy = repository.get_model(model_id).anatomy
+    latency = priced(repository, anatomy, settings.latency)
     if settings.latency is None or latency is None:
+        return {}
+    dense_ns = LatencyPrice(anatomy, latency).total
+    if any(target.latency is not None and target.latency.dense_ns != dense_ns for target in result.targets):
         return {}
     profile = DeviceFinder(repository).find(settings.latency.device).profile_sha256
     return {"latency": {"source": latency.source.value, "description": latency.description, "profile": profile}}

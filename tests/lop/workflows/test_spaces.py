@@ -10,7 +10,7 @@ import pytest
 from lop.workflows.comparing import compare_methods
 from lop.workflows.jobs import JobRunner
 from lop.workflows.queueing import queue_search
-from lop.workflows.searching import search_model
+from lop.workflows.searching import record_result, search_model
 from lop.workflows.training import searched_budgets, train_model
 from lop.workflows.validating import validate
 from mcts.result import SearchResult
@@ -228,6 +228,11 @@ def test_targets_of_latency_are_met_stored_and_answered_from(
     assert further.provenance.filled_up == (further.layers != plan.layers)
     with pytest.raises(InputError, match=r"--device bench --latency-share 0\.\d+ --batch 1 --prompt-tokens 12"):
         planner.plan(request.model_copy(update={"method": Method.RANDOM}))
+    # Measured anew, the device says nothing of what was searched before.
+    slower = made_up_profile("bench", anatomy=anatomy, attention=True, layer_ms=2.0)
+    repository.add_device(DeviceRecord(slower, NOW))
+    again = record_result(repository, "tiny", conversations, settings, result, name="elsewhere")
+    assert "latency" not in again.result
 
 
 @pytest.mark.parametrize("method", [SearchMethod.EVOLUTION, SearchMethod.RANDOM])
