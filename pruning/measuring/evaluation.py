@@ -117,7 +117,7 @@ class ConfigurationEvaluator:
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
         workers = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(workers, initializer=stay_alone)
         self._device = model.device
         with _on_one_thread(model.device):  # as all that follows, for equal numbers
             recorded = record_batches(model, self._view, batches)
@@ -404,6 +404,13 @@ def _fold_metrics(rows: Sequence[torch.Tensor]) -> tuple[FoldMetrics, ...] | Non
         )
         for kl, correct, agreeing, tokens, answers, roots in torch.stack(list(rows)).sum(dim=0).T.tolist()
     )
+
+
+def stay_alone() -> None:
+    """Every operation of the thread that calls this takes that one thread."""
+    # Asked first: a thread takes over what the process has at its first operation, whatever was set in it before.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The evaluator against real cuts: every family, both attention implementations, bfloat16, and several threads."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,7 @@ from pruning.cutting.rewriting.sparsity import wanda
 from pruning.cutting.surgery import cut_model
 from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation
-from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model
+from pruning.measuring.evaluation import ConfigurationEvaluator, evaluate_model, stay_alone
 from pruning.measuring.masked_weights import MaskedWeights
 from pruning.measuring.metrics import Metrics
 from pruning.planning.ranking import Ranking
@@ -193,6 +194,14 @@ def test_two_threads_give_the_bits_of_one(
     one = ConfigurationEvaluator(load_model(folder), batches, ranking)(configurations)
     assert two == one
     assert one[0].kl > 0.05
+
+
+def test_a_thread_of_rows_stays_alone_whatever_is_set_before_its_first_operation(two_threads: None) -> None:
+    """It once took two where it was started for a row that another thread had done by then."""
+    with ThreadPoolExecutor(1, initializer=stay_alone) as pool:
+        pool.submit(int).result()
+        torch.set_num_threads(2)
+        assert pool.submit(torch.get_num_threads).result() == 1
 
 
 @pytest.mark.parametrize("family", SDPA)
