@@ -61,7 +61,7 @@ def create_app(
     app.include_router(plans.reading)
     app.include_router(devices.reading)
     app.include_router(jobs.reading)
-    app.add_middleware(KnownAnswers, read_mark=lambda: resources.repository.commit_mark(), paths=(plans.router.prefix,))
+    app.add_middleware(KnownAnswers, read_mark=resources.commit_mark, paths=(plans.router.prefix,))
     app.add_middleware(RouteNote)
     app.add_middleware(HeadAsGet)
     app.add_middleware(

@@ -7,7 +7,7 @@ is kept is found before a route is looked for: all that FastAPI does for a reque
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,11 +29,16 @@ _KEPT_STATUSES = (200, 201)
 
 
 @dataclass
-class _Looks:
-    """Looks at the database on one event loop: one at a time, and the next one answers everybody who came meanwhile."""
+class _OnLoop:
+    """What is under way on one event loop.
+
+    Looks at the database are one at a time, and the next one answers everybody who came meanwhile. An answer is made
+    by the first who asks for it at a mark: all others would make the same, after every commit all at once.
+    """
 
     waiting: list["asyncio.Future[str | None]"] = field(default_factory=list)
     task: "asyncio.Task[None] | None" = None
+    made: "dict[tuple[Key, str], asyncio.Future[None]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +55,16 @@ class KnownAnswers:
     """ASGI middleware inside all that refuses requests or adds to answers.
 
     Args:
-        read_mark: of the database; may block, and raise LopError.
+        read_mark: of the database; may raise LopError.
         paths: whose answers, and those of all paths below, are kept.
     """
 
-    def __init__(self, app: ASGIApp, *, read_mark: Callable[[], str | None], paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, read_mark: Callable[[], Awaitable[str | None]], paths: Collection[str]) -> None:
         self.app = app
         self._read_mark = read_mark
         self._paths, self._below = frozenset(paths), tuple(f"{path}/" for path in paths)
         self._answers: OrderedDict[Key, _Answer] = OrderedDict()
-        self._looks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Looks] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _OnLoop] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self._keeps(own_path(scope)):
@@ -67,25 +72,45 @@ class KnownAnswers:
             return
         asked = await receive()
         key = None if asked.get("more_body", False) else _key(scope, asked.get("body", b""))
-        mark = None if key is None else await self._mark()
+        loop = asyncio.get_running_loop()
+        here = self._loops.setdefault(loop, _OnLoop())
+        mark = None if key is None else await self._mark(here, loop)
         if key is None or mark is None:
             await self.app(scope, _replay(asked, receive), send)
             return
-        kept = self._answers.get(key)
-        if kept is not None and kept.mark == mark:
-            self._answers.move_to_end(key)
-            scope["route"] = kept.route  # for the log and the metrics
-            await send(kept.start)
-            await send(kept.body)
+        if await self._sent_again(key, mark, scope, send):
             return
+        by_another = here.made.get((key, mark))
+        if by_another is not None:
+            await asyncio.shield(by_another)
+            if await self._sent_again(key, mark, scope, send):
+                return
+        is_first = (key, mark) not in here.made
+        if is_first:
+            here.made[key, mark] = loop.create_future()
         sent: list[Message] = []
 
         async def noted(message: Message) -> None:
             sent.append(message)
             await send(message)
 
-        await self.app(scope, _replay(asked, receive), noted)
-        self._keep(key, mark, sent, scope.get("route"))
+        try:
+            await self.app(scope, _replay(asked, receive), noted)
+            self._keep(key, mark, sent, scope.get("route"))
+        finally:
+            if is_first:
+                here.made.pop((key, mark)).set_result(None)
+
+    async def _sent_again(self, key: Key, mark: str, scope: Scope, send: Send) -> bool:
+        """Whether there is a kept answer, which is sent then."""
+        kept = self._answers.get(key)
+        if kept is None or kept.mark != mark:
+            return False
+        self._answers.move_to_end(key)
+        scope["route"] = kept.route  # for the log and the metrics
+        await send(kept.start)
+        await send(kept.body)
+        return True
 
     def _keeps(self, path: str) -> bool:
         return path in self._paths or path.startswith(self._below)
@@ -98,23 +123,19 @@ class KnownAnswers:
             while len(self._answers) > _MOST_ANSWERS:
                 self._answers.popitem(last=False)
 
-    async def _mark(self) -> str | None:
+    async def _mark(self, here: _OnLoop, loop: asyncio.AbstractEventLoop) -> str | None:
         """Of the database, from after this was called."""
-        loop = asyncio.get_running_loop()
-        looks = self._looks.setdefault(loop, _Looks())
         mark: asyncio.Future[str | None] = loop.create_future()
-        looks.waiting.append(mark)
-        if looks.task is None:
-            looks.task = loop.create_task(self._look(looks))
+        here.waiting.append(mark)
+        if here.task is None:
+            here.task = loop.create_task(self._look(here))
         return await mark
 
-    async def _look(self, looks: _Looks) -> None:
-        loop = asyncio.get_running_loop()
-        while looks.waiting:
-            answered, looks.waiting = looks.waiting, []  # who comes from now on needs a look that begins later
+    async def _look(self, here: _OnLoop) -> None:
+        while here.waiting:
+            answered, here.waiting = here.waiting, []  # who comes from now on needs a look that begins later
             try:
-                # Of this loop alone: FastAPI's own threads are taken by requests that wait for the database.
-                found = await loop.run_in_executor(None, self._read)
+                found = await self._read()
             except Exception as error:  # noqa: BLE001 (each request that waits raises it)
                 for mark in answered:
                     if not mark.done():
@@ -123,11 +144,11 @@ class KnownAnswers:
                 for mark in answered:
                     if not mark.done():
                         mark.set_result(found)
-        looks.task = None
+        here.task = None
 
-    def _read(self) -> str | None:
+    async def _read(self) -> str | None:
         try:
-            return self._read_mark()
+            return await self._read_mark()
         except LopError:
             return None
 

@@ -49,6 +49,15 @@ class Resources:
                 self._repository = self._opened = open_repository(self._settings.database_url)
             return self._repository
 
+    async def commit_mark(self) -> str | None:
+        """Of the database (`Repository.commit_mark`), while the event loop goes on; raises as `repository` does."""
+        repository = self._repository
+        if repository is None:
+            # By threads of the loop's own: FastAPI's are taken by requests that wait for the database.
+            loop = asyncio.get_running_loop()
+            repository = await loop.run_in_executor(None, lambda: self.repository)
+        return await repository.commit_mark_on_loop()
+
     @property
     def shelf(self) -> DatasetShelf:
         """The data sets of `repository`; raises as it does."""

@@ -409,6 +409,9 @@ class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, 
         Different ones say nothing. None if the database does not tell; never raises.
         """
 
+    async def commit_mark_on_loop(self) -> str | None:
+        """`commit_mark`, which no event loop waits for."""
+
     def check(self) -> None:
         """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""
 

@@ -113,6 +113,9 @@ class SqlRepository(
     def commit_mark(self) -> str | None:
         return self._marks.read()
 
+    async def commit_mark_on_loop(self) -> str | None:
+        return await self._marks.read_on_loop()
+
     def check(self) -> None:
         check_revision(self._engine)
 

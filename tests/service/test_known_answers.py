@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -99,10 +100,11 @@ def test_a_removed_model_has_no_answers(client: TestClient, repository: SqlRepos
 
 
 class Maker:
-    """An application that answers what it was sent, and counts."""
+    """An application that answers what it was sent, after `seconds`, and counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 200, *, seconds: float = 0) -> None:
         self.made = 0
+        self._status, self._seconds = status, seconds
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         self.made += 1
@@ -112,8 +114,18 @@ class Maker:
             body += message["body"]
             if not message.get("more_body", False):
                 break
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(self._seconds)
+        await send({"type": "http.response.start", "status": self._status, "headers": []})
         await send({"type": "http.response.body", "body": body})
+
+
+def saying(mark: str | None) -> Callable[[], Awaitable[str | None]]:
+    """What reads always the same mark."""
+
+    async def read() -> str | None:
+        return mark
+
+    return read
 
 
 async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> bytes:
@@ -129,8 +141,7 @@ async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> byte
 
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
     await known(scope, receive, send)
-    start, body = sent
-    assert start["status"] == 200
+    _, body = sent
     answered: bytes = body["body"]
     return answered
 
@@ -138,8 +149,9 @@ async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> byte
 def test_many_at_once_share_a_look_that_began_after_they_came() -> None:
     looks: list[int] = []
 
-    def read() -> str:
+    async def read() -> str:
         looks.append(len(looks))
+        await asyncio.sleep(0.01)
         return "same"
 
     async def ask_often() -> list[bytes]:
@@ -148,6 +160,34 @@ def test_many_at_once_share_a_look_that_began_after_they_came() -> None:
 
     assert asyncio.run(ask_often()) == [b"made"] * 50
     assert 1 <= len(looks) <= 3
+
+
+@pytest.mark.parametrize(("status", "made"), [(200, 1), (404, 5)])
+def test_many_at_once_have_an_answer_made_once(status: int, made: int) -> None:
+    """But for one that is not kept: whoever waited for it has it made."""
+    maker = Maker(status, seconds=0.01)
+
+    async def ask_often() -> list[bytes]:
+        known = KnownAnswers(maker, read_mark=saying("same"), paths=("/kept",))
+        return await asyncio.gather(*(ask(known, b"made") for _ in range(5)))
+
+    assert asyncio.run(ask_often()) == [b"made"] * 5
+    assert maker.made == made
+
+
+def test_who_waits_for_an_answer_that_is_broken_off_has_it_made() -> None:
+    maker = Maker(seconds=0.05)
+
+    async def ask_twice() -> bytes:
+        known = KnownAnswers(maker, read_mark=saying("same"), paths=("/kept",))
+        first, second = (asyncio.create_task(ask(known, b"made")) for _ in range(2))
+        while not maker.made:
+            await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(ask_twice()) == b"made"
+    assert maker.made == 2
 
 
 @pytest.mark.parametrize(
@@ -164,7 +204,7 @@ def test_what_is_made_anew(mark: str | None, path: str, parts: tuple[bytes, ...]
     maker = Maker()
 
     async def ask_three_times() -> list[bytes]:
-        known = KnownAnswers(maker, read_mark=lambda: mark, paths=("/kept",))
+        known = KnownAnswers(maker, read_mark=saying(mark), paths=("/kept",))
         return [await ask(known, *parts, path=path) for _ in range(3)]
 
     assert asyncio.run(ask_three_times()) == [b"asked"] * 3
@@ -176,7 +216,7 @@ def test_only_the_latest_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     maker = Maker()
 
     async def ask_for(*bodies: bytes) -> None:
-        known = KnownAnswers(maker, read_mark=lambda: "same", paths=("/kept",))
+        known = KnownAnswers(maker, read_mark=saying("same"), paths=("/kept",))
         for body in bodies:
             assert await ask(known, body) == body
 
