@@ -26,6 +26,8 @@ _MOST_ASKED_BYTES = 4096
 _HEADERS = (b"content-type", b"content-encoding", b"accept", b"if-none-match")
 """What an answer depends on, beside the address, the prefix of a proxy and the body."""
 _KEPT_STATUSES = (200, 201)
+_LONGEST_WAIT_SECONDS = 1.0
+"""For another request's answer: its client may read it as slowly as it likes."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class _OnLoop:
 
     waiting: list["asyncio.Future[str | None]"] = field(default_factory=list)
     task: "asyncio.Task[None] | None" = None
-    made: "dict[tuple[Key, str], asyncio.Future[None]]" = field(default_factory=dict)
+    being_made: "dict[tuple[Key, str], asyncio.Future[None]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,14 @@ class KnownAnswers:
             return
         if await self._sent_again(key, mark, scope, send):
             return
-        by_another = here.made.get((key, mark))
+        by_another = here.being_made.get((key, mark))
         if by_another is not None:
-            await asyncio.shield(by_another)
+            await asyncio.wait([by_another], timeout=_LONGEST_WAIT_SECONDS)
             if await self._sent_again(key, mark, scope, send):
                 return
-        is_first = (key, mark) not in here.made
+        is_first = (key, mark) not in here.being_made
         if is_first:
-            here.made[key, mark] = loop.create_future()
+            here.being_made[key, mark] = loop.create_future()
         sent: list[Message] = []
 
         async def noted(message: Message) -> None:
@@ -99,7 +101,7 @@ class KnownAnswers:
             self._keep(key, mark, sent, scope.get("route"))
         finally:
             if is_first:
-                here.made.pop((key, mark)).set_result(None)
+                here.being_made.pop((key, mark)).set_result(None)
 
     async def _sent_again(self, key: Key, mark: str, scope: Scope, send: Send) -> bool:
         """Whether there is a kept answer, which is sent then."""

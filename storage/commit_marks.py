@@ -55,7 +55,7 @@ class CommitMarks:
         found = None
         try:
             found = await _asked(connection, loop)
-        except self._driver_error:
+        except (OSError, self._driver_error):
             return None
         finally:
             # Nobody else has it now: closed where it failed, was cancelled, or `close` came meanwhile.
@@ -70,11 +70,15 @@ class CommitMarks:
 
     def _taken(self) -> tuple[int, _Connection]:
         """The open connection to PostgreSQL with its number; None in its place if there is none, or others have it."""
-        with self._lock:
-            if self._is_sqlite or self._opened != self._of():
+        if self._is_sqlite or not self._lock.acquire(blocking=False):  # a thread may be opening one, for seconds
+            return self._number, None
+        try:
+            if self._opened != self._of():
                 return self._number, None
             connection, self._connection = self._connection, None
             return self._number, connection
+        finally:
+            self._lock.release()
 
     def _give_back(self, connection: _Connection, number: int, *, is_sound: bool) -> None:
         with self._lock:

@@ -410,7 +410,7 @@ class Repository(Artifacts, Samples, Searches, Jobs, Datasets, Keys, Catalogue, 
         """
 
     async def commit_mark_on_loop(self) -> str | None:
-        """`commit_mark`, which no event loop waits for."""
+        """`commit_mark` for code on an event loop, which goes on meanwhile."""
 
     def check(self) -> None:
         """Raises StorageUnavailableError or SchemaRevisionError unless the database answers and is at our revision."""

@@ -128,7 +128,7 @@ def saying(mark: str | None) -> Callable[[], Awaitable[str | None]]:
     return read
 
 
-async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> bytes:
+async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1", send: Send | None = None) -> bytes:
     """The body that is answered to one that comes in `parts`."""
     waiting = [{"type": "http.request", "body": part, "more_body": n < len(parts)} for n, part in enumerate(parts, 1)]
     sent: list[Message] = []
@@ -136,11 +136,11 @@ async def ask(known: KnownAnswers, *parts: bytes, path: str = "/kept/1") -> byte
     async def receive() -> Message:
         return waiting.pop(0)
 
-    async def send(message: Message) -> None:
+    async def note(message: Message) -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
-    await known(scope, receive, send)
+    await known(scope, receive, send or note)
     _, body = sent
     answered: bytes = body["body"]
     return answered
@@ -187,6 +187,29 @@ def test_who_waits_for_an_answer_that_is_broken_off_has_it_made() -> None:
         return await second
 
     assert asyncio.run(ask_twice()) == b"made"
+    assert maker.made == 2
+
+
+def test_nobody_waits_for_long_for_an_answer_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose client may never read it."""
+    monkeypatch.setattr("service.known_answers._LONGEST_WAIT_SECONDS", 0.01)
+    maker = Maker()
+    stuck = asyncio.Event()
+
+    async def never(_message: Message) -> None:
+        await stuck.wait()
+
+    async def ask_beside() -> bytes:
+        known = KnownAnswers(maker, read_mark=saying("same"), paths=("/kept",))
+        first = asyncio.create_task(ask(known, b"made", send=never))
+        while not maker.made:
+            await asyncio.sleep(0)
+        answered = await asyncio.wait_for(ask(known, b"made"), timeout=60)
+        assert not first.done()
+        first.cancel()
+        return answered
+
+    assert asyncio.run(ask_beside()) == b"made"
     assert maker.made == 2
 
 
