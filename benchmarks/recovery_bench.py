@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.recovery_models import (
     CALIBRATION,
+    DATABASE,
     MODEL,
     NUM_TRAINING,
     PARADIGMS,
@@ -35,6 +36,8 @@ STEPS = 180
 those depends on what else the machine does. So many see all conversations once, and those of 5% twenty times."""
 
 _TRIAL_CONVERSATIONS = 16
+_MADE_AGAIN = ("add-*", "search*", "apply-*", "cut-*", "random-*", "recover-again-*")
+"""Steps whose outputs are databases or checkpoints that later steps read."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Bench:
 
     def __init__(self, work: Path, lock: int, num_steps: int) -> None:
         self.work, self.lock, self.num_steps = work, lock, num_steps
+        forget_what_was_not_carried(work)
         self.steps = Steps(work / "steps", lock=lock, renew=True)
         self.rows: list[Row] = []
         self._data: Path | None = None
@@ -140,6 +144,18 @@ class Bench:
 
     def _judged_on(self, source: Path) -> Path:
         return source if self.share == 1 else first_of(source, _TRIAL_CONVERSATIONS, self.work / source.name)
+
+
+def forget_what_was_not_carried(work: Path) -> None:
+    """Forget the steps that made databases and checkpoints, where another machine did them (`benchmarks.carried`).
+
+    Neither is carried; trainings' reports and plans are. So checkpoints are cut again, by the same plans.
+    """
+    if (work / DATABASE).exists():
+        return
+    for made in _MADE_AGAIN:
+        for step in (work / "steps").glob(f"{made}.json"):
+            step.unlink()
 
 
 def removed(pruned: Path) -> float:

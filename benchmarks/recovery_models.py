@@ -50,6 +50,8 @@ RATIOS = (0.15, 0.3, 0.45, 0.6)
 PARADIGMS = ("layerwise", "widthwise", "ours")
 NUM_TRAINING = 2560
 """Conversations; 5% of them are as many as the calibration set has."""
+DATABASE = "lop.db"
+"""In a work folder."""
 _TRAINING_SEED = 71
 _TAYLOR_CONVERSATIONS = 10
 """As LLM-Pruner has them."""
@@ -61,14 +63,15 @@ _OWN = ("benchmarks.recovery_models",)
 def training_data(folder: Path, count: int) -> Path:
     """New conversations of the reference's world, none of which any part of the repository has."""
     path = folder / "calibration.json"
-    if not path.is_file():
+    # Pictures are not carried to another machine (`benchmarks.carried`).
+    if not path.is_file() or not any(folder.rglob("*.png")):
         write_split(folder, "calibration", _TRAINING_SEED, count)
     return path
 
 
 def registered(folder: Path, steps: Steps, calibration: Path) -> tuple[str, ...]:
     """Words of commands that name the database in `folder`, in which the reference is registered."""
-    place = ("--database", f"sqlite:///{folder / 'lop.db'}")
+    place = ("--database", f"sqlite:///{folder / DATABASE}")
     steps.lop("add reference", "model", "add", "reference", str(MODEL), "--data", str(calibration), *place)
     return place
 

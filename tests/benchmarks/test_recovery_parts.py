@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.recovery_bench import Bench, Row
+from benchmarks.carried import pack, take_up
+from benchmarks.recovery_bench import Bench, Row, forget_what_was_not_carried
 from benchmarks.recovery_figures import figures
 from benchmarks.recovery_models import RATIOS, whole_layers
 from benchmarks.recovery_parts import FINALISTS, PARTS
@@ -136,3 +137,22 @@ def test_layers_go_as_near_to_the_ratio_as_they_can() -> None:
     removed = [float(whole_layers(ratio)) * 12 for ratio in RATIOS]
     assert removed == pytest.approx([2, 4, 5, 7], abs=0.01)
     assert all(share < round(share) for share in removed)  # a target takes at least its share
+
+
+def test_on_another_machine_checkpoints_are_made_again_and_trainings_are_not(tmp_path: Path) -> None:
+    here, there = tmp_path / "here" / "recovery", tmp_path / "there" / "recovery"
+    made = ("add-reference-1", "search-1", "apply-ours-0.6-1", "cut-widthwise-0.6-1", "random-0.6-1")
+    read = ("plan-ours-0.6-1", "recover-goal-1", "killed-full-1", "seconds-of-steps-0.6-1")
+    (here / "steps").mkdir(parents=True)
+    for name in (*made, *read, "recover-again-0-0-1"):
+        (here / "steps" / f"{name}.json").write_text("{}")
+    (here / "lop.db").touch()
+    (here / "ours-0.6.json").write_text("{}")
+    forget_what_was_not_carried(here)
+    assert len(list((here / "steps").iterdir())) == len(made) + len(read) + 1
+    pack(here, tmp_path)
+    there.mkdir(parents=True)
+    take_up(there, tmp_path)
+    forget_what_was_not_carried(there)
+    assert sorted(path.stem for path in (there / "steps").iterdir()) == sorted(read)
+    assert (there / "ours-0.6.json").exists()
