@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from threading import Lock
 
 from limits import RateLimitItem, parse
@@ -88,6 +89,7 @@ def new_key(
     return record, f"lop_{key_id}_{secret}"
 
 
+@lru_cache
 def parse_limit(text: str) -> RateLimitItem:
     """A limit such as "100/minute"; raises InputError for what is none."""
     try:

@@ -15,6 +15,9 @@ _SQLITE = "PRAGMA data_version"
 """Another number after every commit of another connection; to be compared on one connection only (sqlite.org)."""
 _POSTGRESQL = "SELECT pg_current_snapshot()::text"
 """The transactions that are visible now: while it stays the same, the same rows are."""
+ANSWER_SECONDS = 2.0
+"""For PostgreSQL's answer, which takes under a millisecond. All requests that may be answered again wait for it: of a
+server that is silent they need not hear here."""
 _Connection = Any
 """Of the driver: sqlite3's or psycopg's."""
 
@@ -54,8 +57,9 @@ class CommitMarks:
             return await loop.run_in_executor(None, self.read)
         found = None
         try:
-            found = await _asked(connection, loop)
-        except (OSError, self._driver_error):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                found = await _asked(connection, loop)
+        except (OSError, self._driver_error):  # of which TimeoutError is one
             return None
         finally:
             # Nobody else has it now: closed where it failed, was cancelled, or `close` came meanwhile.

@@ -21,6 +21,14 @@ from storage.tables import Base
 from storage.url import masked, parse_url, without_secrets
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
+_POSTGRESQL_OPTIONS: Final = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    # Of a host that is gone nobody says so, and the kernel would wait for a quarter of an hour (libpq's documentation).
+    "tcp_user_timeout": CONNECT_TIMEOUT_SECONDS * 1000,
+    "keepalives_idle": CONNECT_TIMEOUT_SECONDS,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+}
 POOL_SIZE: Final = 5
 MAX_OVERFLOW: Final = 15
 POOL_TIMEOUT_SECONDS: Final = 30
@@ -37,7 +45,7 @@ def create_database_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     if url.get_backend_name() == "sqlite":
         engine = create_sqlite_engine(url, foreign_keys=foreign_keys, **_pool_options())
     else:
-        options = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
+        options = {name: value for name, value in _POSTGRESQL_OPTIONS.items() if name not in url.query}
         engine = create_engine(url, connect_args=options, pool_pre_ping=True, **_pool_options())
     drop_connections_of_parent(engine)
     return engine

@@ -13,7 +13,7 @@ from pruning.planning import prices
 from pruning.planning.axis_spaces import fine_space
 from pruning.planning.cost import achieved_costs
 from pruning.planning.plan import Achieved, PruningPlan
-from pruning.planning.workload import Workload
+from pruning.planning.workload import Budget, Workload
 from service.page.asking import MIB
 from service.page.kept_picture import KeptPicture, kept_picture
 from service.schemas import PlanRequest
@@ -56,14 +56,21 @@ def shown(plan: PruningPlan, anatomy: ModelAnatomy, device: Device | None) -> Sh
     """The plan as pages show it; `device` is the target's, if that is known."""
     plan = plan.without_dense(anatomy)
     dense = _costs(anatomy, Architecture(), plan.achieved.workload, device)
-    budget = plan.target.budget
     rows = []
     for name, label, form in _COSTS:
         reached, before = getattr(plan.achieved, name), getattr(dense, name)
         if reached is not None and before is not None:
-            rows.append(CostRow(label, form, before, reached, None if budget is None else getattr(budget, name)))
+            rows.append(CostRow(label, form, before, reached, _limit(name, plan.target.budget, device)))
     picture = kept_picture(anatomy, plan.architecture(anatomy))
     return ShownPlan(plan, plan.model_dump(mode="json"), picture, tuple(rows))
+
+
+def _limit(name: str, budget: Budget | None, device: Device | None) -> float | None:
+    """On a cost: what was asked for, and of memory also what the device has; the lower one. None for neither."""
+    asked: float | None = None if budget is None else getattr(budget, name)
+    if name != "memory_bytes" or device is None:
+        return asked
+    return device.memory_bytes if asked is None else min(asked, device.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,15 @@ class Column:
     def words(self) -> str:
         """The same for who cannot see it."""
         unit = "channels" if self.sublayer is Sublayer.FFN else "KV groups"
+        name = "FFN" if self.sublayer is Sublayer.FFN else "attention"
         state = "skipped" if self.kept == 0 else f"{self.kept:,} of {self.dense:,} {unit}"
-        if self.bits is not None:
-            state += f", {self.bits} bits"
-        if self.density < 1.0:
-            state += f", density {self.density:g}"
-        return f"layer {self.layer} {'FFN' if self.sublayer is Sublayer.FFN else 'attention'}: {state}"
+        return f"layer {self.layer} {name}: {state}{self.of_weights}"
+
+    @property
+    def of_weights(self) -> str:
+        """What is done to the weights that are kept, to be appended to how many units are; empty for nothing."""
+        bits = "" if self.bits is None else f", {self.bits} bits"
+        return bits + (f", density {self.density:g}" if self.density < 1.0 else "")
 
 
 @dataclass(frozen=True, slots=True)

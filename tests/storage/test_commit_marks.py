@@ -115,3 +115,22 @@ def test_a_server_that_ends_the_connection(filled: SqlRepository, backend: str) 
         connection.execute(text(f"SELECT pg_terminate_backend({process}, 5000)"))
     assert on_loop(filled) is None
     assert on_loop(filled) not in (mark, None)
+
+
+def test_a_server_that_does_not_answer(filled: SqlRepository, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "sqlite":
+        pytest.skip("there is no server")
+    mark = on_loop(filled)
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.commit_marks.ANSWER_SECONDS", 0.01)
+        patch.setattr("storage.commit_marks._POSTGRESQL", "SELECT pg_sleep(2)::text")
+        assert on_loop(filled) is None
+    assert on_loop(filled) not in (mark, None)
+
+
+def test_the_kernel_is_told_to_give_up_on_a_host_that_is_gone(filled: SqlRepository, backend: str) -> None:
+    if backend == "sqlite":
+        pytest.skip("there is no server")
+    filled.commit_mark()
+    asked = filled._marks._connection.info.get_parameters()
+    assert (asked["tcp_user_timeout"], asked["keepalives_idle"], asked["connect_timeout"]) == ("10000", "10", "10")

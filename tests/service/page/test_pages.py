@@ -188,15 +188,30 @@ def test_the_explorer_says_in_how_many_bits_weights_are(client: TestClient, repo
     page = client.get("/explorer", params={"model": "grouped", "space": "bits", "memory_mib": repr(mib)})
     assert page.status_code == 200
     assert "64 of 64 channels, 8 bits" in page.text
+    assert "<td>64 of 64, 8 bits</td>" in page.text
     assert "4 in 8 bits; 100% of KV groups" in page.text
     assert "paler in fewer bits" in page.text
     assert "paler in fewer bits" not in client.get("/explorer", params={"model": "grouped"}).text
+
+
+def test_what_the_device_has_is_a_limit(client: TestClient) -> None:
+    def memory_row(**fields: str) -> str:
+        text = client.get("/explorer", params={"model": "tiny", "sparsity": "0.5", **fields}).text
+        return text.partition('<th scope="row">Memory</th>')[2].partition("</tr>")[0]
+
+    device = client.get("/v1/devices/l4").json()
+    assert f"<td>{device['memory_bytes'] / 2**30:.3g} GiB</td>" in memory_row(device="l4")
+    assert "none" in memory_row()
+    of_both = memory_row(device="l4", ask="budget", memory_mib="4.5")
+    assert "4.5 MiB" in of_both
+    assert "GiB" not in of_both
 
 
 def test_the_explorer_says_how_many_weights_are_zeroed(client: TestClient, repository: Repository) -> None:
     page = client.get("/explorer", params={"model": "tiny", "space": "density", "sparsity": "0.5"})
     assert page.status_code == 200
     assert "64 of 64 channels, density 0.5" in page.text
+    assert "<td>64 of 64, density 0.5</td>" in page.text  # the same as a table
     assert "of 4 some weights zeroed" in page.text
     assert "</span> zeroed; a column a layer" in page.text
     assert "Zeroed, which makes nothing smaller or faster: 50.0% of ffn" in page.text
