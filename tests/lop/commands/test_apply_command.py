@@ -199,7 +199,12 @@ def test_what_waits_beyond_a_bound_is_on_the_disk_and_changes_nothing(
 ) -> None:
     spilled: list[int] = []
     close = TensorStore.close
-    monkeypatch.setattr(TensorStore, "close", lambda self: (spilled.append(self.file_bytes), close(self)))
+
+    def told(store: TensorStore) -> None:
+        spilled.append(store.file_bytes)
+        close(store)
+
+    monkeypatch.setattr(TensorStore, "close", told)
     written = []
     for bound in (apply._RESIDENT_BYTES, 0):
         monkeypatch.setattr(apply, "_RESIDENT_BYTES", bound)

@@ -44,7 +44,12 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
 ) -> None:
     spilled: list[int] = []
     close = TensorStore.close
-    monkeypatch.setattr(TensorStore, "close", lambda self: (spilled.append(self.file_bytes), close(self)))
+
+    def told(store: TensorStore) -> None:
+        spilled.append(store.file_bytes)
+        close(store)
+
+    monkeypatch.setattr(TensorStore, "close", told)
     monkeypatch.setattr(apply, "_RESIDENT_BYTES", 0)
     options = ("--reconstruct", data, "--method", "gptq") if solves else ("--data", data)
     assert lop_apply(monkeypatch, plan_path, wide, *options, "--conversations", 3, "--json") == 0
