@@ -10,17 +10,19 @@ that do 150 GFLOPS together and nothing else, the reference and SmolLM2 together
   SmolLM2's answers, which all parts need, are a fifth of it;
 - `elimination` (30): the same by the order of elimination;
 - `ecoflap` (65): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
-- `densities` (35): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
+- `densities` (50): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
 - `joint` (35): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
 - `reload` (10): what plans with bits write, in transformers and llama.cpp (`benchmarks.second_order_written`);
-- `memory` (20): `lop apply --reconstruct` on 1.7 GB (`benchmarks.second_order_memory`).
+- `memory` (25): `lop apply --reconstruct` on 1.7 GB (`benchmarks.second_order_memory`).
 
-The summary has each figure of the worse model (`benchmarks.second_order_figures`). A session whose machine goes takes
-along what it has measured by `python -m benchmarks.carried second-order`.
+The summary has each figure of the worse model (`benchmarks.second_order_figures`) and, as `intervals`, how sure ratios
+of sparse rows are (`benchmarks.second_order_sparse_figures`). A session whose machine goes takes along what it has
+measured by `python -m benchmarks.carried second-order`.
 """
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,21 +31,22 @@ import typer
 from benchmarks import second_order_memory, second_order_written
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
 from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, PLAIN, SPARSITIES, cut_figures, cut_rows
-from benchmarks.second_order_densities import searched_figures, searched_rows
-from benchmarks.second_order_ecoflap import SparseModel, ecoflap_figures, ecoflap_rows
+from benchmarks.second_order_densities import searched_rows
+from benchmarks.second_order_ecoflap import SparseModel, ecoflap_rows
 from benchmarks.second_order_figures import Found, summary_of
 from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows, kept_smallest
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import MAGNITUDE, MODELS, Model, prepared
 from benchmarks.second_order_picture import draw_second_order
+from benchmarks.second_order_sparse_figures import ecoflap_figures, interval_table, searched_figures, with_intervals
 from benchmarks.second_order_written import reload_figures, reload_rows
 from benchmarks.steps import Step, Steps, alone_in
 
 WORK = Path(__file__).parent / ".work" / "second-order"
 SMOLLM2 = Path(__file__).parent / ".work" / "real" / "checkpoint"
 
-MEMORY = "memory"
-PARTS = ("cuts", "elimination", "ecoflap", "densities", "joint", "reload", MEMORY)
+ECOFLAP, DENSITIES, MEMORY = "ecoflap", "densities", "memory"
+PARTS = ("cuts", "elimination", ECOFLAP, DENSITIES, "joint", "reload", MEMORY)
 """In the order in which they run; the last one is of no model."""
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -78,10 +81,13 @@ def main(
                     rows[asked] += _rows(asked, of, steps_of(name, asked), sparsities, shares)
         if MEMORY in parts:
             rows[MEMORY] += memory_rows(_folder(MEMORY, conversations), steps_of(MEMORY, MEMORY), conversations)
+    of_both = with_intervals(rows.get(ECOFLAP, []), rows.get(DENSITIES, []))
+    rows |= {name: own for name, own in zip((ECOFLAP, DENSITIES), of_both, strict=True) if name in rows}
     kept = _by_part(done)
     minutes = {label: sum(step.seconds for step in own) / 60 for label, own in kept.items()}
     summary = {
         **summary_of(figures(rows)),
+        "intervals": interval_table(list(chain(*of_both))),
         "minutes": sum(minutes.values()),
         "minutes_by_part": minutes,
         "parts_of_other_commits": sorted(x for x, own in kept.items() if {y.commit for y in own} - {COMMIT_AT_START}),
@@ -101,11 +107,11 @@ def figures(rows: Mapping[str, list[dict[str, Any]]]) -> Found:
     """All that the rows of these parts give."""
     found: dict[str, Mapping[str, float | None]] = {}
     of_cuts = [*rows.get("cuts", []), *rows.get("elimination", [])]
-    of_weights = [*rows.get("ecoflap", []), *rows.get("densities", [])]
+    of_weights = [*rows.get(ECOFLAP, []), *rows.get(DENSITIES, [])]
     for make, own in (
         (cut_figures, of_cuts),
-        (ecoflap_figures, rows.get("ecoflap", [])),
-        (searched_figures, of_weights if rows.get("densities") else []),
+        (ecoflap_figures, rows.get(ECOFLAP, [])),
+        (searched_figures, of_weights if rows.get(DENSITIES) else []),
         (joint_figures, rows.get("joint", [])),
         (reload_figures, rows.get("reload", [])),
         (memory_figures, rows.get(MEMORY, [])),
@@ -119,9 +125,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     if part in ("cuts", "elimination"):
         return cut_rows(model, steps, CUTS if part == "cuts" else BY_ELIMINATION, sparsities)
-    if part == "ecoflap":
+    if part == ECOFLAP:
         return ecoflap_rows(SparseModel.of(model), model.key, steps)
-    if part == "densities":
+    if part == DENSITIES:
         return searched_rows(SparseModel.of(model), model.key, steps)
     model.ranked(MAGNITUDE, steps)
     joint = JointModel.of(model)

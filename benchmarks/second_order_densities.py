@@ -1,9 +1,9 @@
-"""Searched densities, the part `densities` of `benchmarks.second_order`: against ECoFLaP's ratios, both by Wanda.
+"""Searched densities, the part `densities` of `benchmarks.second_order`: against ECoFLaP's ratios, by both local steps.
 
-A search in the space `density` chooses the densities of the decoder's sub-layers, on calibration data alone. Only the
-ratios differ: both folders are what `lop sparsify --method wanda` writes, layer after layer by the inputs that it will
-have, and both are of the decoder. Of a model of which ECoFLaP's rows are of its vision tower, too, there are rows of
-ECoFLaP on its decoder alone.
+A search in the space `density` chooses the densities of the decoder's sub-layers, on calibration data alone, and by
+Wanda. Only the ratios differ: both folders are what `lop sparsify` writes by one method, layer after layer by the
+inputs that it will have, and both are of the decoder. Of a model of which ECoFLaP's rows are of its vision tower, too,
+there are rows of ECoFLaP on its decoder alone.
 """
 
 import json
@@ -15,8 +15,7 @@ from typing import Any
 
 from benchmarks.measured_code import AT_START
 from benchmarks.second_order_data import beginnings
-from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel, case_row, ecoflap_scores
-from benchmarks.second_order_figures import Found, mean, ratio, worst
+from benchmarks.second_order_ecoflap import SEED, SPARSITIES, Case, SparseModel, case_row, ecoflap_scores, row_key
 from benchmarks.steps import Steps
 from lop.workflows.registration import register_model
 from lop.workflows.searching import search_model
@@ -59,32 +58,16 @@ def searched_rows(
         asked = [*key, str(number), str(NUM_SCORED[model.name]), str(sparsity)]
         search = partial(_search, model, sparsity, number)
         found = steps.call(f"searched densities {sparsity}", asked, search, modules=_CODE).document
-        name = f"{LocalStep.WANDA} {SEARCHED} {sparsity}"
-        own = [*asked, str(len(model.calibration)), str(found["architecture"])]
-        step = steps.call(name, own, partial(_score, decoder, sparsity, found["architecture"]), modules=_CODE)
-        rows.append({**step.document, "seconds": step.seconds, "calibration_kl": found["calibration_kl"]})
+        own = [*row_key(model, asked), str(found["architecture"])]
+        for by in LocalStep:
+            score = partial(_score, decoder, sparsity, found["architecture"], by)
+            step = steps.call(f"{by} {SEARCHED} {sparsity}", own, score, modules=_CODE)
+            rows.append({**step.document, "seconds": step.seconds, "calibration_kl": found["calibration_kl"]})
     if model.modules is not Modules.LANGUAGE:
         scores = ecoflap_scores(model, key, steps)  # the decoder's are among them
-        rows += [case_row(decoder, Case(LocalStep.WANDA, Ratios.ECOFLAP, s), scores, key, steps) for s in sparsities]
+        cases = [Case(by, Ratios.ECOFLAP, sparsity) for sparsity in sparsities for by in LocalStep]
+        rows += [case_row(decoder, case, scores, key, steps) for case in cases]
     return rows
-
-
-def searched_figures(rows: Sequence[dict[str, Any]]) -> Found:
-    """Validation KL of searched ratios over that of ECoFLaP's on the decoder: the greatest of all sparsities and, as
-    `..._mean`, the geometric mean."""
-    kl = {
-        (x["model"], x["ratios"], x["sparsity"]): x["kl"]
-        for x in rows
-        if (x["step"], x["modules"], x["pattern"]) == (LocalStep.WANDA, Modules.LANGUAGE, None)
-    }
-    ratios: dict[str, list[float]] = {}
-    for (name, by, sparsity), own in kl.items():
-        if by == SEARCHED and (other := kl.get((name, Ratios.ECOFLAP, sparsity))) is not None:
-            ratios.setdefault(name, []).append(ratio(own, other))
-    return {
-        "searched_vs_ecoflap": {name: worst(own) for name, own in ratios.items()},
-        "searched_vs_ecoflap_mean": {name: mean(own) for name, own in ratios.items()},
-    }
 
 
 def _search(model: SparseModel, sparsity: float, evaluations: int) -> dict[str, Any]:
@@ -114,7 +97,7 @@ def _search(model: SparseModel, sparsity: float, evaluations: int) -> dict[str, 
     }
 
 
-def _score(model: SparseModel, sparsity: float, document: list[dict[str, Any]]) -> dict[str, Any]:
+def _score(model: SparseModel, sparsity: float, document: list[dict[str, Any]], step: LocalStep) -> dict[str, Any]:
     plan = make_plan(
         read_anatomy(model.path),
         Architecture.from_document(document),
@@ -123,5 +106,5 @@ def _score(model: SparseModel, sparsity: float, document: list[dict[str, Any]]) 
         ranking=PlanRanking(sha256="0" * 64),  # nothing is cut
         method="mcts",
     )
-    asked, densities = planned_sparsity(model.path, plan, LocalStep.WANDA)
+    asked, densities = planned_sparsity(model.path, plan, step)
     return model.measured(asked, densities, ratios=SEARCHED, sparsity=sparsity)

@@ -30,8 +30,8 @@ RUNS = ("lop.commands.apply",)
 """What runs in a process of its own."""
 
 DATA = REFERENCE / "data" / "calibration.json"
-NUM_CONVERSATIONS = 24
-"""Some 17,000 tokens, three for each input of a down projection."""
+NUM_CONVERSATIONS = 78
+"""Some 55,000 tokens, ten for each input of a down projection: as many as `lop apply` tells its users to take."""
 
 
 def memory_rows(

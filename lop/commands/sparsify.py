@@ -26,6 +26,14 @@ def sparsify(
         str, typer.Option(help="wanda, or sparsegpt, with which the weights that stay make up for the others.")
     ] = "sparsegpt",
     ratios: Annotated[str, typer.Option(help="How sparse each layer becomes: uniform, ecoflap or owl.")] = "uniform",
+    score_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="ECoFLaP scores layers on the first N answer tokens of each conversation. Default: 32; its paper's "
+            "samples are captions.",
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", "-p", help="Plan file that says the density of each sub-layer. Instead of --sparsity."),
@@ -77,6 +85,7 @@ def sparsify(
             ratios=own_ratios,
             modules=own_modules,
             seed=seed,
+            scored_tokens=score_tokens,
             inputs=own_inputs,
         )
     else:
@@ -84,6 +93,7 @@ def sparsify(
             "--sparsity": sparsity is not None,
             "--pattern": pattern is not None,
             "--ratios": own_ratios is not Ratios.UNIFORM,
+            "--score-tokens": score_tokens is not None,
             "--modules": own_modules is not Modules.LANGUAGE,
         }
         if any(given.values()):

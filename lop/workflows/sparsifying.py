@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lop.workflows.compute import compute_device, load_for_compute, warn_of_dtype
+from lop.workflows.compute import compute_device, warn_of_dtype
+from lop.workflows.ecoflap_scores import SCORED_TOKENS, block_scores, kept_in
 from lop.workflows.measuring import RECIPES, measure_activations, streamed
 from pruning.allocators.ecoflap import EXTRA_SPARSITY, kept_parameters
 from pruning.allocators.owl import LAMBDA, owl_retentions
 from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.checkpoints.loading import load_processor
 from pruning.cutting.rewriting.blocks import Block, Part, language_blocks
 from pruning.cutting.rewriting.damped_sweep import few_tokens
 from pruning.cutting.rewriting.planned_densities import planned_densities
@@ -28,10 +29,9 @@ from pruning.cutting.rewriting.sparsify_checkpoint import (
     uniform_densities,
 )
 from pruning.cutting.rewriting.sparsity import Pattern
-from pruning.data.batches import make_batches
+from pruning.cutting.streaming.solved import solved_folder
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import InputError
-from pruning.measuring.block_scores import measure_block_scores
 from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.plan import PruningPlan
 from pruning.planning.zeroed import zeroed_weights
@@ -58,12 +58,14 @@ def asked_sparsity(
     ratios: Ratios,
     modules: Modules,
     seed: int,
+    scored_tokens: int | None = None,
     inputs: StepInputs = StepInputs.REWRITTEN,
 ) -> Sparsity:
-    """What the options of the command come to.
+    """What the options of the command come to; `scored_tokens` are ECoFLaP's, by default `SCORED_TOKENS`.
 
     Raises InputError for options that contradict each other, or a density or a pattern that is none.
     """
+    settings = _settings(ratios, seed, scored_tokens)
     if (density is None) == (pattern is None):
         raise InputError(
             "how much stays is said once",
@@ -72,7 +74,7 @@ def asked_sparsity(
         )
     if pattern is None:
         assert density is not None
-        return Sparsity(step, density, _settings(ratios, seed), None, modules, inputs)
+        return Sparsity(step, density, settings, None, modules, inputs)
     if ratios is not Ratios.UNIFORM:
         raise InputError(
             "with a pattern all layers have the same density",
@@ -80,7 +82,7 @@ def asked_sparsity(
             remedy="Leave out --ratios, or give --sparsity instead of --pattern",
         )
     parsed = Pattern.parse(pattern)
-    return Sparsity(step, parsed.density, _settings(ratios, seed), parsed, modules, inputs)
+    return Sparsity(step, parsed.density, settings, parsed, modules, inputs)
 
 
 def planned_sparsity(
@@ -97,11 +99,21 @@ def planned_sparsity(
     return Sparsity(step, 1.0 - zeroed / parameters, ratios, inputs=inputs), lambda _blocks: densities
 
 
-def _settings(ratios: Ratios, seed: int) -> "dict[str, Any]":
+def _settings(ratios: Ratios, seed: int, scored_tokens: int | None) -> "dict[str, Any]":
     settings: dict[str, Any] = {"name": ratios.value}
     if ratios is Ratios.ECOFLAP:
-        recipe = RECIPES[StatisticsKind.ZEROTH_ORDER]
-        settings |= {"seed": seed, "conversations": recipe.num_conversations, "extra_sparsity": EXTRA_SPARSITY}
+        settings |= {
+            "seed": seed,
+            "conversations": RECIPES[StatisticsKind.ZEROTH_ORDER].num_conversations,
+            "answer_tokens": scored_tokens or SCORED_TOKENS,
+            "extra_sparsity": EXTRA_SPARSITY,
+        }
+    elif scored_tokens is not None:
+        raise InputError(
+            "only ECoFLaP scores layers on answer tokens",
+            values=f"--score-tokens {scored_tokens} --ratios {ratios}",
+            remedy="Leave out --score-tokens, or give --ratios ecoflap",
+        )
     return settings
 
 
@@ -127,7 +139,7 @@ def sparsify(
         streamed(folder, conversations),
         calibration_id(conversations),
         compute_device(),
-        densities=densities or _densities(folder, sparsity, conversations, on_score),
+        densities=densities or _densities(folder, sparsity, conversations, solved_folder(out), on_score),
         base_model=base_model,
         on_batch=on_batch,
         on_bytes=on_bytes,
@@ -135,17 +147,22 @@ def sparsify(
 
 
 def _densities(
-    folder: Path, sparsity: Sparsity, conversations: Sequence[Conversation], on_score: Progress | None
+    folder: Path, sparsity: Sparsity, conversations: Sequence[Conversation], kept: Path, on_score: Progress | None
 ) -> Densities:
+    """`kept`: the folder of what is finished, which is there by the time that they are asked for."""
     match Ratios(sparsity.ratios["name"]):
         case Ratios.ECOFLAP:
-            seed = int(sparsity.ratios["seed"])
-            return lambda blocks: alike_within(
-                blocks,
-                ecoflap_densities(
-                    blocks, block_scores(folder, conversations, sparsity.modules, seed, on_score), sparsity.density
-                ),
+            score = partial(
+                block_scores,
+                folder,
+                conversations,
+                sparsity.modules.parts,
+                seed=int(sparsity.ratios["seed"]),
+                num_tokens=int(sparsity.ratios["answer_tokens"]),
+                keep=kept_in(kept),
+                on_score=on_score,
             )
+            return lambda blocks: alike_within(blocks, ecoflap_densities(blocks, score(), sparsity.density))
         case Ratios.OWL:
             return lambda blocks: alike_within(
                 blocks,
@@ -157,16 +174,6 @@ def _densities(
             )
         case Ratios.UNIFORM:
             return uniform_densities(sparsity.density)
-
-
-def block_scores(
-    folder: Path, conversations: Sequence[Conversation], modules: Modules, seed: int, on_score: Progress | None = None
-) -> dict[Part, FloatArray]:
-    """ECoFLaP's scores of layers, with the paper's number of samples and batch size."""
-    recipe = RECIPES[StatisticsKind.ZEROTH_ORDER]
-    used = conversations[: recipe.num_conversations]
-    batches = make_batches(used, load_processor(folder), batch_size=recipe.batch_size)
-    return measure_block_scores(load_for_compute(folder), batches, modules.parts, seed=seed, on_batch=on_score)
 
 
 def ecoflap_densities(blocks: Sequence[Block], scores: Mapping[Part, FloatArray], density: float) -> list[float]:

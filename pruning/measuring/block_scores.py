@@ -43,16 +43,25 @@ def measure_block_scores(
     """Scores [L] and [V] of the layers of `parts`; every weight is bit for bit as before when this returns or raises.
 
     A vision layer costs two passes of the whole model for every matrix and batch, a decoder layer two from itself on.
+    `on_batch` is told how many pairs of a matrix and a batch are done, of how many in all parts.
 
     Raises CheckpointError if a loss is not finite; the layer is named.
     """
     scores: dict[Part, FloatArray] = {}
+    counts = {part: len(batches) * _num_matrices(model, part) for part in parts}
+    done = 0
+
+    def tell(of_part: int, _: int) -> None:
+        if on_batch is not None:
+            on_batch(done + of_part, sum(counts.values()))
+
     with at_least_float32(model):
         for part in parts:
             if part is Part.LANGUAGE:
-                scores[part] = layer_scores(model, batches, tuple(Sublayer), seed, epsilon, on_batch)
+                scores[part] = layer_scores(model, batches, tuple(Sublayer), seed, epsilon, tell)
             else:
-                scores[part] = _vision_scores(model, batches, seed, epsilon, on_batch)
+                scores[part] = _vision_scores(model, batches, seed, epsilon, tell)
+            done += counts[part]
             if not np.isfinite(scores[part]).all():
                 raise CheckpointError(
                     "losses must be finite numbers",
@@ -68,16 +77,10 @@ def _vision_scores(
     batches: Sequence[Batch],
     seed: int,
     epsilon: float,
-    on_batch: Callable[[int, int], None] | None,
+    on_batch: Callable[[int, int], None],
 ) -> FloatArray:
-    view, found = decoder_view(model), vision_layers(model)
-    layers = () if found is None else found[1]
-    linears = [
-        (index, linear)
-        for index, layer in enumerate(layers)
-        for linear in layer.modules()
-        if isinstance(linear, nn.Linear)
-    ]
+    view, layers = decoder_view(model), _vision_linears(model)
+    linears = [(index, linear) for index, own in enumerate(layers) for linear in own]
 
     def loss(batch: Batch) -> float:
         (inputs,) = decoder_inputs(model, [batch])
@@ -90,9 +93,23 @@ def _vision_scores(
             noise = torch.Generator().manual_seed(noise_seed(seed, _VISION_STEPS + done))
             scores[index] += abs(projected_gradient(linear, lambda own=batch: loss(own), noise, epsilon))  # type: ignore[misc]
             done += 1
-            if on_batch is not None:
-                on_batch(done, len(linears) * len(batches))
+            on_batch(done, len(linears) * len(batches))
     return scores
+
+
+def _num_matrices(model: "PreTrainedModel", part: Part) -> int:
+    """That are scored, in all layers of `part`."""
+    if part is Part.VISION:
+        return sum(map(len, _vision_linears(model)))
+    view = decoder_view(model)
+    return len(view.layers) * sum(len(view.family.linears(sublayer)) for sublayer in Sublayer)
+
+
+def _vision_linears(model: "PreTrainedModel") -> list[list[nn.Linear]]:
+    """Those of each layer [V] of the vision tower; none where there is no tower."""
+    found = vision_layers(model)
+    layers = () if found is None else found[1]
+    return [[linear for linear in layer.modules() if isinstance(linear, nn.Linear)] for layer in layers]
 
 
 _VISION_STEPS = 2**32

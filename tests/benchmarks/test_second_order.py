@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order import _without_twins, figures
 from benchmarks.second_order_cuts import BY_ELIMINATION, CUTS, cut_figures, cut_rows
 from benchmarks.second_order_data import beginnings, by_length
-from benchmarks.second_order_densities import SEARCHED, searched_figures, searched_rows
-from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_rows, ecoflap_scores
+from benchmarks.second_order_densities import SEARCHED, searched_rows
+from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_rows
 from benchmarks.second_order_figures import LEAST, MOST, summary_of
 from benchmarks.second_order_joint import (
     BITS,
@@ -31,6 +31,7 @@ from benchmarks.second_order_joint import (
 )
 from benchmarks.second_order_models import ELIMINATION, MAGNITUDE, Model
 from benchmarks.second_order_picture import draw_second_order
+from benchmarks.second_order_sparse_figures import Pair, interval_table, searched_figures, with_intervals
 from benchmarks.steps import Steps
 from lop.workflows.sparsifying import Ratios
 from pruning.anatomy.architecture import Architecture
@@ -202,46 +203,27 @@ def test_sparse_rows_are_measured_once_at_equal_numbers_of_zeros(
     cases = [Case(LocalStep.SPARSEGPT, ratios, 0.5) for ratios in (Ratios.UNIFORM, Ratios.ECOFLAP)]
     rows = ecoflap_rows(model, ["tiny"], steps, cases)
     searched = searched_rows(model, ["tiny"], steps, [0.5], 2)
-    assert [(x["ratios"], x["modules"]) for x in searched] == [(SEARCHED, "language"), ("ecoflap", "language")]
-    assert [x["zeroed"] for x in searched] == pytest.approx([0.5, 0.5], abs=0.01)
-    assert searched_figures([*rows, *searched])["searched_vs_ecoflap"] == {
-        "reference": pytest.approx(searched[0]["kl"] / searched[1]["kl"])
-    }
+    assert [(x["step"], x["ratios"], x["modules"]) for x in searched] == [
+        (step, ratios, "language") for ratios in (SEARCHED, "ecoflap") for step in ("wanda", "sparsegpt")
+    ]
+    assert [x["zeroed"] for x in searched] == pytest.approx([0.5] * 4, abs=0.01)
+    figures = searched_figures([*rows, *searched])
+    for n, name in enumerate(("searched_vs_ecoflap", "searched_sparsegpt_vs_ecoflap")):
+        assert figures[name] == {"reference": pytest.approx(searched[n]["kl"] / searched[n + 2]["kl"])}
+    for row in (*rows, *searched):
+        assert len(row["conversation_nats"]) == 3
+        assert sum(row["conversation_nats"]) == pytest.approx(row["kl"] * row["answer_tokens"])
     assert [row["zeroed"] for row in rows] == pytest.approx([0.5, 0.5], abs=1e-3)
     assert [len(set(row["densities"])) for row in rows] == [1, 6]
     assert rows[0]["kl"] != rows[1]["kl"]
     assert not (tmp_path / "found" / "sparse").exists()
 
     monkeypatch.setattr(SparseModel, "score", again)
-    monkeypatch.setattr(SparseModel, "scores", again)
+    monkeypatch.setattr("lop.workflows.ecoflap_scores.measure_block_scores", again)
     monkeypatch.setattr(SparseModel, "measured", again)
     monkeypatch.setattr("benchmarks.second_order_densities.search_model", again)
     assert ecoflap_rows(model, ["tiny"], steps, cases) == rows
     assert searched_rows(model, ["tiny"], steps, [0.5], 2) == searched
-
-
-def test_scores_are_summed_over_batches_each_of_which_is_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forty conversations, of which 32 count: four batches of eight, shortest texts first."""
-    turns = [Conversation(str(n), None, (Turn("what?", "word " * (40 - n)),)) for n in range(40)]
-    model = replace(SparseModel.of(tiny_model(tmp_path)), calibration=turns)
-    assert next([int(x.id) for x in batch] for batch in model.batches) == [31, 30, 29, 28, 27, 26, 25, 0]
-    assert [len(batch) for batch in model.batches] == [8, 8, 8, 8]
-    steps = Steps(tmp_path / "steps")
-    asked: list[int] = []
-
-    def scores(_: SparseModel, batch: int) -> dict[str, list[float]]:
-        asked.append(batch)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return {"language": [1.0, 10.0**batch]}
-
-    monkeypatch.setattr(SparseModel, "scores", scores)
-    with pytest.raises(KeyboardInterrupt):
-        ecoflap_scores(model, ["tiny"], steps)
-    assert ecoflap_scores(model, ["tiny"], steps) == {"language": [4.0, 1111.0]}
-    assert asked == [0, 1, 2, 2, 3]
 
 
 def test_beginnings_of_answers_in_order_of_length() -> None:
@@ -299,6 +281,8 @@ def test_sparse_figures_worked_by_hand() -> None:
         "sparsegpt_vs_wanda_2_4": 0.5,
         "searched_vs_ecoflap": pytest.approx(2.0),
         "searched_vs_ecoflap_mean": pytest.approx(1.0),
+        "searched_sparsegpt_vs_ecoflap": None,
+        "searched_sparsegpt_vs_ecoflap_mean": None,
     }
     assert found["reference"] == own
     assert {name: found[name] for name in own} == own
@@ -310,19 +294,49 @@ def test_sparse_figures_worked_by_hand() -> None:
     }
 
 
+def searched_row(step: str, ratios: str, sparsity: float, kl: float, modules: str = "language") -> dict[str, object]:
+    said = {"model": "smollm2", "step": step, "ratios": ratios, "pattern": None, "modules": modules}
+    return {**said, "sparsity": sparsity, "kl": kl}
+
+
 def test_searched_figures_worked_by_hand() -> None:
-    """Half and three times ECoFLaP's KL on the decoder are 1.22 of it; rows of the vision tower, too, do not count."""
-
-    def row(ratios: str, sparsity: float, kl: float, modules: str = "language") -> dict[str, object]:
-        said = {"model": "smollm2", "step": "wanda", "pattern": None}
-        return {**said, "ratios": ratios, "sparsity": sparsity, "kl": kl, "modules": modules}
-
+    """Half and three times ECoFLaP's KL on the decoder are 1.22 of it; rows of the vision tower, too, do not count.
+    With SparseGPT there is one pair."""
+    row = partial(searched_row, "wanda")
     rows = [row("ecoflap", 0.5, 2.0), row("ecoflap", 0.7, 2.0), row("searched", 0.5, 1.0), row("searched", 0.7, 6.0)]
+    rows += [searched_row("sparsegpt", ratios, 0.5, kl) for ratios, kl in (("ecoflap", 1.0), ("searched", 0.9))]
     found = searched_figures([*rows, row("ecoflap", 0.5, 9.0, "all"), row("uniform", 0.5, 9.0)])
     assert found == {
         "searched_vs_ecoflap": {"smollm2": pytest.approx(3.0)},
         "searched_vs_ecoflap_mean": {"smollm2": pytest.approx(1.5**0.5)},
+        "searched_sparsegpt_vs_ecoflap": {"smollm2": pytest.approx(0.9)},
+        "searched_sparsegpt_vs_ecoflap_mean": {"smollm2": pytest.approx(0.9)},
     }
+
+
+def test_a_tie_is_told_from_a_loss() -> None:
+    """Of forty conversations one model loses 1.1 times as much in each: so in every draw. Another loses 2 times as much
+    in one half of them and .4 in the other, 1.2 in the mean, which may be chance: with k of 40 drawn from the first
+    half the ratio is .4 + .04 k, and k is between 15 and 25 in nine draws of ten (binomial: .04 each side at 14 and
+    26)."""
+
+    def row(ratios: str, nats: list[float]) -> dict[str, object]:
+        return {**searched_row("wanda", ratios, 0.5, sum(nats) / 400), "conversation_nats": nats}
+
+    uniform = row("uniform", [1.0] * 40)
+    loss, tie = (row("ecoflap", nats) for nats in ([1.1] * 40, [2.0] * 20 + [0.4] * 20))
+    assert Pair("", loss, uniform).interval == pytest.approx((1.1, 1.1))
+    assert Pair("", tie, uniform).interval == pytest.approx((0.4 + 0.04 * 15, 0.4 + 0.04 * 25), abs=0.045)
+    rows, searched = with_intervals([uniform, tie], [row("searched", [1.2] * 40)])
+    assert [list(x["against"]) for x in (*rows, *searched)] == [
+        [],
+        ["ecoflap_wanda_vs_uniform"],
+        ["searched_vs_ecoflap"],
+    ]
+    table = interval_table([*rows, *searched])["smollm2"]
+    assert table["ecoflap_wanda_vs_uniform"]["0.5"] == pytest.approx([1.2, *Pair("", tie, uniform).interval])
+    low, high = table["searched_vs_ecoflap"]["0.5"][1:]
+    assert low < 1.0 < high
 
 
 def test_joint_plans_of_a_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from lop.cli import main
+from lop.commands import apply
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.headers import weights_sha256
 from pruning.cutting import prune_checkpoint, reconstruct_checkpoint
 from pruning.cutting.streaming.draft import draft_folder
 from pruning.cutting.streaming.solved import solved_folder
+from pruning.forward.tensor_store import TensorStore
 from pruning.planning.plan import PruningPlan
 from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking
@@ -190,6 +192,28 @@ def test_what_is_kept_is_solved_anew(
     assert PruningPlan.load(plan_path.parent / "out" / "lop_plan.json").reconstructs
     # Three conversations have some forty tokens each, the widest projection keeps 40 inputs.
     assert ("without damping nothing could be solved" in err) is (found["tokens"] < 40)
+
+
+def test_what_waits_beyond_a_bound_is_on_the_disk_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, plan_path: Path, checkpoint: Path, data: Path
+) -> None:
+    spilled: list[int] = []
+    close = TensorStore.close
+
+    def told(store: TensorStore) -> None:
+        spilled.append(store.file_bytes)
+        close(store)
+
+    monkeypatch.setattr(TensorStore, "close", told)
+    written = []
+    for bound in (apply._RESIDENT_BYTES, 0):
+        monkeypatch.setattr(apply, "_RESIDENT_BYTES", bound)
+        assert lop_apply(monkeypatch, plan_path, checkpoint, "--reconstruct", data) == 0
+        out = plan_path.parent / "out"
+        written.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
+        out.rename(plan_path.parent / f"out-{bound}")
+    assert spilled[0] == 0 < spilled[1]
+    assert written[0] == written[1]
 
 
 def test_an_interrupt_of_the_solve_says_where_to_go_on(

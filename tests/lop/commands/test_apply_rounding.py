@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lop.commands import apply
 from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.forward.tensor_store import TensorStore
 from pruning.planning.plan import PruningPlan
 from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import plan_for, random_ranking
@@ -40,6 +42,15 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
     wide: Path,
     data: Path,
 ) -> None:
+    spilled: list[int] = []
+    close = TensorStore.close
+
+    def told(store: TensorStore) -> None:
+        spilled.append(store.file_bytes)
+        close(store)
+
+    monkeypatch.setattr(TensorStore, "close", told)
+    monkeypatch.setattr(apply, "_RESIDENT_BYTES", 0)
     options = ("--reconstruct", data, "--method", "gptq") if solves else ("--data", data)
     assert lop_apply(monkeypatch, plan_path, wide, *options, "--conversations", 3, "--json") == 0
     printed, err = capsys.readouterr()
@@ -47,6 +58,8 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
     assert found["rounding"]["method"] == "gptq"
     assert len(found["rounding"]["projections"]) == 4 + 3 + 3  # an attention and two FFNs
     assert ("reconstruction" in found) is solves
+    assert len(spilled) == 1 + solves
+    assert all(spilled)  # what waits beyond the bound is on the disk
     inside = PruningPlan.load(plan_path.parent / "out" / "lop_plan.json")
     assert (inside.rounds, inside.reconstructs) == (True, solves)
     tokens = {note["tokens"] for note in found["rounding"]["projections"].values()}

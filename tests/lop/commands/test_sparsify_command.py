@@ -52,12 +52,14 @@ def test_the_whole_of_it(
 ) -> None:
     """Ratios of both parts together, and what is warned of: 32 to 48 inputs, and fewer tokens than that."""
     data, out = write_conversations(tmp_path / "data", 2), tmp_path / "out"
-    words = (checkpoint, "--out", out, "-d", data, "-s", 0.5, "--ratios", "ecoflap", "--modules", "all", "--json")
-    assert lop(monkeypatch, *words) == 0
+    words = (checkpoint, "--out", out, "-d", data, "-s", 0.5, "--ratios", "ecoflap", "--modules", "all")
+    assert lop(monkeypatch, *words, "--score-tokens", 3, "--json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert found["density"] == pytest.approx(0.5, abs=1e-3)
-    assert found["ratios"] == {"name": "ecoflap", "seed": 0, "conversations": 32, "extra_sparsity": 0.1}
+    settings = {"seed": 0, "conversations": 32, "answer_tokens": 3, "extra_sparsity": 0.1}
+    assert found["ratios"] == {"name": "ecoflap", **settings}
+    assert json.loads((out / "config.json").read_text())["lop_sparsity"]["ratios"] == found["ratios"]
     densities = {x["density"] for x in json.loads((out / REPORT_NAME).read_text())["layers"]}
     assert len(densities) == 6
     assert min(densities) > 0.39
@@ -70,6 +72,7 @@ def test_the_whole_of_it(
         ((), "neither a sparsity nor a pattern"),
         (("-s", 0.5, "--pattern", "2:4"), "a sparsity and a pattern"),
         (("--pattern", "2:4", "--ratios", "owl"), "with a pattern all layers have the same density"),
+        (("-s", 0.5, "--score-tokens", 8), "--score-tokens 8 --ratios uniform"),
         (("-s", 1.0), "a sparsity is at least 0 and below 1"),
         (("-s", 0.5, "--method", "magic"), "Known are wanda, sparsegpt"),
     ],

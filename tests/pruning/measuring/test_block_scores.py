@@ -23,7 +23,7 @@ def test_scores_are_sums_of_projected_gradients(checkpoint: Path, conversations:
         model, [batch], tuple(Part), seed=5, epsilon=1e-2, on_batch=lambda *progress: told.append(progress)
     )
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert told == [(i + 1, 28) for i in range(28)] + [(i + 1, 12) for i in range(12)]
+    assert told == [(i + 1, 28 + 12) for i in range(28 + 12)]
     layer, by_hand = model.get_decoder().layers[1], 0.0
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     modules = dict(layer.named_modules())
