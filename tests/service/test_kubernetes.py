@@ -1,5 +1,6 @@
 """deploy/kubernetes: the same commands as docker-compose.yml, and manifests that Kubernetes takes."""
 
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def test_commands_and_settings_are_those_of_compose(name: str) -> None:
     assert set(SETTINGS) <= {variable.name for variable in service_variables()} | set(READ_ELSEWHERE)
     compose = SERVICES["server"]["environment"]
     assert {variable: compose[variable] for variable in SETTINGS} == SETTINGS
+
+
+def test_the_image_is_one_of_a_registry_of_this_version() -> None:
+    """A name without a registry is one of Docker's, where anybody could have put an image of that name."""
+    [image] = KUSTOMIZATION["images"]
+    assert {container["image"] for pod in PODS.values() for container in pod["spec"]["containers"]} == {image["name"]}
+    assert "." in image["newName"].partition("/")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert image["newTag"] == project["version"]
 
 
 @pytest.mark.parametrize("name", PODS)

@@ -1,4 +1,4 @@
-"""deploy/nginx.conf: what it hands on of a request, in its text, and by a real nginx where Debian's package is installed.
+"""deploy/nginx.conf: what it hands on of a request, in its text, and by a real nginx where Debian's is installed.
 
 What Debian's nginx is too old for, and what is there only in Docker, is replaced: the name server, `resolve`, ports.
 """
