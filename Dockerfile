@@ -24,8 +24,8 @@ COPY storage storage
 COPY values values
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt '.[all]' \
     && useradd --create-home --uid 10001 lop \
-    && mkdir /home/lop/data /home/lop/output \
-    && chown lop:lop /home/lop/data /home/lop/output
+    && mkdir /home/lop/data /home/lop/output /home/lop/second-order \
+    && chown lop:lop /home/lop/*
 
 # The default SQLite database is a file of the working directory.
 WORKDIR /home/lop

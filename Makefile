@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make demo       the whole loop on the reference model (about five minutes on two cores)"
 	@echo "make test       all tests"
-	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm); the Kubernetes manifests by their schema"
+	@echo "make test-page  the page in a browser, with axe-core (needs chromium and npm); the Kubernetes manifests by their schema; deploy/nginx.conf in nginx (if installed)"
 	@echo "make test-newest  the tests of cutting and loading, against the newest transformers (for a job once a week)"
 	@echo "make test-vllm  vLLM with integrations/vllm against lop.load_pruned (3.5 GB of packages, ten minutes)"
 	@echo "make test-harnesses  lm-evaluation-harness and lmms-eval against lop evaluate (8 GB of packages, ten minutes)"
@@ -53,7 +53,7 @@ test: $(STAMP)
 test-page: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4.14.1
-	LOP_AXE=$(VENV)/npm/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest tests/service/page/test_browser.py tests/service/test_kubernetes.py -s
+	LOP_AXE=$(VENV)/npm/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest tests/service/page/test_browser.py tests/service/test_kubernetes.py tests/service/test_nginx.py -s
 
 # In an environment of its own: constraints.txt keeps every other version.
 test-newest:

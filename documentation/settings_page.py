@@ -18,7 +18,8 @@ READ_ELSEWHERE: Mapping[str, tuple[str, str]] = MappingProxyType(
         "LOP_KEY": ("text", "The key that `lop.Client` and commands with `--url` send, where the server has any."),
         "LOP_SECOND_ORDER": (
             "folder",
-            "Where the products that reconstruction solves from stay; without it lop/second-order in the user's cache.",
+            "Where the products that reconstruction solves from stay; all workers share it. Without it "
+            "lop/second-order in the user's cache.",
         ),
         "LOP_TORCH_DEVICE": ("text", "Where models run, as torch names it; without it a GPU if torch sees one."),
     }

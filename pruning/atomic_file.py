@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 from pruning.errors import CheckpointError
@@ -12,7 +13,7 @@ MAX_NAME_BYTES = 255
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part; raises OSError."""
-    temporary = beside(path, f".{os.getpid()}.partial")
+    temporary = draft_of(path)
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -20,6 +21,14 @@ def replace_file(path: Path, content: bytes) -> None:
         if len(os.fsencode(path.name)) <= MAX_NAME_BYTES:  # else there is no such file, and asking for it fails too
             temporary.unlink(missing_ok=True)
         raise
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes what then becomes `path`: beside it, under a name that no other process uses.
+
+    The number of the process is not enough: every container has a process 1, and workers in several share a volume.
+    """
+    return beside(path, f".{socket.gethostname()}-{os.getpid()}.partial")
 
 
 def check_name(path: Path) -> None:

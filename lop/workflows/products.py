@@ -1,4 +1,5 @@
-"""Where this machine keeps second-order products (H) of models whose plans count on reconstruction."""
+"""Where second-order products (H) are kept of models whose plans count on reconstruction: on this machine, or in a
+folder that several machines share."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -50,7 +50,8 @@ class MeasuredOn:
 class SecondOrderStore:
     """The statistics of one model on one calibration set, a file a layer.
 
-    A layer's file is whole or absent. One process writes a folder at a time; any number may read it.
+    A layer's file is whole or absent, also for other machines that share the folder. Two processes that measure the
+    same at once do the work twice, and either's file may stay.
 
     Raises InputError if the folder holds anything else, or cannot be written.
     """
@@ -65,7 +66,7 @@ class SecondOrderStore:
             "roles": [role.value for role in self.roles],
         }
         with _on_disk(folder):
-            if folder.exists() and not (folder / _STATE).is_file() and any(folder.iterdir()):
+            if folder.exists() and not (folder / _STATE).is_file() and any(map(_is_seen, folder.iterdir())):
                 raise _other_folder(folder, "files that are none of second-order statistics")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / _STATE).is_file():
@@ -180,6 +181,11 @@ def measure_second_order(
                 products.check(index, projections[role])
             store.put(index, recorder.products)
             del recorder
+
+
+def _is_seen(path: Path) -> bool:
+    """False for drafts, of a process that is about to put the first file here, or that was killed then."""
+    return not path.name.startswith(".")
 
 
 @contextmanager

@@ -26,6 +26,9 @@ QUANTITIES: dict[str, Callable[[str], object]] = {
 }
 """Options that the command itself reads."""
 
+KUBERNETES = "deploy/kubernetes"
+"""The manifests, from the root of the repository."""
+
 SCHEMA: dict[str, Any] = {}
 
 
@@ -75,6 +78,12 @@ def _make(words: list[str]) -> None:
 
 
 def _docker(words: list[str]) -> None:
+    """Of the compose file, and of the image under the name that the manifests of Kubernetes have for it."""
+    if words[0] in ("build", "push"):
+        [image] = yaml.safe_load((ROOT / KUBERNETES / "kustomization.yaml").read_text())["images"]
+        name = f"{image['newName']}:{image['newTag']}"
+        assert words in (["build", "--tag", name, "."], ["push", name]), f"the manifests name {name}"
+        return
     assert words[0] == "compose"
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     if words[1] == "run":
@@ -82,15 +91,33 @@ def _docker(words: list[str]) -> None:
         assert words[3] in services, f"docker-compose.yml has no {words[3]}"
         check_command(Command({}, words[4:]))
     else:
-        assert words[1:] in (["up"], ["up", "--build"])
+        assert words[1:] in (["up"], ["build"])
 
 
 def _kubectl(words: list[str]) -> None:
+    """What is named as `kind/name` is in a manifest, and what is run in a pod is a command of ours."""
+    words, inner = split_inner(words)
+    if words[:2] == ["-n", "lop"]:
+        words = words[2:]
+    assert words[0] in ("apply", "create", "exec", "port-forward", "rollout", "wait"), f"kubectl {words[0]}"
+    assert (words[0] == "exec") is bool(inner), "a command for a pod stands after --"
+    if inner:
+        check_command(Command({}, inner))
+    manifests = [x for path in (ROOT / KUBERNETES).glob("*.yaml") for x in yaml.safe_load_all(path.read_text())]
+    known = {f"{x['kind'].lower()}/{x['metadata']['name']}" for x in manifests if "metadata" in x}
     for word in words:
+        if re.fullmatch(r"[a-z]+/[a-z-]+", word) and word != KUBERNETES:
+            assert word in known, f"no manifest has {word}"
         if word.startswith("--from-literal="):
             check_variable(word.removeprefix("--from-literal=").partition("=")[0])
     if "-k" in words:
         assert (ROOT / words[words.index("-k") + 1] / "kustomization.yaml").is_file()
+
+
+def split_inner(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before `--`, and those after it."""
+    count = words.index("--") if "--" in words else len(words)
+    return words[:count], words[count + 1 :]
 
 
 def _curl(words: list[str]) -> None:

@@ -6,7 +6,7 @@ they name, `curl` by the paths of the OpenAPI document, variables by what the co
 import, name, attribute and argument is looked for. JSON is parsed. Words of programs that are not ours (`vllm`,
 `ollama`, `zip`) are not read. What no test knows how to read fails, and so does a command outside of a block.
 
-RUN, in README, the tutorial and three how-to pages: see test_run_blocks.py.
+RUN, in README, the tutorial, four how-to pages, jobs and operating: see test_run_blocks.py.
 """
 
 import json
@@ -76,6 +76,11 @@ def test_commands_stand_in_blocks(page: Path) -> None:
         ("sh", "curl localhost:8000/v1/plan", "/v1/plan"),
         ("sh", "curl -X DELETE localhost:8000/v1/plans", "DELETE"),
         ("sh", "docker compose run --rm migrat lop db upgrade", "migrat"),
+        ("sh", "docker push lop-service:latest", "the manifests name"),
+        ("sh", "kubectl -n lop run", "kubectl run"),
+        ("sh", "kubectl -n lop exec deployment/lop-workers -- lop key list", "lop-workers"),
+        ("sh", "kubectl -n lop exec deployment/lop-worker -- lop key creat", "creat"),
+        ("sh", "kubectl -n lop exec deployment/lop-worker", "after --"),
         ("python", "import lop\nlop.load_prunned('x')", "load_prunned"),
         ("python", "import lop\nlop.Client('http://x').plan(model='m', sparsty=0.3)", "sparsty"),
         ("python", "import lop\nplan = lop.Client('http://x').plan(model='m', sparsity=0.3)\nplan.layer", "layer"),

@@ -86,6 +86,17 @@ def test_who_waits_for_whom() -> None:
     assert [v for v in SERVICES["server"]["volumes"] if v in SERVICES["worker"]["volumes"]] == ["data:/home/lop/data"]
 
 
+def test_what_workers_write_is_in_volumes_that_the_image_gives_to_its_user() -> None:
+    """A named volume begins as the image's folder at its place: without one it is root's."""
+    folders = {value for name, value in SERVICES["worker"]["environment"].items() if value.startswith("/home/lop/")}
+    mounts = dict(volume.split(":")[1::-1] for volume in SERVICES["worker"]["volumes"] if volume[0] != "$")
+    assert {"/home/lop/data", "/home/lop/output", "/home/lop/second-order"} == folders
+    assert {mounts[folder] for folder in folders} <= set(COMPOSE["volumes"])
+    [made] = re.findall(r"mkdir ((?:/home/lop/\S+ ?)+)", DOCKERFILE)
+    assert set(made.split()) == folders
+    assert "chown lop:lop /home/lop/*" in DOCKERFILE
+
+
 def test_two_servers_behind_one_proxy_that_is_asked_for_their_own_figures() -> None:
     proxy = (ROOT / "deploy" / "nginx.conf").read_text()
     prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())

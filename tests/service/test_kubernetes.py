@@ -1,5 +1,6 @@
 """deploy/kubernetes: the same commands as docker-compose.yml, and manifests that Kubernetes takes."""
 
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,18 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from documentation.settings_page import READ_ELSEWHERE, service_variables
 from service.settings import Settings
 from tests.command_lines import parse
 from tests.service.test_compose import SERVICES
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 MANIFESTS: list[dict[str, Any]] = [
     manifest for name in KUSTOMIZATION["resources"] for manifest in yaml.safe_load_all((FOLDER / name).read_text())
 ]
+SETTINGS = dict(line.split("=", 1) for line in KUSTOMIZATION["configMapGenerator"][0]["literals"])
 PODS = {
     manifest["metadata"]["name"].removeprefix("lop-"): manifest["spec"]["template"]
     for manifest in MANIFESTS
@@ -32,10 +36,18 @@ def test_commands_and_settings_are_those_of_compose(name: str) -> None:
     [container] = PODS[name]["spec"]["containers"]
     assert container["command"] == SERVICES[name]["command"]
     parse(container["command"])
-    literals = dict(line.split("=", 1) for line in KUSTOMIZATION["configMapGenerator"][0]["literals"])
-    assert all(variable.removeprefix("LOP_").lower() in Settings.model_fields for variable in literals)
+    assert set(SETTINGS) <= {variable.name for variable in service_variables()} | set(READ_ELSEWHERE)
     compose = SERVICES["server"]["environment"]
-    assert literals == {variable: compose[variable] for variable in literals}
+    assert {variable: compose[variable] for variable in SETTINGS} == SETTINGS
+
+
+def test_the_image_is_one_of_a_registry_of_this_version() -> None:
+    """A name without a registry is one of Docker's, where anybody could have put an image of that name."""
+    [image] = KUSTOMIZATION["images"]
+    assert {container["image"] for pod in PODS.values() for container in pod["spec"]["containers"]} == {image["name"]}
+    assert "." in image["newName"].partition("/")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert image["newTag"] == project["version"]
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -53,6 +65,18 @@ def test_pods_may_do_little_and_know_no_secret(name: str) -> None:
     assert {mount["name"] for mount in container.get("volumeMounts", [])} == set(volumes)
     asked = {x["persistentVolumeClaim"]["claimName"] for x in volumes.values() if "persistentVolumeClaim" in x}
     assert asked <= claims
+
+
+def test_what_a_worker_writes_is_in_volumes_that_all_workers_share() -> None:
+    pod = PODS["worker"]["spec"]
+    [container] = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
+    modes = {x["metadata"]["name"]: x["spec"]["accessModes"] for x in MANIFESTS if "accessModes" in x.get("spec", {})}
+    written = [SETTINGS[name] for name in ("LOP_DATA_STORE", "LOP_OUTPUT_ROOT", "LOP_SECOND_ORDER")]
+    assert [modes[volumes[mounts[folder]]] for folder in written] == [["ReadWriteMany"]] * 3
+    assert [folder for folder in SETTINGS.values() if folder.startswith("/") and folder not in mounts] == []
 
 
 def test_a_server_has_time_to_stop() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pruning.atomic_file import beside, check_name
+from pruning.atomic_file import beside, check_name, draft_of
 from pruning.checkpoints.file_errors import writing
 from pruning.cutting.gguf.writer import GgufFile, write_gguf
 from pruning.cutting.streaming.lock import locked_file
@@ -102,7 +102,7 @@ def _locked_draft(out: Path) -> Iterator[Path]:
 @contextmanager
 def _small_draft(out: Path, content: bytes) -> Iterator[Path]:
     """A draft of `out` that holds `content`; it is gone when the block ends."""
-    draft = beside(out, f".{os.getpid()}.partial")
+    draft = draft_of(out)
     try:
         draft.write_bytes(content)
         yield draft

@@ -11,7 +11,7 @@ import pytest
 
 from lop.cli import main
 from lop.console.pictures import check_picture
-from pruning.atomic_file import beside, replace_file
+from pruning.atomic_file import beside, draft_of, replace_file
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.cutting import prune_checkpoint
 from pruning.cutting.gguf.output_files import check_outputs
@@ -80,6 +80,17 @@ def test_neighbours_of_the_longest_names(tmp_path: Path, letter: str) -> None:
     replace_file(path, b"content")
     assert [x.name for x in tmp_path.iterdir()] == [name]
     assert beside(tmp_path / "short", ".part").name == ".short.part"
+
+
+def test_two_containers_write_drafts_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a process 1, and they may share a volume."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    drafts = set()
+    for host in ("lop-worker-6c9f-x2x4z", "lop-worker-6c9f-8k2mq", "h" * 64):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        drafts |= {draft_of(tmp_path / "short"), draft_of(tmp_path / ("n" * 255))}
+    assert len(drafts) == 6
+    assert all(draft.parent == tmp_path and len(draft.name) <= 255 for draft in drafts)
 
 
 def test_a_plan_and_a_checkpoint_with_the_longest_names(

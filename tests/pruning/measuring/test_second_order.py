@@ -125,6 +125,12 @@ def test_a_folder_is_of_one_model_and_one_calibration_set(tmp_path: Path) -> Non
     assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 
 
+def test_a_folder_that_another_worker_is_about_to_fill_is_taken(tmp_path: Path) -> None:
+    (tmp_path / ".second-order.json.worker-2-1.partial").write_bytes(b"{")
+    SecondOrderStore(tmp_path, OF)
+    assert (tmp_path / "second-order.json").is_file()
+
+
 def test_one_conversation_is_too_few(checkpoint: Path, conversations: list[Conversation], tmp_path: Path) -> None:
     batches = make_batches(conversations[:1], load_processor(checkpoint))
     store = SecondOrderStore(tmp_path / "sums", OF)
