@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recovery_figures import BEST, LOSSES
 from benchmarks.recovery_models import (
     CALIBRATION,
     DATABASE,
@@ -22,9 +23,9 @@ from benchmarks.recovery_models import (
     VALIDATION,
     first_of,
     ratio_models,
-    seconds_of_steps,
     training_data,
 )
+from benchmarks.recovery_step_seconds import seconds_of_steps
 from benchmarks.steps import Steps
 from pruning.planning.plan import PruningPlan
 from pruning.planning.scope import Scope
@@ -34,6 +35,10 @@ Row = dict[str, Any]
 STEPS = 180
 """Of the optimiser, in every training whose length is not a question of its own. Not minutes: how many steps fit into
 those depends on what else the machine does. So many see all conversations once, and those of 5% twenty times."""
+
+MOST_TIMES = 4.0
+"""As many steps, at most, as a training takes whose steps are the dearest."""
+FULL, PROJECTOR = "full", "projector"
 
 _TRIAL_CONVERSATIONS = 16
 _MADE_AGAIN = ("add-*", "search*", "apply-*", "cut-*", "random-*", "recover-again-*")
@@ -98,18 +103,21 @@ class Bench:
         self._models = self._models or ratio_models(self.work, self.steps, self.selection, self.share)
         return self._models
 
-    def steps_of(self, paradigm: str, ratio: float, most: int | None = None) -> int:
-        """As many as take the time that `most` (all, by default) of `ours` take at that ratio: equal minutes."""
-        names = {p: str(self.models[p, ratio]) for p in PARADIGMS}
-        key = [str(ratio)]
-        measured = self.steps.call(
+    def steps_of(self, paradigm: str, ratio: float, mode: str, loss: str) -> int:
+        """As many as take the time of all steps of `ours` at that ratio, in `full` by the best recipe: equal minutes.
+
+        At most `MOST_TIMES` as many, however cheap they are.
+        """
+        kinds = [(FULL, name) for name in (BEST, *LOSSES)] + [(PROJECTOR, BEST)]
+        pruned = {p: self.models[p, ratio] for p in PARADIGMS}
+        seconds: dict[str, dict[str, float]] = self.steps.call(
             f"seconds of steps {ratio}",
-            key,
-            lambda: seconds_of_steps(list(names.values()), self.selection),
-            modules=("benchmarks.recovery_models",),
-        ).document
-        seconds: dict[str, float] = measured["seconds"]
-        return max(1, round((most or self.num_steps) * seconds[names["ours"]] / seconds[names[paradigm]]))
+            [str(ratio)],
+            lambda: seconds_of_steps(pruned, kinds, self.selection),
+            modules=("benchmarks.recovery_step_seconds",),
+        ).document["seconds"]
+        times = seconds["ours"][f"{FULL} {BEST}"] / seconds[paradigm][f"{mode} {loss}"]
+        return max(1, round(self.num_steps * min(times, MOST_TIMES)))
 
     def train(self, trainings: Sequence[Training]) -> list[Row]:
         """Their rows, in order, which are kept, each once."""

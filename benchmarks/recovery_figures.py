@@ -14,11 +14,32 @@ BARS = {0.15: 99.0, 0.3: 97.0, 0.45: 90.0, 0.6: 80.0}
 """Percent of dense that `ours` is to have at each ratio."""
 BEST, SMALL, ALL = "sft+kd-hidden", 0.05, 1.0
 _PARADIGMS = ("layerwise", "widthwise", "ours")
-_LOSSES = ("sft", "kd-logits", "kd-hidden")
+LOSSES = ("sft", "kd-logits", "kd-hidden")
+"""Those that `BEST` is held against."""
 _ENOUGH = 1.0
 """Points of percent of dense that the projector alone may be behind and still be enough."""
 _KEEPS = 95.0
 """Percent of what all data give that 5% are to keep."""
+CHOSEN_RATIOS = (0.45, 0.6)
+"""At which the plan chosen for after recovery is held against the one chosen for before."""
+_AT_ALL = "at_" + "_".join(f"{100 * ratio:.0f}" for ratio in BARS)
+_CHOSEN = "chosen_after_vs_before"
+
+LEAST = {
+    "reference_percent_of_dense": 95.0,
+    _AT_ALL: 0.0,
+    f"{_AT_ALL}_over_paradigms": 0.0,
+    "runs": 20,
+    _CHOSEN: 1.0,
+}
+"""What figures are to be at least."""
+MOST = {
+    "reference_training_minutes": 10.0,
+    "runs_worse": 0,
+    "smollm2_kl_ratio": 0.5,
+    "smollm2_training_minutes": 30.0,
+}
+"""What figures are to be at most."""
 
 
 def percent(row: Row, when: str = "after") -> float:
@@ -34,11 +55,12 @@ def figures(rows: Sequence[Row]) -> Row:
         by_part.setdefault(row.get("part", "grid"), []).append(row)
     found: Row = {}
     for row in by_part.get("goal", ()):
+        of = "" if row["plan"] == "lop" else f"_{row['plan']}"
         found |= {
-            "reference_percent_of_dense": percent(row),
-            "reference_percent_interval": row["validation"]["after"]["percent_of_dense"]["interval"],
-            "reference_percent_before": percent(row, "before"),
-            "reference_training_minutes": row["training_seconds"] / 60,
+            f"reference_percent_of_dense{of}": percent(row),
+            f"reference_percent_interval{of}": row["validation"]["after"]["percent_of_dense"]["interval"],
+            f"reference_percent_before{of}": percent(row, "before"),
+            f"reference_training_minutes{of}": row["training_seconds"] / 60,
         }
     found |= _at_ratios(grid) | _directions(grid) | _chosen(by_part.get("chosen", ())) | _worse(rows, by_part)
     for row in by_part.get("control", ()):
@@ -52,11 +74,22 @@ def figures(rows: Sequence[Row]) -> Row:
     if killed := by_part.get("killed", []):
         found["killed_ends_equal"] = all(row["is_equal"] and row["proves"] for row in killed)
         found |= {f"peak_memory_bytes_{row['mode']}": row["peak_memory_bytes"] for row in killed}
-    return found
+    return found | {"holds": _holds(found)}
+
+
+def _holds(found: Row) -> dict[str, bool]:
+    """What has to hold of the figures that there are, by figure and bar."""
+    holds = {f"{name}_at_least_{bar:g}": found[name] >= bar for name, bar in LEAST.items() if name in found}
+    holds |= {f"{name}_at_most_{bar:g}": found[name] <= bar for name, bar in MOST.items() if name in found}
+    return holds | {name: found[name] for name in ("killed_ends_equal",) if name in found}
 
 
 def _at_ratios(grid: dict[Key, Row]) -> Row:
-    """Ours with the best recipe on all data, the bar, and how many points it is above the better paradigm."""
+    """Ours with the best recipe on all data, the bar, how many points it is above the better paradigm, and the shares
+    of the decoder that all three have lost, which differ (`benchmarks.recovery_models`).
+
+    Where all ratios are there, the least margin over the bars, and over the paradigms, is a number of its own.
+    """
     found: Row = {}
     for ratio, bar in BARS.items():
         row = grid.get(("ours", ratio, BEST, ALL))
@@ -64,27 +97,38 @@ def _at_ratios(grid: dict[Key, Row]) -> Row:
             continue
         name = _name(ratio)
         found |= {f"at_{name}": percent(row), f"at_{name}_bar": bar, f"at_{name}_before": percent(row, "before")}
-        others = [grid[key] for p in _PARADIGMS[:2] if (key := (p, ratio, BEST, ALL)) in grid]
-        if others:
-            best = max(others, key=percent)
+        every = {p: grid[key] for p in _PARADIGMS if (key := (p, ratio, BEST, ALL)) in grid}
+        found |= {f"at_{name}_removed_{p}": own["removed"] for p, own in every.items()}
+        if len(every) == len(_PARADIGMS):
+            best = max((own for p, own in every.items() if p != "ours"), key=percent)
             found[f"at_{name}_over_paradigms"] = percent(row) - percent(best)
             found[f"at_{name}_over_paradigms_interval"] = difference([(row, best)])[1]
+    names = [_name(ratio) for ratio in BARS]
+    if all(f"at_{name}" in found for name in names):
+        found[_AT_ALL] = min(found[f"at_{name}"] - found[f"at_{name}_bar"] for name in names)
+    if all(f"at_{name}_over_paradigms" in found for name in names):
+        found[f"{_AT_ALL}_over_paradigms"] = min(found[f"at_{name}_over_paradigms"] for name in names)
     return found
 
 
 def _worse(rows: Sequence[Row], by_part: dict[str, list[Row]]) -> Row:
-    """Of the part that wants to end badly, and of every training that there is."""
+    """Of the part that wants to end badly, and of every training that there is.
+
+    Worse is what has fewer exact answers, or is farther from the dense model, by more than the interval's noise.
+    """
     found: Row = {}
     for name, own in (("", by_part.get("worse", [])), ("all_", [x for x in rows if "validation" in x])):
         if own:
-            ended = [row["name"] for row in own if row["validation"]["accuracy_change"][1] < 0]
+            fewer = [row["name"] for row in own if row["validation"]["accuracy_change"][1] < 0]
             farther = [row["name"] for row in own if row["validation"]["kl_change"][0] > 0]
+            worse = sorted({*fewer, *farther})
             found |= {
                 f"{name}runs": len(own),
-                f"{name}runs_worse": len(ended),
+                f"{name}runs_worse": len(worse),
+                f"{name}runs_with_fewer_exact_answers": len(fewer),
                 f"{name}runs_farther_from_dense": len(farther),
                 f"{name}runs_that_kept_the_start": sum(row["written"] == "start" for row in own),
-                f"{name}worse": sorted({*ended, *farther}),
+                f"{name}worse": worse,
             }
     return found
 
@@ -92,7 +136,8 @@ def _worse(rows: Sequence[Row], by_part: dict[str, list[Row]]) -> Row:
 def _chosen(rows: Iterable[Row]) -> Row:
     """Exact answers after recovery of the plan chosen for after over those of the plan chosen for before, by ratio.
 
-    `best_before_is_best_after`: whether the choice was between two different plans at all.
+    `best_before_is_best_after`: whether the choice was between two different plans at all. Where both ratios are there,
+    the lesser figure is a number of its own.
     """
     by_ratio: dict[float, dict[str, Row]] = {}
     for row in rows:
@@ -104,10 +149,13 @@ def _chosen(rows: Iterable[Row]) -> Row:
             continue
         name = _name(ratio)
         exact = [float(row["validation"]["after"]["accuracy"]) for row in (after, before)]
-        found[f"chosen_after_vs_before_{name}"] = exact[0] / exact[1]
+        found[f"{_CHOSEN}_{name}"] = exact[0] / exact[1]
         points = difference([(after, before)])[1]
-        found[f"chosen_after_vs_before_{name}_interval"] = [1 + x / percent(before) for x in points]
+        found[f"{_CHOSEN}_{name}_interval"] = [1 + x / percent(before) for x in points]
         found[f"best_before_is_best_after_{name}"] = after["best_before_is_best_after"]
+    names = [f"{_CHOSEN}_{_name(ratio)}" for ratio in CHOSEN_RATIOS]
+    if all(name in found for name in names):
+        found[_CHOSEN] = min(found[name] for name in names)
     return found
 
 
@@ -137,9 +185,7 @@ def _directions(grid: dict[Key, Row]) -> Row:
     ]
     if low:
         found |= _direction("projector_over_best_under_20", low, least=-_ENOUGH)
-    rivals = {
-        loss: [pair for p in _PARADIGMS for pair in pairs((p, BEST, SMALL), (p, loss, SMALL))] for loss in _LOSSES
-    }
+    rivals = {loss: [pair for p in _PARADIGMS for pair in pairs((p, BEST, SMALL), (p, loss, SMALL))] for loss in LOSSES}
     if all(rivals.values()):
         loss = min(rivals, key=lambda name: difference(rivals[name])[0])
         found |= _direction("sft_hidden_over_next_best", rivals[loss], least=0.0) | {"next_best_to_sft_hidden": loss}
@@ -158,7 +204,7 @@ def _directions(grid: dict[Key, Row]) -> Row:
             "5_percent_keeps_least": shares[least],
             "5_percent_keeps_least_interval": ends,
             "5_percent_keeps_least_of": least,
-            "5_percent_keeps_95_found": shares[least] > _KEEPS,
+            "5_percent_keeps_95_found": ends[0] > _KEEPS,
         }
     return found
 

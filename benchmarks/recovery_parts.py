@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.recovery_bench import Bench, Training, removed
-from benchmarks.recovery_figures import ALL, BEST, SMALL
+from benchmarks.recovery_bench import FULL, PROJECTOR, Bench, Training, removed
+from benchmarks.recovery_figures import ALL, BEST, CHOSEN_RATIOS, LOSSES, SMALL
+from benchmarks.recovery_goal import planned_ffn_model, searched_ffn_model
 from benchmarks.recovery_killed import MODES, killed
 from benchmarks.recovery_models import (
     CALIBRATION,
@@ -16,7 +17,6 @@ from benchmarks.recovery_models import (
     reconstructed,
     registered,
     search_words,
-    searched_ffn_model,
     widthwise_model,
     with_random_weights,
     with_wrong_answers,
@@ -25,8 +25,6 @@ from benchmarks.recovery_smollm2 import recovered_smollm2
 
 GOAL_STEPS = 450
 """Four minutes of one core by estimate, of the ten minutes of two that are allowed."""
-CHOSEN_RATIOS = (0.45, 0.6)
-LOSSES = ("sft", "kd-logits", "kd-hidden")
 FINALISTS = 6
 _CHOSEN_STEPS = 40
 _BUDGET_MINUTES = 240
@@ -35,10 +33,15 @@ _USELESS = 128
 
 
 def goal(bench: Bench) -> None:
-    """Half of the FFN gone; then trainings, shorter, that are killed on the way."""
-    pruned = searched_ffn_model(bench.work, 0.5)
-    steps = max(1, round(GOAL_STEPS * bench.share))
-    bench.train([Training("goal", pruned, ("--mode", "full", "--steps", str(steps)), facts={"part": "goal"})])
+    """Half of the FFN gone, by both plans; then trainings, shorter, that are killed on the way."""
+    plans = {
+        "lop": planned_ffn_model(bench.work, bench.steps, 0.5),
+        "searched": searched_ffn_model(bench.work, 0.5),
+    }
+    options = ("--mode", FULL, "--steps", str(max(1, round(GOAL_STEPS * bench.share))))
+    bench.train(
+        [Training(f"goal-{x}", pruned, options, facts={"part": "goal", "plan": x}) for x, pruned in plans.items()]
+    )
     pruned = widthwise_model(bench.work, bench.steps, 0.6, bench.selection)
     for mode in MODES:
         run = partial(killed, pruned, CALIBRATION, mode, bench.work, bench.lock)
@@ -49,8 +52,8 @@ def goal(bench: Bench) -> None:
 
 def cell(bench: Bench, paradigm: str, ratio: float, recovery: str, data: float) -> Training:
     """One of the table: `recovery` is `projector` or the loss of a full one."""
-    mode, loss = ("projector", BEST) if recovery == "projector" else ("full", recovery)
-    steps = str(bench.steps_of(paradigm, ratio))
+    mode, loss = (PROJECTOR, BEST) if recovery == PROJECTOR else (FULL, recovery)
+    steps = str(bench.steps_of(paradigm, ratio, mode, loss))
     pruned = bench.models[paradigm, ratio]
     facts = {"paradigm": paradigm, "ratio": ratio, "removed": removed(pruned), "recovery": recovery, "data": data}
     options = ("--mode", mode, "--fraction", str(data), "--steps", steps, "--loss", loss)
@@ -63,9 +66,7 @@ def corners(bench: Bench, ratios: tuple[float, ...]) -> None:
     for ratio in ratios:
         for paradigm in PARADIGMS:
             trainings += [
-                cell(bench, paradigm, ratio, recovery, data)
-                for recovery in (BEST, "projector")
-                for data in (ALL, SMALL)
+                cell(bench, paradigm, ratio, recovery, data) for recovery in (BEST, PROJECTOR) for data in (ALL, SMALL)
             ]
             # Of the reconstructed model, what counts is the start; one step of the cheapest kind must be asked for.
             solved = reconstructed(bench.models[paradigm, ratio])
