@@ -1,4 +1,4 @@
-"""README, the tutorial and three how-to pages, run from top to bottom in a folder each, on a tiny model, beside a real
+"""README, the tutorial and four how-to pages, run from top to bottom in a folder each, on a tiny model, beside a real
 server on a socket.
 
 RUN: every command of `lop` that is not in LONG or TOO_LARGE, every `curl`, every block of Python that asks for no job.
@@ -34,6 +34,7 @@ from tests.tiny_models import save_tiny_checkpoint, write_conversations
 
 REGISTERED = "lop model add my-llava CHECKPOINT --data calibration.json"
 PLANNED = "lop plan --model my-llava --sparsity 0.4 --out plan.json"
+APPLIED = "lop apply --plan plan.json --model CHECKPOINT --out pruned"
 CUT = ("lop model add", "lop plan", "lop apply", "lop evaluate")
 RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "README.md": ((), (*CUT, "import lop")),
@@ -41,12 +42,13 @@ RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "docs/howto/own-model.md": ((), ("lop data check", *CUT)),
     "docs/howto/device.md": ((REGISTERED,), ("lop device list", "lop plan")),
     "docs/howto/better-answers.md": ((REGISTERED, PLANNED), ("lop apply", "lop model add")),
+    "docs/howto/runtimes.md": ((REGISTERED, PLANNED, APPLIED), ("lop quantise", "lop sparsify")),
 }
 """Of each page, what was done before it begins, and what it must have run."""
 LONG = ("search", "train", "compare", "serve", "worker", "data answer", "recover", "device profile")
 """Commands that take too long here, or for ever: each has tests of its own in tests/lop."""
-TOO_LARGE = ("--tp-size 2 --round-to 64", "--space all")
-"""What a tiny model has too few units for, or what takes a search of its own."""
+TOO_LARGE = ("--tp-size 2 --round-to 64", "--space all", "--space all,bits", "--quantise Q4_K_M")
+"""What a tiny model has too few units for, what takes a search of its own, and a package that is compiled."""
 
 CHECKPOINT = "/models/llava-1.5-7b-hf"
 DATA = ("calibration", "other", "validation")
