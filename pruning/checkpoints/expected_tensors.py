@@ -51,7 +51,7 @@ def check_tensors(
     layers = _layers(tensors)
     if built_class is None:  # of a layer of which all is skipped there are no tensors
         _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers, tensors)
-    model = _built(config, built_class or model_class(config))
+    model = _built(config, built_class)
     # Tied ones are listed once.
     built = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
     _check_layers(layers, _layers(built))
@@ -64,7 +64,7 @@ def check_tensors(
     _check_known(names, [name for name, _, _ in built] + [name for name, _ in model.named_buffers()], tied=tied)
 
 
-def _built(config: "PreTrainedConfig", built_class: "type[PreTrainedModel]") -> "PreTrainedModel":
+def _built(config: "PreTrainedConfig", built_class: "type[PreTrainedModel] | None" = None) -> "PreTrainedModel":
     """The model of `config`, without memory for its weights."""
     import torch
 
@@ -73,7 +73,7 @@ def _built(config: "PreTrainedConfig", built_class: "type[PreTrainedModel]") -> 
     try:
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
-            model: PreTrainedModel = built_class(config)
+            model: PreTrainedModel = (built_class or model_class(config))(config)
     except LOADING_ERRORS as error:
         raise CheckpointError(
             "transformers must be able to build the model of config.json",
