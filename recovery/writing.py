@@ -12,8 +12,7 @@ from pruning.checkpoints.file_errors import writing
 from pruning.checkpoints.headers import INDEX_NAME, weight_files
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
-from pruning.cutting.base_model import CARD_NAME
-from pruning.cutting.inspection import base_of
+from pruning.cutting.base_model import CARD_NAME, base_of
 from pruning.cutting.model_card import MARK, write_card
 from pruning.cutting.pruned_config import RECOVERY_KEY
 from pruning.cutting.rewriting.card import write_rewritten_card

@@ -13,12 +13,17 @@ INTERRUPTED = 130
 
 
 def quantise(
-    model: Annotated[Path, typer.Argument(help="The dense checkpoint's folder.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The checkpoint's folder: dense, or what `lop apply`, `lop recover` or `lop sparsify` wrote."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the quantised checkpoint.")],
     bits: Annotated[
         str, typer.Option(help="4 or 8 for all decoder layers, or one number for each, in order: 8,4,4,8.")
     ] = "4",
-    group: Annotated[int, typer.Option(help="Inputs that share a scale: 32, 64 or 128; it divides every width.")] = 32,
+    group: Annotated[int, typer.Option(help="Inputs that share a scale: 32, 64 or 128.")] = 32,
     method: Annotated[
         str, typer.Option(help="gptq, which needs --data, or rtn: to nearest. Default: gptq with --data.")
     ] = "",
@@ -33,6 +38,10 @@ def quantise(
     json: Json = False,
 ) -> None:
     """Write the projections of decoder layers in 4 or 8 bits, as transformers and vLLM read them (compressed-tensors).
+
+    What was cut is loaded by `lop.load_pruned` again. Of its projections those stay as they are whose inputs come in no
+    whole groups, not even of 32; plan with `--round-to 32`, and there are none. Weights that `lop sparsify` zeroed stay
+    zero.
 
     One layer is in memory at a time. The output folder is complete or absent; interrupted or killed, the same command
     goes on. For llama.cpp, see `lop export gguf`.
@@ -76,6 +85,11 @@ def quantise(
         sys.exit(INTERRUPTED)
     for warning in warnings_of(report["projections"]):
         warn(warning)
+    if plain := report.get("plain"):
+        warn(
+            f"{len(plain)} projections stay as they are, since 32 divides not their inputs (of {next(iter(plain))} "
+            f"{next(iter(plain.values())):,}). What is planned with `--round-to 32` is quantised throughout"
+        )
     if json:
         print_json({"out": str(out), **report})
         return

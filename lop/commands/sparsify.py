@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 
 def sparsify(
-    model: Annotated[Path, typer.Argument(help="The dense checkpoint's folder.")],
+    model: Annotated[Path, typer.Argument(help="The checkpoint's folder, dense or cut by `lop apply`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the sparsified checkpoint.")],
     data: Annotated[Path, typer.Option("--data", "-d", help="Calibration conversations, LLaVA-format JSON.")],
     sparsity: Annotated[
@@ -57,8 +57,8 @@ def sparsify(
     """Set single weights to zero, by Wanda or SparseGPT, with uniform, ECoFLaP's, OWL's or a plan's ratios, or in a
     pattern.
 
-    Zeroed, not removed: shapes, bytes and speed stay those of the dense model, and the result loads wherever that does.
-    To make a model smaller, cut units (`lop apply`) or bits (`lop quantise`).
+    Zeroed, not removed: shapes, bytes and speed stay those of the checkpoint, and the result loads wherever that does.
+    To make a model smaller, cut units first (`lop apply`), and bits after (`lop quantise`, which keeps zeros).
 
     One layer is in memory at a time; with --ratios ecoflap, the whole model in float32 while layers are scored. The
     output folder is complete or absent; interrupted or killed, the same command goes on.
@@ -131,5 +131,5 @@ def sparsify(
         return
     print_line(
         f"wrote {out}: {found['zeroed']:,} of {found['parameters']:,} weights ({1 - report.density:.2%}) are zero. "
-        "Zeroed, not removed: its files, memory and speed are the dense model's"
+        f"Zeroed, not removed: its files, memory and speed are those of {model}"
     )

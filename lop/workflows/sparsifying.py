@@ -13,8 +13,9 @@ from lop.workflows.ecoflap_scores import SCORED_TOKENS, block_scores, kept_in
 from lop.workflows.measuring import RECIPES, measure_activations, streamed
 from pruning.allocators.ecoflap import EXTRA_SPARSITY, kept_parameters
 from pruning.allocators.owl import LAMBDA, owl_retentions
+from pruning.anatomy.layer_config import recorded_architecture
 from pruning.arrays import FloatArray
-from pruning.checkpoints.anatomy_reader import read_anatomy
+from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
 from pruning.cutting.rewriting.blocks import Block, Part, language_blocks
 from pruning.cutting.rewriting.damped_sweep import few_tokens
 from pruning.cutting.rewriting.planned_densities import planned_densities
@@ -130,7 +131,14 @@ def sparsify(
     on_bytes: Progress | None = None,
 ) -> SparsityReport:
     """Sparsify the checkpoint in `folder`; arguments and errors as `sparsify_checkpoint`. Without `densities`, they are
-    found as the ratios of `sparsity` say."""
+    found as the ratios of `sparsity` say: of a cut checkpoint uniform ones alone, or InputError is raised."""
+    ratios = sparsity.ratios["name"]
+    if ratios in (Ratios.ECOFLAP, Ratios.OWL) and recorded_architecture(load_config(folder)) is not None:
+        raise InputError(
+            "ratios by score are of dense layers, which have all sub-layers and one size",
+            values=f"--ratios {ratios}, {folder} is cut",
+            remedy="Choose --ratios uniform, or a pattern",
+        )
     warn_of_dtype(folder)
     return sparsify_checkpoint(
         folder,

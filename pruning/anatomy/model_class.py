@@ -27,9 +27,22 @@ def model_class(config: "PreTrainedConfig") -> "type[PreTrainedModel]":
 def check_architecture(config: "PreTrainedConfig") -> None:
     """Check, by its config alone, that a model can be pruned.
 
+    Raises as `check_decoder`, and UnsupportedModelError for layers that differ already.
+    """
+    check_decoder(config)
+    if getattr(config.get_text_config(decoder=True), "is_heterogeneous", False):
+        raise UnsupportedModelError(
+            "a model is planned for once, from its dense checkpoint, whose layers have the sizes of its config",
+            values="per_layer_config says that layers differ",
+            remedy="If it was pruned, use the dense checkpoint that it was made from",
+        )
+
+
+def check_decoder(config: "PreTrainedConfig") -> None:
+    """Check, by its config alone, that a model's decoder is known, in plain numbers, layer by layer.
+
     Raises:
-        UnsupportedModelError: an encoder-decoder, layers that are not in the family table, quantised weights, or layers
-            that differ already.
+        UnsupportedModelError: an encoder-decoder, layers that are not in the family table, or quantised weights.
         CheckpointError: neither an image-text model nor a language model.
     """
     text = config.get_text_config(decoder=True)
@@ -48,10 +61,4 @@ def check_architecture(config: "PreTrainedConfig") -> None:
             "weights must be in float32, bfloat16 or float16",
             values=f"quantization_config says {method!r}",
             remedy="Prune the unquantised checkpoint, and quantise what comes out",
-        )
-    if getattr(text, "is_heterogeneous", False):
-        raise UnsupportedModelError(
-            "a model is planned for once, from its dense checkpoint, whose layers have the sizes of its config",
-            values="per_layer_config says that layers differ",
-            remedy="If it was pruned, use the dense checkpoint that it was made from",
         )

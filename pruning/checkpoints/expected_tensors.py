@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -> None:
-    """Check, before any is read, that `tensors` are those of the dense model of `config`.
+def check_tensors(
+    config: "PreTrainedConfig",
+    tensors: Iterable[TensorHeader],
+    built_class: "type[PreTrainedModel] | None" = None,
+) -> None:
+    """Check, before any is read, that `tensors` are those of the model of `config`: the dense one, or, of a cut model,
+    that of its `built_class` (`loading.class_for`).
 
     The language model's are compared by name and shape. All others are looked for by the end of their name and by how
     many values they hold, since transformers renames modules and reshapes some when it loads; what it would leave out
@@ -44,8 +49,9 @@ def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -
     check_unwrapped([name for name, _, _ in tensors])
     tied = bool(getattr(config, "tie_word_embeddings", False))
     layers = _layers(tensors)
-    _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers, tensors)
-    model = _built(config)
+    if built_class is None:  # of a layer of which all is skipped there are no tensors
+        _check_number(layers, config.get_text_config(decoder=True).num_hidden_layers, tensors)
+    model = _built(config, built_class)
     # Tied ones are listed once.
     built = [(name, tuple(parameter.shape), "") for name, parameter in model.named_parameters()]
     _check_layers(layers, _layers(built))
@@ -58,7 +64,7 @@ def check_tensors(config: "PreTrainedConfig", tensors: Iterable[TensorHeader]) -
     _check_known(names, [name for name, _, _ in built] + [name for name, _ in model.named_buffers()], tied=tied)
 
 
-def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
+def _built(config: "PreTrainedConfig", built_class: "type[PreTrainedModel] | None" = None) -> "PreTrainedModel":
     """The model of `config`, without memory for its weights."""
     import torch
 
@@ -67,7 +73,7 @@ def _built(config: "PreTrainedConfig") -> "PreTrainedModel":
     try:
         config._attn_implementation = "eager"  # nothing is computed: a kernel that is not installed is not needed
         with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)(config)
+            model: PreTrainedModel = (built_class or model_class(config))(config)
     except LOADING_ERRORS as error:
         raise CheckpointError(
             "transformers must be able to build the model of config.json",

@@ -1,6 +1,6 @@
 """Loading models: dense ones as transformers does, pruned ones with the widths that their config records."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,7 @@ def load_model(path: str | Path, **kwargs: Any) -> "PreTrainedModel":
         kwargs["config"] = _agreeing_config(own, config)
     elif document_with_global_access(path) is not None:  # transformers would read the file as it is
         kwargs["config"] = config
-    compensated = biased_layers(config, headers) if recorded_architecture(config) else set()
-    return load_as(resized_class(config, compensated=compensated), path, **kwargs)
+    return load_as(class_for(config, headers), path, **kwargs)
 
 
 def _agreeing_config(own: "PreTrainedConfig | str | Path", config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -132,6 +131,12 @@ _REMEDIES = {
     "missing": "Copy or download the checkpoint again",
     "unexpected": "Take out what was stored beside the model, or merge it into the weights (adapters)",
 }
+
+
+def class_for(config: "PreTrainedConfig", names: Iterable[str]) -> "type[PreTrainedModel]":
+    """The class that a checkpoint with `config`, dense or cut, and the tensors `names` is loaded into."""
+    compensated = biased_layers(config, names) if recorded_architecture(config) else set()
+    return resized_class(config, compensated=compensated)
 
 
 def resized_class(config: "PreTrainedConfig", *, compensated: Collection[int] = ()) -> "type[PreTrainedModel]":

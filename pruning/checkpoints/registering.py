@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TESTED = ("5.23", "5.24")
 """The versions of transformers whose three functions are extended; `make test-newest` tries the next."""
 
+LAYERS_APART = "_lop_layers_apart"
+"""Set on classes whose decoder is loaded without its layers, which are read, and held against the files, one by one."""
+
 _MARK = "_lop_extends"
 
 
@@ -83,7 +86,7 @@ def _with_biases(original: Callable[..., Any]) -> Callable[..., Any]:
     def load(
         model: "PreTrainedModel", state_dict: Any, checkpoint_files: list[str] | None, *args: Any, **kw: Any
     ) -> Any:
-        if _is_pruned(model):
+        if _is_loaded_pruned(model):
             names = state_dict if state_dict is not None else _stored_names(checkpoint_files or ())
             add_biases(decoder_view(model), biased_layers(model.config, names))
         return original(model, state_dict, checkpoint_files, *args, **kw)
@@ -96,7 +99,7 @@ def _complete(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def finalize(model: "PreTrainedModel", load_config: Any, loading_info: Any, *args: Any, **kw: Any) -> Any:
-        if _is_pruned(model):
+        if _is_loaded_pruned(model):
             for kind, names in (("missing", loading_info.missing_keys), ("unexpected", loading_info.unexpected_keys)):
                 if wrong := sorted(name for name in map(str, names) if decoder_tensor(name) and not is_computed(name)):
                     raise CheckpointError(
@@ -114,6 +117,11 @@ def _is_pruned(model: "PreTrainedModel") -> bool:
     """Whether a decoder of the family table is in it, with layers of sizes of their own."""
     text = model.config.get_text_config(decoder=True)
     return getattr(text, "is_heterogeneous", False) and text.model_type in FAMILIES
+
+
+def _is_loaded_pruned(model: "PreTrainedModel") -> bool:
+    """Whether such a decoder is loaded with its layers, not without them (LAYERS_APART)."""
+    return _is_pruned(model) and not getattr(model, LAYERS_APART, False)
 
 
 def _stored_names(files: Iterable[str]) -> list[str]:

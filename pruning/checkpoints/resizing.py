@@ -49,7 +49,10 @@ def add_biases(view: DecoderView, layers: Collection[int]) -> None:
             continue  # loading names the bias as one too many
         out = view.out_projection(index)
         if "bias" not in dict(out.named_parameters()):
-            replace_parameters(out, out.weight, out.weight.new_empty(out.out_features))
+            like = next(
+                x for x in out.parameters() if x.is_floating_point()
+            )  # the weight, or the scales of a packed one
+            out.bias = nn.Parameter(like.new_empty(out.out_features), requires_grad=like.requires_grad)
 
 
 def biased_layers(config: "PreTrainedConfig", names: Iterable[str]) -> set[int]:

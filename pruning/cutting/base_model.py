@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import InputError
+from pruning.planning.plan import PruningPlan
 
 CARD_NAME = "README.md"
 BASE_CARD_NAME = "README-base.md"
@@ -55,6 +56,16 @@ def read_base_model(folder: Path, hub_id: str | None = None) -> BaseModel:
     if "license" not in metadata and isinstance(config.get("license"), str):
         metadata["license"] = config["license"]
     return BaseModel(found or folder.resolve().name, found, metadata)
+
+
+def base_of(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:
+    """What the folder was made from: the id in its card, else how its plan calls the model. A dense one is its own."""
+    own, said = read_base_model(folder), card_metadata(folder).get("base_model")
+    if isinstance(said, str):
+        return BaseModel(said, said, own.metadata)
+    if not is_pruned:
+        return own
+    return BaseModel("a model that the folder does not name" if plan is None else plan.model.id, None, own.metadata)
 
 
 def base_of_loaded(name_or_path: str, otherwise: str) -> BaseModel:

@@ -20,9 +20,9 @@ from pruning.checkpoints.loading import PLAN_NAME
 from pruning.checkpoints.output_head import needed_tensors
 from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, packed_in
 from pruning.checkpoints.resizing import biased_layers
-from pruning.cutting.base_model import BaseModel, card_metadata, read_base_model
+from pruning.cutting.base_model import BaseModel, base_of
 from pruning.cutting.gguf.exportable import exportable
-from pruning.cutting.rewriting.sparsify_checkpoint import CONFIG_KEY as SPARSITY_KEY
+from pruning.cutting.rewriting.source import SPARSITY_KEY
 from pruning.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -138,16 +138,6 @@ def _sparsity(config: "PreTrainedConfig") -> Mapping[str, Any] | None:
     kinds = {"zeroed": int, "parameters": int, "step": str}
     is_note = isinstance(said, dict) and all(type(said.get(name)) is kind for name, kind in kinds.items())
     return said if is_note else None
-
-
-def base_of(folder: Path, plan: PruningPlan | None, *, is_pruned: bool) -> BaseModel:
-    """What the folder was made from: the id in its card, else how its plan calls the model. A dense one is its own."""
-    own, said = read_base_model(folder), card_metadata(folder).get("base_model")
-    if isinstance(said, str):
-        return BaseModel(said, said, own.metadata)
-    if not is_pruned:
-        return own
-    return BaseModel("a model that the folder does not name" if plan is None else plan.model.id, None, own.metadata)
 
 
 def _bits_of_sites(packed: Mapping[str, StoredPacked], family: Family) -> dict[Site, int]:

@@ -1,6 +1,7 @@
 """The config.json of a pruned checkpoint: the dense one's own, and what each layer keeps."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def write_config(
     `anatomy` is of the source, read from its headers if it is not given.
     """
     anatomy = anatomy or read_anatomy(source)
-    config, document = _own_config(source, anatomy)
+    config, document = _own_config(source, (tensor.name for tensor in anatomy.tensors))
     text = config.get_text_config(decoder=True)
     place = document.get("text_config", document)
     planned = plan.architecture(anatomy)
@@ -66,14 +67,17 @@ def write_config(
     return written
 
 
-def write_rewritten_config(source: Path, draft: Path, anatomy: ModelAnatomy, added: dict[str, Any]) -> None:
-    """Write `draft`/config.json: the source's own, of which every size stays, and what is `added`."""
-    _, document = _own_config(source, anatomy)
+def write_rewritten_config(source: Path, draft: Path, names: Iterable[str], added: dict[str, Any]) -> None:
+    """Write `draft`/config.json: the source's own, of which every size stays, and what is `added`.
+
+    `names` are those of the tensors that its model is loaded from.
+    """
+    _, document = _own_config(source, names)
     (draft / "config.json").write_text(json.dumps(document | added, indent=2) + "\n", encoding="utf-8")
     load_config(draft)
 
 
-def _own_config(source: Path, anatomy: ModelAnatomy) -> "tuple[PreTrainedConfig, dict[str, Any]]":
+def _own_config(source: Path, names: Iterable[str]) -> "tuple[PreTrainedConfig, dict[str, Any]]":
     """The source's config, and what an output's is made of: see `write_config`."""
     document: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = load_config(source)
@@ -82,7 +86,7 @@ def _own_config(source: Path, anatomy: ModelAnatomy) -> "tuple[PreTrainedConfig,
     for part in (document, *document.values()):
         if isinstance(part, dict):
             part.pop(CODE_KEY, None)
-    for section in (document, document.get("text_config", document)):
-        if is_tied_wrongly(config, (tensor.name for tensor in anatomy.tensors)):
+    if is_tied_wrongly(config, names):
+        for section in (document, document.get("text_config", document)):
             section["tie_word_embeddings"] = False  # some configs of transformers take it from the one, some the other
     return config, document

@@ -7,7 +7,7 @@ block at a time), which hidden states between layers keep; the embeddings in mem
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,8 @@ from pruning.anatomy.tensor_roles import DECODER_TENSOR, decoder_tensor, is_comp
 from pruning.checkpoints.anatomy_reader import load_config
 from pruning.checkpoints.blocks import whole_blocks
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
-from pruning.checkpoints.loading import load_as, posing_as
+from pruning.checkpoints.loading import class_for, load_as, posing_as
+from pruning.checkpoints.registering import LAYERS_APART
 from pruning.checkpoints.stored_dtype import stored_dtype
 from pruning.errors import CheckpointError, UnsupportedModelError
 from pruning.forward.compute_dtype import compute_dtype, converted_calls, widen, widen_output, widened
@@ -106,7 +107,7 @@ def loaded_layers(model: "PreTrainedModel") -> Iterator[LayerSource]:
 
 
 class CheckpointLayers:
-    """The layers of a dense checkpoint folder, each read when it is asked for, into the memory of the one before.
+    """The layers of a checkpoint, dense or cut, each read when it is asked for, into the memory of the one before.
 
     All else is loaded at once, by transformers, so that renamed tensors are its business; a layer's tensors have the
     same names in files and modules, whatever stands before them. An output head of its own is left out.
@@ -125,7 +126,7 @@ class CheckpointLayers:
         for name, tensor in stored.items():
             if (place := decoder_tensor(name)) and not is_computed(name):
                 self._tensors[place[0]][place[1]] = tensor
-        self.model, self._layers = _load_without_layers(self._folder, config)
+        self.model, self._layers = _load_without_layers(self._folder, config, stored)
         self.model.to(device)
         self._hooks = ExitStack()  # for as long as there is a front end
         _widen_front_end(self.model, self._hooks)
@@ -224,14 +225,16 @@ def _blocks(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child, decoder)
 
 
-def _load_without_layers(folder: Path, config: "PreTrainedConfig") -> "tuple[PreTrainedModel, tuple[nn.Module, ...]]":
+def _load_without_layers(
+    folder: Path, config: "PreTrainedConfig", names: Iterable[str]
+) -> "tuple[PreTrainedModel, tuple[nn.Module, ...]]":
     """The model with slots for layers, and its layers on the meta device, in the dtypes that they are to have."""
     known_class = model_class(config)
     layers: list[nn.Module] = []
     # What the files hold and the model has no room for now.
     ignored = [*(known_class._keys_to_ignore_on_load_unexpected or ()), DECODER_TENSOR.pattern, _HEAD_TENSOR]
 
-    class WithoutLayers(known_class):  # type: ignore[misc, valid-type]
+    class WithoutLayers(class_for(config, names)):  # type: ignore[misc]
         _keys_to_ignore_on_load_unexpected = ignored
 
         def __init__(self, config: "PreTrainedConfig", *args: Any, **kwargs: Any) -> None:
@@ -242,4 +245,5 @@ def _load_without_layers(folder: Path, config: "PreTrainedConfig") -> "tuple[Pre
             if hasattr(self, "lm_head") and not self.all_tied_weights_keys:
                 self.lm_head = nn.Identity()
 
+    setattr(WithoutLayers, LAYERS_APART, True)
     return load_as(posing_as(known_class, WithoutLayers), folder, dtype=stored_dtype(folder)), tuple(layers)

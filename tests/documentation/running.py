@@ -27,6 +27,8 @@ NOT_RUN = {
     "make": "sets up this checkout, tests it, or builds the site",
     "pip": "changes the environment of these tests",
     "docker": "there is no Docker engine; tests/service/test_compose.py runs the commands of its services",
+    "vllm": "has an environment of its own; `make test-vllm`",
+    "ollama": "is not installed",
     "kubectl": "there is no cluster; tests/service/test_kubernetes.py holds the manifests to their schema",
     "lop search": "takes minutes as it stands; tests/lop/commands/test_search_command.py, and a page's jobs search",
     "lop train": "takes minutes as it stands; tests/lop/workflows/test_workflow.py, and a page's jobs train",
@@ -36,6 +38,8 @@ NOT_RUN = {
     "lop device profile": "takes minutes as it stands; tests/lop/commands/test_device_command.py",
     "--engine ray": "takes a Ray cluster; tests/engines/ray",
     "--space all": "takes a predictor of that space; tests/lop/workflows/test_spaces.py",
+    "--space all,bits": "takes a search of that space; tests/lop/workflows/test_bits_in_plans.py",
+    "--quantise Q4_K_M": "takes llama-cpp-python, which is compiled; tests/pruning/cutting/gguf",
     "--tp-size 2 --round-to 64": "the tiny model has too few units; tests/service/test_plans.py",
 }
 """Commands that are only read, by the words that tell them, and why. What is typed in a container is run, though."""

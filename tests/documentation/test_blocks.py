@@ -6,7 +6,7 @@ they name, `curl` by the paths of the OpenAPI document, variables by what the co
 import, name, attribute and argument is looked for. JSON is parsed. Words of programs that are not ours (`vllm`,
 `ollama`, `zip`) are not read. What no test knows how to read fails, and so does a command outside of a block.
 
-RUN, in README, the tutorial, four how-to pages, jobs and operating: see test_run_blocks.py.
+RUN, in README, the tutorial, five how-to pages, jobs and operating: see test_run_blocks.py.
 """
 
 import json

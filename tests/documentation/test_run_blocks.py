@@ -1,4 +1,4 @@
-"""README, the tutorial, four how-to pages and those of jobs and operating, run from top to bottom in a folder each, on
+"""README, the tutorial, five how-to pages and those of jobs and operating, run from top to bottom in a folder each, on
 a tiny model.
 
 RUN: every command of `lop` that is not in NOT_RUN (running.py), those typed in a container included; every `curl` and
@@ -28,6 +28,7 @@ REGISTERED = "lop model add my-llava CHECKPOINT --data calibration.json"
 PLANNED = "lop plan --model my-llava --sparsity 0.4 --out plan.json"
 WORKER = "lop worker --model-roots /models"
 SERVED = ("lop serve", WORKER, ".search(", "client.plan(")
+APPLIED = "lop apply --plan plan.json --model CHECKPOINT --out pruned"
 CUT = ("lop model add", "lop plan", "lop apply", "lop evaluate")
 RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "README.md": ((WORKER,), (*CUT, "import lop", "lop serve", ".search(")),
@@ -35,6 +36,7 @@ RUN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "docs/howto/own-model.md": ((), ("lop data check", *CUT)),
     "docs/howto/device.md": ((REGISTERED,), ("lop device list", "lop plan")),
     "docs/howto/better-answers.md": ((REGISTERED, PLANNED), ("lop apply", "lop model add")),
+    "docs/howto/runtimes.md": ((REGISTERED, PLANNED, APPLIED), ("lop quantise", "lop sparsify")),
     "docs/howto/shared-service.md": ((REGISTERED,), (*SERVED, "lop key create", "lop job list", "lop db check")),
     "docs/jobs.md": ((REGISTERED,), (*SERVED, "zip", "curl", "lop key create", "lop key list", "lop key revoke")),
     "docs/operating.md": (

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -9,10 +10,12 @@ from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.cutting.rewriting.quantisation import IntFormat, round_to_nearest
 from pruning.cutting.surgery import cut_model
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.ranking import Ranking
 from tests.pruning.cut_models import random_ranking
 from tests.tiny_models import save_tiny_checkpoint
 
@@ -37,6 +40,39 @@ JOINT = Architecture.of(
         Site(3, FFN): Option(48),
     }
 )
+
+UNEVEN = Architecture.of(
+    {
+        Site(0, FFN): Option(32),
+        Site(1, ATTENTION): Option(1),
+        Site(1, FFN): Option(0),
+        Site(2, ATTENTION): Option(0),
+        Site(2, FFN): Option(0),
+        Site(3, FFN): Option(40),
+    }
+)
+"""Of units alone: of one layer nothing is left, and two projections have inputs that 32 does not divide, 16 and 40."""
+
+
+def save_cut_checkpoint(folder: Path, dense: Path, *, compensates: bool = False) -> Path:
+    """`dense` cut to UNEVEN, with plan and card; its base model is called lab/tiny. Down projections that are cut have
+    a bias if it `compensates`."""
+    anatomy = read_anatomy(dense)
+    plan, ranking = plan_of(dense, UNEVEN), random_ranking(anatomy)
+    if compensates:
+        means = [np.full(layer.ffn_width, 0.1) for layer in anatomy.layers]
+        groups = [np.arange(layer.num_kv_groups, dtype=np.float64) for layer in anatomy.layers]
+        ranking = Ranking.from_scores(anatomy, means, group_scores=groups, means=means)
+        plan = make_plan(
+            anatomy,
+            UNEVEN,
+            model_id="tiny",
+            target=PlanTarget(sparsity=0.0),
+            method="test",
+            ranking=PlanRanking(sha256=ranking.sha256),
+            compensates=True,
+        )
+    return prune_checkpoint(dense, plan, ranking, folder, base_model="lab/tiny")
 
 
 def save_wide_checkpoint(folder: Path, family: str = "llava-llama", dtype: torch.dtype = torch.bfloat16) -> Path:

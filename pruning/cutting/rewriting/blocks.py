@@ -3,7 +3,7 @@
 Embeddings, output head, projector, norms and biases stay as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from torch import nn
 
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Sublayer
-from pruning.anatomy.families import FAMILIES
-from pruning.anatomy.tensor_roles import decoder_tensor
+from pruning.anatomy.families import FAMILIES, Family
+from pruning.anatomy.tensor_roles import TensorHeader, decoder_tensor
 from pruning.checkpoints.headers import StoredTensor
 from pruning.errors import UnsupportedModelError
 
@@ -75,15 +75,20 @@ class Block:
 
 def language_blocks(anatomy: ModelAnatomy) -> tuple[Block, ...]:
     """[L] the decoder layers of a dense checkpoint."""
-    family = FAMILIES[anatomy.text_model_type]
+    headers = ((tensor.name, tensor.shape, tensor.dtype) for tensor in anatomy.tensors)
+    return decoder_blocks(FAMILIES[anatomy.text_model_type], anatomy.num_layers, headers)
+
+
+def decoder_blocks(family: Family, num_layers: int, headers: Iterable[TensorHeader]) -> tuple[Block, ...]:
+    """[L] the decoder layers among the tensors `headers`; one of which nothing is left has no projections."""
     shares = {name: group[0] for group in (family.attention_in, family.ffn_in) for name in group}
-    found: dict[int, dict[str, Projection]] = {layer.index: {} for layer in anatomy.layers}
-    for tensor in anatomy.tensors:
-        place = decoder_tensor(tensor.name)
+    found: dict[int, dict[str, Projection]] = {index: {} for index in range(num_layers)}
+    for name, shape, dtype in headers:
+        place = decoder_tensor(name)
         inside, _, kind = (place[1] if place else "").rpartition(".")
-        if place is not None and kind == "weight" and len(tensor.shape) == 2:
-            outputs, inputs = tensor.shape
-            own = Projection(tensor.name, inside, (outputs, inputs), tensor.dtype, shares.get(inside, inside))
+        if place is not None and kind == "weight" and len(shape) == 2:
+            outputs, inputs = shape
+            own = Projection(name, inside, (outputs, inputs), dtype, shares.get(inside, inside))
             found[place[0]][inside] = own
     order = [name for sublayer in (Sublayer.ATTENTION, Sublayer.FFN) for name in family.linears(sublayer)]
     return tuple(

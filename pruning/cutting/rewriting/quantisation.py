@@ -84,9 +84,19 @@ def round_to_nearest(
     return Quantised(codes.to(torch.int8).flatten(1), scales)
 
 
-def gptq(weight: torch.Tensor, factor: torch.Tensor, form: IntFormat, dtype: torch.dtype) -> Quantised:
-    """`weight` [D, A] by GPTQ, `factor` U [A, A] of `inverse_factor`; scales are stored in `dtype`."""
-    rule = _Rounding(form, dtype)
+def gptq(
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    form: IntFormat,
+    dtype: torch.dtype,
+    zeros: torch.Tensor | None = None,
+) -> Quantised:
+    """`weight` [D, A] by GPTQ, `factor` U [A, A] of `inverse_factor`; scales are stored in `dtype`.
+
+    Where `zeros` [D, A] is true the codes are 0, whatever the inputs before would have made good there, and what that
+    loses is for those that follow: SparseGPT's joint step (arXiv 2301.00774, section 3.5).
+    """
+    rule = _Rounding(form, dtype, torch.zeros_like(weight, dtype=torch.bool) if zeros is None else zeros)
     sweep(weight, factor, rule)
     return Quantised(torch.stack(rule.codes, dim=1), torch.stack(rule.scales, dim=1))
 
@@ -94,18 +104,19 @@ def gptq(weight: torch.Tensor, factor: torch.Tensor, form: IntFormat, dtype: tor
 class _Rounding:
     """Each group by scales that are searched when it begins."""
 
-    def __init__(self, form: IntFormat, dtype: torch.dtype) -> None:
+    def __init__(self, form: IntFormat, dtype: torch.dtype, zeros: torch.Tensor) -> None:
         self.group = form.group
         self.codes: list[torch.Tensor] = []  # [D] each
         self.scales: list[torch.Tensor] = []
-        self._form, self._dtype = form, dtype
+        self._form, self._dtype, self._zeros = form, dtype, zeros
 
-    def start(self, first: int, rows: torch.Tensor, diagonal: torch.Tensor) -> None:  # noqa: ARG002
-        self.scales.append(_searched_scales(rows.T, diagonal.reciprocal().square(), self._form, self._dtype))
+    def start(self, first: int, rows: torch.Tensor, diagonal: torch.Tensor) -> None:
+        groups = rows.T.masked_fill(self._zeros[:, first : first + len(rows)], 0)
+        self.scales.append(_searched_scales(groups, diagonal.reciprocal().square(), self._form, self._dtype))
 
-    def rounded(self, index: int, weights: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def rounded(self, index: int, weights: torch.Tensor) -> torch.Tensor:
         scale = self.scales[-1]
-        codes = _codes(weights, scale, self._form)
+        codes = _codes(weights.masked_fill(self._zeros[:, index], 0), scale, self._form)
         self.codes.append(codes.to(torch.int8))
         return (codes.to(self._dtype) * scale).to(weights.dtype)
 

@@ -36,12 +36,14 @@ def packed_headers(projection: Projection, form: IntFormat) -> dict[str, TensorH
 class Quantiser:
     """One way of rounding, with the format of each projection by the name of its weight.
 
-    `sees`: whether there is data; rounding to nearest does without.
+    `sees`: whether there is data; rounding to nearest does without. `keeps_zeros`: weights that are 0 stay 0, which
+    rounding to nearest does by itself, its numbers being symmetric.
     """
 
     rounding: Rounding
     formats: Mapping[str, IntFormat]
     sees: bool = True
+    keeps_zeros: bool = False
 
     @property
     def replaces(self) -> bool:
@@ -74,7 +76,8 @@ class Quantiser:
             dtype_of = {id(w): dtype for w, dtype in zip(weights, dtypes, strict=True)}
 
             def swept(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-                latest[id(weight)] = found = gptq(weight, factor, form, dtype_of[id(weight)])
+                zeros = weight == 0 if self.keeps_zeros else None
+                latest[id(weight)] = found = gptq(weight, factor, form, dtype_of[id(weight)], zeros)
                 return found.weight
 
             result = sweep_with_chosen_damping(weights, inputs.products, swept)

@@ -1,7 +1,7 @@
 """`lop sparsify`: single weights of a checkpoint set to zero, from files to files.
 
-Nothing is removed: every tensor keeps its shape and its bytes, so that the result loads wherever the dense model does,
-and is neither smaller nor faster there. Runtimes with kernels for sparse weights (2:4) gain from it.
+Nothing is removed: every tensor keeps its shape and its bytes, so that the result loads wherever the source does, dense
+or cut by lop, and is neither smaller nor faster there. Runtimes with kernels for sparse weights (2:4) gain from it.
 """
 
 import json
@@ -11,17 +11,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.checkpoints.headers import StoredTensor, stored_tensors
+from pruning.checkpoints.headers import StoredTensor
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
-from pruning.cutting.base_model import read_base_model
 from pruning.cutting.pruned_config import write_rewritten_config
 from pruning.cutting.reconstruct_checkpoint import CountedBatches
 from pruning.cutting.rewriting.block_files import BlockFiles
-from pruning.cutting.rewriting.blocks import Block, Part, language_blocks, vision_blocks
-from pruning.cutting.rewriting.card import write_rewritten_card
+from pruning.cutting.rewriting.blocks import Block, Part, vision_blocks
+from pruning.cutting.rewriting.card import base_of_source, how_to_load, write_rewritten_card
 from pruning.cutting.rewriting.rewriter import rewrite_blocks
+from pruning.cutting.rewriting.source import SPARSITY_KEY, SPARSITY_REPORT, SourceCheckpoint, read_source
 from pruning.cutting.rewriting.sparsifier import LocalStep, Sparsifier, StepInputs
 from pruning.cutting.rewriting.sparsity import Pattern
 from pruning.cutting.streaming.place import check_place
@@ -32,12 +30,6 @@ from pruning.forward.tensor_store import DEFAULT_RESIDENT_BYTES
 
 if TYPE_CHECKING:
     import torch
-
-REPORT_NAME = "lop_sparsity.json"
-"""In the output: how it was made, and how many weights of each projection are zero."""
-
-CONFIG_KEY = "lop_sparsity"
-"""In config.json: the same in short; transformers keeps it."""
 
 
 class Modules(StrEnum):
@@ -110,7 +102,7 @@ class SparsityReport:
     """What became of the checkpoint.
 
     Attributes:
-        document: as it is written to REPORT_NAME.
+        document: as it is written to SPARSITY_REPORT.
         notes: of each projection, by its weight's name.
     """
 
@@ -119,7 +111,7 @@ class SparsityReport:
 
     @property
     def layers(self) -> list[dict[str, Any]]:
-        """Of each block: its part, its layer, its density and its projections."""
+        """Of each block with projections: its part, its layer, its density and its projections."""
         found: list[dict[str, Any]] = self.document["layers"]
         return found
 
@@ -154,22 +146,21 @@ def sparsify_checkpoint(
         base_model: the dense model's id on the hub, for the model card.
 
     Raises:
-        CheckpointError, UnsupportedModelError: the source cannot be used, or the output not written.
+        CheckpointError, UnsupportedModelError: the source cannot be used (as `read_source`), or the output not written.
         InputError: no pictures for vision layers, a pattern that does not divide inputs, a `base_model` that is no id.
     """
     source, out = Path(source), Path(out)
     check_place(out, source=source)
-    base = read_base_model(source, base_model)
-    stored = stored_tensors(source)
-    anatomy = read_anatomy(source, stored)
+    own = read_source(source)
+    base = base_of_source(source, base_model, is_cut=own.is_cut)
     if Part.LANGUAGE in sparsity.modules.parts:
-        _check(sparsity, language_blocks(anatomy))
+        _check(sparsity, own.language)
     recipe = sparsity.document(calibration_id)
     reports: list[SparsityReport] = []
 
     def make(folder: Path) -> Mapping[str, StoredTensor]:
         layers, files = CheckpointLayers(source, device), BlockFiles(folder)
-        vision, language = _blocks(sparsity.modules, layers, anatomy, stored)
+        vision, language = _blocks(sparsity.modules, layers, own)
         _check(sparsity, vision)
         blocks = (*vision, *language)
         asked = densities or uniform_densities(sparsity.density)
@@ -186,21 +177,22 @@ def sparsify_checkpoint(
             on_batch=on_batch,
             resident_bytes=resident_bytes,
         )
-        reports.append(_report(recipe, blocks, found, files, anatomy))
+        reports.append(_report(recipe, blocks, found, files, own.parameters))
         return files.stored()
 
     def write_rest(folder: Path) -> None:
         document = reports[0].document
         short = {name: document[name] for name in (*recipe, "parameters", "zeroed")}
-        write_rewritten_config(source, folder, anatomy, {CONFIG_KEY: short})
-        write_rewritten_card(folder, base, "sparsified", _card_lines(reports[0]))
-        (folder / REPORT_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        own.copy_records(folder)
+        write_rewritten_config(source, folder, own.headers, {SPARSITY_KEY: short})
+        write_rewritten_card(folder, base, "sparsified", _card_lines(reports[0], is_cut=own.is_cut))
+        (folder / SPARSITY_REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     rewrite_checkpoint(
         source,
         out,
-        stored,
-        {tensor.name: (tensor.name, tensor.shape, tensor.dtype) for tensor in anatomy.tensors},
+        own.stored,
+        own.headers,
         json.dumps({"sparsify": recipe}, sort_keys=True),
         make=make,
         write_rest=write_rest,
@@ -212,18 +204,18 @@ def sparsify_checkpoint(
 
 
 def _blocks(
-    modules: Modules, layers: CheckpointLayers, anatomy: ModelAnatomy, stored: Mapping[str, StoredTensor]
+    modules: Modules, layers: CheckpointLayers, source: SourceCheckpoint
 ) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     vision: tuple[Block, ...] = ()
     if Part.VISION in modules.parts:
-        vision = vision_blocks(layers.model, stored)
+        vision = vision_blocks(layers.model, source.stored)
         if not vision:
             raise InputError(
                 "only a model with a vision tower has vision layers",
-                values=f"--modules {modules}, a {anatomy.model_type} model",
+                values=f"--modules {modules}, a {source.model_type} model",
                 remedy="Choose --modules language",
             )
-    return vision, language_blocks(anatomy) if Part.LANGUAGE in modules.parts else ()
+    return vision, source.language if Part.LANGUAGE in modules.parts else ()
 
 
 def _check(sparsity: Sparsity, blocks: Sequence[Block]) -> None:
@@ -238,10 +230,10 @@ def _report(
     blocks: Sequence[Block],
     densities: Mapping[str, float],
     files: BlockFiles,
-    anatomy: ModelAnatomy,
+    model_parameters: int,
 ) -> SparsityReport:
     notes, layers = files.notes(), []
-    for block in blocks:
+    for block in filter(lambda x: x.projections, blocks):
         own = {x.inside: notes[x.name] for x in block.projections}
         zeroed = sum(note["zeroed"] for note in own.values())
         layers.append(
@@ -258,13 +250,13 @@ def _report(
         "parameters": sum(block.parameters for block in blocks),
         "zeroed": sum(note["zeroed"] for note in notes.values()),
         "removed": 0,
-        "model_parameters": anatomy.total_parameters,
+        "model_parameters": model_parameters,
         "layers": layers,
     }
     return SparsityReport(document, notes)
 
 
-def _card_lines(report: SparsityReport) -> list[str]:
+def _card_lines(report: SparsityReport, *, is_cut: bool) -> list[str]:
     found = report.document
     ratios = found["ratios"].get("name", "uniform")
     how = f"pattern {found['pattern']}" if found["pattern"] else f"{ratios} ratios"
@@ -273,11 +265,11 @@ def _card_lines(report: SparsityReport) -> list[str]:
         f"{1 - report.density:.1%}, chosen by {found['step']}, {how}"
         + (", by the inputs of the dense model." if "inputs" in found else "."),
         "",
-        "Zeroed, not removed: files, memory and speed are those of the dense model, unless a runtime has kernels for",
-        "sparse weights. It loads as the dense model does.",
+        "Zeroed, not removed: files, memory and speed are those of the model before, unless a runtime has kernels for",
+        f"sparse weights. {how_to_load(is_cut=is_cut, is_packed=False)}",
         "",
         "| part | layer | weights that are not zero |",
         "|---|---|---|",
     ]
     lines += [f"| {x['part']} | {x['layer']} | {x['density']:.1%} |" for x in report.layers]
-    return [*lines, "", f"Calibration: `{found['calibration']}`. All figures: [{REPORT_NAME}]({REPORT_NAME})."]
+    return [*lines, "", f"Calibration: `{found['calibration']}`. All figures: [{SPARSITY_REPORT}]({SPARSITY_REPORT})."]

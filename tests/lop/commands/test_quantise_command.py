@@ -1,23 +1,20 @@
 """`lop quantise` as a user types it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from lop.cli import main
+from pruning.checkpoints.loading import load_pruned
 from pruning.cutting.rewriting.quantise_checkpoint import REPORT_NAME
+from tests.lop.commands.typed import typed
+from tests.pruning.cut_models import logits_of, text_inputs
+from tests.pruning.packed_models import save_cut_checkpoint, save_wide_checkpoint
 from tests.tiny_models import save_tiny_checkpoint
 
 
 def lop(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["lop", "quantise", *map(str, words)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    return typed(monkeypatch, "quantise", *words)
 
 
 def test_bits_of_each_layer(
@@ -34,6 +31,28 @@ def test_bits_of_each_layer(
     assert lop(monkeypatch, folder, "--out", tmp_path / "nearest", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["method"], found["bits"], found["calibration"]) == ("rtn", [4] * 4, None)
+
+
+def test_what_was_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    """Sub-layers of other sizes, and skipped ones: sparsified, and quantised in either way."""
+    pytest.importorskip("compressed_tensors")
+    cut, sparse = save_cut_checkpoint(tmp_path / "cut", save_wide_checkpoint(tmp_path)), tmp_path / "sparse"
+    words = (cut, "--out", sparse, "-d", data, "--conversations", 4)
+    for ratios in ("owl", "ecoflap"):
+        assert typed(monkeypatch, "sparsify", *words, "-s", 0.5, "--ratios", ratios) == 2
+        assert f"--ratios {ratios}, {cut} is cut" in capsys.readouterr().err
+    assert typed(monkeypatch, "sparsify", *words, "--pattern", "2:4") == 0
+    assert "files, memory and speed are those of " in capsys.readouterr().out
+    text = logits_of(load_pruned(cut), text_inputs()).float()
+    assert load_pruned(sparse).config.lop_sparsity["pattern"] == "2:4"
+    for source, out, options in ((cut, "nearest", ()), (cut, "gptq", ("-d", data)), (sparse, "both", ("-d", data))):
+        assert lop(monkeypatch, source, "--out", tmp_path / out, "--bits", 8, *options) == 0
+        assert "warning: 2 projections stay as they are" in capsys.readouterr().err
+        found = logits_of(load_pruned(tmp_path / out), text_inputs()).float()
+        close = float((found - text).norm() / text.norm()) < 0.05
+        assert close is (source is cut)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from lop.cli import main
 from lop.workflows.sparsifying import ecoflap_densities, owl_densities
 from pruning.cutting.rewriting.blocks import Block, Part, Projection
-from pruning.cutting.rewriting.sparsify_checkpoint import REPORT_NAME
+from pruning.cutting.rewriting.source import SPARSITY_REPORT
 from pruning.errors import InputError
 from tests.tiny_models import write_conversations
 
@@ -60,7 +60,7 @@ def test_the_whole_of_it(
     settings = {"seed": 0, "conversations": 32, "answer_tokens": 3, "extra_sparsity": 0.1}
     assert found["ratios"] == {"name": "ecoflap", **settings}
     assert json.loads((out / "config.json").read_text())["lop_sparsity"]["ratios"] == found["ratios"]
-    densities = {x["density"] for x in json.loads((out / REPORT_NAME).read_text())["layers"]}
+    densities = {x["density"] for x in json.loads((out / SPARSITY_REPORT).read_text())["layers"]}
     assert len(densities) == 6
     assert min(densities) > 0.39
     assert "Use more conversations" in printed.err

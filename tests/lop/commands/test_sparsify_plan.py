@@ -11,7 +11,7 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.checkpoints.loading import load_model
-from pruning.cutting.rewriting.sparsify_checkpoint import REPORT_NAME
+from pruning.cutting.rewriting.source import SPARSITY_REPORT
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.scope import Scope
@@ -54,7 +54,7 @@ def test_what_is_written_is_what_was_priced(
     architecture = plan.architecture(anatomy)
     assert found["ratios"] == {"name": "plan", "plan_id": plan.plan_id, "architecture": architecture.key}
     assert found["zeroed"] / anatomy.decoder_parameters == plan.achieved.zeroed[Scope.DECODER]
-    assert json.loads((out / REPORT_NAME).read_text())["layers"][0]["density"] == 1.0
+    assert json.loads((out / SPARSITY_REPORT).read_text())["layers"][0]["density"] == 1.0
 
     dense, sparse = (dict(load_model(x).named_parameters()) for x in (checkpoint, out))
     for name, weight in dense.items():

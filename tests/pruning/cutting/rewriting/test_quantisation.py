@@ -41,27 +41,32 @@ def test_scales_are_the_best_of_those_searched(bits: int) -> None:
     assert float((found.weight - weight).norm() / weight.norm()) < (0.12 if bits == 4 else 0.01)
 
 
-def test_gptq_is_rounding_with_the_error_made_good_by_optimal_brain_surgeon() -> None:
-    """Literally: for input after input, the inverse of H over what is not yet rounded. 160 inputs: two blocks."""
+@pytest.mark.parametrize("keeps_zeros", [False, True])
+def test_gptq_is_rounding_with_the_error_made_good_by_optimal_brain_surgeon(keeps_zeros: bool) -> None:
+    """Literally: for input after input, the inverse of H over what is not yet rounded. 160 inputs: two blocks. Zeros
+    that are kept count as zeros where scales are searched, and what is lost there is made good like any error."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(300, 40, generator=generator) @ torch.randn(40, 160, generator=generator)
     x[0, 7] = 2000.0
     products, weight = x.double().T @ x.double(), weights(4, 160).double()
     factor, form = inverse_factor(products, 0.05), IntFormat(4, 32)
-    found = gptq(weight, factor, form, torch.float64)
+    zeros = torch.rand(weight.shape, generator=generator) < (0.5 if keeps_zeros else 0.0)
+    weight[zeros] = 0
+    found = gptq(weight, factor, form, torch.float64, zeros if keeps_zeros else None)
     h = products + 0.05 * torch.diag(products.diagonal())
     w, scales = weight.clone(), []
     for j in range(160):
         if j % 32 == 0:
             h_j = [1.0 / float(torch.linalg.inv(h[k:, k:])[0, 0]) for k in range(j, j + 32)]
-            scales.append([plain_scale(row[j : j + 32].tolist(), h_j, 4) for row in w])
+            scales.append([plain_scale(row[j : j + 32].tolist(), h_j, 4) for row in w.masked_fill(zeros, 0)])
         inverse = torch.linalg.inv(h[j:, j:])
         for i in range(4):
             scale = scales[-1][i]
-            rounded = scale * min(max(round(float(w[i, j]) / scale), -8), 7)
+            rounded = 0.0 if zeros[i, j] else scale * min(max(round(float(w[i, j]) / scale), -8), 7)
             w[i, j:] -= (w[i, j] - rounded) / inverse[0, 0] * inverse[0]
             w[i, j] = rounded
     torch.testing.assert_close(found.weight, w, rtol=1e-6, atol=1e-8)
+    assert not found.codes[zeros].any()
     losses = [
         float(((y - weight) @ products * (y - weight)).sum())
         for y in (found.weight, round_to_nearest(weight, form, None, torch.float64).weight.double())

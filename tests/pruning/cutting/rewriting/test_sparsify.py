@@ -11,12 +11,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from pruning.checkpoints.headers import stored_tensors
-from pruning.checkpoints.loading import load_model, load_processor
+from pruning.checkpoints.loading import PLAN_NAME, load_model, load_processor, load_pruned
+from pruning.cutting.base_model import CARD_NAME, card_metadata
 from pruning.cutting.rewriting.blocks import Block, Part, vision_blocks
+from pruning.cutting.rewriting.source import SPARSITY_KEY, SPARSITY_REPORT
 from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
 from pruning.cutting.rewriting.sparsify_checkpoint import (
-    CONFIG_KEY,
-    REPORT_NAME,
     Modules,
     Sparsity,
     SparsityReport,
@@ -28,6 +28,7 @@ from pruning.cutting.streaming.solved import solved_folder
 from pruning.data.batches import BatchStream
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.errors import CheckpointError, InputError
+from tests.pruning.packed_models import save_cut_checkpoint, save_wide_checkpoint
 from tests.tiny_models import save_tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -89,15 +90,37 @@ def test_each_layer_sees_what_the_sparse_layers_before_it_make(
     for name, linear in linears(expected).items():
         torch.testing.assert_close(linears(found)[name].weight, linear.weight, rtol=1e-6, atol=1e-7)
     zeros = sum(int((x.weight == 0).sum()) for x in linears(found).values())
-    document = json.loads((out / REPORT_NAME).read_text())
+    document = json.loads((out / SPARSITY_REPORT).read_text())
     assert (document["zeroed"], document["removed"]) == (zeros, 0)
     assert report.density == 0.5
-    assert getattr(found.config, CONFIG_KEY)["zeroed"] == zeros
+    assert getattr(found.config, SPARSITY_KEY)["zeroed"] == zeros
     # Nothing else changed, and nothing is left beside the output.
     dense = load_model(checkpoint).state_dict()
     others = {name for name, x in found.state_dict().items() if not torch.equal(x, dense[name])}
     assert others == {f"{name}.weight" for name in names}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_cut_is_sparsified_as_it_stands(conversations: list[Conversation], tmp_path: Path) -> None:
+    """By what comes through its own layers, of which one is gone; sizes, plan and what tells of the cut stay."""
+    dense = save_wide_checkpoint(tmp_path / "wide", dtype=torch.float32)
+    cut, out = save_cut_checkpoint(tmp_path / "cut", dense), tmp_path / "out"
+    report = run(cut, out, conversations, Sparsity(LocalStep.WANDA, 0.5, UNIFORM))
+    expected, found = load_pruned(cut), load_pruned(out)
+    names = [name for name in linears(expected) if "language_model" in name]
+    by_hand(expected, [[x for x in names if f".layers.{i}." in x] for i in (0, 1, 3)], conversations, cut)
+    for name, linear in linears(expected).items():
+        torch.testing.assert_close(linears(found)[name].weight, linear.weight, rtol=1e-6, atol=1e-7)
+    assert [(x["layer"], len(x["projections"])) for x in report.layers] == [(0, 7), (1, 4), (3, 7)]
+    assert report.density == pytest.approx(0.5, abs=1e-3)
+    assert (out / PLAN_NAME).read_bytes() == (cut / PLAN_NAME).read_bytes()
+    sizes = [json.loads((x / "config.json").read_text())["text_config"]["per_layer_config"] for x in (out, cut)]
+    assert sizes[0] == sizes[1]
+    card = (out / CARD_NAME).read_text()
+    assert card_metadata(out)["base_model"] == "lab/tiny"
+    assert card_metadata(out)["tags"] == ["lop", "pruned", "sparsified"]
+    assert "`lop.load_pruned(FOLDER)` loads it" in card
+    assert (out / "README-pruned.md").read_text() == (cut / CARD_NAME).read_text()
 
 
 def test_half_precision_tied_weights_and_own_densities(tmp_path: Path, conversations: list[Conversation]) -> None:
