@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruning.errors import CheckpointError
@@ -12,9 +14,16 @@ MAX_NAME_BYTES = 255
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part; raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The file that the block writes, and that then takes the place of `path`; removed if an OSError ends the block."""
     temporary = beside(path, f".{os.getpid()}.partial")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
     except OSError:
         if len(os.fsencode(path.name)) <= MAX_NAME_BYTES:  # else there is no such file, and asking for it fails too
