@@ -3,6 +3,8 @@
 import hashlib
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruning.errors import CheckpointError
@@ -13,9 +15,16 @@ MAX_NAME_BYTES = 255
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part; raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The file that the block writes, and that then takes the place of `path`; removed if an OSError ends the block."""
     temporary = draft_of(path)
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
     except OSError:
         if len(os.fsencode(path.name)) <= MAX_NAME_BYTES:  # else there is no such file, and asking for it fails too

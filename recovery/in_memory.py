@@ -21,13 +21,15 @@ from pruning.checkpoints.loading import load_model, load_processor
 from pruning.checkpoints.stored_dtype import stored_dtype
 from pruning.cutting.surgery import cut_model
 from pruning.planning.ranking import Ranking
+from recovery.answer_states import AnswerStates
 from recovery.judged_training import judged_training, training_batches
 from recovery.judging import Judge, rough_length
 from recovery.layer_map import matched_layers, skipped_layers
+from recovery.precision import dense_dtype
 from recovery.recipe import Recipe
 from recovery.recover import Data, Ears
 from recovery.scores import AnswerScores
-from recovery.state import StateFolder
+from recovery.state import StateFolder, check_state_room, state_bytes
 from recovery.teacher import Teacher
 from recovery.trained import Trained
 
@@ -73,9 +75,14 @@ class Recoveries:
         processor = load_processor(dense)
         self._batches = training_batches(sorted(data.train, key=rough_length), processor, recipe)
         self._dtype = stored_dtype(dense)
-        self._dense = load_model(dense, dtype=torch.float32).to(device)
+        self._dense = load_model(dense, dtype=dense_dtype(dense, device)).to(device)
         self._judges = [
-            Judge(self._dense, part, on_batch=self._ears.stage(f"dense model, {part.name}"))
+            Judge(
+                self._dense,
+                part,
+                on_batch=self._ears.stage(f"dense model, {part.name}"),
+                kept=AnswerStates(folder / f"{part.name}.safetensors"),
+            )
             for part in data.judged_on(processor)
         ]
         self._teachers: dict[tuple[object, ...], Teacher] = {}
@@ -99,17 +106,21 @@ class Recoveries:
             PlanError: the configuration cannot be cut.
             InputError: the recipe does not fit the model.
             MissingExtraError: LoRA without peft.
+            CheckpointError: the disk has no room for the training's state.
         """
         started = time.perf_counter()
         model = copy.deepcopy(self._dense)
         cut_model(model, architecture, self._ranking)
+        model.to(torch.float32)  # in which weights are trained
         layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), skipped_layers(model))
         named = json.dumps([architecture.document(), recipe.document()], sort_keys=True)
+        trained = Trained(model, recipe)
+        check_state_room(self._folder / "state", trained.num_bytes)
         state = StateFolder(self._folder / "state", hashlib.sha256(named.encode()).hexdigest())
-        teacher = self._teacher(recipe, layers)
+        teacher = self._teacher(recipe, layers, state_bytes(trained.num_bytes))
         prepared = time.perf_counter() - started
         done = judged_training(
-            Trained(model, recipe),
+            trained,
             self._batches,
             teacher,
             recipe,
@@ -129,7 +140,7 @@ class Recoveries:
             max(elapsed, prepared + done.progress.seconds),
         )
 
-    def _teacher(self, recipe: Recipe, layers: tuple[int, ...]) -> Teacher:
+    def _teacher(self, recipe: Recipe, layers: tuple[int, ...], reserved_bytes: int) -> Teacher:
         """Made once for all recipes that ask the same of it."""
         key = (tuple(sorted(recipe.losses)), layers)
         if key not in self._teachers:
@@ -139,6 +150,7 @@ class Recoveries:
                 recipe,
                 layers=layers,
                 folder=self._folder / "-".join(["teacher", *map(str, (*key[0], *layers))]),
+                reserved_bytes=reserved_bytes,
                 on_note=self._ears.on_note,
                 on_batch=self._ears.stage("dense model, training data"),
             )

@@ -10,8 +10,10 @@ import torch
 from pruning.anatomy.decoder_view import decoder_view
 from pruning.data.batches import Batch, make_batches
 from pruning.data.conversations import Conversation
+from recovery.answer_states import AnswerStates
 from recovery.kinds import Kinds
 from recovery.passes import Passes
+from recovery.precision import logits_of
 from recovery.processes import ALONE, Processes
 from recovery.scores import AnswerScores
 from recovery.teacher import head_alone
@@ -73,7 +75,7 @@ def rough_length(conversation: Conversation) -> tuple[bool, int]:
 
 
 class Judge:
-    """Scores models on one part. What the dense model says of it is recorded at the start.
+    """Scores models on one part. What the dense model says of it is recorded at the start, or read where it is `kept`.
 
     Of several processes each takes its share of the batches; all have the scores of the whole part.
     """
@@ -85,19 +87,18 @@ class Judge:
         *,
         on_batch: Callable[[int, int], None] | None = None,
         processes: Processes = ALONE,
+        kept: AnswerStates | None = None,
     ) -> None:
         self.part, self._processes = part, processes
         self._head = head_alone(decoder_view(dense))
-        self._dense: list[torch.Tensor] = []
         self._batches = processes.share(part.batches)
         firsts = np.cumsum([0, *(len(batch.spans) for batch in part.batches)])[:-1]
         self._firsts = processes.share(firsts.tolist())
         passes = Passes(dense, self._batches, recorded_bytes=0)
-        for index, places in enumerate(passes.places):
-            with torch.no_grad():
-                self._dense.append(passes(index)[0][places.answers].clone())
-            if on_batch is not None:
-                on_batch(index + 1, len(passes))
+        known = None if kept is None else kept.read(len(passes), dense.device)
+        self._dense = _recorded(passes, on_batch) if known is None else known
+        if known is None and kept is not None:
+            kept.write(self._dense)
         self.dense_scores = self._whole(
             [self._scores(i, self._log_dense(i), passes.places[i].targets) for i in range(len(passes))]
         )
@@ -112,7 +113,7 @@ class Judge:
         found = []
         for index, places in enumerate(passes.places):
             last, _ = passes(index)
-            log_p = torch.log_softmax(passes.view.logits(last[places.answers]), dim=-1)
+            log_p = torch.log_softmax(passes.logits(last[places.answers]), dim=-1)
             found.append(self._scores(index, log_p, places.targets))
         return self._whole(found)
 
@@ -125,7 +126,7 @@ class Judge:
 
     @torch.no_grad()
     def _log_dense(self, index: int) -> torch.Tensor:
-        return torch.log_softmax(self._head.logits(self._dense[index]), dim=-1)
+        return torch.log_softmax(logits_of(self._head, self._dense[index]), dim=-1)
 
     @torch.no_grad()
     def _scores(self, index: int, log_p: torch.Tensor, targets: torch.Tensor) -> AnswerScores:
@@ -140,3 +141,14 @@ class Judge:
         lengths = np.array(sums[2])
         kl_sums, nll_sums, _, agreeing = (np.array(x) for x in sums)
         return AnswerScores(kl_sums, nll_sums, lengths, agreeing, (np.array(exact) == lengths).astype(np.float64))
+
+
+@torch.no_grad()
+def _recorded(passes: Passes, on_batch: Callable[[int, int], None] | None) -> list[torch.Tensor]:
+    """The last hidden states of each batch's answers, [N, D]."""
+    found = []
+    for index, places in enumerate(passes.places):
+        found.append(passes(index)[0][places.answers].clone())
+        if on_batch is not None:
+            on_batch(index + 1, len(passes))
+    return found

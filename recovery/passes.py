@@ -16,6 +16,7 @@ from torch import nn
 from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.data.batches import Batch
 from pruning.forward.decoder_inputs import decoder_inputs, outside_inference, taking
+from recovery.precision import logits_of, product_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,9 +82,13 @@ class Passes:
 
     def __call__(self, index: int) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """The last hidden state [B x T, D] of batch `index`, and those after the wanted layers."""
-        with _after_layers(self.view, self._layers) as seen:
+        with product_precision(self._model.device), _after_layers(self.view, self._layers) as seen:
             last = self._whole(index) if self._trains_before else self._decoder(index)
         return last.flatten(0, 1), {layer: hidden.flatten(0, 1) for layer, hidden in seen.items()}
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of last hidden states [..., D], in float32."""
+        return logits_of(self.view, hidden)
 
     def _decoder(self, index: int) -> torch.Tensor:
         inputs = self._recorded.get(index)

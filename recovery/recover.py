@@ -25,20 +25,22 @@ from pruning.cutting.streaming.lock import locked_file
 from pruning.cutting.streaming.place import check_place, folders_above
 from pruning.data.conversations import Conversation, calibration_id
 from pruning.planning.plan import PruningPlan, distillation_step
+from recovery.answer_states import AnswerStates
 from recovery.checks import checked_plan
 from recovery.judged_training import judged_training, training_batches
 from recovery.judging import Judge, Part, part_of, rough_length
 from recovery.kinds import Kinds
 from recovery.layer_map import matched_layers, skipped_layers
 from recovery.peak_memory import peak_memory_bytes
+from recovery.precision import dense_dtype
 from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
 from recovery.report import report_of
-from recovery.state import Progress, StateFolder
+from recovery.state import Progress, StateFolder, check_state_room, state_bytes
 from recovery.teacher import DEFAULT_CACHE_BYTES, Teacher
 from recovery.trained import Trained
 from recovery.training import TrainingBatches, Watcher
-from recovery.writing import check_output_room, write_recovered
+from recovery.writing import check_output_room, output_bytes, write_recovered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +104,8 @@ def recover(
         processes: that were all called with the same arguments, but for `device` and `ears`; the main one writes.
 
     Raises:
-        CheckpointError: a folder is damaged, not pruned, quantised; `out` exists or cannot be written.
+        CheckpointError: a folder is damaged, not pruned, quantised; `out` exists or cannot be written, or its disk has
+            no room for it and the training's state.
         FingerprintMismatchError: the teacher is another model.
         DatasetError: conversations cannot be used.
         InputError: the recipe does not fit the model, or processes have other checkpoints, data or recipes.
@@ -157,7 +160,7 @@ def _prepared(
     batches = training_batches(ordered, processor, recipe, processes)
     parts = data.judged_on(processor, processes)
     model = load_model(pruned, dtype=torch.float32).to(device)
-    dense = load_model(teacher, dtype=torch.float32).to(device)
+    dense = load_model(teacher, dtype=dense_dtype(teacher, device)).to(device)
     recipe = recipe.completed(int(model.config.get_text_config(decoder=True).hidden_size))
     layers = matched_layers(recipe.hidden_layers, len(decoder_view(model).layers), skipped_layers(model))
     # The number of steps, where minutes decide it, is in the state.
@@ -185,24 +188,36 @@ def _recover(
 ) -> dict[str, Any]:
     recipe, layers, batches, trained = ready.recipe, ready.layers, ready.batches, ready.trained
     key = _digest(ready.sources)
-    processes.check_same(
-        "checkpoints, data and options", _digest({"key": key, "validation": calibration_id(data.validation)})
-    )
+    validation = calibration_id(data.validation)
+    processes.check_same("checkpoints, data and options", _digest({"key": key, "validation": validation}))
     _note_idle(batches, ears, processes)
+    reserved = state_bytes(trained.num_bytes)
+
+    def check_disk() -> None:
+        if processes.is_main:
+            check_state_room(state_folder(out), trained.num_bytes, output_bytes(pruned))
+
+    processes.together(check_disk)
     folder = _state(out, key, processes)
     dense = ready.take_dense()
-    judges = [
-        Judge(dense, part, on_batch=ears.stage(f"dense model, {part.name}"), processes=processes)
-        for part in ready.parts
-    ]
+    cache = processes.of_share(folder.teacher)
+    judges, cache_bytes = [], cache_bytes // processes.count
+    for part in ready.parts:
+        which = validation if part.name == "validation" else ready.sources["selection"]
+        place = cache / "judged" / f"{which}.safetensors"
+        kept = AnswerStates(place, most_bytes=cache_bytes, reserved_bytes=reserved)
+        label = f"dense model, {part.name}"
+        judges.append(Judge(dense, part, on_batch=ears.stage(label), processes=processes, kept=kept))
+        cache_bytes -= kept.num_bytes
     teacher = Teacher(
         dense,
         batches.own,
         recipe,
         layers=layers,
-        folder=processes.of_share(folder.teacher),
-        cache_bytes=cache_bytes // processes.count,
+        folder=cache,
+        cache_bytes=cache_bytes,
         local_count=processes.local_count,
+        reserved_bytes=reserved,
         on_note=ears.on_note,
         on_batch=ears.stage("dense model, training data"),
     )

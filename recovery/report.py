@@ -9,7 +9,15 @@ import numpy as np
 
 from pruning.cutting.measured_quality import RECOVERY_REPORT_NAME as REPORT_NAME
 from recovery.recipe import Recipe
-from recovery.scores import AnswerScores, accuracy_change, beats, kl_change, percent_of_dense
+from recovery.scores import (
+    LEAST_ANSWERS,
+    AnswerScores,
+    accuracy_change,
+    beats,
+    chance_of_gain,
+    kl_change,
+    percent_of_dense,
+)
 from recovery.state import Progress
 
 __all__ = ["REPORT_NAME", "JudgedPart", "report_of"]
@@ -92,6 +100,13 @@ def _why(progress: Progress, selection: JudgedPart, *, is_recovered: bool) -> st
     if not progress.best_step:
         return "no evaluation was nearer to the dense model than the start with as many exact answers"
     low, high = kl_change(selection.after, selection.before)
+    if high < 0:
+        chance, num_answers = chance_of_gain(selection.after, selection.before), len(selection.before.tokens)
+        least = f"; fewer than {LEAST_ANSWERS} never do" if num_answers < LEAST_ANSWERS else ""
+        return (
+            f"step {progress.best_step} was the best, but the selection part's {num_answers} answers do not tell its "
+            f"gain from chance, which gives as much in {chance:.0%} of cases{least}"
+        )
     return (
         f"step {progress.best_step} was the best, but its gain is within the noise of the selection part: KL changed "
         f"by {low:.4g} to {high:.4g} nats a token (90% interval)"

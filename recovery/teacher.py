@@ -18,6 +18,7 @@ from pruning.atomic_file import replace_file
 from pruning.data.batches import Batch
 from recovery.losses import Compared
 from recovery.passes import Passes, Places, places_of
+from recovery.precision import logits_of
 from recovery.recipe import Loss, Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Teacher:
         folder: where states are kept; None: nowhere.
         cache_bytes: bound of what is kept there.
         local_count: processes on this machine that keep about as much each, mostly on one disk.
+        reserved_bytes: that others need there.
         on_note: told why nothing is kept, if so.
         on_batch: told of progress while it is.
     """
@@ -53,6 +55,7 @@ class Teacher:
         folder: Path | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         local_count: int = 1,
+        reserved_bytes: int = 0,
         on_note: Callable[[str], None] | None = None,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -66,7 +69,7 @@ class Teacher:
         if folder is None:
             return
         needed = self._needed_bytes(batches, int(model.config.get_text_config(decoder=True).hidden_size))
-        why = _why_not(folder, needed, cache_bytes, local_count)
+        why = _why_not(folder, needed, cache_bytes, local_count, reserved_bytes)
         if why is None:
             why = self._fill(folder, on_batch)
         if why is None:
@@ -91,7 +94,7 @@ class Teacher:
         if Loss.KD_LOGITS not in self._losses:
             return None
         with torch.no_grad():
-            return self._head.logits(states["answers"])
+            return logits_of(self._head, states["answers"])
 
     def compared(
         self,
@@ -154,12 +157,13 @@ def _place(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.safetensors"
 
 
-def _why_not(folder: Path, needed: int, bound: int, local_count: int) -> str | None:
+def _why_not(folder: Path, needed: int, bound: int, local_count: int, reserved: int) -> str | None:
     if needed > bound:
         return f"they take {needed:,} bytes, and {bound:,} are allowed"
     kept = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0
     free = disk_usage(next(x for x in (folder, *folder.absolute().parents) if x.exists())).free
-    if local_count * (needed - kept) > free - _SPARE_BYTES:
+    if local_count * (needed - kept) > free - reserved - _SPARE_BYTES:
         each = f" in each of {local_count} processes" if local_count > 1 else ""
-        return f"{folder}: they take {needed:,} bytes{each}, {free:,} are free"
+        others = f", of which the training's state may need {reserved:,}" if reserved else ""
+        return f"{folder}: they take {needed:,} bytes{each}, {free:,} are free{others}"
     return None

@@ -67,9 +67,10 @@ class Trained:
         inside = {id(parameter) for parameter in decoder_view(self.model).decoder.parameters()}
         return any(id(parameter) not in inside for parameter in self.parameters.values())
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of what is trained, on the CPU."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+    @property
+    def num_bytes(self) -> int:
+        """Of what is trained."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters.values())
 
     @torch.no_grad()
     def put(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -7,7 +7,6 @@ seed. On one machine with as many threads equal runs give equal weights, killed 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -26,7 +25,7 @@ from recovery.teacher import Teacher
 from recovery.trained import Trained
 
 STATE_SECONDS = 120.0
-"""Between two states that are saved: what a killed process loses at most."""
+"""After so many the next step ends with a state. A killed process loses them, and that step with its evaluation."""
 
 _TRIAL_STEPS = 4
 """By which minutes become a number of steps; the first is not counted."""
@@ -143,18 +142,17 @@ class Training:
         for index in (self._own[number] for number in numbers if number in self._own):
             places = self._passes.places[index]
             states = self._teacher.states(index) if self._recipe.needs_teacher else {}
-            with self._precision():
-                last, after = self._passes(index)
-                loss = weighted_loss(
-                    self._recipe.losses,
-                    logits=self._passes.view.logits(last[places.answers]),
-                    targets=places.targets,
-                    teacher_logits=self._teacher.logits(states),
-                    hidden=self._teacher.compared(states, last, after, places),
-                    temperature=self._recipe.temperature,
-                    num_answer_tokens=answers,
-                    num_hidden_tokens=real,
-                )
+            last, after = self._passes(index)
+            loss = weighted_loss(
+                self._recipe.losses,
+                logits=self._passes.logits(last[places.answers]),
+                targets=places.targets,
+                teacher_logits=self._teacher.logits(states),
+                hidden=self._teacher.compared(states, last, after, places),
+                temperature=self._recipe.temperature,
+                num_answer_tokens=answers,
+                num_hidden_tokens=real,
+            )
             total += float(loss.detach())
             if not math.isfinite(total):
                 break
@@ -182,7 +180,7 @@ class Training:
         if is_best:
             self._best_kl, progress.best_step = scores.mean_kl, progress.step
             if self._processes.is_main:
-                self._folder.save_best(progress.step, self._trained.tensors())
+                self._folder.save_best(progress.step, self._trained.parameters)
         self._watcher.on_scores(progress.step, scores, is_best)
         if not all(math.isfinite(value) for value in scores.document().values()):
             progress.stopped, progress.is_over = f"scores were not finite numbers after step {progress.step}", True
@@ -202,7 +200,7 @@ class Training:
 
     def _seconds_per_step(self) -> float:
         """From steps that are then forgotten: what is trained for how long must not depend on them otherwise."""
-        before = self._trained.tensors()
+        before = {name: parameter.detach().cpu().clone() for name, parameter in self._trained.parameters.items()}
         schedule = self._schedule(_TRIAL_STEPS)
         started = 0.0
         for step in range(_TRIAL_STEPS):
@@ -228,7 +226,8 @@ class Training:
             parameter = self._trained.parameters[name]
             # AdamW keeps its count of steps on the CPU.
             where = torch.device("cpu") if kind == _MOMENTS["step"] else parameter.device
-            self._optimiser.state[parameter][_KEPT[kind]] = tensor.to(where)
+            # A copy, as the file's would keep its room on the disk while the next ones are written.
+            self._optimiser.state[parameter][_KEPT[kind]] = tensor.to(where, copy=True)
         kept = next((x["kl"] for x in progress.evaluations if x["step"] == progress.best_step), None)
         self._best_kl = self._start.mean_kl if kept is None else kept
         if self._processes.is_main and progress.num_processes != self._processes.count:
@@ -241,11 +240,11 @@ class Training:
     def _save(self, progress: Progress) -> None:
         if not self._processes.is_main:
             return
-        tensors = {f"{_WEIGHTS}.{name}": tensor for name, tensor in self._trained.tensors().items()}
+        tensors: dict[str, torch.Tensor] = {f"{_WEIGHTS}.{n}": p for n, p in self._trained.parameters.items()}
         for name, parameter in self._trained.parameters.items():
             # None of a parameter that no batch has needed yet: the projector's, where the texts come without pictures.
             for own, value in self._optimiser.state.get(parameter, {}).items():
-                tensors[f"{_MOMENTS[own]}.{name}"] = value.detach().cpu()
+                tensors[f"{_MOMENTS[own]}.{name}"] = value
         self._folder.save(progress, tensors)
 
     def _schedule(self, num_steps: int) -> Schedule:
@@ -256,8 +255,3 @@ class Training:
 
     def _new_optimiser(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(self._wanted, lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        """bfloat16 products on a GPU, float32 on a CPU."""
-        device = self._trained.model.device.type
-        return torch.autocast(device, dtype=torch.bfloat16) if device == "cuda" else nullcontext()

@@ -68,8 +68,12 @@ def write_recovered(
 
 def check_output_room(pruned: Path, out: Path) -> None:
     """Raises CheckpointError unless the disk has room for `out`."""
-    weights = sum(path.stat().st_size for path in weight_files(pruned))
-    check_room({out: weights + companion_bytes(pruned) + _REST_BYTES}, what=_WHAT)
+    check_room({out: output_bytes(pruned)}, what=_WHAT)
+
+
+def output_bytes(pruned: Path) -> int:
+    """Of the output, about: it is as large as what it is made from."""
+    return sum(path.stat().st_size for path in weight_files(pruned)) + companion_bytes(pruned) + _REST_BYTES
 
 
 def _write_config(pruned: Path, folder: Path, step: RecoveryStep) -> None:

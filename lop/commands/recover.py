@@ -33,8 +33,9 @@ def recover(
     """Train a pruned checkpoint with its dense model as the teacher. What is written is never worse than its start.
 
     The selection part decides, by KL to the dense model and exact answers; if nothing beats the start there, the start
-    is written, and the report (`lop_recovery.json` in the folder) says so. Killed, the same command goes on: what is
-    lost is two minutes at most.
+    is written, and the report (`lop_recovery.json` in the folder) says so. Fewer than five answers decide nothing;
+    give twenty or more. Killed, the same command goes on from the last state, which is saved by the first step that
+    ends two minutes after the one before: lost are the steps and evaluations since then.
 
     Started by `accelerate launch` or `torchrun`, its processes train together, on several GPUs or machines.
     """

@@ -28,7 +28,10 @@ class RecoveryOptions:
 
     selection: Annotated[
         Path | None,
-        _option("--selection", help="Conversations that decide what is kept. Default: an eighth, kept back."),
+        _option(
+            "--selection",
+            help="Conversations that decide what is kept, of 20 answers or more. Default: an eighth, kept back.",
+        ),
     ] = None
     validation: Annotated[
         Path | None,

@@ -62,11 +62,26 @@ def split_data(
     if selection is None:
         kept = f"{len(deciding)} of the {len(train)} conversations in {name}"
         on_note(f"no selection part: {kept} are kept back to decide by")
+    _note_few(deciding, on_note)
     if validation is None:
         on_note("no validation part: figures are of the selection part, which decided, and so a little optimistic")
     check_apart([("training", trained), ("selection", deciding), ("validation", validation or [])])
     share = sampled(trained, recipe.fraction, seed=recipe.seed, kinds=kinds)
     return Data(share, deciding, validation or [], kinds)
+
+
+def _note_few(deciding: "list[Conversation]", on_note: Callable[[str], None]) -> None:
+    from recovery.scores import FEW_ANSWERS, LEAST_ANSWERS
+
+    count = sum(len(conversation.turns) for conversation in deciding)
+    advice = f"give {FEW_ANSWERS} or more to decide by (--selection FILE)"
+    if count < LEAST_ANSWERS:
+        on_note(
+            f"the selection part's {count} answers cannot show that anything is better than the start, which is what "
+            f"will be written: {advice}"
+        )
+    elif count < FEW_ANSWERS:
+        on_note(f"the selection part's {count} answers show only gains on nearly all of them: {advice}")
 
 
 def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":

@@ -16,7 +16,7 @@ from recovery.layer_map import matched_layers
 from recovery.losses import Compared, weighted_loss
 from recovery.recipe import Loss, Mode, Recipe, parse_losses
 from recovery.schedule import Schedule
-from recovery.scores import AnswerScores, beats, percent_of_dense
+from recovery.scores import AnswerScores, beats, chance_of_gain, percent_of_dense
 from recovery.splitting import check_apart, held_out, sampled
 
 
@@ -79,6 +79,20 @@ def test_what_beats_the_start() -> None:
     assert not beats(scores([0.5] * 20, [0, 0] * 10), start)  # fewer exact answers
     assert not beats(scores([0.0, 1.9] * 10, [1, 0] * 10), start)  # the gain is within the noise
     assert not beats(start, start)
+
+
+def test_few_answers_must_show_that_a_gain_is_no_chance() -> None:
+    def gained(*gains: float) -> tuple[AnswerScores, AnswerScores]:
+        none = [0] * len(gains)
+        return scores([2 - gain for gain in gains], none), scores([2.0] * len(gains), none)
+
+    for count, is_better in ((1, False), (2, False), (4, False), (5, True)):
+        assert beats(*gained(*[1.0] * count)) is is_better
+        assert chance_of_gain(*gained(*[1.0] * count)) == 0.5**count
+    assert not beats(*gained(1, 1, 1, 1, -0.1))  # with signs at random 2 of 32 are as good, and the interval is below 0
+    assert beats(*gained(*[1] * 7, -0.1))
+    assert chance_of_gain(*gained(*[1] * 7, -0.1)) == 2 / 256
+    assert chance_of_gain(*gained(1, 1, 1, 1, -1)) == 6 / 32  # equal sums, however they are rounded
 
 
 def test_percent_of_dense_is_paired() -> None:

@@ -141,6 +141,47 @@ def run_killed(cut: Cut, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: 
     return report
 
 
+def test_a_run_that_goes_on_does_not_ask_the_dense_model_again(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"mode": "projector", "epochs": 1}
+
+    def die(*_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, tmp_path / "out", Ears(watcher=Watcher(on_step=die)), **changes)
+    monkeypatch.setattr("recovery.judging._recorded", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(teacher_module.Teacher, "_computed", lambda *_: pytest.fail("asked again"))
+    assert run(cut, tmp_path / "out", **changes)["steps"] == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_products_in_bfloat16(cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """As on a GPU: the dense model as it is stored, its passes and the student's alike, to train and to judge."""
+    plain = run(cut, tmp_path / "plain", mode=mode)
+    judged: list[torch.dtype] = []
+    own = Judge.passes
+
+    def watched(judge: Judge, *arguments: Any, **keywords: Any) -> Passes:
+        judged.extend(states.dtype for states in judge._dense)
+        return own(judge, *arguments, **keywords)
+
+    monkeypatch.setattr(Judge, "passes", watched)
+    monkeypatch.setattr("recovery.precision.is_mixed", lambda _device: True)
+    monkeypatch.setattr("recovery.precision.stored_dtype", lambda _folder: torch.bfloat16)
+    mixed = run(cut, tmp_path / "mixed", mode=mode)
+    assert set(judged) == {torch.bfloat16}
+    assert mixed["written"] == "recovered"
+    own_losses, plain_losses = ([loss for _, loss, _ in report["curve"]] for report in (mixed, plain))
+    assert own_losses == pytest.approx(plain_losses, rel=0.05)
+    assert own_losses != plain_losses
+    for when in ("before", "after"):
+        assert mixed["selection"][when]["nll"] == pytest.approx(plain["selection"][when]["nll"], rel=0.01)
+    kinds = [{name: x.dtype for name, x in stored_tensors(tmp_path / name).items()} for name in ("plain", "mixed")]
+    assert kinds[0] == kinds[1]
+
+
 def test_the_dense_model_beside_or_on_disk_is_the_same(
     cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
