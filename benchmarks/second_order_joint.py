@@ -293,20 +293,22 @@ def _key(model: JointModel, key: Sequence[str], share: float, evaluations: int) 
 def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
     """Ratios of validation KL over the shares at which both kinds have a plan: geometric means, and the greatest.
 
-    Where both are nearly the dense model, below `LEAST_COUNTED`, a ratio says nothing of plans, and means leave it out.
-    How many shares are counted and how many are `trivial` is said beside them.
+    Where both are nearly the dense model, below `LEAST_COUNTED`, a ratio says nothing of plans, and means leave it out;
+    of a model on which all shares are so, there is no mean. How many are counted and how many are `trivial` is said
+    beside them.
     """
     kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows}
     names = list(dict.fromkeys(row["model"] for row in rows))
     found: dict[str, dict[str, float | None]] = {}
 
     def say(figure: str, of: Callable[[Sequence[tuple[float, float]]], float | None], one: str, other: str) -> None:
-        found[figure] = {
-            name: of([(kl[name, one, x], kl[name, other, x]) for x in _shares(kl, name, one, other)]) for name in names
-        }
+        found[figure] = {name: of(_pairs(kl, name, one, other)) for name in names}
 
     for one, other in ((JOINT, BITS), (JOINT, THEN), (JOINT, UNITS), (ALONE, BITS), (ADDITIVE, BITS)):
         say(f"{one}_vs_{other}", lambda pairs: mean([ratio(*x) for x in _counted(pairs)]), one, other)
+        for name in names:
+            if (pairs := _pairs(kl, name, one, other)) and not _counted(pairs):
+                del found[f"{one}_vs_{other}"][name]
         say(f"{one}_vs_{other}_worst", lambda pairs: worst([ratio(*x) for x in pairs]), one, other)
         if one == JOINT:
             say(f"joint_shares_vs_{other}", lambda pairs: len(_counted(pairs)), one, other)
@@ -314,8 +316,10 @@ def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
     return found
 
 
-def _shares(kl: dict[tuple[str, str, float], float], name: str, one: str, other: str) -> list[float]:
-    return [x for own, kind, x in kl if (own, kind) == (name, other) and (name, one, x) in kl]
+def _pairs(kl: dict[tuple[str, str, float], float], name: str, one: str, other: str) -> list[tuple[float, float]]:
+    """KL of both kinds at each share at which both have a plan."""
+    shares = [x for own, kind, x in kl if (own, kind) == (name, other) and (name, one, x) in kl]
+    return [(kl[name, one, x], kl[name, other, x]) for x in shares]
 
 
 def _counted(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

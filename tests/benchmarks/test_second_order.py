@@ -380,6 +380,11 @@ def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:
         "joint_additive_vs_bits_only": pytest.approx(2.0),
         "joint_additive_vs_bits_only_worst": pytest.approx(2.0),
     }
+    trivial = [{**x, "model": "smollm2", "kl": 1e-4} for x in rows]
+    both = summary_of(joint_figures([*rows, *trivial]))
+    assert both["joint_vs_bits_only"] == 1.0  # of the reference alone
+    assert (both["joint_shares_vs_bits_only"], both["joint_trivial_vs_bits_only"]) == (0, 2)
+    assert "joint_vs_bits_only" not in both["smollm2"]
     assert found["joint_vs_units_only"] is None
     assert [name for name, holds in found["holds"].items() if not holds] == ["joint_vs_bits_only_worst_at_most_1"]
     assert len(found["holds"]) == 3
