@@ -11,7 +11,7 @@ that do 150 GFLOPS together and nothing else, the reference and SmolLM2 together
 - `elimination` (30): the same by the order of elimination;
 - `ecoflap` (65): Wanda and SparseGPT, with ECoFLaP's ratios and uniform ones (`benchmarks.second_order_ecoflap`);
 - `densities` (50): searched ratios against ECoFLaP's (`benchmarks.second_order_densities`);
-- `joint` (35): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
+- `joint` (85): units and bits under one budget of bytes (`benchmarks.second_order_joint`);
 - `reload` (10): what plans with bits write, in transformers and llama.cpp (`benchmarks.second_order_written`);
 - `memory` (25): `lop apply --reconstruct` on 1.7 GB (`benchmarks.second_order_memory`).
 
@@ -36,7 +36,7 @@ from benchmarks.second_order_ecoflap import SparseModel, ecoflap_rows
 from benchmarks.second_order_figures import Found, summary_of
 from benchmarks.second_order_joint import SHARES, JointModel, joint_figures, joint_rows, kept_smallest
 from benchmarks.second_order_memory import memory_figures, memory_rows
-from benchmarks.second_order_models import MAGNITUDE, MODELS, Model, prepared
+from benchmarks.second_order_models import MODELS, Model, prepared
 from benchmarks.second_order_picture import draw_second_order
 from benchmarks.second_order_sparse_figures import ecoflap_figures, interval_table, searched_figures, with_intervals
 from benchmarks.second_order_written import reload_figures, reload_rows
@@ -129,7 +129,6 @@ def _rows(
         return ecoflap_rows(SparseModel.of(model), model.key, steps)
     if part == DENSITIES:
         return searched_rows(SparseModel.of(model), model.key, steps)
-    model.ranked(MAGNITUDE, steps)
     joint = JointModel.of(model)
     if part == "joint":
         return joint_rows(joint, model.key, steps, shares)

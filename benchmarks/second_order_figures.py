@@ -14,6 +14,9 @@ Found = Mapping[str, Mapping[str, float | None]]
 LEAST_KL = 1e-9
 """Smaller KL, nats a token, is rounding."""
 
+LEAST_COUNTED = 1e-3
+"""Where both KL of a ratio are smaller, both models are nearly the dense one, and means of ratios leave it out."""
+
 MOST: Mapping[str, float | Mapping[str, float]] = {
     "reconstruction_kl_ratio": {"reference": 0.90, "smollm2": 0.85},
     "reconstruction_kl_ratio_worst": 1.0,
@@ -42,7 +45,7 @@ LEAST: Mapping[str, float] = {
 }
 """What figures are to be at least."""
 
-FEWEST = ("joint_shares_vs_bits_only", "joint_shares_vs_prune_then_quantise")
+FEWEST = ("joint_shares_vs_bits_only", "joint_shares_vs_prune_then_quantise", "joint_shares_vs_units_only")
 """Counts, of which the worse model has fewer."""
 
 ECOFLAP = (

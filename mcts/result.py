@@ -7,8 +7,10 @@ from typing import Any
 
 from mcts.targets import AllowedLatency, SearchTarget
 from pruning.measuring.metrics import FoldMetrics, Metrics
+from pruning.planning.bit_spaces import with_all_units
 from pruning.planning.space import Choice, Space
 from values.cross_validation import CrossValidation, judged_without_each
+from values.sure_improvement import sure_to_be_better
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class TargetResult:
         label: what was asked for, in words.
         sparsity: what was asked for, if it was a sparsity.
         budget: parameters allowed, as `SearchTarget` counts them.
-        choice: option indices [N] of the least score (`Metrics.score`).
+        choice: option indices [N] of the least score (`Metrics.score`); where bits may change, of those that change
+            nothing else, unless others are sure to be better.
         widths: the units that they keep [N], of each decision's first site.
         metrics: its metrics on the calibration set.
         evaluations: choices scored for this target, all different.
@@ -45,7 +48,8 @@ class TargetResult:
     @classmethod
     def of(cls, target: SearchTarget, space: Space, scored: Mapping[Choice, Metrics]) -> "TargetResult":
         """The best of all choices `scored` for `target`, in the order in which they were."""
-        best = min(scored, key=lambda c: scored[c].score)
+        able = _bits_alone_unless_sure(space, scored) if space.has_bits else scored
+        best = min(able, key=lambda c: able[c].score)
         return cls(
             label=target.label,
             sparsity=target.sparsity,
@@ -55,9 +59,21 @@ class TargetResult:
             metrics=scored[best],
             evaluations=len(scored),
             curve=tuple(itertools.accumulate((m.score for m in scored.values()), min)),
-            held_out=judged_without_each(list(scored.values())),
+            held_out=judged_without_each(list(able.values())),
             latency=target.latency,
         )
+
+
+def _bits_alone_unless_sure(space: Space, scored: Mapping[Choice, Metrics]) -> Mapping[Choice, Metrics]:
+    """Those of `scored` that keep all units, if there are some; all of them where that is sure to be better.
+
+    By cross-validation, since the best of many is the luckiest: what is chosen without a fold is judged on it. Without
+    folds nothing is sure.
+    """
+    whole = [frozenset(kept.tolist()) for kept in with_all_units(space)]
+    simple = {c: m for c, m in scored.items() if all(k in kept for k, kept in zip(c, whole, strict=True))}
+    of_all, of_simple = (judged_without_each([*own.values()]) for own in (scored, simple))
+    return scored if not simple or sure_to_be_better(of_all, of_simple) else simple
 
 
 @dataclass(frozen=True, slots=True)

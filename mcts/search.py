@@ -10,12 +10,13 @@ What does the work is the additive program that it starts from, the moves, and t
 default: as proposals they are as good as moves, and add nothing to them (docs/search.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from mcts.bit_starts import bit_starts
 from mcts.moves import swap_moves
 from mcts.prior import Guide, TablePrior, mix, normalise
 from mcts.result import TargetResult
@@ -90,6 +91,7 @@ class TargetSearch:
         settings: see SearchSettings.
         shared: the scan and the samples so far; this search appends its own.
         guide: what it proposes is scored first; in simulations, its prior is mixed with the surrogate's.
+        known: choices that were scored for this target before; they count among its evaluations.
         on_evaluation: called after each evaluation with their number and the metrics of the least score so far.
     """
 
@@ -103,6 +105,7 @@ class TargetSearch:
         *,
         index: int = 0,
         guide: Guide | None = None,
+        known: Mapping[Choice, Metrics] | None = None,
         on_evaluation: Callable[[int, Metrics], None] | None = None,
     ) -> None:
         self.limits = limits
@@ -123,12 +126,14 @@ class TargetSearch:
         self._surrogate: Surrogate
         self._table: FloatArray
         self._best: tuple[float, Choice] | None = None
+        for choice, metrics in (known or {}).items():
+            self.backward(self.expand(choice), metrics)
 
     def run(self) -> TargetResult:
         """Search until `num_evaluations` choices are scored or none is left."""
-        self.evaluate([self.expand(self.tree.path(c)) for c in self.starting_choices()])
+        self.evaluate([self.expand(choice) for choice in self.starting_choices()])
         while not self.is_finished:
-            leaves: list[list[Edge]] = []
+            leaves: list[Choice] = []
             while len(leaves) < self.settings.parallel_leaves and not self.is_finished:
                 self.refit()
                 leaves.append(self.expand(self.simulate()))
@@ -139,8 +144,8 @@ class TargetSearch:
     def is_finished(self) -> bool:
         return len(self._requested) >= self.settings.num_evaluations or self.tree.is_complete
 
-    def simulate(self) -> list[Edge]:
-        """The path [N] of the choice to score next: of all proposals, the most promising one."""
+    def simulate(self) -> Choice:
+        """The choice to score next: of all proposals, the most promising one."""
         parents = self._parents()
         tree = self._descend(self.settings.num_simulations)
         proposals = np.concatenate([tree, self._moves(parents), self._mutations(parents, self.settings.num_mutations)])
@@ -157,42 +162,44 @@ class TargetSearch:
                 break
             best, promise = candidate, promised
         self._believed[best] = self._surrogate.reference + float(self._surrogate.means(np.array([best]))[0])
-        return self.tree.path(best)
+        return best
 
-    def expand(self, path: list[Edge]) -> list[Edge]:
-        """Make `path` part of the tree and count its visit; its value follows in `backward`."""
-        self.tree.expand(path)
-        self._requested.add(_choice_of(path))
-        return path
+    def expand(self, choice: Choice) -> Choice:
+        """Make `choice` part of the tree and count its visit; its value follows in `backward`."""
+        self.tree.expand(self.tree.path(choice))
+        self._requested.add(choice)
+        return choice
 
-    def evaluate(self, leaves: Sequence[list[Edge]]) -> None:
-        """Score the choices at the end of the paths, and back each value up."""
-        choices = [_choice_of(path) for path in leaves]
-        metrics = self._score(choices)
-        for path, choice, measured in zip(leaves, choices, metrics, strict=True):
-            self.backward(path, choice, measured)
+    def evaluate(self, choices: Sequence[Choice]) -> None:
+        """Score the choices, and back each value up."""
+        for choice, measured in zip(choices, self._score(choices), strict=True):
+            self.backward(choice, measured)
+            if self._on_evaluation is not None:
+                self._on_evaluation(len(self.scored), self.scored[self.incumbent])
 
-    def backward(self, path: list[Edge], choice: Choice, metrics: Metrics) -> None:
+    def backward(self, choice: Choice, metrics: Metrics) -> None:
         """Book a scored choice: in the tree, among the samples, on the curve."""
         score = max(metrics.score, self._shared.floor)
-        self.tree.backward(path, 1.0 / score)
+        self.tree.backward(self.tree.path(choice), 1.0 / score)
         self._shared.samples.append(ScoredChoice(self._index, choice, float(np.log(score))))
         self.scored[choice] = metrics
         if self._best is None or score < self._best[0]:
             self._best = (score, choice)
-        if self._on_evaluation is not None:
-            self._on_evaluation(len(self.scored), self.scored[self._best[1]])
 
     def starting_choices(self) -> list[Choice]:
-        """What is known before: the guide's proposal, the optimum if layers did not interact, equal retention."""
+        """What to begin with that was not scored: the guide's proposal, the optimum if layers did not interact, the
+        same bits everywhere where they may change, equal retention."""
         limits, sensitivity = self.limits, self._shared.sensitivity
         starts = [self._additive_optimum(sensitivity), uniform_choice(limits)]
+        if limits.space.has_bits:
+            starts[1:1] = [np.array(choice) for choice in bit_starts(limits, sensitivity)]
         if self._shared.samples:
             surrogate = fit_surrogate(self._shared.kernels[0], self._shared.samples, target=self._index)
             starts.append(self._additive_optimum(surrogate.table(tuple(starts[0].tolist()))))
         if self._guide is not None:
             starts.insert(0, limits.fit(self._guide.propose(self._spare), -sensitivity))
-        return list(dict.fromkeys(tuple(start.tolist()) for start in starts))[: self.settings.num_evaluations]
+        new = dict.fromkeys(choice for start in starts if (choice := tuple(start.tolist())) not in self._requested)
+        return list(new)[: self.settings.num_evaluations - len(self._requested)]
 
     def _additive_optimum(self, loss: FloatArray) -> IntArray:
         """[N] the choice of least summed `loss` [N, K], filled up."""

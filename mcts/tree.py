@@ -86,17 +86,19 @@ class Tree:
         return node.children[option]
 
     def path(self, choice: Choice) -> list[Edge]:
-        """The N edges from the root to `choice`, which must be feasible."""
+        """The N edges from the root to `choice`; none if the tree does not have it, which leaves too much over."""
         node = self.root
-        edges = []
+        edges: list[Edge] = []
         for option in choice:
+            if option not in node.actions:
+                return []
             edges.append(Edge(node, node.actions.index(option)))
             if len(edges) < len(choice):
                 node = self.child(node, option)
         return edges
 
     def expand(self, path: list[Edge]) -> None:
-        """Count a visit on every edge of `path` [N] and close what has nothing left to visit below it.
+        """Count a visit on every edge of `path` [N or 0] and close what has nothing left to visit below it.
 
         The visit counts before its value is known: until then it holds leaves in flight apart, as a virtual loss does
         (Chaslot et al., Parallel Monte-Carlo Tree Search, 2008).
@@ -113,7 +115,7 @@ class Tree:
             edge.node.visit_count[edge.index] += change
 
     def backward(self, path: list[Edge], value: float) -> None:
-        """Add `value` (1 / KL) to every edge of `path` [N]."""
+        """Add `value` (1 / KL) to every edge of `path` [N or 0]."""
         for edge in path:
             edge.node.value_sum[edge.index] += value
             edge.node.value_max[edge.index] = max(edge.node.value_max[edge.index], value)

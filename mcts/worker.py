@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engines.memo import EvaluateInOrder, MemoisedEvaluator
+from mcts.bits_alone import BitsAlone
 from mcts.prior import Guide
 from mcts.progress import Progress, silent
 from mcts.result import SearchResult, TargetResult
@@ -73,12 +74,14 @@ def run_search(
     scan_evaluations = len(scan_choices(space, most)) if settings.method is SearchMethod.MCTS else 0
     total = scan_evaluations + len(targets) * settings.num_evaluations
     shared: SharedKnowledge | None = None
+    alone: BitsAlone | None = None
     if settings.method is SearchMethod.MCTS:
         sensitivity = scan_sensitivity(
             space, memoised(SENSITIVITY_SOURCE), lambda done: progress(done, total, "sensitivity scan", None), most=most
         )
         samples = known_samples(settings.price(model.anatomy), space, known)
         shared = SharedKnowledge(sensitivity, samples, retentions(space))
+        alone = BitsAlone(space, sensitivity) if space.has_bits else None
     score = memoised(str(settings.method))
     results = []
     for index, target in enumerate(targets):
@@ -90,11 +93,14 @@ def run_search(
         limits = settings.limits(model.anatomy, target, latency)
         if shared is None:
             results.append(_search_blindly(limits, target, score, settings, index, on_evaluation))
-        else:
-            search = TargetSearch(
-                limits, target, score, settings, shared, index=index, guide=guide, on_evaluation=on_evaluation
-            )
-            results.append(search.run())
+            continue
+        first: dict[Choice, Metrics] = {}
+        if alone is not None:
+            first = alone.search(limits, target, score, settings, index=index, on_evaluation=on_evaluation)
+        search = TargetSearch(
+            limits, target, score, settings, shared, index=index, guide=guide, known=first, on_evaluation=on_evaluation
+        )
+        results.append(search.run())
     progress(total, total, targets[-1].label, results[-1].metrics)
     return SearchResult(targets=tuple(results), scan_evaluations=scan_evaluations)
 

@@ -10,7 +10,7 @@ from pruning.allocators.methods import Method
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.axis_spaces import SpaceName, name_of
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO, ffn_levels
 from pruning.planning.plan import RecoveryStep
@@ -84,6 +84,8 @@ class FoundConfiguration:
         dense: metrics of the dense model on the calibration set; None if they are not known.
         recovery: the training after which `metrics` and `validation` were measured; empty: after none.
         latency: what the target allowed, if it was a latency.
+        held_out: what the search would have chosen without each fold, on that fold; empty without cross-validation.
+        changes_bits_alone: it was found where bits may change, and keeps all units.
     """
 
     search_id: str
@@ -103,6 +105,14 @@ class FoundConfiguration:
     space: SpaceName = SpaceName.FFN
     recovery: tuple[RecoveryStep, ...] = ()
     latency: SearchedLatency | None = None
+    held_out: tuple[FoldMetrics, ...] = ()
+    changes_bits_alone: bool = False
+
+    @property
+    def left_over(self) -> int:
+        """What its target allowed more than it keeps, of what nothing can be made: where bits may change. Elsewhere
+        that is less than a step."""
+        return self.budget - self.parameters if self.space.has_bits else 0
 
 
 class SearchFinder:
@@ -116,15 +126,14 @@ class SearchFinder:
         self,
         model: ModelRecord,
         method: Method,
-        space: SpaceName = SpaceName.FFN,
-        *,
+        *spaces: SpaceName,
         after_recovery: bool = False,
     ) -> list[FoundConfiguration]:
-        """What `method` found in spaces of that name, in the order in which the searches were stored: for use as it is
-        cut, or for after a recovery."""
+        """What `method` found in spaces of these names, in the order in which the searches were stored: for use as it
+        is cut, or for after a recovery."""
         ids = self._repository.list_search_ids(model.id)
         found = self._found.get((model.id, ids), lambda: self._read(model) if ids else [])
-        return [x for x in found if x.method is method and x.space is space and bool(x.recovery) is after_recovery]
+        return [x for x in found if x.method is method and x.space in spaces and bool(x.recovery) is after_recovery]
 
     def _read(self, model: ModelRecord) -> list[FoundConfiguration]:
         found: list[FoundConfiguration] = []
@@ -185,6 +194,9 @@ def read_search(search: SearchRecord, anatomy: ModelAnatomy) -> list[FoundConfig
                 unseen=None if target.cross_validation is None else UnseenPoint.of(target.cross_validation),
                 space=name,
                 latency=_latency(target, settings),
+                held_out=() if target.cross_validation is None else target.cross_validation.folds,
+                changes_bits_alone=name.has_bits
+                and all(option.units == price.dense[site] for site, option in architecture.items),
             )
             for target, architecture, validation in zip(result.targets, found, validations, strict=True)
         ]

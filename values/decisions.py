@@ -20,7 +20,7 @@ def check_learnt(name: SpaceName) -> None:
         raise InputError(
             f"a predictor is of one of the spaces {', '.join(SPACES_OF_UNITS)}",
             values=f"space '{name}'",
-            remedy="A search is enough for plans of other spaces: `additive-dp` answers from its scan",
+            remedy="Plans of other spaces need a search alone: `mcts` plans near its targets, `additive-dp` elsewhere",
         )
 
 

@@ -25,7 +25,7 @@ _SPACES: dict[Family, tuple[SpaceName, ...]] = {
     Family.SCAN: tuple(SpaceName),
     Family.NOTHING: tuple(SpaceName),
     Family.STATISTICS: (SpaceName.FFN,),
-    Family.SEARCH: (*SPACES_OF_UNITS, SpaceName.DENSITY),
+    Family.SEARCH: tuple(SpaceName),
 }
 
 
@@ -38,7 +38,7 @@ class Method(StrEnum):
         statistics: the kind that it decides from, of the family STATISTICS.
         compensates: it adds biases to the layers that it cuts, which the limits that it gets must count.
         spaces: what it can be asked to change. Unless it is said, methods that decide from statistics know FFN widths
-            alone, predictors numbers of units, searches everything but bits, and all others everything.
+            alone, predictors numbers of units, and all others everything.
     """
 
     _value_: str

@@ -48,6 +48,25 @@ def with_bits(anatomy: ModelAnatomy, space: Space, *, shards: int = 1) -> Space:
     return found
 
 
+def with_all_units(space: Space) -> list[IntArray]:
+    """[N] the options of each decision that keep all units: what bits alone can do."""
+    return [np.flatnonzero(row == row.max()) for row in space.units]
+
+
+def in_same_bits(space: Space, bits: int | None) -> list[IntArray]:
+    """[N] the options of each decision in `bits`, or without units; all of them, where none with units is in those.
+
+    None: as in the dense model, so that units alone are decided.
+    """
+    found = []
+    for decision in space.decisions:
+        options = decision.options[0]
+        own = np.array([x.bits == bits for x in options])
+        skipped = options.units == 0
+        found.append(np.flatnonzero(own | skipped if (own & ~skipped).any() else np.ones_like(own)))
+    return found
+
+
 def _options(anatomy: ModelAnatomy, site: Site, units: IntArray, dense: int, shards: int) -> Options:
     """Ascending in units x bits, and then in units; the last one is as it is in the dense model, where that is one."""
     grouped = come_in_groups(packed_weights(anatomy).get(site, ()), units, shards=shards)

@@ -44,6 +44,17 @@ class Options:
     def __iter__(self) -> Iterator[Option]:
         return (self[index] for index in range(len(self)))
 
+    @cached_property
+    def extents(self) -> FloatArray:
+        """[K, 3] units, bits of their weights, and the share of these that stays; 0 of all where no unit is kept.
+
+        An option keeps no less than another one if none of the three is less.
+        """
+        kept = self.units > 0
+        bits = np.array([16 if x is None else x for x in self.bits or (None,) * len(self)])
+        density = np.array([1.0 if x is None else x for x in self.density or (None,) * len(self)])
+        return np.stack([self.units, kept * bits, kept * density], axis=1)
+
     def take(self, indices: IntArray) -> "Options":
         """Those at `indices`, in their order."""
         bits = None if self.bits is None else tuple(self.bits[i] for i in indices)
@@ -217,6 +228,24 @@ class Space:
             found[alike] = np.searchsorted(row, most[alike], side="right") - 1
         return np.maximum(found, 0)
 
+    def not_above(self, architecture: Architecture) -> IntArray:
+        """[N] options that keep no more of anything than `architecture` does at each decision's first site: of these
+        that of most units, then of most bits; the first one where there is none."""
+        found = np.zeros(self.num_decisions, dtype=np.int64)
+        for n, (decision, most) in enumerate(zip(self.decisions, self.extents_of(architecture), strict=True)):
+            kept = decision.options[0].extents
+            no_more = np.flatnonzero((kept <= most).all(axis=1))
+            if len(no_more):
+                found[n] = no_more[np.lexsort(kept[no_more].T[::-1])[-1]]
+        return found
+
+    def extents_of(self, architecture: Architecture) -> FloatArray:
+        """[N, 3] `Options.extents` of what `architecture` keeps at each decision's first site."""
+        options = architecture.options
+        first = [decision.sites[0] for decision in self.decisions]
+        kept = [options.get(site, self._dense_options[site]) for site in first]
+        return np.concatenate([Options.of([option]).extents for option in kept])
+
     @cached_property
     def ladders(self) -> list[tuple[IntArray, list[int]]]:
         """The different rows of `units`, and the decisions of each: in most models there is one."""
@@ -299,7 +328,7 @@ class Space:
 
 def _covers(options: Options) -> tuple[tuple[int, ...], ...]:
     """[K] of each option those that keep more, with none in between."""
-    kept = np.array([(x.units, x.units and (x.bits or 16), x.units and (x.density or 1.0)) for x in options])
+    kept = options.extents
     no_less: BoolArray = np.all(kept[None] >= kept[:, None], axis=2)
     more: BoolArray = no_less & np.any(kept[None] > kept[:, None], axis=2)
     between: BoolArray = np.any(more[:, :, None] & more[None], axis=1)

@@ -120,8 +120,13 @@ def counted(anatomy: ModelAnatomy, name: SpaceName) -> Price:
 
 
 def counted_budget(anatomy: ModelAnatomy, limits: Limits) -> int | None:
-    """What a sparsity leaves of the parameters that are `counted`; None under other limits."""
+    """What a sparsity leaves of the parameters that are `counted`, or where bits may change a limit on weight files of
+    the decoder's bytes; None under other limits."""
     (limit, *others) = limits.limits
+    if limits.space.has_bits:
+        if others or limit.kind is not LimitKind.DISK_BYTES:
+            return None
+        return limit.most - limit.dense + decoder_bytes(anatomy).cost(limits.space.architecture(limits.space.top))
     if limit.kind is LimitKind.NONZERO_WEIGHTS:
         return limit.most
     if others or limit.kind not in (LimitKind.FFN_PARAMETERS, LimitKind.PARAMETERS):

@@ -17,6 +17,9 @@ ESTIMATED = "the scan measured {measured} of {options} options alone, the others
 SUMMED = "what a layer loses without both of its halves counts as the sum of what it loses without each"
 """In the note of a plan that skips whole layers by such a sum."""
 
+NOT_COMPARED = "by the sum of what units and bits lose; only a search near the target is compared with bits alone"
+"""In the note of a plan of both."""
+
 
 class AdditiveMethod:
     """The MethodFamily of `additive-dp`."""
@@ -58,6 +61,8 @@ def _answer(scan: SensitivityScan, question: Question) -> Answer:
     skipped = [site.layer for site, option in architecture.items if not option.units]
     if question.request.space is SpaceName.ALL and len(set(skipped)) < len(skipped):
         notes.append(SUMMED)
+    if question.request.space is SpaceName.ALL_BITS:
+        notes.append(NOT_COMPARED)
     return Answer(
         architecture,
         provenance=Provenance(samples=scan.num_samples, calibration=scan.calibration_id),

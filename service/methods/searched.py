@@ -5,11 +5,8 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Literal
 
-import numpy as np
-
 from pruning.allocators.methods import Method
-from pruning.allocators.uniform import even_worth, uniform_choice, worth_of_costs
-from pruning.arrays import IntArray
+from pruning.allocators.uniform import uniform_choice
 from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics, exact_match_tells
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
@@ -17,17 +14,15 @@ from pruning.planning.limits import LimitKind, Limits
 from pruning.planning.plan import Predicted
 from pruning.planning.plan_parts import Provenance
 from pruning.planning.prices import LatencyPrice, Price
-from pruning.planning.space import Space
 from pruning.planning.target import counted, counted_budget, usual_scope
 from service.finished_searches import FoundConfiguration, SearchFinder
 from service.methods.family import Answer, Candidate, Question, Unavailable, in_space, of_other_spaces
+from service.methods.filled import filled_up, start_of
 from storage.contract import Findings
+from values.sure_improvement import sure_to_be_better
 
 REACH = Fraction(1, 16)
 """A configuration answers requests for up to this much more of the parameters that targets count than it keeps."""
-
-_SKIPPED_LAST = 1e-6
-"""What filling up a sub-layer that was found skipped is worth of the usual: others grow first."""
 
 
 class SearchedMethods:
@@ -46,7 +41,7 @@ class SearchedMethods:
         if space not in method.spaces:
             return of_other_spaces(method, space)
         after_recovery = question.request.after_recovery
-        found = self._searches.find(question.model, method, space, after_recovery=after_recovery)
+        found = self._found(question, method)
         by_default = question.request.method is None and not after_recovery
         price, limits = counted(question.model.anatomy, space), question.limits
         best = best_configuration(
@@ -57,7 +52,7 @@ class SearchedMethods:
         )
         if best is not None:
             return Candidate(f"{best.search_id}: {best.label}", lambda: _answer(best, question))
-        labels = dict.fromkeys(configuration.label for configuration in found)
+        labels = dict.fromkeys(x.label if x.space is space else f"{x.label} in '{x.space}'" for x in found)
         of_space, option = in_space(space)
         if after_recovery:
             return _nothing_after_recovery(method, question, labels, price)
@@ -66,6 +61,8 @@ class SearchedMethods:
         )
         if space.has_density:
             what, parameters = "densities", "weights"
+        if space.has_bits:
+            parameters = "decoder's bytes"
         error = InputError(
             f"method '{method}' needs a finished search{of_space} whose {what} fit the target and leave at most "
             f"{REACH} of the {parameters} to add",
@@ -74,6 +71,15 @@ class SearchedMethods:
             f"{_option(question, price)}`, or leave `method` out",
         )
         return Unavailable(f"no search{of_space} is finished within one level step of this target", error)
+
+    def _found(self, question: Question, method: Method) -> list[FoundConfiguration]:
+        """What was searched for in the request's space. What changes bits alone counts in both spaces of bits."""
+        space = question.request.space
+        if not space.has_bits or question.request.after_recovery:
+            after_recovery = question.request.after_recovery
+            return self._searches.find(question.model, method, space, after_recovery=after_recovery)
+        found = self._searches.find(question.model, method, SpaceName.BITS, SpaceName.ALL_BITS)
+        return [x for x in found if space is SpaceName.ALL_BITS or x.changes_bits_alone]
 
 
 def _nothing_after_recovery(method: Method, question: Question, labels: Iterable[str], price: Price) -> Unavailable:
@@ -124,22 +130,29 @@ def best_configuration(
 
     `lacking` says how many parameters would have to be added to use up what is asked for; it is negative for a
     configuration that exceeds it. Of those that fit and lack at most `REACH` x `parameters` (and at most one step
-    of their search's levels, if `within_one_step`), the one of least KL; of equal ones the one that keeps more, then
-    one that was validated, then the later. A KL says nothing about another calibration set: only those of one set
-    count, the one of most answers, whose KLs are the least noisy; of equal ones the latest. Sets that are not known
-    are told apart by their answers.
+    of their search's levels, if `within_one_step`) more than they left of their own target, the one of least KL; of
+    equal ones the one that keeps more, then one that was validated, then the later. But where some change bits alone,
+    the best of these, unless another one is sure to be better by cross-validation. A KL says nothing about another
+    calibration set: only those of one set count, the one of most answers, whose KLs are the least noisy; of equal ones
+    the latest. Sets that are not known are told apart by their answers.
     """
 
     def reach(x: FoundConfiguration) -> Fraction:
         far = REACH * parameters
-        return min(far, Fraction(x.level_step)) if within_one_step else far
+        return (min(far, Fraction(x.level_step)) if within_one_step else far) + x.left_over
+
+    def least(among: list[tuple[int, FoundConfiguration]]) -> FoundConfiguration:
+        return min(among, key=lambda e: (e[1].metrics.kl, -e[1].parameters, e[1].validation is None, -e[0]))[1]
 
     near = [(index, x) for index, x in enumerate(found) if 0 <= lacking(x) <= reach(x)]
     if not near:
         return None
     _, finest = max(near, key=lambda entry: (entry[1].metrics.num_answers, entry[0]))
     compared = [(index, x) for index, x in near if _calibration(x) == _calibration(finest)]
-    return min(compared, key=lambda e: (e[1].metrics.kl, -e[1].parameters, e[1].validation is None, -e[0]))[1]
+    best, simple = least(compared), [entry for entry in compared if entry[1].changes_bits_alone]
+    if simple and not sure_to_be_better(best.held_out, least(simple).held_out):
+        return least(simple)
+    return best
 
 
 def lacking_parameters(found: FoundConfiguration, price: Price, limits: Limits) -> float:
@@ -150,29 +163,8 @@ def lacking_parameters(found: FoundConfiguration, price: Price, limits: Limits) 
     """
     space = limits.space
     removable = price.cost(space.architecture(space.top)) - price.cost(space.architecture(space.bottom))
-    slacks: list[int] = limits.slack(_start(found, space)).tolist()
+    slacks: list[int] = limits.slack(start_of(found, space)).tolist()
     return min(slack * (removable / max(x.dense - x.least, 1)) for slack, x in zip(slacks, limits.limits, strict=True))
-
-
-def _start(found: FoundConfiguration, space: Space) -> IntArray:
-    """[N] the options of `space` that keep what was found, or as much of it as they can."""
-    if not space.has_density:
-        return space.at_most(_units(found, space))
-    choice = space.choice_of(found.architecture)
-    if choice is None:
-        raise InputError(
-            "a search of densities found densities that plans may have",
-            values=f"search {found.search_id}",
-            remedy="Search again with this version",
-        )
-    return np.array(choice, dtype=np.int64)
-
-
-def _units(found: FoundConfiguration, space: Space) -> list[int]:
-    """[N] what is kept of each decision's first site: of whole layers as much as of the other."""
-    options = found.architecture.options
-    first = [decision.sites[0] for decision in space.decisions]
-    return [options[site].units if site in options else space.dense[site] for site in first]
 
 
 def _calibration(found: FoundConfiguration) -> tuple[str | None, int]:
@@ -187,33 +179,33 @@ def _answer(found: FoundConfiguration, question: Question) -> Answer:
     options are allowed by the request's `round_to` and `tp_size`: then some layers lose units, and it says nothing of
     them.
     """
-    request, limits = question.request, question.limits
-    space = limits.space
-    then, now, choice = _filled_up(found, limits)
+    request, space = question.request, question.limits.space
+    filled = filled_up(found, question.limits)
     notes = [f"{found.method}: search {found.search_id}, {found.label}, {found.evaluations} evaluations"]
-    measured = all(a >= b for a, b in zip(now, then, strict=True))
     same_target = _is_of_target(found, question)
     units = "channels" if request.space is SpaceName.FFN else "channels or KV groups"
     if space.has_density:
         units = "weights"
-    filled_up = now != then and not same_target
-    if filled_up:
+    if space.has_bits:
+        units = "units or bits"
+    for_another = filled.changed and not same_target
+    if for_another:
         notes.append("searched for another target and filled up to this one")
-    if not measured:
+    if not filled.keeps_all:
         alone = request.tp_size == 1 or request.space is SpaceName.FFN
         shared = "" if alone else f" and to what {request.tp_size} devices share"
         notes.append(
             f"rounding to multiples of {request.round_to}{shared} took {units} that were there when it was measured"
         )
-    elif now != then and same_target:
+    elif filled.changed and same_target:
         notes.append(f"{units} were added to what was measured, up to the target")
-    if measured:
+    if filled.keeps_all:
         notes.append(_meaning_of_quality(found))
     return Answer(
-        space.architecture(choice),
-        predicted=_predicted(found) if measured else None,
+        filled.architecture,
+        predicted=_predicted(found) if filled.keeps_all else None,
         provenance=Provenance(
-            samples=found.evaluations, calibration=found.calibration_id, seed=found.seed, filled_up=filled_up
+            samples=found.evaluations, calibration=found.calibration_id, seed=found.seed, filled_up=for_another
         ),
         notes=tuple(notes),
         recovery=found.recovery,
@@ -224,27 +216,13 @@ def _is_of_target(found: FoundConfiguration, question: Question) -> bool:
     """Whether it was searched for just what is asked."""
     request, limits = question.request, question.limits
     if found.latency is None:
-        return request.sparsity is not None and found.budget == counted_budget(question.model.anatomy, limits)
+        return found.budget == counted_budget(question.model.anatomy, limits)
     budget = request.budget
     return (
         budget is not None
         and (found.latency.device, found.latency.workload) == (request.device, budget.workload)
         and any((x.kind, x.most) == (LimitKind.LATENCY_MS, found.latency.most_ns) for x in limits.limits)
     )
-
-
-def _filled_up(found: FoundConfiguration, limits: Limits) -> tuple[list[float], list[float], IntArray]:
-    """What was found and what is kept now of each decision, [N] in units or densities, and the choice [N]."""
-    space, start = limits.space, _start(found, limits.space)
-    if space.has_density:
-        choice = limits.fit(start, worth_of_costs(limits))
-        then, now = ([float(row[k]) for row, k in zip(space.amounts, own, strict=True)] for own in (start, choice))
-        return then, now, choice
-    units = _units(found, space)
-    worth = even_worth(limits)
-    worth[[n for n, kept in enumerate(units) if kept == 0]] *= _SKIPPED_LAST
-    choice = limits.fit(start, worth)
-    return [*units], [*space.units_of(choice)], choice
 
 
 def _predicted(found: FoundConfiguration) -> Predicted:

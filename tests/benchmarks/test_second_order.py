@@ -19,6 +19,8 @@ from benchmarks.second_order_densities import SEARCHED, searched_rows
 from benchmarks.second_order_ecoflap import CASES, Case, SparseModel, ecoflap_rows
 from benchmarks.second_order_figures import LEAST, MOST, summary_of
 from benchmarks.second_order_joint import (
+    ADDITIVE,
+    ALONE,
     BITS,
     JOINT,
     THEN,
@@ -27,7 +29,6 @@ from benchmarks.second_order_joint import (
     joint_figures,
     joint_rows,
     kept_smallest,
-    sure_to_be_better,
 )
 from benchmarks.second_order_models import ELIMINATION, MAGNITUDE, Model
 from benchmarks.second_order_picture import draw_second_order
@@ -37,7 +38,6 @@ from lop.workflows.sparsifying import Ratios
 from pruning.anatomy.architecture import Architecture
 from pruning.cutting.rewriting.sparsifier import LocalStep
 from pruning.data.conversations import Conversation, Turn
-from pruning.measuring.metrics import FoldMetrics, Metrics
 from pruning.planning.prices import decoder_bytes
 from tests.pruning.packed_models import save_wide_checkpoint
 from tests.tiny_models import save_tiny_checkpoint, write_conversations
@@ -235,21 +235,6 @@ def test_beginnings_of_answers_in_order_of_length() -> None:
     assert [turn.question for turn in short.turns] == ["what is it?", "and?"]
 
 
-def test_a_plan_is_better_only_by_more_than_chance() -> None:
-    """Three conversations of ten tokens. Less by .1 in each is sure; less by .1 in the mean, from .7 less to .4 more,
-    is not, with an error of .32; nor is what is equal."""
-
-    def metrics(*kl: float) -> Metrics:
-        folds = tuple(FoldMetrics(x, 0.0, 0.0, 10, 1) for x in kl)
-        return Metrics(sum(kl) / 3, 0.0, 0.0, 30, 3, folds=folds)
-
-    bits = metrics(1.0, 2.0, 3.0)
-    assert sure_to_be_better(metrics(0.9, 1.9, 2.91), bits)
-    assert not sure_to_be_better(metrics(0.3, 2.0, 3.4), bits)
-    assert not sure_to_be_better(bits, bits)
-    assert not sure_to_be_better(metrics(1.1, 2.1, 3.1), bits)
-
-
 def test_sparse_figures_worked_by_hand() -> None:
     """ECoFLaP's ratios make Wanda .5, 1 and 2 times as bad: their mean is 1, the worst is 2, so it does not hold. Of
     SparseGPT they change nothing: it has half of Wanda's KL with uniform ratios and, with ECoFLaP's, 1, .5 and .25."""
@@ -341,50 +326,81 @@ def test_a_tie_is_told_from_a_loss() -> None:
 
 def test_joint_plans_of_a_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 four bits with their scales are 28% of the bytes: alone they reach three tenths, not a quarter."""
-    monkeypatch.setattr(second_order_joint, "NUM_SCANNED", {"reference": 4})
+    monkeypatch.setattr(second_order_joint, "_SEARCH", ())
     model = Model("reference", save_wide_checkpoint(tmp_path / "m"), tiny_data(tmp_path), tmp_path / "found", None)
     steps = Steps(tmp_path / "found" / "steps")
-    model.ranked(MAGNITUDE, steps)
     joint = JointModel.of(model)
-    assert [x.id for x in (*joint.scanned, *joint.judged)] == [x.id for x in model.calibration]
-    rows = joint_rows(joint, ["tiny"], steps, [0.6, 0.3, 0.25])
+    rows = joint_rows(joint, ["tiny"], steps, [0.3, 0.25], 4)
     kinds = {(row["share"], row["kind"]) for row in rows}
-    every = {JOINT, THEN, UNITS}
-    assert kinds == {(s, k) for s in (0.6, 0.3, 0.25) for k in (every if s < 0.3 else every | {BITS})}
+    every = {JOINT, ALONE, ADDITIVE, THEN, UNITS}
+    assert kinds == {(s, k) for s in (0.3, 0.25) for k in (every if s < 0.3 else every | {BITS})}
     price = decoder_bytes(joint.anatomy)
     sites = sum(price.of_dense.values())
-    for row in rows:
-        architecture = Architecture.from_document(row["architecture"])
-        assert price.cost(architecture) - (price.total - sites) <= row["share"] * sites
-        assert row["kind"] != UNITS or {option.bits for _, option in architecture.items} == {None}
-        assert row["kind"] != BITS or all(o.units == price.dense[s] for s, o in architecture.items)
-    assert joint_figures(rows)["joint_shares_vs_bits_only"] == {"reference": 2}
+    of = {(row["kind"], row["share"]): Architecture.from_document(row["architecture"]) for row in rows}
+    for (kind, share), architecture in of.items():
+        assert price.cost(architecture) - (price.total - sites) <= share * sites
+        in_bits = {option.bits for _, option in architecture.items if option.units}
+        assert kind != UNITS or in_bits <= {None}
+        assert kind != THEN or len(in_bits) == 1
+        assert kind != BITS or all(o.units == price.dense[s] for s, o in architecture.items)
+    # Six conversations have no folds, so nothing is sure to be better than bits alone, the plan in both spaces.
+    assert of[JOINT, 0.3] == of[BITS, 0.3]
+    assert all(o.units == price.dense[s] for s, o in of[ALONE, 0.3].items)
+    assert joint_figures(rows)["joint_shares_vs_bits_only"] == {"reference": 1}
+    assert joint_figures(rows)["joint_vs_bits_only_worst"] == {"reference": 1.0}
     (smallest,) = (row for row in rows if (row["share"], row["kind"]) == (0.25, JOINT))
-    assert kept_smallest(joint, ["tiny"], steps, 0.25) == smallest["architecture"]
-    assert kept_smallest(joint, ["tiny"], steps, 0.2) is None
+    assert kept_smallest(joint, ["tiny"], steps, 0.25, 4) == smallest["architecture"]
+    assert kept_smallest(joint, ["tiny"], steps, 0.2, 4) is None
 
-    monkeypatch.setattr(JointModel, "scan", again)
     monkeypatch.setattr(JointModel, "rows", again)
-    assert joint_rows(joint, ["tiny"], steps, [0.6, 0.3, 0.25]) == rows
+    assert joint_rows(joint, ["tiny"], steps, [0.3, 0.25], 4) == rows
+
+
+def test_bits_alone_have_as_many_evaluations_as_both(tmp_path: Path) -> None:
+    """Two options of each of eight sub-layers are scanned for bits alone. Of units and bits, with widths of 16, 32, 48
+    and 64: FFNs have 2 + 2 + 2 of 32 and 64 with and without fewer bits, 16 and 48, dense apart."""
+    model = Model("reference", save_wide_checkpoint(tmp_path / "m"), tiny_data(tmp_path), tmp_path / "found", None)
+    joint = JointModel.of(model)
+    both = int((joint.space.counts - 1).sum())
+    assert joint.more_of_bits == (both - 2 * 8) // 5
 
 
 def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:
+    """Where both are nearly dense a ratio counts in no mean; the worst is of all."""
+
     def row(kind: str, share: float, kl: float) -> dict[str, object]:
         return {"part": "joint", "model": "reference", "kind": kind, "share": share, "kl": kl}
 
-    rows = [row("joint", 0.6, 0.1), row("bits_only", 0.6, 0.1), row("prune_then_quantise", 0.6, 0.4)]
+    rows = [row("joint", 0.6, 0.0003), row("bits_only", 0.6, 0.0002), row("prune_then_quantise", 0.6, 0.002)]
+    rows += [row("joint", 0.3, 0.1), row("bits_only", 0.3, 0.1), row("prune_then_quantise", 0.3, 0.5)]
+    rows += [row("joint_additive", 0.3, 0.2), row("joint_alone", 0.3, 0.09)]
     rows += [row("joint", 0.2, 0.9), row("prune_then_quantise", 0.2, 0.9)]  # bits alone do not get that small
     found = summary_of(joint_figures(rows))
     assert found["reference"] == {
         "joint_vs_bits_only": 1.0,
-        "joint_vs_bits_only_worst": 1.0,
+        "joint_vs_bits_only_worst": pytest.approx(1.5),
         "joint_shares_vs_bits_only": 1,
-        "joint_vs_prune_then_quantise": pytest.approx(0.5),
-        "joint_shares_vs_prune_then_quantise": 2,
+        "joint_trivial_vs_bits_only": 1,
+        "joint_vs_prune_then_quantise": pytest.approx((0.15 * 0.2 * 1.0) ** (1 / 3)),
+        "joint_vs_prune_then_quantise_worst": 1.0,
+        "joint_shares_vs_prune_then_quantise": 3,
+        "joint_trivial_vs_prune_then_quantise": 0,
         "joint_vs_units_only": None,
+        "joint_vs_units_only_worst": None,
+        "joint_shares_vs_units_only": 0,
+        "joint_trivial_vs_units_only": 0,
+        "joint_alone_vs_bits_only": pytest.approx(0.9),
+        "joint_alone_vs_bits_only_worst": pytest.approx(0.9),
+        "joint_additive_vs_bits_only": pytest.approx(2.0),
+        "joint_additive_vs_bits_only_worst": pytest.approx(2.0),
     }
+    trivial = [{**x, "model": "smollm2", "kl": 1e-4} for x in rows]
+    both = summary_of(joint_figures([*rows, *trivial]))
+    assert both["joint_vs_bits_only"] == 1.0  # of the reference alone
+    assert (both["joint_shares_vs_bits_only"], both["joint_trivial_vs_bits_only"]) == (0, 2)
+    assert "joint_vs_bits_only" not in both["smollm2"]
     assert found["joint_vs_units_only"] is None
-    assert all(found["holds"].values())
+    assert [name for name, holds in found["holds"].items() if not holds] == ["joint_vs_bits_only_worst_at_most_1"]
     assert len(found["holds"]) == 3
 
 

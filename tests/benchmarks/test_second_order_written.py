@@ -13,7 +13,7 @@ from benchmarks.real_data import CALIBRATION, VALIDATION
 from benchmarks.second_order_figures import summary_of
 from benchmarks.second_order_joint import JointModel
 from benchmarks.second_order_memory import memory_figures, memory_rows
-from benchmarks.second_order_models import MAGNITUDE, Model
+from benchmarks.second_order_models import Model
 from benchmarks.second_order_reload import said
 from benchmarks.second_order_written import _texts, compared, in_bits, measured, reload_figures
 from benchmarks.steps import Steps
@@ -41,7 +41,6 @@ def test_a_joint_plan_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
         VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
     }
     model = Model("reference", save_wide_checkpoint(tmp_path / "wide"), data, tmp_path / "found", None)
-    model.ranked(MAGNITUDE, Steps(tmp_path / "found" / "steps"))
     joint = JointModel.of(model)
     row = measured(joint, "joint", JOINT.document())
     assert row["kl_scored"] > 0.1

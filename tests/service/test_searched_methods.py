@@ -8,7 +8,8 @@ from fastapi.testclient import TestClient
 
 from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import DENSE, Sublayer
-from pruning.measuring.metrics import Metrics
+from pruning.measuring.metrics import FoldMetrics, Metrics
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import ffn_levels, ffn_space
 from pruning.planning.plan import PruningPlan
 from pruning.planning.space import Space
@@ -304,11 +305,12 @@ def found(
     calibration_id: str | None = None,
     level_step: int = 1600,
     validated: bool = False,
+    **more: Any,
 ) -> FoundConfiguration:
     metrics = Metrics(kl, 1.0, 0.5, 1000, num_answers)
     validation = Validation("other.json", "v", metrics) if validated else None
     return FoundConfiguration(
-        "s", Method.RANDOM, "x", DENSE, 1000, parameters, level_step, metrics, 10, 0, calibration_id, validation
+        "s", Method.RANDOM, "x", DENSE, 1000, parameters, level_step, metrics, 10, 0, calibration_id, validation, **more
     )
 
 
@@ -360,3 +362,38 @@ def test_within_one_step_of_the_levels() -> None:
     assert best(fine, coarse) is coarse
     # A coarse grid reaches no further than a request by name does.
     assert best(found(899, 0.05, level_step=200)) is None
+
+
+def test_bits_alone_answer_unless_the_best_is_sure_to_be_better() -> None:
+    """Of one calibration set; by a standard error over the folds, .1 less in each of two is sure."""
+
+    def folds(*kl: float) -> tuple[FoldMetrics, ...]:
+        return tuple(FoldMetrics(x, 0.0, 0.0, 10, 1) for x in kl)
+
+    def joint(kl: float, *of_folds: float, calibration_id: str = "a") -> FoundConfiguration:
+        space = SpaceName.ALL_BITS
+        return found(1000, kl, calibration_id=calibration_id, space=space, held_out=folds(*of_folds))
+
+    def best(*entries: FoundConfiguration) -> FoundConfiguration | None:
+        return best_configuration(list(entries), lambda x: 1000 - x.parameters, 1600)
+
+    alone = replace(joint(1.0, 1.0, 1.1), space=SpaceName.BITS, changes_bits_alone=True)
+    assert best(alone, sure := joint(0.9, 0.9, 1.0)) is sure
+    assert best(alone, joint(0.5, 0.5, 1.5)) is alone
+    assert best(alone, joint(0.5)) is alone
+    assert best(alone, joint(1.1, 0.9, 1.0), better := replace(alone, metrics=sure.metrics)) is better
+    assert best(alone, other := joint(2.0, 9.0, 9.0, calibration_id="b")) is other
+
+
+def test_what_bits_leave_of_their_own_target_is_not_lacking() -> None:
+    """Of a target of 1,000 it keeps 900, to which nothing could be added: it answers up to 1,100."""
+    alone = found(900, 0.1, level_step=40, space=SpaceName.BITS)
+
+    def best(asked: int) -> FoundConfiguration | None:
+        return best_configuration([alone], lambda x: asked - x.parameters, 1600, within_one_step=True)
+
+    assert best(1000) is best(1040) is alone
+    assert best(1041) is None
+    assert best_configuration([alone], lambda x: 1100 - x.parameters, 1600) is alone
+    assert best_configuration([alone], lambda x: 1101 - x.parameters, 1600) is None
+    assert best_configuration([replace(alone, space=SpaceName.ALL)], lambda _: 100, 1600, within_one_step=True) is None

@@ -11,7 +11,6 @@ from pruning.allocators.methods import Method
 from pruning.anatomy.architecture import DENSE
 from pruning.anatomy.gguf_types import TensorType
 from pruning.cutting.prune_checkpoint import prune_checkpoint
-from pruning.errors import InputError
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.cost import achieved_costs
 from pruning.planning.ranking import Ranking
@@ -67,10 +66,6 @@ def test_from_the_search_to_the_folder(tmp_path: Path) -> None:
         assert ask(SpaceName.BITS, asked, 0.8) > 0.7 * whole
         assert ask(SpaceName.ALL_BITS, asked, 0.8) > 0.7 * whole
     _keeps_a_budget_of_gguf(planner, model, folder, repository, tmp_path)
-    with pytest.raises(InputError, match="method 'mcts' is for the space"):
-        planner.plan(
-            PlanRequest(model="tiny", space=SpaceName.BITS, method=Method.MCTS, budget=Budget(disk_bytes=whole))
-        )
 
 
 def _keeps_a_budget_of_gguf(

@@ -116,7 +116,7 @@ def test_plans_and_predictors_of_ffn_widths_learn_nothing_from_it(
     search_model(repository, "tiny", conversations, replace(JOINT, num_levels=6), name="data")
     assert searched_budgets(repository, "tiny", calibration_id(conversations)) == known
     with caplog.at_level(logging.WARNING, "service.searches"):
-        found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS)
+        found = SearchFinder(repository).find(repository.get_model("tiny"), Method.MCTS, SpaceName.FFN)
     assert [configuration.label for configuration in found] == ["sparsity 0.3 (ffn)", "sparsity 0.6 (ffn)"]
     assert caplog.text == ""
     # What changes FFN widths alone is a sample of them, whichever search asked for it; what skips an FFN is none.
