@@ -2,7 +2,8 @@
 
 Rounds: in each, schemathesis generates requests by its fuzzing and its stateful phase from one seed, and in the first
 one by its examples and its coverage, which are the same for every seed, against a server that goes on with what earlier
-rounds left in its database. Who asks:
+rounds left in its database. Most names in valid requests are known ones (`service_fuzz_known`). No worker
+runs: jobs wait, and those whose events are watched are cancelled first. Who asks:
 
 - `open`: whoever is on the machine of a server without keys;
 - `run`, `plan`, `read`: a key of that scope;
@@ -15,6 +16,7 @@ function could not find itself wrong.
 """
 
 import itertools
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,12 +26,14 @@ from typing import Any
 
 import httpx
 
+from benchmarks.service_fuzz_known import Ids, add_jobs_and_predictors, add_over_http, archives, name_known
 from benchmarks.service_processes import CODE, Server, database, running
-from benchmarks.service_subject import MODEL, add_made_up_model
+from benchmarks.service_subject import add_made_up_model
 from benchmarks.steps import Steps, say
 from service.keys import new_key
+from service.routes.datasets import ARCHIVE_TYPES
 from storage.contract import Repository
-from storage.records import KeyScope, NewJob
+from storage.records import KeyScope
 from storage.sql_repository import open_repository
 
 NUM_REQUESTS = 100_000
@@ -42,11 +46,18 @@ CHECKS = (
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
+    "positive_data_acceptance",
     "negative_data_rejection",
+    "missing_required_header",
     "unsupported_method",
+    "allow_header_conformance",
     "ensure_resource_availability",
 )
-"""Not `use_after_free`: the one DELETE there is, of a job, cancels it, and what was cancelled can still be read."""
+"""Not `use_after_free`: the one DELETE there is, of a job, cancels it, and what was cancelled can still be read. Not
+`ignored_auth` and `object_level_authorization`: `_expected` holds every answer against who asks."""
+_ACCEPTANCE = "positive_data_acceptance"
+"""Of what is not a POST: rules across fields, what an archive holds and that 1.0 is no integer are said by no schema,
+so that many bodies that are valid by theirs are refused (377 of 1,097 in a trial)."""
 EXAMPLES = 60
 """Of each operation in the fuzzing phase of a round."""
 TIMEOUT_SECONDS = 60.0
@@ -120,14 +131,17 @@ def _cell(folder: Path, kind: str, asker: str, wanted: int) -> Row:
             add_made_up_model(repository)
             keys = [] if asker == "open" else _keys(repository)
             mine = _headers(repository, asker, keys)
-            job = _job_of_another(repository)
+            ids = add_jobs_and_predictors(repository)
         server = Server(url, folder, settings={"LOP_KEY_LIMIT": "1000000/second"})
         with running(server):
+            admin = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+            with httpx.Client(base_url=server.url, headers=admin, timeout=TIMEOUT_SECONDS) as client:
+                ids |= add_over_http(client)
             for seed in itertools.count():
                 if found.requests >= wanted:
                     break
                 before = found.requests
-                _round(server.url, asker, mine, seed, wanted, found, job)
+                _round(server.url, asker, mine, seed, wanted, found, ids)
                 if found.requests == before:
                     raise RuntimeError(f"schemathesis asks for nothing: {found.examples}")
                 say(f"fuzz {kind} {asker}: {found.requests} of {wanted}")
@@ -142,13 +156,6 @@ def _keys(repository: Repository) -> list[str]:
     record, key = new_key("somebody", KeyScope.ADMIN)
     repository.add_key(record)
     return [key]
-
-
-def _job_of_another(repository: Repository) -> str:
-    """The id of a job that only its asker and `admin` may cancel or retry; it has ended, and so has its stream."""
-    settings = {"kind": "train", "model": MODEL}
-    job, _ = repository.add_job(NewJob("train", MODEL, settings, "somebody"))
-    return repository.cancel_job(job.id, stale_after=timedelta(minutes=1)).id
 
 
 def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[tuple[str, str]]]:
@@ -172,7 +179,7 @@ def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[t
 
 
 def _round(
-    url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found, job: str
+    url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found, ids: Ids
 ) -> None:
     import schemathesis
     from schemathesis.config import ProjectConfig, ProjectsConfig, SchemathesisConfig
@@ -187,16 +194,24 @@ def _round(
     # Every round would send the same of these, whatever its seed.
     project.phases.examples.enabled = project.phases.coverage.enabled = seed == 0
     project.checks.update(included_check_names=list(CHECKS))
+    # A plan that schema 1 cannot say is refused to who does not ask for schema 2.
+    acceptance = project.checks.positive_data_acceptance
+    acceptance.expected_statuses = [*acceptance.expected_statuses, "406"]
     config = SchemathesisConfig(seed=seed, projects=ProjectsConfig(default=project))
-    document = with_known_names(httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json(), job)
+    document = httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_SECONDS).json()
     schema = schemathesis.openapi.from_dict(document, config=config)
     turns = itertools.cycle(mine)
+    rng = random.Random(seed)
+    (job,) = ids["job_id"]
     admin = httpx.Client(base_url=url, headers=dict(mine[0]), timeout=TIMEOUT_SECONDS)
 
     schemathesis.hooks.unregister_all()
+    for kind in ARCHIVE_TYPES:
+        schemathesis.openapi.media_type(kind, archives())
 
     @schemathesis.hook  # type: ignore[untyped-decorator, unused-ignore]
     def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001 (schemathesis goes by the names)
+        name_known(case, ids, rng)
         case.headers = {**(case.headers or {}), **dict(next(turns))}
         if case.operation.path == _EVENTS and asker in ("open", "run") and "job_id" in (case.path_parameters or {}):
             # A stream lasts as long as its job, and no worker ends it here.
@@ -209,31 +224,14 @@ def _round(
                 _count(event.recorder, asker, found, job)
                 phase = getattr(event, "phase", None)
                 found.phases["fuzzing" if phase is None else phase.value] += found.requests - before
-            elif isinstance(event, events.NonFatalError | events.FatalError):
+            elif isinstance(event, events.NonFatalError):
                 found.engine_errors += 1
-                found.note(f"schemathesis: {event}"[:500])
+                found.note(f"schemathesis: {event.label}: {event.value!r}"[:1500])
+            elif isinstance(event, events.FatalError):
+                found.engine_errors += 1
+                found.note(f"schemathesis: {event.exception!r}"[:1500])
             if found.requests >= wanted * 1.2:
                 break
-
-
-def with_known_names(document: Row, job: str) -> Row:
-    """The document, in which what requests name is in half of all cases what the database has: `MODEL`, and a `job`.
-
-    Else next to no generated request would get past the search for a model of a random name. Answers are held against
-    the document's own schemas, which stay as they are.
-    """
-    schemas = document["components"]["schemas"]
-    for name, schema in schemas.items():
-        for field_name, field_schema in schema.get("properties", {}).items():
-            if name.endswith(("Job", "PlanRequest")) and field_name == "model":
-                schema["properties"][field_name] = {"anyOf": [{"enum": [MODEL]}, field_schema]}
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            for parameter in operation.get("parameters", ()):
-                known = {"model_id": MODEL, "job_id": job}.get(parameter["name"])
-                if known is not None:
-                    parameter["schema"] = {"anyOf": [{"enum": [known]}, parameter["schema"]]}
-    return document
 
 
 def _count(recorder: Any, asker: str, found: Found, job: str) -> None:
@@ -254,7 +252,11 @@ def _count(recorder: Any, asker: str, found: Found, job: str) -> None:
             found.auth_bypasses += 1
             found.note(f"{response.status_code} instead of {expected}: {asked}")
         for check in recorder.checks.get(case_id, ()):
-            if check.failure_info is not None and check.name != "not_a_server_error":
+            if check.name == "not_a_server_error" or (
+                check.name == _ACCEPTANCE and interaction.request.method == "POST"
+            ):
+                continue
+            if check.failure_info is not None:
                 found.undocumented += 1
                 found.note(f"{check.name}: {asked}: {response.status_code} {check.failure_info.failure.message}"[:1500])
 

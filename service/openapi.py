@@ -116,6 +116,18 @@ def _need_keys(schema: dict[str, Any]) -> None:
                 operation["responses"][str(number)] = response
 
 
+def _no_null_parameters(schema: dict[str, Any]) -> None:
+    """A parameter that is not given is left out: in a path, a query or a header there is no null."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                said = parameter["schema"]
+                options = [option for option in said.get("anyOf", ()) if option != {"type": "null"}]
+                if len(options) == 1:
+                    del said["anyOf"]
+                    said.update(options[0])
+
+
 def install_openapi(app: FastAPI) -> None:
     """Let the document of `app` hold the Problem schema, and those of plan schema 2, which no endpoint
     returns as its model."""
@@ -131,6 +143,7 @@ def install_openapi(app: FastAPI) -> None:
             for name, part in (*plan.pop("$defs").items(), (PruningPlan.__name__, plan)):
                 components.setdefault(name, part)
             _need_keys(schema)
+            _no_null_parameters(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pruning.errors import (
     AccessError,
@@ -159,15 +160,23 @@ def install_problem_handlers(app: FastAPI) -> None:
         # FastAPI answers 400 to a body that the JSON parser gives up on (not UTF-8, nested too deeply).
         status = 422 if error.status_code == 400 else error.status_code
         problem = plain_problem(status, _instance(request), rule=error.detail, remedy=_REMEDIES.get(status, ""))
-        headers = dict(error.headers or {})
-        if "GET" in (allowed := headers.get("Allow", headers.get("allow", ""))).split(", "):
-            headers = {"Allow": f"{allowed}, HEAD"}  # see service.head_requests
+        headers = {"Allow": _allowed(app, request)} if status == 405 else dict(error.headers or {})
         return problem_response(problem, headers)
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
         _logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
         return problem_response(_internal(_instance(request)))
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """Every method of the path, whichever route has it: routing names those of the first route alone."""
+    allowed = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
+    return ", ".join([*allowed, "HEAD"] if "GET" in allowed else allowed)  # HEAD: see service.head_requests
 
 
 def _internal(instance: str) -> Problem:

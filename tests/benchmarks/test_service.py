@@ -1,6 +1,7 @@
 """What `bench-service` counts and compares, on numbers worked out by hand."""
 
 import itertools
+import random
 import socket
 import sys
 import threading
@@ -11,16 +12,29 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
-from benchmarks.service_fuzz import _expected, with_known_names
+from benchmarks.service_fuzz import Found, _count, _expected
+from benchmarks.service_fuzz_known import (
+    NUM_ARCHIVES,
+    REQUIRED,
+    Ids,
+    add_jobs_and_predictors,
+    add_over_http,
+    archive,
+    name_known,
+)
 from benchmarks.service_kill import Asked, Asker, check_undisturbed
 from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
 from benchmarks.service_load import load
 from benchmarks.service_processes import Child
 from benchmarks.service_soak import soak_figures
 from benchmarks.service_speed import committing, known_figures
+from benchmarks.service_subject import add_made_up_model
+from pruning.data.packed_data import pack_archive
 from service.app import create_app
 from service.authentication import needed_scope
+from service.datasets import LIMITS
 from service.settings import Settings
 from storage.records import KeyScope, NewJob
 from storage.sql_repository import open_repository
@@ -147,17 +161,124 @@ def test_the_server_and_the_fuzzing_agree_on_who_may_do_what(method: str, path: 
     assert _expected("nobody", method, path, "") == (None if needed is None else 401)
 
 
-def test_requests_name_what_there_is_and_answers_keep_their_schemas() -> None:
+def _case(mode: str = "positive", phase: str = "fuzzing", **parts: Any) -> SimpleNamespace:
+    meta = SimpleNamespace(
+        generation=SimpleNamespace(mode=SimpleNamespace(is_positive=mode == "positive")),
+        phase=SimpleNamespace(name=SimpleNamespace(value=phase)),
+    )
+    return SimpleNamespace(**{"meta": meta, "path_parameters": {}, "query": {}, "body": None, **parts})
+
+
+def test_most_of_the_names_in_valid_requests_are_known() -> None:
+    ids: Ids = {
+        "model": ["tiny"],
+        "job_id": ["theirs"],
+        "device": ["bench"],
+        "reconstruct": ["d"],
+        "dataset": ["d", "e"],
+    }
+    rng = random.Random(0)
+    found: list[Any] = []
+    for _ in range(200):
+        body = {"kind": "k", "model": "x", "dataset": "y", "reconstruct": True, "latency": {"device": "z"}, "seed": 1}
+        case = _case(path_parameters={"job_id": "?"}, query={"model": "x", "limit": "1"}, body=body)
+        name_known(case, ids, rng)
+        found.append(case)
+    for named, known in (
+        ([case.path_parameters["job_id"] for case in found], {"theirs"}),
+        ([case.query["model"] for case in found], {"tiny"}),
+        ([case.body["model"] for case in found], {"tiny"}),
+        ([case.body["dataset"] for case in found], {"d", "e"}),
+        ([case.body["latency"]["device"] for case in found if "latency" in case.body], {"bench"}),
+    ):
+        assert set(named) > known
+        assert 0.7 < sum(name in known for name in named) / len(named) < 0.9
+    assert {case.query["limit"] for case in found} == {"1"}
+    assert {case.body.get("reconstruct", True) for case in found} == {True}
+    assert {case.body["kind"] for case in found} == {"k"}
+    assert 40 < sum("seed" in case.body for case in found) < 190
+
+
+def test_what_a_link_names_and_what_is_to_be_refused_stays() -> None:
+    rng = random.Random(0)
+    for case in (_case("negative"), _case("positive", "stateful")):
+        case.path_parameters = {"job_id": "?"}
+        for _ in range(20):
+            name_known(case, {"job_id": ["theirs"]}, rng)
+        assert case.path_parameters == {"job_id": "?"}
+
+
+def test_fields_that_bodies_need_are_not_left_out() -> None:
     document = create_app(Settings()).openapi()
-    answers = document["components"]["schemas"]["JobResponse"]
-    fuzzed = with_known_names({**document}, "theirs")
-    asked = fuzzed["components"]["schemas"]
-    named = {x["name"]: x["schema"]["anyOf"][0] for x in fuzzed["paths"]["/v1/jobs/{job_id}"]["get"]["parameters"]}
-    assert named == {"job_id": {"enum": ["theirs"]}}
-    assert asked["PlanRequest"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
-    assert asked["SearchJob"]["properties"]["model"]["anyOf"][0] == {"enum": ["tiny"]}
-    assert asked["JobResponse"] is answers
-    assert "anyOf" not in answers["properties"]["model"]
+    schemas = document["components"]["schemas"]
+    bodies = {name for name in schemas if name.endswith("Job") and name != "CuttingJob" and "OfJob" not in name}
+    needed = {field for name in (*bodies, "PlanRequest", "DeviceProfile") for field in schemas[name]["required"]}
+    assert needed == REQUIRED
+
+
+def test_a_request_for_a_plan_has_a_target_more_often_than_it_was_given_one() -> None:
+    rng, bodies = random.Random(0), []
+    for _ in range(50):
+        case = _case(body={"model": "tiny"})
+        name_known(case, {}, rng)
+        bodies.append(case.body)
+    assert {"sparsity", "budget", "device"} <= set().union(*bodies)
+    assert {"model": "tiny"} in bodies
+    for body in ({"model": "tiny", "sparsity": 0.5}, {"model": "tiny", "kind": "train"}):
+        case = _case(body=body)
+        name_known(case, {}, rng)
+        assert "budget" not in case.body
+
+
+def test_refused_bodies_are_no_findings_and_refused_paths_are() -> None:
+    check = SimpleNamespace(name="positive_data_acceptance", failure_info=SimpleNamespace(failure=Exception()))
+    check.failure_info.failure.message = "refused"
+    for method, undocumented in (("POST", 0), ("GET", 1)):
+        request = SimpleNamespace(method=method, uri="http://server/v1/plans/x", body=None)
+        answer = SimpleNamespace(status_code=422, content=b"")
+        found = Found()
+        recorder = SimpleNamespace(
+            interactions={"c": SimpleNamespace(request=request, response=answer)}, checks={"c": [check]}
+        )
+        _count(recorder, "open", found, "theirs")
+        assert (found.requests, found.undocumented, found.server_errors) == (1, undocumented, 0)
+
+
+def test_what_the_fuzzing_names_is_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'lop.db'}"
+    with open_repository(url, create=True) as repository:
+        add_made_up_model(repository)
+        ids = add_jobs_and_predictors(repository)
+    settings = Settings(database_url=url, data_store=str(tmp_path / "store"))
+    with TestClient(create_app(settings)) as client:
+        ids |= add_over_http(client)  # type: ignore[arg-type]
+        newer = {"Accept": "application/vnd.lop.plan.v2+json"}
+        for path, parameter in (
+            ("models", "model_id"),
+            ("rankings", "sha256"),
+            ("predictors", "predictor_id"),
+            ("jobs", "job_id"),
+            ("plans", "plan_id"),
+            ("datasets", "dataset_id"),
+            ("devices", "device_id"),
+        ):
+            for known in ids[parameter]:
+                assert client.get(f"/v1/{path}/{known}", headers=newer).status_code == 200
+        plan, (first, second, third) = ids["plan"][0], ids["dataset"]
+        for job in (
+            {"kind": "measure", "model": ids["model"][0], "dataset": first},
+            {"kind": "recover", "plan": plan, "dataset": first, "selection": second, "validation": third},
+            {"kind": "apply", "plan": plan, "reconstruct": first},
+        ):
+            assert client.post("/v1/jobs", json=job).status_code == 201
+
+
+def test_there_are_so_many_archives_that_are_whole(tmp_path: Path) -> None:
+    packed = set()
+    for number in range(NUM_ARCHIVES):
+        (tmp_path / "archive").write_bytes(archive(number))
+        packed.add(pack_archive(tmp_path / "archive", tmp_path / f"{number}.tar", LIMITS).sha256)
+    assert len(packed) == NUM_ARCHIVES
 
 
 def test_the_load_generator_counts_answers_and_failures() -> None:

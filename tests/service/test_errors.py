@@ -123,11 +123,22 @@ def test_an_impossible_limit_is_422(client: TestClient, limit: str) -> None:
     assert problem_of(client.get("/v1/models", params={"limit": limit}), 422)["values"] == repr(limit)
 
 
-def test_a_wrong_method_is_405_and_names_the_right_ones(client: TestClient) -> None:
-    answer = client.delete("/v1/plans")
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/plans", "POST"),
+        ("POST", "/v1/models/tiny", "GET, HEAD"),
+        ("OPTIONS", "/v1/jobs", "GET, POST, HEAD"),
+        ("PUT", "/v1/jobs/x", "GET, DELETE, HEAD"),
+        ("GET", "/v1/jobs/x/retry", "POST"),
+    ],
+)
+def test_a_wrong_method_is_405_and_names_all_the_right_ones(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
     problem_of(answer, 405)
-    assert answer.headers["allow"] == "POST"
-    problem_of(client.post("/v1/models/tiny", json={}), 405)
+    assert answer.headers["allow"] == allowed
 
 
 def test_the_method_that_was_asked_for_lacks_its_data(client: TestClient) -> None:

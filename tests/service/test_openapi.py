@@ -124,5 +124,17 @@ def test_every_path_but_those_of_health_says_that_it_takes_a_key(document: dict[
             assert says == path.startswith("/v1/"), path
 
 
+def test_no_parameter_is_null(document: dict[str, Any]) -> None:
+    parameters = {
+        (path, parameter["name"]): parameter["schema"]
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+    }
+    assert not [place for place, schema in parameters.items() if "null" in str(schema)]
+    last = parameters["/v1/jobs/{job_id}/events", "last-event-id"]
+    assert (last["type"], last["minimum"], last["maximum"]) == ("integer", 0, 2**62)
+
+
 def test_the_plan_example_is_a_plan() -> None:
     assert PruningPlan.model_validate(PLAN_EXAMPLE).model_dump(mode="json") == PLAN_EXAMPLE
