@@ -16,9 +16,9 @@ from benchmarks.service_fuzz import _expected, with_known_names
 from benchmarks.service_kill import Asked, Asker, check_undisturbed
 from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
 from benchmarks.service_load import load
-from benchmarks.service_processes import Child
+from benchmarks.service_processes import THREADS, Child, wait_until
 from benchmarks.service_soak import soak_figures
-from benchmarks.service_speed import committing, known_figures
+from benchmarks.service_speed import WITH_KEY, WITH_LIMITED_KEY, committing, known_figures
 from service.app import create_app
 from service.authentication import needed_scope
 from service.settings import Settings
@@ -44,6 +44,7 @@ def test_known_plans_are_compared_within_a_turn() -> None:
             "failed": 0,
         }
         for turn, of in rates.items()
+        of[WITH_KEY], of[WITH_LIMITED_KEY] = of["post"] * 4 // 5, of["post"] * 7 // 10
         for name, rate in of.items()
         for processes in (1, 2)
     ]
@@ -60,6 +61,8 @@ def test_beside_commits_there_are_commits(tmp_path: Path) -> None:
     with open_repository(url, create=True) as repository:
         for _ in range(2):  # one turn after the other
             with committing(url):
+    assert found["cached_plan_rps_vs_hello_with_key"] == pytest.approx(0.48)
+    assert found["cached_plan_rps_vs_hello_with_limited_key"] == pytest.approx(0.42)
                 marks = {repository.commit_mark()}
                 while len(marks) < 4:
                     marks.add(repository.commit_mark())
@@ -168,7 +171,8 @@ def test_the_load_generator_counts_answers_and_failures() -> None:
             connection, _ = listener.accept()
             with connection:
                 number = 0
-                while connection.recv(4096):
+                while request := connection.recv(4096):
+                    asked.append(request)
                     number += 1
                     status = b"500 No" if number % 3 == 2 else b"200 OK"
                     connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nab")
@@ -176,7 +180,8 @@ def test_the_load_generator_counts_answers_and_failures() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        found = load([f"http://127.0.0.1:{listener.getsockname()[1]}"], "GET", "/", seconds=0.2, connections=1)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        found = load([url], "GET", "/", headers={"Authorization": "Bearer k"}, seconds=0.2, connections=1)
         thread.join()
     assert found.per_second > 0
     assert found.failed > 0
@@ -204,3 +209,17 @@ def test_what_was_done_before_the_server_was_killed_is_not_refused(
     asker = Asker([SimpleNamespace(url="http://server")], asked, 0)  # type: ignore[list-item]
     assert asker.send("POST", "/v1/jobs/j/retry", if_done=409).status_code == 409
     assert (waiting, len(asked.unexpected)) == ([], unexpected)
+def test_children_share_the_cores_unless_they_are_to_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(THREADS, "5")
+    said = []
+    for environment in (None, {THREADS: None}):
+        command = [sys.executable, "-c", f"import os; print(os.environ.get({THREADS!r}))"]
+        child = Child(command, tmp_path / "log", environment=environment)
+        child.start()
+        wait_until(lambda: not child.is_alive, "the child")  # noqa: B023 (called before the next one)
+        said.append(child.said.strip())
+    assert said == ["1", "None"]
+
+
+    asked = []
+    assert all(b"\r\nAuthorization: Bearer k\r\n" in request for request in asked)
