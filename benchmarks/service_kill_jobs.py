@@ -11,10 +11,17 @@ from storage.contract import Repository
 from storage.records import JobRecord, JobStatus
 from tests.tiny_models.checkpoints import save_tiny_checkpoint, write_conversations
 
-MODEL, OTHER = "tiny", "other"
+MODEL, OTHER, LEARNT = "tiny", "other", "learnt"
 FOLDER = "model"
-SEARCHES, MEASURED, APPLIED, REGISTERED = 14, ("gradients", "zeroth-order"), 3, 2
+SEARCHES, MEASURED, REGISTERED = 14, ("gradients", "zeroth-order"), 1
 PLAN_SPARSITIES = tuple(round(0.05 + 0.01 * number, 2) for number in range(60))
+APPLIED, RECOVERED = PLAN_SPARSITIES[:3], PLAN_SPARSITIES[-1]
+"""Plans that checkpoints are cut by, and the one after which what is left is trained."""
+SELECTED = 24
+"""Conversations to decide by: of few, what a short training gains is within their noise, and is thrown away."""
+GRID = {"num_levels": 6, "round_to": 8}
+RECIPE = {"mode": "full", "steps": 4, "evaluations": 2, "learning_rate": 3e-5, "losses": {"kd-logits": 1.0}}
+"""Ends by its steps, not by the clock."""
 
 Row = dict[str, Any]
 
@@ -28,31 +35,49 @@ def write_files(folder: Path) -> tuple[Path, Path]:
     return root, data
 
 
-def first_job(dataset: str) -> Row:
-    """Without it nothing else can be asked for."""
-    return {"kind": "register", "model": MODEL, "folder": FOLDER, "dataset": dataset}
+def write_selection(folder: Path) -> Path:
+    """The conversations by which a recovery decides: others than it is trained on."""
+    selection = folder / "selection"
+    if not selection.is_dir():
+        write_conversations(selection, SELECTED, seed=1)
+    return selection
 
 
-def other_jobs(dataset: str, plans: list[str]) -> list[Row]:
-    """Of every kind that ends the same whatever ran before it: training learns from the samples that there are."""
-    found: list[Row] = [
+def first_jobs(dataset: str) -> list[list[Row]]:
+    """Without them nothing else can be asked for."""
+    return [[_registered(model, dataset)] for model in (MODEL, LEARNT)]
+
+
+def _registered(model: str, dataset: str) -> Row:
+    return {"kind": "register", "model": model, "folder": FOLDER, "dataset": dataset}
+
+
+def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[list[Row]]:
+    """Of every kind, in chains: a job is asked for when the one before it has ended. `plans` are by their sparsities.
+
+    A predictor learns from all samples that its model has. To end the same whatever else has run by then, it is trained
+    for a model of its own, when the only search of that is done.
+    """
+    searches: list[Row] = [
         {
             "kind": "search",
             "model": MODEL,
             "dataset": dataset,
             "sparsities": [round(0.2 + 0.02 * seed, 2), round(0.5 + 0.02 * seed, 2)],  # else all find the same samples
             "evaluations": 24,
-            "num_levels": 6,
-            "round_to": 8,
+            **GRID,
             "seed": seed,
             "train": False,
         }
         for seed in range(SEARCHES)
     ]
-    found += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
-    found += [{"kind": "apply", "plan": plan} for plan in plans[:APPLIED]]
-    found += [{**first_job(dataset), "model": f"{OTHER}-{number}"} for number in range(REGISTERED)]
-    return found
+    learnt = [{**searches[0], "model": LEARNT}, {"kind": "train", "model": LEARNT, **GRID}]
+    recover = {"kind": "recover", "plan": plans[RECOVERED], "dataset": dataset, "selection": selection}
+    alone = [{**recover, "recipe": RECIPE}, *searches]
+    alone += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
+    alone += [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
+    alone += [_registered(f"{OTHER}-{number}", dataset) for number in range(REGISTERED)]
+    return [learnt, *([job] for job in alone)]
 
 
 def outcome(repository: Repository, output: Path) -> Row:
@@ -60,10 +85,12 @@ def outcome(repository: Repository, output: Path) -> Row:
     jobs = repository.list_jobs()
     found: Row = {"jobs": {_asked(job): _result(job) for job in jobs}}
     found["samples"] = sorted(
-        f"{sample.architecture} {sample.metrics.kl!r} {sample.metrics.nll!r} {sample.metrics.accuracy!r}"
-        for sample in repository.list_samples(MODEL)
+        f"{model} {sample.architecture} {sample.metrics.kl!r} {sample.metrics.nll!r} {sample.metrics.accuracy!r}"
+        for model in (MODEL, LEARNT)
+        for sample in repository.list_samples(model)
     )
-    found["searches"] = len(repository.list_searches(MODEL))
+    found["searches"] = sum(len(repository.list_searches(model)) for model in (MODEL, LEARNT))
+    found["predictors"] = {one.id: one.weights_sha256 for one in repository.list_predictors()}
     found["models"] = {model.id: f"{model.weights_sha256} {model.ranking_sha256}" for model in repository.list_models()}
     found["files"] = {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,7 +110,7 @@ def differences(found: Row, undisturbed: Row) -> dict[str, list[str]]:
     if found["searches"] > undisturbed["searches"]:
         doubled.append(f"{found['searches']} searches instead of {undisturbed['searches']}")
     different = []
-    for part in ("jobs", "models", "files"):
+    for part in ("jobs", "predictors", "models", "files"):
         for name, value in undisturbed[part].items():
             if name not in found[part]:
                 lost.append(f"{part} {name}")
@@ -117,4 +144,6 @@ def _asked(job: JobRecord) -> str:
 
 def _result(job: JobRecord) -> Row:
     document = {name: value for name, value in (job.result or {}).items() if name != "search"}
+    if "recovery" in document:  # its report tells of seconds and folders, in as many bytes as these take
+        document["files"] = [file["name"] for file in document["files"]]
     return {"status": job.status.value, "error": job.error, "result": document}
