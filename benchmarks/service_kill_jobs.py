@@ -19,7 +19,9 @@ APPLIED, RECOVERED = PLAN_SPARSITIES[:3], PLAN_SPARSITIES[-1]
 """Plans that checkpoints are cut by, and the one after which what is left is trained."""
 SELECTED = 24
 """Conversations to decide by: of few, what a short training gains is within their noise, and is thrown away."""
-GRID = {"num_levels": 6, "round_to": 8}
+GRID = {"num_levels": 3, "round_to": 16}
+LEARNING = {"model": LEARNT, "sparsities": [0.1, 0.2, 0.3, 0.4, 0.5], "evaluations": 60, **GRID}
+"""Seven seconds of training, on one core: of a coarse space, which takes so many targets to have enough samples."""
 RECIPE = {"mode": "full", "steps": 4, "evaluations": 2, "learning_rate": 3e-5, "losses": {"kd-logits": 1.0}}
 """Ends by its steps, not by the clock."""
 
@@ -58,20 +60,20 @@ def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[li
     A predictor learns from all samples that its model has. To end the same whatever else has run by then, it is trained
     for a model of its own, when the only search of that is done.
     """
+    search: Row = {"kind": "search", "dataset": dataset, "train": False}
     searches: list[Row] = [
         {
-            "kind": "search",
+            **search,
             "model": MODEL,
-            "dataset": dataset,
             "sparsities": [round(0.2 + 0.02 * seed, 2), round(0.5 + 0.02 * seed, 2)],  # else all find the same samples
             "evaluations": 24,
-            **GRID,
+            "num_levels": 6,
+            "round_to": 8,
             "seed": seed,
-            "train": False,
         }
         for seed in range(SEARCHES)
     ]
-    learnt = [{**searches[0], "model": LEARNT}, {"kind": "train", "model": LEARNT, **GRID}]
+    learnt: list[Row] = [{**search, **LEARNING}, {"kind": "train", "model": LEARNT, **GRID}]
     recover = {"kind": "recover", "plan": plans[RECOVERED], "dataset": dataset, "selection": selection}
     alone = [{**recover, "recipe": RECIPE}, *searches]
     alone += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
