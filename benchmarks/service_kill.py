@@ -1,12 +1,12 @@
 """SIGKILLs at random moments, while jobs run and plans are asked for: what is lost, doubled or stuck after that.
 
-A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in a data set,
-registers a tiny model, asks for jobs of every kind, and all the time for plans; a request that is
-not answered, or with 502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a
-generator seeded with the round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends.
-Each is started again at once. Few are killed while there are only the first jobs, which the others need, and a worker
-has nothing to do. When all jobs have ended, what is stored is compared with a round in which nothing was killed.
-`interrupted` counts what a kill took from a worker: claims of jobs that did not end them.
+A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in two data sets,
+registers tiny models, asks for jobs of every kind, and all the time for plans; a request that is not answered, or with
+502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a generator seeded with the
+round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends. Each is started again at
+once. Few are killed while there are only the first jobs, which the others need, and a worker has nothing to do. When
+all jobs have ended, what is stored is compared with a round in which nothing was killed. `interrupted` counts what a
+kill took from a worker: claims of jobs that did not end them; `interrupted_by_kind` of which.
 
 A job that lost three workers is parked, as documented: the product does not go on with it by itself. The client then
 asks for that by the product's own `POST /v1/jobs/{id}/retry`, and `parked` counts how often.
@@ -36,7 +36,7 @@ from benchmarks.service_kill_jobs import (
     differences,
     ended_twice,
     first_jobs,
-    num_interrupted,
+    interrupted_by_kind,
     other_jobs,
     outcome,
     write_files,
@@ -198,8 +198,11 @@ def kill(folder: Path, steps: Steps, *, num_kills: int = NUM_KILLS) -> tuple[Row
         rows.append({"part": "kill", "database": kind, "round": seed, **row})
         say(f"kill: {done + row['kills']} of {num_kills}")
     names = ("lost", "doubled", "stuck", "different", "unexpected", "parked", "interrupted")
-    total = {name: sum(row[name] for row in rows) for name in names}
-    return {"kill_count": sum(row["kills"] for row in rows), **total}, rows
+    total: Row = {name: sum(row[name] for row in rows) for name in names}
+    interrupted: Counter[str] = Counter()
+    for row in rows:
+        interrupted.update(row["interrupted_by_kind"])
+    return {"kill_count": sum(row["kills"] for row in rows), **total, "interrupted_by_kind": dict(interrupted)}, rows
 
 
 def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | None) -> Row:
@@ -237,7 +240,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
             found = outcome(repository, folder / "output")
             jobs = repository.list_jobs()
             twice = ended_twice(repository, jobs)
-            interrupted = num_interrupted(repository, jobs)
+            interrupted = interrupted_by_kind(repository, jobs)
         wrong = [str(finding) for finding in check_database(url, open_store(str(folder / "store"))).findings]
     row: Row = {"kills": sum(killer.kills.values()), "killed": dict(killer.kills), "repeated": asked.repeated}
     if undisturbed is None:
@@ -254,7 +257,8 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
         **row,
         "jobs": len(jobs),
         "plans": len(asked.plans),
-        "interrupted": interrupted,
+        "interrupted": sum(interrupted.values()),
+        "interrupted_by_kind": interrupted,
         "lost": len(lost),
         "doubled": len(doubled),
         "stuck": len(stuck),
@@ -289,7 +293,7 @@ def _ask_all(
     more = random.Random(seed)
     return parked + finish(
         asker,
-        other_jobs(dataset, judged, plans),
+        [[job] for job in other_jobs(dataset, judged, plans)],
         after_asking=after_first,
         meanwhile=lambda: asker.plan(more.choice(PLAN_SPARSITIES)),
     )

@@ -46,40 +46,41 @@ def write_selection(folder: Path) -> Path:
 
 
 def first_jobs(dataset: str) -> list[list[Row]]:
-    """Without them nothing else can be asked for."""
-    return [[_registered(model, dataset)] for model in (MODEL, LEARNT)]
+    """Without them nothing else can be asked for. In chains: a job is asked for when the one before it has ended.
+
+    A predictor learns from all samples that its model has. To end the same whatever else has run by then, it is trained
+    for a model of its own, when the only search of that is done.
+    """
+    search = {"kind": "search", "dataset": dataset, "train": False, **LEARNING}
+    return [[_registered(MODEL, dataset)], [_registered(LEARNT, dataset), search]]
 
 
 def _registered(model: str, dataset: str) -> Row:
     return {"kind": "register", "model": model, "folder": FOLDER, "dataset": dataset}
 
 
-def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[list[Row]]:
-    """Of every kind, in chains: a job is asked for when the one before it has ended. `plans` are by their sparsities.
-
-    A predictor learns from all samples that its model has. To end the same whatever else has run by then, it is trained
-    for a model of its own, when the only search of that is done.
-    """
-    search: Row = {"kind": "search", "dataset": dataset, "train": False}
+def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[Row]:
+    """Of every kind, those first that take long and are to be killed as well; `plans` are by their sparsities."""
     searches: list[Row] = [
         {
-            **search,
+            "kind": "search",
             "model": MODEL,
+            "dataset": dataset,
             "sparsities": [round(0.2 + 0.02 * seed, 2), round(0.5 + 0.02 * seed, 2)],  # else all find the same samples
             "evaluations": 24,
             "num_levels": 6,
             "round_to": 8,
             "seed": seed,
+            "train": False,
         }
         for seed in range(SEARCHES)
     ]
-    learnt: list[Row] = [{**search, **LEARNING}, {"kind": "train", "model": LEARNT, **GRID}]
     recover = {"kind": "recover", "plan": plans[RECOVERED], "dataset": dataset, "selection": selection}
-    alone = [{**recover, "recipe": RECIPE}, *searches]
-    alone += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
-    alone += [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
-    alone += [_registered(f"{OTHER}-{number}", dataset) for number in range(REGISTERED)]
-    return [learnt, *([job] for job in alone)]
+    found: list[Row] = [{"kind": "train", "model": LEARNT, **GRID}, {**recover, "recipe": RECIPE}, *searches]
+    found += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
+    found += [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
+    found += [_registered(f"{OTHER}-{number}", dataset) for number in range(REGISTERED)]
+    return found
 
 
 def outcome(repository: Repository, output: Path) -> Row:
@@ -131,10 +132,14 @@ def ended_twice(repository: Repository, jobs: list[JobRecord]) -> list[str]:
     ]
 
 
-def num_interrupted(repository: Repository, jobs: list[JobRecord]) -> int:
-    """How often a worker claimed one of the jobs and did not end it."""
-    statuses = Counter(event.document.get("status") for job in jobs for event in repository.list_job_events(job.id))
-    return statuses[JobStatus.RUNNING.value] - statuses[JobStatus.DONE.value] - statuses[JobStatus.FAILED.value]
+def interrupted_by_kind(repository: Repository, jobs: list[JobRecord]) -> dict[str, int]:
+    """How often a worker claimed one of the jobs and did not end it; every kind of them has a number."""
+    found = dict.fromkeys(sorted({job.kind for job in jobs}), 0)
+    for job in jobs:
+        statuses = Counter(event.document.get("status") for event in repository.list_job_events(job.id))
+        ended = statuses[JobStatus.DONE.value] + statuses[JobStatus.FAILED.value]
+        found[job.kind] += statuses[JobStatus.RUNNING.value] - ended
+    return found
 
 
 def _asked(job: JobRecord) -> str:

@@ -21,7 +21,7 @@ from benchmarks.service_kill_jobs import (
     differences,
     ended_twice,
     first_jobs,
-    num_interrupted,
+    interrupted_by_kind,
     other_jobs,
     outcome,
 )
@@ -122,21 +122,22 @@ def test_claims_that_a_kill_took_are_counted(tmp_path: Path) -> None:
         for worker in ("first", "second", "third"):
             assert repository.claim_job(worker, stale_after=timedelta(0)) is not None
         repository.finish_job(job.id, "third", result={})
-        assert num_interrupted(repository, repository.list_jobs()) == 2
+        repository.add_job(NewJob("apply", "m", {}, "somebody"))
+        assert interrupted_by_kind(repository, repository.list_jobs()) == {"apply": 0, "train": 2}
         assert ended_twice(repository, repository.list_jobs()) == []
 
 
 def test_jobs_are_of_every_kind_and_a_predictor_learns_from_a_search_that_has_ended() -> None:
     plans = {sparsity: str(sparsity) for sparsity in (*APPLIED, RECOVERED)}
-    first, chains = first_jobs("a" * 64), other_jobs("a" * 64, "b" * 64, plans)
-    jobs = [job for chain in [*first, *chains] for job in chain]
+    first, others = first_jobs("a" * 64), other_jobs("a" * 64, "b" * 64, plans)
+    jobs = [*(job for chain in first for job in chain), *others]
     assert all(read_settings(job) is not None for job in jobs)
     assert {job["kind"] for job in jobs} == set(KINDS)
-    (learnt,) = (chain for chain in chains if len(chain) > 1)
-    assert [job["kind"] for job in learnt] == ["search", "train"]
-    # Samples of any other job would be learnt from as well, if it ran in time.
-    (name,) = {job["model"] for job in learnt}
-    assert name not in [job.get("model") for chain in chains if chain is not learnt for job in chain]
+    (train,) = (job for job in jobs if job["kind"] == "train")
+    # Samples of a search beside it would be learnt from as well, if that ran in time.
+    searches = [job for job in jobs if job["kind"] == "search" and job["model"] == train["model"]]
+    assert searches == [first[1][1]]
+    assert all(searches[0][name] == train[name] for name in ("num_levels", "round_to"))
 
 
 class _Service:
