@@ -1,14 +1,15 @@
 """SIGKILLs at random moments, while jobs run and plans are asked for: what is lost, doubled or stuck after that.
 
-A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in a data set,
-registers a tiny model, asks for searches, measurements, cut checkpoints, and all the time for plans; a request that is
-not answered, or with 502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a
-generator seeded with the round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends.
-Each is started again at once. Few are killed while there is one job alone, which the others need, and two workers have
-nothing to do. When all jobs have ended, what is stored is compared with a round in which nothing was killed.
-`interrupted` counts what a kill took from a worker: claims of jobs that did not end them.
+A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in two data sets,
+registers tiny models, asks for jobs of every kind, and all the time for plans; a request that is not answered, or with
+502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a generator seeded with the
+round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends. Each is started again at
+once. Few are killed while there are only the first jobs, which the others need, and a worker has nothing to do. When
+all jobs have ended, what is stored is compared with a round in which nothing was killed. `interrupted` counts what a
+kill took from a worker: claims of jobs that did not end them; `interrupted_by_kind` of which.
 
-A job that lost three workers is parked, as documented; the client then asks for it again (`parked`).
+A job that lost three workers is parked, as documented: the product does not go on with it by itself. The client then
+asks for that by the product's own `POST /v1/jobs/{id}/retry`, and `parked` counts how often.
 """
 
 import hashlib
@@ -28,15 +29,18 @@ from typing import Any
 import httpx
 
 from benchmarks.service_kill_jobs import (
+    APPLIED,
     MODEL,
     PLAN_SPARSITIES,
+    RECOVERED,
     differences,
     ended_twice,
-    first_job,
-    num_interrupted,
+    first_jobs,
+    interrupted_by_kind,
     other_jobs,
     outcome,
     write_files,
+    write_selection,
 )
 from benchmarks.service_processes import CODE, Child, Postgres, Server, WorkerProcess, database, running, wait_until
 from benchmarks.steps import Steps, say
@@ -51,7 +55,7 @@ NUM_SERVERS, NUM_WORKERS = 2, 3
 STALE_SECONDS = 6
 LONGEST_PAUSE_SECONDS = 3.0
 MOST_KILLS, MOST_AT_FIRST = 60, 6
-"""Of a round, and of the time before the first job has ended; what has not ended then goes on in peace."""
+"""Of a round, and of the time before the first jobs have ended; what has not ended then goes on in peace."""
 PATIENCE_SECONDS = 300.0
 MOST_UNEXPECTED = 20
 _PASSES = (502, 503)
@@ -194,14 +198,18 @@ def kill(folder: Path, steps: Steps, *, num_kills: int = NUM_KILLS) -> tuple[Row
         rows.append({"part": "kill", "database": kind, "round": seed, **row})
         say(f"kill: {done + row['kills']} of {num_kills}")
     names = ("lost", "doubled", "stuck", "different", "unexpected", "parked", "interrupted")
-    total = {name: sum(row[name] for row in rows) for name in names}
-    return {"kill_count": sum(row["kills"] for row in rows), **total}, rows
+    total: Row = {name: sum(row[name] for row in rows) for name in names}
+    interrupted: Counter[str] = Counter()
+    for row in rows:
+        interrupted.update(row["interrupted_by_kind"])
+    return {"kill_count": sum(row["kills"] for row in rows), **total, "interrupted_by_kind": dict(interrupted)}, rows
 
 
 def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | None) -> Row:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     root, data = write_files(folder)
+    selection = write_selection(folder)
     with database(kind, folder) as (url, server):
         servers = [Server(url, folder, name=f"server-{number}") for number in range(NUM_SERVERS)]
         options = ("--stale-seconds", str(STALE_SECONDS))
@@ -214,7 +222,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
             killer = Killer([*servers, *workers], server, seed, min(most, MOST_AT_FIRST))
             killer.start()
             try:
-                parked = _ask_all(data, servers, asked, seed, lambda: setattr(killer, "most", most))
+                parked = _ask_all(data, selection, servers, asked, seed, lambda: setattr(killer, "most", most))
             except RuntimeError as error:
                 if killer.error is not None:  # what is no longer started again answers nobody
                     raise killer.error from error
@@ -232,7 +240,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
             found = outcome(repository, folder / "output")
             jobs = repository.list_jobs()
             twice = ended_twice(repository, jobs)
-            interrupted = num_interrupted(repository, jobs)
+            interrupted = interrupted_by_kind(repository, jobs)
         wrong = [str(finding) for finding in check_database(url, open_store(str(folder / "store"))).findings]
     row: Row = {"kills": sum(killer.kills.values()), "killed": dict(killer.kills), "repeated": asked.repeated}
     if undisturbed is None:
@@ -249,7 +257,8 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
         **row,
         "jobs": len(jobs),
         "plans": len(asked.plans),
-        "interrupted": interrupted,
+        "interrupted": sum(interrupted.values()),
+        "interrupted_by_kind": interrupted,
         "lost": len(lost),
         "doubled": len(doubled),
         "stuck": len(stuck),
@@ -263,7 +272,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
 def check_undisturbed(found: Row, asked: Asked) -> None:
     """What the others are held against must itself be whole: raises RuntimeError if it is not."""
     failed = [f"{name}: {result}" for name, result in found["jobs"].items() if result["status"] != JobStatus.DONE.value]
-    missing = [part for part in ("jobs", "samples", "searches", "models", "files") if not found[part]]
+    missing = [part for part in ("jobs", "samples", "searches", "predictors", "models", "files") if not found[part]]
     if wrong := [*failed, *missing, *asked.doubled, *asked.unexpected]:
         raise RuntimeError(f"where nothing was killed, not everything came to its end: {wrong[:5]}")
 
@@ -272,25 +281,36 @@ def _told(asked: Asked) -> list[tuple[str, bytes]]:
     return [(f"/v1/plans/{plan_id}", content) for plan_id, content in asked.plans.items()]
 
 
-def _ask_all(data: Path, servers: list[Server], asked: Asked, seed: int, after_first: Callable[[], object]) -> int:
+def _ask_all(
+    data: Path, selection: Path, servers: list[Server], asked: Asked, seed: int, after_first: Callable[[], object]
+) -> int:
     """Ask for all jobs, and for plans until they have ended; how often one was parked. `after_first` is called when
-    the first job has ended and the others were asked for."""
+    the first jobs have ended and the others were asked for."""
     asker = Asker(servers, asked, seed)
-    archive = _archive(data)
-    dataset = asker.send("POST", "/v1/datasets", content=archive, headers={"Content-Type": "application/x-tar"}).json()[
-        "id"
-    ]
-    parked = _wait(asker, [asker.job(first_job(dataset))], lambda: None)
-    plans = [asker.plan(sparsity) for sparsity in PLAN_SPARSITIES[:3]]
-    jobs = [asker.job(settings) for settings in other_jobs(dataset, plans)]
-    after_first()
+    dataset, judged = (_uploaded(asker, folder) for folder in (data, selection))
+    parked = finish(asker, first_jobs(dataset))
+    plans = {sparsity: asker.plan(sparsity) for sparsity in (*APPLIED, RECOVERED)}
     more = random.Random(seed)
-    return parked + _wait(asker, jobs, lambda: asker.plan(more.choice(PLAN_SPARSITIES)))
+    return parked + finish(
+        asker,
+        [[job] for job in other_jobs(dataset, judged, plans)],
+        after_asking=after_first,
+        meanwhile=lambda: asker.plan(more.choice(PLAN_SPARSITIES)),
+    )
 
 
-def _wait(asker: Asker, jobs: list[str], meanwhile: Callable[[], object]) -> int:
-    """Until all have ended, or none has for minutes."""
-    parked, waiting = 0, set(jobs)
+def finish(
+    asker: Asker,
+    chains: list[list[Row]],
+    *,
+    after_asking: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> int:
+    """Ask for the first job of each chain and, when it has ended, for the next, until all have, or none has for
+    minutes; how often one was parked."""
+    parked = 0
+    waiting = {asker.job(first): rest for first, *rest in chains}
+    after_asking()
     last = time.monotonic()
     while waiting and time.monotonic() < last + PATIENCE_SECONDS:
         meanwhile()
@@ -300,10 +320,17 @@ def _wait(asker: Asker, jobs: list[str], meanwhile: Callable[[], object]) -> int
                 parked += 1
                 asker.send("POST", f"/v1/jobs/{job_id}/retry", if_done=409)
             elif JobStatus(status).is_final:
-                waiting.remove(job_id)
+                if rest := waiting.pop(job_id):
+                    waiting[asker.job(rest[0])] = rest[1:]
                 last = time.monotonic()
         time.sleep(0.1)
     return parked
+
+
+def _uploaded(asker: Asker, folder: Path) -> str:
+    """The id of the data set in `folder`."""
+    headers = {"Content-Type": "application/x-tar"}
+    return str(asker.send("POST", "/v1/datasets", content=_archive(folder), headers=headers).json()["id"])
 
 
 def _archive(data: Path) -> bytes:

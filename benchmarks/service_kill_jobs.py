@@ -11,10 +11,19 @@ from storage.contract import Repository
 from storage.records import JobRecord, JobStatus
 from tests.tiny_models.checkpoints import save_tiny_checkpoint, write_conversations
 
-MODEL, OTHER = "tiny", "other"
+MODEL, OTHER, LEARNT = "tiny", "other", "learnt"
 FOLDER = "model"
-SEARCHES, MEASURED, APPLIED, REGISTERED = 14, ("gradients", "zeroth-order"), 3, 2
+SEARCHES, MEASURED, REGISTERED = 14, ("gradients", "zeroth-order"), 1
 PLAN_SPARSITIES = tuple(round(0.05 + 0.01 * number, 2) for number in range(60))
+APPLIED, RECOVERED = PLAN_SPARSITIES[:3], PLAN_SPARSITIES[-1]
+"""Plans that checkpoints are cut by, and the one after which what is left is trained."""
+SELECTED = 24
+"""Conversations to decide by: of few, what a short training gains is within their noise, and is thrown away."""
+GRID = {"num_levels": 3, "round_to": 16}
+LEARNING = {"model": LEARNT, "sparsities": [0.1, 0.2, 0.3, 0.4, 0.5], "evaluations": 60, **GRID}
+"""Seven seconds of training, on one core: of a coarse space, which takes so many targets to have enough samples."""
+RECIPE = {"mode": "full", "steps": 4, "evaluations": 2, "learning_rate": 3e-5, "losses": {"kd-logits": 1.0}}
+"""Ends by its steps, not by the clock."""
 
 Row = dict[str, Any]
 
@@ -28,14 +37,31 @@ def write_files(folder: Path) -> tuple[Path, Path]:
     return root, data
 
 
-def first_job(dataset: str) -> Row:
-    """Without it nothing else can be asked for."""
-    return {"kind": "register", "model": MODEL, "folder": FOLDER, "dataset": dataset}
+def write_selection(folder: Path) -> Path:
+    """The conversations by which a recovery decides: others than it is trained on."""
+    selection = folder / "selection"
+    if not selection.is_dir():
+        write_conversations(selection, SELECTED, seed=1)
+    return selection
 
 
-def other_jobs(dataset: str, plans: list[str]) -> list[Row]:
-    """Of every kind that ends the same whatever ran before it: training learns from the samples that there are."""
-    found: list[Row] = [
+def first_jobs(dataset: str) -> list[list[Row]]:
+    """Without them nothing else can be asked for. In chains: a job is asked for when the one before it has ended.
+
+    A predictor learns from all samples that its model has. To end the same whatever else has run by then, it is trained
+    for a model of its own, when the only search of that is done.
+    """
+    search = {"kind": "search", "dataset": dataset, "train": False, **LEARNING}
+    return [[_registered(MODEL, dataset)], [_registered(LEARNT, dataset), search]]
+
+
+def _registered(model: str, dataset: str) -> Row:
+    return {"kind": "register", "model": model, "folder": FOLDER, "dataset": dataset}
+
+
+def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[Row]:
+    """Of every kind, those first that take long and are to be killed as well; `plans` are by their sparsities."""
+    searches: list[Row] = [
         {
             "kind": "search",
             "model": MODEL,
@@ -49,9 +75,11 @@ def other_jobs(dataset: str, plans: list[str]) -> list[Row]:
         }
         for seed in range(SEARCHES)
     ]
+    recover = {"kind": "recover", "plan": plans[RECOVERED], "dataset": dataset, "selection": selection}
+    found: list[Row] = [{"kind": "train", "model": LEARNT, **GRID}, {**recover, "recipe": RECIPE}, *searches]
     found += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
-    found += [{"kind": "apply", "plan": plan} for plan in plans[:APPLIED]]
-    found += [{**first_job(dataset), "model": f"{OTHER}-{number}"} for number in range(REGISTERED)]
+    found += [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
+    found += [_registered(f"{OTHER}-{number}", dataset) for number in range(REGISTERED)]
     return found
 
 
@@ -60,10 +88,12 @@ def outcome(repository: Repository, output: Path) -> Row:
     jobs = repository.list_jobs()
     found: Row = {"jobs": {_asked(job): _result(job) for job in jobs}}
     found["samples"] = sorted(
-        f"{sample.architecture} {sample.metrics.kl!r} {sample.metrics.nll!r} {sample.metrics.accuracy!r}"
-        for sample in repository.list_samples(MODEL)
+        f"{model} {sample.architecture} {sample.metrics.kl!r} {sample.metrics.nll!r} {sample.metrics.accuracy!r}"
+        for model in (MODEL, LEARNT)
+        for sample in repository.list_samples(model)
     )
-    found["searches"] = len(repository.list_searches(MODEL))
+    found["searches"] = sum(len(repository.list_searches(model)) for model in (MODEL, LEARNT))
+    found["predictors"] = {one.id: one.weights_sha256 for one in repository.list_predictors()}
     found["models"] = {model.id: f"{model.weights_sha256} {model.ranking_sha256}" for model in repository.list_models()}
     found["files"] = {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,7 +113,7 @@ def differences(found: Row, undisturbed: Row) -> dict[str, list[str]]:
     if found["searches"] > undisturbed["searches"]:
         doubled.append(f"{found['searches']} searches instead of {undisturbed['searches']}")
     different = []
-    for part in ("jobs", "models", "files"):
+    for part in ("jobs", "predictors", "models", "files"):
         for name, value in undisturbed[part].items():
             if name not in found[part]:
                 lost.append(f"{part} {name}")
@@ -102,10 +132,14 @@ def ended_twice(repository: Repository, jobs: list[JobRecord]) -> list[str]:
     ]
 
 
-def num_interrupted(repository: Repository, jobs: list[JobRecord]) -> int:
-    """How often a worker claimed one of the jobs and did not end it."""
-    statuses = Counter(event.document.get("status") for job in jobs for event in repository.list_job_events(job.id))
-    return statuses[JobStatus.RUNNING.value] - statuses[JobStatus.DONE.value] - statuses[JobStatus.FAILED.value]
+def interrupted_by_kind(repository: Repository, jobs: list[JobRecord]) -> dict[str, int]:
+    """How often a worker claimed one of the jobs and did not end it; every kind of them has a number."""
+    found = dict.fromkeys(sorted({job.kind for job in jobs}), 0)
+    for job in jobs:
+        statuses = Counter(event.document.get("status") for event in repository.list_job_events(job.id))
+        ended = statuses[JobStatus.DONE.value] + statuses[JobStatus.FAILED.value]
+        found[job.kind] += statuses[JobStatus.RUNNING.value] - ended
+    return found
 
 
 def _asked(job: JobRecord) -> str:
@@ -117,4 +151,6 @@ def _asked(job: JobRecord) -> str:
 
 def _result(job: JobRecord) -> Row:
     document = {name: value for name, value in (job.result or {}).items() if name != "search"}
+    if "recovery" in document:  # its report tells of seconds and folders, in as many bytes as these take
+        document["files"] = [file["name"] for file in document["files"]]
     return {"status": job.status.value, "error": job.error, "result": document}

@@ -2,7 +2,7 @@
 
 A Python client that builds every request anew takes longer than the servers here, and would hide their difference.
 
-`python -m benchmarks.service_load '{"urls": [...], "method": ..., "path": ..., "body": ..., "seconds": 5, ...}'`
+`python -m benchmarks.service_load '{"urls": [...], "method": ..., "path": ..., "body": ..., "headers": {...}, ...}'`
 prints requests a second, percentiles of their milliseconds, and how many answers were no success.
 """
 
@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,17 @@ class Loaded:
 
 
 def load(
-    urls: Sequence[str], method: str, path: str, body: str = "", *, seconds: float, connections: int = CONNECTIONS
+    urls: Sequence[str],
+    method: str,
+    path: str,
+    body: str = "",
+    *,
+    headers: Mapping[str, str] | None = None,
+    seconds: float,
+    connections: int = CONNECTIONS,
 ) -> Loaded:
-    """Ask `urls` in turn, connection by connection, from a process of its own."""
-    asked = {"urls": list(urls), "method": method, "path": path, "body": body}
+    """Ask `urls` in turn, connection by connection, from a process of its own; `headers` beside the usual ones."""
+    asked = {"urls": list(urls), "method": method, "path": path, "body": body, "headers": dict(headers or {})}
     command = [sys.executable, "-m", "benchmarks.service_load"]
     command.append(json.dumps({**asked, "seconds": seconds, "connections": connections}))
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)  # noqa: S603
@@ -106,6 +113,7 @@ async def _main(asked: dict[str, Any]) -> Loaded:
         url = httpx.URL(asked["urls"][number % len(asked["urls"])])
         lines = [f"{asked['method']} {asked['path']} HTTP/1.1", f"Host: {url.host}"]
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []
+        lines += [f"{name}: {value}" for name, value in asked["headers"].items()]
         request = "\r\n".join([*lines, "", ""]).encode() + body
         ended = loop.create_future()
         made = _Connection(request, until, ended)

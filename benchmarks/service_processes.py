@@ -20,6 +20,7 @@ from storage.database import upgrade
 STARTUP_SECONDS = 300.0
 CODE = ("lop.commands.serve", "lop.commands.worker")
 """What servers and workers run."""
+THREADS = "OMP_NUM_THREADS"
 _PROGRAM = [sys.executable, "-m", "lop.cli"]
 
 
@@ -132,18 +133,23 @@ def free_port() -> int:
 
 
 class Child:
-    """A process that is started, killed and started again with the same command; what it says goes to `log`."""
+    """A process that is started, killed and started again with the same command; what it says goes to `log`.
+
+    It computes with one thread, so that several share the cores, and has what else is in `environment`: None takes a
+    variable away.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         log: Path,
         *,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         cwd: Path | None = None,
     ) -> None:
         self._command, self._log, self._cwd = list(command), log, cwd
-        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        wanted = {**os.environ, THREADS: "1", **(environment or {})}
+        self._environment = {name: value for name, value in wanted.items() if value is not None}
         self._process: subprocess.Popen[bytes] | None = None
         self._before = 0
 
@@ -227,12 +233,19 @@ class WorkerProcess(Child):
     """`lop worker`."""
 
     def __init__(
-        self, url: str, folder: Path, *, roots: Path | None = None, name: str = "worker", options: Sequence[str] = ()
+        self,
+        url: str,
+        folder: Path,
+        *,
+        roots: Path | None = None,
+        name: str = "worker",
+        options: Sequence[str] = (),
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         command = [*_PROGRAM, "worker", "--database", url, "--poll-seconds", "0.2", "--outputs", str(folder / "output")]
         command += ["--store", str(folder / "store"), "--cache", str(folder / "cache"), *options]
         command += [] if roots is None else ["--model-roots", str(roots)]
-        super().__init__(command, folder / f"{name}.log")
+        super().__init__(command, folder / f"{name}.log", environment=environment)
 
     @property
     def is_started(self) -> bool:

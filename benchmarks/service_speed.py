@@ -4,9 +4,10 @@
   it runs a FastAPI hello-world (`service_hello`) by as many uvicorn processes. Both get the same load in turns, and a
   figure is the median over turns of the quotient within each: machines change speed. A server sends a known plan from
   memory while nothing is committed; a third row is beside a client that commits as a searching worker does, after which
-  every plan is read again.
+  every plan is read again. These are of a server without keys, which knows everybody on its machine. One with keys, on
+  a database of its own, is asked in the same turns: by a key with the server's limit, and by one with its own.
 - New plans are of the 32-layer model of `benchmarks.serving` by its predictor, one client, one after another; a worker
-  searches the reference model meanwhile, and then it does not.
+  searches the reference model meanwhile, with as many threads as it takes by itself, and then it does not.
 - Two servers on one PostgreSQL get the same load as one; ideal is twice the answers. The load generator and PostgreSQL
   need cores too: `cores` of the machine stands in the result.
 """
@@ -14,7 +15,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -29,6 +30,7 @@ import torch
 from benchmarks.service_load import Loaded, load
 from benchmarks.service_processes import (
     CODE,
+    THREADS,
     Child,
     Server,
     WorkerProcess,
@@ -43,7 +45,9 @@ from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
 from lop.client import Client
 from pruning.checkpoints.anatomy_reader import anatomy_of
-from storage.records import JobProgress, NewJob
+from service.keys import new_key
+from storage.contract import Repository
+from storage.records import JobProgress, KeyScope, NewJob
 from storage.sql_repository import open_repository
 
 TURNS, SECONDS = 9, 5.0
@@ -53,6 +57,9 @@ COMMITS_PER_SECOND = 20.0
 SEARCHED, CONVERSATIONS = "searched", 64
 _MODULES = (__name__, "benchmarks.service_hello", *CODE)
 _ASKED = json.dumps({"model": MODEL, "sparsity": 0.4})
+_LIMIT = "1000000/second"
+"""Of requests, which none of these loads reaches."""
+WITH_KEY, WITH_LIMITED_KEY = "post with key", "post with limited key"
 
 Row = dict[str, Any]
 
@@ -88,17 +95,20 @@ def speed(folder: Path, steps: Steps) -> tuple[Row, list[Row]]:
 
 def _known_plans(folder: Path) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
-    with database("postgresql", folder) as (url, _):
+    with database("postgresql", folder) as (url, _), database("postgresql", folder) as (keyed_url, _):
         with open_repository(url) as repository:
             add_made_up_model(repository)
+        with open_repository(keyed_url) as repository:
+            add_made_up_model(repository)
+            keys = {WITH_KEY: _new_key(repository), WITH_LIMITED_KEY: _new_key(repository, limit=_LIMIT)}
         servers = [Server(url, folder, name=f"server-{number}") for number in range(2)]
+        keyed = Server(keyed_url, folder, name="server-keyed", settings={"LOP_KEY_LIMIT": _LIMIT})
         hellos = [Hello(folder, name=f"hello-{number}") for number in range(2)]
-        with running(*servers, *hellos):
+        with running(*servers, keyed, *hellos):
             wait_until(lambda: all(hello.is_ready for hello in hellos), "the hello-world")
-            asked = httpx.post(
-                f"{servers[0].url}/v1/plans", content=_ASKED, headers={"Content-Type": "application/json"}
-            )
-            path = asked.raise_for_status().headers["location"]
+            path = _ask(servers[0])
+            for headers in keys.values():
+                _ask(keyed, headers)
             loads = {
                 "hello": partial(load, method="GET", path="/"),
                 "post": partial(load, method="POST", path="/v1/plans", body=_ASKED),
@@ -112,11 +122,29 @@ def _known_plans(folder: Path) -> Row:
                         done = ask(urls, seconds=SECONDS)
                         if turn:
                             rows.append(_row(name, processes, turn, done))
+                for name, headers in keys.items():
+                    done = loads["post"]([keyed.url], headers=headers, seconds=SECONDS)
+                    if turn:
+                        rows.append(_row(name, 1, turn, done))
                 with committing(url):
                     done = loads["post"]([servers[0].url], seconds=SECONDS)
                 if turn:
                     rows.append(_row("post beside commits", 1, turn, done))
     return {**known_figures(rows), "rows": rows}
+
+
+def _new_key(repository: Repository, *, limit: str | None = None) -> dict[str, str]:
+    """The header that sends a new key of the scope that plans take."""
+    record, key = new_key("benchmark", KeyScope.PLAN, limit=limit)
+    repository.add_key(record)
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _ask(server: Server, headers: Mapping[str, str] | None = None) -> str:
+    """Ask for the plan once, which is known from then on; its path."""
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    answer = httpx.post(f"{server.url}/v1/plans", content=_ASKED, headers=headers)
+    return str(answer.raise_for_status().headers["location"])
 
 
 @contextmanager
@@ -161,6 +189,8 @@ def known_figures(rows: list[Row]) -> Row:
 
     return {
         "cached_plan_rps_vs_hello": quotient(("post", 1), ("hello", 1)),
+        "cached_plan_rps_vs_hello_with_key": quotient((WITH_KEY, 1), ("hello", 1)),
+        "cached_plan_rps_vs_hello_with_limited_key": quotient((WITH_LIMITED_KEY, 1), ("hello", 1)),
         "cached_plan_rps_vs_hello_two_processes": quotient(("post", 2), ("hello", 2)),
         "read_plan_rps_vs_hello": quotient(("get", 1), ("hello", 1)),
         "cached_plan_rps": median("post", 1, "per_second"),
@@ -185,7 +215,7 @@ def _new_plans(folder: Path) -> Row:
         with open_repository(url) as repository:
             register_large(repository, anatomy)
         server = Server(url, folder)
-        worker = WorkerProcess(url, folder, roots=REFERENCE)
+        worker = WorkerProcess(url, folder, roots=REFERENCE, environment={THREADS: None})  # as where it is deployed
         with running(server, worker), Client(server.url) as client:
             dataset = client.upload(REFERENCE / "data" / "calibration.json", conversations=CONVERSATIONS)["id"]
             registered = client.submit({"kind": "register", "model": SEARCHED, "folder": "model", "dataset": dataset})

@@ -5,6 +5,7 @@ import random
 import socket
 import sys
 import threading
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,17 +25,27 @@ from benchmarks.service_fuzz_known import (
     archive,
     name_known,
 )
-from benchmarks.service_kill import Asked, Asker, check_undisturbed
-from benchmarks.service_kill_jobs import differences, ended_twice, num_interrupted
+from benchmarks.service_kill import Asked, Asker, check_undisturbed, finish
+from benchmarks.service_kill_jobs import (
+    APPLIED,
+    RECOVERED,
+    differences,
+    ended_twice,
+    first_jobs,
+    interrupted_by_kind,
+    other_jobs,
+    outcome,
+)
 from benchmarks.service_load import load
-from benchmarks.service_processes import Child
+from benchmarks.service_processes import THREADS, Child, wait_until
 from benchmarks.service_soak import soak_figures
-from benchmarks.service_speed import committing, known_figures
+from benchmarks.service_speed import WITH_KEY, WITH_LIMITED_KEY, committing, known_figures
 from benchmarks.service_subject import add_made_up_model
 from pruning.data.packed_data import pack_archive
 from service.app import create_app
 from service.authentication import needed_scope
 from service.datasets import LIMITS
+from service.jobs.settings import KINDS, read_settings
 from service.settings import Settings
 from storage.records import KeyScope, NewJob
 from storage.sql_repository import open_repository
@@ -47,6 +58,7 @@ def test_known_plans_are_compared_within_a_turn() -> None:
     rates[3] = {"hello": 1000, "post": 600, "get": 700}
     for of in rates.values():
         of["post beside commits"] = of["post"] // 2
+        of[WITH_KEY], of[WITH_LIMITED_KEY] = of["post"] * 4 // 5, of["post"] * 7 // 10
     rows = [
         {
             "load": name,
@@ -63,6 +75,8 @@ def test_known_plans_are_compared_within_a_turn() -> None:
     ]
     found = known_figures(rows)
     assert found["cached_plan_rps_vs_hello"] == pytest.approx(0.6)  # of .5, .8 and .6
+    assert found["cached_plan_rps_vs_hello_with_key"] == pytest.approx(0.48)
+    assert found["cached_plan_rps_vs_hello_with_limited_key"] == pytest.approx(0.42)
     assert found["two_servers_share_of_ideal"] == pytest.approx(0.75)
     assert found["cached_plan_p99_ms"] == 2.0
     assert found["cached_plan_rps_beside_commits_vs_hello"] == pytest.approx(0.3)
@@ -92,20 +106,24 @@ def test_memory_grows_from_after_five_minutes_to_the_end() -> None:
 
 
 def test_what_an_undisturbed_run_left_and_nothing_else_is_there() -> None:
-    whole = {"samples": ["a", "b"], "searches": 2, "jobs": {"x": 1, "y": 2}, "models": {"m": "1"}, "files": {}}
+    whole: dict[str, Any] = {"samples": ["a", "b"], "searches": 2, "jobs": {"x": 1, "y": 2}, "models": {"m": "1"}}
+    whole |= {"predictors": {"p": "1"}, "files": {}}
     assert differences(whole, whole) == {"lost": [], "doubled": [], "different": []}
     found = differences(
         {**whole, "samples": ["a", "a"], "searches": 3, "jobs": {"x": 1, "y": 3, "z": 4}, "models": {}}, whole
     )
     assert [len(found[name]) for name in ("lost", "doubled", "different")] == [2, 3, 1]
     assert differences({**whole, "searches": 1}, whole)["lost"] == ["1 searches instead of 2"]
+    trained_otherwise = differences({**whole, "predictors": {"q": "2"}}, whole)
+    assert trained_otherwise == {"lost": ["predictors p"], "doubled": ["predictors q"], "different": []}
 
 
 def test_an_undisturbed_run_that_is_not_whole_is_nothing_to_compare_with() -> None:
     whole: dict[str, Any] = {name: {"x": {"status": "done"}} for name in ("jobs", "samples", "models", "files")}
-    whole["searches"] = 1
+    whole |= {"searches": 1, "predictors": {"p": "1"}}
     check_undisturbed(whole, Asked())
-    for wrong in ({**whole, "jobs": {"x": {"status": "failed"}}}, {**whole, "samples": []}, {**whole, "searches": 0}):
+    empty: list[dict[str, Any]] = [{"samples": []}, {"searches": 0}, {"predictors": {}}]
+    for wrong in ({**whole, **change} for change in [{"jobs": {"x": {"status": "failed"}}}, *empty]):
         with pytest.raises(RuntimeError, match="nothing was killed"):
             check_undisturbed(wrong, Asked())
     with pytest.raises(RuntimeError, match="500 GET"):
@@ -118,8 +136,75 @@ def test_claims_that_a_kill_took_are_counted(tmp_path: Path) -> None:
         for worker in ("first", "second", "third"):
             assert repository.claim_job(worker, stale_after=timedelta(0)) is not None
         repository.finish_job(job.id, "third", result={})
-        assert num_interrupted(repository, repository.list_jobs()) == 2
+        repository.add_job(NewJob("apply", "m", {}, "somebody"))
+        assert interrupted_by_kind(repository, repository.list_jobs()) == {"apply": 0, "train": 2}
         assert ended_twice(repository, repository.list_jobs()) == []
+
+
+def test_jobs_are_of_every_kind_and_a_predictor_learns_from_a_search_that_has_ended() -> None:
+    plans = {sparsity: str(sparsity) for sparsity in (*APPLIED, RECOVERED)}
+    first, others = first_jobs("a" * 64), other_jobs("a" * 64, "b" * 64, plans)
+    jobs = [*(job for chain in first for job in chain), *others]
+    assert all(read_settings(job) is not None for job in jobs)
+    assert {job["kind"] for job in jobs} == set(KINDS)
+    (train,) = (job for job in jobs if job["kind"] == "train")
+    # Samples of a search beside it would be learnt from as well, if that ran in time.
+    searches = [job for job in jobs if job["kind"] == "search" and job["model"] == train["model"]]
+    assert searches == [first[1][1]]
+    assert all(searches[0][name] == train[name] for name in ("num_levels", "round_to"))
+
+
+class _Service:
+    """Ends each job when it is looked at for the second time; parks each of `parked` at the first look, until it is
+    retried."""
+
+    def __init__(self, parked: tuple[str, ...]) -> None:
+        self._parked = list(parked)
+        self._looks: Counter[str] = Counter()
+        self.said: list[str] = []
+
+    def job(self, settings: dict[str, str]) -> str:
+        self.said.append(f"ask {settings['kind']}")
+        return settings["kind"]
+
+    def send(self, method: str, path: str, **_: object) -> httpx.Response:
+        name = path.split("/")[3]
+        if method == "POST":
+            self.said.append(f"retry {name}")
+            self._parked.remove(name)
+            return httpx.Response(200)
+        self._looks[name] += 1
+        if name in self._parked:
+            return httpx.Response(200, json={"status": "parked"})
+        if self._looks[name] < 2:
+            return httpx.Response(200, json={"status": "running"})
+        self.said.append(f"{name} done")
+        return httpx.Response(200, json={"status": "done"})
+
+
+def test_the_next_of_a_chain_is_asked_for_when_the_one_before_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    service = _Service(parked=("search",))
+    chains = [[{"kind": "register"}, {"kind": "search"}, {"kind": "train"}], [{"kind": "apply"}]]
+    parked = finish(service, chains, after_asking=lambda: service.said.append("asked"))  # type: ignore[arg-type]
+    assert parked == 1
+    assert service.said[:3] == ["ask register", "ask apply", "asked"]
+    chain = [said for said in service.said[3:] if "apply" not in said]
+    assert chain == ["register done", "ask search", "retry search", "search done", "ask train", "train done"]
+
+
+def test_a_recovered_checkpoint_is_compared_without_the_size_of_its_report(tmp_path: Path) -> None:
+    """It tells of seconds and of the folders of the round."""
+    found = []
+    for size in (1, 2):
+        with open_repository(f"sqlite:///{tmp_path}/{size}.db", create=True) as repository:
+            for kind, rest in (("recover", {"recovery": {"kl": [2.0, 1.0]}}), ("apply", {})):
+                job, _ = repository.add_job(NewJob(kind, "m", {"kind": kind}, "somebody"))
+                repository.claim_job("worker", stale_after=timedelta(hours=1))
+                repository.finish_job(job.id, "worker", result={"files": [{"name": "a", "bytes": size}], **rest})
+            found.append(outcome(repository, tmp_path))
+    (different,) = differences(found[1], found[0])["different"]
+    assert "apply" in different
 
 
 def test_what_was_dead_before_is_no_kill(tmp_path: Path) -> None:
@@ -281,15 +366,29 @@ def test_there_are_so_many_archives_that_are_whole(tmp_path: Path) -> None:
     assert len(packed) == NUM_ARCHIVES
 
 
+def test_children_share_the_cores_unless_they_are_to_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(THREADS, "5")
+    said = []
+    for environment in (None, {THREADS: None}):
+        command = [sys.executable, "-c", f"import os; print(os.environ.get({THREADS!r}))"]
+        child = Child(command, tmp_path / "log", environment=environment)
+        child.start()
+        wait_until(lambda: not child.is_alive, "the child")  # noqa: B023 (called before the next one)
+        said.append(child.said.strip())
+    assert said == ["1", "None"]
+
+
 def test_the_load_generator_counts_answers_and_failures() -> None:
     """Against a server that answers the second of every three requests with 500, each in two packets."""
+    asked = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
             connection, _ = listener.accept()
             with connection:
                 number = 0
-                while connection.recv(4096):
+                while request := connection.recv(4096):
+                    asked.append(request)
                     number += 1
                     status = b"500 No" if number % 3 == 2 else b"200 OK"
                     connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nab")
@@ -297,11 +396,13 @@ def test_the_load_generator_counts_answers_and_failures() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        found = load([f"http://127.0.0.1:{listener.getsockname()[1]}"], "GET", "/", seconds=0.2, connections=1)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        found = load([url], "GET", "/", headers={"Authorization": "Bearer k"}, seconds=0.2, connections=1)
         thread.join()
     assert found.per_second > 0
     assert found.failed > 0
     assert found.p99_ms >= found.p50_ms > 0
+    assert all(b"\r\nAuthorization: Bearer k\r\n" in request for request in asked)
 
 
 @pytest.mark.parametrize(
