@@ -116,7 +116,7 @@ def test_what_a_server_refuses_fails(page: PageRun) -> None:
     [
         ("lop serve --host 0.0.0.0", "needs a key"),  # in the thread
         ("docker compose run --rm migrate lop key revoke none", "no key .*none"),
-        ("vllm serve pruned", "neither run nor in NOT_RUN"),
+        ("sglang serve pruned", "neither run nor in NOT_RUN"),
     ],
 )
 def test_what_fails_when_it_is_run(typed: str, found: str, page: PageRun) -> None:

@@ -73,7 +73,7 @@ def test_searched_planned_written_and_looked_at(
         code, _, err = lop("plan", *of_density, *words)
         assert (code, message in err) == (2, True), err
     code, _, err = lop("train", *of_density)
-    assert (code, "search is enough" in err) == (2, True), err
+    assert (code, "need a search alone" in err) == (2, True), err
     code, _, err = lop("apply", "--plan", plan, "--model", checkpoint, "--out", out)
     assert (code, "lop sparsify MODEL --plan PLAN" in err) == (2, True), err
 
