@@ -17,7 +17,6 @@ from pruning.checkpoints.headers import weights_sha256
 from pruning.cutting import prune_checkpoint, reconstruct_checkpoint
 from pruning.cutting.streaming.draft import draft_folder
 from pruning.cutting.streaming.solved import solved_folder
-from pruning.forward.tensor_store import TensorStore
 from pruning.planning.plan import PruningPlan
 from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import WIDTHS, kept_groups, plan_for, random_ranking
@@ -214,16 +213,8 @@ def test_fewer_tokens_than_channels_are_warned_of(
 
 
 def test_what_waits_beyond_a_bound_is_on_the_disk_and_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, plan_path: Path, checkpoint: Path, data: Path
+    monkeypatch: pytest.MonkeyPatch, plan_path: Path, checkpoint: Path, data: Path, spilled: list[int]
 ) -> None:
-    spilled: list[int] = []
-    close = TensorStore.close
-
-    def told(store: TensorStore) -> None:
-        spilled.append(store.file_bytes)
-        close(store)
-
-    monkeypatch.setattr(TensorStore, "close", told)
     written = []
     for bound in (apply._RESIDENT_BYTES, 0):
         monkeypatch.setattr(apply, "_RESIDENT_BYTES", bound)

@@ -8,7 +8,6 @@ import pytest
 
 from lop.commands import apply
 from pruning.checkpoints.anatomy_reader import read_anatomy
-from pruning.forward.tensor_store import TensorStore
 from pruning.planning.plan import PruningPlan
 from tests.lop.commands.typed import lop_apply
 from tests.pruning.cut_models import plan_for, random_ranking
@@ -41,15 +40,8 @@ def test_what_is_in_fewer_bits_is_rounded_on_data(
     plan_path: Path,
     wide: Path,
     data: Path,
+    spilled: list[int],
 ) -> None:
-    spilled: list[int] = []
-    close = TensorStore.close
-
-    def told(store: TensorStore) -> None:
-        spilled.append(store.file_bytes)
-        close(store)
-
-    monkeypatch.setattr(TensorStore, "close", told)
     monkeypatch.setattr(apply, "_RESIDENT_BYTES", 0)
     options = ("--reconstruct", data, "--method", "gptq") if solves else ("--data", data)
     assert lop_apply(monkeypatch, plan_path, wide, *options, "--conversations", 3, "--json") == 0
