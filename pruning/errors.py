@@ -88,6 +88,10 @@ class CheckpointError(InputError):
     """A checkpoint folder that cannot be read, or an output folder that cannot be written."""
 
 
+class OutputBusyError(CheckpointError):
+    """Another run writes the same output just now."""
+
+
 class DatasetError(InputError):
     """A conversation file, or an image that it names, cannot be used."""
 

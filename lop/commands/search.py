@@ -29,6 +29,7 @@ from lop.commands.options import (
     open_database,
 )
 from lop.console.console import bar, print_json, print_line, print_table, stderr
+from lop.console.kept_columns import kept_columns
 from lop.console.quality import NO_EXACT_MATCH, quality_cells, quality_columns
 from lop.workflows.engines import Engine, EngineOptions, squares_for
 from mcts.settings import DEFAULT_PARALLEL_LEAVES, DEFAULT_SIMULATIONS, SearchMethod
@@ -358,14 +359,12 @@ def _show(
         for row, target, metrics in zip(rows, result.targets, validated.metrics, strict=True):
             gap = f"{metrics.kl / target.metrics.kl - 1:+.0%}" if target.metrics.kl > 0 else "-"
             row += [*quality_cells(metrics, validated.dense), gap]
-    changed = _changed(settings.axes)
-    for row, target in zip(rows, result.targets, strict=True):
-        architecture = settings.space(anatomy).architecture(target.choice)
-        if settings.axes.has_density:
-            kept = (architecture.densities(sublayer, anatomy.num_layers) for sublayer in changed.values())
-        else:
-            kept = (architecture.units(sublayer, anatomy.dense_units(sublayer)) for sublayer in changed.values())
-        row += [target.evaluations, *(" ".join(f"{x:g}" for x in own) for own in kept)]
+    kept = [
+        kept_columns(settings.axes, anatomy, settings.space(anatomy).architecture(t.choice)) for t in result.targets
+    ]
+    for row, target, own in zip(rows, result.targets, kept, strict=True):
+        row += [target.evaluations, *own.values()]
+    changed = kept[0] if kept else ()
     print_table(f"best configurations of {model} (calibration data)", [*columns, "evaluations", *changed], rows)
     if not all(exact_match_tells(x) for x in (dense, None if validated is None else validated.dense)):
         print_line(NO_EXACT_MATCH)
@@ -388,15 +387,6 @@ def _best_layers(
     dense = {sublayer: anatomy.dense_units(sublayer) for sublayer in Sublayer}
     searched = settings.space(anatomy)
     return [(t.label, KeptLayers.of(searched.architecture(t.choice), dense)) for t in result.targets]
-
-
-def _changed(axes: SpaceName) -> dict[str, Sublayer]:
-    """What a table shows of configurations, by its columns' names: what the search could change."""
-    if axes.has_density:
-        return {"FFN densities": Sublayer.FFN, "attention densities": Sublayer.ATTENTION}
-    columns = {"FFN widths": Sublayer.FFN, "KV groups": Sublayer.ATTENTION}
-    unchanged = {SpaceName.FFN: "KV groups", SpaceName.ATTENTION: "FFN widths"}.get(axes)
-    return {name: sublayer for name, sublayer in columns.items() if name != unchanged}
 
 
 def _expected(point: "UnseenPoint") -> list[str]:

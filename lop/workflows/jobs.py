@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lop.workflows.engines import LOCAL_ENGINE, EngineOptions, squares_for
+from lop.workflows.job_folders import folder_below, write_once
 from mcts.result import SearchResult
 from pruning.data.conversations import Conversation
-from pruning.errors import CheckpointError, InputError
+from pruning.errors import InputError
 from pruning.measuring.metrics import Metrics
 from service.datasets import DatasetShelf
 from service.jobs.reporting import JobReporter
@@ -232,8 +233,8 @@ class JobRunner:
             data = split_for(job.recipe, loaded)
             cut = self._cut(job, plan, model, reporter)
             out = cut.with_name(recovered_name(cut.name, job))
-            if not out.is_dir():
-                recover_folder(cut, dense, data, job.recipe, out, ears=ears_of(reporter))
+            ears = ears_of(reporter)
+            write_once(out, lambda: recover_folder(cut, dense, data, job.recipe, out, ears=ears), reporter)
         return {**_written(model, plan, out), "recovery": outcome_in(out)}
 
     def _planned(self, job: CuttingJob) -> "tuple[PruningPlan, ModelRecord]":
@@ -248,8 +249,9 @@ class JobRunner:
         ranking = Ranking.from_bytes(self.repository.get_artifact(plan.ranking.sha256).content)
         with self._reconstruction(job, Path(model.path), reporter) as (reconstruction, name):
             out = self.outputs.resolve() / name
-            if not out.is_dir():  # a folder is complete or absent: what another run made is not made again
-                self.outputs.mkdir(parents=True, exist_ok=True)
+            self.outputs.mkdir(parents=True, exist_ok=True)
+
+            def cut() -> None:
                 prune_checkpoint(
                     model.path,
                     plan,
@@ -259,6 +261,8 @@ class JobRunner:
                     on_bytes=_steps(reporter, "writing"),
                     on_warning=_logger.warning,
                 )
+
+            write_once(out, cut, reporter)
         return out
 
     @contextmanager
@@ -285,28 +289,6 @@ def _written(model: "ModelRecord", plan: "PruningPlan", out: Path) -> dict[str, 
         "folder": out.name,
         "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
     }
-
-
-def folder_below(roots: tuple[Path, ...], name: str) -> Path:
-    """The folder `name` under the first root that has it.
-
-    Raises InputError without roots, CheckpointError if no root has it, or if it is a link to a place elsewhere.
-    """
-    if not roots:
-        raise InputError(
-            "a worker registers checkpoints from folders that it was given",
-            values="none",
-            remedy="Start it with --model-roots FOLDER, or set LOP_MODEL_ROOTS",
-        )
-    for root in roots:
-        folder = (root / name).resolve()
-        if folder.is_dir() and folder.is_relative_to(root.resolve()):
-            return folder
-    raise CheckpointError(
-        "a checkpoint is a folder under one of the worker's roots",
-        values=repr(name),
-        remedy="Copy it there, or correct the name",
-    )
 
 
 def _steps(reporter: JobReporter, stage: str) -> Callable[[int, int], None]:

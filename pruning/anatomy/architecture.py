@@ -93,6 +93,12 @@ class Architecture:
         own = (options.get(Site(layer, sublayer)) for layer in range(num_layers))
         return tuple(1.0 if option is None or option.density is None else option.density for option in own)
 
+    def bits(self, sublayer: Sublayer, num_layers: int) -> tuple[int | None, ...]:
+        """[L] bits of the weights of what every layer keeps there; None: their dtype is the dense model's."""
+        options = self.options
+        own = (options.get(Site(layer, sublayer)) for layer in range(num_layers))
+        return tuple(None if option is None else option.bits for option in own)
+
     def document(self) -> list[dict[str, Any]]:
         """`[{"index", "ffn": {"units", ..}, "attention": {..}}]`: layers in order; those that are dense are absent."""
         layers: dict[int, dict[str, Any]] = {}

@@ -22,7 +22,7 @@ from pruning.checkpoints.packed_tensors import StoredPacked, is_packed_part, pac
 from pruning.checkpoints.resizing import biased_layers
 from pruning.cutting.base_model import BaseModel, base_of
 from pruning.cutting.gguf.exportable import exportable
-from pruning.cutting.rewriting.source import SPARSITY_KEY
+from pruning.cutting.pruned_config import SPARSITY_KEY
 from pruning.planning.plan import PruningPlan
 
 if TYPE_CHECKING:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 RECOVERY_KEY = "lop_recovery"
 """In configs: the recovery steps of a plan, where data made its weights. transformers keeps it as it is."""
 
+SPARSITY_KEY = "lop_sparsity"
+"""In configs: how single weights were zeroed, in short; transformers keeps it."""
+
 NOTE_KEY = "lop_note"
 """In configs whose layers differ: what to do where a runtime stops at the first shape that does. For people."""
 
@@ -40,11 +43,13 @@ def write_config(
 
     Some hub configs are flat, with the language model's fields beside the vision tower's; what transformers makes of
     them is written then, since `per_layer_config` belongs to the language model. What names code of the model's own
-    (`auto_map`) is left out, as that code is, and a head that is not the embeddings is not said to be tied to them.
+    (`auto_map`) is left out, as that code is; so is how single weights were zeroed, which says a share and a pattern of
+    other matrices than those that are cut; and a head that is not the embeddings is not said to be tied to them.
     `anatomy` is of the source, read from its headers if it is not given.
     """
     anatomy = anatomy or read_anatomy(source)
     config, document = _own_config(source, (tensor.name for tensor in anatomy.tensors))
+    document.pop(SPARSITY_KEY, None)
     text = config.get_text_config(decoder=True)
     place = document.get("text_config", document)
     planned = plan.architecture(anatomy)

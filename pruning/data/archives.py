@@ -6,6 +6,7 @@ more than the limits allow, before it is read in full.
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import posixpath
@@ -145,8 +146,9 @@ def _reading() -> Iterator[None]:
     except DatasetError:
         raise
     except OSError as error:
-        # gzip and bz2 tell of damage by an OSError without a number; one of the file system has one.
-        if error.errno is not None:
+        # gzip and bz2 tell of damage by an OSError without a number; one of the file system has one. It is EINVAL where
+        # a zip file's directory says that something lies before the archive's first byte.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(error) from error
     except (

@@ -47,6 +47,11 @@ class SpaceName(StrEnum):
     DENSITY = "density"
 
     @property
+    def has_units(self) -> bool:
+        """Whether it removes anything."""
+        return self not in (SpaceName.BITS, SpaceName.DENSITY)
+
+    @property
     def has_bits(self) -> bool:
         """Whether it changes how weights are stored."""
         return self in (SpaceName.BITS, SpaceName.ALL_BITS)

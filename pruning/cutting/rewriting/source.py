@@ -17,13 +17,11 @@ from pruning.checkpoints.file_errors import reading
 from pruning.checkpoints.headers import StoredTensor, stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME, class_for
 from pruning.checkpoints.output_head import needed_tensors
+from pruning.cutting.pruned_config import SPARSITY_KEY
 from pruning.cutting.rewriting.blocks import Block, decoder_blocks
 
-SPARSITY_KEY = "lop_sparsity"
-"""In config.json: how single weights were zeroed, in short; transformers keeps it."""
-
 SPARSITY_REPORT = "lop_sparsity.json"
-"""Beside it: the same of each projection."""
+"""How the weights of each projection were zeroed; in short it is in config.json, under SPARSITY_KEY."""
 
 
 @dataclass(frozen=True)

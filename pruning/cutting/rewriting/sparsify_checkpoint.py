@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.headers import StoredTensor
 from pruning.checkpoints.safetensors_layout import MAX_SHARD_SIZE
-from pruning.cutting.pruned_config import write_rewritten_config
+from pruning.cutting.pruned_config import SPARSITY_KEY, write_rewritten_config
 from pruning.cutting.reconstruct_checkpoint import CountedBatches
 from pruning.cutting.rewriting.block_files import BlockFiles
 from pruning.cutting.rewriting.blocks import Block, Part, vision_blocks
 from pruning.cutting.rewriting.card import base_of_source, how_to_load, write_rewritten_card
 from pruning.cutting.rewriting.rewriter import rewrite_blocks
-from pruning.cutting.rewriting.source import SPARSITY_KEY, SPARSITY_REPORT, SourceCheckpoint, read_source
+from pruning.cutting.rewriting.source import SPARSITY_REPORT, SourceCheckpoint, read_source
 from pruning.cutting.rewriting.sparsifier import LocalStep, Sparsifier, StepInputs
 from pruning.cutting.rewriting.sparsity import Pattern
 from pruning.cutting.streaming.place import check_place

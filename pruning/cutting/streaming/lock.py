@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from pruning.errors import CheckpointError
+from pruning.errors import CheckpointError, OutputBusyError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ def locked_file(path: Path, out: Path) -> Iterator[BinaryIO]:
     which only runs on this machine see.
 
     Raises:
-        CheckpointError: another process holds it, `path` is a link or no regular file, or the system has no `flock`.
+        OutputBusyError: another process holds it.
+        CheckpointError: `path` is a link or no regular file, or the system has no `flock`.
         OSError: `path` cannot be opened.
     """
     if find_spec("fcntl") is None:
@@ -63,13 +64,13 @@ def _locked_here(out: Path) -> Iterator[None]:
 
 
 def _lock(file: BinaryIO, out: Path) -> None:
-    """Raises CheckpointError if another holds it, OSError if the file system cannot say."""
+    """Raises OutputBusyError if another holds it, OSError if the file system cannot say."""
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CheckpointError(
+        raise OutputBusyError(
             "one run at a time may write an output",
             values=f"another writes {out}",
             remedy="Wait for it, or choose another place",

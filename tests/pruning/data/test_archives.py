@@ -176,6 +176,23 @@ def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
         unpacked(content, tmp_path)
 
 
+def test_a_zip_directory_before_the_first_byte(tmp_path: Path) -> None:
+    """A negative place, which the file system refuses."""
+    content = bytearray(zipped(("a", b"x")))
+    end = content.rfind(b"PK\x05\x06")
+    content[end + 12 : end + 16] = (end + 100).to_bytes(4, "little")  # the length of the directory
+    with pytest.raises(DatasetError, match="whole zip or tar file"):
+        unpacked(bytes(content), tmp_path)
+
+
+def test_a_zip_member_before_the_first_byte(tmp_path: Path) -> None:
+    content = bytearray(zipped(("a", b"x")))
+    end, entry = content.rfind(b"PK\x05\x06"), content.rfind(b"PK\x01\x02")
+    content[end + 16 : end + 20] = (entry + 5).to_bytes(4, "little")  # all is five bytes further down than it says
+    with pytest.raises(DatasetError, match="whole zip or tar file"):
+        unpacked(bytes(content), tmp_path)
+
+
 def test_a_password(tmp_path: Path) -> None:
     content = bytearray(zipped(("a", b"x")))
     content[6] |= 1

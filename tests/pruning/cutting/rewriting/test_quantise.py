@@ -15,12 +15,13 @@ from pruning.checkpoints.loading import PLAN_NAME, load_model, load_processor, l
 from pruning.checkpoints.unpacking import unpack_weights
 from pruning.cutting.base_model import CARD_NAME, card_metadata
 from pruning.cutting.inspection import inspect_checkpoint
+from pruning.cutting.pruned_config import SPARSITY_KEY
 from pruning.cutting.rewriting.block_files import BlockFiles
 from pruning.cutting.rewriting.blocks import Block, language_blocks
 from pruning.cutting.rewriting.quantise_checkpoint import REPORT_NAME, Quantisation, quantise_checkpoint
 from pruning.cutting.rewriting.quantiser import Quantiser, Rounding
 from pruning.cutting.rewriting.rewriter import Rewritten
-from pruning.cutting.rewriting.source import SPARSITY_KEY, SPARSITY_REPORT
+from pruning.cutting.rewriting.source import SPARSITY_REPORT
 from pruning.cutting.rewriting.sparsifier import LocalStep
 from pruning.cutting.rewriting.sparsify_checkpoint import Sparsity, sparsify_checkpoint
 from pruning.cutting.rewriting.sparsity import Pattern

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import PLAN_NAME, load_model, load_processor, load_pruned
 from pruning.cutting.base_model import CARD_NAME, card_metadata
+from pruning.cutting.pruned_config import SPARSITY_KEY
 from pruning.cutting.rewriting.blocks import Block, Part, vision_blocks
-from pruning.cutting.rewriting.source import SPARSITY_KEY, SPARSITY_REPORT
+from pruning.cutting.rewriting.source import SPARSITY_REPORT
 from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
 from pruning.cutting.rewriting.sparsify_checkpoint import (
     Modules,
@@ -255,3 +256,15 @@ def test_vision_layers_of_families_are_found_in_their_files(family: str, tmp_pat
     assert len(blocks) >= 2
     names = [x.name for block in blocks for x in block.projections]
     assert len(names) == len(set(names)) >= 4 * len(blocks)
+
+
+def test_what_is_cut_afterwards_claims_no_pattern(
+    checkpoint: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    """Its rows are shorter: of four weights in a row, others are zero."""
+    sparse = tmp_path / "sparse"
+    run(checkpoint, sparse, conversations, Sparsity(LocalStep.WANDA, 0.5, UNIFORM, Pattern(2, 4)))
+    cut = save_cut_checkpoint(tmp_path / "cut", sparse)
+    assert SPARSITY_KEY in json.loads((sparse / "config.json").read_text())
+    assert SPARSITY_KEY not in json.loads((cut / "config.json").read_text())
+    assert not (cut / SPARSITY_REPORT).exists()
