@@ -17,6 +17,7 @@ function could not find itself wrong.
 
 import itertools
 import random
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -137,11 +138,12 @@ def _cell(folder: Path, kind: str, asker: str, wanted: int) -> Row:
             admin = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
             with httpx.Client(base_url=server.url, headers=admin, timeout=TIMEOUT_SECONDS) as client:
                 ids |= add_over_http(client)
-            for seed in itertools.count():
+            first = zlib.crc32(f"{kind} {asker}".encode())  # else every cell would send the same
+            for number in itertools.count():
                 if found.requests >= wanted:
                     break
                 before = found.requests
-                _round(server.url, asker, mine, seed, wanted, found, ids)
+                _round(server.url, asker, mine, first + number, wanted, found, ids, is_first=number == 0)
                 if found.requests == before:
                     raise RuntimeError(f"schemathesis asks for nothing: {found.examples}")
                 say(f"fuzz {kind} {asker}: {found.requests} of {wanted}")
@@ -179,7 +181,15 @@ def _headers(repository: Repository, asker: str, keys: list[str]) -> list[list[t
 
 
 def _round(
-    url: str, asker: str, mine: list[list[tuple[str, str]]], seed: int, wanted: int, found: Found, ids: Ids
+    url: str,
+    asker: str,
+    mine: list[list[tuple[str, str]]],
+    seed: int,
+    wanted: int,
+    found: Found,
+    ids: Ids,
+    *,
+    is_first: bool,
 ) -> None:
     import schemathesis
     from schemathesis.config import ProjectConfig, ProjectsConfig, SchemathesisConfig
@@ -192,7 +202,7 @@ def _round(
     project.generation.no_shrink = True
     project.generation.database = "none"
     # Every round would send the same of these, whatever its seed.
-    project.phases.examples.enabled = project.phases.coverage.enabled = seed == 0
+    project.phases.examples.enabled = project.phases.coverage.enabled = is_first
     project.checks.update(included_check_names=list(CHECKS))
     # A plan that schema 1 cannot say is refused to who does not ask for schema 2.
     acceptance = project.checks.positive_data_acceptance

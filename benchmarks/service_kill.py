@@ -3,10 +3,11 @@
 A round: a new database, two servers, three workers; PostgreSQL in every other round. A client hands in two data sets,
 registers tiny models, asks for jobs of every kind, and all the time for plans; a request that is not answered, or with
 502 or 503, it repeats, jobs under their idempotency key. Meanwhile processes are killed, by a generator seeded with the
-round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends. Each is started again at
-once. Few are killed while there are only the first jobs, which the others need, and a worker has nothing to do. When
-all jobs have ended, what is stored is compared with a round in which nothing was killed. `interrupted` counts what a
-kill took from a worker: claims of jobs that did not end them; `interrupted_by_kind` of which.
+round's number: servers, workers, and of PostgreSQL its postmaster or one of its backends. Each is started again at once
+(`benchmarks.service_killer`). Few are killed while there are only the first jobs, which the others need, and a worker
+has nothing to do. When all jobs have ended, what is stored is compared with a round in which nothing was killed.
+`interrupted` counts what a kill took from a worker: claims of jobs that did not end them; `interrupted_by_kind` of
+which.
 
 A job that lost three workers is parked, as documented: the product does not go on with it by itself. The client then
 asks for that by the product's own `POST /v1/jobs/{id}/retry`, and `parked` counts how often.
@@ -16,11 +17,9 @@ import hashlib
 import json
 import random
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,8 @@ from benchmarks.service_kill_jobs import (
     write_files,
     write_selection,
 )
-from benchmarks.service_processes import CODE, Child, Postgres, Server, WorkerProcess, database, running, wait_until
+from benchmarks.service_killer import Killer
+from benchmarks.service_processes import CODE, Server, WorkerProcess, database, running, wait_until
 from benchmarks.steps import Steps, say
 from storage.data_store import open_store
 from storage.integrity import check_database
@@ -53,7 +53,6 @@ NUM_KILLS = 1000
 DATABASES = ("sqlite", "postgresql")
 NUM_SERVERS, NUM_WORKERS = 2, 3
 STALE_SECONDS = 6
-LONGEST_PAUSE_SECONDS = 3.0
 MOST_KILLS, MOST_AT_FIRST = 60, 6
 """Of a round, and of the time before the first jobs have ended; what has not ended then goes on in peace."""
 PATIENCE_SECONDS = 300.0
@@ -131,57 +130,6 @@ class Asker:
         return plan_id
 
 
-class Killer(threading.Thread):
-    """Kills, and starts again, until it is told to stop."""
-
-    def __init__(self, children: list[Child], postgres: Postgres | None, seed: int, most: int) -> None:
-        super().__init__(daemon=True)
-        self._children, self._postgres, self.most = children, postgres, most
-        self._random = random.Random(seed)
-        self.stopping = threading.Event()
-        self.kills: Counter[str] = Counter()
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            while not self.stopping.wait(self._random.uniform(0, LONGEST_PAUSE_SECONDS)):
-                self.revive()
-                if sum(self.kills.values()) < self.most:
-                    self._kill()
-        except BaseException as error:  # noqa: BLE001 (the round that waits for it raises it)
-            self.error = error
-
-    def revive(self) -> None:
-        """Start again what has ended by itself, as what is started while there is no database does, or a database that
-        was hit while it recovered."""
-        if self._postgres is not None:
-            with suppress(AssertionError):  # pgserver's, of a server that runs and recovers from a kill
-                self._postgres.start()
-        for child in self._children:
-            if not child.is_alive:
-                child.start()
-
-    def _kill(self) -> None:
-        # What is starting is killed too, but not as often: else nothing would ever run.
-        ready = [child for child in self._children if child.is_started or self._random.random() < 0.05]
-        choices: list[Child | None] = [*ready, *([None] if self._postgres is not None else [])]
-        if not choices:
-            return
-        child = self._random.choice(choices)
-        if child is not None:
-            self.kills[type(child).__name__] += child.kill()  # none of one that has ended by itself
-            child.start()
-            return
-        assert self._postgres is not None
-        with suppress(FileNotFoundError):  # no process id: it has given up since it was started
-            if self._random.random() < 0.5:
-                self.kills["backend"] += self._postgres.kill_backend(self._random.randrange(1000))
-                return
-            self.kills["postmaster"] += self._postgres.kill()
-        time.sleep(self._random.uniform(0, 1))
-        self._postgres.start()
-
-
 def kill(folder: Path, steps: Steps, *, num_kills: int = NUM_KILLS) -> tuple[Row, list[Row]]:
     """Summary and rows: rounds until there are enough kills; each round is a step."""
     rows: list[Row] = []
@@ -219,7 +167,7 @@ def _round(folder: Path, kind: str, seed: int, most: int, undisturbed: Row | Non
         ]
         asked = Asked()
         with running(*servers, *workers):
-            killer = Killer([*servers, *workers], server, seed, min(most, MOST_AT_FIRST))
+            killer = Killer([*servers, *workers], server, url, seed, min(most, MOST_AT_FIRST))
             killer.start()
             try:
                 parked = _ask_all(data, selection, servers, asked, seed, lambda: setattr(killer, "most", most))

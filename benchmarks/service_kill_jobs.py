@@ -15,7 +15,7 @@ MODEL, OTHER, LEARNT = "tiny", "other", "learnt"
 FOLDER = "model"
 SEARCHES, MEASURED, REGISTERED = 14, ("gradients", "zeroth-order"), 1
 PLAN_SPARSITIES = tuple(round(0.05 + 0.01 * number, 2) for number in range(60))
-APPLIED, RECOVERED = PLAN_SPARSITIES[:3], PLAN_SPARSITIES[-1]
+APPLIED, RECOVERED = PLAN_SPARSITIES[:6], PLAN_SPARSITIES[-1]
 """Plans that checkpoints are cut by, and the one after which what is left is trained."""
 SELECTED = 24
 """Conversations to decide by: of few, what a short training gains is within their noise, and is thrown away."""
@@ -60,7 +60,8 @@ def _registered(model: str, dataset: str) -> Row:
 
 
 def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[Row]:
-    """Of every kind, those first that take long and are to be killed as well; `plans` are by their sparsities."""
+    """Of every kind, those last that there are many of: kills that are not aimed hit them; `plans` are by their
+    sparsities."""
     searches: list[Row] = [
         {
             "kind": "search",
@@ -76,11 +77,11 @@ def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[Ro
         for seed in range(SEARCHES)
     ]
     recover = {"kind": "recover", "plan": plans[RECOVERED], "dataset": dataset, "selection": selection}
-    found: list[Row] = [{"kind": "train", "model": LEARNT, **GRID}, {**recover, "recipe": RECIPE}, *searches]
+    found: list[Row] = [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
     found += [{"kind": "measure", "model": MODEL, "dataset": dataset, "statistics": [kind]} for kind in MEASURED]
-    found += [{"kind": "apply", "plan": plans[sparsity]} for sparsity in APPLIED]
+    found += [{"kind": "train", "model": LEARNT, **GRID}, {**recover, "recipe": RECIPE}]
     found += [_registered(f"{OTHER}-{number}", dataset) for number in range(REGISTERED)]
-    return found
+    return [*found, *searches]
 
 
 def outcome(repository: Repository, output: Path) -> Row:

@@ -7,6 +7,7 @@
     |  |- UnsupportedModelError        an architecture that is not in the family table
     |  |- FingerprintMismatchError     a plan, ranking or predictor made for another model
     |  |- CheckpointError              a checkpoint folder that cannot be read or written
+    |  |  '- OutputBusyError              another run writes the same output just now
     |  |- DatasetError                 a calibration file or one of its images
     |  |- PlanError                    a plan that is not one
     |  |  '- PlanSchemaError              a plan that says more than the schema that was asked for can
@@ -23,7 +24,7 @@
     |- UnsupportedVersionError (ImportError) a package is installed in a version that was not tested
     '- StorageError
        |- SchemaRevisionError          the database is older or newer than the code
-       '- StorageUnavailableError      the database does not answer
+       '- StorageUnavailableError      the database or the data store does not answer, or has no room
 
 A message has three parts: the rule that was broken, the values that broke it, and the remedy.
 """
@@ -187,4 +188,4 @@ class SchemaRevisionError(StorageError):
 
 
 class StorageUnavailableError(StorageError):
-    """The database does not answer or went away; what was committed is intact."""
+    """The database or the data store does not answer, or has no room; what was committed is intact."""

@@ -21,7 +21,8 @@ _DESCRIPTIONS = {
     421: "The request is for a host by whose name the server is not asked: see LOP_ALLOWED_HOSTS.",
     422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
     "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit.",
-    503: "The database does not answer, is not at the revision of this code, or holds an unreadable predictor.",
+    503: "The database or the data store does not answer, is not at the revision of this code, or holds a predictor "
+    "that cannot be read.",
 }
 
 PLAN_V1_EXAMPLE: dict[str, Any] = {

@@ -51,7 +51,7 @@ _KINDS: tuple[tuple[type[LopError], HTTPStatus, str, str], ...] = (
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-input", "The request breaks a rule"),
     (ConflictError, HTTPStatus.CONFLICT, "conflict", "The id is taken by something else"),
     (SchemaRevisionError, HTTPStatus.SERVICE_UNAVAILABLE, "schema-revision", "The database is at another revision"),
-    (StorageUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable", "The database does not answer"),
+    (StorageUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable", "The storage does not answer"),
     (StorageError, HTTPStatus.SERVICE_UNAVAILABLE, "storage", "The database cannot be used"),
     (BusyError, HTTPStatus.SERVICE_UNAVAILABLE, "busy", "The server does as much of this as it may"),
     (ScopeError, HTTPStatus.FORBIDDEN, "forbidden", "The key may not do this"),
