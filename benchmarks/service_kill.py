@@ -233,16 +233,16 @@ def _ask_all(
     data: Path, selection: Path, servers: list[Server], asked: Asked, seed: int, after_first: Callable[[], object]
 ) -> int:
     """Ask for all jobs, and for plans until they have ended; how often one was parked. `after_first` is called when
-    the first jobs have ended and the others were asked for."""
+    the first jobs have ended."""
     asker = Asker(servers, asked, seed)
     dataset, judged = (_uploaded(asker, folder) for folder in (data, selection))
     parked = finish(asker, first_jobs(dataset))
     plans = {sparsity: asker.plan(sparsity) for sparsity in (*APPLIED, RECOVERED)}
+    after_first()
     more = random.Random(seed)
     return parked + finish(
         asker,
         [[job] for job in other_jobs(dataset, judged, plans)],
-        after_asking=after_first,
         meanwhile=lambda: asker.plan(more.choice(PLAN_SPARSITIES)),
     )
 
@@ -251,14 +251,12 @@ def finish(
     asker: Asker,
     chains: list[list[Row]],
     *,
-    after_asking: Callable[[], object] = lambda: None,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> int:
     """Ask for the first job of each chain and, when it has ended, for the next, until all have, or none has for
     minutes; how often one was parked."""
     parked = 0
     waiting = {asker.job(first): rest for first, *rest in chains}
-    after_asking()
     last = time.monotonic()
     while waiting and time.monotonic() < last + PATIENCE_SECONDS:
         meanwhile()

@@ -1,7 +1,7 @@
 """SIGKILLs at random moments, and what was killed is started again.
 
-Most kills are aimed at a worker that runs a job, of the kinds that run just then of that which was hit least: most of
-the time goes to searches, and kills at random would hardly ever hit a job that takes a second.
+Most kills are aimed at a worker that runs a job, and rather one of a kind that was hit less: most of the time goes to
+searches, and kills at random would hardly ever hit a job that takes a second.
 """
 
 import random
@@ -59,19 +59,22 @@ class Killer(threading.Thread):
             self._kill_any()
 
     def _at_work(self) -> Child | None:
-        """A worker that runs a job, of the kind that was hit least.
+        """A worker that runs a job: of the kind that was hit least, if one runs before long.
 
-        None if none does in a while, or all jobs have ended, or there is no database.
+        None if none runs in a while, or all jobs have ended, or there is no database.
         """
-        deadline, workers = time.monotonic() + LONGEST_AIM_SECONDS, {child.pid: child for child in self._children}
+        started, workers = time.monotonic(), {child.pid: child for child in self._children}
         with suppress(StorageError), open_repository(self._url) as repository:
-            while time.monotonic() < deadline and not self.stopping.is_set():
-                jobs = repository.list_jobs()
-                if all(job.status.is_final for job in jobs):
+            while (waited := time.monotonic() - started) < LONGEST_AIM_SECONDS and not self.stopping.is_set():
+                left = [job for job in repository.list_jobs() if not job.status.is_final]
+                if not left:
                     return None
-                for job in sorted(jobs, key=lambda job: self._hit[job.kind]):
+                least = min(self._hit[job.kind] for job in left)
+                for job in sorted(left, key=lambda job: self._hit[job.kind]):
                     child = workers.get(_process_of(job)) if job.status is JobStatus.RUNNING else None
-                    if child is not None and child.is_alive:
+                    if child is None or not child.is_alive:
+                        continue
+                    if self._hit[job.kind] == least or waited > LONGEST_AIM_SECONDS / 2:
                         self._hit[job.kind] += 1
                         time.sleep(self._random.choice((0.0, self._random.uniform(0, 0.3))))
                         return child
