@@ -239,10 +239,11 @@ def _ask_all(
     parked = finish(asker, first_jobs(dataset))
     plans = {sparsity: asker.plan(sparsity) for sparsity in (*APPLIED, RECOVERED)}
     after_first()
-    more = random.Random(seed)
+    more, others = random.Random(seed), other_jobs(dataset, judged, plans)
+    more.shuffle(others)  # to ask takes as long as the kills: what is asked for first is hit most
     return parked + finish(
         asker,
-        [[job] for job in other_jobs(dataset, judged, plans)],
+        [[job] for job in others],
         meanwhile=lambda: asker.plan(more.choice(PLAN_SPARSITIES)),
     )
 

@@ -60,8 +60,7 @@ def _registered(model: str, dataset: str) -> Row:
 
 
 def other_jobs(dataset: str, selection: str, plans: dict[float, str]) -> list[Row]:
-    """Of every kind, those last that there are many of: kills that are not aimed hit them; `plans` are by their
-    sparsities."""
+    """Of every kind; `plans` are by their sparsities."""
     searches: list[Row] = [
         {
             "kind": "search",
