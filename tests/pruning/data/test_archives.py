@@ -177,7 +177,6 @@ def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_zip_directory_before_the_first_byte(tmp_path: Path) -> None:
-    """A negative place, which the file system refuses."""
     content = bytearray(zipped(("a", b"x")))
     end = content.rfind(b"PK\x05\x06")
     content[end + 12 : end + 16] = (end + 100).to_bytes(4, "little")  # the length of the directory
@@ -186,6 +185,7 @@ def test_a_zip_directory_before_the_first_byte(tmp_path: Path) -> None:
 
 
 def test_a_zip_member_before_the_first_byte(tmp_path: Path) -> None:
+    """A negative place, which only the file system refuses, by EINVAL."""
     content = bytearray(zipped(("a", b"x")))
     end, entry = content.rfind(b"PK\x05\x06"), content.rfind(b"PK\x01\x02")
     content[end + 16 : end + 20] = (entry + 5).to_bytes(4, "little")  # all is five bytes further down than it says
