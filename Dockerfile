@@ -22,7 +22,7 @@ COPY reference reference
 COPY service service
 COPY storage storage
 COPY values values
-RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt '.[all]' \
+RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt '.[all,otel,quantise,recover,store]' \
     && useradd --create-home --uid 10001 lop \
     && mkdir /home/lop/data /home/lop/output /home/lop/second-order \
     && chown lop:lop /home/lop/*

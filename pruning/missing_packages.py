@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gguf": ("gguf",),
         "quantise": ("compressed_tensors",),
         "llama-cpp": ("llama_cpp",),
+        "store": ("s3fs",),
         "reference": ("sklearn", "tokenizers"),
     }
 )

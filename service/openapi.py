@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pruning.planning.plan import PruningPlan
+from service.jobs.responses import JobEventData
 from service.problems import MEDIA_TYPE
 from service.schemas import Problem
 
@@ -117,6 +118,17 @@ def _need_keys(schema: dict[str, Any]) -> None:
                 operation["responses"][str(number)] = response
 
 
+def _say_event_data(schema: dict[str, Any]) -> None:
+    """What the text of an event's data is, in the words of JSON Schema for text that holds JSON."""
+    data = {"contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/JobEventData"}}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                stream = response.get("content", {}).get("text/event-stream")
+                if stream is not None:
+                    stream["itemSchema"]["properties"]["data"].update(data)
+
+
 def _no_null_parameters(schema: dict[str, Any]) -> None:
     """A parameter that is not given is left out: in a path, a query or a header there is no null."""
     for operations in schema["paths"].values():
@@ -130,8 +142,8 @@ def _no_null_parameters(schema: dict[str, Any]) -> None:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Let the document of `app` hold the Problem schema, and those of plan schema 2, which no endpoint
-    returns as its model."""
+    """Let the document of `app` hold the Problem schema, those of plan schema 2 and what a job's events say, which
+    no endpoint returns as its model."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -140,9 +152,11 @@ def install_openapi(app: FastAPI) -> None:
             )
             components = schema.setdefault("components", {}).setdefault("schemas", {})
             components["Problem"] = Problem.model_json_schema()
-            plan = PruningPlan.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
-            for name, part in (*plan.pop("$defs").items(), (PruningPlan.__name__, plan)):
-                components.setdefault(name, part)
+            for model in (PruningPlan, JobEventData):
+                said = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+                for name, part in (*said.pop("$defs").items(), (model.__name__, said)):
+                    components.setdefault(name, part)
+            _say_event_data(schema)
             _need_keys(schema)
             _no_null_parameters(schema)
             app.openapi_schema = schema

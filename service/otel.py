@@ -21,8 +21,8 @@ from service.request_id import begin_request
 from service.tracing import EndOfJob, Tracing
 from storage.records import JobRecord
 
-UNTRACED = "healthz,readyz,metrics"
-"""Paths that machines ask for all the time."""
+UNTRACED = ",".join(rf"^[a-z]+://[^/]*/{path}$" for path in ("healthz", "readyz", "metrics"))
+"""Addresses that machines ask for all the time; of no model that is called so."""
 
 
 def exporting_provider(service_name: str) -> TracerProvider:

@@ -61,11 +61,15 @@ class Resources:
     @property
     def shelf(self) -> DatasetShelf:
         """The data sets of `repository`; raises as it does."""
-        repository = self.repository
+        return DatasetShelf(self.repository, self.store)
+
+    @property
+    def store(self) -> DataStore:
+        """The data store. Raises MissingExtraError or InputError if `LOP_DATA_STORE` cannot be used."""
         with self._lock:
             if self._store is None:
                 self._store = open_store(self._settings.data_store)
-            return DatasetShelf(repository, self._store)
+            return self._store
 
     @property
     def settings(self) -> Settings:

@@ -7,6 +7,8 @@ Location headers, links to rankings and to the next page.
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pruning.planning.plan import PruningPlan
+
 
 class RootPath:
     """ASGI middleware: tells the application its prefix. Requests may come with the prefix or without it."""
@@ -24,6 +26,14 @@ class RootPath:
 def seen_from_outside(request: Request, path: str) -> str:
     """`path` of the service as a client asks for it."""
     return f"{request.scope.get('root_path', '')}{path}"
+
+
+def plan_from_outside(request: Request, plan: PruningPlan) -> PruningPlan:
+    """`plan` with the address of its ranking as a client asks for it."""
+    if plan.ranking.url is None:
+        return plan
+    ranking = plan.ranking.model_copy(update={"url": seen_from_outside(request, plan.ranking.url)})
+    return plan.model_copy(update={"ranking": ranking})
 
 
 def own_path(scope: Scope) -> str:

@@ -30,14 +30,16 @@ def serve(settings: Settings) -> None:
     Raises:
         SchemaRevisionError: the database is older or newer than this code; names the command that upgrades it.
         StorageUnavailableError: the SQLite file cannot be used. A PostgreSQL that does not answer is waited for.
-        InputError: the address cannot be listened on, or others can reach it and there is no key.
-        MissingExtraError: traces are asked for, and OpenTelemetry is not installed.
+        InputError: the address cannot be listened on, or others can reach it and there is no key; the data store is
+            no address.
+        MissingExtraError: traces are asked for, and OpenTelemetry is not installed; or a data store that is no folder.
     """
     configure_logging(settings.log_level, settings.log_format)
     tracing = start_tracing(settings, "lop-server")
     app = create_app(settings, tracing=tracing)
     resources: Resources = app.state.resources
-    # An unusable database is told now, in one line, not to the first client.
+    # What cannot be used is told now, in one line, not to the first client.
+    _ = resources.store
     has_keys = wait_for_database(settings.database_url, lambda: _look_for_keys(resources))
     if has_keys is None:
         tracing.close()

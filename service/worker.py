@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from pruning.errors import InputError, LopError, StorageUnavailableError
-from service.jobs.reporting import JobLog, JobReporter, JobStopped
+from service.jobs.reporting import JobLog, JobReporter, JobStopped, printable
 from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Jobs
 from storage.records import JobRecord, JobSignal
@@ -29,6 +29,9 @@ from storage.records import JobRecord, JobSignal
 Handler = Callable[[JobRecord, JobReporter], dict[str, Any]]
 """Runs a claimed job and returns its result, a JSON document. Tells the reporter how far it is, which may raise to stop
 it. May raise: the job is then marked failed."""
+
+MAX_FAILURE = 2000
+"""Characters of why a job failed."""
 
 _logger = logging.getLogger("service.worker")
 
@@ -174,7 +177,7 @@ class Worker:
                 job.id,
                 self.name,
                 result=None if failure is not None or is_cancelled else result,
-                error=failure,
+                error=None if failure is None else printable(failure, most=MAX_FAILURE),
                 cancelled=is_cancelled,
             )
         self._to_release = None

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from pruning.errors import InputError, MissingExtraError, NotFoundError, StorageUnavailableError
+from pruning.errors import InputError, LopError, NotFoundError, StorageUnavailableError
+from pruning.missing_packages import missing_extra
 from pruning.reasons import reason_of
 from storage.room import try_folder
 
@@ -40,7 +41,7 @@ class DataStore(Protocol):
         """
 
     def check(self) -> None:
-        """Whether it can be reached, and a folder written to; what is in it is not looked at."""
+        """Whether it can be reached and written to; what is in it is not looked at."""
 
 
 def open_store(place: str) -> DataStore:
@@ -55,11 +56,8 @@ def open_store(place: str) -> DataStore:
 
         system, root = fsspec.url_to_fs(place)
     except ImportError as error:
-        raise MissingExtraError(
-            "a data store that is not a folder needs the store extra",
-            values=f"{place.partition('://')[0]}://...: {reason_of(error)}",
-            remedy='Install it with `pip install "lop-service[store]"`',
-        ) from error
+        address = f"{place.partition('://')[0]}://...: {reason_of(error)}"
+        raise missing_extra("store", "a data store that is not a folder needs s3fs", values=address) from error
     except ValueError as error:
         raise InputError("a data store is a folder or an address", values=reason_of(error)) from error
     return RemoteStore(system, root)
@@ -125,19 +123,18 @@ class RemoteStore:
         self._system, self._root = system, root.rstrip("/")
 
     def put(self, source: Path) -> str:
-        with _store_errors(self._root):
+        with _store_errors(self._root, Exception):
             sha256 = _digest(source)
             if not self._system.exists(self._path(sha256)):
-                self._system.makedirs(self._path(sha256).rpartition("/")[0], exist_ok=True)
-                self._system.put_file(str(source), self._path(sha256))
+                self._write(self._path(sha256), lambda path: self._system.put_file(str(source), path))
             return sha256
 
     def has(self, sha256: str) -> bool:
-        with _store_errors(self._root):
+        with _store_errors(self._root, Exception):
             return bool(self._system.exists(self._path(sha256)))
 
     def fetch(self, sha256: str, target: Path) -> None:
-        with _store_errors(self._root):
+        with _store_errors(self._root, Exception):
             try:
                 self._system.get_file(self._path(sha256), str(target))
             except FileNotFoundError as error:
@@ -145,7 +142,20 @@ class RemoteStore:
             _check(target, sha256)
 
     def check(self) -> None:
-        self.has("0" * 64)
+        with _store_errors(self._root, Exception):
+            self._write(f"{self._root}/.writable", lambda path: self._system.pipe_file(path, b""))
+
+    def _write(self, path: str, write: Callable[[str], object]) -> None:
+        """`write(path)`, with the folders that file systems of folders want. A bucket is never made: its name may be
+        mistyped."""
+        try:
+            write(path)
+        except FileNotFoundError:
+            bucket = self._root.partition("/")[0] or "/"
+            if not self._system.exists(bucket):
+                raise FileNotFoundError(f"there is no {bucket}") from None
+            self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            write(path)
 
     def _path(self, sha256: str) -> str:
         _check_name(sha256)
@@ -181,12 +191,15 @@ def _absent(sha256: str) -> NotFoundError:
 
 
 @contextmanager
-def _store_errors(place: str) -> Iterator[None]:
+def _store_errors(place: str, failures: type[Exception] = OSError) -> Iterator[None]:
+    """What file systems of `fsspec` raise need be no OSError: s3fs hands on what botocore raises."""
     try:
         yield
-    except OSError as error:
+    except LopError:
+        raise
+    except failures as error:
         raise StorageUnavailableError(
             "the data store must be readable and writable, and have room",
             values=f"{place}: {reason_of(error)}",
-            remedy="Check LOP_DATA_STORE, its permissions and the free disk space",
+            remedy="Check LOP_DATA_STORE, its permissions, and the free disk space or the keys of the object store",
         ) from error

@@ -68,8 +68,11 @@ class _OfDatabase:
 
     def list(self, *, status: str | None, kind: str | None, model: str | None, limit: int) -> "list[dict[str, Any]]":
         from service.jobs.responses import JobResponse
+        from service.jobs.settings import KINDS
         from storage.records import JobStatus
 
+        if kind is not None and kind not in KINDS:
+            raise InputError("a job is of a known kind", values=kind, remedy=f"Known are {', '.join(KINDS)}")
         if status is not None and status not in tuple(JobStatus):
             raise InputError("a job has a known status", values=status, remedy=f"Known are {', '.join(JobStatus)}")
         asked = None if status is None else JobStatus(status)

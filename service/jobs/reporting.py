@@ -87,7 +87,7 @@ class JobReporter:
         with self._lock:
             self._num_lines += 1
             if self._num_lines < MAX_LOG_LINES:
-                self._lines.append(_printable(line))
+                self._lines.append(printable(line))
             elif self._num_lines == MAX_LOG_LINES:
                 self._lines.append("further lines are in the worker's own log")
 
@@ -140,7 +140,7 @@ _LOGGERS = ("lop", "mcts", "engines", "policy_model", "pruning", "service.worker
 """Our own: what libraries say is of no interest to who asked for the job."""
 
 
-def _printable(line: str) -> str:
-    """One line, of characters that every database holds."""
-    text = " ".join(line.split())[:MAX_LINE].replace("\0", "")
+def printable(text: str, *, most: int = MAX_LINE) -> str:
+    """One line of at most `most` characters, of those that every database holds."""
+    text = " ".join(text.split())[:most].replace("\0", "")
     return text.encode("utf-8", "backslashreplace").decode()

@@ -40,6 +40,11 @@ class JobEventData(BaseModel):
     """What an event says: a `status` event `status`, `is_cancelling` and perhaps `error`; a `progress` event how far
     the job is; a `log` event its `line`."""
 
+    EXAMPLE: ClassVar[str] = (
+        '{"at":"2026-01-31T12:00:00Z","progress":{"done":3,"total":40,"stage":"sparsity 0.5","best":0.42,'
+        '"seconds_left":61.0}}'
+    )
+
     at: datetime
     status: JobStatus | None = Field(default=None, exclude_if=lambda value: value is None)
     is_cancelling: bool | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -61,11 +66,22 @@ class MeasuredStatistics(BaseModel):
     sha256: str
 
 
+class FoundLatency(BaseModel):
+    """The time that a target allows, on the search's device."""
+
+    share: float = Field(description="Of the dense model's time.")
+    most_ms: float
+    dense_ms: float
+
+
 class FoundTarget(BaseModel):
     """The best that a search found for one target, on its calibration data."""
 
     label: str
     sparsity: float | None
+    latency: FoundLatency | None = Field(
+        default=None, description="Of a search for a share of the time.", exclude_if=lambda value: value is None
+    )
     budget: int = Field(description="Parameters that the target allows.")
     kl: float
     agreement: float | None

@@ -21,8 +21,14 @@ DEFAULT_SPARSITY = "0.3"
 _TEXTS = ("space", "device", "method")
 _WHOLE = ("round_to", "tp_size")
 _WORKLOAD = ("batch", "prompt_tokens", "output_tokens")
-_LIMITS = ("memory_mib", "latency_ms")
-FIELDS = ("model", "ask", SPARSITY, "scope", *_TEXTS, *_LIMITS, *_WORKLOAD, *_WHOLE, "against")
+_COUNTS = ("flops", "disk_bytes", "gguf_bytes")
+_LIMITS = ("memory_mib", "latency_ms", *_COUNTS)
+UNSEEN = (*_COUNTS, "gguf_type", "after_recovery", "against")
+"""Fields that the form has no place for, and keeps: they come with a link."""
+
+FIELDS = ("model", "ask", SPARSITY, "scope", *_TEXTS, *_LIMITS, *_WORKLOAD, *_WHOLE, *UNSEEN[len(_COUNTS) :])
+
+_KNOWN = f"It has {', '.join(FIELDS)}"
 
 
 def fields_of(query: Mapping[str, str]) -> dict[str, str]:
@@ -34,6 +40,12 @@ def fields_of(query: Mapping[str, str]) -> dict[str, str]:
     if fields["ask"] == SPARSITY:
         fields.setdefault(SPARSITY, DEFAULT_SPARSITY)
     return fields
+
+
+def check_fields(query: Mapping[str, str]) -> None:
+    """Raises InputError for a field that there is not: it would be left out without a word."""
+    if unknown := sorted(set(query) - {*FIELDS}):
+        raise InputError("the explorer has no such field", values=", ".join(unknown)[:200], remedy=_KNOWN)
 
 
 def document_of(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -49,10 +61,14 @@ def document_of(fields: Mapping[str, str]) -> dict[str, Any]:
             budget["memory_bytes"] = round(_number(fields, "memory_mib") * MIB)
         if "latency_ms" in fields:
             budget["latency_ms"] = _number(fields, "latency_ms")
-        budget |= {name: _whole(fields, name) for name in _WORKLOAD if name in fields}
+        budget |= {name: _whole(fields, name) for name in (*_COUNTS, *_WORKLOAD) if name in fields}
+        if "gguf_type" in fields:
+            budget["gguf_type"] = fields["gguf_type"]
         if budget:
             document[BUDGET] = budget
     document |= {name: fields[name] for name in _TEXTS if name in fields}
+    if "after_recovery" in fields:
+        document["after_recovery"] = _truth(fields, "after_recovery")
     return document | {name: _whole(fields, name) for name in _WHOLE if name in fields}
 
 
@@ -82,6 +98,8 @@ def nearest_link(error: InfeasibleTargetError, fields: Mapping[str, str]) -> str
                 changed["memory_mib"] = repr(math.ceil(value) / MIB)
             elif name == "latency_ms":
                 changed["latency_ms"] = repr(float(value))
+            elif name in _COUNTS:
+                changed[name] = str(math.ceil(value))
         return link_of(fields, **changed) if changed else None
     if error.nearest is None or fields["ask"] != SPARSITY:
         return None
@@ -103,3 +121,9 @@ def _whole(fields: Mapping[str, str], name: str) -> int:
         return int(fields[name])
     except ValueError as error:
         raise InputError(f"{name} is a whole number", values=repr(fields[name])[:80]) from error
+
+
+def _truth(fields: Mapping[str, str], name: str) -> bool:
+    if fields[name] not in ("true", "false"):
+        raise InputError(f"{name} is true or false", values=repr(fields[name])[:80])
+    return fields[name] == "true"

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import Request
+
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.anatomy.architecture import Architecture
 from pruning.devices.device import Device
@@ -16,6 +18,7 @@ from pruning.planning.plan import Achieved, PruningPlan
 from pruning.planning.workload import Budget, Workload
 from service.page.asking import MIB
 from service.page.kept_picture import KeptPicture, kept_picture
+from service.root_path import plan_from_outside
 from service.schemas import PlanRequest
 
 _COSTS = (
@@ -52,9 +55,9 @@ class ShownPlan:
     costs: tuple[CostRow, ...]
 
 
-def shown(plan: PruningPlan, anatomy: ModelAnatomy, device: Device | None) -> ShownPlan:
-    """The plan as pages show it; `device` is the target's, if that is known."""
-    plan = plan.without_dense(anatomy)
+def shown(request: Request, plan: PruningPlan, anatomy: ModelAnatomy, device: Device | None) -> ShownPlan:
+    """The plan as pages show it and clients get it; `device` is the target's, if that is known."""
+    plan = plan_from_outside(request, plan.without_dense(anatomy))
     dense = _costs(anatomy, Architecture(), plan.achieved.workload, device)
     rows = []
     for name, label, form in _COSTS:

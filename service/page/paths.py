@@ -1,6 +1,6 @@
 """Which paths are pages, and which of them nobody needs a key for."""
 
-SEGMENTS = ("explorer", "jobs", "compare", "devices", "login", "logout", "assets")
+SEGMENTS = ("explorer", "plans", "jobs", "compare", "devices", "login", "logout", "assets")
 """First segments of the paths of pages, beside "/" itself."""
 LOGIN = "/login"
 ASSETS = "/assets/"

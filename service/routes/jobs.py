@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from pruning.errors import NotFoundError, StorageUnavailableError
 from service.dependencies import (
     DEFAULT_LIMIT,
     JobCatalogueDep,
@@ -73,7 +74,8 @@ def ask_for_job(
     response: Response,
     idempotency_key: _IdempotencyKey = None,
 ) -> JobResponse:
-    """Registering a model, measuring, searching, training or applying takes longer than a request: a worker does it.
+    """Registering a model, measuring, searching, training, applying or recovering takes longer than a request: a
+    worker does it.
 
     Data are named by their content (`POST /v1/datasets`), models by id, checkpoints by the name of a folder under the
     worker's roots; nothing can name a path.
@@ -153,13 +155,9 @@ async def _watched(job_id: JobId, jobs: JobsDep, resources: ResourcesDep) -> Asy
     response_class=EventSourceResponse,
     responses={
         200: {
-            "description": "Server-sent events: `status`, `progress` and `log`, each with a number as its id. The "
-            "stream ends when the job does, or the key opens nothing any more.",
-            "content": {
-                "text/event-stream": {
-                    "example": 'event: progress\ndata: {"done": 3, "total": 40, "stage": "sparsity 0.5"}\nid: 5\n\n'
-                }
-            },
+            "description": "Server-sent events: `status`, `progress` and `log`, each with a number as its id; their "
+            "data are a `JobEventData` as JSON. The stream ends when the job does, or the key opens nothing any more.",
+            "content": {"text/event-stream": {"example": f"event: progress\ndata: {JobEventData.EXAMPLE}\nid: 5\n\n"}},
         },
         **problems(404, 422, 503),
     },
@@ -178,15 +176,25 @@ async def watch_job(
 ) -> AsyncIterator[ServerSentEvent]:
     """What happened to the job, from its beginning or after `Last-Event-ID`, and then as it happens.
 
-    It ends early when the key that it was asked for with is revoked or expires, and when the server stops.
+    It ends early when the key that it was asked for with is revoked or expires, when the job is removed with its
+    model, and when the server stops. While the database is away there is nothing to tell; then it goes on.
     """
     if request.scope.get("lop.is_head", False):
         return
     seen = last_event_id or 0
-    while not resources.is_stopping() and await run_in_threadpool(ring.is_still_good, asker):
-        # Read before the events: what happens in between is sent now, and the end is seen next time.
-        ended = (await run_in_threadpool(jobs.get_job, job.id)).status.is_final
-        for event in await run_in_threadpool(jobs.list_job_events, job.id, after=seen):
+    while not resources.is_stopping():
+        try:
+            if not await run_in_threadpool(ring.is_still_good, asker):
+                return
+            # Read before the events: what happens in between is told now, and the end is seen next time.
+            ended = (await run_in_threadpool(jobs.get_job, job.id)).status.is_final
+            news = await run_in_threadpool(jobs.list_job_events, job.id, after=seen)
+        except NotFoundError:
+            return
+        except StorageUnavailableError:
+            # The answer has begun: an error now would only break the connection.
+            ended, news = False, []
+        for event in news:
             seen = event.number
             data = JobEventData.of(event)
             yield ServerSentEvent(event=event.kind.value, id=str(event.number), data=data)

@@ -12,7 +12,7 @@ from service.openapi import PLAN_EXAMPLE, PLAN_V1_EXAMPLE, problems
 from service.plan_forms import PlanForm, in_form
 from service.planner import Planner
 from service.request_limits import JsonBodyRoute
-from service.root_path import seen_from_outside
+from service.root_path import plan_from_outside, seen_from_outside
 from service.schemas import PlanRequest
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=JsonBodyRoute)
@@ -84,9 +84,7 @@ def read_plan(
 
 
 def _plan_response(plan: PruningPlan, planner: Planner, wanted: WantedForms, request: Request) -> Response:
-    if plan.ranking.url is not None:
-        ranking = plan.ranking.model_copy(update={"url": seen_from_outside(request, plan.ranking.url)})
-        plan = plan.model_copy(update={"ranking": ranking})
+    plan = plan_from_outside(request, plan)
     form, document = in_form(plan, planner.model(plan.model.id).anatomy, wanted)
     headers = {
         "ETag": form.etag(plan.plan_id),

@@ -353,7 +353,9 @@ def test_what_passes_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch
     waited: list[float] = []
     monkeypatch.setattr("lop.client.time.sleep", waited.append)
     page: dict[str, Any] = {"items": [], "next": None}
-    busy, fine = httpx.Response(status, headers={"Retry-After": "7"}), httpx.Response(200, json=page)
+    problem = {"title": "It is busy", "status": status}
+    busy = httpx.Response(status, headers={"Retry-After": "7"}, json=problem)
+    fine = httpx.Response(200, json=page)
     with lop.Client("http://x", transport=httpx.MockTransport(answers(busy, busy, fine))) as client:
         assert client.models() == []
     assert waited == [7.0, 7.0]
@@ -363,6 +365,7 @@ def test_what_passes_is_tried_again(status: int, monkeypatch: pytest.MonkeyPatch
     ):
         client.models()
     assert (caught.value.status, len(waited)) == (status, 4)
+    assert caught.value.problem == problem
 
 
 def test_pauses_grow_and_what_does_not_pass_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_every_command_is_one_that_lop_has() -> None:
     assert (served["host"], served["port"], served["store"]) == ("0.0.0.0", 8000, None)
     assert parse(command_of("worker"))["poll_seconds"] == 5
     assert parse(image_command())["host"] == "0.0.0.0"
+
+
+def test_the_image_has_what_its_workers_and_settings_need() -> None:
+    installed = set(re.findall(r"'\.\[([a-z,-]+)\]'", DOCKERFILE)[0].split(","))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for _ in range(len(extras)):  # what extras are made of, to the end
+        for extra in installed & extras.keys():
+            for requirement in extras[extra]:
+                if (of_ours := re.match(r"lop-service\[([a-z,-]+)\]", requirement)) is not None:
+                    installed = installed | set(of_ours[1].split(","))
+    # Searches and servers; LoRA of recover jobs; weights in few bits of apply jobs; S3 and traces, by settings.
+    assert {"search", "server", "postgres", "recover", "quantise", "store", "otel"} <= installed
 
 
 def test_no_secret_has_a_default() -> None:

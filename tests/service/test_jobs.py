@@ -8,11 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
+from pruning.errors import NotFoundError, StorageUnavailableError
 from pruning.planning.make_plan import make_plan
 from pruning.planning.plan import PlanRanking, PlanTarget
 from service.jobs.settings import KINDS, read_settings
 from storage.contract import Repository
 from storage.records import JobProgress, JobStatus, NewJob, PlanRecord
+from storage.sql_repository import SqlRepository
 from tests.service.made_up import made_up_anatomy, register_model
 from tests.storage.examples import dataset
 
@@ -238,6 +240,33 @@ def test_events_of_a_running_job_are_told_as_they_come(
 
     monkeypatch.setattr("service.routes.jobs.asyncio.sleep", sleep)
     assert [data["status"] for _, _, data in events(client, job_id)] == ["queued", "running", "done"]
+
+
+def test_events_go_on_when_the_database_is_back_and_end_when_the_job_is_gone(
+    client: TestClient, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, failures = SqlRepository.list_job_events, iter([None, StorageUnavailableError("away"), None])
+    job_id = asked(client)["id"]
+    looks = 0
+
+    def list_events(self: SqlRepository, job: str, **options: Any) -> Any:
+        if (failure := next(failures)) is not None:
+            raise failure
+        return look(self, job, **options)
+
+    async def sleep(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            repository.claim_job("w", stale_after=HOUR)
+            repository.finish_job(job_id, "w", result={"model": "tiny"})
+
+    monkeypatch.setattr(SqlRepository, "list_job_events", list_events)
+    monkeypatch.setattr("service.routes.jobs.asyncio.sleep", sleep)
+    assert [data["status"] for _, _, data in events(client, job_id)] == ["queued", "running", "done"]
+    failures = iter([None, NotFoundError("removed with its model")])
+    other = asked(client)["id"]
+    assert [data["status"] for _, _, data in events(client, other)] == ["queued"]
 
 
 def test_head_of_events_ends(client: TestClient) -> None:

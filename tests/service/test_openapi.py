@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ from pydantic import BaseModel
 from pruning.devices.profile import DeviceProfile
 from pruning.planning.plan import PruningPlan
 from service import schemas
-from service.jobs.responses import JobResponse
-from service.jobs.settings import ApplyJob, MeasureJob, RegisterJob, SearchJob, TrainJob
+from service.jobs.responses import JobEventData, JobResponse
+from service.jobs.settings import ApplyJob, MeasureJob, RecoverJob, RegisterJob, SearchJob, TrainJob
 from service.openapi import PLAN_EXAMPLE
 
 
@@ -101,6 +102,7 @@ def test_every_request_and_response_has_an_example(document: dict[str, Any]) -> 
         SearchJob,
         TrainJob,
         ApplyJob,
+        RecoverJob,
         JobResponse,
         schemas.Liveness,
         schemas.Readiness,
@@ -112,6 +114,14 @@ def test_examples_are_valid(model: type[BaseModel]) -> None:
     assert examples
     for example in examples:
         assert model.model_validate(example).model_dump(mode="json", exclude_unset=True) == example
+
+
+def test_what_events_say_is_said(document: dict[str, Any]) -> None:
+    content = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    data = content["itemSchema"]["properties"]["data"]["contentSchema"]["$ref"]
+    assert set(document["components"]["schemas"][data.rpartition("/")[2]]["properties"]) == {*JobEventData.model_fields}
+    [line] = re.findall(r"^data: (.*)$", content["example"], re.MULTILINE)
+    assert JobEventData.model_validate_json(line).model_dump_json() == line
 
 
 def test_every_path_but_those_of_health_says_that_it_takes_a_key(document: dict[str, Any]) -> None:

@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -19,7 +22,7 @@ from service.keys import new_key
 from service.server import _listen, serve
 from service.settings import Settings
 from storage.contract import Repository
-from storage.records import KeyScope
+from storage.records import KeyScope, NewJob
 
 SERVE = "from service.server import serve; from service.settings import load_settings; serve(load_settings())"
 
@@ -80,6 +83,36 @@ def test_running_requests_end_before_the_server_does(database_url: str, reposito
         assert process.wait(30) == 0
 
 
+def test_sigterm_under_load_ends_streams_and_answers_what_it_took(
+    database_url: str, repository: Repository, tmp_path: Path
+) -> None:
+    queued, _ = repository.add_job(NewJob("train", "tiny", {}, "test"))
+    log = tmp_path / "server.log"
+    statuses: Counter[int] = Counter()
+    with running(database_url, log, LOP_SHUTDOWN_SECONDS="60") as (process, url):
+
+        def ask(number: int) -> None:
+            # It ends with what comes after the port was closed.
+            with httpx.Client(base_url=url, timeout=30) as client, suppress(httpx.TransportError):
+                for n in count():
+                    share = (n * 4 + number) % 997 / 2000
+                    statuses[client.post("/v1/plans", json={"model": "tiny", "sparsity": share}).status_code] += 1
+
+        with ThreadPoolExecutor(4) as pool, httpx.stream("GET", f"{url}/v1/jobs/{queued.id}/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: status"
+            asking = [pool.submit(ask, number) for number in range(4)]
+            while sum(statuses.values()) < 20:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0  # long before what it may take
+            assert not any("error" in line for line in lines)
+            for asked in asking:
+                asked.result()
+        assert set(statuses) <= {200, 201, 503}
+        assert "Traceback" not in log.read_text()
+
+
 def test_other_machines_reach_no_server_without_a_key(database_url: str, repository: Repository) -> None:
     with pytest.raises(InputError, match=r"needs a key.*0\.0\.0\.0.*lop key create"):
         serve(Settings(database_url=database_url, host="0.0.0.0", port=0))
@@ -87,6 +120,11 @@ def test_other_machines_reach_no_server_without_a_key(database_url: str, reposit
     repository.add_key(record)
     with socket.create_server(("0.0.0.0", 0)) as taken, pytest.raises(InputError, match="LOP_PORT"):
         serve(Settings(database_url=database_url, host="0.0.0.0", port=taken.getsockname()[1]))
+
+
+def test_a_data_store_that_is_none_is_told_at_the_start(database_url: str) -> None:
+    with pytest.raises(InputError, match="a folder or an address"):
+        serve(Settings(database_url=database_url, port=0, data_store="nonsense://x"))
 
 
 def test_a_taken_port_is_one_line(database_url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
 from service.jobs.reporting import JobReporter
-from service.worker import Worker, WorkerOptions, run_worker, worker_name
+from service.worker import MAX_FAILURE, Worker, WorkerOptions, run_worker, worker_name
 from storage.contract import Repository
 from storage.records import JobProgress, JobRecord, JobStatus
 from tests.service.conftest import AwayRepository
@@ -57,6 +57,8 @@ def test_once_runs_what_is_queued_oldest_first(repository: Repository) -> None:
     [
         (InputError("the model must be there", values="tiny"), "the model must be there (got tiny)"),
         (ZeroDivisionError("inside"), "ZeroDivisionError: inside"),
+        (ValueError("a\0b\ud800\nc"), "ValueError: ab\\ud800 c"),  # what no database holds
+        (ValueError("x" * 5000), f"ValueError: {'x' * 5000}"[:MAX_FAILURE]),
     ],
 )
 def test_a_failed_job_says_why_and_the_next_one_runs(repository: Repository, failure: Exception, message: str) -> None:

@@ -1,28 +1,56 @@
-"""Data stores: one suite over a folder and over a file system of fsspec."""
+"""Data stores: one suite over a folder, an S3 that moto plays, and the other file systems of fsspec."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from pruning.errors import InputError, MissingExtraError, NotFoundError, StorageUnavailableError
 from storage.data_store import DataStore, FolderStore, RemoteStore, open_store
 
 CONTENT = b"conversations" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+BUCKET = "a-bucket"
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[s3fs.S3FileSystem]:
+    """A server that speaks S3, which every store under s3:// finds, and one bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "id")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        system = s3fs.S3FileSystem()
+        system.mkdir(BUCKET)
+        yield system
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["folder", "memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataStore]:
     if request.param == "folder":
         yield open_store(str(tmp_path / "store"))
-        return
-    fsspec = pytest.importorskip("fsspec")
-    opened = open_store("memory://lop/store")
-    assert isinstance(opened, RemoteStore)
-    yield opened
-    fsspec.filesystem("memory").store.clear()
+    elif request.param == "local":
+        yield open_store(f"file://{tmp_path / 'store'}")
+    elif request.param == "memory":
+        yield open_store("memory://lop/store")
+        fsspec.filesystem("memory").store.clear()
+    else:
+        system = request.getfixturevalue("s3")
+        yield open_store(f"s3://{BUCKET}/lop")
+        if system.exists(f"{BUCKET}/lop"):
+            system.rm(f"{BUCKET}/lop", recursive=True)
 
 
 @pytest.fixture
@@ -69,6 +97,43 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, source: Path, monkeypatc
     with pytest.raises(StorageUnavailableError, match="No space left on device"):
         FolderStore(tmp_path / "store").put(source)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_what_can_be_written_to_is_checked(store: DataStore) -> None:
+    store.check()
+    store.check()
+
+
+def test_a_bucket_that_is_not_there_is_told_and_not_made(s3: s3fs.S3FileSystem, source: Path, tmp_path: Path) -> None:
+    store = open_store("s3://mistyped/lop")
+    calls: list[Callable[[], Any]] = [store.check, lambda: store.put(source)]
+    for call in calls:
+        with pytest.raises(StorageUnavailableError, match="no mistyped"):
+            call()
+    with pytest.raises(NotFoundError):
+        store.fetch(SHA256, tmp_path / "copy")
+    assert s3.ls("") == [BUCKET]
+
+
+class NoKeysError(Exception):
+    """As botocore's: no OSError."""
+
+
+def test_whatever_an_object_store_raises_is_told(source: Path, tmp_path: Path) -> None:
+    class Closed:
+        def __getattr__(self, name: str) -> Any:
+            raise NoKeysError("Unable to locate credentials")
+
+    store = RemoteStore(Closed(), "bucket/lop")
+    calls: list[Callable[[], Any]] = [
+        store.check,
+        lambda: store.put(source),
+        lambda: store.has(SHA256),
+        lambda: store.fetch(SHA256, tmp_path / "copy"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailableError, match=r"Unable to locate credentials.*keys of the object store"):
+            call()
 
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,13 @@ def explore(request: Request, catalogue: CatalogueDep, planner: PlannerDep, aske
         spaces=list(SpaceName),
         scopes=list(Scope),
         methods=list(Method),
+        unseen=asking.UNSEEN,
         **values,
     )
 
 
 _NOTHING: dict[str, Any] = dict.fromkeys(
-    ("problem", "nearest", "shown", "bounds", "curl", "python", "permalink", "curve_link", "compare_link")
+    ("problem", "nearest", "shown", "bounds", "curl", "python", "permalink", "plan_link", "curve_link", "compare_link")
 )
 
 
@@ -73,6 +74,7 @@ def _answer(
     """What the form asks for, or the problem with it, as the API says it."""
     found: dict[str, Any] = {}
     try:
+        asking.check_fields(request.query_params)
         document = asking.document_of(fields)
         asked = asking.request_of(document)
         anatomy = planner.model(asked.model).anatomy
@@ -89,10 +91,11 @@ def _answer(
     base = str(request.base_url).rstrip("/")
     against = fields.get("against")
     return found | {
-        "shown": shown(plan, anatomy, device),
+        "shown": shown(request, plan, anatomy, device),
         "curl": snippets.curl(base, document, needs_key=asker.name != LOOPBACK),
         "python": snippets.python(base, document),
         "permalink": f"{root}/explorer?{asking.link_of(fields, against='')}",
+        "plan_link": f"{root}/plans/{plan.plan_id}",
         "curve_link": f"{root}/explorer/curve?{asking.link_of({'model': asked.model, 'space': asked.space.value})}"
         f"&plan={plan.plan_id}",
         "compare_link": f"{root}/compare?left={against or plan.plan_id}"

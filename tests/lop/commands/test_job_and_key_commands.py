@@ -46,6 +46,7 @@ def test_jobs_of_a_database(run: Run, queued: JobRecord) -> None:
     [
         (("job", "show", "nope"), "no job is stored under this id"),
         (("job", "list", "--status", "lost"), "known status"),
+        (("job", "list", "--kind", "magic"), "known kind"),
         (("job", "list", "--url", "http://x", "--database", "sqlite:///x"), "a server's or a database's"),
         (("worker", "--kinds", "search,magic"), "known kinds"),
         (("key", "create", "n", "--scope", "read", "--expires", "soon"), "hours, days or weeks"),

@@ -117,7 +117,15 @@ def all_paths(url: str) -> list[str]:
         answers = [client.post("/v1/plans", json={"model": model, "sparsity": share}) for share in (0.25, 0.5)]
         left, right = (answer.json()["plan_id"] for answer in answers)
     paths = ["/", "/explorer?device=l4", "/explorer?sparsity=0.9999", "/jobs", *(f"/jobs/{job}" for job in jobs)]
-    return [*paths, "/compare", f"/compare?left={left}&right={right}", "/devices", "/devices/l4", "/login"]
+    return [
+        *paths,
+        f"/plans/{left}",
+        "/compare",
+        f"/compare?left={left}&right={right}",
+        "/devices",
+        "/devices/l4",
+        "/login",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -346,6 +346,38 @@ def test_two_plans_side_by_side(client: TestClient, known: None) -> None:
     assert (missing.status_code, "no plan is stored" in missing.text) == (404, True)
 
 
+def test_a_plan_has_a_page_that_stays(client: TestClient, known: None) -> None:
+    explored = client.get("/explorer?model=tiny&sparsity=0.3").text
+    [path] = set(re.findall(r'href="(/plans/[^"]+)"', explored))
+    text = client.get(path).text
+    plan_id = path.rpartition("/")[2]
+    assert text.count('<svg class="kept"') == 1
+    assert f"http://testserver/v1/plans/{plan_id}" in text
+    assert f"get_plan(&#39;{plan_id}&#39;)" in text
+    assert f"/compare?left={plan_id}" in text
+    missing = client.get("/plans/nope")
+    assert (missing.status_code, "no plan is stored" in missing.text) == (404, True)
+
+
+def test_the_explorer_takes_every_limit_and_refuses_what_it_does_not_know(client: TestClient, known: None) -> None:
+    whole = client.post("/v1/plans", json={"model": "tiny", "sparsity": 0.0}).json()["achieved"]
+    limit = whole["disk_bytes"] * 9 // 10
+    page = document(client, f"/explorer?model=tiny&disk_bytes={limit}")
+    assert {"name": "disk_bytes", "type": "hidden", "value": str(limit)} in page.all("input")
+    curl = client.get(f"/explorer?model=tiny&disk_bytes={limit}").text
+    assert f"&#34;budget&#34;: {{&#34;disk_bytes&#34;: {limit}}}" in curl
+    nearest = client.get("/explorer?model=tiny&flops=5")
+    assert nearest.status_code == 422
+    assert re.search(r"flops=[1-9]\d+", nearest.text)
+    for query, told in (
+        ("disk_byte=5", "no such field"),
+        ("gguf_bytes=9000000000&gguf_type=q9", "gguf_type"),
+        ("after_recovery=maybe&sparsity=0.3", "true or false"),
+    ):
+        answer = client.get(f"/explorer?model=tiny&{query}")
+        assert (answer.status_code, told in answer.text) == (422, True), query
+
+
 def test_devices(client: TestClient) -> None:
     assert "NVIDIA L4" in client.get("/devices").text
     assert "300 GB" not in client.get("/devices/l4").text
@@ -417,6 +449,7 @@ ODD = ("%00", "%ff", "%ed%a0%80", "'--", "x" * 5000, "%F0%9F%98%80", "../..")
         "/jobs?offset=",
         "/jobs/",
         "/compare?left=",
+        "/plans/",
         "/devices/",
         "/devices?limit=",
         "/login?next=",
