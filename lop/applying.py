@@ -104,9 +104,9 @@ def apply_plan(
         return surgery.apply_plan(model, plan, load_ranking(plan, ranking))
     with needing("apply"):
         from pruning.checkpoints.loading import load_processor
+        from pruning.cutting.reconstruct_checkpoint import warnings_of
         from pruning.cutting.reconstruct_model import reconstruct_and_cut
         from pruning.data.conversations import load_conversations
-    from lop.workflows.reconstructing import warnings_of
 
     own = processor or load_processor(Path(model.config.name_or_path))
     sites = reconstruct_and_cut(model, plan, load_ranking(plan, ranking), load_conversations(reconstruct), own)

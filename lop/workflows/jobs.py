@@ -279,7 +279,8 @@ class JobRunner:
         self, job: CuttingJob, checkpoint: Path, reporter: JobReporter, sites: "list[SolvedSite]"
     ) -> "Iterator[tuple[Reconstruction | None, str]]":
         """How to solve what is kept, and the name of the folder to write; `sites` are filled once all are solved."""
-        from lop.workflows.reconstructing import reconstruction_on, warnings_of
+        from lop.workflows.reconstructing import reconstruction_on
+        from pruning.cutting.reconstruct_checkpoint import warnings_of
 
         def on_solved(solved: "tuple[SolvedSite, ...]") -> None:
             sites[:] = solved
