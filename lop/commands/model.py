@@ -153,11 +153,11 @@ def measure(
 
     Activations take one forward pass over the data (`lop model add --data` made one already), gradients one backward
     pass, zeroth-order six forward passes a layer and batch of 8; second-order is what --criterion elimination of
-    `lop model add` ranks by. What is stored for the same conversations is not
-    measured again.
+    `lop model add` ranks by. What is stored for the same conversations is not measured again.
 
-    Activations need memory for one decoder layer at a time. The other two load the whole model: gradients need room for
-    it, for gradients of its FFNs and for all activations of one conversation; zeroth-order for it in float32.
+    Activations and second-order need memory for one decoder layer at a time; second-order as --criterion elimination
+    does. Gradients and zeroth-order load the whole model: gradients need room for it, for gradients of its FFNs and for
+    all activations of one conversation; zeroth-order for it in float32.
     """
     from lop.workflows.measuring import StatisticsMeasurer, kinds_of
 
