@@ -15,7 +15,8 @@ LEAST_KL = 1e-9
 """Smaller KL, nats a token, is rounding."""
 
 LEAST_COUNTED = 1e-3
-"""Where both KL of a ratio are smaller, both models are nearly the dense one, and means of ratios leave it out."""
+"""Where both KL of a ratio are smaller, both models are nearly the dense one, and means of ratios leave it out; those
+named `..._all` leave out none."""
 
 MOST: Mapping[str, float | Mapping[str, float]] = {
     "reconstruction_kl_ratio": {"reference": 0.90, "smollm2": 0.85},

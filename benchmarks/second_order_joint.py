@@ -12,9 +12,12 @@ rounds them. Rows of a share, where plans of their kind are small enough:
 - `prune_then_quantise`: fewer units, then the same bits everywhere, 8 or 4; the search of `all,bits` held to these;
 - `units_only`: the same, held to bits as they are.
 
-Each kind has as many evaluations: those of `prune_then_quantise` are halved between 8 and 4 bits, and `bits_only` has
-more at each share by what its scan has less than that of `all,bits`, which the others share. What is written of the
-smallest joint plan is held against what was scored in the part `reload` (`benchmarks.second_order_written`).
+Each search has as many evaluations, N: those of `prune_then_quantise` are halved between 8 and 4 bits, and that of bits
+alone has more at each share by what its scan has less than that of `all,bits`, which the others share. `joint` is
+planned from two such searches, so from twice N and what bits alone have more, and filled up as `lop plan` fills up;
+`prune_then_quantise` and `units_only` are what their one search found, as it is. Like is compared with like where
+`joint_alone`, N evaluations as it is, is held against them. What is written of the smallest joint plan is held against
+what was scored in the part `reload` (`benchmarks.second_order_written`).
 """
 
 import json
@@ -293,9 +296,9 @@ def _key(model: JointModel, key: Sequence[str], share: float, evaluations: int) 
 def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
     """Ratios of validation KL over the shares at which both kinds have a plan: geometric means, and the greatest.
 
-    Where both are nearly the dense model, below `LEAST_COUNTED`, a ratio says nothing of plans, and means leave it out;
-    of a model on which all shares are so, there is no mean. How many are counted and how many are `trivial` is said
-    beside them.
+    Where both are nearly the dense model, below `LEAST_COUNTED`, a ratio says little of plans, and means leave it out;
+    a model on which all shares are so has the mean None, so that its bar does not hold. How many are counted and how
+    many are `trivial` is said beside them, and `..._all` is the mean over every share.
     """
     kl = {(x["model"], x["kind"], x["share"]): x["kl"] for x in rows}
     names = list(dict.fromkeys(row["model"] for row in rows))
@@ -304,11 +307,10 @@ def joint_figures(rows: Sequence[dict[str, Any]]) -> Found:
     def say(figure: str, of: Callable[[Sequence[tuple[float, float]]], float | None], one: str, other: str) -> None:
         found[figure] = {name: of(_pairs(kl, name, one, other)) for name in names}
 
-    for one, other in ((JOINT, BITS), (JOINT, THEN), (JOINT, UNITS), (ALONE, BITS), (ADDITIVE, BITS)):
+    compared = [(one, other) for one in (JOINT, ALONE) for other in (BITS, THEN, UNITS)]
+    for one, other in (*compared, (ADDITIVE, BITS)):
         say(f"{one}_vs_{other}", lambda pairs: mean([ratio(*x) for x in _counted(pairs)]), one, other)
-        for name in names:
-            if (pairs := _pairs(kl, name, one, other)) and not _counted(pairs):
-                del found[f"{one}_vs_{other}"][name]
+        say(f"{one}_vs_{other}_all", lambda pairs: mean([ratio(*x) for x in pairs]), one, other)
         say(f"{one}_vs_{other}_worst", lambda pairs: worst([ratio(*x) for x in pairs]), one, other)
         if one == JOINT:
             say(f"joint_shares_vs_{other}", lambda pairs: len(_counted(pairs)), one, other)

@@ -1,5 +1,6 @@
 """Applying a plan with the ranking that it names, wherever that is."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.checkpoints.processor import Processor
+
+_logger = logging.getLogger(__name__)
 
 RankingSource = Ranking | bytes | str | Path | None
 """A ranking, its file's content, its path, or None: from the plan's URL."""
@@ -81,7 +84,8 @@ def apply_plan(
         plan: from `Client.plan` or `PruningPlan.load`.
         ranking: which channels to keep; by default it is downloaded from the plan's URL.
         reconstruct: a file of conversations, LLaVA-format JSON. The projections out of what is cut are solved anew on
-            them, so that what is kept takes over for what goes; `model.config` and `lop.save_pruned` record it.
+            them, so that what is kept takes over for what goes; `model.config` and `lop.save_pruned` record it. Where
+            they have fewer tokens than a projection has inputs, a warning is logged.
         processor: of the model, for these conversations; by default that of the folder which the model came from.
 
     Raises:
@@ -100,9 +104,12 @@ def apply_plan(
         return surgery.apply_plan(model, plan, load_ranking(plan, ranking))
     with needing("apply"):
         from pruning.checkpoints.loading import load_processor
+        from pruning.cutting.reconstruct_checkpoint import warnings_of
         from pruning.cutting.reconstruct_model import reconstruct_and_cut
         from pruning.data.conversations import load_conversations
 
     own = processor or load_processor(Path(model.config.name_or_path))
-    reconstruct_and_cut(model, plan, load_ranking(plan, ranking), load_conversations(reconstruct), own)
+    sites = reconstruct_and_cut(model, plan, load_ranking(plan, ranking), load_conversations(reconstruct), own)
+    for warning in warnings_of(sites):
+        _logger.warning(warning)
     return model

@@ -118,11 +118,12 @@ def apply(
     from lop.applying import load_ranking, load_ranking_of
     from lop.console.quantities import parse_bytes
     from lop.workflows.compute import warn_of_adapter
-    from lop.workflows.reconstructing import summary_of, warnings_of
+    from lop.workflows.reconstructing import summary_of
     from lop.workflows.recovering import check_cut_and_recover, check_launched_alone, cut_folder, planned_recipe
     from lop.workflows.sparsifying import warnings_of as warnings_of_rounding
     from pruning.checkpoints.anatomy_reader import read_anatomy
     from pruning.cutting.prune_checkpoint import prune_checkpoint
+    from pruning.cutting.reconstruct_checkpoint import warnings_of
     from pruning.cutting.rewriting.quantiser import Rounding
     from pruning.data.conversations import calibration_id
     from pruning.errors import InputError

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lop.commands.options import DEFAULT_DATABASE, Database, Json, conversations_of, open_database
-from lop.console.console import bar, print_json, print_line, print_table, stages
+from lop.console.console import bar, print_json, print_line, print_table, stages, warn
 from pruning.measuring.criterion import Criterion
 
 app = typer.Typer(help="Register models, measure them, list and remove them.", no_args_is_help=True)
@@ -107,6 +107,7 @@ def add(
                 on_bytes=told[0],
                 on_batch=told[1],
                 on_layer=stage("eliminating units") if criterion is Criterion.ELIMINATION else None,
+                on_warning=warn,
             )
         how = "by elimination " if criterion is Criterion.ELIMINATION else ""
         ranked = f"{how}on {len(loaded)} conversations" + (", to be reconstructed on them" if reconstruct else "")
@@ -152,11 +153,11 @@ def measure(
 
     Activations take one forward pass over the data (`lop model add --data` made one already), gradients one backward
     pass, zeroth-order six forward passes a layer and batch of 8; second-order is what --criterion elimination of
-    `lop model add` ranks by. What is stored for the same conversations is not
-    measured again.
+    `lop model add` ranks by. What is stored for the same conversations is not measured again.
 
-    Activations need memory for one decoder layer at a time. The other two load the whole model: gradients need room for
-    it, for gradients of its FFNs and for all activations of one conversation; zeroth-order for it in float32.
+    Activations and second-order need memory for one decoder layer at a time; second-order as --criterion elimination
+    does. Gradients and zeroth-order load the whole model: gradients need room for it, for gradients of its FFNs and for
+    all activations of one conversation; zeroth-order for it in float32.
     """
     from lop.workflows.measuring import StatisticsMeasurer, kinds_of
 
@@ -168,7 +169,12 @@ def measure(
         for wanted in asked or measurer.missing():
             with bar(f"measuring {wanted}") as on_batch:
                 record = measurer.measure(
-                    wanted, loaded, name=data.name, num_conversations=conversations, on_batch=on_batch
+                    wanted,
+                    loaded,
+                    name=data.name,
+                    num_conversations=conversations,
+                    on_batch=on_batch,
+                    on_warning=warn,
                 )
             used = repository.get_calibration(record.calibration_id)
             rows.append(

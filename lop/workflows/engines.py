@@ -16,6 +16,7 @@ from storage.records import ModelRecord
 
 if TYPE_CHECKING:
     from engines.memo import EvaluateInOrder
+    from pruning.anatomy.anatomy import ModelAnatomy
     from pruning.anatomy.decoder_layer import TensorSpec
     from pruning.measuring.evaluation import ConfigurationEvaluator
     from pruning.measuring.masked_weights import MaskedWeights
@@ -219,7 +220,8 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     """What a process with an evaluator on a CPU takes, about: weights, in float32, what is kept, and the rest.
 
     Where weights in fewer bits or with zeros are scored, all of the decoder's may be, at once: then as much as they
-    take comes on top, and what is kept from one architecture to the next, which may be of others.
+    take comes on top, and what is kept from one architecture to the next, which may be of others. Where weights are
+    solved anew, the widest projection may be solved beside all that is kept.
 
     From what was registered: the checkpoint need not be on this machine.
     """
@@ -227,7 +229,7 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
     from pruning.forward.prefix_cache import default_cache_bytes
     from pruning.measuring.masked_weights import DEFAULT_MASK_BYTES
     from pruning.measuring.rounded_weights import DEFAULT_ROUNDED_BYTES
-    from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES
+    from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES, solving_bytes
 
     tensors = recipe.model.anatomy.tensors
     weights = sum(_computed_bytes(x) for x in tensors)
@@ -236,8 +238,21 @@ def evaluator_memory_bytes(recipe: EvaluatorRecipe) -> int:
         of_kept = DEFAULT_ROUNDED_BYTES if recipe.has_bits else DEFAULT_MASK_BYTES
         made_anew = of_kept + sum(_computed_bytes(x) for x in tensors if is_packed(x))
     kept = default_cache_bytes(weights) if recipe.cache_bytes is None else recipe.cache_bytes
-    solved = 0 if recipe.model.reconstructed_on is None else DEFAULT_SOLVED_BYTES
+    solved = 0
+    if recipe.model.reconstructed_on is not None:
+        solved = DEFAULT_SOLVED_BYTES + max(solving_bytes(*shape) for shape in _solved_shapes(recipe.model.anatomy))
     return weights + made_anew + kept + solved + PROCESS_BYTES
+
+
+def _solved_shapes(anatomy: "ModelAnatomy") -> list[tuple[int, int]]:
+    """[D, A] of the projections out of all sub-layers."""
+    from pruning.anatomy.families import FAMILIES
+    from pruning.anatomy.tensor_roles import decoder_tensor
+
+    family = FAMILIES[anatomy.text_model_type]
+    names = {f"{name}.weight" for name in (family.attention_out, family.ffn_out)}
+    places = ((decoder_tensor(x.name), x.shape) for x in anatomy.tensors)
+    return [(shape[0], shape[1]) for place, shape in places if place is not None and place[1] in names]
 
 
 def _computed_bytes(tensor: "TensorSpec") -> int:

@@ -33,6 +33,7 @@ from storage.records import JobRecord
 if TYPE_CHECKING:
     from policy_model.progress import TrainingProgress
     from pruning.cutting.reconstruct_checkpoint import Reconstruction
+    from pruning.cutting.reconstruction import SolvedSite
     from pruning.planning.plan import PruningPlan
     from storage.records import ModelRecord
 
@@ -117,6 +118,7 @@ class JobRunner:
                     on_bytes=reading,
                     on_batch=_steps(reporter, "measuring activations"),
                     on_layer=_steps(reporter, "eliminating units"),
+                    on_warning=_logger.warning,
                 )
         return {"model": record.id, "fingerprint": record.anatomy.fingerprint}
 
@@ -133,6 +135,7 @@ class JobRunner:
                     name=name,
                     num_conversations=job.conversations,
                     on_batch=_steps(reporter, f"measuring {kind}"),
+                    on_warning=_logger.warning,
                 )
                 measured.append({"kind": record.kind, "calibration": record.calibration_id, "sha256": record.sha256})
         return {"model": job.model, "statistics": measured}
@@ -211,7 +214,8 @@ class JobRunner:
 
     def _apply(self, job: ApplyJob, reporter: JobReporter) -> dict[str, Any]:
         plan, model = self._planned(job)
-        return _written(model, plan, self._cut(job, plan, model, reporter))
+        out, solved = self._cut(job, plan, model, reporter)
+        return {**_written(model, plan, out), **solved}
 
     def _recover(self, job: RecoverJob, reporter: JobReporter) -> dict[str, Any]:
         """What an `apply` job of the same settings would write is written beside, and stays."""
@@ -231,23 +235,28 @@ class JobRunner:
                 if name is not None
             }
             data = split_for(job.recipe, loaded)
-            cut = self._cut(job, plan, model, reporter)
+            cut, solved = self._cut(job, plan, model, reporter)
             out = cut.with_name(recovered_name(cut.name, job))
             ears = ears_of(reporter)
             write_once(out, lambda: recover_folder(cut, dense, data, job.recipe, out, ears=ears), reporter)
-        return {**_written(model, plan, out), "recovery": outcome_in(out)}
+        return {**_written(model, plan, out), **solved, "recovery": outcome_in(out)}
 
     def _planned(self, job: CuttingJob) -> "tuple[PruningPlan, ModelRecord]":
         plan = self.repository.get_plan(job.plan).plan
         return plan, self.repository.get_model(plan.model.id)
 
-    def _cut(self, job: CuttingJob, plan: "PruningPlan", model: "ModelRecord", reporter: JobReporter) -> Path:
-        """The folder of the cut checkpoint, made if it is not there."""
+    def _cut(
+        self, job: CuttingJob, plan: "PruningPlan", model: "ModelRecord", reporter: JobReporter
+    ) -> tuple[Path, dict[str, Any]]:
+        """The folder of the cut checkpoint, made if it is not there, and what a result says of how it was solved:
+        nothing where that is not known, since it was there or is not solved."""
+        from lop.workflows.reconstructing import summary_of
         from pruning.cutting.prune_checkpoint import prune_checkpoint
         from pruning.planning.ranking import Ranking
 
         ranking = Ranking.from_bytes(self.repository.get_artifact(plan.ranking.sha256).content)
-        with self._reconstruction(job, Path(model.path), reporter) as (reconstruction, name):
+        sites: list[SolvedSite] = []
+        with self._reconstruction(job, Path(model.path), reporter, sites) as (reconstruction, name):
             out = self.outputs.resolve() / name
             self.outputs.mkdir(parents=True, exist_ok=True)
 
@@ -263,20 +272,27 @@ class JobRunner:
                 )
 
             write_once(out, cut, reporter)
-        return out
+        return out, {"reconstruction": summary_of(sites)} if sites else {}
 
     @contextmanager
     def _reconstruction(
-        self, job: CuttingJob, checkpoint: Path, reporter: JobReporter
+        self, job: CuttingJob, checkpoint: Path, reporter: JobReporter, sites: "list[SolvedSite]"
     ) -> "Iterator[tuple[Reconstruction | None, str]]":
-        """How to solve what is kept, and the name of the folder to write."""
+        """How to solve what is kept, and the name of the folder to write; `sites` are filled once all are solved."""
         from lop.workflows.reconstructing import reconstruction_on
+        from pruning.cutting.reconstruct_checkpoint import warnings_of
+
+        def on_solved(solved: "tuple[SolvedSite, ...]") -> None:
+            sites[:] = solved
+            for warning in warnings_of(solved):
+                _logger.warning(warning)
 
         if job.reconstruct is None:
             yield None, job.plan
             return
         with self._conversations(job.reconstruct, job.conversations) as (_, conversations):
-            found = reconstruction_on(checkpoint, conversations, on_batch=_steps(reporter, "solving"))
+            told = _steps(reporter, "solving")
+            found = reconstruction_on(checkpoint, conversations, on_batch=told, on_solved=on_solved)
             yield found, f"{job.plan}-{found.calibration_id[:12]}"
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.data.batches import Batch, BatchStream
+    from pruning.measuring.second_order import SecondOrderStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,11 @@ class StatisticsMeasurer:
         name: str,
         num_conversations: int | None = None,
         on_batch: Callable[[int, int], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> StatisticsRecord:
         """The statistics of `kind` on the first `num_conversations` (default: the kind's recipe), measured if need be.
 
-        `name` is the calibration set's; `on_batch(done, total)` is told of progress.
+        `name` is the calibration set's; `on_batch(done, total)` is told of progress, `on_warning` of too few tokens.
 
         Raises:
             FingerprintMismatchError: the checkpoint changed since it was registered.
@@ -101,7 +103,9 @@ class StatisticsMeasurer:
             statistics = measure_activations(Path(self._record.path), used, on_batch=on_batch)
         elif kind is StatisticsKind.SECOND_ORDER:
             weights = self._record.weights_sha256
-            statistics = measure_second_order(Path(self._record.path), weights, used, on_batch=on_batch)
+            statistics = measure_second_order(
+                Path(self._record.path), weights, used, on_batch=on_batch, on_warning=on_warning
+            )
         else:
             batches = self._batches(used, recipe.batch_size)
             try:
@@ -165,11 +169,12 @@ def measure_second_order(
     work: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> ModelStatistics:
     """The SECOND_ORDER statistics of the dense checkpoint in `folder`, one decoder layer in memory at a time.
 
     Its sums lie in the folder `work`, to be gone on with and used again. By default that is one of this checkpoint and
-    calibration set among the temporary files, which goes at the end.
+    calibration set among the temporary files, which goes at the end. `on_warning` is told of too few tokens.
 
     Raises:
         InputError: torch has no such device as LOP_TORCH_DEVICE says, there are no two conversations, `work` holds
@@ -177,6 +182,7 @@ def measure_second_order(
         CheckpointError, UnsupportedModelError, DatasetError: the checkpoint or the conversations cannot be used.
     """
     from pruning.forward.spill_folder import spill_folder
+    from pruning.measuring.second_order import MeasuredOn, SecondOrderStore
     from pruning.measuring.statistics import measure_elimination
 
     warn_of_dtype(folder)
@@ -192,9 +198,26 @@ def measure_second_order(
         on_batch=on_batch,
         on_layer=on_layer,
     )
+    if on_warning is not None:
+        store = SecondOrderStore(place, MeasuredOn(statistics.fingerprint, weights_sha256, used))
+        for warning in store_warnings(store):
+            on_warning(warning)
     if work is None:
         shutil.rmtree(place)
     return statistics
+
+
+def store_warnings(store: "SecondOrderStore") -> list[str]:
+    """What a user should know of the second-order products that were measured."""
+    short = store.few_tokens()
+    if short is None:
+        return []
+    tokens, inputs = short
+    return [
+        f"{tokens:,} calibration tokens for up to {inputs:,} inputs of a projection: without damping nothing could be "
+        "solved, with it rankings and scores are worse than they could be. Use more conversations: some ten tokens an "
+        "input"
+    ]
 
 
 def measure_input_squares(

@@ -32,8 +32,11 @@ def measure_products(
     conversations: Sequence[Conversation],
     *,
     on_batch: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> None:
     """Measure what this machine lacks of the products of the checkpoint in `folder`, one decoder layer in memory.
+
+    `on_warning` is told of too few tokens, also where nothing lacks: what will be solved is solved from them.
 
     Raises:
         InputError: torch has no such device as LOP_TORCH_DEVICE says, there are no two conversations, or a disk has no
@@ -41,17 +44,19 @@ def measure_products(
         CheckpointError, DatasetError: the checkpoint or the conversations cannot be used.
     """
     from lop.workflows.compute import compute_device, warn_of_dtype
-    from lop.workflows.measuring import streamed
+    from lop.workflows.measuring import store_warnings, streamed
     from pruning.forward.layer_source import CheckpointLayers
     from pruning.measuring.second_order import measure_second_order
 
     store = _store(fingerprint, weights_sha256, calibration_id(conversations))
     source = CheckpointLayers(folder, compute_device())
-    if store.is_whole(len(source.slots)):
-        return
-    warn_of_dtype(folder)
-    batches = streamed(folder, conversations)
-    measure_second_order(source, batches, store, num_rows=batches.num_rows, on_batch=on_batch)
+    if not store.is_whole(len(source.slots)):
+        warn_of_dtype(folder)
+        batches = streamed(folder, conversations)
+        measure_second_order(source, batches, store, num_rows=batches.num_rows, on_batch=on_batch)
+    if on_warning is not None:
+        for warning in store_warnings(store):
+            on_warning(warning)
 
 
 def solver_of(model: ModelRecord) -> "SolvedOutputs | None":

@@ -59,19 +59,6 @@ def _on_data(folder: Path, conversations: Sequence[Conversation]) -> "tuple[Batc
     return streamed(folder, conversations), calibration_id(conversations), compute_device()
 
 
-def warnings_of(sites: "Sequence[SolvedSite]") -> list[str]:
-    """What a user should know of how projections were solved."""
-    short = [site for site in sites if site.tokens < site.inputs]
-    if not short:
-        return []
-    widest = max(site.inputs for site in short)
-    return [
-        f"{short[0].tokens:,} calibration tokens for up to {widest:,} inputs of a projection: without damping nothing "
-        f"could be solved, with it {len(short)} of {len(sites)} projections gain less than they could. Use more "
-        "conversations: some ten tokens an input"
-    ]
-
-
 def summary_of(sites: "Sequence[SolvedSite]") -> dict[str, Any]:
     """For JSON: how many projections were solved, from how many tokens, and what they lose of their outputs, in the
     mean over them and on tokens that were held out."""

@@ -47,6 +47,7 @@ def register_model(
     on_bytes: Progress | None = None,
     on_batch: Progress | None = None,
     on_layer: Progress | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> ModelRecord:
     """Rank channels and KV groups of the checkpoint in `folder` on `conversations` and register it as `model_id`.
 
@@ -56,6 +57,7 @@ def register_model(
     elimination `on_layer(done, total)`, whose sums lie in `work` (`measure_second_order`). Registering an equal model
     again measures nothing. With `reconstructs`, samples, predictors and plans are of models whose projections out of
     what is cut are solved anew on the conversations, and this machine keeps the products for it (`products_folder`).
+    `on_warning` is told where second-order products are of fewer tokens than a projection has inputs.
 
     Raises:
         CheckpointError, UnsupportedModelError, DatasetError: before anything is stored.
@@ -82,7 +84,7 @@ def register_model(
         candidate.check_not_ranked_otherwise(repository, origin)
         work = products_folder(candidate.weights_sha256, used)
         of = (candidate.anatomy.fingerprint, candidate.weights_sha256)
-        measure_products(candidate.folder, *of, conversations, on_batch=on_batch)
+        measure_products(candidate.folder, *of, conversations, on_batch=on_batch, on_warning=on_warning)
     stored = find_statistics(repository, model_id, kind, used)
     if stored is not None:
         if candidate.taken is not None and candidate.taken.ranking_origin is not None:
@@ -98,6 +100,7 @@ def register_model(
             work=work,
             on_batch=on_batch,
             on_layer=on_layer,
+            on_warning=None if reconstructs else on_warning,  # of the same products it was told above
         )
     else:
         statistics = measure_activations(candidate.folder, conversations, on_batch=on_batch)

@@ -17,7 +17,7 @@ from pruning.anatomy.layer_config import recorded_architecture
 from pruning.arrays import FloatArray
 from pruning.checkpoints.anatomy_reader import load_config, read_anatomy
 from pruning.cutting.rewriting.blocks import Block, Part, language_blocks
-from pruning.cutting.rewriting.damped_sweep import few_tokens
+from pruning.cutting.rewriting.damped_sweep import UNCHOSEN, few_tokens, unchosen
 from pruning.cutting.rewriting.planned_densities import planned_densities
 from pruning.cutting.rewriting.sparsifier import LocalStep, StepInputs
 from pruning.cutting.rewriting.sparsify_checkpoint import (
@@ -66,6 +66,12 @@ def asked_sparsity(
 
     Raises InputError for options that contradict each other, or a density or a pattern that is none.
     """
+    if ratios is Ratios.OWL and modules is Modules.VISION:
+        raise InputError(
+            "OWL says nothing of vision layers: all of them would keep one share",
+            values=f"--ratios {ratios} --modules {modules}",
+            remedy="Choose --ratios uniform or ecoflap, or --modules language or all",
+        )
     settings = _settings(ratios, seed, scored_tokens)
     if (density is None) == (pattern is None):
         raise InputError(
@@ -211,11 +217,18 @@ def owl_densities(blocks: Sequence[Block], outlier_ratio: FloatArray, density: f
 
 def warnings_of(notes: "Mapping[str, Mapping[str, Any]]") -> list[str]:
     """What a user should know of how weights were found, from the notes on projections."""
-    short = few_tokens(notes)
-    if short is None:
-        return []
-    tokens, inputs = short
-    return [
-        f"{tokens:,} calibration tokens for up to {inputs:,} inputs of a projection: without damping nothing could be "
-        "solved, with it weights make up for less than they could. Use more conversations: some ten tokens an input"
-    ]
+    found = []
+    if (short := few_tokens(notes)) is not None:
+        tokens, inputs = short
+        found.append(
+            f"{tokens:,} calibration tokens for up to {inputs:,} inputs of a projection: without damping nothing could "
+            "be solved, with it weights make up for less than they could. Use more conversations: some ten tokens an "
+            "input"
+        )
+    if number := unchosen(notes):
+        found.append(
+            f"of {number} of {len(notes)} projections nothing was held out to choose their damping by: it is "
+            f"{UNCHOSEN:g}, as set by hand. Use more conversations: of the decoder every fifth is held out, the second "
+            "one first, of a vision tower every fifth batch, the second one first"
+        )
+    return found

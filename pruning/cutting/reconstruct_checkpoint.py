@@ -1,6 +1,6 @@
 """Reconstruction from files to files: what `prune_checkpoint` is to be told, and the passes over a model's layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -75,6 +75,19 @@ class Reconstruction:
             )
         if self.on_solved is not None:
             self.on_solved(solved_sites(ranking, architecture, solved))
+
+
+def warnings_of(sites: Sequence[SolvedSite]) -> list[str]:
+    """What a user should know of how projections were solved."""
+    short = [site for site in sites if site.tokens < site.inputs]
+    if not short:
+        return []
+    widest = max(site.inputs for site in short)
+    return [
+        f"{short[0].tokens:,} calibration tokens for up to {widest:,} inputs of a projection: without damping nothing "
+        f"could be solved, with it {len(short)} of {len(sites)} projections gain less than they could. Use more "
+        "conversations: some ten tokens an input"
+    ]
 
 
 def solved_sites(ranking: Ranking, architecture: Architecture, solved: SolvedLayers) -> tuple[SolvedSite, ...]:

@@ -11,8 +11,8 @@ damped as reconstruction damps it (`pruning.cutting.least_squares`), relative to
 The cost, for A channels of a projection with D outputs: what the going of a block of channels changes in W and P is
 applied as two matrix products, which leaves the order as it is. Together A^2 (A / 3 + D / 2) multiply-adds, as P and W
 shrink, and one pass over W a channel. 1,536 channels of 576 outputs take 4.4 s on one core. For 11,008 channels of
-4,096 outputs (7B) that formula says 0.7 T multiply-adds and 2 TB read from memory a layer: some minutes on two cores,
-in about 4 GB.
+4,096 outputs (7B) that formula says 0.7 T multiply-adds and 2 TB read from memory a layer: some minutes on two cores.
+Memory is about 40 A^2 bytes, H with them: 5 GB.
 
 Letters: D outputs, A inputs, G groups.
 """

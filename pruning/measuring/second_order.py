@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from pruning.anatomy.families import family_of
@@ -86,6 +86,23 @@ class SecondOrderStore:
     def is_whole(self, num_layers: int) -> bool:
         """Whether every layer is measured."""
         return all(self.has(layer) for layer in range(num_layers))
+
+    def few_tokens(self) -> tuple[int, int] | None:
+        """Tokens, and the most inputs of a projection that has more inputs than that: without damping its H would be
+        singular. None: no projection that is measured has. Reads no H.
+
+        Raises CheckpointError if a file is damaged.
+        """
+        short: list[tuple[int, int]] = []
+        for path in sorted(self.folder.glob("layer-?????.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for role in self.roles:
+                        inputs = int(file.get_slice(f"{role}.products").get_shape()[0])
+                        short.append((int(file.get_tensor(f"{role}.tokens").sum()), inputs))
+            except (OSError, SafetensorError) as error:
+                raise self._damaged(path, str(error)) from error
+        return max(((tokens, inputs) for tokens, inputs in short if tokens < inputs), key=lambda x: x[1], default=None)
 
     def put(self, layer: int, products: Mapping[InputRole, InputProducts]) -> None:
         """Store those of one layer; raises InputError if the disk has no room."""

@@ -23,6 +23,12 @@ DEFAULT_SOLVED_BYTES = 2**30
 """Of solved weights that are kept: all that a search of SmolLM2-135M asks for (.5 GB in float32)."""
 
 
+def solving_bytes(outputs: int, inputs: int) -> int:
+    """What solving takes beside the solved weights, at most, of a projection with D `outputs` and A `inputs`: its H,
+    8 A^2, and 24 K^2 + 32 D K in float64 (`pruning.cutting.least_squares`), with nearly all inputs kept."""
+    return 8 * inputs**2 + 24 * inputs**2 + 32 * outputs * inputs
+
+
 class ProductSource(Protocol):
     """Where the H of projections are (`pruning.measuring.second_order.SecondOrderStore`)."""
 

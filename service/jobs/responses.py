@@ -100,6 +100,17 @@ class RecoveryOutcome(BaseModel):
     interval: tuple[float, float] = Field(description="90%, of the percent after.")
 
 
+class ReconstructionOutcome(BaseModel):
+    """How the projections out of what was cut were solved, on the job's own data."""
+
+    projections: int = Field(description="That were solved.")
+    tokens: int = Field(description="That each was solved from.")
+    lost_output: float = Field(description="Share of their outputs, the mean over them, on tokens held out.")
+    lost_output_without: float = Field(description="The same, had they been cut alone.")
+    damping: tuple[float, float] | None = Field(description="Least and most; null where all stay as they were cut.")
+    left_as_cut: int = Field(description="Projections that no damping made better.")
+
+
 class WrittenFile(BaseModel):
     """A file of a checkpoint that a job wrote."""
 
@@ -125,6 +136,7 @@ class JobResult(BaseModel):
     plan: str | None = _optional("apply, recover: id of the plan.")
     folder: str | None = _optional("apply, recover: name of the checkpoint's folder, in the worker's output folder.")
     files: list[WrittenFile] | None = _optional("apply, recover: what is in that folder.")
+    reconstruction: ReconstructionOutcome | None = _optional("apply, recover: how it was solved, by the job that did.")
     recovery: RecoveryOutcome | None = _optional("recover: what the training gave.")
 
 

@@ -378,27 +378,40 @@ def test_joint_plans_are_compared_where_both_kinds_have_one() -> None:
     found = summary_of(joint_figures(rows))
     assert found["reference"] == {
         "joint_vs_bits_only": 1.0,
+        "joint_vs_bits_only_all": pytest.approx(1.5**0.5),
         "joint_vs_bits_only_worst": pytest.approx(1.5),
         "joint_shares_vs_bits_only": 1,
         "joint_trivial_vs_bits_only": 1,
         "joint_vs_prune_then_quantise": pytest.approx((0.15 * 0.2 * 1.0) ** (1 / 3)),
+        "joint_vs_prune_then_quantise_all": pytest.approx((0.15 * 0.2 * 1.0) ** (1 / 3)),
         "joint_vs_prune_then_quantise_worst": 1.0,
         "joint_shares_vs_prune_then_quantise": 3,
         "joint_trivial_vs_prune_then_quantise": 0,
         "joint_vs_units_only": None,
+        "joint_vs_units_only_all": None,
         "joint_vs_units_only_worst": None,
         "joint_shares_vs_units_only": 0,
         "joint_trivial_vs_units_only": 0,
         "joint_alone_vs_bits_only": pytest.approx(0.9),
+        "joint_alone_vs_bits_only_all": pytest.approx(0.9),
         "joint_alone_vs_bits_only_worst": pytest.approx(0.9),
+        "joint_alone_vs_prune_then_quantise": pytest.approx(0.18),
+        "joint_alone_vs_prune_then_quantise_all": pytest.approx(0.18),
+        "joint_alone_vs_prune_then_quantise_worst": pytest.approx(0.18),
+        "joint_alone_vs_units_only": None,
+        "joint_alone_vs_units_only_all": None,
+        "joint_alone_vs_units_only_worst": None,
         "joint_additive_vs_bits_only": pytest.approx(2.0),
+        "joint_additive_vs_bits_only_all": pytest.approx(2.0),
         "joint_additive_vs_bits_only_worst": pytest.approx(2.0),
     }
     trivial = [{**x, "model": "smollm2", "kl": 1e-4} for x in rows]
     both = summary_of(joint_figures([*rows, *trivial]))
-    assert both["joint_vs_bits_only"] == 1.0  # of the reference alone
+    # A model on which nothing counts is not left out of the bar unseen: its mean over all is there.
+    assert both["joint_vs_bits_only"] is None
+    assert both["holds"]["joint_vs_bits_only_at_most_1"] is False
     assert (both["joint_shares_vs_bits_only"], both["joint_trivial_vs_bits_only"]) == (0, 2)
-    assert "joint_vs_bits_only" not in both["smollm2"]
+    assert (both["smollm2"]["joint_vs_bits_only"], both["smollm2"]["joint_vs_bits_only_all"]) == (None, 1.0)
     assert found["joint_vs_units_only"] is None
     assert [name for name, holds in found["holds"].items() if not holds] == ["joint_vs_bits_only_worst_at_most_1"]
     assert len(found["holds"]) == 3

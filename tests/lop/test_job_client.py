@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from storage.data_store import open_store
 from storage.records import KeyScope
 from storage.sql_repository import SqlRepository
 from tests.lop.app_transport import AppTransport
+from tests.tiny_models import save_tiny_checkpoint
 
 QUICK: dict[str, Any] = {"evaluations": 6, "num_levels": 6, "conversations": 4}
 
@@ -171,16 +173,48 @@ def test_a_model_is_registered_and_cut_with_reconstruction(
     of = {"kind": "register", "model": "solved", "folder": "model", "criterion": "elimination", "reconstruct": True}
     with pytest.raises(InputError, match="need a dataset"):
         client.submit(of)
-    client.submit({**of, "dataset": dataset})
+    registered = client.submit({**of, "dataset": dataset})
     assert work() == 1
+    assert not [line for line in client.job(registered.id).document["log"] if "without damping" in line]
     plan = client.plan(model="solved", sparsity=0.4, method="uniform")
     assert plan.reconstructs
     with pytest.raises(InputError, match="is applied with a data set"):
         client.submit({"kind": "apply", "plan": plan.plan_id})
     apply = client.submit({"kind": "apply", "plan": plan.plan_id, "reconstruct": dataset})
     assert work() == 1
-    written = tmp_path / "output" / apply.wait()["folder"]
+    result = apply.wait()
+    written = tmp_path / "output" / result["folder"]
     assert json.loads((written / "lop_plan.json").read_text())["recovery"][0]["kind"] == "reconstruction"
+    found = result["reconstruction"]
+    assert found["projections"] > 0
+    assert 0 < found["lost_output"] < found["lost_output_without"]
+    # What is there already is not solved again, and how it was is not known then.
+    again = client.submit({"kind": "apply", "plan": plan.plan_id, "reconstruct": dataset})
+    assert work() == 1
+    assert again.wait() == {name: value for name, value in result.items() if name != "reconstruction"}
+
+
+def test_jobs_say_that_there_are_fewer_tokens_than_inputs(
+    client: lop.Client, data: Path, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOP_SECOND_ORDER", str(tmp_path / "second-order"))
+    save_tiny_checkpoint(tmp_path / "wide", ffn_width=128)
+    store = open_store(str(tmp_path / "store"))
+    runner = JobRunner(repository, store, roots=(tmp_path,), outputs=tmp_path / "output")
+    work = partial(run_worker, repository, runner, options=WorkerOptions(once=True))
+    dataset = client.upload(data, conversations=2)["id"]
+    of: dict[str, Any] = {"kind": "register", "model": "solved", "folder": "wide", "dataset": dataset}
+    jobs = [client.submit({**of, "reconstruct": True})]
+    assert work() == 1
+    jobs += [client.submit({"kind": "measure", "model": "solved", "dataset": dataset, "statistics": ["second-order"]})]
+    plan = client.plan(model="solved", sparsity=0.1, method="uniform")
+    jobs += [client.submit({"kind": "apply", "plan": plan.plan_id, "reconstruct": dataset})]
+    assert work() == 2
+    for job in jobs:
+        job.wait()
+        (said,) = [line for line in client.job(job.id).document["log"] if "without damping nothing could be" in line]
+        assert said.startswith("WARNING")
+    assert jobs[2].wait()["reconstruction"]["damping"] is not None
 
 
 def test_a_model_is_cut_and_recovered(

@@ -16,7 +16,7 @@ DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _FIRST_TRIED = 2
 
 UNCHOSEN = 0.1
-"""d where no tokens are held out."""
+"""d where no tokens are held out: set by hand, amid what is chosen from, and told (`unchosen`)."""
 
 Sweep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """New weights [D, A] of weights [D, A] and the factor U [A, A]."""
@@ -61,6 +61,11 @@ def few_tokens(notes: Mapping[str, Mapping[str, Any]]) -> tuple[int, int] | None
         return None
     worst = max(short, key=lambda note: int(note["inputs"]))
     return int(worst["tokens"]), int(worst["inputs"])
+
+
+def unchosen(notes: Mapping[str, Mapping[str, Any]]) -> int:
+    """Of how many projections, by the notes on them, no damping could be chosen, so that it is `UNCHOSEN`."""
+    return sum("damping" in note and note["lost_output"] is None for note in notes.values())
 
 
 def _swept(

@@ -51,7 +51,7 @@ class Pattern:
             raise InputError(
                 f"the pattern {self} needs inputs in whole groups of {self.of}",
                 values=f"{name} has {inputs:,} inputs",
-                remedy="Choose an M that divides them, or --density without a pattern",
+                remedy="Choose an M that divides them, or --sparsity without a pattern",
             )
 
 

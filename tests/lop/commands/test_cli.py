@@ -13,6 +13,7 @@ from pruning.allocators.methods import Method
 from pruning.data.conversations import calibration_id, load_conversations
 from storage.contract import Repository
 from storage.sql_repository import open_repository
+from tests.tiny_models import save_tiny_checkpoint
 from values.cross_validation import CrossValidation
 from values.unseen import UnseenPoint
 
@@ -134,6 +135,25 @@ def test_a_model_without_data(run: Run, checkpoint: Path, data: Path, tmp_path: 
     assert code == 0, err
     code, out, _ = run("plan", "-m", "bare", "-s", 0.4, "--method", "flap", "--json", database=url)
     assert json.loads(out)["method"] == "flap"
+
+
+def test_fewer_tokens_than_inputs_are_warned_of(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOP_SECOND_ORDER", str(tmp_path / "second-order"))
+    folder = save_tiny_checkpoint(tmp_path / "wide", ffn_width=128)
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    said = "for up to 128 inputs of a projection: without damping nothing could be solved"
+    few = ("--data", data, "--conversations", 2)
+    for name, *options in (("e", "--criterion", "elimination"), ("r", "--reconstruct"), ("n",)):
+        code, _, err = run("model", "add", name, folder, *few, *options, database=url)
+        assert code == 0, err
+        assert err.count(said) == bool(options)
+    both = ("--criterion", "elimination", "--reconstruct")
+    code, _, err = run("model", "add", "b", folder, *few, *both, database=url)
+    assert (code, err.count(said)) == (0, 1)
+    code, _, err = run("model", "measure", "n", *few, "--kind", "second-order", database=url)
+    assert (code, err.count(said)) == (0, 1)
 
 
 def test_a_budget_with_a_device(run: Run, repository: Repository, tmp_path: Path) -> None:

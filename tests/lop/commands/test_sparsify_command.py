@@ -66,12 +66,29 @@ def test_the_whole_of_it(
     assert "Use more conversations" in printed.err
 
 
+def test_a_damping_that_could_not_be_chosen_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two conversations are one batch, so nothing of the vision tower is held out; of the decoder the second one is."""
+    data = write_conversations(tmp_path / "data", 2)
+    words = (checkpoint, "-d", data, "-s", 0.5, "--method", "sparsegpt")
+    told = {}
+    for modules, options in {"language": (), "all": (), "one": ("--conversations", 1)}.items():
+        place = ("--out", tmp_path / modules, "--modules", modules.replace("one", "language"))
+        assert lop(monkeypatch, *words, *place, *options) == 0
+        told[modules] = [line for line in capsys.readouterr().err.splitlines() if "their damping" in line]
+    assert told["language"] == []
+    assert "of 12 of 40 projections nothing was held out to choose their damping by: it is 0.1" in told["all"][0]
+    assert "of 28 of 28 projections" in told["one"][0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ((), "neither a sparsity nor a pattern"),
         (("-s", 0.5, "--pattern", "2:4"), "a sparsity and a pattern"),
         (("--pattern", "2:4", "--ratios", "owl"), "with a pattern all layers have the same density"),
+        (("-s", 0.5, "--ratios", "owl", "--modules", "vision"), "OWL says nothing of vision layers"),
         (("-s", 0.5, "--score-tokens", 8), "--score-tokens 8 --ratios uniform"),
         (("-s", 1.0), "a sparsity is at least 0 and below 1"),
         (("-s", 0.5, "--method", "magic"), "Known are wanda, sparsegpt"),

@@ -20,7 +20,9 @@ from pruning.anatomy.architecture import DENSE
 from pruning.data.conversations import load_conversations
 from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError, MissingExtraError
 from pruning.measuring.rounded_weights import DEFAULT_ROUNDED_BYTES
+from pruning.measuring.solved_outputs import DEFAULT_SOLVED_BYTES
 from storage.contract import Repository
+from storage.records import RankingOrigin
 from tests.tiny_models import write_conversations
 
 
@@ -83,6 +85,15 @@ def test_rounded_weights_take_memory_too(recipe: EvaluatorRecipe) -> None:
     assert len(projections) == 7 * recipe.model.anatomy.num_layers
     of_all = sum(tensor.nbytes for tensor in projections)
     assert evaluator_memory_bytes(rounding) - without == DEFAULT_ROUNDED_BYTES + of_all
+
+
+def test_solving_takes_memory_too(recipe: EvaluatorRecipe) -> None:
+    """Beside what is kept, H of the widest projection and its solve, with nearly all of its inputs kept."""
+    origin = RankingOrigin("activations", "a" * 64, reconstructs=True)
+    model = dataclasses.replace(recipe.model, ranking_origin=origin)
+    outputs, inputs = recipe.model.anatomy.hidden_size, max(x.ffn_width for x in recipe.model.anatomy.layers)
+    more = evaluator_memory_bytes(dataclasses.replace(recipe, model=model)) - evaluator_memory_bytes(recipe)
+    assert more == DEFAULT_SOLVED_BYTES + 32 * inputs * (inputs + outputs)
 
 
 def test_options_of_ray_are_refused_without_it() -> None:

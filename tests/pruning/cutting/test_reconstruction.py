@@ -264,3 +264,13 @@ def test_a_file_and_the_models_own_processor_will_do(checkpoint: Path, tmp_path:
     reconstruct_and_cut(other, plan, ranking, load_conversations(data), load_processor(checkpoint))
     assert torch.equal(next_token_logits(model), next_token_logits(other))
     assert all(parameter.requires_grad for parameter in model.parameters())  # to be trained on
+
+
+def test_too_few_tokens_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "model", ffn_width=128)
+    anatomy = read_anatomy(checkpoint)
+    ranking = random_ranking(anatomy)
+    plan = plan_for(anatomy, ranking, [128, 120, 128, 128], [2, 2, 1, 2])
+    lop.apply_plan(load_model(checkpoint), plan, ranking, reconstruct=write_conversations(tmp_path / "data", 2))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "lop.applying"]
+    assert "for up to 120 inputs of a projection: without damping nothing could be solved" in said

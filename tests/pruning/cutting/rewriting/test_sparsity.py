@@ -109,5 +109,5 @@ def test_patterns() -> None:
     for wrong in ("4:2", "0:4", "2/4", "2:2"):
         with pytest.raises(InputError, match="N:M"):
             Pattern.parse(wrong)
-    with pytest.raises(InputError, match=r"whole groups of 4 .*down has 10 inputs"):
+    with pytest.raises(InputError, match=r"whole groups of 4 .*down has 10 inputs.*or --sparsity without"):
         Pattern(2, 4).check("down", 10)
