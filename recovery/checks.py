@@ -1,5 +1,6 @@
 """Whether checkpoint, teacher and recipe belong together, before anything is loaded or cut."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,8 @@ from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config, read_anatomy
 from pruning.checkpoints.loading import PLAN_NAME
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from pruning.data.conversations import Conversation
+from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
 from pruning.missing_packages import is_installed, missing_extra
 from pruning.planning.plan import PruningPlan
 from recovery.layer_map import matched_layers
@@ -92,6 +94,16 @@ def completed_for(recipe: Recipe, teacher: Path) -> Recipe:
         raise missing_extra("recover", "LoRA needs peft, which is not installed")
     matched_layers(recipe.hidden_layers, int(text.num_hidden_layers), ())
     return completed
+
+
+def check_trains_something(recipe: Recipe, train: Sequence[Conversation]) -> None:
+    """Raises DatasetError if only the projector is to be trained, and no conversation has a picture."""
+    if recipe.mode is Mode.PROJECTOR and all(conversation.image is None for conversation in train):
+        raise DatasetError(
+            "a projector is trained on conversations about pictures",
+            values=f"none of the {len(train)} conversations to train on has one",
+            remedy="Give some with pictures, or use --mode lora or full",
+        )
 
 
 def no_projector(model_type: str) -> InputError:

@@ -16,7 +16,7 @@ from lop.workflows.recovering import recover_folder, recovery_data
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.check_pruned import check_pruned
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
 from recovery import losses, training
 from recovery import teacher as teacher_module
 from recovery.judged_training import training_batches
@@ -98,21 +98,34 @@ def test_killed_and_run_again_it_ends_bit_equal(
     check_trained_alike(report, killed, whole, cut)
 
 
-@pytest.mark.parametrize("pictures", [0, 6])
-def test_killed_where_few_steps_need_the_projector(
-    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: int
-) -> None:
+def with_pictures(cut: Cut, count: int) -> Path:
+    """The conversations, of which only the first `count` keep their pictures."""
     items = json.loads(cut.data.read_text())
-    for item in items[pictures:]:
+    for item in items[count:]:
         item.pop("image", None)
         item["conversations"][0]["value"] = item["conversations"][0]["value"].removeprefix("<image>\n")
-    conversations = cut.data.with_name(f"pictures-{pictures}.json")
+    conversations = cut.data.with_name(f"pictures-{count}.json")
     conversations.write_text(json.dumps(items))
+    return conversations
+
+
+@pytest.mark.parametrize(("mode", "pictures"), [("full", 0), ("full", 6), ("projector", 6)])
+def test_killed_where_few_steps_need_the_projector(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, pictures: int
+) -> None:
+    conversations = with_pictures(cut, pictures)
     changes: dict[str, Any] = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
+    changes["mode"] = mode
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, **changes)
     report = run_killed(cut, killed, monkeypatch, **changes)
     check_trained_alike(report, killed, whole, cut)
+
+
+def test_a_projector_is_not_trained_without_pictures(cut: Cut, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"conversations about pictures.*none of the 14 .*--mode lora or full"):
+        run(cut, tmp_path / "out", mode="projector", conversations=with_pictures(cut, 0))
+    assert not (tmp_path / "out").exists()
 
 
 def check_trained_alike(report: dict[str, Any], killed: Path, whole: Path, cut: Cut) -> None:
