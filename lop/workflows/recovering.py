@@ -90,7 +90,7 @@ def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":
     from recovery.kinds import read_kinds
 
     found = [kinds for path, conversations in named if (kinds := read_kinds(path, conversations)) is not None]
-    return None if not found else type(found[0])({key: x for kinds in found for key, x in kinds.of.items()})
+    return None if not found else type(found[0])({conversation: x for kinds in found for conversation, x in kinds.of.items()})
 
 
 def recover_folder(
