@@ -28,7 +28,7 @@ def recovery_data(
 
     Without a file to decide by, a part of the training conversations is kept back for that, before a share is taken.
 
-    Raises DatasetError if a file cannot be used, one conversation is in two parts, or there is nothing to train on them.
+    Raises DatasetError if a file cannot be used, one conversation is in two parts, or nothing could be trained on them.
     """
     from pruning.data.conversations import load_conversations
 
@@ -87,10 +87,10 @@ def _note_few(deciding: "list[Conversation]", on_note: Callable[[str], None]) ->
 
 
 def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":
-    from recovery.kinds import read_kinds
+    from recovery.kinds import Kinds, read_kinds
 
     found = [kinds for path, conversations in named if (kinds := read_kinds(path, conversations)) is not None]
-    return None if not found else type(found[0])({conversation: x for kinds in found for conversation, x in kinds.of.items()})
+    return Kinds({conversation: own for kinds in found for conversation, own in kinds.of.items()}) if found else None
 
 
 def recover_folder(

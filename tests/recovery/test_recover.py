@@ -16,7 +16,7 @@ from lop.workflows.recovering import recover_folder, recovery_data
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.check_pruned import check_pruned
-from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
+from pruning.errors import DatasetError
 from recovery import losses, training
 from recovery import teacher as teacher_module
 from recovery.judged_training import training_batches
@@ -27,7 +27,6 @@ from recovery.recover import Ears, state_folder
 from recovery.scores import AnswerScores
 from recovery.training import Watcher
 from tests.recovery.conftest import Cut
-from tests.tiny_models import save_tiny_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "mode": "full",
@@ -295,23 +294,3 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(
     assert 0 < report["best_step"] <= report["steps"] < report["of_steps"]
     assert report["written"] == "recovered"
     assert all(bool(torch.isfinite(p).all()) for p in load_model(tmp_path / "out").parameters())
-
-
-def test_what_is_refused(cut: Cut, tmp_path: Path) -> None:
-    recipe = Recipe.of(**SETTINGS)
-    data = recovery_data(cut.data, recipe=recipe)
-    with pytest.raises(CheckpointError, match="what is recovered is a pruned checkpoint"):
-        recover_folder(cut.dense, cut.dense, data, recipe, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="the teacher is the dense model"):
-        recover_folder(cut.pruned, cut.pruned, data, recipe, tmp_path / "out")
-    other = save_tiny_checkpoint(tmp_path / "other", "llava-mistral")
-    with pytest.raises(FingerprintMismatchError, match="one model_type"):
-        recover_folder(cut.pruned, other, data, recipe, tmp_path / "out")
-    quantised = shutil.copytree(cut.pruned, tmp_path / "quantised")
-    config = json.loads((quantised / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(InputError, match="gptq"):
-        recover_folder(quantised, cut.dense, data, recipe, tmp_path / "out")
-    with pytest.raises(InputError, match=r"numbered 0\.\.3"):
-        run(cut, tmp_path / "out", hidden_layers=(9,))
-    assert not (tmp_path / "out").exists()
