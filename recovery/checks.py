@@ -113,7 +113,7 @@ def check_trains_something(recipe: Recipe, train: Sequence[Conversation]) -> Non
         raise DatasetError(
             "a projector is trained on conversations about pictures",
             values=f"none of the {len(train)} conversations to train on has one",
-            remedy="Give some with pictures, or use --mode lora or full",
+            remedy="Use --mode lora or full, or, of a model that sees, give some with pictures",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lop
 from lop.workflows.recovering import recover_folder, recovery_data
@@ -122,7 +123,7 @@ def test_killed_where_few_steps_need_the_projector(
 
 
 def test_a_projector_is_not_trained_without_pictures(cut: Cut, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"conversations about pictures.*none of the 14 .*--mode lora or full"):
+    with pytest.raises(DatasetError, match=r"conversations about pictures.*none of the 14 .*Use --mode lora or full"):
         run(cut, tmp_path / "out", mode="projector", conversations=with_pictures(cut, 0))
     assert not (tmp_path / "out").exists()
 
@@ -228,6 +229,28 @@ def test_the_room_on_disk_is_shared_by_the_processes_of_a_machine(
     assert kept("one", enough_for_one, 1) == []
     (both,) = kept("both", enough_for_one, 2)
     assert "in each of 2 processes" in both
+
+
+def test_the_bound_of_what_is_kept_on_disk(cut: Cut, tmp_path: Path) -> None:
+    model, recipe = load_model(cut.dense), Recipe.of(**SETTINGS)
+    batches = training_batches(recovery_data(cut.data, recipe=recipe).train, load_processor(cut.dense), recipe).own
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    answers = sum(span.stop - span.start for batch in batches for span in batch.spans)
+    needed = (tokens + answers) * 32 * 4  # float32 states of width 32
+
+    def kept(cache_bytes: int) -> tuple[list[str], int, bool]:
+        notes: list[str] = []
+        folder = tmp_path / str(cache_bytes)
+        teacher = teacher_module.Teacher(
+            model, batches, recipe, folder=folder, cache_bytes=cache_bytes, on_note=notes.append
+        )
+        files = [load_file(path) for path in folder.glob("*.safetensors")]
+        return notes, sum(x.numel() * x.element_size() for file in files for x in file.values()), teacher.holds_model
+
+    assert kept(needed) == ([], needed, False)
+    (note,), size, holds_model = kept(needed - 1)
+    assert (size, holds_model) == (0, True)
+    assert f"they take {needed:,} bytes, and {needed - 1:,} are allowed" in note
 
 
 def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
