@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.data.conversations import Conversation, read_items
+from pruning.data.conversations import EACH_KIND, KINDS_OF_ALL, Conversation, read_items
 
 UNNAMED = "other"
-_OF_ALL = ("kind", "category")
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def read_kinds(path: Path, conversations: Sequence[Conversation]) -> Kinds | Non
 
 
 def _kinds_of(item: dict[str, Any], num_turns: int) -> tuple[str, ...]:
-    each = item.get("kinds")
+    each = item.get(EACH_KIND)
     if isinstance(each, list) and len(each) == num_turns and all(isinstance(x, str) for x in each):
         return tuple(each)
-    of_all = next((item[name] for name in _OF_ALL if isinstance(item.get(name), str)), None)
+    of_all = next((item[name] for name in KINDS_OF_ALL if isinstance(item.get(name), str)), None)
     return () if of_all is None else (of_all,) * num_turns
