@@ -8,8 +8,9 @@ import torch
 
 from pruning.data.batches import BatchStream
 from pruning.data.conversations import Conversation
+from pruning.data.remade_inputs import PictureRoom
 from recovery.checks import check_trains_something
-from recovery.judging import Judge
+from recovery.judging import PICTURE_BYTES, Judge
 from recovery.passes import Passes
 from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
@@ -50,7 +51,11 @@ def training_batches(
     """
     check_trains_something(recipe, ordered)
     stream = BatchStream(ordered, processor, batch_size=_ROWS, max_tokens=recipe.batch_tokens)
-    shares = list(stream.shares(processes.number, processes.count))
+    room = PictureRoom(PICTURE_BYTES)
+    # Of pairs nothing is left but what there is room for: a large part's pictures would fill the memory.
+    shares = [
+        None if share is None else room.held(*share) for share in stream.shares(processes.number, processes.count)
+    ]
     numbers = [number for number, share in enumerate(shares) if share is not None]
     return TrainingBatches([share for share in shares if share is not None], numbers, len(shares))
 

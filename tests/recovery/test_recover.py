@@ -1,8 +1,10 @@
 """Recovery of a tiny cut model: what is written, killed runs, starts that nothing beats, what is refused."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +19,13 @@ from lop.workflows.recovering import recover_folder, recovery_data
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.check_pruned import check_pruned
+from pruning.data import batches as batches_module
+from pruning.data.batches import Batch
 from pruning.errors import DatasetError
 from recovery import losses, training
 from recovery import teacher as teacher_module
 from recovery.judged_training import training_batches
-from recovery.judging import Judge
+from recovery.judging import Judge, part_of, rough_length
 from recovery.passes import Passes
 from recovery.recipe import Recipe
 from recovery.recover import Ears, state_folder
@@ -251,6 +255,37 @@ def test_the_bound_of_what_is_kept_on_disk(cut: Cut, tmp_path: Path) -> None:
     (note,), size, holds_model = kept(needed - 1)
     assert (size, holds_model) == (0, True)
     assert f"they take {needed:,} bytes, and {needed - 1:,} are allowed" in note
+
+
+def test_pictures_beyond_a_bound_are_not_in_memory_and_made_again(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, own = Recipe.of(**SETTINGS), batches_module._make_batch
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*arguments: Any) -> Batch:
+        batch = own(*arguments)
+        if "pixel_values" in batch.inputs:
+            made.append(weakref.ref(batch.inputs["pixel_values"]))
+        return batch
+
+    monkeypatch.setattr(batches_module, "_make_batch", watched)
+    run(cut, tmp_path / "whole")
+    picture, bound = 3 * 32 * 32 * 4, 8 * 3 * 32 * 32 * 4  # one part has eight pictures' room
+    for module in ("judging", "judged_training"):
+        monkeypatch.setattr(f"recovery.{module}.PICTURE_BYTES", bound)
+    made.clear()
+    data, processor = recovery_data(cut.data, recipe=recipe), load_processor(cut.pruned)
+    batches = training_batches(sorted(data.train, key=rough_length), processor, recipe).own
+    part = part_of("selection", data.train, processor)
+    gc.collect()
+    alive = sum(x.numel() * x.element_size() for reference in made if (x := reference()) is not None)
+    assert picture <= alive <= 2 * bound
+    assert len({type(batch.inputs) for batch in (*batches, *part.batches)}) > 1
+    for batch in (*batches, *part.batches):
+        assert list(batch.inputs) == [name for name, _ in batch.inputs.items()]
+    run(cut, tmp_path / "bounded")
+    assert weights(tmp_path / "bounded") == weights(tmp_path / "whole") != weights(cut.pruned)
 
 
 def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
