@@ -18,6 +18,9 @@ LOSSES = ("sft", "kd-logits", "kd-hidden")
 """Those that `BEST` is held against."""
 _ENOUGH = 1.0
 """Points of percent of dense that the projector alone may be behind and still be enough."""
+_COMPARABLE = 0.75
+"""The share that a layerwise cut is to have lost, at least, of what the widthwise one has: whole layers go, and at 15%
+of twelve only one does, 8%. What is easier to cut cannot show which way of cutting is better."""
 _KEEPS = 95.0
 """Percent of what all data give that 5% are to keep."""
 CHOSEN_RATIOS = (0.45, 0.6)
@@ -62,7 +65,13 @@ def figures(rows: Sequence[Row]) -> Row:
             f"reference_percent_before{of}": percent(row, "before"),
             f"reference_training_minutes{of}": row["training_seconds"] / 60,
         }
-    found |= _at_ratios(grid) | _directions(grid) | _chosen(by_part.get("chosen", ())) | _worse(rows, by_part)
+    found |= (
+        _at_ratios(grid)
+        | _reconstructed(grid)
+        | _directions(grid)
+        | _chosen(by_part.get("chosen", ()))
+        | _worse(rows, by_part)
+    )
     for row in by_part.get("control", ()):
         name = _name(row["ratio"])
         found[f"control_random_{name}"] = percent(row)
@@ -108,6 +117,17 @@ def _at_ratios(grid: dict[Key, Row]) -> Row:
         found[_AT_ALL] = min(found[f"at_{name}"] - found[f"at_{name}_bar"] for name in names)
     if all(f"at_{name}_over_paradigms" in found for name in names):
         found[f"{_AT_ALL}_over_paradigms"] = min(found[f"at_{name}_over_paradigms"] for name in names)
+    return found
+
+
+def _reconstructed(grid: dict[Key, Row]) -> Row:
+    """Of each cut whose rest is solved for and not trained: the start of the training that the row is of."""
+    found: Row = {}
+    for (paradigm, ratio, recovery, _), row in sorted(grid.items()):
+        if recovery == "reconstruction":
+            share = row["validation"]["before"]["percent_of_dense"]
+            name = f"reconstruction_{paradigm}_{_name(ratio)}"
+            found |= {name: share["percent"], f"{name}_interval": share["interval"]}
     return found
 
 
@@ -172,12 +192,18 @@ def _directions(grid: dict[Key, Row]) -> Row:
 
     found: Row = {}
     small = pairs(("widthwise", BEST, SMALL), ("layerwise", BEST, SMALL))
+    comparable = [(wide, deep) for wide, deep in small if deep["removed"] >= _COMPARABLE * wide["removed"]]
     for name, when in (
         ("widthwise_over_layerwise_5_percent", "after"),
         ("widthwise_over_layerwise_untrained", "before"),
     ):
-        if small:
-            found |= _direction(name, small, least=0.0, when=when)
+        if comparable:
+            found |= _direction(name, comparable, least=0.0, when=when)
+        for wide, deep in small:
+            points, interval = difference([(wide, deep)], when)
+            own = f"{name}_{_name(wide['ratio'])}"
+            shares = {x["paradigm"]: x["removed"] for x in (wide, deep)}
+            found |= {own: points, f"{own}_interval": interval, f"{own}_removed": shares}
     low = [
         (grid[p, ratio, "projector", ALL], grid[p, ratio, BEST, ALL])
         for p, ratio in product(_PARADIGMS, [x for x in ratios if x < 0.2])
@@ -222,16 +248,18 @@ def _direction(name: str, pairs: Sequence[tuple[Row, Row]], *, least: float, whe
 def difference(pairs: Sequence[tuple[Row, Row]], when: str = "after") -> tuple[float, list[float]]:
     """By how many points the first of each pair is above the second, on average, with a 90% interval.
 
-    Of the halves of both intervals, as if they were of different answers. They are of the same ones, on which models
-    err alike: so it is rather too wide.
+    Within a pair, of the halves of both intervals, as if they were of different answers: they are of the same ones, on
+    which models err alike, so it is rather too wide. Of several pairs, the mean of their halves, which is right where
+    all err by the same answers: pairs are of the same answers, too, and more of them do not make those more.
     """
     mean = sum(percent(a, when) - percent(b, when) for a, b in pairs) / len(pairs)
-    halves = []
-    for row in (row for pair in pairs for row in pair):
-        low, high = row["validation"][when]["percent_of_dense"]["interval"]
-        halves.append((high - low) / 2)
-    half = math.hypot(*halves) / len(pairs)
+    half = sum(math.hypot(_half(a, when), _half(b, when)) for a, b in pairs) / len(pairs)
     return mean, [mean - half, mean + half]
+
+
+def _half(row: Row, when: str) -> float:
+    low, high = row["validation"][when]["percent_of_dense"]["interval"]
+    return float(high - low) / 2
 
 
 def _name(ratio: float) -> str:

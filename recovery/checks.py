@@ -1,13 +1,18 @@
 """Whether checkpoint, teacher and recipe belong together, before anything is loaded or cut."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.anatomy.architecture import Site, Sublayer
 from pruning.anatomy.layer_config import recorded_architecture
 from pruning.checkpoints.anatomy_reader import layer_shapes, load_config, read_anatomy
-from pruning.checkpoints.loading import PLAN_NAME
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from pruning.checkpoints.loading import PLAN_NAME, load_processor
+from pruning.checkpoints.processor import tokenizer_of
+from pruning.cutting.pruned_config import SPARSITY_KEY
+from pruning.data.conversations import Conversation
+from pruning.errors import CheckpointError, DatasetError, FingerprintMismatchError, InputError
 from pruning.missing_packages import is_installed, missing_extra
 from pruning.planning.plan import PruningPlan
 from recovery.layer_map import matched_layers
@@ -17,6 +22,7 @@ from recovery.recipe import Mode, Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _TEACHER = "Give the dense checkpoint that the pruned one was cut from: --teacher FOLDER"
 
 
@@ -24,10 +30,16 @@ def checked_plan(pruned: Path, teacher: Path) -> PruningPlan | None:
     """The plan that lies in `pruned`; None if it was saved again without one.
 
     Raises:
-        CheckpointError: a folder is damaged or quantised, `pruned` is not pruned, or `teacher` is.
-        FingerprintMismatchError: they are not of one dense model.
+        CheckpointError: a folder is damaged or quantised, `pruned` is sparsified or not pruned, or `teacher` is pruned.
+        FingerprintMismatchError: they are not of one dense model, or their tokenizers have other tokens.
     """
     config, dense = _unquantised(pruned), _dense(teacher)
+    if (sparsity := getattr(config, SPARSITY_KEY, None)) is not None:
+        raise CheckpointError(
+            "a training fills the zeros of a sparsified checkpoint",
+            values=f"{pruned}: config.json says {SPARSITY_KEY} {json.dumps(sparsity)}",
+            remedy="Recover the checkpoint that `lop apply` wrote, then `lop sparsify` the recovered one",
+        )
     plan = PruningPlan.load(pruned / PLAN_NAME) if (pruned / PLAN_NAME).is_file() else None
     if plan is None and recorded_architecture(config) is None:
         raise CheckpointError(
@@ -52,6 +64,7 @@ def checked_plan(pruned: Path, teacher: Path) -> PruningPlan | None:
         )
     if plan is not None:
         plan.check_fingerprint(read_anatomy(teacher).fingerprint)
+    _check_tokens(pruned, teacher)
     return plan
 
 
@@ -94,6 +107,16 @@ def completed_for(recipe: Recipe, teacher: Path) -> Recipe:
     return completed
 
 
+def check_trains_something(recipe: Recipe, train: Sequence[Conversation]) -> None:
+    """Raises DatasetError if only the projector is to be trained, and no conversation has a picture."""
+    if recipe.mode is Mode.PROJECTOR and all(conversation.image is None for conversation in train):
+        raise DatasetError(
+            "a projector is trained on conversations about pictures",
+            values=f"none of the {len(train)} conversations to train on has one",
+            remedy="Use --mode lora or full, or, of a model that sees, give some with pictures",
+        )
+
+
 def no_projector(model_type: str) -> InputError:
     """Of a language model whose projector is to be trained."""
     return InputError(
@@ -108,6 +131,24 @@ def _dense(teacher: Path) -> "PreTrainedConfig":
     if recorded_architecture(config) is not None:
         raise CheckpointError("the teacher is the dense model", values=f"{teacher} is pruned", remedy=_TEACHER)
     return config
+
+
+def _check_tokens(pruned: Path, teacher: Path) -> None:
+    """Raises FingerprintMismatchError unless equal ids are equal tokens in both, where the teacher has a tokenizer."""
+    kept = [folder / "tokenizer.json" for folder in (pruned, teacher)]
+    if all(path.is_file() for path in kept) and kept[0].read_bytes() == kept[1].read_bytes():
+        return  # as `lop apply` leaves it: no need to read a large vocabulary
+    if not any((teacher / name).is_file() for name in _TOKENIZER_FILES):
+        return
+    own, other = (tokenizer_of(load_processor(folder)).get_vocab() for folder in (pruned, teacher))
+    if differing := sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token)):
+        token = differing[0]
+        raise FingerprintMismatchError(
+            "pruned model and teacher must have one vocabulary",
+            values=f"{pruned} and {teacher}: {len(differing)} tokens have other ids, such as {token!a}, "
+            f"{own.get(token)} and {other.get(token)}",
+            remedy=_TEACHER,
+        )
 
 
 def _unquantised(folder: Path) -> "PreTrainedConfig":

@@ -8,7 +8,9 @@ import torch
 
 from pruning.data.batches import BatchStream
 from pruning.data.conversations import Conversation
-from recovery.judging import Judge
+from pruning.data.remade_inputs import PictureRoom
+from recovery.checks import check_trains_something
+from recovery.judging import PICTURE_BYTES, Judge
 from recovery.passes import Passes
 from recovery.processes import ALONE, Processes
 from recovery.recipe import Recipe
@@ -41,12 +43,19 @@ class JudgedTraining:
 def training_batches(
     ordered: Sequence[Conversation], processor: "Processor", recipe: Recipe, processes: Processes = ALONE
 ) -> TrainingBatches:
-    """Of conversations in the order of `recovery.judging.rough_length`. Raises DatasetError for one that is unfit.
+    """Of conversations in the order of `recovery.judging.rough_length`.
+
+    Raises DatasetError for one that is unfit, and as `check_trains_something`.
 
     Of several processes each has its rows of every batch: a step is of the same conversations however many take it.
     """
+    check_trains_something(recipe, ordered)
     stream = BatchStream(ordered, processor, batch_size=_ROWS, max_tokens=recipe.batch_tokens)
-    shares = list(stream.shares(processes.number, processes.count))
+    room = PictureRoom(PICTURE_BYTES)
+    # Of pairs nothing is left but what there is room for: a large part's pictures would fill the memory.
+    shares = [
+        None if share is None else room.held(*share) for share in stream.shares(processes.number, processes.count)
+    ]
     numbers = [number for number, share in enumerate(shares) if share is not None]
     return TrainingBatches([share for share in shares if share is not None], numbers, len(shares))
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
 from pruning.anatomy.decoder_view import decoder_view
-from pruning.data.batches import Batch, make_batches
+from pruning.data.batches import Batch, remakable_batches
 from pruning.data.conversations import Conversation
+from pruning.data.remade_inputs import PictureRoom
 from recovery.answer_states import AnswerStates
 from recovery.kinds import Kinds
 from recovery.passes import Passes
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.checkpoints.processor import Processor
+
+PICTURE_BYTES: Final = 2 * 2**30
+"""Of preprocessed pictures that a part keeps in memory: 1,500 of LLaVA-1.5's. Others are made again at each pass."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ def part_of(
     kinds: Kinds | None = None,
     processes: Processes = ALONE,
 ) -> Part:
-    """Raises as `make_batches`."""
+    """Raises as `remakable_batches`."""
     ordered = sorted(conversations, key=rough_length)
-    batches = make_batches(ordered, processor)
-    own = processes.share(range(len(batches)))
-    batches = [batch if index in own else replace(batch, inputs={}) for index, batch in enumerate(batches)]
+    room = PictureRoom(PICTURE_BYTES)
+    batches = []
+    for index, (batch, again) in enumerate(remakable_batches(ordered, processor)):
+        is_own = index % processes.count == processes.number
+        batches.append(room.held(batch, again) if is_own else replace(batch, inputs={}))
     if kinds is None:
         return Part(name, batches)
     turn = [0] * len(ordered)

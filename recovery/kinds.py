@@ -8,22 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.data.conversations import Conversation, read_items
+from pruning.data.conversations import EACH_KIND, KINDS_OF_ALL, Conversation, read_items
 
 UNNAMED = "other"
-_OF_ALL = ("kind", "category")
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """By a conversation's id, the kind of each of its turns."""
+    """The kind of each turn of a conversation.
 
-    of: dict[str, tuple[str, ...]]
+    By the conversation itself, not by its id: items without one are called by their place in their file, and so ids of
+    several files, or of one, may be equal.
+    """
+
+    of: dict[Conversation, tuple[str, ...]]
 
     def of_turns(self, conversation: Conversation) -> tuple[str, ...]:
         """One a turn."""
-        found = self.of.get(conversation.id, ())
-        return found if len(found) == len(conversation.turns) else (UNNAMED,) * len(conversation.turns)
+        return self.of.get(conversation, (UNNAMED,) * len(conversation.turns))
 
     def of_whole(self, conversation: Conversation) -> str:
         """The kind of all its turns; empty if they are of several."""
@@ -32,19 +34,18 @@ class Kinds:
 
 
 def read_kinds(path: Path, conversations: Sequence[Conversation]) -> Kinds | None:
-    """The kinds that the file at `path` names for `conversations`, which come from it; None if it names none."""
-    turns = {conversation.id: len(conversation.turns) for conversation in conversations}
-    found: dict[str, tuple[str, ...]] = {}
-    for index, item in enumerate(read_items(path)):
-        name = str(item.get("id", index)) if isinstance(item, dict) else ""
-        if name in turns and (kinds := _kinds_of(item, turns[name])):
-            found[name] = kinds
-    return Kinds(found) if found else None
+    """The kinds that the file at `path` names for `conversations`, which are all of its; None if it names none."""
+    named = {
+        conversation: kinds
+        for conversation, item in zip(conversations, read_items(path), strict=True)
+        if (kinds := _kinds_of(item, len(conversation.turns)))
+    }
+    return Kinds(named) if named else None
 
 
 def _kinds_of(item: dict[str, Any], num_turns: int) -> tuple[str, ...]:
-    each = item.get("kinds")
+    each = item.get(EACH_KIND)
     if isinstance(each, list) and len(each) == num_turns and all(isinstance(x, str) for x in each):
         return tuple(each)
-    of_all = next((item[name] for name in _OF_ALL if isinstance(item.get(name), str)), None)
+    of_all = next((item[name] for name in KINDS_OF_ALL if isinstance(item.get(name), str)), None)
     return () if of_all is None else (of_all,) * num_turns

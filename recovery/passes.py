@@ -5,7 +5,7 @@ decoder where nothing before it is trained, are recorded in the first pass over 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from pruning.anatomy.decoder_view import DecoderView, decoder_view
 from pruning.data.batches import Batch
 from pruning.forward.decoder_inputs import decoder_inputs, outside_inference, taking
 from recovery.precision import logits_of, product_precision
+from recovery.trained import projectors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,9 +115,26 @@ class Passes:
     def _features_once(self, index: int) -> Iterator[None]:
         """The tower gives back what it said of this batch before, if that was kept."""
         tower = self._model.get_encoder(modality="image")
-        if not isinstance(tower, nn.Module) or any(p.requires_grad for p in tower.parameters()):
+        if not isinstance(tower, nn.Module):
             yield
             return
+        trained = {parameter for parameter in tower.parameters() if parameter.requires_grad}
+        if not trained:
+            with self._output_once(tower, index):
+                yield
+            return
+        called = (x for own in projectors_of(self._model) for x in (own if isinstance(own, nn.ModuleList) else (own,)))
+        own = {id(module) for module in called}
+        inside = [module for module in tower.modules() if id(module) in own]
+        blocks = getattr(tower, "blocks", None)
+        if isinstance(blocks, nn.ModuleList) and trained <= {x for module in inside for x in module.parameters()}:
+            with self._projected_once(blocks, inside, index):
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def _output_once(self, tower: nn.Module, index: int) -> Iterator[None]:
         known = self._recorded.get(index)
         own = tower.forward
 
@@ -128,17 +146,47 @@ class Passes:
                 self._keep(index, copy.copy(known))
             return copy.copy(known)  # what calls it writes into it
 
-        tower.forward = forward
-        try:
+        with _calling(tower, forward):
             yield
-        finally:
-            del tower.forward
+
+    @contextmanager
+    def _projected_once(self, blocks: nn.ModuleList, projectors: Sequence[nn.Module], index: int) -> Iterator[None]:
+        """Of a tower with its trained projectors inside, Qwen-VL's: what these are given is kept, in order.
+
+        Where it is known, blocks hand on what they get, and each projector takes what is kept in its place.
+        """
+        known: list[torch.Tensor] | None = self._recorded.get(index)
+        taken = iter(known or ())
+        seen: list[torch.Tensor] = []
+
+        def take(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(args[0].detach() if known is None else next(taken))
+            return (seen[-1], *args[1:])
+
+        with ExitStack() as stack:
+            for projector in projectors:
+                stack.callback(projector.register_forward_pre_hook(take).remove)
+            for block in blocks if known is not None else ():
+                stack.enter_context(_calling(block, lambda hidden, *_args, **_kwargs: hidden))
+            yield
+        if known is None:
+            self._keep(index, seen)
 
     def _keep(self, index: int, value: Any) -> None:
         size = _num_bytes(value)
         if size <= self._room:
             self._room -= size
             self._recorded[index] = value
+
+
+@contextmanager
+def _calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """In the block, `forward` is called in place of the module's own."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 @contextmanager

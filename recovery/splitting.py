@@ -4,9 +4,10 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 from pruning.data.conversations import Conversation
-from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS, fold_numbers
+from pruning.data.folds import MIN_FOLD_SIZE, MIN_FOLDS, by_picture, fold_numbers
 from pruning.errors import DatasetError
 from recovery.kinds import Kinds
 
@@ -14,8 +15,15 @@ _ROUGH_LENGTHS = 4
 """Strata by the length of the answers: quarters."""
 
 
+MOST_HELD_OUT: Final = 512
+"""Conversations: they are scored a dozen times, and with so many answers an interval is narrow already."""
+
+
 def held_out(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
     """What is trained on, and an eighth (of few conversations: a quarter) to decide by; no picture is in both.
+
+    Of an eighth that is more than `MOST_HELD_OUT`, the pictures that fit into so many, or the one with the fewest
+    conversations. The rest is trained on.
 
     Raises DatasetError if there are too few.
     """
@@ -26,10 +34,24 @@ def held_out(conversations: Sequence[Conversation]) -> tuple[list[Conversation],
             values=f"{len(conversations)} conversations about {len({x.image for x in conversations})} pictures",
             remedy="Give conversations to decide by: --selection FILE",
         )
+    deciding = _bounded(conversations, [index for index, fold in enumerate(numbers) if fold == 0])
     parts: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for conversation, fold in zip(conversations, numbers, strict=True):
-        parts[fold == 0].append(conversation)
+    for index, conversation in enumerate(conversations):
+        parts[index in deciding].append(conversation)
     return parts
+
+
+def _bounded(conversations: Sequence[Conversation], indices: Sequence[int]) -> set[int]:
+    """`indices`, or those of them that are kept back where they are too many: of pictures from all over the file."""
+    if len(indices) <= MOST_HELD_OUT:
+        return set(indices)
+    groups = list(by_picture([conversations[index] for index in indices]).values())
+    random.Random(0).shuffle(groups)
+    chosen: set[int] = set()
+    for group in groups:
+        if len(chosen) + len(group) <= MOST_HELD_OUT:
+            chosen.update(indices[place] for place in group)
+    return chosen or {indices[place] for place in min(groups, key=len)}
 
 
 def sampled(

@@ -156,7 +156,9 @@ class Training:
             total += float(loss.detach())
             if not math.isfinite(total):
                 break
-            torch.autograd.backward(loss)
+            # Without a picture nothing follows from the projector: such a batch counts in the loss, and moves nothing.
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
         total = float(self._processes.summed(np.array([total]))[0])
         if not math.isfinite(total):
             return None

@@ -30,7 +30,8 @@ class RecoveryOptions:
         Path | None,
         _option(
             "--selection",
-            help="Conversations that decide what is kept, of 20 answers or more. Default: an eighth, kept back.",
+            help="Conversations that decide what is kept, of 20 answers or more. Default: an eighth of the data, 512 "
+            "at most, kept back.",
         ),
     ] = None
     validation: Annotated[
@@ -62,7 +63,11 @@ class RecoveryOptions:
     steps: Annotated[int | None, _option("--steps", help="Optimiser steps, in place of epochs.")] = None
     minutes: Annotated[
         float | None,
-        _option("--minutes", help="Of training, at most. Becomes a number of steps by the speed of the first."),
+        _option(
+            "--minutes",
+            help="Of training, at most; loading and evaluations come on top. Becomes a number of steps by the speed of "
+            "the first.",
+        ),
     ] = None
     learning_rate: Annotated[
         float | None, _option("--learning-rate", help="The highest. Default: by mode and model width.")

@@ -177,8 +177,8 @@ def search(
         Path | None,
         typer.Option(
             "--selection",
-            help="Conversations that decide between recovered models. Default: an eighth of those to train on, kept "
-            "back.",
+            help="Conversations that decide between recovered models. Default: an eighth of those to train on, 512 at "
+            "most, kept back.",
             rich_help_panel=PANEL,
         ),
     ] = None,

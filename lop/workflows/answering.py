@@ -247,8 +247,12 @@ class _Run:
 
 def _document(prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], out: Path) -> bytes:
     """The conversation file, one item a line; prompts without an answer are left out."""
-    conversations = [prompt.answered(found) for prompt, found in zip(prompts, answers, strict=True) if found]
-    lines = ",\n".join(json.dumps(_item(conversation, out), ensure_ascii=False) for conversation in conversations)
+    items = [
+        _item(prompt.answered(found), out) | prompt.kinds_of(len(found))
+        for prompt, found in zip(prompts, answers, strict=True)
+        if found
+    ]
+    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in items)
     return f"[\n{lines}\n]\n".encode()
 
 

@@ -28,7 +28,7 @@ def recovery_data(
 
     Without a file to decide by, a part of the training conversations is kept back for that, before a share is taken.
 
-    Raises DatasetError if a file cannot be used, or one conversation is in two parts.
+    Raises DatasetError if a file cannot be used, one conversation is in two parts, or nothing could be trained on them.
     """
     from pruning.data.conversations import load_conversations
 
@@ -55,6 +55,7 @@ def split_data(
     on_note: Callable[[str], None],
 ) -> "Data":
     """The same, of conversations that are loaded; `name` is what those to train on are called."""
+    from recovery.checks import check_trains_something
     from recovery.recover import Data
     from recovery.splitting import check_apart, held_out, sampled
 
@@ -67,6 +68,7 @@ def split_data(
         on_note("no validation part: figures are of the selection part, which decided, and so a little optimistic")
     check_apart([("training", trained), ("selection", deciding), ("validation", validation or [])])
     share = sampled(trained, recipe.fraction, seed=recipe.seed, kinds=kinds)
+    check_trains_something(recipe, share)  # before anything is cut or loaded
     return Data(share, deciding, validation or [], kinds)
 
 
@@ -85,10 +87,10 @@ def _note_few(deciding: "list[Conversation]", on_note: Callable[[str], None]) ->
 
 
 def _kinds_of(named: "list[tuple[Path, list[Conversation]]]") -> "Kinds | None":
-    from recovery.kinds import read_kinds
+    from recovery.kinds import Kinds, read_kinds
 
     found = [kinds for path, conversations in named if (kinds := read_kinds(path, conversations)) is not None]
-    return None if not found else type(found[0])({key: x for kinds in found for key, x in kinds.of.items()})
+    return Kinds({conversation: own for kinds in found for conversation, own in kinds.of.items()}) if found else None
 
 
 def recover_folder(

@@ -4,8 +4,9 @@ A conversation is one sequence; with a chat template that renders a turn differe
 (`pruning.data.chat_rendering`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pruning.checkpoints.processor import adds_special_tokens, process_conversations, tokenizer_of
@@ -44,7 +45,7 @@ class Batch:
         conversations: of each row, the index of its conversation among those that `make_batches` was given.
     """
 
-    inputs: "dict[str, torch.Tensor]"
+    inputs: "Mapping[str, torch.Tensor]"
     spans: tuple[AnswerSpan, ...]
     ids: tuple[str, ...] = ()
     conversations: tuple[int, ...] = ()
@@ -61,14 +62,20 @@ def make_batches(
         CheckpointError: a token has no embedding.
         MissingExtraError: the processor asks for a package.
     """
+    return [batch for batch, _ in remakable_batches(conversations, processor, batch_size=batch_size)]
+
+
+def remakable_batches(
+    conversations: Sequence[Conversation], processor: "Processor", *, batch_size: int = DEFAULT_BATCH_SIZE
+) -> "Iterator[tuple[Batch, Callable[[], Batch]]]":
+    """Those of `make_batches`, one at a time, each with what makes its inputs again. Raises as that."""
     texts = _texts_of(conversations, processor)
     number = {id(conversation): index for index, conversation in enumerate(conversations)}
-    batches = []
     for start in range(0, len(texts), batch_size):
         rows = texts[start : start + batch_size]
         batch = _make_batch(rows, processor)
-        batches.append(replace(batch, conversations=tuple(number[id(text.conversation)] for text in rows)))
-    return batches
+        owners = tuple(number[id(text.conversation)] for text in rows)
+        yield replace(batch, conversations=owners), partial(_make_batch, rows, processor)
 
 
 class BatchStream:
@@ -104,12 +111,13 @@ class BatchStream:
         for _, batch in self._all():
             yield batch
 
-    def shares(self, number: int, count: int) -> Iterator[Batch | None]:
+    def shares(self, number: int, count: int) -> "Iterator[tuple[Batch, Callable[[], Batch]] | None]":
         """Of every batch the part of one of `count` processes: its rows number, number + count, ... padded among each
-        other alone; None where it has none. Raises as iterating does."""
+        other alone, and what makes it again; None where it has none. Raises as iterating does."""
         for texts, batch in self._all():
             own = texts[number::count]
-            yield None if not own else batch if len(own) == len(texts) else _make_batch(own, self._processor)
+            again = partial(_make_batch, own, self._processor)
+            yield None if not own else (batch if len(own) == len(texts) else again(), again)
 
     def _all(self) -> Iterator[tuple[Sequence[RenderedText], Batch]]:
         for start in range(0, len(self._texts), self._batch_size):

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<image>"
 
+EACH_KIND = "kinds"
+"""A list in an item: what kind of question each turn is, where the file says so."""
+KINDS_OF_ALL = ("kind", "category")
+"""A text in an item: the kind of all its turns."""
+
 _OTHER_KEYS = ("video", "videos", "audio", "audios", "sound", "speech", "images")
 """What data sets call other media, and several pictures: without them, conversations would be mere words."""
 _OTHER_PLACEHOLDERS = re.compile(r"<(?:video|audio|sound|speech)>")
@@ -157,7 +162,11 @@ def parse_item(item: Any, index: int, path: Path) -> Conversation:
             )
         values.append(message["value"])
     if len(values) < 2 or len(values) % 2:
-        raise DatasetError("a conversation ends with an answer", values=f"{where} (id {name}), {len(values)} messages")
+        raise DatasetError(
+            "a conversation ends with an answer",
+            values=f"{where} (id {name}), {len(values)} messages",
+            remedy="A model answers questions itself: lop data answer --model DENSE --prompts FILE --out ANSWERED",
+        )
     image, texts = image_and_texts(item, values, f"{where} (id {name})")
     turns = tuple(Turn(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True))
     if not all(turn.answer for turn in turns):

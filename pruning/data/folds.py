@@ -15,17 +15,23 @@ MIN_FOLD_SIZE = 2
 """Conversations: how far off a fold of one is says more of that conversation than of the model."""
 
 
+def by_picture(conversations: Sequence[Conversation]) -> dict[object, list[int]]:
+    """The indices of the conversations about each picture; each one without is alone. Raises OSError if one is gone."""
+    pictures: dict[object, list[int]] = {}
+    for index, conversation in enumerate(conversations):
+        # By content, as samples are keyed: equal on every machine, wherever the pictures lie.
+        key: object = index if conversation.image is None else sha256(conversation.image.read_bytes()).digest()
+        pictures.setdefault(key, []).append(index)
+    return pictures
+
+
 def fold_numbers(conversations: Sequence[Conversation]) -> list[int] | None:
     """The fold of each of `conversations`, from 0; None if they are too few. Raises OSError if a picture is gone.
 
     Conversations about one picture are in one fold: a picture that is known is not unseen. There are `NUM_FOLDS` folds
     of about equal numbers of answers, or as many as keep `MIN_FOLD_SIZE` conversations each, at least `MIN_FOLDS`.
     """
-    pictures: dict[object, list[int]] = {}
-    for index, conversation in enumerate(conversations):
-        # By content, as samples are keyed: equal on every machine, wherever the pictures lie.
-        key: object = index if conversation.image is None else sha256(conversation.image.read_bytes()).digest()
-        pictures.setdefault(key, []).append(index)
+    pictures = by_picture(conversations)
     answers = {key: sum(len(conversations[i].turns) for i in members) for key, members in pictures.items()}
     # The most answers first, each picture to the fold that has least yet: the usual rule for even sums.
     order = sorted(pictures, key=lambda key: (-answers[key], pictures[key][0]))

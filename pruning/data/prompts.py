@@ -4,15 +4,24 @@
     ["What ...?", {"id": "8", "prompt": "What ...?", "image": "images/8.png"}]
 
 Every message of a human is a question, asked in order; answers that an item has already are ignored. A file that ends
-in `.txt` has one prompt a line, blank lines left out. Without an `id`, a prompt is called by its place, from 0.
+in `.txt` has one prompt a line, blank lines left out. Without an `id`, a prompt is called by its place, from 0. What an
+item says of the kinds of its questions goes along with the answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruning.data.conversations import Conversation, Turn, check_image, image_and_texts, read_items
+from pruning.data.conversations import (
+    EACH_KIND,
+    KINDS_OF_ALL,
+    Conversation,
+    Turn,
+    check_image,
+    image_and_texts,
+    read_items,
+)
 from pruning.errors import DatasetError
 
 _FORMS = (
@@ -25,11 +34,20 @@ _NUM_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Questions about one image (or none), plain text without the image placeholder."""
+    """Questions about one image (or none), plain text without the image placeholder.
+
+    Attributes:
+        named: what the item says of the kinds of its questions: `kinds`, one each, `kind` or `category`.
+    """
 
     id: str
     image: Path | None
     questions: tuple[str, ...]
+    named: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def kinds_of(self, num_answers: int) -> dict[str, Any]:
+        """What an item of the first `num_answers` questions says of their kinds, as this one's does."""
+        return {key: kinds[:num_answers] if key == EACH_KIND else kinds for key, kinds in self.named.items()}
 
     def answered(self, answers: Sequence[str]) -> Conversation:
         """The first questions with `answers`, as many as there are."""
@@ -85,7 +103,16 @@ def _parse(item: Any, index: int, path: Path) -> Prompt:
         # A picture may be the whole question.
         if not text and (image is None or position > 0):
             raise DatasetError("a prompt must not be empty", values=where)
-    return Prompt(name, path.parent / image if image is not None else None, tuple(texts))
+    return Prompt(name, path.parent / image if image is not None else None, tuple(texts), _kinds(item, len(texts)))
+
+
+def _kinds(item: dict[str, Any], num_questions: int) -> dict[str, Any]:
+    """By key; what is not of the form that readers of kinds take is left out, as they do."""
+    found = {key: item[key] for key in KINDS_OF_ALL if isinstance(item.get(key), str)}
+    each = item.get(EACH_KIND)
+    if isinstance(each, list) and len(each) == num_questions and all(isinstance(kind, str) for kind in each):
+        found[EACH_KIND] = each
+    return found
 
 
 def _questions(messages: Any, where: str) -> list[Any]:

@@ -231,7 +231,7 @@ class RecoverJob(CuttingJob):
     kind: Literal["recover"]
     dataset: Annotated[_Dataset, Field(description="What is trained on.")]
     selection: _Dataset | None = Field(
-        default=None, description="Decides what is kept; null: an eighth of `dataset`, kept back from training."
+        default=None, description="Decides what is kept; null: an eighth of `dataset`, 512 at most, kept back."
     )
     validation: _Dataset | None = Field(default=None, description="Only reports: the figures to expect.")
     recipe: Recipe = Field(

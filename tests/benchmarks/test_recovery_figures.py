@@ -135,11 +135,33 @@ def test_directions_count_when_they_are_beyond_the_noise() -> None:
     assert found["5_percent_keeps_95_found"] is False
 
 
-def test_an_interval_of_several_pairs_is_that_of_their_mean() -> None:
-    pairs = [(row(0, 3), row(0, 1))] * 2
+def test_more_pairs_on_the_same_answers_do_not_narrow_an_interval() -> None:
+    pairs = [(row(0, 3), row(0, 1)), (row(0, 5), row(0, 1))]
     mean, interval = difference(pairs)
-    assert mean == 2
-    assert interval == pytest.approx([1, 3])
+    assert mean == 3
+    assert interval == pytest.approx([3 - 2**0.5, 3 + 2**0.5])
+
+
+def test_cuts_of_very_different_shares_do_not_say_which_way_of_cutting_is_better() -> None:
+    rows = [
+        cell("widthwise", 0.15, BEST, SMALL, 80),
+        cell("layerwise", 0.15, BEST, SMALL, 90) | {"removed": 0.08},
+        cell("widthwise", 0.3, BEST, SMALL, 88),
+        cell("layerwise", 0.3, BEST, SMALL, 80) | {"removed": 0.25},
+    ]
+    found = figures(rows)
+    assert (found["widthwise_over_layerwise_5_percent"], found["widthwise_over_layerwise_5_percent_times"]) == (
+        8,
+        "1 of 1",
+    )
+    assert [found[f"widthwise_over_layerwise_5_percent_{ratio}"] for ratio in (15, 30)] == [-10, 8]
+    assert found["widthwise_over_layerwise_5_percent_15_removed"] == {"widthwise": 0.16, "layerwise": 0.08}
+    assert "widthwise_over_layerwise_5_percent" not in figures(rows[:2])
+
+
+def test_reconstruction_is_the_start_of_its_row() -> None:
+    found = figures([cell("layerwise", 0.3, "reconstruction", SMALL, 70, before=60)])
+    assert (found["reconstruction_layerwise_30"], found["reconstruction_layerwise_30_interval"]) == (60, [59, 61])
 
 
 def test_a_run_that_was_over_before_it_was_killed_proves_nothing() -> None:

@@ -1,23 +1,26 @@
 """Losses, layer maps, schedules, scores and splits against answers worked out by hand."""
 
+import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pruning.data.conversations import Conversation, Turn
+from lop.workflows.recovering import recovery_data
+from pruning.data.conversations import Conversation, Turn, load_conversations
 from pruning.errors import DatasetError, InputError
-from recovery.kinds import Kinds
+from recovery.kinds import Kinds, read_kinds
 from recovery.layer_map import matched_layers
 from recovery.losses import Compared, weighted_loss
 from recovery.recipe import Loss, Mode, Recipe, parse_losses
 from recovery.schedule import Schedule
 from recovery.scores import AnswerScores, beats, chance_of_gain, percent_of_dense
-from recovery.splitting import check_apart, held_out, sampled
+from recovery.splitting import MOST_HELD_OUT, check_apart, held_out, sampled
 
 
 def test_losses_by_hand() -> None:
@@ -110,7 +113,7 @@ def conversations(count: int) -> list[Conversation]:
 
 def test_a_fraction_keeps_the_shares_of_its_strata() -> None:
     data = conversations(80)
-    kinds = Kinds({c.id: ("rare" if i % 4 == 0 else "usual",) for i, c in enumerate(data)})
+    kinds = Kinds({c: ("rare" if i % 4 == 0 else "usual",) for i, c in enumerate(data)})
     taken = sampled(data, 0.1, seed=0, kinds=kinds)
     assert len(taken) == 8
     assert sum(kinds.of_whole(c) == "rare" for c in taken) == 2
@@ -126,6 +129,26 @@ def test_parts_are_apart() -> None:
         check_apart([("selection", conversations(4)[3:]), ("validation", conversations(4))])
     with pytest.raises(DatasetError, match="--selection FILE"):
         held_out(conversations(4))
+
+
+def test_what_is_kept_back_of_many_is_bounded() -> None:
+    """Of 8 x 513 conversations an eighth would be one more than are kept."""
+    data = conversations(8 * MOST_HELD_OUT + 8)
+    trained, deciding = held_out(data)
+    assert (len(trained), len(deciding)) == (len(data) - 512, 512)
+    assert sorted((*trained, *deciding), key=lambda c: int(c.id)) == data
+    assert held_out(data) == (trained, deciding)
+
+
+def test_no_picture_is_in_both_where_the_part_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recovery.splitting.MOST_HELD_OUT", 5)
+    pictures = [tmp_path / f"{index}.png" for index in range(32)]
+    for index, picture in enumerate(pictures):
+        picture.write_bytes(bytes([index]))
+    data = [replace(conversation, image=pictures[i // 2]) for i, conversation in enumerate(conversations(64))]
+    trained, deciding = held_out(data)
+    assert (len(trained), len(deciding)) == (60, 4)  # two pictures of two conversations each; a third would be too many
+    assert not {c.image for c in trained} & {c.image for c in deciding}
 
 
 def test_recipes() -> None:
@@ -155,14 +178,9 @@ def test_recipes() -> None:
 
 
 def test_kinds_of_turns(tmp_path: Path) -> None:
-    from pruning.data.conversations import load_conversations
-    from recovery.kinds import read_kinds
-
     def item(name: str, **extra: object) -> dict[str, object]:
         said = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}] * 2
         return {"id": name, "conversations": said, **extra}
-
-    import json
 
     path = tmp_path / "data.json"
     path.write_text(json.dumps([item("a", kinds=["x", "y"]), item("b", category="z"), item("c", kinds=["x"])]))
@@ -170,6 +188,22 @@ def test_kinds_of_turns(tmp_path: Path) -> None:
     kinds = read_kinds(path, loaded)
     assert kinds is not None
     assert [kinds.of_turns(c) for c in loaded] == [("x", "y"), ("z", "z"), ("other", "other")]
+
+
+def test_kinds_of_files_without_ids(tmp_path: Path) -> None:
+    """The first item of each is called 0."""
+
+    def written(name: str, kinds: list[str]) -> Path:
+        path = tmp_path / f"{name}.json"
+        said = [[{"from": "human", "value": f"{name} {i}?"}, {"from": "gpt", "value": "b"}] for i in range(len(kinds))]
+        path.write_text(json.dumps([{"conversations": c, "kind": k} for c, k in zip(said, kinds, strict=True)]))
+        return path
+
+    files = [written(name, [f"{name}-kind", "both"]) for name in ("train", "selection", "validation")]
+    data = recovery_data(files[0], selection=files[1], validation=files[2], recipe=Recipe())
+    assert data.kinds is not None
+    for name, part in (("train", data.train), ("selection", data.selection), ("validation", data.validation)):
+        assert [data.kinds.of_turns(conversation) for conversation in part] == [(f"{name}-kind",), ("both",)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

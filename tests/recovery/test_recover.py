@@ -1,8 +1,10 @@
 """Recovery of a tiny cut model: what is written, killed runs, starts that nothing beats, what is refused."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,24 +12,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lop
 from lop.workflows.recovering import recover_folder, recovery_data
 from pruning.checkpoints.headers import stored_tensors
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.check_pruned import check_pruned
-from pruning.errors import CheckpointError, FingerprintMismatchError, InputError
+from pruning.data import batches as batches_module
+from pruning.data.batches import Batch
+from pruning.errors import DatasetError
 from recovery import losses, training
 from recovery import teacher as teacher_module
 from recovery.judged_training import training_batches
-from recovery.judging import Judge
+from recovery.judging import Judge, part_of, rough_length
 from recovery.passes import Passes
 from recovery.recipe import Recipe
 from recovery.recover import Ears, state_folder
 from recovery.scores import AnswerScores
 from recovery.training import Watcher
 from tests.recovery.conftest import Cut
-from tests.tiny_models import save_tiny_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "mode": "full",
@@ -98,21 +102,34 @@ def test_killed_and_run_again_it_ends_bit_equal(
     check_trained_alike(report, killed, whole, cut)
 
 
-@pytest.mark.parametrize("pictures", [0, 6])
-def test_killed_where_few_steps_need_the_projector(
-    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: int
-) -> None:
+def with_pictures(cut: Cut, count: int) -> Path:
+    """The conversations, of which only the first `count` keep their pictures."""
     items = json.loads(cut.data.read_text())
-    for item in items[pictures:]:
+    for item in items[count:]:
         item.pop("image", None)
         item["conversations"][0]["value"] = item["conversations"][0]["value"].removeprefix("<image>\n")
-    conversations = cut.data.with_name(f"pictures-{pictures}.json")
+    conversations = cut.data.with_name(f"pictures-{count}.json")
     conversations.write_text(json.dumps(items))
+    return conversations
+
+
+@pytest.mark.parametrize(("mode", "pictures"), [("full", 0), ("full", 6), ("projector", 6)])
+def test_killed_where_few_steps_need_the_projector(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, pictures: int
+) -> None:
+    conversations = with_pictures(cut, pictures)
     changes: dict[str, Any] = {"conversations": conversations, "step_tokens": 1, "batch_tokens": 60, "epochs": 2}
+    changes["mode"] = mode
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(cut, whole, **changes)
     report = run_killed(cut, killed, monkeypatch, **changes)
     check_trained_alike(report, killed, whole, cut)
+
+
+def test_a_projector_is_not_trained_without_pictures(cut: Cut, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"conversations about pictures.*none of the 14 .*Use --mode lora or full"):
+        run(cut, tmp_path / "out", mode="projector", conversations=with_pictures(cut, 0))
+    assert not (tmp_path / "out").exists()
 
 
 def check_trained_alike(report: dict[str, Any], killed: Path, whole: Path, cut: Cut) -> None:
@@ -218,6 +235,59 @@ def test_the_room_on_disk_is_shared_by_the_processes_of_a_machine(
     assert "in each of 2 processes" in both
 
 
+def test_the_bound_of_what_is_kept_on_disk(cut: Cut, tmp_path: Path) -> None:
+    model, recipe = load_model(cut.dense), Recipe.of(**SETTINGS)
+    batches = training_batches(recovery_data(cut.data, recipe=recipe).train, load_processor(cut.dense), recipe).own
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    answers = sum(span.stop - span.start for batch in batches for span in batch.spans)
+    needed = (tokens + answers) * 32 * 4  # float32 states of width 32
+
+    def kept(cache_bytes: int) -> tuple[list[str], int, bool]:
+        notes: list[str] = []
+        folder = tmp_path / str(cache_bytes)
+        teacher = teacher_module.Teacher(
+            model, batches, recipe, folder=folder, cache_bytes=cache_bytes, on_note=notes.append
+        )
+        files = [load_file(path) for path in folder.glob("*.safetensors")]
+        return notes, sum(x.numel() * x.element_size() for file in files for x in file.values()), teacher.holds_model
+
+    assert kept(needed) == ([], needed, False)
+    (note,), size, holds_model = kept(needed - 1)
+    assert (size, holds_model) == (0, True)
+    assert f"they take {needed:,} bytes, and {needed - 1:,} are allowed" in note
+
+
+def test_pictures_beyond_a_bound_are_not_in_memory_and_made_again(
+    cut: Cut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, own = Recipe.of(**SETTINGS), batches_module._make_batch
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*arguments: Any) -> Batch:
+        batch = own(*arguments)
+        if "pixel_values" in batch.inputs:
+            made.append(weakref.ref(batch.inputs["pixel_values"]))
+        return batch
+
+    monkeypatch.setattr(batches_module, "_make_batch", watched)
+    run(cut, tmp_path / "whole")
+    picture, bound = 3 * 32 * 32 * 4, 8 * 3 * 32 * 32 * 4  # one part has eight pictures' room
+    for module in ("judging", "judged_training"):
+        monkeypatch.setattr(f"recovery.{module}.PICTURE_BYTES", bound)
+    made.clear()
+    data, processor = recovery_data(cut.data, recipe=recipe), load_processor(cut.pruned)
+    batches = training_batches(sorted(data.train, key=rough_length), processor, recipe).own
+    part = part_of("selection", data.train, processor)
+    gc.collect()
+    alive = sum(x.numel() * x.element_size() for reference in made if (x := reference()) is not None)
+    assert picture <= alive <= 2 * bound
+    assert len({type(batch.inputs) for batch in (*batches, *part.batches)}) > 1
+    for batch in (*batches, *part.batches):
+        assert list(batch.inputs) == [name for name, _ in batch.inputs.items()]
+    run(cut, tmp_path / "bounded")
+    assert weights(tmp_path / "bounded") == weights(tmp_path / "whole") != weights(cut.pruned)
+
+
 def test_a_bad_learning_rate_leaves_the_start(cut: Cut, tmp_path: Path) -> None:
     report = run(cut, tmp_path / "out", learning_rate=30.0)
     assert report["written"] == "start"
@@ -282,23 +352,3 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(
     assert 0 < report["best_step"] <= report["steps"] < report["of_steps"]
     assert report["written"] == "recovered"
     assert all(bool(torch.isfinite(p).all()) for p in load_model(tmp_path / "out").parameters())
-
-
-def test_what_is_refused(cut: Cut, tmp_path: Path) -> None:
-    recipe = Recipe.of(**SETTINGS)
-    data = recovery_data(cut.data, recipe=recipe)
-    with pytest.raises(CheckpointError, match="what is recovered is a pruned checkpoint"):
-        recover_folder(cut.dense, cut.dense, data, recipe, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="the teacher is the dense model"):
-        recover_folder(cut.pruned, cut.pruned, data, recipe, tmp_path / "out")
-    other = save_tiny_checkpoint(tmp_path / "other", "llava-mistral")
-    with pytest.raises(FingerprintMismatchError, match="one model_type"):
-        recover_folder(cut.pruned, other, data, recipe, tmp_path / "out")
-    quantised = shutil.copytree(cut.pruned, tmp_path / "quantised")
-    config = json.loads((quantised / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(InputError, match="gptq"):
-        recover_folder(quantised, cut.dense, data, recipe, tmp_path / "out")
-    with pytest.raises(InputError, match=r"numbered 0\.\.3"):
-        run(cut, tmp_path / "out", hidden_layers=(9,))
-    assert not (tmp_path / "out").exists()

@@ -42,3 +42,30 @@ def test_options_that_break_a_rule(
     ):
         assert lop_recover(monkeypatch, cut, tmp_path / "out", *options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_dense_models_own_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cut: Cut, tmp_path: Path
+) -> None:
+    """Questions without answers are refused with the command that answers them; what it writes is then trained on."""
+    items = json.loads(cut.data.read_text())
+    for index, item in enumerate(items):
+        item["conversations"] = [{"from": "human", "value": f"what is it {index}?"}]
+        item.pop("image", None)
+        item["kinds" if index % 2 else "category"] = ["odd"] if index % 2 else "even"
+    prompts, answered = tmp_path / "prompts.json", tmp_path / "answered.json"
+    prompts.write_text(json.dumps(items))
+    words = ("recover", cut.pruned, "--teacher", cut.dense, "--out", tmp_path / "out", "--mode", "full", "--steps", "1")
+    assert typed(monkeypatch, *words, "--data", prompts) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a conversation ends with an answer" in said
+    assert "lop data answer --model DENSE --prompts FILE" in said
+    ask = ("data", "answer", "--model", cut.dense, "--prompts", prompts, "--out", answered, "--max-new-tokens", "4")
+    assert typed(monkeypatch, *ask) == 0
+    found = json.loads(answered.read_text())
+    assert [item.get("kinds", item.get("category")) for item in found][:2] == ["even", ["odd"]]
+    capsys.readouterr()
+    assert typed(monkeypatch, *words, "--data", answered, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["data"]["conversations"] + report["data"]["selection_conversations"] == len(found)
+    assert report["selection"]["by_kind"].keys() <= {"odd", "even"}
