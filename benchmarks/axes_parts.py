@@ -16,7 +16,16 @@ from benchmarks import axes_predictor
 from benchmarks.axes_models import MODELS, AxesModel, Sizes
 from benchmarks.axes_predictor import LOP
 from benchmarks.axes_profile import machine_latency
-from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE, AxisSearch, Found
+from benchmarks.axes_searches import (
+    MILP,
+    MILP_COMPLETE,
+    MILP_COMPLETE_ROOTS,
+    MILP_ROOTS,
+    SEARCH,
+    TREE,
+    AxisSearch,
+    Found,
+)
 from benchmarks.axes_summary import JOINT, SINGLES
 from benchmarks.axes_targets import BETWEEN, BETWEEN_LATENCIES, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
@@ -145,8 +154,9 @@ def predictors(run: ModelRun) -> dict[str, Any]:
     limits = run.limits(of_time=True)
     rows = _planned(run, limits, (*SPARSITIES, *BETWEEN, *LATENCIES, *BETWEEN_LATENCIES))
     between = (*BETWEEN, *BETWEEN_LATENCIES)
-    found = run.search(JOINT, limits).searched((*SPARSITIES, *LATENCIES, *between))
-    rows += run.rows(JOINT, [x for x in found if x.target in between], limits)
+    search = run.search(JOINT, limits)
+    found = [x for x in search.searched((*SPARSITIES, *LATENCIES, *between)) if x.target in between]
+    rows += run.rows(JOINT, [*found, *search.filled(found)], limits)
     return {"rows": rows}
 
 
@@ -192,9 +202,10 @@ def _methods_at(
         search = run.search(space, limits)
         scans[space.value] = search.scan_evaluations
         rows += run.rows(space, search.unsearched(targets), limits)
-        found = search.searched((*before, *targets), SEARCH)
-        rows += run.rows(space, [x for x in found if x.target in targets], limits)
-        for method in (MILP, MILP_ROOTS, MILP_COMPLETE) if space is JOINT else (MILP, MILP_ROOTS):
+        found = [x for x in search.searched((*before, *targets), SEARCH) if x.target in targets]
+        rows += run.rows(space, [*found, *(search.filled(found) if space is JOINT else ())], limits)
+        complete = (MILP_COMPLETE, MILP_COMPLETE_ROOTS) if space is JOINT else ()
+        for method in (MILP, MILP_ROOTS, *complete):
             rows += run.rows(space, search.additive(targets, method), limits)
         if run.sizes.evolution_everywhere or space is JOINT:
             rows += run.rows(space, search.evolved(targets), limits)

@@ -5,6 +5,9 @@
     lop-untrained           candidates of a policy with freshly initialised weights, improved as well
     lop-policy-alone        the best candidate by the values, not improved
     lop-untrained-alone     the same of an untrained policy
+    lop-greedy-alone        the policy's most likely configuration, without samples, not improved
+    lop-memory              the best that was measured among the candidates, too
+    lop-additive-alone      the additive program's choice, not improved
 
 It learns from one search of the sparsities and of the shares of time, as `lop search --device` runs it: targets in
 between are new to it.
@@ -34,12 +37,16 @@ from storage.records import Sample
 LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
+GREEDY_ALONE, MEMORY, ADDITIVE_ALONE = "lop-greedy-alone", "lop-memory", "lop-additive-alone"
 PARTS = {
     LOP: Parts(),
     NO_POLICY: Parts(candidates=0),
     UNTRAINED: Parts(),
     POLICY_ALONE: Parts(walkers=0),
     UNTRAINED_ALONE: Parts(walkers=0),
+    GREEDY_ALONE: Parts(candidates=1, walkers=0),
+    MEMORY: Parts(memory=True),
+    ADDITIVE_ALONE: Parts(candidates=0, walkers=0),
 }
 TRAINING = TrainingSettings()
 """As `lop train` has it, of each space and seed."""

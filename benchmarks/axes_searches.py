@@ -5,10 +5,13 @@ pays for its share of it: a seventh, since seven targets share it. That is the s
 of them, which is to the good of the single spaces. A scan has 150 evaluations at most.
 
     mcts            the product's search by its defaults, one configuration at a time
+    mcts-filled     what it found, filled up in fine steps as the service fills it up for a plan of `mcts`
     mcts-tree       the same with eight simulations of the tree an evaluation
     milp, milp-roots
                     the additive program on the scan, exactly solved: of KL, and of what the search minimises
-    milp-complete   of KL, on a scan of every option: all that an additive method can know
+    milp-complete, milp-complete-roots
+                    the same two on a scan of every option, of as many widths as its evaluations allow: all that an
+                    additive method can know for what the search costs
     evolution       from equal retention, by KL, one offspring a generation
     shortgpt        layers of least block influence go first, by what the space can take of them
     uniform         the same share everywhere, in fine steps
@@ -29,6 +32,7 @@ from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_choices
 from mcts.settings import SearchSettings
 from mcts.targets import SearchTarget
 from pruning.allocators.evolution import evolve
+from pruning.allocators.methods import Method
 from pruning.allocators.shortgpt import allocate_shortgpt
 from pruning.allocators.uniform import uniform_choice
 from pruning.anatomy.architecture import Architecture
@@ -37,10 +41,13 @@ from pruning.measuring.statistics import StatisticsKind
 from pruning.planning.axis_spaces import SpaceName, coarse_space, fine_space
 from pruning.planning.ffn_spaces import DEFAULT_NUM_LEVELS, DEFAULT_ROUND_TO
 from pruning.planning.space import Choice, Space
+from service.finished_searches import FoundConfiguration
+from service.methods.filled import filled_up
 from values.surrogate import retentions
 
-SEARCH, TREE = "mcts", "mcts-tree"
-MILP, MILP_ROOTS, MILP_COMPLETE = "milp", "milp-roots", "milp-complete"
+SEARCH, FILLED, TREE = "mcts", "mcts-filled", "mcts-tree"
+MILP, MILP_ROOTS = "milp", "milp-roots"
+MILP_COMPLETE, MILP_COMPLETE_ROOTS = "milp-complete", "milp-complete-roots"
 EVOLUTION, SHORTGPT, UNIFORM = "evolution", "shortgpt", "uniform"
 TREE_SIMULATIONS = 8
 TARGETS_OF_A_SCAN = len(SPARSITIES) + len(LATENCIES)
@@ -79,8 +86,21 @@ class AxisSearch:
         self._evaluations = evaluations
 
     @staticmethod
-    def _coarse(model: MeasuredModel, name: SpaceName) -> Space:
-        return coarse_space(model.anatomy, name, num_levels=DEFAULT_NUM_LEVELS, round_to=DEFAULT_ROUND_TO)
+    def _coarse(model: MeasuredModel, name: SpaceName, num_levels: int = DEFAULT_NUM_LEVELS) -> Space:
+        return coarse_space(model.anatomy, name, num_levels=num_levels, round_to=DEFAULT_ROUND_TO)
+
+    @cached_property
+    def complete_space(self) -> Space:
+        """Of the most options of which a scan takes no more evaluations than searches of all targets have; of as many
+        as theirs, if those are too many already. Where widths end at their rounding, the scan stays smaller."""
+        allowed, found = self._evaluations * TARGETS_OF_A_SCAN, self.space
+        narrowest = min(layer.ffn_width for layer in self._model.anatomy.layers)
+        for num_levels in range(DEFAULT_NUM_LEVELS + 1, narrowest // DEFAULT_ROUND_TO + 1):
+            finer = self._coarse(self._model, self.name, num_levels)
+            if len(scan_choices(finer)) > allowed:
+                break
+            found = finer
+        return found
 
     @cached_property
     def scan_evaluations(self) -> int:
@@ -144,16 +164,46 @@ class AxisSearch:
         return Found(method, target, best, before + len(scored), architectures)
 
     def additive(self, targets: Sequence[Target], method: str) -> list[Found]:
-        """The additive program of `MILP`, `MILP_ROOTS` or `MILP_COMPLETE` at each of `targets` that can be met."""
-        most = None if method == MILP_COMPLETE else MAX_SCAN_EVALUATIONS
-        loss, _ = self._model.scan(self.space, by_kl=method != MILP_ROOTS, most=most)
-        share = len(scan_choices(self.space, most)) / TARGETS_OF_A_SCAN
+        """The additive program of `MILP`, `MILP_COMPLETE` or the roots of either, at `targets` that can be met."""
+        complete = method in (MILP_COMPLETE, MILP_COMPLETE_ROOTS)
+        space = self.complete_space if complete else self.space
+        most = self._evaluations * TARGETS_OF_A_SCAN if complete else MAX_SCAN_EVALUATIONS
+        loss, _ = self._model.scan(space, by_kl=method in (MILP, MILP_COMPLETE), most=most)
+        share = len(scan_choices(space, most)) / TARGETS_OF_A_SCAN
         found = []
         for target in targets:
-            limits = self._limits.of(self.space, target)
+            limits = self._limits.of(space, target)
             if limits is not None:
-                found.append(Found(method, target, self.space.architecture(least_sum(limits, loss)), share))
+                found.append(Found(method, target, space.architecture(least_sum(limits, loss)), share))
         return found
+
+    def filled(self, searched: Sequence[Found]) -> list[Found]:
+        """What a search found, as a plan of it keeps it: `FILLED`, in fine steps, like the predictor's plans."""
+        fine = fine_space(self._model.anatomy, self.name, round_to=DEFAULT_ROUND_TO)
+        found = []
+        for of in searched:
+            limits = self._limits.of(fine, of.target)
+            if limits is not None:
+                kept = filled_up(self._configuration(of), limits).architecture
+                found.append(Found(FILLED, of.target, kept, of.evaluations))
+        return found
+
+    def _configuration(self, found: Found) -> FoundConfiguration:
+        """As the service reads it from a finished search; of its figures, filling up takes none."""
+        return FoundConfiguration(
+            search_id="benchmark",
+            method=Method.MCTS,
+            label=found.target.name,
+            architecture=found.architecture,
+            budget=0,
+            parameters=0,
+            level_step=0,
+            metrics=found.scored[found.architecture],
+            evaluations=len(found.scored),
+            seed=self._seed,
+            calibration_id=None,
+            space=self.name,
+        )
 
     def unsearched(self, targets: Sequence[Target]) -> list[Found]:
         """`SHORTGPT` and `UNIFORM`, which score nothing."""

@@ -2,14 +2,26 @@
 
 All are of the worse model. Ratios compare what is better when it is below 1; gains are what a part is worth, KL without
 it over KL with it, above 1 where it helps, and the worse model is that of the least gain.
+
+`joint_vs_milp_complete` is of targets at which that program had as many evaluations as the search (`evaluations`), and
+of models that have such; `lop_vs_search` compares plans, so what the search found is filled up as plans are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.axes_predictor import LOP, NO_POLICY, POLICY_ALONE, UNTRAINED, UNTRAINED_ALONE
-from benchmarks.axes_searches import MILP, MILP_COMPLETE, MILP_ROOTS, SEARCH, TREE
+from benchmarks.axes_predictor import (
+    ADDITIVE_ALONE,
+    GREEDY_ALONE,
+    LOP,
+    MEMORY,
+    NO_POLICY,
+    POLICY_ALONE,
+    UNTRAINED,
+    UNTRAINED_ALONE,
+)
+from benchmarks.axes_searches import FILLED, MILP, MILP_COMPLETE, MILP_COMPLETE_ROOTS, MILP_ROOTS, SEARCH, TREE
 from benchmarks.axes_targets import Kind
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 
@@ -17,6 +29,9 @@ JOINT = SpaceName.ALL
 SINGLES = tuple(name for name in SPACES_OF_UNITS if name is not JOINT)
 MILP_FROM = 0.45
 """Share of the decoder that goes from where the additive program's independence fails; of the time, as much goes."""
+
+AS_MANY = 0.9
+"""Of a search's evaluations: an additive program of fewer is none of as many."""
 
 LEAST_KL = 1e-6
 """In nats: less is not told apart from nothing."""
@@ -31,7 +46,15 @@ RATIOS = (
     "lop_vs_search_between",
     "lop_vs_search_worst",
 )
-GAINS = ("policy_gain", "untrained_policy_gain", "policy_alone_gain", "tree_gain")
+GAINS = (
+    "policy_gain",
+    "untrained_policy_gain",
+    "policy_alone_gain",
+    "samples_gain",
+    "memory_gain",
+    "descent_gain",
+    "tree_gain",
+)
 MOST = {
     "joint_vs_best_single": 0.9,
     "joint_vs_best_single_worst": 1.0,
@@ -55,6 +78,8 @@ def summary_of(rows: Sequence[Row], others: Mapping[str, Any]) -> dict[str, Any]
     """
     models = {model: of_model([row for row in rows if row["model"] == model]) for model in _models(rows)}
     worse = {name: _worst([of[name] for of in models.values()], max) for name in RATIOS}
+    enough = [of["joint_vs_milp_complete"] for of in models.values() if of["joint_vs_milp_complete"] is not None]
+    worse["joint_vs_milp_complete"] = max(enough, default=None)
     worse |= {name: _worst([of[name] for of in models.values()], min) for name in GAINS}
     figures = {**worse, **others}
     known = {name: figure for name, figure in figures.items() if figure is not None}
@@ -76,6 +101,9 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
     """Of one model's rows; each ratio also target by target."""
     kl = {
         (row["space"], row["method"], row["kind"], row["target"]): max(row["validation_kl"], LEAST_KL) for row in rows
+    }
+    evaluations = {
+        (row["method"], row["kind"], row["target"]): row["evaluations"] for row in rows if row["space"] == JOINT.value
     }
     targets = list(dict.fromkeys((row["kind"], row["target"]) for row in rows))
 
@@ -104,23 +132,33 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         known = [x for method in methods if (x := of(JOINT, method, target)) is not None]
         return min(known, default=None) if gone >= MILP_FROM - 1e-9 else None
 
+    def complete(target: tuple[str, float]) -> float | None:
+        """The best of as many evaluations as the search had."""
+        needed = AS_MANY * evaluations.get((SEARCH, *target), 0.0)
+        had = [x for x in (MILP_COMPLETE, MILP_COMPLETE_ROOTS) if evaluations.get((x, *target), -1.0) >= needed]
+        return additive(target, *had)
+
     def gain(without: str, with_it: str) -> dict[tuple[str, float], float]:
         pairs = {target: (of(JOINT, without, target), of(JOINT, with_it, target)) for target in targets}
         return {target: a / b for target, (a, b) in pairs.items() if a is not None and b is not None}
 
     to_single = ratios(best_single)
-    to_search = ratios(lambda target: of(JOINT, SEARCH, target), LOP)
+    # What is planned is planned in fine steps: so is what the search found.
+    to_search = ratios(lambda target: of(JOINT, FILLED, target), LOP)
     searched = {(row["kind"], row["target"]) for row in rows if row["searched"]}
     found = {
         "joint_vs_best_single": to_single,
         "joint_vs_milp": ratios(lambda target: additive(target, MILP, MILP_ROOTS)),
-        "joint_vs_milp_complete": ratios(lambda target: additive(target, MILP_COMPLETE)),
+        "joint_vs_milp_complete": ratios(complete),
         "lop_vs_search": to_search,
         "lop_vs_search_searched": {target: ratio for target, ratio in to_search.items() if target in searched},
         "lop_vs_search_between": {target: ratio for target, ratio in to_search.items() if target not in searched},
         "policy_gain": gain(NO_POLICY, LOP),
         "untrained_policy_gain": gain(UNTRAINED, LOP),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
+        "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),
+        "memory_gain": gain(LOP, MEMORY),
+        "descent_gain": gain(ADDITIVE_ALONE, NO_POLICY),
         "tree_gain": gain(SEARCH, TREE),
     }
     return {
@@ -130,6 +168,7 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "by_target": {name: {_name(t): ratio for t, ratio in of.items()} for name, of in found.items()},
         "best_single": {_name(target): best_single_name(target) for target in to_single},
         "validation_kl": _table(rows, "validation_kl"),
+        "evaluations": _table([row for row in rows if row["space"] == JOINT.value], "evaluations"),
     }
 
 

@@ -5,6 +5,7 @@ What is passing is tried again: 502, 429, and 503 where the answer does not say 
 
 import random
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from pruning.errors import (
     LopServerError,
     NotFoundError,
     ScopeError,
+    SpaceReach,
 )
 from pruning.reasons import reason_of
 
@@ -89,7 +91,19 @@ def _error_of(response: httpx.Response) -> LopError:
         return ConflictError(detail, **said)
     nearest, binding = problem.get("nearest_values"), problem.get("binding")
     if isinstance(nearest, dict) and isinstance(binding, str) and binding in nearest:
-        return InfeasibleBudgetError(detail, **said, binding=binding, nearest_values=nearest)
+        return InfeasibleBudgetError(
+            detail, **said, binding=binding, nearest_values=nearest, spaces=_spaces_of(problem)
+        )
     if problem.get("nearest") is not None:
-        return InfeasibleTargetError(detail, **said, nearest=float(problem["nearest"]))
+        return InfeasibleTargetError(detail, **said, nearest=float(problem["nearest"]), spaces=_spaces_of(problem))
     return InputError(detail, **said)
+
+
+def _spaces_of(problem: dict[str, Any]) -> dict[str, SpaceReach]:
+    """What the answer says of each space; a server of before says nothing, and a newer one perhaps more."""
+    said, known = problem.get("spaces"), {field.name for field in fields(SpaceReach)}
+    return {
+        str(name): SpaceReach(**{key: value for key, value in reach.items() if key in known})
+        for name, reach in (said.items() if isinstance(said, dict) else ())
+        if isinstance(reach, dict) and "reaches" in reach
+    }

@@ -174,7 +174,8 @@ class SearchSettings:
                 raise self._out_of_reach(f"budget {budget}", anatomy, lowest)
             targets.append(SearchTarget(f"budget {budget}", budget, None))
         if self.latency is not None:
-            targets += self.latency.resolve(anatomy, self.space(anatomy), _given(latency), all_of_them)
+            spaces = self._spaces_of_units(anatomy)
+            targets += self.latency.resolve(anatomy, self.space(anatomy), _given(latency), all_of_them, spaces)
         return tuple(targets)
 
     def _reach(self, anatomy: ModelAnatomy) -> tuple[int, int]:
@@ -227,11 +228,18 @@ class SearchSettings:
     def _reach_of_each_space(self, anatomy: ModelAnatomy) -> str:
         """Decoder parameters that the cheapest choice of each space keeps, and as a share, in words."""
         found = []
-        for name in SPACES_OF_UNITS:  # bits and densities leave parameters what they are
-            with suppress(InputError):  # a model may have nothing to decide there
-                least = least_decoder_parameters(anatomy, replace(self, axes=name).space(anatomy))
-                found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")
+        for name, space in self._spaces_of_units(anatomy).items():
+            least = least_decoder_parameters(anatomy, space)
+            found.append(f"{least} parameters ({least / anatomy.decoder_parameters:.1%}) in space '{name}'")
         return ", ".join(found)
+
+    def _spaces_of_units(self, anatomy: ModelAnatomy) -> dict[SpaceName, Space]:
+        """What the same search could change instead; bits and densities leave parameters what they are."""
+        found = {}
+        for name in SPACES_OF_UNITS:
+            with suppress(InputError):  # a model may have nothing to decide there
+                found[name] = replace(self, axes=name).space(anatomy)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of `from_dict`. A search of FFN widths says what it always said."""

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from pruning.anatomy.anatomy import ModelAnatomy
-from pruning.errors import InfeasibleTargetError, InputError
+from pruning.errors import InfeasibleTargetError, InputError, SpaceReach
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.prices import LatencyPrice
@@ -85,9 +88,15 @@ class LatencyTargets:
             )
 
     def resolve(
-        self, anatomy: ModelAnatomy, space: Space, latency: LatencyModel, budget: int
+        self,
+        anatomy: ModelAnatomy,
+        space: Space,
+        latency: LatencyModel,
+        budget: int,
+        spaces: Mapping[SpaceName, Space] = MappingProxyType({}),
     ) -> tuple[SearchTarget, ...]:
-        """The targets, as `latency` prices them; `budget` is what each allows of parameters.
+        """The targets, as `latency` prices them; `budget` is what each allows of parameters. A refusal says how fast
+        each of `spaces` can be.
 
         Raises:
             InfeasibleTargetError: a share that was named, or all of the default ones, are out of reach of `space`; with
@@ -101,9 +110,9 @@ class LatencyTargets:
         ]
         reached = [allowed for allowed in asked if least <= allowed.most_ns]
         if self.shares is not None and len(reached) < len(asked):
-            raise self._out_of_reach(next(x for x in asked if least > x.most_ns), least)
+            raise self._out_of_reach(next(x for x in asked if least > x.most_ns), least, price, spaces)
         if not reached:
-            raise self._out_of_reach(asked[0], least)
+            raise self._out_of_reach(asked[0], least, price, spaces)
         return tuple(SearchTarget(self._label(allowed), budget, None, allowed) for allowed in reached)
 
     def _label(self, allowed: AllowedLatency) -> str:
@@ -113,19 +122,25 @@ class LatencyTargets:
             f"for {w.batch} x {w.prompt_tokens} + {w.output_tokens} tokens)"
         )
 
-    def _out_of_reach(self, asked: AllowedLatency, least: int) -> InfeasibleTargetError:
-        millionths = math.ceil(least / asked.dense_ns * 1e6)
-        while math.floor(millionths / 1e6 * asked.dense_ns) < least:  # rounding may have taken the last nanosecond
-            millionths += 1
-        nearest = millionths / 1e6 if millionths < 1_000_000 else None
-        further = "spaces that skip sub-layers reach further"
+    def _out_of_reach(
+        self, asked: AllowedLatency, least: int, price: LatencyPrice, spaces: Mapping[SpaceName, Space]
+    ) -> InfeasibleTargetError:
+        nearest = _nearest_share(least, asked.dense_ns)
+        found, said = {}, []
+        for name, space in spaces.items():
+            with suppress(InputError):  # the device was profiled without what this space may do
+                ns = price.cost(space.architecture(space.bottom))
+                share = _nearest_share(ns, asked.dense_ns)
+                found[name.value] = SpaceReach(reaches=ns <= asked.most_ns, nearest=share)
+                said.append(f"{ns / 1e6:.6g} ms{'' if share is None else f' ({share:g})'} in space '{name}'")
+        further = f"; a request can be brought down to {', '.join(said)}" if said else ""
+        remedy = "Nothing is faster here" if nearest is None else f"The nearest feasible value is {nearest:g}"
         return InfeasibleTargetError(
             "a target must be within reach of the least option of every decision",
             values=f"target '{self._label(asked)}'; the fastest configuration takes {least / 1e6:.6g} ms",
-            remedy=f"Nothing is faster here; {further}"
-            if nearest is None
-            else f"The nearest feasible value is {nearest:g}; {further}",
+            remedy=remedy + further,
             nearest=nearest,
+            spaces=found,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +155,14 @@ class LatencyTargets:
             return cls(**{**data, "workload": Workload.model_validate(data["workload"])})
         except (KeyError, TypeError, ValidationError) as error:
             raise InputError("latency targets have a device, shares and a workload", values=reason_of(error)) from error
+
+
+def _nearest_share(least: int, dense: int) -> float | None:
+    """The smallest share of `dense` nanoseconds, in millionths, that allows `least`; None if that is all of them."""
+    millionths = math.ceil(least / dense * 1e6)
+    while math.floor(millionths / 1e6 * dense) < least:  # rounding may have taken the last nanosecond
+        millionths += 1
+    return millionths / 1e6 if millionths < 1_000_000 else None
 
 
 def latency_limits(anatomy: ModelAnatomy, space: Space, allowed: AllowedLatency, latency: LatencyModel) -> Limits:

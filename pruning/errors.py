@@ -29,7 +29,23 @@
 A message has three parts: the rule that was broken, the values that broke it, and the remedy.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReach:
+    """What one space can do of a target: `reaches` it, or the nearest that it can.
+
+    `binding` and `nearest_values` are of a budget, as `InfeasibleBudgetError` has them; `nearest` is of what was asked
+    for, and None where the space can do nothing of it.
+    """
+
+    reaches: bool
+    nearest: float | None = None
+    binding: str | None = None
+    nearest_values: dict[str, int | float] | None = None
 
 
 class LopError(Exception):
@@ -55,11 +71,24 @@ class InputError(LopError, ValueError):
 
 
 class InfeasibleTargetError(InputError):
-    """A target that no allowed widths can meet; `nearest` is the closest feasible value of the same quantity."""
+    """A target that no allowed widths can meet; `nearest` is the closest feasible value of the same quantity.
 
-    def __init__(self, rule: str, *, values: str = "", remedy: str = "", nearest: float | None = None) -> None:
+    `spaces` says by its name what each space can do of the target, the one asked for among them; empty where only one
+    space was looked at.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        values: str = "",
+        remedy: str = "",
+        nearest: float | None = None,
+        spaces: Mapping[str, SpaceReach] | None = None,
+    ) -> None:
         super().__init__(rule, values=values, remedy=remedy)
         self.nearest = nearest
+        self.spaces = dict(spaces or {})
 
 
 class InfeasibleBudgetError(InfeasibleTargetError):
@@ -70,9 +99,16 @@ class InfeasibleBudgetError(InfeasibleTargetError):
     """
 
     def __init__(
-        self, rule: str, *, values: str = "", remedy: str = "", binding: str, nearest_values: dict[str, int | float]
+        self,
+        rule: str,
+        *,
+        values: str = "",
+        remedy: str = "",
+        binding: str,
+        nearest_values: dict[str, int | float],
+        spaces: Mapping[str, SpaceReach] | None = None,
     ) -> None:
-        super().__init__(rule, values=values, remedy=remedy, nearest=nearest_values[binding])
+        super().__init__(rule, values=values, remedy=remedy, nearest=nearest_values[binding], spaces=spaces)
         self.binding = binding
         self.nearest_values = nearest_values
 

@@ -21,7 +21,8 @@ _DESCRIPTIONS = {
     415: "The request body is not declared as JSON, or is compressed.",
     421: "The request is for a host by whose name the server is not asked: see LOP_ALLOWED_HOSTS.",
     422: "The request breaks a rule, or its target cannot be met: `nearest` is then the closest feasible value, and of "
-    "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit.",
+    "a budget `binding` the limit that is exceeded most, `nearest_values` the closest feasible value of each limit; "
+    "`spaces` says the same of each space.",
     503: "The database or the data store does not answer, is not at the revision of this code, or holds a predictor "
     "that cannot be read.",
 }

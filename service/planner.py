@@ -4,18 +4,16 @@ for the same request. How widths are chosen is in `service.methods`.
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 from pruning.allocators.methods import BEST_FIRST, Family, Method
 from pruning.anatomy.packed_weights import GROUP
 from pruning.devices.device import Device
 from pruning.devices.latency import latency_model
-from pruning.errors import CheckpointError, InfeasibleBudgetError, InfeasibleTargetError, InputError, LopError
+from pruning.errors import CheckpointError, InfeasibleTargetError, InputError, LopError
 from pruning.planning.axis_spaces import SpaceName, fine_space
 from pruning.planning.cost import achieved_costs
 from pruning.planning.demand import Demand
-from pruning.planning.limits import LimitKind
 from pruning.planning.make_plan import exceeded_limits, make_plan
 from pruning.planning.nonzero_weights import zeroed_share
 from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
@@ -31,6 +29,7 @@ from service.methods.predicted import PredictorMethod
 from service.methods.searched import SearchedMethods
 from service.methods.statistical import StatisticalMethods
 from service.methods.uniform import UniformMethod
+from service.out_of_reach import in_all_spaces, of_method
 from service.predictor_cache import PredictorCache
 from service.ranking_urls import model_ranking_url, ranking_url
 from service.schemas import PlanRequest
@@ -110,7 +109,7 @@ class Planner:
                 answer = candidate.answer()
             except InfeasibleTargetError as error:
                 if request.method is not None or request.after_recovery:
-                    raise _of_method(error, method) from error
+                    raise of_method(error, method) from error
                 made_with = "widths" if request.space is SpaceName.FFN else "options"
                 notes.append(f"{method}: this target is outside the {made_with} it was made with")
                 continue
@@ -159,11 +158,7 @@ class Planner:
         try:
             question = Question(model, request, demand, demand.limits_for())
         except InfeasibleTargetError as error:
-            if device is not None and isinstance(error, InfeasibleBudgetError):
-                told = _on_device(error, device)
-                if told is not error:
-                    raise told from error
-            raise _with_other_spaces(error, demand, request) from error
+            raise in_all_spaces(error, demand, request, device) from error
         return question, target, known
 
     def _check_group_order(self, model: ModelRecord, space: Space) -> None:
@@ -312,58 +307,3 @@ def _content_of(known: KnownDevice) -> dict[str, Any]:
         "source": device.source,
         "profile": known.profile_sha256,
     }
-
-
-def _on_device(error: InfeasibleBudgetError, device: Device) -> InfeasibleBudgetError:
-    """`error`, or the one to give instead where no budget would help: the device's memory is too small."""
-    needed = error.nearest_values.get(LimitKind.MEMORY_BYTES.value, 0)
-    if needed <= device.memory_bytes:
-        return error
-    return InfeasibleBudgetError(
-        f"the smallest plan needs memory_bytes = {needed}, more than {device.id} has",
-        values=f"{device.memory_bytes} bytes",
-        remedy="Name a device with more memory, or ask for a smaller batch, prompt or output",
-        binding=LimitKind.MEMORY_BYTES.value,
-        nearest_values=error.nearest_values,
-    )
-
-
-def _with_other_spaces(error: InfeasibleTargetError, demand: Demand, request: PlanRequest) -> InfeasibleTargetError:
-    """`error`, which says in its remedy too what the other spaces can do."""
-    said = []
-    for name in SpaceName:
-        # Bits remove no parameters, and what is zeroed is not removed.
-        if (
-            name is request.space
-            or (demand.budget is None and name.has_bits)
-            or SpaceName.DENSITY in (name, request.space)
-        ):
-            continue
-        try:
-            space = fine_space(demand.anatomy, name, round_to=request.round_to, tp_size=request.tp_size)
-            replace(demand, space=space).limits_for()
-            said.append(f"'{name}' reaches it")
-        except InfeasibleBudgetError as other:
-            said.append(f"'{name}' needs {other.binding} = {other.nearest_values[other.binding]}")
-        except InfeasibleTargetError as other:
-            said.append(f"'{name}' reaches {other.nearest}")
-        except InputError:  # nothing to decide there, or the scope counts something else
-            continue
-    others = f"; of the other spaces {', '.join(said)}" if said else ""
-    return _said_anew(error, error.rule, error.remedy + others)
-
-
-def _of_method(error: InfeasibleTargetError, method: Method) -> InfeasibleTargetError:
-    """`error` where other methods may be able to do what `method` cannot."""
-    rule = f"method '{method}' cannot remove this much: {error.rule}"
-    remedy = f"Leave `method` out, or {error.remedy[:1].lower()}{error.remedy[1:]}"
-    return _said_anew(error, rule, remedy)
-
-
-def _said_anew(error: InfeasibleTargetError, rule: str, remedy: str) -> InfeasibleTargetError:
-    """The same in other words."""
-    if isinstance(error, InfeasibleBudgetError):
-        return InfeasibleBudgetError(
-            rule, values=error.values, remedy=remedy, binding=error.binding, nearest_values=error.nearest_values
-        )
-    return InfeasibleTargetError(rule, values=error.values, remedy=remedy, nearest=error.nearest)

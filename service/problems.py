@@ -107,6 +107,7 @@ def problem_of(error: LopError, instance: str) -> Problem:
                 nearest=nearest if nearest is not None and math.isfinite(nearest) else None,
                 binding=None if budget is None else budget.binding,
                 nearest_values=None if budget is None else budget.nearest_values,
+                spaces=(error.spaces or None) if isinstance(error, InfeasibleTargetError) else None,
                 needs=error.needs if isinstance(error, ScopeError) else None,
             )
     return _internal(instance)

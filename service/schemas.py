@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pruning.allocators.methods import Family, Method, describe_methods
 from pruning.devices.device import Device
 from pruning.devices.profile import DeviceProfile
+from pruning.errors import SpaceReach
 from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from pruning.planning.scope import Scope
@@ -400,6 +401,15 @@ class Problem(BaseModel):
                     "nearest": 3200000.0,
                     "binding": "memory_bytes",
                     "nearest_values": {"memory_bytes": 3200000.0, "flops": 2000000000.0},
+                    "spaces": {
+                        "ffn": {
+                            "reaches": False,
+                            "nearest": 3200000.0,
+                            "binding": "memory_bytes",
+                            "nearest_values": {"memory_bytes": 3200000.0, "flops": 2000000000.0},
+                        },
+                        "all": {"reaches": True},
+                    },
                 },
             ]
         }
@@ -419,4 +429,9 @@ class Problem(BaseModel):
     binding: str | None = Field(default=None, description="The limit that an infeasible budget exceeds most.")
     nearest_values: dict[str, int | float] | None = Field(
         default=None, description="Closest feasible value of every limit of an infeasible budget, `binding` included."
+    )
+    spaces: dict[str, SpaceReach] | None = Field(
+        default=None,
+        description="What each space can do of an infeasible target, by its name, the one that was asked for included: "
+        "`reaches` it, or its own `nearest`, `binding` and `nearest_values`.",
     )

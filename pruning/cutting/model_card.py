@@ -14,6 +14,7 @@ from pruning.anatomy.vllm_support import SERVED_WEIGHTS, family_limits, untried_
 from pruning.checkpoints.loading import PLAN_NAME
 from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, BaseModel
 from pruning.cutting.gguf.layouts import LAYOUTS
+from pruning.cutting.pruned_config import skips
 from pruning.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_card(
         *_what_it_is(base, plan, cuts=cuts, packs=packs),
         *_what_was_cut(plan, dense),
         *_what_to_expect(plan),
-        *_how_to_load(config, cuts=cuts, packs=packs),
+        *_how_to_load(config, plan.architecture_of(dense), cuts=cuts, packs=packs),
         *_where_from(base, plan, has_own_card=has_own),
     ]
     tags = ["lop", *(["pruned"] if cuts else []), *(["quantised"] if packs else [])]
@@ -138,7 +139,7 @@ def _interval(bounds: tuple[float, float] | None, form: str) -> str:
     return "" if bounds is None else f" (90% interval {bounds[0]:{form}} to {bounds[1]:{form}})"
 
 
-def _how_to_load(config: "PreTrainedConfig", *, cuts: bool, packs: bool) -> Iterable[str]:
+def _how_to_load(config: "PreTrainedConfig", architecture: Architecture, *, cuts: bool, packs: bool) -> Iterable[str]:
     text = config.get_text_config(decoder=True)
     auto_class = "AutoModelForCausalLM" if text is config else "AutoModelForImageTextToText"
     yield from ("", "## How to load it", "")
@@ -154,10 +155,14 @@ def _how_to_load(config: "PreTrainedConfig", *, cuts: bool, packs: bool) -> Iter
         yield "model = lop.load_pruned(FOLDER)  # or, from here on, by transformers itself (pipeline and Trainer too):"
         yield "lop.register_transformers()"
         yield from (f"model = {auto_class}.from_pretrained(FOLDER)", "```", "")
+        if skips(architecture):
+            yield "Not without either: the files have no weights for it, so"
+            yield "plain from_pretrained makes what is skipped anew, of random weights, and only warns."
+            yield ""
     yield from _llama_cpp(str(text.model_type), packs=packs)
     if cuts:
         yield from _vllm(config)
-        yield "- SGLang, TensorRT-LLM: they build every layer of one size, and stop there."
+        yield "- SGLang, TensorRT-LLM: they build every layer whole and of one size, so they cannot run it."
     else:
         yield "- vLLM reads compressed-tensors by itself: `vllm serve FOLDER`."
 
@@ -180,7 +185,7 @@ def _vllm(config: "PreTrainedConfig") -> Iterable[str]:
         return
     limits = family_limits(str(config.model_type))
     yield f"- vLLM{limits}: install `lop-vllm` beside it (integrations/vllm of lop-service), then `vllm serve FOLDER`."
-    yield "  Without it, vLLM stops at the first shape that differs."
+    yield "  Without it, vLLM builds every layer whole and of one size, and stops where a shape differs, if one does."
 
 
 def _where_from(base: BaseModel, plan: PruningPlan, *, has_own_card: bool) -> Iterable[str]:

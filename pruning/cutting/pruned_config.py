@@ -34,6 +34,12 @@ NOTE = (
     "first. vLLM: install lop-vllm beside it. llama.cpp: lop export gguf. The model card, README.md, says more."
 )
 
+SKIP_NOTE = (
+    "The files have no weights for what is under skip: plain from_pretrained makes what is skipped anew, of random "
+    "weights, and only warns."
+)
+"""Beside `NOTE` where a plan skips: no shape differs there that a runtime would stop at."""
+
 
 def write_config(
     source: Path, plan: PruningPlan, draft: Path, anatomy: ModelAnatomy | None = None
@@ -60,7 +66,7 @@ def write_config(
         place["head_dim"] = anatomy.layers[0].head_dim
         place["per_layer_config"] = {str(layer): changed for layer, changed in overrides.items()}
         place["allow_global_per_layer_attribute_access"] = True
-        document[NOTE_KEY] = NOTE
+        document[NOTE_KEY] = f"{NOTE} {SKIP_NOTE}" if skips(architecture) else NOTE
     if (packed := config_of_bits(source, anatomy, planned)) is not None:
         document["quantization_config"] = packed
     if plan.reconstructs or plan.rounds:
@@ -70,6 +76,11 @@ def write_config(
     if (recorded_architecture(written) or Architecture()) != architecture:
         raise CheckpointError("the config must record the plan's sizes", values=f"{source / 'config.json'}")
     return written
+
+
+def skips(architecture: Architecture) -> bool:
+    """Whether a sub-layer is left out."""
+    return any(option.units == 0 for _, option in architecture.items)
 
 
 def write_rewritten_config(source: Path, draft: Path, names: Iterable[str], added: dict[str, Any]) -> None:

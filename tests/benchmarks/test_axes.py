@@ -12,13 +12,15 @@ import typer
 from benchmarks import axes, axes_parts, axes_predictor, machine
 from benchmarks.axes_milp import least_sum
 from benchmarks.axes_models import Sizes
-from benchmarks.axes_searches import EVOLUTION, MILP, MILP_COMPLETE, SEARCH, AxisSearch, Found
+from benchmarks.axes_searches import EVOLUTION, FILLED, MILP, MILP_COMPLETE, SEARCH, AxisSearch, Found
 from benchmarks.axes_summary import GAINS, RATIOS, summary_of
 from benchmarks.axes_targets import LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from policy_model.training import TrainingSettings
-from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
+from pruning.anatomy.architecture import Architecture, Option
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space, fine_space
 from pruning.planning.limits import Limit, LimitKind, Limits
 from pruning.planning.scope import Scope
+from pruning.planning.space import Space
 from pruning.planning.target import achieved_sparsity
 from tests.benchmarks.made_up_axes import (
     Interrupted,
@@ -91,6 +93,7 @@ def row(model: str, space: str, method: str, target: float, kl: float, kind: str
         "target": target,
         "validation_kl": kl,
         "searched": True,
+        "evaluations": 80.0,
     }
 
 
@@ -106,7 +109,9 @@ def rows_of(model: str, factor: float) -> list[dict[str, Any]]:
         row(model, "all", "milp", 0.3, 1e-3),  # below 45%: takes no part
         row(model, "all", "milp", 0.6, 4.0),
         row(model, "all", "milp-roots", 0.6, 2.0),
-        row(model, "all", "milp-complete", 0.6, 1.0),
+        row(model, "all", "milp-complete", 0.6, 1.5),
+        row(model, "all", "milp-complete-roots", 0.6, 1.0),
+        row(model, "all", "mcts-filled", 0.6, 4.0 * factor**3),
         row(model, "all", "lop", 0.6, 2.0 * factor**3),
         row(model, "all", "lop-no-policy", 0.6, 5.0 * factor**3),
         row(model, "all", "mcts-tree", 0.3, 0.1 * factor),
@@ -155,6 +160,61 @@ def test_half_of_the_time_counts_as_half_of_the_decoder() -> None:
         for method, kl in ((SEARCH, 1.0), (MILP, 4.0))
     ]
     assert summary_of(rows, {})["models"]["one"]["by_target"]["joint_vs_milp"] == {"latency 0.5": 0.25}
+
+
+def test_an_additive_program_of_fewer_evaluations_is_not_one_of_as_many() -> None:
+    """Models where both had fewer are left out; beside one that had as many, the other does not count."""
+    one, two = rows_of("one", 0.5), rows_of("two", 0.8)
+    for of in two:
+        of["evaluations"] = 20.0 if of["method"].startswith("milp-complete") else 80.0
+    summary = summary_of([*one, *two], {})
+    assert summary["joint_vs_milp_complete"] == pytest.approx(4.0 * 0.5**3)
+    assert summary["models"]["two"]["joint_vs_milp_complete"] is None
+    assert summary["models"]["two"]["evaluations"]["all milp-complete"] == {"sparsity 0.6": 20.0}
+    one = [{**of, "evaluations": 20.0} if of["method"] == "milp-complete-roots" else of for of in one]
+    assert summary_of(one, {})["joint_vs_milp_complete"] == pytest.approx(4.0 * 0.5**3 / 1.5)
+
+
+def test_a_plan_is_compared_with_what_the_search_found_filled_up() -> None:
+    rows = [
+        row("one", "all", "mcts", 0.3, 0.2),
+        row("one", "all", "mcts-filled", 0.3, 0.1),
+        row("one", "all", "lop", 0.3, 0.15),
+    ]
+    assert summary_of(rows, {})["lop_vs_search"] == pytest.approx(1.5)
+    assert summary_of([rows[0], rows[2]], {})["lop_vs_search"] is None
+
+
+def test_the_complete_scan_spends_what_searches_have_and_found_plans_are_filled_up(tmp_path: Path) -> None:
+    model = MadeUpModel(tmp_path, {"calibration": MadeUpMetrics(0.0), "validation": MadeUpMetrics(0.1)})
+    few = AxisSearch(model, SpaceName.ALL, limits(), evaluations=2, seed=0)
+    assert few.complete_space is few.space  # its scan is too large already
+    assert {of.evaluations for of in few.additive(SPARSITIES, MILP_COMPLETE)} == {2.0}
+    search = AxisSearch(model, SpaceName.ALL, limits(), evaluations=EVALUATIONS, seed=0)
+    assert int(search.complete_space.counts.max()) >= int(search.space.counts.max())
+    fine = fine_space(anatomy(), SpaceName.ALL, round_to=8)
+    found = search.searched(SPARSITIES)
+    for before, after in zip(found, search.filled(found), strict=True):
+        axes_parts.check_met(after, limits())
+        assert (after.method, after.target, after.evaluations) == (FILLED, before.target, before.evaluations)
+        kept, more = (fine.units_of(fine.at_most(units(of.architecture, fine))) for of in (before, after))
+        assert all(a <= b for a, b in zip(kept, more, strict=True))
+        within = limits().of(fine, before.target)
+        assert within is not None
+        choice = fine.choice_of(after.architecture)
+        assert choice is not None
+        for n, k in enumerate(choice):  # no step more fits
+            if k + 1 < fine.counts[n]:
+                assert within.slack((*choice[:n], k + 1, *choice[n + 1 :])).min() < 0
+
+
+def units(architecture: Architecture, space: Space) -> list[int]:
+    """What is kept of every decision."""
+    sites = [decision.sites[0] for decision in space.decisions]
+    return [
+        architecture.options.get(site, Option(dense)).units
+        for site, dense in zip(sites, space.dense_units.tolist(), strict=True)
+    ]
 
 
 @pytest.fixture
@@ -211,7 +271,8 @@ def test_killed_anywhere_it_goes_on_and_says_the_same(
     methods = {(row["space"], row["method"]) for row in finished["rows"] if "part" not in row}
     assert {("all", "lop-untrained"), ("all", "mcts-tree"), ("layers", "shortgpt"), ("ffn", EVOLUTION)} <= methods
     summary = finished["summary"]
-    assert all(summary[name] is not None for name in (*RATIOS, *GAINS))
+    # Widths of 64 channels end at eight levels: no scan of them takes as many evaluations as the search has.
+    assert {name for name in (*RATIOS, *GAINS) if summary[name] is None} == {"joint_vs_milp_complete"}
     assert 0 < summary["scan_evaluations_32_layers"] <= 150
     assert (tmp_path / "results" / "axes.png").read_bytes().startswith(b"\x89PNG")
 

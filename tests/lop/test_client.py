@@ -25,6 +25,7 @@ from pruning.errors import (
     InfeasibleTargetError,
     InputError,
     NotFoundError,
+    SpaceReach,
 )
 from pruning.measuring.generation import generate_answers
 from pruning.planning.plan import PlanRanking
@@ -185,6 +186,8 @@ def test_an_infeasible_budget_is_the_same_error_as_on_the_server(client: lop.Cli
     assert error.binding == "memory_bytes"
     assert error.nearest_values.keys() == {"memory_bytes", "flops"}
     assert error.nearest == error.nearest_values["memory_bytes"]
+    assert error.spaces["ffn"] == SpaceReach(False, error.nearest, error.binding, error.nearest_values)
+    assert (error.spaces["all"].nearest or 0) < (error.nearest or 0)
     assert client.plan(model="tiny", budget={"memory_bytes": int(error.nearest or 0), "flops": 10**15})
     with pytest.raises(InputError, match="not for both"):
         client.plan(model="tiny", sparsity=0.5, budget=Budget(flops=10**9))

@@ -15,7 +15,7 @@ from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.devices.device import profiled_device
 from pruning.devices.latency import latency_model
 from pruning.errors import InfeasibleBudgetError, InfeasibleTargetError, InputError
-from pruning.planning.axis_spaces import SpaceName
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.prices import LatencyPrice
 from pruning.planning.scope import Scope
@@ -86,6 +86,23 @@ def test_what_is_too_fast_for_a_space_is_named_with_the_nearest(anatomy: ModelAn
     assert reached.latency is not None
     with pytest.raises(InfeasibleTargetError):
         asked(SpaceName.ATTENTION, nearest - 2e-6).resolve_targets(anatomy, latency)
+
+
+@pytest.mark.parametrize("axes", [SpaceName.FFN, SpaceName.ALL])
+def test_what_is_too_fast_for_a_space_is_told_how_fast_each_space_can_be(
+    anatomy: ModelAnatomy, latency: LatencyModel, axes: SpaceName
+) -> None:
+    settings = replace(asked(axes, 1e-7), scope=Scope.FFN if axes is SpaceName.FFN else Scope.DECODER)
+    with pytest.raises(InfeasibleTargetError) as caught:
+        settings.resolve_targets(anatomy, latency)
+    assert caught.value.spaces.keys() == {name.value for name in SPACES_OF_UNITS}
+    assert caught.value.spaces[axes.value].nearest == caught.value.nearest
+    for name, reach in caught.value.spaces.items():
+        assert reach.nearest is not None
+        assert f"({reach.nearest:g}) in space '{name}'" in caught.value.remedy
+        assert asked(SpaceName(name), reach.nearest).resolve_targets(anatomy, latency)
+        with pytest.raises(InfeasibleTargetError):
+            asked(SpaceName(name), reach.nearest - 2e-6).resolve_targets(anatomy, latency)
 
 
 @pytest.mark.parametrize(("least", "dense"), [(452, 20_000), (123_457, 1_000_001), (7, 9), (1, 3)])

@@ -145,6 +145,21 @@ class TestDevices:
             assert problem["binding"] == "memory_bytes"
             assert problem["nearest_values"]["memory_bytes"] > DEVICES[SLOW].memory_bytes
             assert "Name a device with more memory" in problem["remedy"]
+            assert "in the space 'ffn'" in problem["rule"]
+
+    def test_where_a_device_is_too_small_for_one_space_it_says_which_others_fit(
+        self, client: TestClient, repository: Repository
+    ) -> None:
+        huge = made_up_anatomy((65536,) * 32, hidden=16384, fingerprint="d" * 64)
+        register_model(repository, "huge", huge)
+        problem = refusal(client, model="huge", device=SLOW, round_to=32768)
+        spaces = problem["spaces"]
+        assert spaces["ffn"] == {"reaches": False} | {x: problem[x] for x in ("nearest", "binding", "nearest_values")}
+        assert spaces["all"] == {"reaches": True}
+        assert "'all' reaches it" in problem["remedy"]
+        assert not spaces["attention"]["reaches"]
+        needed = spaces["attention"]["nearest_values"]["memory_bytes"]
+        assert f"'attention' needs memory_bytes = {needed}" in problem["remedy"]
 
     def test_other_devices_make_other_plans(self, client: TestClient) -> None:
         plans = [ask(client, {"memory_bytes": costs(WIDTHS)["memory_bytes"]}, device=d) for d in ("l4", SLOW)]
@@ -213,6 +228,11 @@ class TestInfeasible:
         assert problem["nearest"] == nearest["latency_ms"]
         assert (nearest["memory_bytes"], nearest["flops"]) == (least["memory_bytes"], dense["flops"])
         assert nearest["disk_bytes"] == least["disk_bytes"]
+        assert problem["spaces"].keys() == {"ffn", "attention", "layers", "all"}
+        for space, reach in problem["spaces"].items():
+            assert reach["reaches"] is False
+            assert reach["nearest_values"].keys() == nearest.keys()
+            assert f"'{space}' needs" in problem["remedy"] or space == "ffn"
         assert widths_of(ask(client, nearest, device=SLOW)) == [8, 8, 8, 8]
 
     @pytest.mark.usefixtures("known")

@@ -14,6 +14,7 @@ from pruning.cutting.base_model import BASE_CARD_NAME, CARD_NAME, read_base_mode
 from pruning.cutting.inspection import inspect_checkpoint
 from pruning.cutting.model_card import MARK
 from pruning.cutting.prune_checkpoint import prune_checkpoint, save_pruned
+from pruning.cutting.pruned_config import NOTE_KEY
 from pruning.cutting.surgery import apply_plan
 from pruning.errors import InputError
 from pruning.planning.plan import Predicted, PruningPlan
@@ -74,6 +75,26 @@ def test_the_card_says_what_the_hub_and_a_reader_want(dense: Path, tmp_path: Pat
     ):  # fmt: skip
         assert said in text
     assert "exact" not in text  # the plan predicts none
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "skips"),
+    [
+        ((48, 0, 48, 40), (2, 2, 2, 2), True),
+        ((48, 48, 48, 40), (2, 0, 2, 2), True),
+        ((16, 8, 48, 40), (1, 2, 2, 2), False),
+    ],
+)
+def test_note_and_card_say_that_what_is_skipped_becomes_random_in_plain_transformers(
+    dense: Path, tmp_path: Path, widths: tuple[int, ...], groups: tuple[int, ...], skips: bool
+) -> None:
+    """Where a plan only skips no shape differs, so that transformers alone loads it: it warns, and goes on."""
+    anatomy = read_anatomy(dense)
+    ranking = random_ranking(anatomy)
+    out = prune_checkpoint(dense, plan_for(anatomy, ranking, list(widths), list(groups)), ranking, tmp_path / "out")
+    said = "plain from_pretrained makes what is skipped anew, of random weights"
+    note = json.loads((out / "config.json").read_text())[NOTE_KEY]
+    assert (said in note, said in " ".join(card_of(out)[1].split())) == (skips, skips)
 
 
 def test_what_nobody_says_is_not_made_up(dense: Path, tmp_path: Path) -> None:
