@@ -1,6 +1,7 @@
 """Jobs over HTTP: what can be asked for, how it is watched, cancelled and queued again."""
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -245,7 +246,8 @@ def test_events_of_a_running_job_are_told_as_they_come(
 def test_events_go_on_when_the_database_is_back_and_end_when_the_job_is_gone(
     client: TestClient, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, failures = SqlRepository.list_job_events, iter([None, StorageUnavailableError("away"), None])
+    look = SqlRepository.list_job_events
+    failures: Iterator[Exception | None] = iter([None, StorageUnavailableError("away"), None])
     job_id = asked(client)["id"]
     looks = 0
 
