@@ -1,7 +1,8 @@
 """The part `reload` of `benchmarks.second_order`: what plans with bits write, read back in new processes.
 
 Three plans a model: the decoder's sites in 8 bits, in 4, and the smallest joint plan that the part `joint` has found,
-if it was run. The folder that `lop apply` writes of it is loaded by transformers, and the file that `lop export gguf`
+if it was run. The folder that `lop apply` writes of it is loaded by transformers (by itself where nothing is cut, else
+by lop's own classes), and the file that `lop export gguf`
 makes of that is run by llama.cpp. Both are held against the rounded PyTorch model, dense weights cut and rounded in
 memory in float32, which is what the evaluator scores: transformers by its logits, and by its KL on validation
 conversations to what was scored; llama.cpp by its next tokens. It rounds what enters a matrix to 8 bits, and keeps
