@@ -16,15 +16,21 @@ from benchmarks.second_order_joint import JointModel
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import Model
 from benchmarks.second_order_reload import loaded, logits_of_model, said
-from benchmarks.second_order_written import _texts, compared, in_bits, measured, reload_figures, rounded_in_memory
+from benchmarks.second_order_written import (
+    _texts,
+    compared,
+    in_bits,
+    measured,
+    planned,
+    reload_figures,
+    rounded_in_memory,
+)
 from benchmarks.steps import Steps
 from pruning.checkpoints import loading
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.batches import make_batches
 from pruning.measuring.evaluation import evaluate_model
-from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget
 from tests.pruning.packed_models import JOINT, save_wide_checkpoint
 from tests.tiny_models import write_conversations
 
@@ -73,11 +79,7 @@ def test_a_folder_that_is_not_cut_needs_no_lop_to_load(tmp_path: Path, monkeypat
     (tmp_path / "found").mkdir()
     joint = JointModel.of(Model("reference", save_wide_checkpoint(tmp_path / "wide"), data, tmp_path / "found", None))
     architecture = in_bits(joint, 4)
-    ranking = PlanRanking(sha256=joint.order.sha256)
-    of = {"model_id": "reference", "target": PlanTarget(sparsity=0.0), "ranking": ranking, "method": "additive-dp"}
-    folder = prune_checkpoint(
-        joint.stored, make_plan(joint.anatomy, architecture, **of), joint.order, tmp_path / "folder"
-    )
+    folder = prune_checkpoint(joint.stored, planned(joint, architecture), joint.order, tmp_path / "folder")
     texts, _ = _texts(joint)
     expected = said(logits_of_model(rounded_in_memory(joint, architecture), texts))
     monkeypatch.setattr(loading, "load_pruned", None)
