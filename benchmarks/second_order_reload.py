@@ -1,7 +1,8 @@
 """`python -m benchmarks.second_order_reload RUNTIME PATH OUT`: what a written model says, in a process of its own.
 
-RUNTIME is `transformers`, which loads the folder PATH as `lop.load_pruned` does and passes whole texts, nothing cut or
-cached; or `llama.cpp`, which runs the GGUF file PATH as it does by default. On stdin is one JSON document:
+RUNTIME is `transformers`, which loads the folder PATH by itself, or as `lop.load_pruned` does if its layers are cut
+(`loaded`), and passes whole texts, nothing cut or cached; or `llama.cpp`, which runs the GGUF file PATH as it does by
+default. On stdin is one JSON document:
 
 - `texts`: token ids, text after text; what is said of them goes to OUT (`said`);
 - `dense` and `conversations`, for transformers alone: the checkpoint that its KL is to, and on what, which is printed.
@@ -46,6 +47,35 @@ def said(logits: Iterable[npt.NDArray[np.float32]]) -> Said:
     return {"chosen": np.concatenate(chosen), "margins": np.concatenate(margins), "logits": np.concatenate(whole)}
 
 
+def loaded(folder: Path, ids: Sequence[int]) -> "PreTrainedModel":
+    """The model in `folder`, its weights in few bits unpacked.
+
+    A folder that is not cut is loaded as by anyone who has transformers and compressed-tensors: what unpacks is the
+    hook of theirs, in a first pass, over the tokens `ids`. Layers of several sizes are built by lop.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from pruning.anatomy.layer_config import recorded_architecture
+    from pruning.checkpoints.anatomy_reader import load_config
+    from pruning.checkpoints.loading import load_pruned
+    from pruning.checkpoints.unpacking import unpack_weights
+
+    config = load_config(folder)
+    model: PreTrainedModel
+    if recorded_architecture(config) is None:
+        is_text = config.get_text_config(decoder=True) is config
+        auto: Any = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+        model = auto.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+        with torch.no_grad():  # in inference mode weights would come out as tensors that cannot be widened
+            model(input_ids=torch.tensor([ids]), use_cache=False)
+        return model
+    model = load_pruned(folder)
+    if getattr(model.config, "quantization_config", None) is not None:
+        unpack_weights(model)
+    return model
+
+
 def logits_of_model(model: "PreTrainedModel", texts: Texts) -> Iterator[npt.NDArray[np.float32]]:
     """[T, V] of each text, by PyTorch, in float32 whatever the weights are stored in."""
     import torch
@@ -82,14 +112,11 @@ def main(runtime: str, path: Path, out: Path) -> None:
     if runtime == LLAMA_CPP:
         found, printed = said(logits_of_file(path, asked["texts"])), {}
     else:
-        from pruning.checkpoints.loading import load_model, load_processor, load_pruned
-        from pruning.checkpoints.unpacking import unpack_weights
+        from pruning.checkpoints.loading import load_model, load_processor
         from pruning.data.batches import make_batches
         from pruning.measuring.evaluation import evaluate_model
 
-        model, dense = load_pruned(path), Path(asked["dense"])
-        if getattr(model.config, "quantization_config", None) is not None:
-            unpack_weights(model)
+        model, dense = loaded(path, asked["texts"][0]), Path(asked["dense"])
         batches = make_batches([_conversation(x) for x in asked["conversations"]], load_processor(dense))
         metrics = evaluate_model(model, batches, load_model(dense))
         printed = {"kl": metrics.kl, "agreement": metrics.agreement}

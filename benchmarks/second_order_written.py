@@ -1,7 +1,8 @@
 """The part `reload` of `benchmarks.second_order`: what plans with bits write, read back in new processes.
 
 Three plans a model: the decoder's sites in 8 bits, in 4, and the smallest joint plan that the part `joint` has found,
-if it was run. The folder that `lop apply` writes of it is loaded by transformers, and the file that `lop export gguf`
+if it was run. The folder that `lop apply` writes of it is loaded by transformers (by itself where nothing is cut, else
+by lop's own classes), and the file that `lop export gguf`
 makes of that is run by llama.cpp. Both are held against the rounded PyTorch model, dense weights cut and rounded in
 memory in float32, which is what the evaluator scores: transformers by its logits, and by its KL on validation
 conversations to what was scored; llama.cpp by its next tokens. It rounds what enters a matrix to 8 bits, and keeps
@@ -39,7 +40,7 @@ from pruning.cutting.surgery import cut_model
 from pruning.data.batches import make_batches
 from pruning.measuring.rounded_weights import RoundedWeights
 from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget
+from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.plan_parts import content_id
 
 RUNS = ("benchmarks.second_order_reload", "lop.commands.export")
@@ -92,14 +93,9 @@ def in_bits(model: JointModel, bits: int) -> Architecture:
     return Architecture.of((site, Option(units, bits)) for site, units in model.space.dense.items())
 
 
-def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row."""
-    architecture = Architecture.from_document(document)
-    texts, in_answers = _texts(model)
-    work = model.folder / ".reload"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    plan = make_plan(
+def planned(model: JointModel, architecture: Architecture) -> PruningPlan:
+    """The plan of an architecture that no search has chosen."""
+    return make_plan(
         model.anatomy,
         architecture,
         model_id=model.name,
@@ -107,6 +103,16 @@ def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> di
         ranking=PlanRanking(sha256=model.order.sha256),
         method="additive-dp",
     )
+
+
+def measured(model: JointModel, name: str, document: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row."""
+    architecture = Architecture.from_document(document)
+    texts, in_answers = _texts(model)
+    work = model.folder / ".reload"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    plan = planned(model, architecture)
     folder = prune_checkpoint(model.stored, plan, model.order, work / "folder")
     export = ["export", "gguf", "--model", str(folder), "--out", str(work / "model.gguf"), "--no-card", "--json"]
     exported = json.loads(_output("lop.cli", *export))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import LlavaForConditionalGeneration
 
 from benchmarks import second_order_written
 from benchmarks import steps as steps_module
@@ -14,11 +15,22 @@ from benchmarks.second_order_figures import summary_of
 from benchmarks.second_order_joint import JointModel
 from benchmarks.second_order_memory import memory_figures, memory_rows
 from benchmarks.second_order_models import Model
-from benchmarks.second_order_reload import said
-from benchmarks.second_order_written import _texts, compared, in_bits, measured, reload_figures
+from benchmarks.second_order_reload import loaded, logits_of_model, said
+from benchmarks.second_order_written import (
+    _texts,
+    compared,
+    in_bits,
+    measured,
+    planned,
+    reload_figures,
+    rounded_in_memory,
+)
 from benchmarks.steps import Steps
-from pruning.checkpoints.loading import load_processor
+from pruning.checkpoints import loading
+from pruning.checkpoints.loading import load_model, load_processor
+from pruning.cutting.prune_checkpoint import prune_checkpoint
 from pruning.data.batches import make_batches
+from pruning.measuring.evaluation import evaluate_model
 from tests.pruning.packed_models import JOINT, save_wide_checkpoint
 from tests.tiny_models import write_conversations
 
@@ -55,6 +67,28 @@ def test_a_joint_plan_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
     assert row["llama_agreement_everywhere"] > 0.7
     assert not (tmp_path / "found" / ".reload").exists()
     assert {x.bits for _, x in in_bits(joint, 4).items} == {4}
+
+
+def test_a_folder_that_is_not_cut_needs_no_lop_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own class, unpacked by compressed-tensors' own hook, says what was scored, and has the same KL."""
+    pytest.importorskip("compressed_tensors")
+    data = {
+        CALIBRATION: write_conversations(tmp_path / "calibration", 6),
+        VALIDATION: write_conversations(tmp_path / "validation", 3, seed=1),
+    }
+    (tmp_path / "found").mkdir()
+    joint = JointModel.of(Model("reference", save_wide_checkpoint(tmp_path / "wide"), data, tmp_path / "found", None))
+    architecture = in_bits(joint, 4)
+    folder = prune_checkpoint(joint.stored, planned(joint, architecture), joint.order, tmp_path / "folder")
+    texts, _ = _texts(joint)
+    expected = said(logits_of_model(rounded_in_memory(joint, architecture), texts))
+    monkeypatch.setattr(loading, "load_pruned", None)
+    model = loaded(folder, texts[0])
+    assert type(model) is LlavaForConditionalGeneration
+    assert np.abs(said(logits_of_model(model, texts))["logits"] - expected["logits"]).max() < 1e-4
+    batches = make_batches(joint.validation, load_processor(joint.path))
+    (scored,) = joint.on_validation([architecture])
+    assert evaluate_model(model, batches, load_model(joint.path)).kl == pytest.approx(scored.kl, rel=1e-4)
 
 
 def test_what_other_runtimes_say_is_compared() -> None:
