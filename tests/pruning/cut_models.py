@@ -1,6 +1,6 @@
 """Plans for tiny models, the dense twin of a cut model, and what models are shown to compare them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def image_inputs(family: str) -> dict[str, torch.Tensor]:
     ids = torch.cat([words[:, :3], torch.full((1, 4), IMAGE_TOKEN), words[:, 3:]], dim=1)
     picture = torch.randn((1, 3, 32, 32), generator=generator)
     llava = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": picture}
-    return with_pictures(family, Batch(llava, ())).inputs
+    return dict(with_pictures(family, Batch(llava, ())).inputs)
 
 
 def inputs_of(family: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -94,7 +94,7 @@ def inputs_of(family: str) -> dict[str, dict[str, torch.Tensor]]:
     return shown | ({"image": image_inputs(family)} if family in IMAGE_FAMILIES else {})
 
 
-def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits [B, T, V]."""
     with torch.inference_mode():
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
