@@ -83,7 +83,7 @@ def image_inputs(family: str) -> dict[str, torch.Tensor]:
     ids = torch.cat([words[:, :3], torch.full((1, 4), IMAGE_TOKEN), words[:, 3:]], dim=1)
     picture = torch.randn((1, 3, 32, 32), generator=generator)
     llava = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": picture}
-    return {**with_pictures(family, Batch(llava, ())).inputs}
+    return dict(with_pictures(family, Batch(llava, ())).inputs)
 
 
 def inputs_of(family: str) -> dict[str, dict[str, torch.Tensor]]:
