@@ -5,8 +5,10 @@ and 50% of the dense model's time on this machine: the search, the predictor, th
 ShortGPT and uniform cuts, in the spaces ffn, attention, layers and all, with equal scored tokens. Validation KL,
 agreement and exact match; validation conversations judge, and decide nothing.
 
-Takes six to nine hours on two cores, in parts of which SmolLM2's take one to two. Kill it anywhere and run it again:
-what was measured is kept under benchmarks/.work/axes, no more than one evaluation is lost, and finished parts are read.
+Takes nine and a half hours on two cores, in parts of which most take less than two; SmolLM2's `predictors` took 164
+minutes (`minutes_by_part` in the summary has each). Kill it anywhere and run it again: what was measured is kept under
+benchmarks/.work/axes, and finished parts are read. Searches lose no more than one evaluation, a training what it did
+since its last checkpoint, `budgets` the hundreds of plans that it was at; other parts begin anew.
 A part whose code has changed since is done again, which measures nothing that is known. `--part` and `--model` do some
 of it; `axes.json` is only written of all, `axes-partial.json` otherwise. `--fresh` forgets everything.
 """
@@ -42,8 +44,8 @@ SIZES = {
 }
 """An evaluation takes 1.8 CPU seconds on 128 conversations of the reference, 5 on 24 of SmolLM2 (a fifth less in a
 search, whose configurations begin alike), 2.5 and 13 on validation. The reference has some 4,300 of the former and 250
-of the latter, SmolLM2 2,200 and 220: on two cores 1.2 and 1.7 hours. So few conversations, evaluations and rows of
-evolution as SmolLM2 has are for the time's sake: on the reference there is time for all."""
+of the latter, SmolLM2 2,200 and 220; trainings and what is planned come on top. So few conversations, evaluations and
+rows of evolution as SmolLM2 has are for the time's sake: on the reference there is time for all."""
 
 
 @dataclass(frozen=True)

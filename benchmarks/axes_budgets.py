@@ -5,16 +5,19 @@ alone and together; time by the roofline of a device of the catalogue, or by tab
 for it. Each is answered with the choice that random worths lead to, every plan's model is built on the meta device from
 the config that `lop apply` would write, and counted without the planner's arithmetic (`truth_checks`).
 
-`python -m benchmarks.axes_budgets` prints what it finds, and takes twenty minutes on two idle cores.
+`python -m benchmarks.axes_budgets` prints what it finds, and takes an hour on two cores. Every hundred plans are kept
+under benchmarks/.work/axes/budgets as soon as they are checked, and the profile of the machine: killed and run again by
+the same code it goes on from there.
 """
 
+import hashlib
 import json
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.measured_code import AT_START
+from benchmarks.steps import Steps
 from benchmarks.subject import REFERENCE
 from benchmarks.truth_checks import LIMITS, Checked, check_plan
 from benchmarks.truth_joint import random_budget, random_workload
@@ -49,6 +54,7 @@ from pruning.planning.target import achieved_sparsity, limits_for_sparsity
 from pruning.planning.workload import Workload
 from service.schemas import PlanRequest
 
+WORK = Path(__file__).parent / ".work" / "axes" / "budgets"
 NUM_BUDGETS = 10_000
 CHUNK = 100
 MODEL, MACHINE = "model", "this-machine"
@@ -146,29 +152,45 @@ def axes_budgets(
     profile: DeviceProfile | None = None,
     seed: int = 0,
     processes: int = 2,
+    work: Path = WORK,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Check a plan for each of `num_budgets` random requests for the model in `checkpoint`, of which config and headers
-    are read. `profile` is of this machine and those layers, by default measured now.
+    are read. `profile` is of this machine and those layers, by default measured now; finished chunks are kept in
+    `work`.
 
     Returns:
         `exceeded` of the `budgets` are exceeded, `budget_cost_errors` plans say something of their costs that is not
         so; the first of both in `budgets_broken`. Times were `budgets_by_tables` or `budgets_by_roofline`. `rows` are
-        by space and what was asked.
+        by space and what was asked. `budgets_minutes` are of all attempts, as if all processes had been busy.
     """
-    started = time.perf_counter()
-    document = (profile or measured_profile(checkpoint)).model_dump_json()
-    chunks = [
-        (checkpoint, document, min(CHUNK, num_budgets - start), f"axes {seed}:{start}")
-        for start in range(0, num_budgets, CHUNK)
-    ]
+    steps = Steps(work)
+    code = sorted(AT_START.digests(AT_START.reached([__name__])).items())
+    key = [str(checkpoint), hashlib.sha256(json.dumps(code).encode()).hexdigest()]
+    if profile is None:
+        measured = steps.call("profile", key, lambda: measured_profile(checkpoint).model_dump(mode="json"))
+        profile = parse_profile(json.dumps(measured.document))
+    document = profile.model_dump_json()
+    chunks = [(min(CHUNK, num_budgets - start), f"axes {seed}:{start}") for start in range(0, num_budgets, CHUNK)]
+    key += [document]
+    kept = {chunk: steps.kept(_name(chunk), key) for chunk in chunks}
     found: list[tuple[SpaceName, Checked]] = []
+    seconds = 0.0
     # Processes that are forked may hold locks of torch's threads.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk in pool.map(_check_chunk, *zip(*chunks, strict=True)):
-            found += chunk
-            if on_progress is not None:
-                on_progress(len(found), num_budgets)
+        running = {
+            chunk: pool.submit(_check_chunk, checkpoint, document, *chunk) for chunk, step in kept.items() if not step
+        }
+        try:
+            for chunk, step in kept.items():
+                done = step or steps.call(_name(chunk), key, running[chunk].result)
+                found += [(SpaceName(space), _checked(of)) for space, of in done.document["checked"]]
+                seconds += done.document["seconds"]
+                if on_progress is not None:
+                    on_progress(len(found), num_budgets)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else the pool would end all chunks first
+            raise
     timed = [x for _, x in found if "latency_ms" in x.asked]
     broken = [(space, x) for space, x in found if x.exceeded + x.differing]
     kinds = sorted({(space, x.asked) for space, x in found})
@@ -179,9 +201,20 @@ def axes_budgets(
         "budgets_by_tables": sum(x.is_measured for x in timed),
         "budgets_by_roofline": sum(not x.is_measured for x in timed),
         "budgets_broken": [f"{space} {x.asked} {x.device}: {x.exceeded + x.differing}" for space, x in broken[:9]],
-        "budgets_minutes": (time.perf_counter() - started) / 60,
+        "budgets_minutes": seconds / processes / 60,
         "rows": [_row(*kind, [x for space, x in found if (space, x.asked) == kind]) for kind in kinds],
     }
+
+
+def _name(chunk: tuple[int, str]) -> str:
+    count, seed = chunk
+    return f"{count} of {seed}"
+
+
+def _checked(document: Mapping[str, Any]) -> Checked:
+    """As it was before it was kept: JSON has lists for tuples."""
+    tuples = {name: tuple(document[name]) for name in ("exceeded", "differing")}
+    return Checked(**{**document, **tuples})
 
 
 def _row(space: SpaceName, asked: str, checked: Sequence[Checked]) -> dict[str, Any]:
@@ -194,11 +227,12 @@ def _row(space: SpaceName, asked: str, checked: Sequence[Checked]) -> dict[str, 
     }
 
 
-def _check_chunk(checkpoint: Path, profile: str, count: int, seed: str) -> list[tuple[SpaceName, Checked]]:
-    """Check `count` plans, in a process of its own."""
+def _check_chunk(checkpoint: Path, profile: str, count: int, seed: str) -> dict[str, Any]:
+    """Check `count` plans, in a process of its own: a JSON document."""
     import torch
     from transformers.utils import logging
 
+    started = time.perf_counter()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     anatomy, machine = read_anatomy(checkpoint), profiled_device(parse_profile(profile))
@@ -208,8 +242,8 @@ def _check_chunk(checkpoint: Path, profile: str, count: int, seed: str) -> list[
         for _ in range(count):
             made = maker.make()
             checked = check_plan(made.request, made.plan, anatomy, checkpoint, Path(folder), devices=devices)
-            found.append((made.request.space, checked))
-    return found
+            found.append((made.request.space.value, asdict(checked)))
+    return {"checked": found, "seconds": time.perf_counter() - started}
 
 
 def measured_profile(checkpoint: Path) -> DeviceProfile:

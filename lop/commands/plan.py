@@ -95,7 +95,10 @@ def plan(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here, its ranking beside it.")] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw what is kept of FFN and attention of every layer into this file (PNG, SVG or PDF)."),
+        typer.Option(
+            help="Draw what is kept of every layer into this file (PNG, SVG or PDF): of the FFN, and of attention "
+            "where the space may change it."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

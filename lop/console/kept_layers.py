@@ -16,20 +16,22 @@ Units = Mapping[Sublayer, Sequence[int]]
 @dataclass(frozen=True)
 class KeptLayers:
     """Units [L] that each sub-layer keeps, of the units [L] that it has in the dense model, and the densities [L] of
-    their weights."""
+    their weights; and whether attention could have been changed: that it stays whole is then worth showing."""
 
     units: Units
     dense: Units
     densities: Mapping[Sublayer, Sequence[float]]
+    may_change_attention: bool = False
 
     @classmethod
-    def of(cls, architecture: Architecture, dense: Units) -> "KeptLayers":
+    def of(cls, architecture: Architecture, dense: Units, *, may_change_attention: bool = False) -> "KeptLayers":
         """Raises InputError if `architecture` names a layer beyond those of `dense`."""
         num_layers = len(dense[FFN])
         return cls(
             {sublayer: architecture.units(sublayer, dense[sublayer]) for sublayer in (FFN, ATTENTION)},
             dense,
             {sublayer: architecture.densities(sublayer, num_layers) for sublayer in (FFN, ATTENTION)},
+            may_change_attention,
         )
 
     @property

@@ -40,13 +40,13 @@ def picture_width(plans: Sequence[tuple[str, KeptLayers]]) -> float:
 
 
 def panel_height(plans: Sequence[tuple[str, KeptLayers]]) -> float:
-    """Inches of a panel: of two halves, or of one where no plan changes attention."""
-    return 2.3 if any(kept.changes_attention for _, kept in plans) else 1.6
+    """Inches of a panel: of two halves, or of one where no plan may change attention."""
+    return 2.3 if _with_attention(plans) else 1.6
 
 
 def draw_panels(figure: Any, plans: Sequence[tuple[str, KeptLayers]]) -> None:
     """The panels, and one legend, into a matplotlib figure or a part of one."""
-    with_attention = any(kept.changes_attention for _, kept in plans)
+    with_attention = _with_attention(plans)
     axes = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
     for axis, (title, kept) in zip(axes, plans, strict=True):
         _draw_layers(axis, kept, with_attention=with_attention)
@@ -56,6 +56,11 @@ def draw_panels(figure: Any, plans: Sequence[tuple[str, KeptLayers]]) -> None:
     labels = [label for label in _LEGEND if label in found]
     handles = [found[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+
+
+def _with_attention(plans: Sequence[tuple[str, KeptLayers]]) -> bool:
+    """Whether attention is drawn: where it may change, that it stays whole is a choice, too."""
+    return any(kept.may_change_attention or kept.changes_attention for _, kept in plans)
 
 
 def _draw_layers(axis: Any, kept: KeptLayers, *, with_attention: bool) -> None:

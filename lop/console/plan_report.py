@@ -7,9 +7,12 @@ from lop.console.console import is_unicode, print_line, print_table
 from lop.console.kept_layers import ATTENTION, FFN, KeptLayers, Units, gauge, skips_in_words
 from pruning.anatomy.architecture import Architecture, Option, Site, Sublayer
 from pruning.errors import InputError
-from pruning.planning.plan import Kept, PruningPlan
+from pruning.planning.plan import Axis, Kept, PruningPlan
 
 GONE = "whole layer skipped"
+
+_ATTENTION_AXES = frozenset({Axis.ATTENTION, Axis.SKIP, Axis.DENSITY})
+"""Of which a picture of attention shows something."""
 
 
 def show_plan(plan: PruningPlan, dense: Units | None) -> None:
@@ -65,7 +68,8 @@ def kept_layers(plan: PruningPlan, dense: Units) -> KeptLayers:
         for sublayer, kept in of
         if kept is not None
     }
-    return KeptLayers.of(Architecture.of(options), dense)
+    may_change = not _ATTENTION_AXES.isdisjoint(plan.target.space or ())
+    return KeptLayers.of(Architecture.of(options), dense, may_change_attention=may_change)
 
 
 def _cell(kept: Kept | None, sublayer: Sublayer, index: int, dense: Units | None) -> str:

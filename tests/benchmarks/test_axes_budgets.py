@@ -1,8 +1,12 @@
 """Random requests in the four spaces on a tiny model: all are kept to, and every kind is asked."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import pytest
+
+from benchmarks import axes_budgets as axes_budgets_module
 from benchmarks.axes_budgets import BudgetMaker, axes_budgets
 from pruning.checkpoints.anatomy_reader import read_anatomy
 from pruning.devices.device import profiled_device
@@ -15,11 +19,41 @@ from tests.tiny_models import save_tiny_checkpoint
 def test_every_request_is_kept_to_by_built_models(tmp_path: Path, quick_processes: None) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "model")
     profile = made_up_profile("this-machine", anatomy=read_anatomy(checkpoint), attention=True)
-    found = axes_budgets(checkpoint, num_budgets=24, profile=profile, processes=1)
+    found = axes_budgets(checkpoint, num_budgets=24, profile=profile, processes=1, work=tmp_path / "work")
     assert (found["budgets"], found["exceeded"], found["budget_cost_errors"], found["budgets_broken"]) == (24, 0, 0, [])
     assert sum(row["budgets"] for row in found["rows"]) == 24
     assert Counter(row["space"] for row in found["rows"]).keys() == {name.value for name in SPACES_OF_UNITS}
     assert min(found["budgets_by_tables"], found["budgets_by_roofline"]) > 0
+
+
+class Killed(BaseException):
+    """What stands for a kill."""
+
+
+def test_killed_it_goes_on_after_the_chunks_that_were_checked(
+    tmp_path: Path, quick_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(axes_budgets_module, "CHUNK", 6)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    profile = made_up_profile("this-machine", anatomy=read_anatomy(checkpoint), attention=True)
+    whole = axes_budgets(checkpoint, num_budgets=18, profile=profile, processes=1, work=tmp_path / "whole")
+
+    def killed(done: int, _of: int) -> None:
+        if done == 12:
+            raise Killed
+
+    run = partial(axes_budgets, checkpoint, num_budgets=18, profile=profile, processes=1, work=tmp_path / "work")
+    with pytest.raises(Killed):
+        run(on_progress=killed)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.json")}
+    assert len(before) >= 2
+    found = run()
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*.json")}
+    assert len(after) == 3
+    assert before.items() <= after.items()
+    for document in (whole, found):
+        document.pop("budgets_minutes")
+    assert found == whole
 
 
 def test_requests_are_those_of_their_seed_and_of_every_kind(tmp_path: Path) -> None:

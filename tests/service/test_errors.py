@@ -47,6 +47,7 @@ def problem_of(answer: object, status: int) -> dict[str, Any]:
         ({"tp_size": 2.0}, "tp_size"),
         ({"tp_size": 2**63}, "tp_size"),
         ({"method": "magic"}, "method"),
+        ({"space": "heads"}, "space"),
         ({"device": ""}, "device"),
         ({"sparsety": 0.5}, "sparsety"),
     ],

@@ -85,6 +85,7 @@ def test_a_job_is_asked_for_and_read(client: TestClient, repository: Repository)
         ({**SEARCH, "sparsities": []}, 422, "sparsities"),
         ({**SEARCH, "evaluations": 10**9}, 422, "evaluations"),
         ({**SEARCH, "space": "all", "scope": "ffn"}, 422, "decoder"),
+        ({**SEARCH, "space": "heads"}, 422, "'attention', 'layers', 'all'"),
         ({"kind": "register", "model": "new", "folder": "../secrets"}, 422, "folder"),
         ({"kind": "register", "model": "new", "folder": "/etc"}, 422, "folder"),
         ({"kind": "register", "model": "..", "folder": "a"}, 422, "a URL can carry"),

@@ -12,6 +12,7 @@ from gguf import GGUFReader
 from lop.cli import main
 from lop.client import Client
 from pruning.checkpoints.loading import PLAN_NAME
+from pruning.planning.axis_spaces import SpaceName
 from pruning.planning.plan import PruningPlan
 from pruning.planning.plan_v1 import PlanV1
 from service.app import create_app
@@ -83,6 +84,13 @@ def test_a_plan_of_both_halves_is_drawn_and_shown(lop: Lop, source: tuple[str, s
     code, out, err = lop(*command, "--plot", tmp_path / "plan.txt")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert ".png, .svg, .pdf" in err
+
+
+def test_an_unknown_space_is_refused_with_those_that_there_are(lop: Lop, source: tuple[str, str]) -> None:
+    code, out, err = lop("plan", "-m", "tiny", "-s", 0.4, *source, "--space", "heads")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'heads'" in err
+    assert all(f"'{name}'" in err for name in SpaceName)
 
 
 @pytest.mark.parametrize("wrong", [0, 3, "two"])

@@ -13,7 +13,7 @@ from lop.console.plan_report import draw_plan, kept_layers, show_plan
 from pruning.anatomy.architecture import DENSE, Architecture, Option, Site
 from pruning.errors import InputError
 from pruning.planning.make_plan import make_plan
-from pruning.planning.plan import PlanRanking, PlanTarget, PruningPlan
+from pruning.planning.plan import Axis, PlanRanking, PlanTarget, PruningPlan
 from pruning.planning.scope import Scope
 from tests.service.made_up import made_up_anatomy
 
@@ -118,6 +118,19 @@ def test_where_attention_stays_whole_only_ffns_are_drawn(figure: Any) -> None:
     (axis,) = figure.axes
     assert axis.get_ylim()[0] == 0.0
     assert {bars.get_label() for bars in axis.containers} == {"removed", "FFN channels kept"}
+
+
+@pytest.mark.parametrize(
+    ("space", "bottom"), [((Axis.FFN,), 0.0), ((Axis.FFN, Axis.ATTENTION, Axis.SKIP), -1.04), ((Axis.SKIP,), -1.04)]
+)
+def test_attention_that_stayed_whole_is_drawn_where_it_might_have_changed(
+    figure: Any, space: tuple[Axis, ...], bottom: float
+) -> None:
+    plan = plan_of(Architecture.of({Site(2, FFN): Option(32)}))
+    plan = plan.model_copy(update={"target": plan.target.model_copy(update={"space": space})})
+    draw_panels(figure, [("plan", kept_layers(plan, DENSE_UNITS))])
+    (axis,) = figure.axes
+    assert axis.get_ylim()[0] == pytest.approx(bottom)
 
 
 @pytest.mark.parametrize("num_layers", [12, 80])

@@ -1,4 +1,4 @@
-"""What groups add, worked out by hand, and in a model whose first token is massive."""
+"""What groups add, worked out by hand, also where one token is massive."""
 
 import pytest
 import torch
