@@ -140,7 +140,8 @@ def install_openapi(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
             )
             components = schema.setdefault("components", {}).setdefault("schemas", {})
-            components["Problem"] = Problem.model_json_schema()
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            components |= {**problem.pop("$defs"), "Problem": problem}
             plan = PruningPlan.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
             for name, part in (*plan.pop("$defs").items(), (PruningPlan.__name__, plan)):
                 components.setdefault(name, part)
