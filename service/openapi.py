@@ -152,8 +152,7 @@ def install_openapi(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes, tags=None
             )
             components = schema.setdefault("components", {}).setdefault("schemas", {})
-            components["Problem"] = Problem.model_json_schema()
-            for model in (PruningPlan, JobEventData):
+            for model in (Problem, PruningPlan, JobEventData):
                 said = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
                 for name, part in (*said.pop("$defs").items(), (model.__name__, said)):
                     components.setdefault(name, part)

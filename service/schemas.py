@@ -408,7 +408,7 @@ class Problem(BaseModel):
                             "binding": "memory_bytes",
                             "nearest_values": {"memory_bytes": 3200000.0, "flops": 2000000000.0},
                         },
-                        "all": {"reaches": True},
+                        "all": {"reaches": True, "nearest": None, "binding": None, "nearest_values": None},
                     },
                 },
             ]

@@ -54,7 +54,7 @@ def test_the_search_beats_equal_cuts_and_the_additive_program(anatomy: ModelAnat
         return [metrics_of(true_kl(anatomy, space.architecture(choice))) for choice in choices]
 
     def kl(choice: Sequence[int]) -> float:
-        return true_kl(anatomy, space.architecture(tuple(map(int, choice))))
+        return true_kl(anatomy, space.architecture(tuple(choice)))
 
     sensitivity = scan_sensitivity(space, score)
     shared = SharedKnowledge(sensitivity, [], retentions(space))
@@ -69,8 +69,8 @@ def test_the_search_beats_equal_cuts_and_the_additive_program(anatomy: ModelAnat
         target = SearchTarget(f"{share:g}", limits.limits[0].most, None)
         found = TargetSearch(limits, target, score, settings, shared, index=index).run()
         assert (limits.slack(found.choice) >= 0).all()
-        to_uniform.append(kl(found.choice) / kl(uniform_choice(limits)))
-        to_additive.append(kl(found.choice) / kl(added))
+        to_uniform.append(kl(found.choice) / kl(uniform_choice(limits).tolist()))
+        to_additive.append(kl(found.choice) / kl(added.tolist()))
     assert max(to_additive) <= 1.0
     assert geometric_mean(to_additive) < 0.95
     assert max(to_uniform) < 0.8
