@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableError
-from service.jobs.reporting import JobReporter
+from service.jobs.reporting import JobReporter, printable
 from service.worker import MAX_FAILURE, Worker, WorkerOptions, run_worker, worker_name
 from storage.contract import Repository
 from storage.records import JobProgress, JobRecord, JobStatus
@@ -57,7 +57,7 @@ def test_once_runs_what_is_queued_oldest_first(repository: Repository) -> None:
     [
         (InputError("the model must be there", values="tiny"), "the model must be there (got tiny)"),
         (ZeroDivisionError("inside"), "ZeroDivisionError: inside"),
-        pytest.param(ValueError("a\0b\ud800\nc"), "ValueError: ab\\ud800 c", id="what no database holds"),
+        pytest.param(ValueError("a\0b\nc"), "ValueError: ab c", id="what PostgreSQL does not hold"),
         pytest.param(ValueError("x" * 5000), f"ValueError: {'x' * 5000}"[:MAX_FAILURE], id="long"),
     ],
 )
@@ -73,6 +73,12 @@ def test_a_failed_job_says_why_and_the_next_one_runs(repository: Repository, fai
     failed = repository.get_job(bad.id)
     assert (failed.status, failed.error, failed.result) == (JobStatus.FAILED, message, None)
     assert status_of(repository, good) == JobStatus.DONE
+
+
+def test_what_no_database_holds_is_written_otherwise() -> None:
+    # Not as a job's failure: xdist cannot send what is logged of that.
+    assert printable("a\0b\ud800\n c", most=4) == "ab\\ud800"
+    assert printable("abc", most=2) == "ab"
 
 
 def test_a_result_that_is_no_json_fails_the_job(repository: Repository) -> None:
