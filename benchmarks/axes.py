@@ -28,8 +28,9 @@ from benchmarks.axes_budgets import axes_budgets
 from benchmarks.axes_gguf import gguf_joint
 from benchmarks.axes_latency import axes_latency
 from benchmarks.axes_models import Sizes
-from benchmarks.axes_parts import PARTS, ModelRun, scan_evaluations_32_layers
+from benchmarks.axes_parts import PARTS, ModelRun
 from benchmarks.axes_picture import draw_axes
+from benchmarks.axes_scan import scan_evaluations_32_layers
 from benchmarks.axes_summary import summary_of
 from benchmarks.carried import TAKEN
 from benchmarks.machine import COMMIT_AT_START, RESULTS_DIR, write_results
@@ -127,7 +128,7 @@ def _run(parts: list[str], sizes: Mapping[str, Sizes], steps: Steps) -> Iterator
         for part in parts:
             if part in PARTS:
                 label = f"{name} {part}"
-                yield label, steps.call(label, key, partial(PARTS[part], run)).document
+                yield label, steps.call(label, key, partial(PARTS[part], run), modules=[ModelRun.__module__]).document
     for part in parts:
         if part in OTHER_PARTS:
             other = OTHER_PARTS[part]

@@ -2,8 +2,9 @@
 
 The model is that of `benchmarks.serving`: 32 layers of real sizes (hidden 2048, FFN 5632, GQA 32/4), so 64 decisions
 of five or nine options. Its predictor is trained on a made-up landscape in which neighbours and skips interact: its
-quality means nothing, its latency is real. Requests are for a sparsity of the decoder, for memory, and for memory and
-operations at once, a third each, every one for a plan that nobody asked for before.
+quality means nothing, its latency is real. Requests are for a sparsity of the decoder, for memory, for memory and
+operations at once, and for memory and time at once on this machine, a quarter each, every one for a plan that nobody
+asked for before.
 
 `python -m benchmarks.axes_http` prints the part's figures; a training that is interrupted goes on where it was.
 """
@@ -30,6 +31,7 @@ from benchmarks.serving import (
     RUNS,
     WARM_UP_REQUESTS,
     large_model,
+    measure_device,
     milliseconds,
     percentiles,
     serving,
@@ -44,6 +46,7 @@ from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Choice, Space
+from pruning.planning.workload import Workload
 from service.plan_forms import PlanForm
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
@@ -67,6 +70,17 @@ class Asked(StrEnum):
     SPARSITY = "sparsity"
     MEMORY = "memory"
     MEMORY_AND_FLOPS = "memory_and_flops"
+    MEMORY_AND_LATENCY = "memory_and_latency"
+
+
+LIMITED = {
+    Asked.MEMORY: ("memory_bytes",),
+    Asked.MEMORY_AND_FLOPS: ("memory_bytes", "flops"),
+    Asked.MEMORY_AND_LATENCY: ("memory_bytes", "latency_ms"),
+}
+DEVICE = "this-machine"
+WORKLOAD = Workload(prompt_tokens=48, output_tokens=16)
+"""Of the limits in time: what `measure_device` covers."""
 
 
 def http_joint(
@@ -75,7 +89,7 @@ def http_joint(
     """`http_p50_ms_joint_32_layers` of `num_requests` requests of each kind, its p95 and the p50 of each kind.
 
     The predictor is trained in `folder` if it is not there yet, by this very code. Requests are of one client on one
-    kept-alive connection.
+    kept-alive connection. This machine is measured as a device in a hurry: it has prices, nothing is compared by them.
     """
     own = folder / _key(num_samples)
     own.mkdir(parents=True, exist_ok=True)
@@ -100,6 +114,10 @@ def _ready(repository: Repository, resume_folder: Path, num_samples: int) -> dic
         with torch.device("meta"):
             anatomy = anatomy_of(large_model())
         register_joint(repository, anatomy, num_samples)
+    if DEVICE not in repository.list_device_ids():
+        with torch.device("meta"):
+            model = large_model()
+        measure_device(repository, DEVICE, model.config, anatomy_of(model))
     record = repository.latest_predictor(LARGE)
     if record is None:
         settings = TrainingSettings(round_to=ROUND_TO, axes=SpaceName.ALL, policy_rounds=1, problems_per_round=1024)
@@ -177,11 +195,19 @@ def joint_bodies(client: httpx.Client, model: str, of_each: int, *, seed: int) -
     Several limits of one request are drawn one by one.
     """
     usual = {"model": model, "round_to": ROUND_TO, "space": SpaceName.ALL.value}
+    timed = {"device": DEVICE, "method": "uniform"}
+    workload = WORKLOAD.model_dump()
 
     def achieved(sparsity: float) -> dict[str, Any]:
-        body = usual | {"sparsity": sparsity, "method": "uniform"}
-        found: dict[str, Any] = client.post("/v1/plans", json=body).raise_for_status().json()["achieved"]
-        return found
+        at = client.post("/v1/plans", json=usual | {"sparsity": sparsity, "method": "uniform"}).raise_for_status()
+        # The time of what needs no more room than that.
+        most = {"disk_bytes": at.json()["achieved"]["disk_bytes"]} | workload
+        found: dict[str, Any] = (
+            client.post("/v1/plans", json=usual | timed | {"budget": most}).raise_for_status().json()
+        )
+        if found["achieved"]["latency_source"] != "measured":
+            raise RuntimeError(f"{DEVICE} was measured with the layers of {model}")
+        return dict(found["achieved"])
 
     wide, narrow = achieved(SMALLEST_SPARSITY), achieved(LARGEST_SPARSITY)
     rng = np.random.default_rng(seed)
@@ -191,8 +217,12 @@ def joint_bodies(client: httpx.Client, model: str, of_each: int, *, seed: int) -
         if kind == Asked.SPARSITY:
             body["sparsity"] = float(rng.uniform(SMALLEST_SPARSITY, LARGEST_SPARSITY))
         else:
-            names = ["memory_bytes"] if kind == Asked.MEMORY else ["memory_bytes", "flops"]
-            body["budget"] = {name: int(rng.uniform(narrow[name], wide[name])) for name in names}
+            names = LIMITED[Asked(kind)]
+            drawn = {name: rng.uniform(narrow[name], wide[name]) for name in names}
+            limits = {name: float(x) if name == "latency_ms" else int(x) for name, x in drawn.items()}
+            body |= {"budget": limits | workload}
+        if kind == Asked.MEMORY_AND_LATENCY:
+            body["device"] = DEVICE
         found.append((Asked(kind), body))
     return [found[index] for index in rng.permutation(len(found))]
 

@@ -6,11 +6,9 @@ known, a training goes on from its checkpoint, and run again a part does the sam
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import axes_predictor
 from benchmarks.axes_models import MODELS, AxesModel, Sizes
@@ -30,16 +28,12 @@ from benchmarks.axes_summary import JOINT, SINGLES
 from benchmarks.axes_targets import BETWEEN, BETWEEN_LATENCIES, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
 from benchmarks.measured_model import CALIBRATION, VALIDATION
 from benchmarks.steps import Steps, say
-from mcts.sensitivity import MAX_SCAN_EVALUATIONS, scan_sensitivity
 from policy_model.predictor import Predictor
-from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.errors import InputError
-from pruning.measuring.metrics import Metrics
-from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.prices import LatencyPrice
 from pruning.planning.scope import Scope
-from pruning.planning.space import Choice
 from pruning.planning.target import achieved_sparsity
 
 LEAST_SHARE = 1e-9
@@ -214,20 +208,3 @@ def _methods_at(
 
 def _dense_ms(run: ModelRun) -> float:
     return LatencyPrice(run.model.measured.anatomy, run.latency).total / 1e6
-
-
-@cache
-def scan_evaluations_32_layers() -> int:
-    """Evaluations that the joint scan asks for of a model of 32 layers, by a made-up score."""
-    from benchmarks.serving import large_model
-
-    with torch.device("meta"):
-        anatomy = anatomy_of(large_model())
-    asked: list[Choice] = []
-
-    def score(choices: Sequence[Choice]) -> list[Metrics]:
-        asked.extend(choices)
-        return [Metrics(0.1 * len(set(choice)), 0.0, 1.0, 1, 1) for choice in choices]
-
-    scan_sensitivity(coarse_space(anatomy, JOINT), score, most=MAX_SCAN_EVALUATIONS)
-    return len(asked)

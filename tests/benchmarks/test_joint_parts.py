@@ -1,5 +1,6 @@
 """The parts of bench-axes that measure joint plans: they ask for and measure what they say. Not their figures."""
 
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks import axes_families, axes_http, axes_speed
-from benchmarks.axes_http import Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
+from benchmarks.axes_http import DEVICE, LIMITED, Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
 from benchmarks.axes_speed import ALL, DENSE, FFN, half_plans, measure_model, speed_figures
 from benchmarks.families import SUITES
 from benchmarks.serving import LARGE
@@ -18,9 +19,12 @@ from pruning.anatomy.architecture import Option, Site, Sublayer
 from pruning.checkpoints.anatomy_reader import anatomy_of
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.scope import Scope
+from pruning.planning.workload import Workload
 from service.app import create_app
 from service.settings import Settings
+from storage.records import DeviceRecord
 from storage.sql_repository import open_repository
+from tests.pruning.made_up_devices import made_up_profile
 from tests.tiny_models import save_tiny_checkpoint, tiny_model
 
 
@@ -33,9 +37,12 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
     anatomy: ModelAnatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(axes_http, "ROUND_TO", 4)
+    monkeypatch.setattr(axes_http, "WORKLOAD", Workload(prompt_tokens=12, output_tokens=4))  # the profile's
     url = f"sqlite:///{tmp_path / 'lop.db'}"
     with open_repository(url, create=True) as repository:
         register_joint(repository, anatomy, 30)
+        profile = made_up_profile(DEVICE, anatomy=anatomy, attention=True)
+        repository.add_device(DeviceRecord(profile, datetime.now(UTC)))
     asked: dict[Asked, list[dict[str, Any]]] = {kind: [] for kind in Asked}
     with TestClient(create_app(Settings(database_url=url))) as client:
         for seed in (0, 1):
@@ -44,7 +51,9 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
                 answer = client.post("/v1/plans", json=body | {"method": "uniform"})
                 assert answer.status_code == 201, answer.text  # 200 is one that was made before
     assert {kind: len(bodies) for kind, bodies in asked.items()} == dict.fromkeys(Asked, 8)
-    assert {tuple(body["budget"]) for body in asked[Asked.MEMORY_AND_FLOPS]} == {("memory_bytes", "flops")}
+    for kind, names in LIMITED.items():
+        limits = {tuple(name for name in body["budget"] if name not in Workload.model_fields) for body in asked[kind]}
+        assert limits == {names}
     assert all(body["space"] == "all" and body["method"] == "lop" for bodies in asked.values() for body in bodies)
 
 
