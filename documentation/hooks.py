@@ -10,10 +10,11 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks"
 
 
 def on_files(files: Any, *, config: Any) -> Any:
-    """Add reference/commands.md, http.md and python.md."""
+    """Add reference/commands.md, http.md and python.md; and what was measured, with its files and pictures."""
     sys.path.insert(0, str(ROOT))
     from documentation.commands_page import commands_page
     from documentation.http_page import http_page
@@ -21,4 +22,8 @@ def on_files(files: Any, *, config: Any) -> Any:
 
     for name, text in (("commands", commands_page()), ("http", http_page()), ("python", python_page())):
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    measured = (MEASURED / "README.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "measured.md", content=measured.replace("](../docs/", "](")))
+    for path in sorted((MEASURED / "results").iterdir()):
+        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     return files

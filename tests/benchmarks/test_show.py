@@ -203,11 +203,11 @@ def test_what_benchmarks_start_is_there() -> None:
     assert {"service/app.py", "pruning/cutting/surgery.py", "tests/tiny_models/builders.py"} <= reached
 
 
-def test_readme_says_which_commit_its_figures_are_of() -> None:
-    readme = (measured_code.ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_figures_says_which_commits_they_are_of() -> None:
+    page = (measured_code.ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for path in (Path(machine.__file__).parent / "results").glob("*.json"):
         commit = json.loads(path.read_text(encoding="utf-8"))["commit"]
-        assert commit[:7] in readme, f"{path.name} is of {commit}"
+        assert commit[:7] in page, f"{path.name} is of {commit}"
 
 
 @pytest.mark.parametrize(
