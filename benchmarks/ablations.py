@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from policy_model.choosing import WITHOUT_POLICY, Parts
+from policy_model.choosing import Parts
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.predictor import Predictor
@@ -35,13 +35,14 @@ FULL = "full"
 PARTS = {
     FULL: Parts(),
     "no_policy": Parts(candidates=0),
-    "policy_alone_greedy": Parts(candidates=1, walkers=0),
-    "policy_alone_sampled": Parts(walkers=0),
-    "with_memory": Parts(memory=True),
-    "memory_for_policy": WITHOUT_POLICY,
-    "additive_program_alone": Parts(candidates=0, walkers=0),
+    "policy_alone_greedy": Parts(candidates=1, memory=False, walkers=0),
+    "policy_alone_sampled": Parts(memory=False, walkers=0),
+    "no_memory": Parts(memory=False),
+    "no_policy_no_memory": Parts(candidates=0, memory=False),
+    "no_descent": Parts(walkers=0),
+    "additive_program_alone": Parts(candidates=0, memory=False, walkers=0),
 }
-"""What takes part in each row. Where there is no policy the additive program's choice is what is improved."""
+"""What takes part in each row. Where there is no policy the additive program's choice is a candidate."""
 
 UNTRAINED = {"untrained_policy": FULL, "untrained_policy_alone": "policy_alone_sampled"}
 """Rows with freshly initialised weights: which parts take part there."""

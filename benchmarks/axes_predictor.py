@@ -1,12 +1,14 @@
 """The predictor of one space, trained on one search of it, and the plans that it makes with parts left out.
 
-    lop                     as the service answers: the policy's candidates, the best improved on the values
-    lop-no-policy           the additive program's choice instead of candidates, improved as well
-    lop-untrained           candidates of a policy with freshly initialised weights, improved as well
-    lop-policy-alone        the best candidate by the values, not improved
+    lop                     as the service answers: the policy's candidates and the best that were measured, the most
+                            promising of which are improved on the values
+    lop-no-policy           the additive program's choice instead of the policy's candidates
+    lop-untrained           candidates of a policy with freshly initialised weights
+    lop-no-memory           without the best that were measured
+    lop-no-descent          the best candidate by the values, not improved
+    lop-policy-alone        the best of the policy's candidates, not improved
     lop-untrained-alone     the same of an untrained policy
     lop-greedy-alone        the policy's most likely configuration, without samples, not improved
-    lop-memory              the best that was measured among the candidates, too
     lop-additive-alone      the additive program's choice, not improved
 
 It learns from one search of the sparsities and of the shares of time, as `lop search --device` runs it: targets in
@@ -37,16 +39,18 @@ from storage.records import Sample
 LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
-GREEDY_ALONE, MEMORY, ADDITIVE_ALONE = "lop-greedy-alone", "lop-memory", "lop-additive-alone"
+GREEDY_ALONE, ADDITIVE_ALONE = "lop-greedy-alone", "lop-additive-alone"
+NO_MEMORY, NO_DESCENT = "lop-no-memory", "lop-no-descent"
 PARTS = {
     LOP: Parts(),
     NO_POLICY: Parts(candidates=0),
     UNTRAINED: Parts(),
-    POLICY_ALONE: Parts(walkers=0),
-    UNTRAINED_ALONE: Parts(walkers=0),
-    GREEDY_ALONE: Parts(candidates=1, walkers=0),
-    MEMORY: Parts(memory=True),
-    ADDITIVE_ALONE: Parts(candidates=0, walkers=0),
+    NO_MEMORY: Parts(memory=False),
+    NO_DESCENT: Parts(walkers=0),
+    POLICY_ALONE: Parts(memory=False, walkers=0),
+    UNTRAINED_ALONE: Parts(memory=False, walkers=0),
+    GREEDY_ALONE: Parts(candidates=1, memory=False, walkers=0),
+    ADDITIVE_ALONE: Parts(candidates=0, memory=False, walkers=0),
 }
 TRAINING = TrainingSettings()
 """As `lop train` has it, of each space and seed."""

@@ -12,10 +12,10 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.axes_predictor import (
-    ADDITIVE_ALONE,
     GREEDY_ALONE,
     LOP,
-    MEMORY,
+    NO_DESCENT,
+    NO_MEMORY,
     NO_POLICY,
     POLICY_ALONE,
     UNTRAINED,
@@ -157,8 +157,8 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "untrained_policy_gain": gain(UNTRAINED, LOP),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
         "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),
-        "memory_gain": gain(LOP, MEMORY),
-        "descent_gain": gain(ADDITIVE_ALONE, NO_POLICY),
+        "memory_gain": gain(NO_MEMORY, LOP),
+        "descent_gain": gain(NO_DESCENT, LOP),
         "tree_gain": gain(SEARCH, TREE),
     }
     return {

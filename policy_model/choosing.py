@@ -1,6 +1,6 @@
-"""How a predictor chooses: candidates from the policy, judged and improved on the values.
+"""How a predictor chooses: candidates from the policy and from what was measured, judged and improved on the values.
 
-Without a policy, the additive program's choice and the best measured configurations stand in for it.
+Without a policy, the additive program's choice stands in for it.
 
 Letters: J limits, N decisions, K options of each.
 """
@@ -38,17 +38,18 @@ class Parts:
     Attributes:
         candidates: that the policy decodes: the most likely one first, the others are samples.
             Where it decodes none, the additive program's choice is one.
-        memory: the best measured configurations are candidates too. Beside a trained policy they change nothing
-            (`benchmarks.ablations`).
-        walkers: of the best candidates so many are improved by exchanges.
+        memory: the best measured configurations that fit are candidates too: where something was searched, the policy
+            alone loses what the search has found (docs/predictor.md, "What does the work").
+        walkers: of the best candidates so many are improved by exchanges. One alone would be the best that was
+            measured wherever something was searched near by.
     """
 
     candidates: int = NUM_CANDIDATES
-    memory: bool = False
-    walkers: int = 1
+    memory: bool = True
+    walkers: int = 4
 
 
-WITHOUT_POLICY = Parts(candidates=0, memory=True, walkers=5)
+WITHOUT_POLICY = Parts(candidates=0, walkers=5)
 """All of the candidates that there are then."""
 
 

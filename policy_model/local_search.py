@@ -22,7 +22,7 @@ PESSIMISM = 1.0
 """Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error
 (the optimiser's curse)."""
 
-CAUTION = 2.0
+CAUTION = 4.0
 """Standard deviations more of what predictions go astray by, with the distance from what was measured: so many choices
 are far from it that the best prediction among them is an error (docs/predictor.md, "Far from what was measured")."""
 

@@ -59,7 +59,7 @@ class StubPredictor:
 
     def with_parts(self, parts: Parts, policy: Any = None) -> "StubPredictor":
         return StubPredictor(
-            (1.0 if parts.walkers else 1.04) * (1.5 if policy else 1.0) * (2.0 if parts.memory else 1.0)
+            (1.0 if parts.walkers else 1.04) * (1.5 if policy else 1.0) * (1.0 if parts.memory else 2.0)
         )
 
 
@@ -67,8 +67,8 @@ def test_rows_are_ratios_to_the_whole_planner(anatomy: ModelAnatomy, monkeypatch
     monkeypatch.setattr(ablations, "_predicted_kl", lambda predictor, *_: predictor.kl)
     rows, summary = ablations.measure(cast("Predictor", StubPredictor()), anatomy)
     assert len(rows) == 7 * (len(ablations.PARTS) + len(ablations.UNTRAINED))
-    assert summary["policy_alone_vs_full"] == pytest.approx(1.04)
-    assert summary["untrained_policy_alone_vs_full"] == pytest.approx(1.5 * 1.04)
-    assert summary["ablations_vs_full"]["with_memory"] == pytest.approx(2.0)
+    assert summary["policy_alone_vs_full"] == pytest.approx(2.0 * 1.04)
+    assert summary["untrained_policy_alone_vs_full"] == pytest.approx(1.5 * 2.0 * 1.04)
+    assert summary["ablations_vs_full"]["no_memory"] == pytest.approx(2.0)
     assert summary["ablations_as_good_as_full"]["no_policy"] == 1.0
     assert {row["kl_vs_full"] for row in rows if row["variant"] == ablations.FULL} == {1.0}
