@@ -1,7 +1,7 @@
 """The predictor of one space, trained on one search of it, and the plans that it makes with parts left out.
 
-    lop                     as the service answers: the policy's candidates and the best that were measured, the most
-                            promising of which are improved on the values
+    lop                     as the service answers: the policy's candidates and the best that were measured near by, the
+                            most promising of which are improved on the values
     lop-no-policy           the additive program's choice instead of the policy's candidates
     lop-untrained           candidates of a policy with freshly initialised weights
     lop-no-memory           without the best that were measured
@@ -45,12 +45,12 @@ PARTS = {
     LOP: Parts(),
     NO_POLICY: Parts(candidates=0),
     UNTRAINED: Parts(),
-    NO_MEMORY: Parts(memory=False),
+    NO_MEMORY: Parts(memory=0.0),
     NO_DESCENT: Parts(walkers=0),
-    POLICY_ALONE: Parts(memory=False, walkers=0),
-    UNTRAINED_ALONE: Parts(memory=False, walkers=0),
-    GREEDY_ALONE: Parts(candidates=1, memory=False, walkers=0),
-    ADDITIVE_ALONE: Parts(candidates=0, memory=False, walkers=0),
+    POLICY_ALONE: Parts(memory=0.0, walkers=0),
+    UNTRAINED_ALONE: Parts(memory=0.0, walkers=0),
+    GREEDY_ALONE: Parts(candidates=1, memory=0.0, walkers=0),
+    ADDITIVE_ALONE: Parts(candidates=0, memory=0.0, walkers=0),
 }
 TRAINING = TrainingSettings()
 """As `lop train` has it, of each space and seed."""

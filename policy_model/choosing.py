@@ -38,18 +38,19 @@ class Parts:
     Attributes:
         candidates: that the policy decodes: the most likely one first, the others are samples.
             Where it decodes none, the additive program's choice is one.
-        memory: the best measured configurations that fit are candidates too: where something was searched, the policy
-            alone loses what the search has found (docs/predictor.md, "What does the work").
+        memory: the best measured configurations are candidates too that leave at most this share of a limit unused;
+            0.0: none, 1.0: all that fit. Where something was searched, the policy alone loses what the search has
+            found; of what was found elsewhere too much is kept (docs/predictor.md, "Far from what was measured").
         walkers: of the best candidates so many are improved by exchanges. One alone would be the best that was
-            measured wherever something was searched near by.
+            measured wherever there is such a one.
     """
 
     candidates: int = NUM_CANDIDATES
-    memory: bool = True
+    memory: float = 1 / 16
     walkers: int = 4
 
 
-WITHOUT_POLICY = Parts(candidates=0, walkers=5)
+WITHOUT_POLICY = Parts(candidates=0, memory=1.0, walkers=5)
 """All of the candidates that there are then."""
 
 
@@ -128,4 +129,4 @@ class Chooser:
         decoded = problem.costs.free[np.arange(decoded.shape[1]), decoded]
         if not self.parts.memory:
             return decoded
-        return np.concatenate([decoded, self._elites.best_fitting(costs, slack)])
+        return np.concatenate([decoded, self._elites.best_fitting(costs, slack, unused=self.parts.memory)])

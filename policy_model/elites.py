@@ -33,15 +33,19 @@ class Elites:
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def best_fitting(self, costs: DecisionCosts, slack: IntArray) -> IntArray:
+    def best_fitting(self, costs: DecisionCosts, slack: IntArray, *, unused: float = 1.0) -> IntArray:
         """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
 
-        A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J].
+        A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J], and
+        if it leaves at most `unused` of one of them: a share of what the highest levels would cost.
         """
+        least = slack - unused * costs.excess.max(axis=2).sum(axis=1)
         found: list[IntArray] = []
         for start in range(0, len(self.levels), BLOCK):
             block = self.levels[start : start + BLOCK]
-            found.extend(block[(costs.spent(block) <= slack).all(axis=1)][: NUM_ELITES - len(found)])
+            spent = costs.spent(block)
+            fits = (spent <= slack).all(axis=1) & (spent >= least).any(axis=1)
+            found.extend(block[fits][: NUM_ELITES - len(found)])
             if len(found) == NUM_ELITES:
                 break
         return np.array(found, dtype=np.int64).reshape(len(found), self.levels.shape[1])

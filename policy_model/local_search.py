@@ -14,7 +14,6 @@ import numpy as np
 from policy_model.costs import DecisionCosts
 from pruning.arrays import BoolArray, FloatArray, IntArray
 from values.basis import Float32Array
-from values.encoding import Encoding
 from values.kl_floor import KL_FLOOR_NATS
 from values.values import Values
 
@@ -22,9 +21,13 @@ PESSIMISM = 1.0
 """Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error
 (the optimiser's curse)."""
 
-CAUTION = 4.0
+CAUTION = 6.0
 """Standard deviations more of what predictions go astray by, with the distance from what was measured: so many choices
 are far from it that the best prediction among them is an error (docs/predictor.md, "Far from what was measured")."""
+
+TAUGHT_CAUTION = 2.0
+"""The same of what the policy is taught: proposals, which are judged again. More would teach it to stay where something
+was measured."""
 
 SMALLEST_GAIN = 1e-5
 """In log KL: less is float32 rounding, and could go on for ever."""
@@ -37,10 +40,10 @@ MOST_AT_ONCE = 16
 
 class LevelValues:
     """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
-    before it is known where the descent begins."""
+    before it is known where the descent begins. Distance from what was measured costs `caution` deviations."""
 
-    def __init__(self, values: Values, fractions: FloatArray) -> None:
-        self.values, self.fractions = values, fractions
+    def __init__(self, values: Values, fractions: FloatArray, *, caution: float = CAUTION) -> None:
+        self.values, self.fractions, self.caution = values, fractions, caution
         basis = values.basis
         self.own = basis.own_kl(fractions.T).T.copy()  # [L, K]
         places = basis.places(fractions.T).T.copy()
@@ -64,15 +67,15 @@ class LevelValues:
         apart = np.concatenate([self.apart[layers, part].sum(axis=1) for part in parts])
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
         mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
-        return with_doubt(values, fractions, mean, apart)
+        return self.with_doubt(fractions, mean, apart)
 
-
-def with_doubt(values: Values, fractions: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
-    """Pessimistic log KL [B] of `fractions` [B, L], whose `mean` [B] and distances `apart` [B, N] from the anchors are
-    known."""
-    deviation = values.deviation(fractions, mean, values.conditional_variance(apart, values.between_anchors))
-    doubtful: FloatArray = mean + PESSIMISM * deviation + CAUTION * values.astray(fractions, apart)
-    return doubtful
+    def with_doubt(self, fractions: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
+        """Pessimistic log KL [B] of `fractions` [B, L], whose `mean` [B] and distances `apart` [B, N] from the anchors
+        are known."""
+        values = self.values
+        deviation = values.deviation(fractions, mean, values.conditional_variance(apart, values.between_anchors))
+        doubtful: FloatArray = mean + PESSIMISM * deviation + self.caution * values.astray(fractions, apart)
+        return doubtful
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +84,6 @@ class Descent:
 
     levels: IntArray
     score: float
-
-
-def level_values(encoding: Encoding, values: Values) -> LevelValues:
-    """The values at the options of the searched space itself."""
-    return LevelValues(values, encoding.fractions)
 
 
 def _next_different(fractions: FloatArray) -> tuple[IntArray, IntArray]:
@@ -157,7 +155,7 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
     lower = lowered[exchange]
     change[exchange] += table.apart[lower, down[lower]] - table.apart[lower, levels[lower]]
     far = apart + change
-    scores = with_doubt(values, fractions, means, far)
+    scores = table.with_doubt(fractions, means, far)
     best = int(scores.argmin())
     return Descent(moved[best], float(scores[best]))
 

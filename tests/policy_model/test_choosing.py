@@ -1,4 +1,4 @@
-"""What takes part in a choice: the best measured configurations, beside whatever a policy proposes."""
+"""What takes part in a choice: the best configurations measured near by, beside whatever a policy proposes."""
 
 import torch
 
@@ -9,11 +9,11 @@ from pruning.anatomy.anatomy import ModelAnatomy
 from storage.records import Sample
 from tests.policy_model.test_predictor import limits_of, planned_widths
 
-KEPT = (0.42, 0.52, 0.62, 0.72)
-"""Parts of the FFN channels that budgets allow."""
+KEPT = (0.38, 0.55, 0.67)
+"""Parts of the FFN channels that budgets allow: where the samples were searched."""
 
 
-def test_no_plan_is_expected_to_be_worse_than_the_best_that_was_measured_and_fits(
+def test_no_plan_is_expected_to_be_worse_than_the_best_that_was_measured_near_by(
     predictor: Predictor, anatomy: ModelAnatomy, samples: list[Sample]
 ) -> None:
     """Not even where the policy proposes anything; without the measured ones such a policy's plans are."""
@@ -24,13 +24,13 @@ def test_no_plan_is_expected_to_be_worse_than_the_best_that_was_measured_and_fit
 
     def behind(planner: Predictor, kept: float) -> float:
         """Log KL of the plan above that of the best measured configuration that fits, both by the values."""
-        fits = [widths for widths in measured if sum(widths) <= kept * sum(dense)]
+        fits = [widths for widths in measured if 0.0 <= kept - sum(widths) / sum(dense) < 0.03]
         limits = limits_of(anatomy, int(kept * anatomy.ffn_parameters))
         fractions = planner.encoding.kept_fractions([planned_widths(planner, anatomy, limits), *fits])
         planned, *best = planner.values(fractions).tolist()
         return float(planned - min(best))
 
-    alone = predictor.with_parts(Parts(memory=False, walkers=0), untaught)
+    alone = predictor.with_parts(Parts(memory=0.0, walkers=0), untaught)
     assert max(behind(alone, kept) for kept in KEPT) > 0.15
     for parts in (Parts(), Parts(walkers=0)):
         planner = predictor.with_parts(parts, untaught)

@@ -12,7 +12,6 @@ from policy_model.local_search import (
     LevelValues,
     _process,
     improve,
-    level_values,
 )
 from pruning.planning.ffn_spaces import ffn_levels
 from tests.values.landscape import anatomy_of, samples_of
@@ -40,7 +39,7 @@ def data(encoding: Encoding) -> TrainingData:
 
 @pytest.fixture(scope="module")
 def table(encoding: Encoding, data: TrainingData) -> LevelValues:
-    return level_values(encoding, fit_values(encoding, data).values)
+    return LevelValues(fit_values(encoding, data).values, encoding.fractions)
 
 
 def start_at(table: LevelValues, levels: list[int]) -> Descent:

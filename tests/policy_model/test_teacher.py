@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policy_model.elites import Elites
-from policy_model.local_search import LevelValues, level_values
+from policy_model.local_search import LevelValues
 from policy_model.problems import OptionSet, Problems, made_up_costs, random_problems
 from policy_model.teacher import Teacher
 from pruning.arrays import FloatArray, IntArray
@@ -45,7 +45,7 @@ def problems(encoding: Encoding, data: TrainingData) -> Problems:
 
 @pytest.fixture(scope="module")
 def teacher(encoding: Encoding, values: Values) -> Teacher:
-    return Teacher(level_values(encoding, values), Elites.of(values))
+    return Teacher(LevelValues(values, encoding.fractions), Elites.of(values))
 
 
 def least(problems: Problems, log_kl: FloatArray) -> FloatArray:
