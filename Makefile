@@ -23,7 +23,7 @@ help:
 	@echo "make bench-predictor  quality, speed, budgets and latency of predicted plans (an hour; resumable)"
 	@echo "make bench-apply  memory and time of lop apply on a 7B checkpoint (ten minutes, 32 GB of disk)"
 	@echo "make bench-real  the whole product on SmolLM2-135M-Instruct, by all methods (an hour; resumable)"
-	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (six to nine hours; resumable)"
+	@echo "make bench-axes  FFN widths, KV groups and skips together against each alone (nine and a half hours; resumable)"
 	@echo "make bench-second-order  reconstruction, elimination order, sparsity, few bits, their memory, on the reference and SmolLM2 (five hours in parts; resumable)"
 	@echo "make bench-runtimes  transformers, llama.cpp and vLLM by family, speed, both harnesses, the light client (ninety minutes in parts; resumable; 12 GB of packages, 10 GB of models)"
 	@echo "make bench-recovery  what training after cutting gives back, against the study's recipes (three and a half hours in parts; resumable)"

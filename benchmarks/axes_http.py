@@ -26,6 +26,7 @@ import typer
 
 from benchmarks.measured_code import AT_START
 from benchmarks.serving import (
+    DEVICE_WORKLOAD,
     LARGE,
     NUM_LAYERS,
     RUNS,
@@ -46,7 +47,6 @@ from pruning.measuring.metrics import Metrics
 from pruning.planning.axis_spaces import SpaceName, coarse_space
 from pruning.planning.ranking import Ranking
 from pruning.planning.space import Choice, Space
-from pruning.planning.workload import Workload
 from service.plan_forms import PlanForm
 from storage.contract import Repository
 from storage.records import BINARY, CalibrationRecord, ModelRecord, Sample
@@ -79,8 +79,6 @@ LIMITED = {
     Asked.MEMORY_AND_LATENCY: ("memory_bytes", "latency_ms"),
 }
 DEVICE = "this-machine"
-WORKLOAD = Workload(prompt_tokens=48, output_tokens=16)
-"""Of the limits in time: what `measure_device` covers."""
 
 
 def http_joint(
@@ -181,11 +179,12 @@ def request_milliseconds(url: str, model: str, num_requests: int, *, seed: int) 
     spent: dict[Asked, list[float]] = {kind: [] for kind in Asked}
     # Of schema 2, as `lop.Client` asks for.
     with httpx.Client(base_url=url, timeout=60.0, headers={"Accept": PlanForm.SCHEMA_2.value}) as client:
-        bodies = joint_bodies(client, model, num_requests + WARM_UP_REQUESTS // len(Asked), seed=seed)
-        for number, (kind, body) in enumerate(bodies):
-            elapsed = milliseconds(client, body)
-            if number >= WARM_UP_REQUESTS:
-                spent[kind].append(elapsed)
+        warm_up = joint_bodies(client, model, -(-WARM_UP_REQUESTS // len(Asked)), seed=seed + 1)
+        bodies = joint_bodies(client, model, num_requests, seed=seed)
+        for _, body in warm_up:
+            milliseconds(client, body)
+        for kind, body in bodies:
+            spent[kind].append(milliseconds(client, body))
     return spent
 
 
@@ -196,7 +195,7 @@ def joint_bodies(client: httpx.Client, model: str, of_each: int, *, seed: int) -
     """
     usual = {"model": model, "round_to": ROUND_TO, "space": SpaceName.ALL.value}
     timed = {"device": DEVICE, "method": "uniform"}
-    workload = WORKLOAD.model_dump()
+    workload = DEVICE_WORKLOAD.model_dump()
 
     def achieved(sparsity: float) -> dict[str, Any]:
         at = client.post("/v1/plans", json=usual | {"sparsity": sparsity, "method": "uniform"}).raise_for_status()

@@ -24,8 +24,17 @@ from benchmarks.axes_searches import (
     AxisSearch,
     Found,
 )
-from benchmarks.axes_summary import JOINT, SINGLES
-from benchmarks.axes_targets import BETWEEN, BETWEEN_LATENCIES, LATENCIES, SPARSITIES, Kind, Target, TargetLimits
+from benchmarks.axes_targets import (
+    BETWEEN,
+    BETWEEN_LATENCIES,
+    JOINT,
+    LATENCIES,
+    SINGLES,
+    SPARSITIES,
+    Kind,
+    Target,
+    TargetLimits,
+)
 from benchmarks.measured_model import CALIBRATION, VALIDATION
 from benchmarks.steps import Steps, say
 from policy_model.predictor import Predictor

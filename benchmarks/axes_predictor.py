@@ -9,7 +9,6 @@
     lop-policy-alone        the best of the policy's candidates, not improved
     lop-untrained-alone     the same of an untrained policy
     lop-greedy-alone        the policy's most likely configuration, without samples, not improved
-    lop-additive-alone      the additive program's choice, not improved
 
 It learns from one search of the sparsities and of the shares of time, as `lop search --device` runs it: targets in
 between are new to it.
@@ -39,7 +38,7 @@ from storage.records import Sample
 LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
-GREEDY_ALONE, ADDITIVE_ALONE = "lop-greedy-alone", "lop-additive-alone"
+GREEDY_ALONE = "lop-greedy-alone"
 NO_MEMORY, NO_DESCENT = "lop-no-memory", "lop-no-descent"
 PARTS = {
     LOP: Parts(),
@@ -50,7 +49,6 @@ PARTS = {
     POLICY_ALONE: Parts(memory=0.0, walkers=0),
     UNTRAINED_ALONE: Parts(memory=0.0, walkers=0),
     GREEDY_ALONE: Parts(candidates=1, memory=0.0, walkers=0),
-    ADDITIVE_ALONE: Parts(candidates=0, memory=0.0, walkers=0),
 }
 TRAINING = TrainingSettings()
 """As `lop train` has it, of each space and seed."""

@@ -4,7 +4,8 @@ All are of the worse model. Ratios compare what is better when it is below 1; ga
 it over KL with it, above 1 where it helps, and the worse model is that of the least gain.
 
 `joint_vs_milp_complete` is of targets at which that program had as many evaluations as the search (`evaluations`), and
-of models that have such; `lop_vs_search` compares plans, so what the search found is filled up as plans are.
+of models that have such; `lop_vs_search` compares plans, so what the search found is filled up as plans are. Where the
+predictor has learnt from a search, that search's choice is a candidate: what a policy adds shows in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,9 @@ from benchmarks.axes_predictor import (
     UNTRAINED_ALONE,
 )
 from benchmarks.axes_searches import FILLED, MILP, MILP_COMPLETE, MILP_COMPLETE_ROOTS, MILP_ROOTS, SEARCH, TREE
-from benchmarks.axes_targets import Kind
-from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
+from benchmarks.axes_targets import JOINT, SINGLES, Kind
+from pruning.planning.axis_spaces import SpaceName
 
-JOINT = SpaceName.ALL
-SINGLES = tuple(name for name in SPACES_OF_UNITS if name is not JOINT)
 MILP_FROM = 0.45
 """Share of the decoder that goes from where the additive program's independence fails; of the time, as much goes."""
 
@@ -48,6 +47,7 @@ RATIOS = (
 )
 GAINS = (
     "policy_gain",
+    "policy_gain_between",
     "untrained_policy_gain",
     "policy_alone_gain",
     "samples_gain",
@@ -154,6 +154,7 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "lop_vs_search_searched": {target: ratio for target, ratio in to_search.items() if target in searched},
         "lop_vs_search_between": {target: ratio for target, ratio in to_search.items() if target not in searched},
         "policy_gain": gain(NO_POLICY, LOP),
+        "policy_gain_between": {t: ratio for t, ratio in gain(NO_POLICY, LOP).items() if t not in searched},
         "untrained_policy_gain": gain(UNTRAINED, LOP),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
         "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),

@@ -6,6 +6,7 @@ from enum import StrEnum
 from mcts.targets import DEFAULT_LATENCY_SHARES
 from pruning.anatomy.anatomy import ModelAnatomy
 from pruning.errors import InfeasibleBudgetError, InfeasibleTargetError
+from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName
 from pruning.planning.latency_model import LatencyModel
 from pruning.planning.limits import Limits
 from pruning.planning.prices import LatencyPrice
@@ -36,6 +37,8 @@ class Target:
         return f"{self.kind} {self.value:g}"
 
 
+JOINT = SpaceName.ALL
+SINGLES = tuple(name for name in SPACES_OF_UNITS if name is not JOINT)
 SPARSITIES = tuple(Target(Kind.SPARSITY, value) for value in (0.15, 0.3, 0.45, 0.6))
 BETWEEN = tuple(Target(Kind.SPARSITY, value, searched=False) for value in (0.225, 0.375, 0.525))
 LATENCIES = tuple(Target(Kind.LATENCY, value) for value in DEFAULT_LATENCY_SHARES)

@@ -13,7 +13,7 @@ import numpy as np
 from policy_model.costs import DecisionCosts
 from policy_model.decoder import PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
-from policy_model.local_search import Descent, LevelValues, improve
+from policy_model.local_search import CAUTION, Descent, LevelValues, improve
 from policy_model.model_features import ModelFeatures
 from policy_model.problem_features import ProblemFeatures
 from pruning.arrays import FloatArray, IntArray
@@ -38,11 +38,11 @@ class Parts:
     Attributes:
         candidates: that the policy decodes: the most likely one first, the others are samples.
             Where it decodes none, the additive program's choice is one.
-        memory: the best measured configurations are candidates too that leave at most this share of a limit unused;
-            0.0: none, 1.0: all that fit. Where something was searched, the policy alone loses what the search has
-            found; of what was found elsewhere too much is kept (docs/predictor.md, "Far from what was measured").
-        walkers: of the best candidates so many are improved by exchanges. One alone would be the best that was
-            measured wherever there is such a one.
+        memory: the best measured configurations are candidates too that leave at most this share of what the highest
+            options cost above the lowest, under one limit; 0.0: none, 1.0: all that fit. Where something was searched,
+            the policy alone loses what the search has found; of what was found elsewhere too much is kept
+            (docs/predictor.md, "Far from what was measured").
+        walkers: of the best candidates so many are improved by exchanges.
     """
 
     candidates: int = NUM_CANDIDATES
@@ -52,6 +52,9 @@ class Parts:
 
 WITHOUT_POLICY = Parts(candidates=0, memory=1.0, walkers=5)
 """All of the candidates that there are then."""
+
+EXPLORING = Parts(memory=0.0, walkers=1)
+"""For a search, which wants to hear of something new, and measures it."""
 
 
 class Chooser:
@@ -63,12 +66,21 @@ class Chooser:
         decoder: of the policy; None where there is none.
         seed: of the samples.
         parts: what takes part.
+        caution: what distance from anything measured costs (`LevelValues`).
     """
 
     def __init__(
-        self, values: Values, encoding: Encoding, decoder: PolicyDecoder | None, seed: int, parts: Parts
+        self,
+        values: Values,
+        encoding: Encoding,
+        decoder: PolicyDecoder | None,
+        seed: int,
+        parts: Parts,
+        *,
+        caution: float = CAUTION,
     ) -> None:
         self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts
+        self._caution = caution
         N, K = encoding.units.shape
         self._noise = gumbel_noise(N, max(self.parts.candidates, 1), K, seed)
         self._elites = Elites.of(values)
@@ -87,7 +99,8 @@ class Chooser:
 
     def _options_of(self, fractions: bytes) -> tuple[LevelValues, ModelFeatures]:
         """What does not depend on costs."""
-        table = LevelValues(self._values, np.frombuffer(fractions).reshape(self._encoding.units.shape))
+        levels = np.frombuffer(fractions).reshape(self._encoding.units.shape)
+        table = LevelValues(self._values, levels, caution=self._caution)
         return table, ModelFeatures.of(self._encoding, table.fractions, table.own)
 
     def _problem_of(self, fractions: bytes, excess: bytes) -> ProblemFeatures:
@@ -126,7 +139,9 @@ class Chooser:
         else:
             repeated = np.repeat(slack[None], self.parts.candidates, axis=0)
             decoded = self._decoder.decode(problem, repeated, self._noise)
-        decoded = problem.costs.free[np.arange(decoded.shape[1]), decoded]
-        if not self.parts.memory:
-            return decoded
-        return np.concatenate([decoded, self._elites.best_fitting(costs, slack, unused=self.parts.memory)])
+        if self.parts.memory:
+            near = self._elites.best_fitting(costs, slack, unused=self.parts.memory)
+            decoded = np.concatenate([decoded, near])
+        # The last of options that cost the same: one configuration is one candidate, whoever proposed it.
+        free: IntArray = problem.costs.free[np.arange(decoded.shape[1]), decoded]
+        return free

@@ -33,13 +33,13 @@ class Elites:
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def best_fitting(self, costs: DecisionCosts, slack: IntArray, *, unused: float = 1.0) -> IntArray:
+    def best_fitting(self, costs: DecisionCosts, slack: IntArray, *, unused: float) -> IntArray:
         """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
 
         A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J], and
-        if it leaves at most `unused` of one of them: a share of what the highest levels would cost.
+        if it leaves at most `unused` of one of them: a share of what the highest levels cost above the lowest.
         """
-        least = slack - unused * costs.excess.max(axis=2).sum(axis=1)
+        least = slack - unused * costs.most_from[0]
         found: list[IntArray] = []
         for start in range(0, len(self.levels), BLOCK):
             block = self.levels[start : start + BLOCK]

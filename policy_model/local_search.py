@@ -26,8 +26,7 @@ CAUTION = 6.0
 are far from it that the best prediction among them is an error (docs/predictor.md, "Far from what was measured")."""
 
 TAUGHT_CAUTION = 2.0
-"""The same of what the policy is taught: proposals, which are judged again. More would teach it to stay where something
-was measured."""
+"""The same of what the policy is taught, and of what is proposed to searches: all of that is judged again."""
 
 SMALLEST_GAIN = 1e-5
 """In log KL: less is float32 rounding, and could go on for ever."""

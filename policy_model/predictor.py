@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from policy_model.choosing import WITHOUT_POLICY, Chooser, Parts
+from policy_model.choosing import EXPLORING, WITHOUT_POLICY, Chooser, Parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
-from policy_model.local_search import worth_of_raising
+from policy_model.local_search import TAUGHT_CAUTION, worth_of_raising
 from policy_model.model_features import NUM_KINDS, decision_features
 from policy_model.policy_config import PolicyConfig
 from policy_model.problem_features import Float32Array
@@ -117,7 +117,7 @@ class Predictor:
         residual_scale: of the values.
         info: where it comes from.
         unseen: what calibration conversations say of unseen ones; None where that was not measured.
-        parts: what takes part in a choice.
+        parts: what takes part in a plan.
     """
 
     def __init__(
@@ -135,10 +135,9 @@ class Predictor:
         self.encoding, self.values, self.calibration, self.info = encoding, values, calibration, info
         self._residual_scale, self.unseen = residual_scale, unseen
         self._policy, self.config = policy, config
-        decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
-        self._chooser = Chooser(
-            values, encoding, decoder, info.seed, parts or (WITHOUT_POLICY if policy is None else Parts())
-        )
+        self._decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
+        self.parts = parts or (WITHOUT_POLICY if policy is None else Parts())
+        self._chooser = Chooser(values, encoding, self._decoder, info.seed, self.parts)
 
     @property
     def has_policy(self) -> bool:
@@ -153,7 +152,7 @@ class Predictor:
     def of_calibration(self) -> "Predictor":
         """The same with expectations of the calibration conversations, as its values have them."""
         of = (self.config, self.values, self.encoding, self.calibration, self._residual_scale, self.info)
-        return Predictor(self._policy, *of)
+        return Predictor(self._policy, *of, parts=self.parts)
 
     @property
     def fingerprint(self) -> str:
@@ -245,9 +244,9 @@ class Predictor:
 
     def propose(self, spare: int) -> Choice:
         """The choice [N] for a search: at most `spare` parameters above the narrowest one, which it must be able to
-        spend."""
+        spend. Bolder than a plan, since it is measured before anybody takes it."""
         costs, slack = self._parameter_costs, np.array([spare], dtype=np.int64)
-        chosen = self._chooser.choose(costs, slack, self._chooser.space_values)
+        chosen = self._explorer.choose(costs, slack, self._explorer.space_values)
         # Decisions of fewer options repeat their last one.
         return tuple(np.minimum(chosen, self.encoding.space.top).tolist())
 
@@ -292,6 +291,12 @@ class Predictor:
             units = limits.space.units[n]
             worth[n, : len(units)] = units * slope
         return limits.fit(choice, worth)
+
+    @cached_property
+    def _explorer(self) -> Chooser:
+        """What proposes to searches."""
+        parts = EXPLORING if self.has_policy else self.parts
+        return Chooser(self.values, self.encoding, self._decoder, self.info.seed, parts, caution=TAUGHT_CAUTION)
 
     @cached_property
     def _parameter_costs(self) -> DecisionCosts:

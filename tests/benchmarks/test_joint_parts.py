@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from benchmarks import axes_families, axes_http, axes_speed
-from benchmarks.axes_http import DEVICE, LIMITED, Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
+from benchmarks.axes_http import DEVICE, Asked, joint_bodies, made_up_choices, made_up_kl, register_joint
 from benchmarks.axes_speed import ALL, DENSE, FFN, half_plans, measure_model, speed_figures
 from benchmarks.families import SUITES
 from benchmarks.serving import LARGE
@@ -37,7 +37,7 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
     anatomy: ModelAnatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(axes_http, "ROUND_TO", 4)
-    monkeypatch.setattr(axes_http, "WORKLOAD", Workload(prompt_tokens=12, output_tokens=4))  # the profile's
+    monkeypatch.setattr(axes_http, "DEVICE_WORKLOAD", Workload(prompt_tokens=12, output_tokens=4))  # the profile's
     url = f"sqlite:///{tmp_path / 'lop.db'}"
     with open_repository(url, create=True) as repository:
         register_joint(repository, anatomy, 30)
@@ -51,9 +51,17 @@ def test_requests_for_joint_plans_can_be_met_and_each_is_a_new_one(
                 answer = client.post("/v1/plans", json=body | {"method": "uniform"})
                 assert answer.status_code == 201, answer.text  # 200 is one that was made before
     assert {kind: len(bodies) for kind, bodies in asked.items()} == dict.fromkeys(Asked, 8)
-    for kind, names in LIMITED.items():
-        limits = {tuple(name for name in body["budget"] if name not in Workload.model_fields) for body in asked[kind]}
-        assert limits == {names}
+    limits = {
+        kind: {frozenset(body["budget"]) - set(Workload.model_fields) for body in bodies}
+        for kind, bodies in asked.items()
+        if kind is not Asked.SPARSITY
+    }
+    assert limits == {
+        Asked.MEMORY: {frozenset({"memory_bytes"})},
+        Asked.MEMORY_AND_FLOPS: {frozenset({"memory_bytes", "flops"})},
+        Asked.MEMORY_AND_LATENCY: {frozenset({"memory_bytes", "latency_ms"})},
+    }
+    assert all(("device" in body) == (kind is Asked.MEMORY_AND_LATENCY) for kind in asked for body in asked[kind])
     assert all(body["space"] == "all" and body["method"] == "lop" for bodies in asked.values() for body in bodies)
 
 

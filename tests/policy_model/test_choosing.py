@@ -1,8 +1,11 @@
 """What takes part in a choice: the best configurations measured near by, beside whatever a policy proposes."""
 
+import numpy as np
 import torch
 
 from policy_model.choosing import Parts
+from policy_model.costs import DecisionCosts
+from policy_model.elites import Elites
 from policy_model.policy import Policy
 from policy_model.predictor import Predictor
 from pruning.anatomy.anatomy import ModelAnatomy
@@ -36,3 +39,21 @@ def test_no_plan_is_expected_to_be_worse_than_the_best_that_was_measured_near_by
         planner = predictor.with_parts(parts, untaught)
         assert max(behind(planner, kept) for kept in KEPT) < 0.05
     assert max(behind(predictor, kept) for kept in KEPT) < 0.05
+
+
+def test_only_what_leaves_little_of_a_limit_is_near_by() -> None:
+    """Of the four that fit under two limits; the last costs as much as any may."""
+    levels = np.array([[3, 3], [2, 3], [1, 3], [0, 0]])
+    elites = Elites(levels, np.array([0.1, 0.2, 0.3, 0.4]))
+    excess = np.array([[[0, 10, 20, 30]] * 2, [[0, 0, 0, 100]] * 2], dtype=np.int64)
+    costs = DecisionCosts(excess)
+    slack = np.array([52, 200], dtype=np.int64)
+
+    def near(unused: float) -> list[list[int]]:
+        found: list[list[int]] = elites.best_fitting(costs, slack, unused=unused).tolist()
+        return found
+
+    assert near(1.0) == levels[1:].tolist()
+    assert near(0.2) == [[2, 3], [1, 3]]  # 2 and 12 of the first limit's 60 are left
+    assert near(1 / 16) == [[2, 3]]
+    assert elites.best_fitting(costs, np.array([52, 105]), unused=1 / 16).tolist() == [[2, 3], [1, 3]]  # the second's

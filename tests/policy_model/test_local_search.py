@@ -1,5 +1,7 @@
 """Descent over exchanges against brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from policy_model.local_search import (
     CAUTION,
     PESSIMISM,
     SMALLEST_GAIN,
+    TAUGHT_CAUTION,
     Descent,
     LevelValues,
     _process,
@@ -18,7 +21,7 @@ from tests.values.landscape import anatomy_of, samples_of
 from values.dataset import TrainingData, training_data
 from values.encoding import Encoding, encode
 from values.value_training import fit_values
-from values.values import distances
+from values.values import Values, distances
 
 UNEVEN = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
 SPACE = ffn_levels(UNEVEN, num_levels=4, round_to=8)
@@ -125,3 +128,29 @@ def test_the_tables_judge_as_the_values_do(table: LevelValues) -> None:
     places = table.values.basis.places(fractions)
     doubt = CAUTION * table.values.astray(fractions, distances(places, table.values.places))
     np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * deviation + doubt, rtol=1e-4, atol=1e-4)
+
+
+def test_far_from_what_was_measured_a_request_is_more_cautious_than_the_teacher(
+    table: LevelValues, encoding: Encoding
+) -> None:
+    known = table.values
+    values = Values(known.basis, replace(known.kernel, drift=0.5), known.tensors)
+    asked, taught = (LevelValues(values, encoding.fractions, caution=x) for x in (CAUTION, TAUGHT_CAUTION))
+    levels = np.array([[0, 3, 0, 3, 0], [3, 3, 3, 3, 2]])
+    fractions = asked.fractions_of(levels)
+    far = values.astray(fractions, distances(values.basis.places(fractions), values.places))
+    assert far[0] > 0.02 > far[1] == 0.0  # the other one was measured
+    more = asked.pessimistic(levels) - taught.pessimistic(levels)
+    np.testing.assert_allclose(more, (CAUTION - TAUGHT_CAUTION) * far, rtol=1e-3, atol=1e-5)
+    here = [Descent(levels[0], float(x.pessimistic(levels[:1])[0])) for x in (asked, taught)]
+    ends = [improve(x, COSTS, [start], SLACK, 9) for x, start in zip((asked, taught), here, strict=True)]
+    apart = [distances(values.basis.places(asked.fractions_of(end.levels[None])), values.places).min() for end in ends]
+    assert apart[0] <= apart[1]
+
+
+def test_a_second_descent_may_end_better(table: LevelValues) -> None:
+    rng = np.random.default_rng(5)
+    rows = [levels for levels in rng.integers(0, 4, (400, 5)) if (COSTS.spent(levels[None])[0] <= SLACK).all()]
+    starts = sorted((start_at(table, row.tolist()) for row in rows), key=lambda start: start.score)[-40:]
+    alone = [improve(table, COSTS, [start], SLACK, 2).score for start in starts]
+    assert improve(table, COSTS, starts, SLACK, 2).score == min(alone) < alone[0]
