@@ -1,10 +1,11 @@
 """The predictor of one space, trained on one search of it, and the plans that it makes with parts left out.
 
-    lop                     as the service answers: the policy's candidates and the best that were measured near by, the
-                            most promising of which are improved on the values
+    lop                     as the service answers: the policy's candidates, the best that were measured near by, and what
+                            lies on the ways between those; the most promising are improved on the values
     lop-no-policy           the additive program's choice instead of the policy's candidates
     lop-untrained           candidates of a policy with freshly initialised weights
-    lop-no-memory           without the best that were measured
+    lop-no-memory           without the best that were measured near by
+    lop-no-ways             without what lies between the best that just fit and that just do not
     lop-no-descent          the best candidate by the values, not improved
     lop-policy-alone        the best of the policy's candidates, not improved
     lop-untrained-alone     the same of an untrained policy
@@ -39,16 +40,17 @@ LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
 GREEDY_ALONE = "lop-greedy-alone"
-NO_MEMORY, NO_DESCENT = "lop-no-memory", "lop-no-descent"
+NO_MEMORY, NO_WAYS, NO_DESCENT = "lop-no-memory", "lop-no-ways", "lop-no-descent"
 PARTS = {
     LOP: Parts(),
     NO_POLICY: Parts(candidates=0),
     UNTRAINED: Parts(),
     NO_MEMORY: Parts(memory=0.0),
+    NO_WAYS: Parts(ways=False),
     NO_DESCENT: Parts(walkers=0),
-    POLICY_ALONE: Parts(memory=0.0, walkers=0),
-    UNTRAINED_ALONE: Parts(memory=0.0, walkers=0),
-    GREEDY_ALONE: Parts(candidates=1, memory=0.0, walkers=0),
+    POLICY_ALONE: Parts(memory=0.0, ways=False, walkers=0),
+    UNTRAINED_ALONE: Parts(memory=0.0, ways=False, walkers=0),
+    GREEDY_ALONE: Parts(candidates=1, memory=0.0, ways=False, walkers=0),
 }
 TRAINING = TrainingSettings()
 """As `lop train` has it, of each space and seed."""

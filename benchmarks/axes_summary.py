@@ -18,6 +18,7 @@ from benchmarks.axes_predictor import (
     NO_DESCENT,
     NO_MEMORY,
     NO_POLICY,
+    NO_WAYS,
     POLICY_ALONE,
     UNTRAINED,
     UNTRAINED_ALONE,
@@ -52,6 +53,7 @@ GAINS = (
     "policy_alone_gain",
     "samples_gain",
     "memory_gain",
+    "ways_gain",
     "descent_gain",
     "tree_gain",
 )
@@ -159,6 +161,7 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
         "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),
         "memory_gain": gain(NO_MEMORY, LOP),
+        "ways_gain": gain(NO_WAYS, LOP),
         "descent_gain": gain(NO_DESCENT, LOP),
         "tree_gain": gain(SEARCH, TREE),
     }

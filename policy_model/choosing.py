@@ -13,7 +13,7 @@ import numpy as np
 from policy_model.costs import DecisionCosts
 from policy_model.decoder import PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
-from policy_model.local_search import CAUTION, Descent, LevelValues, improve
+from policy_model.local_search import Descent, LevelValues, improve
 from policy_model.model_features import ModelFeatures
 from policy_model.problem_features import ProblemFeatures
 from pruning.arrays import FloatArray, IntArray
@@ -39,21 +39,23 @@ class Parts:
         candidates: that the policy decodes: the most likely one first, the others are samples.
             Where it decodes none, the additive program's choice is one.
         memory: the best measured configurations are candidates too that leave at most this share of what the highest
-            options cost above the lowest, under one limit; 0.0: none, 1.0: all that fit. Where something was searched,
-            the policy alone loses what the search has found; of what was found elsewhere too much is kept
-            (docs/predictor.md, "Far from what was measured").
+            options cost above the lowest, under one limit. 0.0: none; 1.0: all that fit. Where something was searched,
+            the policy alone loses what the search has found.
+        ways: what lies between the best that just fit and the best that just do not are candidates, too: there the
+            values are right where nothing was searched (docs/predictor.md, "Far from what was measured").
         walkers: of the best candidates so many are improved by exchanges.
     """
 
     candidates: int = NUM_CANDIDATES
     memory: float = 1 / 16
+    ways: bool = True
     walkers: int = 4
 
 
-WITHOUT_POLICY = Parts(candidates=0, memory=1.0, walkers=5)
+WITHOUT_POLICY = Parts(candidates=0, memory=1.0, ways=False, walkers=5)
 """All of the candidates that there are then."""
 
-EXPLORING = Parts(memory=0.0, walkers=1)
+EXPLORING = Parts(memory=0.0, ways=False, walkers=1)
 """For a search, which wants to hear of something new, and measures it."""
 
 
@@ -66,7 +68,7 @@ class Chooser:
         decoder: of the policy; None where there is none.
         seed: of the samples.
         parts: what takes part.
-        caution: what distance from anything measured costs (`LevelValues`).
+        quick: how doubt is told (`LevelValues`).
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class Chooser:
         seed: int,
         parts: Parts,
         *,
-        caution: float = CAUTION,
+        quick: bool = False,
     ) -> None:
         self._values, self._encoding, self._decoder, self.parts = values, encoding, decoder, parts
-        self._caution = caution
+        self._quick = quick
         N, K = encoding.units.shape
         self._noise = gumbel_noise(N, max(self.parts.candidates, 1), K, seed)
         self._elites = Elites.of(values)
@@ -100,7 +102,7 @@ class Chooser:
     def _options_of(self, fractions: bytes) -> tuple[LevelValues, ModelFeatures]:
         """What does not depend on costs."""
         levels = np.frombuffer(fractions).reshape(self._encoding.units.shape)
-        table = LevelValues(self._values, levels, caution=self._caution)
+        table = LevelValues(self._values, levels, quick=self._quick)
         return table, ModelFeatures.of(self._encoding, table.fractions, table.own)
 
     def _problem_of(self, fractions: bytes, excess: bytes) -> ProblemFeatures:
@@ -140,8 +142,9 @@ class Chooser:
             repeated = np.repeat(slack[None], self.parts.candidates, axis=0)
             decoded = self._decoder.decode(problem, repeated, self._noise)
         if self.parts.memory:
-            near = self._elites.best_fitting(costs, slack, unused=self.parts.memory)
-            decoded = np.concatenate([decoded, near])
+            decoded = np.concatenate([decoded, self._elites.best_fitting(costs, slack, unused=self.parts.memory)])
+        if self.parts.ways:
+            decoded = np.concatenate([decoded, self._elites.between(costs, slack, table.own)])
         # The last of options that cost the same: one configuration is one candidate, whoever proposed it.
         free: IntArray = problem.costs.free[np.arange(decoded.shape[1]), decoded]
         return free

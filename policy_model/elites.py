@@ -1,4 +1,7 @@
-"""The best configurations that were measured: candidates that need no decoding."""
+"""The best configurations that were measured, and what lies between them: candidates that need no decoding.
+
+Letters: E configurations, L decisions, K options, J limits.
+"""
 
 from dataclasses import dataclass
 
@@ -10,6 +13,13 @@ from values.values import Values
 
 NUM_ELITES = 4
 """Candidates for one request."""
+
+NUM_ENDS = 2
+"""Configurations on each side of the limits, between which ways are taken."""
+
+AS_NEAR = 1 / 16
+"""Of what the highest options cost above the lowest: the best of all that are so much farther from the limits than the
+nearest one are the ends of ways."""
 
 BLOCK = 256
 """Configurations that are priced at once: most requests need no more than the first few blocks."""
@@ -49,3 +59,51 @@ class Elites:
             if len(found) == NUM_ELITES:
                 break
         return np.array(found, dtype=np.int64).reshape(len(found), self.levels.shape[1])
+
+    def between(self, costs: DecisionCosts, slack: IntArray, own: FloatArray) -> IntArray:
+        """The levels [E, L] that fit on ways from the best configurations just within `slack` [J] to the best just
+        beyond it; none where one side has none. `own` [L, K] is the KL of each decision alone.
+
+        Up from within, options of the other end are taken that save most KL for their cost, as long as they fit; down
+        from beyond, those that lose least for it, until all fits.
+        """
+        binding = costs.most_from[0] > 0
+        if not binding.any():
+            return np.empty((0, self.levels.shape[1]), dtype=np.int64)
+        over = ((costs.spent(self.levels) - slack) / np.maximum(costs.most_from[0], 1))[:, binding].max(axis=1)
+        within, beyond = np.flatnonzero(over <= 0.0), np.flatnonzero(over > 0.0)
+        if not len(within) or not len(beyond):
+            return np.empty((0, self.levels.shape[1]), dtype=np.int64)
+        # Configurations are in the order of their KL.
+        lower = within[over[within] >= over[within].max() - AS_NEAR][:NUM_ENDS]
+        upper = beyond[over[beyond] <= over[beyond].min() + AS_NEAR][:NUM_ENDS]
+        found: list[IntArray] = []
+        for low in self.levels[lower]:
+            for high in self.levels[upper]:
+                found += [_way(costs, slack, own, low, high), _way(costs, slack, own, high, low)]
+        return np.stack(found)
+
+
+def _way(costs: DecisionCosts, slack: IntArray, own: FloatArray, start: IntArray, end: IntArray) -> IntArray:
+    """[L] as far from `start` towards `end` as the `slack` [J] allows, or asks for.
+
+    A start that fits goes up: decisions at which `end` costs more, best first. One that does not goes down, likewise.
+    """
+    decisions = np.arange(len(start))
+    dearer = costs.excess[:, decisions, end] - costs.excess[:, decisions, start]  # [J, L]
+    shares = (dearer / np.maximum(costs.most_from[0], 1)[:, None]).max(axis=0)
+    loses = own[decisions, end] - own[decisions, start]
+    levels, left = start.copy(), slack - costs.spent(start[None])[0]
+    if (left >= 0).all():
+        up = np.flatnonzero(shares > 0.0)
+        for n in up[np.argsort(loses[up] / shares[up], kind="stable")]:
+            if (dearer[:, n] <= left).all():
+                levels[n], left = end[n], left - dearer[:, n]
+        return levels
+    saved = -(dearer / np.maximum(costs.most_from[0], 1)[:, None]).min(axis=0)
+    down = np.flatnonzero(saved > 0.0)
+    for n in down[np.argsort(loses[down] / saved[down], kind="stable")]:
+        if (left >= 0).all():
+            break
+        levels[n], left = end[n], left - dearer[:, n]
+    return levels if (left >= 0).all() else end

@@ -17,16 +17,13 @@ from values.basis import Float32Array
 from values.kl_floor import KL_FLOOR_NATS
 from values.values import Values
 
-PESSIMISM = 1.0
-"""Posterior standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error
-(the optimiser's curse)."""
+PESSIMISM = 5.0
+"""Standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error (the
+optimiser's curse), which is some three deviations where it was measured (docs/predictor.md, "Far from what was
+measured")."""
 
-CAUTION = 6.0
-"""Standard deviations more of what predictions go astray by, with the distance from what was measured: so many choices
-are far from it that the best prediction among them is an error (docs/predictor.md, "Far from what was measured")."""
-
-TAUGHT_CAUTION = 2.0
-"""The same of what the policy is taught, and of what is proposed to searches: all of that is judged again."""
+QUICK_PESSIMISM, QUICK_CAUTION = 1.0, 2.0
+"""The same of deviations that are quick to tell: the process's, and what predictions go astray by with the distance."""
 
 SMALLEST_GAIN = 1e-5
 """In log KL: less is float32 rounding, and could go on for ever."""
@@ -39,10 +36,12 @@ MOST_AT_ONCE = 16
 
 class LevelValues:
     """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
-    before it is known where the descent begins. Distance from what was measured costs `caution` deviations."""
+    before it is known where the descent begins. Where they are `quick`, doubt is told by the distance from what was
+    measured alone, for choices by the million that are judged again: what the policy is taught, what a search is to
+    measure."""
 
-    def __init__(self, values: Values, fractions: FloatArray, *, caution: float = CAUTION) -> None:
-        self.values, self.fractions, self.caution = values, fractions, caution
+    def __init__(self, values: Values, fractions: FloatArray, *, quick: bool = False) -> None:
+        self.values, self.fractions, self.quick = values, fractions, quick
         basis = values.basis
         self.own = basis.own_kl(fractions.T).T.copy()  # [L, K]
         places = basis.places(fractions.T).T.copy()
@@ -59,22 +58,25 @@ class LevelValues:
         return fractions
 
     def pessimistic(self, levels: IntArray) -> FloatArray:
-        """Log KL [B] of `levels` [B, L] and standard deviations of it: `Values.judge`, read off the tables."""
+        """Log KL [B] of `levels` [B, L] and standard deviations of it, read off the tables."""
         layers, values = np.arange(levels.shape[1]), self.values
         fractions, own = self.fractions_of(levels), self.own[layers, levels]
         parts = np.array_split(levels, -(-len(levels) // MOST_AT_ONCE))
         apart = np.concatenate([self.apart[layers, part].sum(axis=1) for part in parts])
         process = np.exp(np.float32(-1.0 / values.kernel.length) * apart) @ values.faded_alpha
         mean = values.basis.base(own) + values.basis.fade(fractions) * (values.regression(fractions, own) + process)
-        return self.with_doubt(fractions, mean, apart)
+        return self.with_doubt(fractions, own, mean, apart)
 
-    def with_doubt(self, fractions: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
-        """Pessimistic log KL [B] of `fractions` [B, L], whose `mean` [B] and distances `apart` [B, N] from the anchors
-        are known."""
+    def with_doubt(self, fractions: FloatArray, own: FloatArray, mean: FloatArray, apart: Float32Array) -> FloatArray:
+        """Pessimistic log KL [B] of `fractions` [B, L], whose `own` KL [B, L], `mean` [B] and distances `apart` [B, N]
+        from the anchors are known."""
         values = self.values
+        if not self.quick:
+            thorough: FloatArray = mean + PESSIMISM * values.posterior.deviation(fractions, own, apart)
+            return thorough
         deviation = values.deviation(fractions, mean, values.conditional_variance(apart, values.between_anchors))
-        doubtful: FloatArray = mean + PESSIMISM * deviation + self.caution * values.astray(fractions, apart)
-        return doubtful
+        quick: FloatArray = mean + QUICK_PESSIMISM * deviation + QUICK_CAUTION * values.astray(fractions, apart)
+        return quick
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ def _best_neighbour(table: LevelValues, costs: DecisionCosts, here: Descent, sla
     lower = lowered[exchange]
     change[exchange] += table.apart[lower, down[lower]] - table.apart[lower, levels[lower]]
     far = apart + change
-    scores = table.with_doubt(fractions, means, far)
+    scores = table.with_doubt(fractions, owns, means, far)
     best = int(scores.argmin())
     return Descent(moved[best], float(scores[best]))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policy_model.decoder import PolicyDecoder, gumbel_noise
 from policy_model.elites import Elites
-from policy_model.local_search import TAUGHT_CAUTION, LevelValues
+from policy_model.local_search import LevelValues
 from policy_model.model_features import ModelFeatures, decision_features
 from policy_model.policy import Policy, policy_loss
 from policy_model.problem_features import ProblemFeatures
@@ -124,7 +124,7 @@ class PolicyTraining:
         for number, rows in enumerate(np.array_split(np.arange(count), min(NUM_GROUPS, count))):
             rng = np.random.default_rng([*seed, number])
             options = OptionSet.random(self.encoding, rng) if number % 2 else OptionSet.usual(self.encoding)
-            table = LevelValues(self._values, options.fractions, caution=TAUGHT_CAUTION)
+            table = LevelValues(self._values, options.fractions, quick=True)
             groups.append(
                 Group(
                     random_problems(self.encoding, self.data, options, len(rows), rng),

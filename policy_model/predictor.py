@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_tensors
 from policy_model.choosing import EXPLORING, WITHOUT_POLICY, Chooser, Parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
-from policy_model.local_search import TAUGHT_CAUTION, worth_of_raising
+from policy_model.local_search import worth_of_raising
 from policy_model.model_features import NUM_KINDS, decision_features
 from policy_model.policy_config import PolicyConfig
 from policy_model.problem_features import Float32Array
@@ -36,9 +36,10 @@ from values.decisions import units_in
 from values.encoding import Encoding
 from values.expectation import Judged, expected_kl, expected_share
 from values.held_out import GROUP_RETENTION
+from values.kernel import Kernel
 from values.residual_scale import ResidualScale
 from values.unseen import Unseen
-from values.values import Kernel, Values
+from values.values import Values
 
 FORMAT_VERSION = 5
 READABLE_VERSIONS = (2, 3, 4, FORMAT_VERSION)
@@ -137,7 +138,8 @@ class Predictor:
         self._policy, self.config = policy, config
         self._decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
         self.parts = parts or (WITHOUT_POLICY if policy is None else Parts())
-        self._chooser = Chooser(values, encoding, self._decoder, info.seed, self.parts)
+        # Those from before have no policy, and plan as they did.
+        self._chooser = Chooser(values, encoding, self._decoder, info.seed, self.parts, quick=policy is None)
 
     @property
     def has_policy(self) -> bool:
@@ -296,7 +298,7 @@ class Predictor:
     def _explorer(self) -> Chooser:
         """What proposes to searches."""
         parts = EXPLORING if self.has_policy else self.parts
-        return Chooser(self.values, self.encoding, self._decoder, self.info.seed, parts, caution=TAUGHT_CAUTION)
+        return Chooser(self.values, self.encoding, self._decoder, self.info.seed, parts, quick=True)
 
     @cached_property
     def _parameter_costs(self) -> DecisionCosts:

@@ -72,13 +72,9 @@ class Basis:
         total = own.sum(axis=1, keepdims=True) + KL_FLOOR_NATS
         r = own / total
         q = np.sqrt(r)
-        mean, log_total = p.mean(axis=1, keepdims=True), 0.2 * np.log(total)
         i, j = self.pairs
         pair_p, pair_q = p[:, i] * p[:, j], q[:, i] * q[:, j]
-        whole = [np.ones_like(mean), mean, mean**2, log_total, log_total**2, log_total * mean]
-        layerwise = [0.3 * p, 0.3 * p**2, 0.3 * r, 0.3 * q]
-        neighbours = [0.5 * q[:, :-1] * q[:, 1:], 0.5 * p[:, :-1] * p[:, 1:]]
-        return np.concatenate([*whole, *layerwise, *neighbours, 0.3 * pair_p, 0.5 * pair_p * pair_q], axis=1)
+        return np.concatenate([*_single_terms(p, r, total), PAIR_P * pair_p, PAIR_PQ * pair_p * pair_q], axis=1)
 
     def places(self, fractions: FloatArray) -> Float32Array:
         """c [B, L]: where the process sees `fractions` [B, L], linear between levels and beyond them."""
@@ -87,6 +83,18 @@ class Basis:
         left, right = self.coordinates[decisions, segment], self.coordinates[decisions, segment + 1]
         places: Float32Array = (left + (right - left) * weight).astype(np.float32)
         return places
+
+    def fractions_at(self, places: Float32Array) -> FloatArray:
+        """[B, L] the kept fractions at `places` [B, L]: the inverse of `places`, to float32's rounding."""
+        rows = zip(self.coordinates, self.knots, self.counts, places.T.astype(np.float64), strict=True)
+        found = []
+        for coordinates, knots, count, at in rows:
+            segment = np.clip(np.searchsorted(coordinates[:count], at, side="right") - 1, 0, count - 2)
+            left, right = coordinates[segment], coordinates[segment + 1]
+            on = knots[segment] + (knots[segment + 1] - knots[segment]) * (at - left) / (right - left)
+            found.append(np.minimum(on, knots[count - 1]))  # nothing keeps more than all, not even by rounding
+        fractions: FloatArray = np.stack(found, axis=1)
+        return fractions
 
     def _segments(self, fractions: FloatArray) -> tuple[IntArray, FloatArray]:
         """[B, L] twice: the level below `fractions` [B, L] counted from 0, and how far on they are to the next one."""
@@ -107,6 +115,19 @@ class Basis:
         steps = SENSITIVITY_DISTANCE * np.abs(np.diff(logs, axis=1)) / spread
         steps += LEVEL_DISTANCE * np.diff(self.knots, axis=1)
         return np.concatenate([np.zeros((self.num_decisions, 1)), steps.cumsum(axis=1)], axis=1)
+
+
+PAIR_P, PAIR_PQ = 0.3, 0.5
+"""Prior scales of what any two decisions do together."""
+
+
+def _single_terms(p: FloatArray, r: FloatArray, total: FloatArray) -> list[FloatArray]:
+    """Of `Basis.terms`, those that come before the pairs, each [B, some]."""
+    q = np.sqrt(r)
+    mean, log_total = p.mean(axis=1, keepdims=True), 0.2 * np.log(total)
+    whole = [np.ones_like(mean), mean, mean**2, log_total, log_total**2, log_total * mean]
+    layerwise = [0.3 * p, 0.3 * p**2, 0.3 * r, 0.3 * q]
+    return [*whole, *layerwise, 0.5 * q[:, :-1] * q[:, 1:], 0.5 * p[:, :-1] * p[:, 1:]]
 
 
 NUM_WHOLE = 6
@@ -132,8 +153,8 @@ class Regression:
         of_p, of_q, of_pq = np.zeros((3, L, L))
         of_p[layers, layers], of_q[layers, layers] = 0.3 * p_squared, 0.3 * r  # r is q^2
         of_p[neighbours, neighbours + 1], of_q[neighbours, neighbours + 1] = 0.5 * next_p, 0.5 * next_q
-        of_p[pairs] += 0.3 * pair_p
-        of_pq[pairs] = 0.5 * pair_pq
+        of_p[pairs] += PAIR_P * pair_p
+        of_pq[pairs] = PAIR_PQ * pair_pq
         self._whole = whole
         self._linear = np.concatenate([0.3 * p, 0.3 * q, np.zeros(L)])
         self._quadratic = np.zeros((3 * L, 3 * L))
@@ -182,6 +203,42 @@ class Regression:
         w = self._whole
         found: FloatArray = w[0] + mean * (w[1] + w[2] * mean + w[5] * log_total)
         found += log_total * (w[3] + w[4] * log_total)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PriorOfTerms:
+    """What `Basis.terms` of two configurations multiply to, without writing out the pairs, which are sums of squares.
+
+    Attributes:
+        single: [B, M] the terms of no pair.
+        p, pq: [B, L] whose products the pairs are.
+    """
+
+    single: FloatArray
+    p: FloatArray
+    pq: FloatArray
+
+    @classmethod
+    def of(cls, fractions: FloatArray, own: FloatArray) -> "PriorOfTerms":
+        """Of kept `fractions` [B, L] and what decisions lose on their `own` [B, L]."""
+        p = 1.0 - fractions
+        total = own.sum(axis=1, keepdims=True) + KL_FLOOR_NATS
+        return cls(np.concatenate(_single_terms(p, own / total, total), axis=1), p, p * np.sqrt(own / total))
+
+    def covariance(self, other: "PriorOfTerms") -> FloatArray:
+        """[B, D] terms [B, J] times those of the `other` [D, J]."""
+        found: FloatArray = self.single @ other.single.T
+        for factor, a, b in ((PAIR_P, self.p, other.p), (PAIR_PQ, self.pq, other.pq)):
+            found += 0.5 * factor**2 * ((a @ b.T) ** 2 - a**2 @ (b**2).T)
+        return found
+
+    @property
+    def variance(self) -> FloatArray:
+        """[B] the terms' sums of squares."""
+        found: FloatArray = (self.single**2).sum(axis=1)
+        for factor, a in ((PAIR_P, self.p), (PAIR_PQ, self.pq)):
+            found += 0.5 * factor**2 * ((a**2).sum(axis=1) ** 2 - (a**4).sum(axis=1))
         return found
 
 

@@ -14,7 +14,8 @@ from values.basis import Basis, Float32Array
 from values.dataset import TrainingData, frontier
 from values.encoding import Encoding
 from values.held_out import HeldOutResiduals, retention_groups
-from values.values import Kernel, Values, distances, weights_of
+from values.kernel import Kernel
+from values.values import Values, distances, weights_of
 
 MAX_ANCHORS = 2048
 """Samples that the values keep: a request reads them all, and a fit is cubic in them."""

@@ -15,7 +15,6 @@ samples that are kept).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +22,8 @@ import numpy as np
 from pruning.arrays import FloatArray, IntArray
 from values.basis import Basis, Float32Array, Regression
 from values.held_out import HeldOutResiduals
+from values.kernel import Kernel
+from values.posterior import Posterior
 
 NUM_NEIGHBOURS = 8
 """Anchors that the posterior deviation is conditioned on. The nearest few screen the others off (Vecchia 1988); leaving
@@ -42,26 +43,6 @@ def weights_of(gap: FloatArray) -> FloatArray:
     """How much samples count, in (0, 1], that are `gap` [N] above the frontier in log KL."""
     weights: FloatArray = LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * np.exp(-np.maximum(gap, 0.0) / NEAR_FRONTIER)
     return weights
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What was chosen for one model.
-
-    Attributes:
-        scale: s, in log KL.
-        length: multiplies all correlation lengths.
-        noise: standard deviation over s of a sample of weight 1.
-        slack: prior variance over s^2 of the regression's weights.
-        drift: how far predictions go astray with the distance from the nearest anchor, a standard deviation over s a
-            unit of distance. 0 of predictors from before it was measured.
-    """
-
-    scale: float
-    length: float
-    noise: float
-    slack: float
-    drift: float = 0.0
 
 
 def distances(a: Float32Array, b: Float32Array) -> Float32Array:
@@ -155,6 +136,11 @@ class Values:
     def between_anchors(self) -> Float32Array:
         """[N, N] distances between the anchors: some megabytes, which requests do not wait for again."""
         return np.stack([_distance(self.places, place) for place in self.places])
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """What is known of any configuration, the regression's ignorance included: dearer than `deviation`."""
+        return Posterior(self.basis, self.kernel, self.places, self.fades, self.weights)
 
     def conditional_variance(self, apart: Float32Array, between_anchors: Float32Array | None = None) -> FloatArray:
         """[B] variance over s^2, given the nearest anchors at distances `apart` [B, N]; `between_anchors` [N, N], if

@@ -33,7 +33,7 @@ def test_no_plan_is_expected_to_be_worse_than_the_best_that_was_measured_near_by
         planned, *best = planner.values(fractions).tolist()
         return float(planned - min(best))
 
-    alone = predictor.with_parts(Parts(memory=0.0, walkers=0), untaught)
+    alone = predictor.with_parts(Parts(memory=0.0, ways=False, walkers=0), untaught)
     assert max(behind(alone, kept) for kept in KEPT) > 0.15
     for parts in (Parts(), Parts(walkers=0)):
         planner = predictor.with_parts(parts, untaught)
@@ -57,3 +57,20 @@ def test_only_what_leaves_little_of_a_limit_is_near_by() -> None:
     assert near(0.2) == [[2, 3], [1, 3]]  # 2 and 12 of the first limit's 60 are left
     assert near(1 / 16) == [[2, 3]]
     assert elites.best_fitting(costs, np.array([52, 105]), unused=1 / 16).tolist() == [[2, 3], [1, 3]]  # the second's
+
+
+def test_ways_lead_from_what_just_fits_to_what_just_does_not() -> None:
+    """Decisions of 10 a step; the higher end saves most at the second, which is taken first and given up last."""
+    elites = Elites(np.array([[3, 3, 3], [3, 3, 0], [1, 1, 1], [1, 1, 0], [0, 0, 0]]), np.arange(5.0))
+    costs = DecisionCosts(np.array([[[0, 10, 20, 30]] * 3], dtype=np.int64))
+    own = np.array([[0.3, 0.2, 0.1, 0.0], [3.0, 2.0, 1.0, 0.0], [0.03, 0.02, 0.01, 0.0]])
+
+    def ways(slack: int) -> list[list[int]]:
+        found: list[list[int]] = elites.between(costs, np.array([slack]), own).tolist()
+        return found
+
+    # 30 is within 50, and nothing else is within a sixteenth of that; 60 is beyond it.
+    assert ways(50) == [[1, 3, 1], [1, 3, 0]]
+    assert ways(60) == [[3, 3, 0], [3, 3, 0]]  # the end that fits; to the dense one nothing fits more
+    assert ways(90) == []  # everything fits
+    assert elites.between(costs, np.array([-1]), own).shape == (0, 3)

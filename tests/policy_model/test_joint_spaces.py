@@ -119,7 +119,7 @@ def test_plans_keep_to_budgets_and_beat_the_additive_program(
 def test_the_policy_alone_is_better_than_an_untrained_one(
     anatomy: ModelAnatomy, space: Space, predictor: Predictor
 ) -> None:
-    alone = Parts(memory=0.0, walkers=0)
+    alone = Parts(memory=0.0, ways=False, walkers=0)
     torch.manual_seed(0)
     untrained = {name: p.detach().numpy() for name, p in Policy(predictor.config).state_dict().items()}
     kl = [

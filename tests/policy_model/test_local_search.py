@@ -7,10 +7,10 @@ import pytest
 
 from policy_model.costs import parameter_costs
 from policy_model.local_search import (
-    CAUTION,
     PESSIMISM,
+    QUICK_CAUTION,
+    QUICK_PESSIMISM,
     SMALLEST_GAIN,
-    TAUGHT_CAUTION,
     Descent,
     LevelValues,
     _process,
@@ -121,31 +121,18 @@ def test_the_dense_model_stays(table: LevelValues) -> None:
     assert improve(table, COSTS, [dense], COSTS.most_from[0], 5).levels.tolist() == [3] * 5
 
 
-def test_the_tables_judge_as_the_values_do(table: LevelValues) -> None:
+def test_the_tables_judge_as_the_values_do(table: LevelValues, encoding: Encoding) -> None:
     levels = np.random.default_rng(3).integers(0, 4, (20, 5))
-    mean, deviation = table.values.judge(table.fractions_of(levels))
     fractions = table.fractions_of(levels)
-    places = table.values.basis.places(fractions)
-    doubt = CAUTION * table.values.astray(fractions, distances(places, table.values.places))
-    np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * deviation + doubt, rtol=1e-4, atol=1e-4)
-
-
-def test_far_from_what_was_measured_a_request_is_more_cautious_than_the_teacher(
-    table: LevelValues, encoding: Encoding
-) -> None:
     known = table.values
     values = Values(known.basis, replace(known.kernel, drift=0.5), known.tensors)
-    asked, taught = (LevelValues(values, encoding.fractions, caution=x) for x in (CAUTION, TAUGHT_CAUTION))
-    levels = np.array([[0, 3, 0, 3, 0], [3, 3, 3, 3, 2]])
-    fractions = asked.fractions_of(levels)
-    far = values.astray(fractions, distances(values.basis.places(fractions), values.places))
-    assert far[0] > 0.02 > far[1] == 0.0  # the other one was measured
-    more = asked.pessimistic(levels) - taught.pessimistic(levels)
-    np.testing.assert_allclose(more, (CAUTION - TAUGHT_CAUTION) * far, rtol=1e-3, atol=1e-5)
-    here = [Descent(levels[0], float(x.pessimistic(levels[:1])[0])) for x in (asked, taught)]
-    ends = [improve(x, COSTS, [start], SLACK, 9) for x, start in zip((asked, taught), here, strict=True)]
-    apart = [distances(values.basis.places(asked.fractions_of(end.levels[None])), values.places).min() for end in ends]
-    assert apart[0] <= apart[1]
+    mean, deviation = values.judge(fractions)
+    apart = distances(values.basis.places(fractions), values.places)
+    quick = LevelValues(values, encoding.fractions, quick=True).pessimistic(levels)
+    doubt = QUICK_PESSIMISM * deviation + QUICK_CAUTION * values.astray(fractions, apart)
+    np.testing.assert_allclose(quick, mean + doubt, rtol=1e-4, atol=1e-4)
+    thorough = values.posterior.deviation(fractions, values.basis.own_kl(fractions), apart)
+    np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * thorough, rtol=1e-4, atol=1e-4)
 
 
 def test_a_second_descent_may_end_better(table: LevelValues) -> None:

@@ -45,7 +45,7 @@ def problems(encoding: Encoding, data: TrainingData) -> Problems:
 
 @pytest.fixture(scope="module")
 def teacher(encoding: Encoding, values: Values) -> Teacher:
-    return Teacher(LevelValues(values, encoding.fractions), Elites.of(values))
+    return Teacher(LevelValues(values, encoding.fractions, quick=True), Elites.of(values))
 
 
 def least(problems: Problems, log_kl: FloatArray) -> FloatArray:
@@ -129,7 +129,7 @@ def test_options_of_their_own_are_coarser_or_the_ends_of_stairs(encoding: Encodi
 def test_other_options_have_values_of_their_own(encoding: Encoding, data: TrainingData, values: Values) -> None:
     rng = np.random.default_rng(3)
     options = OptionSet.random(encoding, rng)
-    table = LevelValues(values, options.fractions)
+    table = LevelValues(values, options.fractions, quick=True)
     teacher = Teacher(table, Elites.of(values))
     problems = random_problems(encoding, data, options, 30, rng)
     choices, scores = teacher.solve(problems, [teacher.measured(problems), teacher.additive(problems)])
