@@ -1,8 +1,9 @@
-"""What `make docs` adds to MkDocs: the pages that are made of the code.
+"""What `make docs` adds to MkDocs: the pages that are made of the code, and benchmarks/README.md.
 
 MkDocs imports this file by its path (`hooks` in mkdocs.yml), from the root of the repository.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ def on_files(files: Any, *, config: Any) -> Any:
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     measured = (MEASURED / "README.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "measured.md", content=measured.replace("](../docs/", "](")))
-    for path in sorted((MEASURED / "results").iterdir()):
-        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for name in sorted(set(re.findall(r"\]\((results/[^)]+)\)", measured))):
+        files.append(File.generated(config, name, abs_src_path=str(MEASURED / name)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to what was measured lead to its page."""
+    return markdown.replace("](../benchmarks/README.md)", "](measured.md)")
