@@ -1,8 +1,8 @@
 """`make results`: what the stored results say, of those only that were measured with the code as it is now.
 
 A result is not shown, and the exit code is 1, if a source file that it was measured with says something else today
-(`benchmarks.measured_code`), or if it was measured before hashes were kept. What its pictures and benchmarks/README.md say of it is
-then of the commit that it names.
+(`benchmarks.measured_code`), or if it was measured before hashes were kept. What its pictures and benchmarks/README.md
+say of it is then of the commit that it names.
 """
 
 import json

@@ -88,3 +88,10 @@ def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     inside = [link for link in links if "://" not in link]
     assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+def test_the_page_of_what_was_measured_leads_to_pages_and_files_of_the_site() -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+    inside = {link for link in links if "://" not in link}
+    assert inside
+    assert [link for link in inside if not link.startswith(("../docs/", "results/"))] == []
