@@ -1,7 +1,7 @@
 """The predictor of one space, trained on one search of it, and the plans that it makes with parts left out.
 
     lop                     as the service answers: the policy's candidates, the best that were measured near by, and
-                            what lies on the ways between those; the most promising are improved on the values
+                            what lies on the ways between those; the most promising one is improved on the values
     lop-no-policy           the additive program's choice instead of the policy's candidates
     lop-untrained           candidates of a policy with freshly initialised weights
     lop-no-memory           without the best that were measured near by

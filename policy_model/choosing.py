@@ -49,7 +49,7 @@ class Parts:
     candidates: int = NUM_CANDIDATES
     memory: float = 1 / 16
     ways: bool = True
-    walkers: int = 4
+    walkers: int = 1
 
 
 WITHOUT_POLICY = Parts(candidates=0, memory=1.0, ways=False, walkers=5)

@@ -91,19 +91,18 @@ def _way(costs: DecisionCosts, slack: IntArray, own: FloatArray, start: IntArray
     """
     decisions = np.arange(len(start))
     dearer = costs.excess[:, decisions, end] - costs.excess[:, decisions, start]  # [J, L]
-    shares = (dearer / np.maximum(costs.most_from[0], 1)[:, None]).max(axis=0)
-    loses = own[decisions, end] - own[decisions, start]
-    levels, left = start.copy(), slack - costs.spent(start[None])[0]
-    if (left >= 0).all():
-        up = np.flatnonzero(shares > 0.0)
-        for n in up[np.argsort(loses[up] / shares[up], kind="stable")]:
-            if (dearer[:, n] <= left).all():
-                levels[n], left = end[n], left - dearer[:, n]
-        return levels
-    saved = -(dearer / np.maximum(costs.most_from[0], 1)[:, None]).min(axis=0)
-    down = np.flatnonzero(saved > 0.0)
-    for n in down[np.argsort(loses[down] / saved[down], kind="stable")]:
-        if (left >= 0).all():
+    shares = dearer / np.maximum(costs.most_from[0], 1)[:, None]
+    left = slack - costs.spent(start[None])[0]
+    is_up = bool((left >= 0).all())
+    change = shares.max(axis=0) if is_up else -shares.min(axis=0)
+    changed = np.flatnonzero(change > 0.0)
+    loses = (own[decisions, end] - own[decisions, start])[changed]
+    levels, spare = start.copy(), left.tolist()
+    steps = dearer.T.tolist()  # numbers of Python: a request cannot wait for arrays of one element
+    for n in changed[np.argsort(loses / change[changed], kind="stable")].tolist():
+        then = [a - b for a, b in zip(spare, steps[n], strict=True)]
+        if not is_up and min(spare) >= 0:
             break
-        levels[n], left = end[n], left - dearer[:, n]
-    return levels if (left >= 0).all() else end
+        if not is_up or min(then) >= 0:
+            levels[n], spare = end[n], then
+    return levels if min(spare) >= 0 else end

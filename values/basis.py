@@ -5,6 +5,7 @@ for the formula and the letters.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,10 +229,25 @@ class PriorOfTerms:
 
     def covariance(self, other: "PriorOfTerms") -> FloatArray:
         """[B, D] terms [B, J] times those of the `other` [D, J]."""
-        found: FloatArray = self.single @ other.single.T
+        # (sum_i a_i b_i)^2 is twice the pairs and the squares, which the last product takes off again.
+        found: FloatArray = self._with_squares @ other._less_squares.T
         for factor, a, b in ((PAIR_P, self.p, other.p), (PAIR_PQ, self.pq, other.pq)):
-            found += 0.5 * factor**2 * ((a @ b.T) ** 2 - a**2 @ (b**2).T)
+            pairs = a @ b.T
+            pairs *= pairs
+            pairs *= 0.5 * factor**2
+            found += pairs
         return found
+
+    @cached_property
+    def _with_squares(self) -> FloatArray:
+        """[B, M + 2 L]."""
+        return np.concatenate([self.single, self.p**2, self.pq**2], axis=1)
+
+    @cached_property
+    def _less_squares(self) -> FloatArray:
+        """The same, of the other side."""
+        squares = [-0.5 * PAIR_P**2 * self.p**2, -0.5 * PAIR_PQ**2 * self.pq**2]
+        return np.concatenate([self.single, *squares], axis=1)
 
     @property
     def variance(self) -> FloatArray:
