@@ -39,7 +39,8 @@ PARTS = {
     "policy_alone_sampled": Parts(memory=0.0, ways=False, walkers=0),
     "no_memory": Parts(memory=0.0),
     "no_ways": Parts(ways=False),
-    "policy_and_descent": Parts(memory=0.0, ways=False),
+    "nothing_measured": Parts(memory=0.0, ways=False),
+    "additive_program_improved": Parts(candidates=0, memory=0.0, ways=False),
     "no_descent": Parts(walkers=0),
     "additive_program_alone": Parts(candidates=0, memory=0.0, ways=False, walkers=0),
 }

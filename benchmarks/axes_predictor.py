@@ -6,6 +6,7 @@
     lop-untrained           candidates of a policy with freshly initialised weights
     lop-no-memory           without the best that were measured near by
     lop-no-ways             without what lies between the best that just fit and that just do not
+    lop-nothing-measured    without either: the policy's candidates alone, improved
     lop-no-descent          the best candidate by the values, not improved
     lop-policy-alone        the best of the policy's candidates, not improved
     lop-untrained-alone     the same of an untrained policy
@@ -40,13 +41,15 @@ LOP = "lop"
 NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
 GREEDY_ALONE = "lop-greedy-alone"
-NO_MEMORY, NO_WAYS, NO_DESCENT = "lop-no-memory", "lop-no-ways", "lop-no-descent"
+NO_MEMORY, NO_WAYS, NOTHING_MEASURED = "lop-no-memory", "lop-no-ways", "lop-nothing-measured"
+NO_DESCENT = "lop-no-descent"
 PARTS = {
     LOP: Parts(),
     NO_POLICY: Parts(candidates=0),
     UNTRAINED: Parts(),
     NO_MEMORY: Parts(memory=0.0),
     NO_WAYS: Parts(ways=False),
+    NOTHING_MEASURED: Parts(memory=0.0, ways=False),
     NO_DESCENT: Parts(walkers=0),
     POLICY_ALONE: Parts(memory=0.0, ways=False, walkers=0),
     UNTRAINED_ALONE: Parts(memory=0.0, ways=False, walkers=0),

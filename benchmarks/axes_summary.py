@@ -19,6 +19,7 @@ from benchmarks.axes_predictor import (
     NO_MEMORY,
     NO_POLICY,
     NO_WAYS,
+    NOTHING_MEASURED,
     POLICY_ALONE,
     UNTRAINED,
     UNTRAINED_ALONE,
@@ -54,6 +55,7 @@ GAINS = (
     "samples_gain",
     "memory_gain",
     "ways_gain",
+    "measured_gain",
     "descent_gain",
     "tree_gain",
 )
@@ -162,6 +164,7 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),
         "memory_gain": gain(NO_MEMORY, LOP),
         "ways_gain": gain(NO_WAYS, LOP),
+        "measured_gain": gain(NOTHING_MEASURED, LOP),
         "descent_gain": gain(NO_DESCENT, LOP),
         "tree_gain": gain(SEARCH, TREE),
     }

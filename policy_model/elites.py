@@ -18,8 +18,8 @@ NUM_ENDS = 2
 """Configurations on each side of the limits, between which ways are taken."""
 
 AS_NEAR = 1 / 16
-"""Of what the highest options cost above the lowest: the best of all that are so much farther from the limits than the
-nearest one are the ends of ways."""
+"""Of what the highest options cost above the lowest: the best of those that are at most so much farther from the limits
+than the nearest one are the ends of ways."""
 
 BLOCK = 256
 """Configurations that are priced at once: most requests need no more than the first few blocks."""
@@ -64,8 +64,8 @@ class Elites:
         """The levels [E, L] that fit on ways from the best configurations just within `slack` [J] to the best just
         beyond it; none where one side has none. `own` [L, K] is the KL of each decision alone.
 
-        Up from within, options of the other end are taken that save most KL for their cost, as long as they fit; down
-        from beyond, those that lose least for it, until all fits.
+        Up from within, options of the other end are taken that save most KL for their cost, without those that do not
+        fit; down from beyond, those that lose least for it, until all fits.
         """
         binding = costs.most_from[0] > 0
         if not binding.any():
@@ -94,7 +94,8 @@ def _way(costs: DecisionCosts, slack: IntArray, own: FloatArray, start: IntArray
     shares = dearer / np.maximum(costs.most_from[0], 1)[:, None]
     left = slack - costs.spent(start[None])[0]
     is_up = bool((left >= 0).all())
-    change = shares.max(axis=0) if is_up else -shares.min(axis=0)
+    # Down counts what frees a limit that is exceeded: the others have room.
+    change = shares.max(axis=0) if is_up else -shares[left < 0].min(axis=0)
     changed = np.flatnonzero(change > 0.0)
     loses = (own[decisions, end] - own[decisions, start])[changed]
     levels, spare = start.copy(), left.tolist()

@@ -19,8 +19,7 @@ from values.values import Values
 
 PESSIMISM = 5.0
 """Standard deviations added to the mean: what is chosen for its low prediction is often chosen for its error (the
-optimiser's curse), which is some three deviations where it was measured (docs/predictor.md, "Far from what was
-measured")."""
+optimiser's curse). Chosen by plans of the second reference model (docs/predictor.md, "Far from what was measured")."""
 
 QUICK_PESSIMISM, QUICK_CAUTION = 1.0, 2.0
 """The same of deviations that are quick to tell: the process's, and what predictions go astray by with the distance."""
@@ -36,9 +35,9 @@ MOST_AT_ONCE = 16
 
 class LevelValues:
     """The values at the levels of a request, whose kept fractions are `fractions` [L, K]: all that can be worked out
-    before it is known where the descent begins. Where they are `quick`, doubt is told by the distance from what was
-    measured alone, for choices by the million that are judged again: what the policy is taught, what a search is to
-    measure."""
+    before it is known where the descent begins. Where they are `quick`, doubt is told by the anchors near by and the
+    distance from them, for choices by the million that are judged again: what the policy is taught, what a search is
+    to measure."""
 
     def __init__(self, values: Values, fractions: FloatArray, *, quick: bool = False) -> None:
         self.values, self.fractions, self.quick = values, fractions, quick
@@ -72,7 +71,7 @@ class LevelValues:
         from the anchors are known."""
         values = self.values
         if not self.quick:
-            thorough: FloatArray = mean + PESSIMISM * values.posterior.deviation(fractions, own, apart)
+            thorough: FloatArray = mean + PESSIMISM * values.posterior_deviation(fractions, own, apart)
             return thorough
         deviation = values.deviation(fractions, mean, values.conditional_variance(apart, values.between_anchors))
         quick: FloatArray = mean + QUICK_PESSIMISM * deviation + QUICK_CAUTION * values.astray(fractions, apart)

@@ -294,6 +294,14 @@ class Predictor:
             worth[n, : len(units)] = units * slope
         return limits.fit(choice, worth)
 
+    def _check_finite(self) -> None:
+        """Raises ValueError if a plan for half of the space has no finite value. Makes what a first request needs."""
+        spare = np.array([(self.encoding.most_parameters - self.encoding.least_parameters) // 2], dtype=np.int64)
+        table = self._chooser.space_values
+        chosen = self._chooser.choose(self._parameter_costs, spare, table)
+        if not np.isfinite(table.pessimistic(chosen[None])).all():
+            raise ValueError("the values of a plan are not finite")
+
     @cached_property
     def _explorer(self) -> Chooser:
         """What proposes to searches."""
@@ -365,7 +373,7 @@ class Predictor:
             unseen = Unseen.from_dict(config["unseen"]) if "unseen" in config else None
             policy = weights_of_policy if has_policy else None
             found = cls(policy, sizes, values, encoding, calibration, residual_scale, info, unseen)
-            found.propose((encoding.most_parameters - encoding.least_parameters) // 2)
+            found._check_finite()
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, SafetensorError) as error:
             raise CheckpointError(
                 "a predictor's weights and its configuration must belong together and be complete",

@@ -87,7 +87,9 @@ class Basis:
 
     def fractions_at(self, places: Float32Array) -> FloatArray:
         """[B, L] the kept fractions at `places` [B, L]: the inverse of `places`, to float32's rounding."""
-        rows = zip(self.coordinates, self.knots, self.counts, places.T.astype(np.float64), strict=True)
+        # Rounded as places are: what lies on a knot is read back as it was.
+        rounded = self.coordinates.astype(np.float32).astype(np.float64)
+        rows = zip(rounded, self.knots, self.counts, places.T.astype(np.float64), strict=True)
         found = []
         for coordinates, knots, count, at in rows:
             segment = np.clip(np.searchsorted(coordinates[:count], at, side="right") - 1, 0, count - 2)
@@ -230,7 +232,7 @@ class PriorOfTerms:
     def covariance(self, other: "PriorOfTerms") -> FloatArray:
         """[B, D] terms [B, J] times those of the `other` [D, J]."""
         # (sum_i a_i b_i)^2 is twice the pairs and the squares, which the last product takes off again.
-        found: FloatArray = self._with_squares @ other._less_squares.T
+        found: FloatArray = np.concatenate([self.single, self.p**2, self.pq**2], axis=1) @ other._less_squares.T
         for factor, a, b in ((PAIR_P, self.p, other.p), (PAIR_PQ, self.pq, other.pq)):
             pairs = a @ b.T
             pairs *= pairs
@@ -239,13 +241,8 @@ class PriorOfTerms:
         return found
 
     @cached_property
-    def _with_squares(self) -> FloatArray:
-        """[B, M + 2 L]."""
-        return np.concatenate([self.single, self.p**2, self.pq**2], axis=1)
-
-    @cached_property
     def _less_squares(self) -> FloatArray:
-        """The same, of the other side."""
+        """[B, M + 2 L] of the side that is asked again and again."""
         squares = [-0.5 * PAIR_P**2 * self.p**2, -0.5 * PAIR_PQ**2 * self.pq**2]
         return np.concatenate([self.single, *squares], axis=1)
 

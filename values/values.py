@@ -23,7 +23,7 @@ from pruning.arrays import FloatArray, IntArray
 from values.basis import Basis, Float32Array, Regression
 from values.held_out import HeldOutResiduals
 from values.kernel import Kernel
-from values.posterior import Posterior
+from values.posterior import MOST_ASKED, Posterior
 
 NUM_NEIGHBOURS = 8
 """Anchors that the posterior deviation is conditioned on. The nearest few screen the others off (Vecchia 1988); leaving
@@ -31,6 +31,9 @@ anchors out can only make the deviation larger."""
 
 MAX_CHUNK = 2**22
 """Distances worked out at once."""
+
+RETENTION_STEP = 0.05
+"""Between the retentions that have a posterior of their own."""
 
 
 NEAR_FRONTIER = 0.5
@@ -84,6 +87,7 @@ class Values:
         self._frontier = tensors["frontier"].astype(np.float64)
         self._frontier_at = np.linspace(0.0, 1.0, len(self._frontier))
         self._tensors = {name: tensors[name] for name in self.TENSORS}
+        self._posteriors: dict[int, Posterior] = {}
 
     @property
     def tensors(self) -> dict[str, Float32Array]:
@@ -134,13 +138,30 @@ class Values:
 
     @cached_property
     def between_anchors(self) -> Float32Array:
-        """[N, N] distances between the anchors: some megabytes, which requests do not wait for again."""
+        """[N, N] distances between the anchors: some megabytes, for choices by the million."""
         return np.stack([_distance(self.places, place) for place in self.places])
 
-    @cached_property
-    def posterior(self) -> Posterior:
-        """What is known of any configuration, the regression's ignorance included: dearer than `deviation`."""
-        return Posterior(self.basis, self.kernel, self.places, self.fades, self.weights)
+    def posterior_deviation(self, fractions: FloatArray, own: FloatArray, apart: Float32Array) -> FloatArray:
+        """[B] of log KL in nats, what the regression does not know included: dearer than `deviation`.
+
+        Of kept `fractions` [B, L], each decision's `own` KL [B, L], at distances `apart` [B, N] from the anchors.
+        """
+        bands = np.zeros(len(fractions), dtype=np.int64)
+        if len(self.places) > MOST_ASKED:  # each by the anchors of about its own retention
+            bands = np.rint((fractions @ self.basis.shares).clip(0.0, 1.0) / RETENTION_STEP).astype(np.int64)
+        found = np.empty(len(fractions))
+        for band in np.unique(bands).tolist():
+            rows = bands == band
+            found[rows] = self._posterior(band).deviation(fractions[rows], own[rows], apart[rows])
+        return found
+
+    def _posterior(self, band: int) -> Posterior:
+        """Made when it is first asked for; twice where threads meet, which is the same."""
+        found = self._posteriors.get(band)
+        if found is None:
+            anchors = (self.places, self.fades, self.weights)
+            found = self._posteriors[band] = Posterior(self.basis, self.kernel, *anchors, band * RETENTION_STEP)
+        return found
 
     def conditional_variance(self, apart: Float32Array, between_anchors: Float32Array | None = None) -> FloatArray:
         """[B] variance over s^2, given the nearest anchors at distances `apart` [B, N]; `between_anchors` [N, N], if

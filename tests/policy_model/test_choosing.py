@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from policy_model.choosing import Parts
-from policy_model.costs import DecisionCosts
+from policy_model.choosing import EXPLORING, Parts
+from policy_model.costs import DecisionCosts, parameter_costs
 from policy_model.elites import Elites
 from policy_model.policy import Policy
 from policy_model.predictor import Predictor
@@ -74,3 +74,24 @@ def test_ways_lead_from_what_just_fits_to_what_just_does_not() -> None:
     assert ways(60) == [[3, 3, 0], [3, 3, 0]]  # the end that fits; to the dense one nothing fits more
     assert ways(90) == []  # everything fits
     assert elites.between(costs, np.array([-1]), own).shape == (0, 3)
+    # A second limit that nothing comes near changes nothing, nor one that nothing costs anything of.
+    for other in (np.array([[0, 1, 2, 3]] * 3), np.zeros((3, 4))):
+        two = DecisionCosts(np.stack([costs.excess[0], other.astype(np.int64)]))
+        assert elites.between(two, np.array([50, 10**6]), own).tolist() == ways(50)
+
+
+def test_a_request_takes_ways_and_is_thorough_and_a_search_is_quick(
+    predictor: Predictor, anatomy: ModelAnatomy
+) -> None:
+    chooser, table = predictor._chooser, predictor._chooser.space_values
+    costs = parameter_costs(predictor.encoding)
+    slack = np.array([int(0.45 * anatomy.ffn_parameters) - predictor.encoding.least_parameters], dtype=np.int64)
+    ways = Elites.of(predictor.values).between(costs, slack, table.own)
+    assert len(ways) > 0
+    candidates = {tuple(row) for row in chooser._candidates(costs, slack, table).tolist()}
+    assert {tuple(row) for row in ways.tolist()} <= candidates
+    without = predictor.with_parts(Parts(ways=False))._chooser
+    assert {tuple(row) for row in without._candidates(costs, slack, table).tolist()} < candidates
+    assert not table.quick
+    assert predictor._explorer.space_values.quick
+    assert predictor._explorer.parts == EXPLORING

@@ -131,7 +131,7 @@ def test_the_tables_judge_as_the_values_do(table: LevelValues, encoding: Encodin
     quick = LevelValues(values, encoding.fractions, quick=True).pessimistic(levels)
     doubt = QUICK_PESSIMISM * deviation + QUICK_CAUTION * values.astray(fractions, apart)
     np.testing.assert_allclose(quick, mean + doubt, rtol=1e-4, atol=1e-4)
-    thorough = values.posterior.deviation(fractions, values.basis.own_kl(fractions), apart)
+    thorough = values.posterior_deviation(fractions, values.basis.own_kl(fractions), apart)
     np.testing.assert_allclose(table.pessimistic(levels), mean + PESSIMISM * thorough, rtol=1e-4, atol=1e-4)
 
 
