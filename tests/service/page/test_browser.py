@@ -194,6 +194,7 @@ def test_memory_and_latency_are_dragged_and_the_plans_keep_to_them(browser: Any,
     page = opened(browser, f"{url}/explorer?device=l4&ask=budget")
     page.wait_for_load_state("networkidle")
     seen = {page.locator("#result .id").first.text_content()}
+    most: dict[str, float] = {}
     for name, field, achieved, unit in (
         ("Memory", "memory_mib", "memory_bytes", 2**20),
         ("Latency", "latency_ms", "latency_ms", 1),
@@ -210,9 +211,11 @@ def test_memory_and_latency_are_dragged_and_the_plans_keep_to_them(browser: Any,
         page.wait_for_load_state("networkidle")
         plan = page.locator("#result .id").first.text_content()
         seen.add(plan)
-        asked = float(page.locator(f"#{field}").input_value())
-        assert f"{field}=" in page.url
-        assert 0 < httpx.get(f"{url}/v1/plans/{plan}").json()["achieved"][achieved] <= asked * unit
+        asked = page.locator(f"#{field}").input_value()
+        assert f"{field}={asked}" in page.url
+        most[achieved] = float(asked) * unit
+        found = httpx.get(f"{url}/v1/plans/{plan}").json()["achieved"]
+        assert [of for of, limit in most.items() if not 0 < found[of] <= limit] == []  # memory's still, beside latency
     assert page.errors == []
 
 
