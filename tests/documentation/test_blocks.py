@@ -23,6 +23,7 @@ from tests.documentation.python_names import check_python
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 _COMMAND = re.compile(r"^ {4,}(lop|pip|curl|make|docker|kubectl|python) \S")
+LONGEST_LINE = 130
 
 
 def check(block: Block, names: dict[str, Any]) -> None:
@@ -57,6 +58,12 @@ def test_what_a_page_says_to_type(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_stand_in_blocks(page: Path) -> None:
     assert [number for number, line in prose_of(page) if _COMMAND.match(line)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_are_short(page: Path) -> None:
+    lines = [(number, len(line)) for number, line in prose_of(page) if not line.lstrip().startswith(("|", "!["))]
+    assert [(number, length) for number, length in lines if length > LONGEST_LINE] == []
 
 
 @pytest.mark.parametrize(
