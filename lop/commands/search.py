@@ -142,8 +142,8 @@ def search(
         int,
         typer.Option(
             min=0,
-            help="Tree simulations that propose configurations too, per evaluation. None by default: they added "
-            "nothing wherever this was measured (docs/search.md).",
+            help="Tree simulations that propose configurations too, per evaluation. None by default: they gained on "
+            "one benchmark, lost on another, and changed nothing elsewhere (docs/search.md).",
         ),
     ] = DEFAULT_SIMULATIONS,
     after_recovery: Annotated[
