@@ -1,19 +1,20 @@
-"""`lop db`: the database's schema, copies of it, and whether it is whole."""
+"""`lop db`: the database's schema, copies of it, whether it is whole, and plans that nobody needs any more."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, time_span
 from lop.console.console import print_json, print_line, print_table
 
-app = typer.Typer(help="Create, upgrade, copy or check the database.", no_args_is_help=True)
+app = typer.Typer(help="Create, upgrade, copy, check or tidy the database.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Create, upgrade, copy or check the database."""
+    """Create, upgrade, copy, check or tidy the database."""
 
 
 @app.command("upgrade")
@@ -77,6 +78,32 @@ def check_command(
         print_line(f"all is well in {sum(report.rows.values()):,} rows")
     if report.findings:
         raise typer.Exit(1)
+
+
+@app.command("remove-plans")
+def remove_plans_command(
+    older_than: Annotated[str, typer.Option(help="Plans made longer ago than this go: 12h, 90d or 52w.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this, only their number is shown.")] = False,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Show how many plans are older than that, and with --yes remove them, while servers and workers go on. Every new
+    request adds one, every position of the explorer's sliders too, and nothing else removes any.
+
+    Who asks for the same again gets the same plan, made anew, as long as nothing was searched or trained since; until
+    then its link and id are unknown. Plans that a waiting or running job names stay. Files of plans are not touched.
+    """
+    from storage.old_plans import old_plans, remove_old_plans
+
+    before = datetime.now(UTC) - time_span(older_than)
+    found = (remove_old_plans if yes else old_plans)(database, before)
+    if json:
+        print_json({"before": before.isoformat(), "removed": yes, "by_model": found.by_model, "needed": found.needed})
+        return
+    what = f"{found.count:,} plans of before {before:%Y-%m-%d %H:%M} UTC"
+    print_line(f"removed {what}" if yes else f"{what} would go. Nothing was removed: that takes --yes")
+    if found.needed:
+        print_line(f"{found.needed:,} more stay: jobs that wait or run need them")
 
 
 def _show(done: str, rows: dict[str, int], *, json: bool) -> None:

@@ -1,19 +1,15 @@
 """`lop key`: who may use the server."""
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database, time_span
 from lop.console.console import print_json, print_line, print_table, stderr
-from pruning.errors import InputError
 from storage.records import KeyRecord, KeyScope
 
 app = typer.Typer(help="Make keys to the server, list and revoke them.", no_args_is_help=True)
-
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 @app.command("create")
@@ -41,7 +37,7 @@ def create(
     """
     from service.keys import new_key
 
-    record, key = new_key(name, scope, lifetime=None if expires is None else _lifetime(expires), limit=limit)
+    record, key = new_key(name, scope, lifetime=None if expires is None else time_span(expires), limit=limit)
     with open_database(database) as repository:
         repository.add_key(record)
     if json:
@@ -104,10 +100,3 @@ def _state(record: KeyRecord) -> str:
     if record.expires_at is None:
         return "good"
     return "expired" if record.expires_at <= datetime.now(UTC) else f"until {_date(record.expires_at)}"
-
-
-def _lifetime(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,5})([hdw])", text)
-    if found is None:
-        raise InputError("a key lives for hours, days or weeks", values=repr(text), remedy="Write 12h, 30d or 52w")
-    return int(found[1]) * _UNITS[found[2]]

@@ -1,4 +1,4 @@
-"""`lop db backup|restore|check` and `lop model remove`, as they are typed."""
+"""`lop db backup|restore|check|remove-plans` and `lop model remove`, as they are typed."""
 
 import json
 import sqlite3
@@ -8,9 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lop.cli import app
-from pruning.errors import ConflictError, NotFoundError
+from pruning.errors import ConflictError, InputError, NotFoundError
+from storage.records import PlanRecord
 from storage.sql_repository import open_repository
 from tests.service.made_up import register_model
+from tests.storage.examples import plan, store_basics
 
 
 def run(*words: object, expected: int = 0) -> str:
@@ -39,3 +41,18 @@ def test_a_copy_a_check_and_a_removal(tmp_path: Path) -> None:
     [found] = json.loads(run("db", "check", "--database", f"sqlite:///{file}", "--json", expected=1))["findings"]
     assert found["what"] == "artifact"
     assert "its content has sha256" in run("db", "check", "--database", f"sqlite:///{file}", expected=1)
+
+
+def test_old_plans(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    with open_repository(url, create=True) as repository:
+        store_basics(repository)
+        repository.add_plan(PlanRecord("asked", plan()))  # of years ago
+    words = ("db", "remove-plans", "--older-than", "90d", "--database", url)
+    assert "1 plans of before" in (shown := run(*words))
+    assert "Nothing was removed: that takes --yes" in shown
+    found = json.loads(run(*words, "--yes", "--json"))
+    assert (found["removed"], found["by_model"], found["needed"]) == (True, {"m": 1}, 0)
+    assert "removed 0 plans" in run(*words, "--yes")
+    with pytest.raises(InputError, match="hours, days or weeks"):
+        run("db", "remove-plans", "--older-than", "soon", "--database", url)

@@ -1,0 +1,106 @@
+"""Plans that nobody needs any more: every position of a slider is a plan, and plans are kept for ever otherwise.
+
+A plan is what its request leads to: asked for again, it is made again, under the same id as long as the data it is made
+from are the same. Until then its link is of nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, delete, func, select
+from sqlalchemy.orm import Session
+
+from storage.database import check_revision, create_database_engine
+from storage.records import JobStatus
+from storage.sql_store import SqlStore
+from storage.tables import JobRow, ModelRow, PlanRequestRow, PlanRow
+from storage.url import parse_url
+
+_AT_ONCE: Final = 500
+"""Plans that go in one transaction: requests for plans of the model wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldPlans:
+    """Of plans that were made before a moment: how many there are, by model, and how many more stay all the same, since
+    jobs that wait or run name them."""
+
+    by_model: dict[str, int]
+    needed: int
+
+    @property
+    def count(self) -> int:
+        return sum(self.by_model.values())
+
+
+def old_plans(url: str, before: datetime) -> OldPlans:
+    """Those of the database at `url` that were made before `before`, which has a time zone.
+
+    Raises SchemaRevisionError, StorageUnavailableError: it is at another revision, or cannot be read.
+    """
+    with _Store.open(url) as store:
+        return store.count(before)
+
+
+def remove_old_plans(url: str, before: datetime) -> OldPlans:
+    """Remove what `old_plans` tells, and return what went. Servers and workers go on; killed, run it again.
+
+    Raises as `old_plans`.
+    """
+    with _Store.open(url) as store:
+        return store.remove(before)
+
+
+class _Store(SqlStore):
+    """Of one database."""
+
+    @classmethod
+    def open(cls, url: str) -> "_Store":
+        engine = create_database_engine(parse_url(url))
+        check_revision(engine)
+        return cls(engine)
+
+    def __enter__(self) -> "_Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.dispose()
+
+    def count(self, before: datetime) -> OldPlans:
+        with self._reading() as session:
+            needed = _needed(session)
+            query = select(PlanRow.model_id, func.count()).where(_is_old(before, needed)).group_by(PlanRow.model_id)
+            by_model = {row[0]: int(row[1]) for row in session.execute(query.order_by(PlanRow.model_id))}
+            kept = select(func.count()).select_from(PlanRow).where(PlanRow.created_at < before, PlanRow.id.in_(needed))
+            return OldPlans(by_model, session.scalar(kept) or 0)
+
+    def remove(self, before: datetime) -> OldPlans:
+        found = self.count(before)
+        removed = {model_id: sum(self._parts(model_id, before)) for model_id in found.by_model}
+        return OldPlans(removed, found.needed)
+
+    def _parts(self, model_id: str, before: datetime) -> Iterator[int]:
+        """Removes in parts; how many went with each."""
+        while True:
+            with self._writing() as session:
+                # A plan of the model that is being stored waits, or is there already: it would find half of itself.
+                session.scalar(select(ModelRow.id).where(ModelRow.id == model_id).with_for_update())
+                is_old = and_(PlanRow.model_id == model_id, _is_old(before, _needed(session)))
+                ids = session.scalars(select(PlanRow.id).where(is_old).limit(_AT_ONCE)).all()
+                session.execute(delete(PlanRequestRow).where(PlanRequestRow.plan_id.in_(ids)))
+                session.execute(delete(PlanRow).where(PlanRow.id.in_(ids)))
+            yield len(ids)
+            if len(ids) < _AT_ONCE:
+                return
+
+
+def _needed(session: Session) -> list[str]:
+    """Ids of the plans that jobs name which wait or run."""
+    query = select(JobRow.settings).where(JobRow.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
+    return sorted({str(settings["plan"]) for settings in session.scalars(query) if "plan" in settings})
+
+
+def _is_old(before: datetime, needed: list[str]) -> ColumnElement[bool]:
+    return and_(PlanRow.created_at < before, PlanRow.id.not_in(needed))
