@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, time_span
+from lop.commands.options import DEFAULT_DATABASE, Database, Json
+from lop.commands.time_spans import time_span
 from lop.console.console import print_json, print_line, print_table
 
 app = typer.Typer(help="Create, upgrade, copy, check or tidy the database.", no_args_is_help=True)

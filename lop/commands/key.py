@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database, time_span
+from lop.commands.options import DEFAULT_DATABASE, Database, Json, open_database
+from lop.commands.time_spans import time_span
 from lop.console.console import print_json, print_line, print_table, stderr
 from storage.records import KeyRecord, KeyScope
 

@@ -1,7 +1,5 @@
 """Options that several commands share."""
 
-import re
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -22,17 +20,6 @@ DEFAULT_DATABASE = "sqlite:///lop.db"
 DEFAULT_STORE = "lop-data"
 DEFAULT_TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DEFAULT_DECODER_TARGETS = (0.15, 0.3, 0.45, 0.6)
-
-
-_TIME_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-
-
-def time_span(text: str) -> timedelta:
-    """Such as 12h, 30d or 52w. Raises InputError for anything else."""
-    found = re.fullmatch(r"(\d{1,5})([hdw])", text)
-    if found is None:
-        raise InputError("a time span is hours, days or weeks", values=repr(text), remedy="Write 12h, 30d or 52w")
-    return int(found[1]) * _TIME_UNITS[found[2]]
 
 
 def default_targets(space: SpaceName) -> tuple[float, ...]:
