@@ -35,14 +35,12 @@ FULL = "full"
 PARTS = {
     FULL: Parts(),
     "no_policy": Parts(candidates=0),
-    "policy_alone_greedy": Parts(candidates=1, memory=0.0, ways=False, walkers=0),
-    "policy_alone_sampled": Parts(memory=0.0, ways=False, walkers=0),
-    "no_memory": Parts(memory=0.0),
+    "policy_alone_greedy": Parts(candidates=1, ways=False, walkers=0),
+    "policy_alone_sampled": Parts(ways=False, walkers=0),
     "no_ways": Parts(ways=False),
-    "nothing_measured": Parts(memory=0.0, ways=False),
-    "additive_program_improved": Parts(candidates=0, memory=0.0, ways=False),
+    "additive_program_improved": Parts(candidates=0, ways=False),
     "no_descent": Parts(walkers=0),
-    "additive_program_alone": Parts(candidates=0, memory=0.0, ways=False, walkers=0),
+    "additive_program_alone": Parts(candidates=0, ways=False, walkers=0),
 }
 """What takes part in each row. Where there is no policy the additive program's choice is a candidate."""
 

@@ -1,17 +1,16 @@
 """The predictor of one space, trained on one search of it, and the plans that it makes with parts left out.
 
-    lop                     as the service answers: the policy's candidates, the best that were measured near by, and
-                            what lies on the ways between those; the most promising one is improved on the values
-    lop-no-policy           the additive program's choice instead of the policy's candidates
-    lop-untrained           candidates of a policy with freshly initialised weights
-    lop-no-memory           without the best that were measured near by
-    lop-no-ways             without what lies between the best that just fit and that just do not
-    lop-nothing-measured    without either: the policy's candidates alone, improved
+    lop                     as the service answers: what was measured near by, what lies on the ways between that, and
+                            the additive program's choice; the most promising one is improved on the values
+    lop-policy              with candidates of a policy in the additive program's place
+    lop-untrained           with those of a policy with freshly initialised weights
+    lop-no-ways             without what was measured and what lies between
     lop-no-descent          the best candidate by the values, not improved
     lop-policy-alone        the best of the policy's candidates, not improved
     lop-untrained-alone     the same of an untrained policy
     lop-greedy-alone        the policy's most likely configuration, without samples, not improved
 
+In spaces of one decision a layer `lop` has the policy's candidates, too, and there are no other rows.
 It learns from one search of the sparsities and of the shares of time, as `lop search --device` runs it: targets in
 between are new to it.
 """
@@ -38,25 +37,24 @@ from pruning.planning.ffn_spaces import DEFAULT_ROUND_TO
 from storage.records import Sample
 
 LOP = "lop"
-NO_POLICY, UNTRAINED = "lop-no-policy", "lop-untrained"
+WITH_POLICY, UNTRAINED = "lop-policy", "lop-untrained"
 POLICY_ALONE, UNTRAINED_ALONE = "lop-policy-alone", "lop-untrained-alone"
 GREEDY_ALONE = "lop-greedy-alone"
-NO_MEMORY, NO_WAYS, NOTHING_MEASURED = "lop-no-memory", "lop-no-ways", "lop-nothing-measured"
-NO_DESCENT = "lop-no-descent"
+NO_WAYS, NO_DESCENT = "lop-no-ways", "lop-no-descent"
 PARTS = {
-    LOP: Parts(),
-    NO_POLICY: Parts(candidates=0),
+    LOP: Parts(candidates=0),
+    WITH_POLICY: Parts(),
     UNTRAINED: Parts(),
-    NO_MEMORY: Parts(memory=0.0),
-    NO_WAYS: Parts(ways=False),
-    NOTHING_MEASURED: Parts(memory=0.0, ways=False),
-    NO_DESCENT: Parts(walkers=0),
-    POLICY_ALONE: Parts(memory=0.0, ways=False, walkers=0),
-    UNTRAINED_ALONE: Parts(memory=0.0, ways=False, walkers=0),
-    GREEDY_ALONE: Parts(candidates=1, memory=0.0, ways=False, walkers=0),
+    NO_WAYS: Parts(candidates=0, ways=False),
+    NO_DESCENT: Parts(candidates=0, walkers=0),
+    POLICY_ALONE: Parts(ways=False, walkers=0),
+    UNTRAINED_ALONE: Parts(ways=False, walkers=0),
+    GREEDY_ALONE: Parts(candidates=1, ways=False, walkers=0),
 }
-TRAINING = TrainingSettings()
-"""As `lop train` has it, of each space and seed."""
+"""Of the joint space."""
+
+TRAINING = TrainingSettings(policy=True)
+"""As `lop train` has it, of each space and seed; in the joint space it trains no policy, whose rows need one."""
 
 LEARNT_FROM = ("policy_model/", "values/")
 """What is imported from there decides what comes of a training, beside its samples and settings."""

@@ -5,7 +5,8 @@ it over KL with it, above 1 where it helps, and the worse model is that of the l
 
 `joint_vs_milp_complete` is of targets at which that program had as many evaluations as the search (`evaluations`), and
 of models that have such; `lop_vs_search` compares plans, so what the search found is filled up as plans are. Where the
-predictor has learnt from a search, that search's choice is a candidate: what a policy adds shows in between.
+predictor has learnt from a search, that search's choice is a candidate: what it adds shows in between. `policy_gain` is
+what a policy would be worth: plans hear none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,11 @@ from benchmarks.axes_predictor import (
     GREEDY_ALONE,
     LOP,
     NO_DESCENT,
-    NO_MEMORY,
-    NO_POLICY,
     NO_WAYS,
-    NOTHING_MEASURED,
     POLICY_ALONE,
     UNTRAINED,
     UNTRAINED_ALONE,
+    WITH_POLICY,
 )
 from benchmarks.axes_searches import FILLED, MILP, MILP_COMPLETE, MILP_COMPLETE_ROOTS, MILP_ROOTS, SEARCH, TREE
 from benchmarks.axes_targets import JOINT, SINGLES, Kind
@@ -53,9 +52,7 @@ GAINS = (
     "untrained_policy_gain",
     "policy_alone_gain",
     "samples_gain",
-    "memory_gain",
     "ways_gain",
-    "measured_gain",
     "descent_gain",
     "tree_gain",
 )
@@ -157,14 +154,12 @@ def of_model(rows: Sequence[Row]) -> dict[str, Any]:
         "lop_vs_search": to_search,
         "lop_vs_search_searched": {target: ratio for target, ratio in to_search.items() if target in searched},
         "lop_vs_search_between": {target: ratio for target, ratio in to_search.items() if target not in searched},
-        "policy_gain": gain(NO_POLICY, LOP),
-        "policy_gain_between": {t: ratio for t, ratio in gain(NO_POLICY, LOP).items() if t not in searched},
-        "untrained_policy_gain": gain(UNTRAINED, LOP),
+        "policy_gain": gain(LOP, WITH_POLICY),
+        "policy_gain_between": {t: ratio for t, ratio in gain(LOP, WITH_POLICY).items() if t not in searched},
+        "untrained_policy_gain": gain(UNTRAINED, WITH_POLICY),
         "policy_alone_gain": gain(UNTRAINED_ALONE, POLICY_ALONE),
         "samples_gain": gain(GREEDY_ALONE, POLICY_ALONE),
-        "memory_gain": gain(NO_MEMORY, LOP),
         "ways_gain": gain(NO_WAYS, LOP),
-        "measured_gain": gain(NOTHING_MEASURED, LOP),
         "descent_gain": gain(NO_DESCENT, LOP),
         "tree_gain": gain(SEARCH, TREE),
     }

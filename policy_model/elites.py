@@ -1,4 +1,4 @@
-"""The best configurations that were measured, and what lies between them: candidates that need no decoding.
+"""The best configurations that were measured near by, and what lies between them: candidates that need no decoding.
 
 Letters: E configurations, L decisions, K options, J limits.
 """
@@ -11,18 +11,12 @@ from policy_model.costs import DecisionCosts
 from pruning.arrays import FloatArray, IntArray
 from values.values import Values
 
-NUM_ELITES = 4
-"""Candidates for one request."""
-
 NUM_ENDS = 2
 """Configurations on each side of the limits, between which ways are taken."""
 
 AS_NEAR = 1 / 16
 """Of what the highest options cost above the lowest: the best of those that are at most so much farther from the limits
 than the nearest one are the ends of ways."""
-
-BLOCK = 256
-"""Configurations that are priced at once: most requests need no more than the first few blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,26 +37,9 @@ class Elites:
         order = log_kl.argsort(kind="stable")
         return cls(levels[order], log_kl[order])
 
-    def best_fitting(self, costs: DecisionCosts, slack: IntArray, *, unused: float) -> IntArray:
-        """The levels [E, L] of the `NUM_ELITES` configurations of least log KL among those that fit; fewer if fewer do.
-
-        A configuration fits if, under each limit, what it costs above the lowest levels is at most the `slack` [J], and
-        if it leaves at most `unused` of one of them: a share of what the highest levels cost above the lowest.
-        """
-        least = slack - unused * costs.most_from[0]
-        found: list[IntArray] = []
-        for start in range(0, len(self.levels), BLOCK):
-            block = self.levels[start : start + BLOCK]
-            spent = costs.spent(block)
-            fits = (spent <= slack).all(axis=1) & (spent >= least).any(axis=1)
-            found.extend(block[fits][: NUM_ELITES - len(found)])
-            if len(found) == NUM_ELITES:
-                break
-        return np.array(found, dtype=np.int64).reshape(len(found), self.levels.shape[1])
-
     def between(self, costs: DecisionCosts, slack: IntArray, own: FloatArray) -> IntArray:
-        """The levels [E, L] that fit on ways from the best configurations just within `slack` [J] to the best just
-        beyond it; none where one side has none. `own` [L, K] is the KL of each decision alone.
+        """The levels [E, L] of the best configurations just within `slack` [J], and those that fit on ways from them to
+        the best just beyond it; none where none is within. `own` [L, K] is the KL of each decision alone.
 
         Up from within, options of the other end are taken that save most KL for their cost, without those that do not
         fit; down from beyond, those that lose least for it, until all fits.
@@ -72,12 +49,12 @@ class Elites:
             return np.empty((0, self.levels.shape[1]), dtype=np.int64)
         over = ((costs.spent(self.levels) - slack) / np.maximum(costs.most_from[0], 1))[:, binding].max(axis=1)
         within, beyond = np.flatnonzero(over <= 0.0), np.flatnonzero(over > 0.0)
-        if not len(within) or not len(beyond):
+        if not len(within):
             return np.empty((0, self.levels.shape[1]), dtype=np.int64)
         # Configurations are in the order of their KL.
         lower = within[over[within] >= over[within].max() - AS_NEAR][:NUM_ENDS]
-        upper = beyond[over[beyond] <= over[beyond].min() + AS_NEAR][:NUM_ENDS]
-        found: list[IntArray] = []
+        upper = beyond[over[beyond] <= over[beyond].min(initial=np.inf) + AS_NEAR][:NUM_ENDS]
+        found: list[IntArray] = [*self.levels[lower]]
         for low in self.levels[lower]:
             for high in self.levels[upper]:
                 found += [_way(costs, slack, own, low, high), _way(costs, slack, own, high, low)]

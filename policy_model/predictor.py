@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from policy_model.choosing import EXPLORING, WITHOUT_POLICY, Chooser, Parts
+from policy_model.choosing import EXPLORING, Chooser, Parts, policy_proposes, usual_parts
 from policy_model.costs import DecisionCosts, costs_within, parameter_costs
 from policy_model.decoder import PolicyDecoder
 from policy_model.local_search import worth_of_raising
@@ -110,7 +110,8 @@ class Predictor:
     A prediction is a function of the weights and the limits only: equal requests give equal plans.
 
     Args:
-        policy: the state of a trained `Policy`, by its names; None: nothing is decoded.
+        policy: the state of a trained `Policy`, by its names; None: nothing is decoded. Where requests do not hear it
+            (`choosing.policy_proposes`), it leads searches alone.
         config: its sizes.
         values: what judges complete configurations.
         encoding: of the model.
@@ -137,14 +138,13 @@ class Predictor:
         self._residual_scale, self.unseen = residual_scale, unseen
         self._policy, self.config = policy, config
         self._decoder = None if policy is None else PolicyDecoder(policy, config, decision_features(encoding))
-        self.parts = parts or (WITHOUT_POLICY if policy is None else Parts())
-        # Those from before have no policy, and plan as they did.
-        self._chooser = Chooser(values, encoding, self._decoder, info.seed, self.parts, quick=policy is None)
+        self.parts = parts or usual_parts(encoding.space)
+        self._chooser = Chooser(values, encoding, self._decoder, info.seed, self.parts)
 
     @property
-    def has_policy(self) -> bool:
-        """Whether a policy takes part; predictors from before format version 4 choose without one."""
-        return self._policy is not None
+    def lacks_policy(self) -> bool:
+        """Whether one would propose, and there is none: predictors from before format version 4."""
+        return self._policy is None and policy_proposes(self.encoding.space)
 
     def with_parts(self, parts: Parts, policy: Mapping[str, Float32Array] | None = None) -> "Predictor":
         """The same with other `parts`, and with the weights of another `policy` if given: for ablations."""
@@ -305,8 +305,7 @@ class Predictor:
     @cached_property
     def _explorer(self) -> Chooser:
         """What proposes to searches."""
-        parts = EXPLORING if self.has_policy else self.parts
-        return Chooser(self.values, self.encoding, self._decoder, self.info.seed, parts, quick=True)
+        return Chooser(self.values, self.encoding, self._decoder, self.info.seed, EXPLORING, quick=True)
 
     @cached_property
     def _parameter_costs(self) -> DecisionCosts:

@@ -2,9 +2,10 @@
 
 The stages, visible in `train_predictor`:
 1. The values are fitted to all samples, in closed form.
-2. `fit_policy`: rounds of expert iteration. A teacher solves random problems on the values, starting from the samples,
-   the additive optimum and the policy's own proposals; the policy imitates its answers. Of all weights on the way those
-   are kept whose proposals for held-out problems are best; when these get no better, training ends.
+2. `fit_policy`, where plans hear the policy or it leads searches: rounds of expert iteration. A teacher solves random
+   problems on the values, starting from the samples, the additive optimum and the policy's own proposals; the policy
+   imitates its answers. Of all weights on the way those are kept whose proposals for held-out problems are best; when
+   these get no better, training ends.
 3. Residuals of samples that are left out of the values become the intervals of every later prediction.
 
 Every step is a function of the state, the step's number and the seed, so a training that was interrupted and goes on
@@ -27,6 +28,7 @@ from policy_model.checkpoint import (
     restore_optimizer,
     with_prefix,
 )
+from policy_model.choosing import policy_proposes
 from policy_model.policy import Policy
 from policy_model.policy_config import PolicyConfig
 from policy_model.policy_training import PolicyTraining
@@ -72,7 +74,7 @@ class TrainingSettings:
 
     A round has `problems_per_round` and `policy_steps_per_round`, or fewer in a small space (`PROBLEMS_PER_OPTION`,
     `MAX_EPOCHS`). The space (`axes`, `num_levels`, `round_to`) should be that of the search: answers begin at its
-    choices.
+    choices. `policy`: whether one is trained; None: where requests hear it (`choosing.policy_proposes`).
     """
 
     num_levels: int = DEFAULT_NUM_LEVELS
@@ -87,6 +89,7 @@ class TrainingSettings:
     policy_width: int = 64
     policy_blocks: int = 2
     checkpoint_every_steps: int = 50
+    policy: bool | None = None
 
     def space(self, anatomy: ModelAnatomy) -> Space:
         """What is decided. Raises InputError if a layer is too narrow for it."""
@@ -146,14 +149,19 @@ def train_predictor(
         run_key = hashlib.sha256((key + info.samples_sha256).encode()).hexdigest()
         checkpoint = TrainingCheckpoint(checkpoint_folder, run_key)
     fit = fit_values(encoding, data)
-    run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
-    run.fit_policy()
+    policy, of_policy = None, dict[str, float]()
+    if policy_proposes(space) if settings.policy is None else settings.policy:
+        run = _Run(settings, encoding, data, fit.values, checkpoint, progress)
+        run.fit_policy()
+        policy, of_policy = (
+            {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()},
+            run.metrics(),
+        )
     calibration = calibrate(data, fit)
-    metrics = {"value_error_log_kl": fit.error, **share_errors(data, fit, calibration), **run.metrics()}
-    policy = {name: p.detach().numpy().copy() for name, p in run.policy.state_dict().items()}
+    metrics = {"value_error_log_kl": fit.error, **share_errors(data, fit, calibration), **of_policy}
     return Predictor(
         policy,
-        run.policy.config,
+        PolicyConfig(settings.policy_width, settings.policy_blocks),
         fit.values,
         encoding,
         calibration,

@@ -8,7 +8,7 @@ the search found there, and at budgets in between, which it did not search.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +149,7 @@ def train_in_rounds(
     Raises what `train_model` and `run_search` raise.
     """
     rounds = rounds or RoundSettings()
+    settings = replace(settings, policy=True)  # which leads the searches, whether plans hear it or not
 
     def train() -> PredictorRecord:
         return train_model(repository, model_id, settings, calibration_id=calibration_id, progress=on_training)

@@ -137,7 +137,7 @@ class PredictorMethod:
             provenance=Provenance(
                 predictor=record.id, samples=info.num_samples, calibration=info.calibration_id, seed=info.seed
             ),
-            notes=(*_warnings(prediction), *(() if predictor.has_policy else (WITHOUT_POLICY,))),
+            notes=(*_warnings(prediction), *((WITHOUT_POLICY,) if predictor.lacks_policy else ())),
         )
 
 

@@ -58,7 +58,7 @@ class StubPredictor:
         self.kl = kl
 
     def with_parts(self, parts: Parts, policy: Any = None) -> "StubPredictor":
-        measured = (1.0 if parts.memory else 2.0) * (1.0 if parts.ways else 3.0)
+        measured = 1.0 if parts.ways else 3.0
         return StubPredictor((1.0 if parts.walkers else 1.04) * (1.5 if policy else 1.0) * measured)
 
 
@@ -66,10 +66,8 @@ def test_rows_are_ratios_to_the_whole_planner(anatomy: ModelAnatomy, monkeypatch
     monkeypatch.setattr(ablations, "_predicted_kl", lambda predictor, *_: predictor.kl)
     rows, summary = ablations.measure(cast("Predictor", StubPredictor()), anatomy)
     assert len(rows) == 7 * (len(ablations.PARTS) + len(ablations.UNTRAINED))
-    assert summary["policy_alone_vs_full"] == pytest.approx(2.0 * 3.0 * 1.04)
-    assert summary["untrained_policy_alone_vs_full"] == pytest.approx(1.5 * 2.0 * 3.0 * 1.04)
-    assert summary["ablations_vs_full"]["no_memory"] == pytest.approx(2.0)
+    assert summary["policy_alone_vs_full"] == pytest.approx(3.0 * 1.04)
+    assert summary["untrained_policy_alone_vs_full"] == pytest.approx(1.5 * 3.0 * 1.04)
     assert summary["ablations_vs_full"]["no_ways"] == pytest.approx(3.0)
-    assert summary["ablations_vs_full"]["nothing_measured"] == pytest.approx(6.0)
     assert summary["ablations_as_good_as_full"]["no_policy"] == 1.0
     assert {row["kl_vs_full"] for row in rows if row["variant"] == ablations.FULL} == {1.0}

@@ -113,7 +113,7 @@ def rows_of(model: str, factor: float) -> list[dict[str, Any]]:
         row(model, "all", "milp-complete-roots", 0.6, 1.0),
         row(model, "all", "mcts-filled", 0.6, 4.0 * factor**3),
         row(model, "all", "lop", 0.6, 2.0 * factor**3),
-        row(model, "all", "lop-no-policy", 0.6, 5.0 * factor**3),
+        row(model, "all", "lop-policy", 0.6, 0.8 * factor**3),
         row(model, "all", "mcts-tree", 0.3, 0.1 * factor),
     ]
 

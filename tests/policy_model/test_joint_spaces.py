@@ -83,7 +83,9 @@ def space(anatomy: ModelAnatomy) -> Space:
 
 @pytest.fixture(scope="module")
 def predictor(anatomy: ModelAnatomy, space: Space, settings: TrainingSettings) -> Predictor:
-    return train_predictor(anatomy, samples_of(anatomy, space, 400), replace(settings, axes=SpaceName.ALL))
+    """With a policy, as rounds train it."""
+    settings = replace(settings, axes=SpaceName.ALL, policy=True)
+    return train_predictor(anatomy, samples_of(anatomy, space, 400), settings)
 
 
 def limits_of(anatomy: ModelAnatomy, space: Space) -> list[Limits]:
@@ -116,10 +118,25 @@ def test_plans_keep_to_budgets_and_beat_the_additive_program(
     assert geometric_mean(planned) < 0.97 * geometric_mean(added)
 
 
+def test_no_policy_is_trained_that_no_plan_hears(
+    anatomy: ModelAnatomy, space: Space, settings: TrainingSettings, predictor: Predictor
+) -> None:
+    usual = train_predictor(anatomy, samples_of(anatomy, space, 400), replace(settings, axes=SpaceName.ALL))
+    tensors, config = usual.to_bytes()
+    assert config["policy"] is None
+    assert "policy_error_nats" not in config["info"]["metrics"]
+    assert not usual.lacks_policy
+    again = Predictor.from_bytes(tensors, config)
+    heard = predictor.with_parts(Parts())
+    plans = [[who.plan(anatomy, x) for x in limits_of(anatomy, space)] for who in (usual, again, predictor, heard)]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[2] != plans[3]
+
+
 def test_the_policy_alone_is_better_than_an_untrained_one(
     anatomy: ModelAnatomy, space: Space, predictor: Predictor
 ) -> None:
-    alone = Parts(memory=0.0, ways=False, walkers=0)
+    alone = Parts(ways=False, walkers=0)
     torch.manual_seed(0)
     untrained = {name: p.detach().numpy() for name, p in Policy(predictor.config).state_dict().items()}
     kl = [

@@ -228,13 +228,13 @@ def test_a_predictor_of_before_is_served_without_its_policy() -> None:
     predictor = Predictor.load(GRID_PREDICTOR)
     document = json.loads((GRID_PREDICTOR / CONFIG_FILE).read_bytes())
     assert "grid" in document["encoding"]
-    assert not predictor.has_policy
+    assert predictor.lacks_policy
     anatomy = anatomy_of([64, 32, 96, 64, 32], [3, 7, 2, 5, 4])
     plans = json.loads((GRID_PREDICTOR / "plans.json").read_bytes())
     assert {plan["round_to"] for plan in plans} == {1, 8, 16}
     assert {plan["below_grid"] for plan in plans} == {True, False}
     again = Predictor.from_bytes(*predictor.to_bytes())
-    assert not again.has_policy
+    assert again.lacks_policy
     same = 0
     for plan in plans:
         limits = limits_of(anatomy, plan["ffn_parameters"], plan["round_to"])

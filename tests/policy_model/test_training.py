@@ -34,7 +34,7 @@ from values.calibration import kl_of
 from values.kl_floor import log_kl
 from values.values import Values
 
-ALONE = Parts(memory=0.0, ways=False, walkers=0)
+ALONE = Parts(ways=False, walkers=0)
 """The policy's most likely configuration and its samples, the best by the values."""
 
 

@@ -55,7 +55,7 @@ class MadeUpPredictor:
     """Keeps layer 0 dense if it can."""
 
     info = MadeUpInfo()
-    has_policy = True
+    lacks_policy = False
 
     def plan(self, anatomy: ModelAnatomy, limits: Limits) -> MadeUpPrediction:
         if limits.limits[0].most < 4 * 16 * 48:

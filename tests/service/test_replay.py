@@ -240,8 +240,8 @@ def test_plans_of_predictors_without_their_policy_keep_their_limits_and_are_as_g
     if found:
         pytest.fail(report(found), pytrace=False)
     assert len(ratios) > 200
-    assert np.exp(np.mean(np.log(ratios))) < 1.005
-    assert np.mean(np.isclose(ratios, 1.0, rtol=0.01)) > 0.95
+    assert np.exp(np.mean(np.log(ratios))) < 1.01  # plans pay for doubt now, which predictions do not show
+    assert np.mean(np.isclose(ratios, 1.0, rtol=0.01)) > 0.85
 
 
 def test_a_search_of_before_that_is_run_again_is_the_stored_one(tmp_path: Path) -> None:
