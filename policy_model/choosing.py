@@ -41,9 +41,10 @@ class Parts:
     Attributes:
         candidates: that the policy decodes: the most likely one first, the others are samples.
             Where it decodes none, the additive program's choice is one.
-        ways: what lies between the best measured configurations that just fit and the best that just do not are
-            candidates, too: there the values are right where nothing was searched (docs/predictor.md, "Far from what
-            was measured"), and where something was, the policy alone loses what the search has found.
+        ways: the best measured configurations that just fit, and what lies between them and the best that just do not,
+            are candidates, too (`Elites.between`): there the values are right where nothing was searched
+            (docs/predictor.md, "Far from what was measured"), and where something was, the policy alone loses what the
+            search has found.
         walkers: of the best candidates so many are improved by exchanges.
     """
 

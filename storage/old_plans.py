@@ -1,7 +1,7 @@
 """Plans that nobody needs any more: every position of a slider is a plan, and plans are kept for ever otherwise.
 
-A plan is what its request leads to: asked for again, it is made again, under the same id as long as the data it is made
-from are the same. Until then its link is of nothing.
+A plan is what its request leads to: asked for again, it is made again, under the same id as long as the data that it is
+made from and the version of this program are the same. Until then its link is of nothing.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import ColumnElement, and_, delete, func, select
-from sqlalchemy.orm import Session
 
 from storage.database import check_revision, create_database_engine
 from storage.records import JobStatus
@@ -19,13 +18,13 @@ from storage.tables import JobRow, ModelRow, PlanRequestRow, PlanRow
 from storage.url import parse_url
 
 _AT_ONCE: Final = 500
-"""Plans that go in one transaction: requests for plans of the model wait for it."""
+"""Plans that go in one transaction, for which new plans of the model wait; over SQLite, whatever writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldPlans:
     """Of plans that were made before a moment: how many there are, by model, and how many more stay all the same, since
-    jobs that wait or run name them."""
+    jobs name them that wait, run, or may be asked for again."""
 
     by_model: dict[str, int]
     needed: int
@@ -70,10 +69,9 @@ class _Store(SqlStore):
 
     def count(self, before: datetime) -> OldPlans:
         with self._reading() as session:
-            needed = _needed(session)
-            query = select(PlanRow.model_id, func.count()).where(_is_old(before, needed)).group_by(PlanRow.model_id)
+            query = select(PlanRow.model_id, func.count()).where(_is_old(before)).group_by(PlanRow.model_id)
             by_model = {row[0]: int(row[1]) for row in session.execute(query.order_by(PlanRow.model_id))}
-            kept = select(func.count()).select_from(PlanRow).where(PlanRow.created_at < before, PlanRow.id.in_(needed))
+            kept = select(func.count()).select_from(PlanRow).where(PlanRow.created_at < before, PlanRow.id.in_(_NEEDED))
             return OldPlans(by_model, session.scalar(kept) or 0)
 
     def remove(self, before: datetime) -> OldPlans:
@@ -83,24 +81,23 @@ class _Store(SqlStore):
 
     def _parts(self, model_id: str, before: datetime) -> Iterator[int]:
         """Removes in parts; how many went with each."""
-        while True:
+        with self._reading() as session:  # which looks through the whole table, while others write
+            ids = session.scalars(select(PlanRow.id).where(PlanRow.model_id == model_id, _is_old(before))).all()
+        for start in range(0, len(ids), _AT_ONCE):
             with self._writing() as session:
                 # A plan of the model that is being stored waits, or is there already: it would find half of itself.
                 session.scalar(select(ModelRow.id).where(ModelRow.id == model_id).with_for_update())
-                is_old = and_(PlanRow.model_id == model_id, _is_old(before, _needed(session)))
-                ids = session.scalars(select(PlanRow.id).where(is_old).limit(_AT_ONCE)).all()
-                session.execute(delete(PlanRequestRow).where(PlanRequestRow.plan_id.in_(ids)))
-                session.execute(delete(PlanRow).where(PlanRow.id.in_(ids)))
-            yield len(ids)
-            if len(ids) < _AT_ONCE:
-                return
+                still = select(PlanRow.id).where(PlanRow.id.in_(ids[start : start + _AT_ONCE]), _is_old(before))
+                going = session.scalars(still).all()
+                session.execute(delete(PlanRequestRow).where(PlanRequestRow.plan_id.in_(going)))
+                session.execute(delete(PlanRow).where(PlanRow.id.in_(going)))
+            yield len(going)
 
 
-def _needed(session: Session) -> list[str]:
-    """Ids of the plans that jobs name which wait or run."""
-    query = select(JobRow.settings).where(JobRow.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
-    return sorted({str(settings["plan"]) for settings in session.scalars(query) if "plan" in settings})
+_PLAN_OF_JOB: Final = JobRow.settings["plan"].as_string()
+_NEEDED: Final = select(_PLAN_OF_JOB).where(JobRow.status != JobStatus.DONE, _PLAN_OF_JOB.is_not(None))
+"""Ids of the plans that jobs name which wait, run, or may be asked for again (`Jobs.retry_job`)."""
 
 
-def _is_old(before: datetime, needed: list[str]) -> ColumnElement[bool]:
-    return and_(PlanRow.created_at < before, PlanRow.id.not_in(needed))
+def _is_old(before: datetime) -> ColumnElement[bool]:
+    return and_(PlanRow.created_at < before, PlanRow.id.not_in(_NEEDED))

@@ -91,8 +91,9 @@ def remove_plans_command(
     """Show how many plans are older than that, and with --yes remove them, while servers and workers go on. Every new
     request adds one, every position of the explorer's sliders too, and nothing else removes any.
 
-    Who asks for the same again gets the same plan, made anew, as long as nothing was searched or trained since; until
-    then its link and id are unknown. Plans that a waiting or running job names stay. Files of plans are not touched.
+    Who asks for the same again gets the same plan, made anew, as long as nothing was searched or trained since and
+    the version is the same; until then its link and id are unknown. Plans stay that a job names which waits, runs or
+    may be retried. Files of plans are not touched.
     """
     from storage.old_plans import old_plans, remove_old_plans
 
@@ -104,7 +105,7 @@ def remove_plans_command(
     what = f"{found.count:,} plans of before {before:%Y-%m-%d %H:%M} UTC"
     print_line(f"removed {what}" if yes else f"{what} would go. Nothing was removed: that takes --yes")
     if found.needed:
-        print_line(f"{found.needed:,} more stay: jobs that wait or run need them")
+        print_line(f"{found.needed:,} more stay: jobs that wait, run or may be retried need them")
 
 
 def _show(done: str, rows: dict[str, int], *, json: bool) -> None:

@@ -108,8 +108,8 @@ def train(
         return
     if reports:
         print_table(
-            "rounds: KL of the predictor's own plans over the best known at the budgets that were searched, before and "
-            "after; in between, where nothing was, KL after over before; agreement of those plans with the dense model",
+            "rounds: KL of the predictor's proposals over the best known at the budgets that were searched, before and "
+            "after; in between, where nothing was, KL after over before; agreement of those with the dense model",
             [
                 "round",
                 f"{'FFN' if space is SpaceName.FFN else 'decoder'} sparsities",

@@ -1,6 +1,7 @@
 """Training a model's predictor on its stored samples, and registering it."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -123,6 +124,7 @@ def train_model(
         NotFoundError: no such model.
         InputError: no samples, and as `policy_model.training.train_predictor`.
     """
+    from policy_model.progress import TrainingProgress
     from policy_model.training import train_predictor
 
     model = repository.get_model(model_id)
@@ -139,6 +141,8 @@ def train_model(
         checkpoint_folder=resume_folder,
     )
     weights, config = predictor.to_bytes()
+    if progress is not None and config["policy"] is None:  # then nothing was told yet: who was cancelled raises now
+        progress(TrainingProgress("values", 1, 1, math.nan, predictor.metrics["value_error_log_kl"]))
     sha256 = repository.put_artifact(weights, "application/octet-stream")
     return repository.add_predictor(
         PredictorRecord(

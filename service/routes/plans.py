@@ -51,7 +51,7 @@ def request_plan(asked: PlanRequest, planner: PlannerDep, wanted: WantedForms, r
     target), else `additive-dp` (a complete one-layer scan), else `uniform`. `provenance.note` says why a better one was
     not used, what a predicted quality was measured on, and where a latency comes from. Equal requests get the same plan
     until there is newer data: a predictor, statistics, a search or its validation, a profile of the device. Plans stay
-    readable for ever.
+    readable until an operator removes old ones.
 
     With `Accept: application/vnd.lop.plan.v2+json` the plan is of schema 2. Otherwise it is of schema 1, or, if that
     cannot say what is meant, refused with 406.

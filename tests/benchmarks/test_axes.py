@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from benchmarks.axes_models import Sizes
 from benchmarks.axes_searches import EVOLUTION, FILLED, MILP, MILP_COMPLETE, SEARCH, AxisSearch, Found
 from benchmarks.axes_summary import GAINS, RATIOS, summary_of
 from benchmarks.axes_targets import LATENCIES, SPARSITIES, Kind, Target, TargetLimits
-from policy_model.training import TrainingSettings
 from pruning.anatomy.architecture import Architecture, Option
 from pruning.planning.axis_spaces import SPACES_OF_UNITS, SpaceName, coarse_space, fine_space
 from pruning.planning.limits import Limit, LimitKind, Limits
@@ -224,7 +224,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpModels:
     monkeypatch.setattr(axes_parts, "MODELS", made_up.makers)
     monkeypatch.setattr(axes_parts, "machine_latency", made_up_latency)
     small = {"policy_rounds": 1, "policy_steps_per_round": 4, "problems_per_round": 16, "batch_size": 8}
-    monkeypatch.setattr(axes_predictor, "TRAINING", TrainingSettings(**small, policy_width=8))  # type: ignore[arg-type]
+    training = replace(axes_predictor.TRAINING, **small, policy_width=8)  # type: ignore[arg-type]
+    assert training.policy  # else rows of a policy would be of none
+    monkeypatch.setattr(axes_predictor, "TRAINING", training)
     monkeypatch.setattr(axes, "SIZES", {name: Sizes(8, 8, EVALUATIONS) for name in made_up.makers})
     monkeypatch.setattr(axes, "WORK", tmp_path / "work")
     more = axes.OtherPart(lambda: {"http_p50_ms_joint_32_layers": 12.5, "rows": [{"a": 1}]})

@@ -8,10 +8,11 @@ import pytest
 from pruning.errors import NotFoundError
 from storage.integrity import check_database
 from storage.old_plans import OldPlans, old_plans, remove_old_plans
-from storage.records import NewJob, PlanRecord
+from storage.records import JobStatus, NewJob, PlanRecord
 from storage.sql_repository import SqlRepository
 from tests.storage.examples import MORNING, plan, store_basics
 
+HOUR = timedelta(hours=1)
 NOON = MORNING + timedelta(hours=4)
 
 
@@ -41,7 +42,7 @@ def test_what_is_older_goes_with_its_requests(
     assert check_database(database_url).findings == ()
 
 
-def test_the_same_request_makes_the_same_plan_again(repository: SqlRepository, database_url: str) -> None:
+def test_a_plan_that_was_removed_can_be_stored_again(repository: SqlRepository, database_url: str) -> None:
     fill(repository)
     remove_old_plans(database_url, NOON)
     record = PlanRecord("asked 1", plan("plan-1", created_at=NOON))
@@ -49,13 +50,18 @@ def test_the_same_request_makes_the_same_plan_again(repository: SqlRepository, d
     assert repository.get_plan("plan-1") == record
 
 
-def test_a_plan_that_a_job_waits_for_stays(repository: SqlRepository, database_url: str) -> None:
+def test_a_plan_that_a_job_needs_or_may_need_again_stays(repository: SqlRepository, database_url: str) -> None:
     fill(repository)
     job, _ = repository.add_job(NewJob("apply", "m", {"kind": "apply", "plan": "plan-3"}, "somebody", "once"))
     assert old_plans(database_url, NOON) == OldPlans({"m": 6}, 1)
     assert remove_old_plans(database_url, NOON) == OldPlans({"m": 6}, 1)
     assert repository.get_plan("plan-3").plan.plan_id == "plan-3"
-    repository.cancel_job(job.id, stale_after=timedelta(hours=1))
+    repository.cancel_job(job.id, stale_after=HOUR)
+    assert remove_old_plans(database_url, NOON) == OldPlans({}, 1)
+    assert repository.retry_job(job.id).status is JobStatus.QUEUED
+    claimed = repository.claim_job("w", stale_after=HOUR)
+    assert claimed is not None
+    repository.finish_job(job.id, "w", result={})
     assert remove_old_plans(database_url, NOON) == OldPlans({"m": 1}, 0)
 
 

@@ -206,4 +206,5 @@ def test_rounds_lead_searches_of_everything(
     # The report's sparsities are of the decoder: plans of the predictor for them are what it measured.
     plan = ask(repository, Method.LOP, SpaceName.ALL, sparsity=report.sparsities[0])
     assert plan.provenance.predictor == record.id
+    assert record.config["policy"] is not None  # which led the searches
     assert plan.achieved.removed[Scope.DECODER] == pytest.approx(report.sparsities[0], abs=0.02)
