@@ -38,8 +38,9 @@ class Elites:
         return cls(levels[order], log_kl[order])
 
     def between(self, costs: DecisionCosts, slack: IntArray, own: FloatArray) -> IntArray:
-        """The levels [E, L] of the best configurations just within `slack` [J], and those that fit on ways from them to
-        the best just beyond it; none where none is within. `own` [L, K] is the KL of each decision alone.
+        """The levels [E, L] that fit on ways from the best configurations just within `slack` [J] to the best just
+        beyond it, and the former themselves where they are near it; none where none is within. `own` [L, K] is the KL
+        of each decision alone.
 
         Up from within, options of the other end are taken that save most KL for their cost, without those that do not
         fit; down from beyond, those that lose least for it, until all fits.
@@ -54,11 +55,12 @@ class Elites:
         # Configurations are in the order of their KL.
         lower = within[over[within] >= over[within].max() - AS_NEAR][:NUM_ENDS]
         upper = beyond[over[beyond] <= over[beyond].min(initial=np.inf) + AS_NEAR][:NUM_ENDS]
-        found: list[IntArray] = [*self.levels[lower]]
+        # Farther from the limits an end is no answer: the values are sure of it, so it would be taken for that alone.
+        found: list[IntArray] = [*self.levels[lower[over[lower] >= -AS_NEAR]]]
         for low in self.levels[lower]:
             for high in self.levels[upper]:
                 found += [_way(costs, slack, own, low, high), _way(costs, slack, own, high, low)]
-        return np.stack(found)
+        return np.array(found, dtype=np.int64).reshape(len(found), self.levels.shape[1])
 
 
 def _way(costs: DecisionCosts, slack: IntArray, own: FloatArray, start: IntArray, end: IntArray) -> IntArray:

@@ -52,9 +52,11 @@ def test_ways_lead_from_what_just_fits_to_what_just_does_not() -> None:
         return found
 
     # 30 is within 50, and nothing else is within a sixteenth of that; 60 is beyond it.
-    assert ways(50) == [[1, 1, 1], [1, 3, 1], [1, 3, 0]]
+    assert ways(50) == [[1, 3, 1], [1, 3, 0]]
     assert ways(60) == [[3, 3, 0]] * 3  # the end that fits; to the dense one nothing fits more
+    assert ways(35) == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]  # 5 of 90 are left: near enough to be an answer itself
     assert ways(90) == [[3, 3, 3]]  # everything fits: there are no ways
+    assert ways(190) == []
     assert elites.between(costs, np.array([-1]), own).shape == (0, 3)
     # A second limit that nothing comes near changes nothing, nor one that nothing costs anything of.
     for other in (np.array([[0, 1, 2, 3]] * 3), np.zeros((3, 4))):
