@@ -58,7 +58,11 @@ class _Store(SqlStore):
     @classmethod
     def open(cls, url: str) -> "_Store":
         engine = create_database_engine(parse_url(url))
-        check_revision(engine)
+        try:
+            check_revision(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def __enter__(self) -> "_Store":

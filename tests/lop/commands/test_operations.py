@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lop.cli import app
-from pruning.errors import ConflictError, InputError, NotFoundError
+from pruning.errors import ConflictError, InputError, NotFoundError, StorageUnavailableError
 from storage.records import PlanRecord
 from storage.sql_repository import open_repository
 from tests.service.made_up import register_model
@@ -56,3 +56,6 @@ def test_old_plans(tmp_path: Path) -> None:
     assert "removed 0 plans" in run(*words, "--yes")
     with pytest.raises(InputError, match="hours, days or weeks"):
         run("db", "remove-plans", "--older-than", "soon", "--database", url)
+    with pytest.raises(StorageUnavailableError):
+        run("db", "remove-plans", "--older-than", "1d", "--database", f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
