@@ -14,6 +14,9 @@ _logger = logging.getLogger("service.access")
 
 _NOTES = "lop.notes"
 
+CLIENT_LEFT = 499
+"""The status of a request whose client went before there was an answer, as nginx notes it: no fault of the server."""
+
 
 @dataclass(slots=True)
 class _Notes:
@@ -34,14 +37,14 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        status, size = 500, 0
+        status, size, is_answered = 500, 0, False
         notes = _Notes()
         request_id = begin_request(scope)
 
         async def counted(message: Message) -> None:
-            nonlocal status, size
+            nonlocal status, size, is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_answered = message["status"], True
                 message = {**message, "headers": [*message["headers"], (HEADER, request_id.encode())]}
             elif message["type"] == "http.response.body":
                 size += len(message.get("body", b""))
@@ -50,6 +53,8 @@ class AccessLog:
         with self.metrics.in_flight():
             try:
                 await self.app({**scope, _NOTES: notes}, receive, counted)
+                if not is_answered:
+                    status = CLIENT_LEFT
             finally:
                 seconds = time.perf_counter() - started
                 self.metrics.observe(scope["method"], notes.route, status, seconds)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from pruning.errors import LopError
+from pruning.reasons import reason_of
 
 REMEMBERED_SECONDS = 5.0
 
@@ -13,7 +14,7 @@ class RememberedCheck:
     """A check whose outcome is good for `REMEMBERED_SECONDS`. Thread-safe.
 
     Args:
-        check: raises LopError for what is wrong. One at a time runs; who asks meanwhile gets what was found before, so
+        check: raises LopError or OSError for what is wrong. One at a time runs; who asks meanwhile gets what was found before, so
             that a disk that does not answer holds one thread and no more.
     """
 
@@ -36,6 +37,6 @@ class RememberedCheck:
     def _ask(self) -> str | None:
         try:
             self._check()
-        except LopError as error:
-            return str(error)
+        except (LopError, OSError) as error:
+            return reason_of(error)
         return None

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pruning.errors import InputError, LopError, StorageUnavailableError
 from service.jobs.reporting import JobLog, JobReporter, JobStopped, printable
 from service.tracing import NOTHING_TRACED, Tracing
 from storage.contract import Jobs
+from storage.data_store import DataStoreUnavailableError
 from storage.records import JobRecord, JobSignal
 
 Handler = Callable[[JobRecord, JobReporter], dict[str, Any]]
@@ -50,6 +52,8 @@ class WorkerOptions:
         stale_seconds: without a sign of life before another worker takes a job over; several heartbeats.
         max_attempts: workers that a job may lose before it is parked.
         kinds: of jobs that it takes; None: all.
+        store_pauses: seconds before a job whose data store cannot be used is tried again, one for each time; after the
+            last one it fails. The queue behind it waits that long, since other jobs need the same store.
         once: run what is queued and return, instead of waiting for more.
     """
 
@@ -58,6 +62,7 @@ class WorkerOptions:
     stale_seconds: float = 60.0
     max_attempts: int = 3
     kinds: Sequence[str] | None = None
+    store_pauses: Sequence[float] = (5, 15, 45, 120)
     once: bool = False
 
     def __post_init__(self) -> None:
@@ -161,6 +166,10 @@ class Worker:
             try:
                 result = self._handle(job, reporter)
                 json.dumps(result, allow_nan=False)
+            except DataStoreUnavailableError as error:
+                # The database is well. Given back to the queue, the job would be the next one again, for ever.
+                failure = str(error)
+                _logger.warning("job %s failed: %s", job.id, failure)
             except StorageUnavailableError:
                 raise  # nothing can be written down now
             except JobStopped as stopped:
@@ -188,14 +197,33 @@ class Worker:
         return kept
 
     def _handle(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
+        """The handler's result; a data store that cannot be used is waited for, as `store_pauses` say."""
         self._handling = True
         try:
-            # A signal between the claim and this line found nothing to interrupt.
-            if self._stopping.is_set():
-                raise WorkerStopped
-            return self._handler(job, reporter)
+            for pause in self._options.store_pauses:
+                try:
+                    return self._handle_once(job, reporter)
+                except DataStoreUnavailableError as error:
+                    _logger.warning("trying again in %g s: %s", pause, error)
+                    self._wait(pause, reporter)
+            return self._handle_once(job, reporter)
         finally:
             self._handling = False
+
+    def _handle_once(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
+        # A signal between the claim and this line found nothing to interrupt.
+        if self._stopping.is_set():
+            raise WorkerStopped
+        return self._handler(job, reporter)
+
+    def _wait(self, seconds: float, reporter: JobReporter) -> None:
+        """Raises JobStopped if the job is cancelled or taken over meanwhile; ends early if the worker is to stop."""
+        reporter.flush()  # why it waits is in the job's log
+        ends = time.monotonic() + seconds
+        while not self._stopping.wait(max(0.0, min(self._options.poll_seconds, ends - time.monotonic()))):
+            reporter.check()
+            if time.monotonic() >= ends:
+                return
 
     @contextmanager
     def _heartbeats(self, job: JobRecord, reporter: JobReporter) -> Iterator[None]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from pruning.errors import InputError, LopError, NotFoundError, StorageUnavailableError
+from pruning.errors import DatasetError, InputError, LopError, NotFoundError, StorageUnavailableError
 from pruning.missing_packages import missing_extra
 from pruning.reasons import reason_of
 from storage.room import try_folder
@@ -21,11 +21,15 @@ from storage.room import try_folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class DataStoreUnavailableError(StorageUnavailableError):
+    """The data store does not answer, or has no room. The database may be well."""
+
+
 class DataStore(Protocol):
     """Files by their sha256. Any thread and any process may call any method at any time.
 
     A file is there as a whole or not at all; putting it again changes nothing. Every method raises
-    StorageUnavailableError if the store cannot be reached, read or written, a full disk included.
+    DataStoreUnavailableError if the store cannot be reached, read or written, a full disk included.
     """
 
     def put(self, source: Path) -> str:
@@ -37,7 +41,7 @@ class DataStore(Protocol):
     def fetch(self, sha256: str, target: Path) -> None:
         """Copy the file to `target`, its content checked.
 
-        Raises NotFoundError if there is none, StorageUnavailableError if it is damaged.
+        Raises NotFoundError if there is none, DatasetError if it is damaged.
         """
 
     def check(self) -> None:
@@ -102,13 +106,14 @@ class FolderStore:
             _check(target, sha256)
 
     def check(self) -> None:
-        there = next(place for place in (self._root.absolute(), *self._root.absolute().parents) if place.exists())
         with _store_errors(str(self._root)):
+            root = self._root.absolute()
+            there = next(place for place in (root, *root.parents) if place.exists())
             if not there.is_dir():
                 raise NotADirectoryError(f"{there} is no folder")
             if not os.access(there, os.W_OK | os.X_OK):
                 raise PermissionError(f"{there} cannot be written to")
-            if there == self._root.absolute():  # in a folder above, nothing of ours is to be found
+            if there == root:  # in a folder above, nothing of ours is to be found
                 try_folder(there)
 
     def _path(self, sha256: str) -> Path:
@@ -175,7 +180,7 @@ def _digest(path: Path) -> str:
 def _check(path: Path, sha256: str) -> None:
     if (found := _digest(path)) != sha256:
         path.unlink()
-        raise StorageUnavailableError(
+        raise DatasetError(
             "what is stored under a sha256 must have it",
             values=f"{sha256[:12]} has {found[:12]}",
             remedy="The data store is damaged: remove that file, and hand the data set in again",
@@ -198,7 +203,7 @@ def _store_errors(place: str, failures: type[Exception] = OSError) -> Iterator[N
     except LopError:
         raise
     except failures as error:
-        raise StorageUnavailableError(
+        raise DataStoreUnavailableError(
             "the data store must be readable and writable, and have room",
             values=f"{place}: {reason_of(error)}",
             remedy="Check LOP_DATA_STORE, its permissions, and the free disk space or the keys of the object store",

@@ -38,7 +38,7 @@ def read_ranking(model_id: ModelId, repository: RegistryDep, request: Request) -
         sha256,
         lambda: repository.get_artifact(sha256),
         request,
-        cache_control="public, max-age=3600, must-revalidate",
+        cache_control="private, max-age=3600, must-revalidate",
     )
 
 

@@ -19,4 +19,4 @@ def read_ranking(sha256: RankingSha256, repository: ArtifactsDep, request: Reque
     A file is named by its content, so it never changes.
     """
     artifact = find_ranking(repository, sha256)
-    return ranking_response(sha256, lambda: artifact, request, cache_control="public, max-age=31536000, immutable")
+    return ranking_response(sha256, lambda: artifact, request, cache_control="private, max-age=31536000, immutable")

@@ -13,7 +13,8 @@ from pruning.errors import InputError, SchemaRevisionError, StorageUnavailableEr
 from service.jobs.reporting import JobReporter, printable
 from service.worker import MAX_FAILURE, Worker, WorkerOptions, run_worker, worker_name
 from storage.contract import Repository
-from storage.records import JobProgress, JobRecord, JobStatus
+from storage.data_store import DataStoreUnavailableError
+from storage.records import JobEventKind, JobProgress, JobRecord, JobStatus
 from tests.service.conftest import AwayRepository
 from tests.storage.examples import job
 
@@ -309,6 +310,62 @@ def test_a_job_in_hand_is_given_back_when_the_database_returns(repository: Repos
     worker.stop()
     thread.join()
     assert repository.get_job(queued.id).attempts == 1
+
+
+def test_a_data_store_that_stays_away_fails_the_job_and_the_next_one_runs(repository: Repository) -> None:
+    stuck, behind = queue(repository, 1), queue(repository, 2)
+    tries = 0
+
+    def handler(claimed: JobRecord, _: JobReporter) -> dict[str, Any]:
+        nonlocal tries
+        if claimed.id == stuck.id:
+            tries += 1
+            raise DataStoreUnavailableError("the data store must be readable", values="/gone")
+        return {}
+
+    assert run_worker(repository, handler, options=replace(ONCE, store_pauses=(0.01, 0.02))) == 2
+    failed = repository.get_job(stuck.id)
+    assert (tries, failed.status, failed.error) == (3, JobStatus.FAILED, "the data store must be readable (got /gone)")
+    told = [event.document for event in repository.list_job_events(stuck.id) if event.kind is JobEventKind.LOG]
+    assert sum("trying again in" in line["line"] for line in told) == 2
+    assert status_of(repository, behind) == JobStatus.DONE
+
+
+def test_a_data_store_that_comes_back_is_waited_for(repository: Repository) -> None:
+    queued = queue(repository)
+    tries = 0
+
+    def handler(claimed: JobRecord, _: JobReporter) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise DataStoreUnavailableError("the data store must be readable")
+        return {}
+
+    assert run_worker(repository, handler, options=replace(ONCE, store_pauses=(0.01, 0.01))) == 1
+    done = repository.get_job(queued.id)
+    assert (done.status, done.attempts) == (JobStatus.DONE, 1)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+def test_who_waits_for_the_data_store_hears(repository: Repository, how: str) -> None:
+    queued = queue(repository)
+    waits = threading.Event()
+
+    def handler(claimed: JobRecord, _: JobReporter) -> dict[str, Any]:
+        waits.set()
+        raise DataStoreUnavailableError("the data store must be readable")
+
+    worker = Worker(repository, handler, options=replace(FOR_EVER, store_pauses=(3600,)))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    waits.wait()
+    if how == "cancelled":
+        repository.cancel_job(queued.id, stale_after=timedelta(seconds=60))
+        wait_until(lambda: status_of(repository, queued) == JobStatus.CANCELLED)
+    worker.stop()
+    thread.join()
+    assert status_of(repository, queued) == (JobStatus.CANCELLED if how == "cancelled" else JobStatus.QUEUED)
 
 
 def test_time_left_is_by_the_last_steps(repository: Repository) -> None:

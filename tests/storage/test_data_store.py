@@ -1,6 +1,8 @@
 """Data stores: one suite over a folder, an S3 that moto plays, and the other file systems of fsspec."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from pruning.errors import InputError, MissingExtraError, NotFoundError, StorageUnavailableError
-from storage.data_store import DataStore, FolderStore, RemoteStore, open_store
+from pruning.errors import DatasetError, InputError, MissingExtraError, NotFoundError
+from storage.data_store import DataStore, DataStoreUnavailableError, FolderStore, RemoteStore, open_store
 
 CONTENT = b"conversations" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -80,21 +82,21 @@ def test_a_damaged_file_is_told(tmp_path: Path, source: Path) -> None:
     store = FolderStore(tmp_path / "store")
     store.put(source)
     (tmp_path / "store" / SHA256[:2] / SHA256).write_bytes(CONTENT[:-1])
-    with pytest.raises(StorageUnavailableError, match="must have it"):
+    with pytest.raises(DatasetError, match="must have it"):
         store.fetch(SHA256, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageUnavailableError, match="LOP_DATA_STORE"):
+    with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
         FolderStore(tmp_path / "file").put(source)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("storage.data_store.shutil.copyfileobj", full)
-    with pytest.raises(StorageUnavailableError, match="No space left on device"):
+    with pytest.raises(DataStoreUnavailableError, match="No space left on device"):
         FolderStore(tmp_path / "store").put(source)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
@@ -104,11 +106,25 @@ def test_what_can_be_written_to_is_checked(store: DataStore) -> None:
     store.check()
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_even_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A file server that is gone: `Path.exists` raises for most numbers."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.os.stat", gone)
+    with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
+        FolderStore(tmp_path / "store").check()
+
+
 def test_a_bucket_that_is_not_there_is_told_and_not_made(s3: s3fs.S3FileSystem, source: Path, tmp_path: Path) -> None:
     store = open_store("s3://mistyped/lop")
     calls: list[Callable[[], Any]] = [store.check, lambda: store.put(source)]
     for call in calls:
-        with pytest.raises(StorageUnavailableError, match="no mistyped"):
+        with pytest.raises(DataStoreUnavailableError, match="no mistyped"):
             call()
     with pytest.raises(NotFoundError):
         store.fetch(SHA256, tmp_path / "copy")
@@ -132,7 +148,7 @@ def test_whatever_an_object_store_raises_is_told(source: Path, tmp_path: Path) -
         lambda: store.fetch(SHA256, tmp_path / "copy"),
     ]
     for call in calls:
-        with pytest.raises(StorageUnavailableError, match=r"Unable to locate credentials.*keys of the object store"):
+        with pytest.raises(DataStoreUnavailableError, match=r"Unable to locate credentials.*keys of the object store"):
             call()
 
 
