@@ -20,16 +20,21 @@ from pruning.errors import LopError
 from service.keys import KeyRing
 from service.names import is_loopback_name
 from service.problems import headers_of, plain_problem, problem_of, problem_response
+from service.root_path import own_path
 from service.schemas import Problem
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]*)?", re.IGNORECASE)
 _REMEMBERED = 256
 
+PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Kubernetes and Prometheus ask each process for these by its address, which changes and which nobody can list."""
+
 
 class HostNames:
     """ASGI middleware: answers 421 (RFC 9110, section 15.5.20) to a request for another name.
 
-    Loopback names are always taken, on any port. Without `allowed`, the others are refused only while there is no key.
+    Loopback names are always taken, on any port. Without `allowed`, the others are refused only while there is no key;
+    with it, always, but for `PROBED`.
 
     Args:
         allowed: further names, in lower case, without a port.
@@ -47,7 +52,8 @@ class HostNames:
             await self.app(scope, receive, send)
             return
         sent = tuple(value for name, value in scope["headers"] if name == b"host")
-        if not self._is_taken(sent):
+        is_probe = bool(self.allowed) and own_path(scope) in PROBED
+        if not is_probe and not self._is_taken(sent):
             path = scope["path"]
             try:
                 refused = bool(self.allowed) or await run_in_threadpool(self.ring.is_keyless)

@@ -13,6 +13,7 @@ from service.predictor_cache import PredictorCache
 from service.readiness import RememberedCheck
 from service.settings import Settings
 from service.tracing import NOTHING_TRACED, Tracing
+from service.uploads import Uploads
 from storage.contract import Repository
 from storage.data_store import DataStore, open_store
 from storage.sql_repository import SqlRepository, open_repository
@@ -33,6 +34,7 @@ class Resources:
         self._store: DataStore | None = None
         self.unpacking = asyncio.Semaphore(2)
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
+        self.uploads = Uploads()
         self._lock = Lock()
         self.metrics = ServiceMetrics(lambda: self.repository)
         self.database_writes = RememberedCheck(lambda: self.repository.check_writable())

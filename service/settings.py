@@ -45,8 +45,8 @@ class Settings(BaseSettings):
             create`) to start.
         port: to listen on; 0: any free one, which the log tells.
         allowed_hosts: names, separated by commas, that the `Host` of a request may have beside `localhost`, 127.0.0.1
-            and [::1]: the one that a proxy hands on, those of probes. None: without any key, no other one; with keys,
-            any.
+            and [::1]: the one that a proxy hands on. `/healthz`, `/readyz` and `/metrics` then answer under any, since
+            probes ask by address. None: without any key, no other one; with keys, any.
         key_limit: requests that a key may make, such as "100/minute", in each server process; a key may have its own.
         max_request_bytes: a longer request body is answered 413 before it is read further; a device's profile may have
             2 MiB in any case.

@@ -11,11 +11,9 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, and_, delete, func, select
 
-from storage.database import check_revision, create_database_engine
+from storage.maintenance import MaintenanceStore
 from storage.records import JobStatus
-from storage.sql_store import SqlStore
 from storage.tables import JobRow, ModelRow, PlanRequestRow, PlanRow
-from storage.url import parse_url
 
 _AT_ONCE: Final = 500
 """Plans that go in one transaction, for which new plans of the model wait; over SQLite, whatever writes."""
@@ -52,24 +50,8 @@ def remove_old_plans(url: str, before: datetime) -> OldPlans:
         return store.remove(before)
 
 
-class _Store(SqlStore):
-    """Of one database."""
-
-    @classmethod
-    def open(cls, url: str) -> "_Store":
-        engine = create_database_engine(parse_url(url))
-        try:
-            check_revision(engine)
-        except BaseException:
-            engine.dispose()
-            raise
-        return cls(engine)
-
-    def __enter__(self) -> "_Store":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.dispose()
+class _Store(MaintenanceStore):
+    """The plans of one database."""
 
     def count(self, before: datetime) -> OldPlans:
         with self._reading() as session:

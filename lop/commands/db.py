@@ -108,6 +108,32 @@ def remove_plans_command(
         print_line(f"{found.needed:,} more stay: jobs that wait, run or may be retried need them")
 
 
+@app.command("remove-jobs")
+def remove_jobs_command(
+    older_than: Annotated[str, typer.Option(help="Jobs that ended longer ago than this go: 12h, 90d or 52w.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this, only their number is shown.")] = False,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Show how many jobs ended longer ago than that, and with --yes remove them with their progress and logs, while
+    servers and workers go on. Nothing else removes any.
+
+    What they made stays: samples, predictors, checkpoints. Those that failed, were cancelled or parked can then not be
+    retried, and plans that stayed for that may go (`lop db remove-plans`).
+    """
+    from storage.old_jobs import old_jobs, remove_old_jobs
+
+    before = datetime.now(UTC) - time_span(older_than)
+    found = (remove_old_jobs if yes else old_jobs)(database, before)
+    if json:
+        print_json({"before": before.isoformat(), "removed": yes, "by_status": found})
+        return
+    by_status = ", ".join(f"{count:,} {status}" for status, count in found.items())
+    what = f"{sum(found.values()):,} jobs that ended before {before:%Y-%m-%d %H:%M} UTC"
+    what += f" ({by_status})" if found else ""
+    print_line(f"removed {what}" if yes else f"{what} would go. Nothing was removed: that takes --yes")
+
+
 def _show(done: str, rows: dict[str, int], *, json: bool) -> None:
     if json:
         print_json({"rows": rows})

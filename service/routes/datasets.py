@@ -8,13 +8,13 @@ from fastapi import APIRouter, Path, Query, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from pruning.errors import StorageUnavailableError
+from pruning.errors import BusyError, StorageUnavailableError
 from pruning.reasons import reason_of
 from service.dependencies import DEFAULT_LIMIT, DatasetsDep, Limit, Offset, ResourcesDep, WhoAsksDep
 from service.names import NAME_PATTERN
 from service.openapi import problems
 from service.pagination import page_of
-from service.problems import plain_problem, problem_response
+from service.problems import headers_of, plain_problem, problem_of, problem_response
 from service.request_limits import too_long
 from service.root_path import seen_from_outside
 from service.schemas import DatasetResponse, Page
@@ -51,7 +51,7 @@ async def add_dataset(
 ) -> Response:
     """A zip or tar file (plain, or by gzip, bzip2 or xz) with one LLaVA-format JSON and the pictures that it names,
     relative to it. Every picture is opened; links, names that leave the archive's folder, and more than the server's
-    limits are refused.
+    limits are refused. Each process takes in four at once; one more is answered 503 with `Retry-After`.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared not in ARCHIVE_TYPES or request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -61,13 +61,16 @@ async def add_dataset(
     if length.isdigit() and int(length) > most:
         return too_long(request.scope["path"], most, f"{int(length)} bytes", "LOP_MAX_DATASET_BYTES")
     try:
-        with TemporaryDirectory(prefix="lop-upload-") as folder:
+        with resources.uploads.begun(), TemporaryDirectory(prefix="lop-upload-") as folder:
             archive = FilePath(folder) / "archive"
             if not await _received(request, archive, most):
                 return too_long(request.scope["path"], most, "a longer stream", "LOP_MAX_DATASET_BYTES")
             async with resources.unpacking:
                 shelf = await run_in_threadpool(lambda: resources.shelf)
                 record = await run_in_threadpool(shelf.add_archive, archive, name=name, added_by=asker.name)
+    except BusyError as error:
+        problem = problem_of(error, request.scope["path"])
+        return problem_response(problem, {**headers_of(error), "Connection": "close"})  # the body is not read
     except ClientDisconnect:
         return Response(status_code=status.HTTP_400_BAD_REQUEST)  # which nobody hears
     except OSError as error:
@@ -89,7 +92,7 @@ async def _received(request: Request, archive: FilePath, most: int) -> bool:
             size += len(piece)
             if size > most:
                 return False
-            file.write(piece)
+            await run_in_threadpool(file.write, piece)  # a disk that does not answer must not hold the event loop
     return True
 
 

@@ -17,8 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]
+from fastapi.testclient import TestClient
 
+from service.app import create_app
 from service.keys import new_key
+from service.settings import Settings
+from storage.contract import Repository
+from storage.database import CONNECT_TIMEOUT_SECONDS
 from storage.records import JobStatus, KeyScope, NewJob
 from storage.sql_repository import open_repository
 from tests.command_lines import parse
@@ -126,6 +131,34 @@ def test_two_servers_behind_one_proxy_that_is_asked_for_their_own_figures() -> N
     assert all((ROOT / mount.partition(":")[0]).is_file() for mount in mounts)
 
 
+def test_alerts_are_of_figures_that_there_are(settings: Settings, repository: Repository) -> None:
+    """No Prometheus here: what the rules ask for is held against what a server tells."""
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    assert prometheus["rule_files"] == ["alerts.yml"]
+    assert "./deploy/alerts.yml:/etc/prometheus/alerts.yml:ro" in SERVICES["prometheus"]["volumes"]
+    [group] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"]
+    repository.add_job(NewJob("search", "tiny", {"sparsities": [0.5]}, "somebody"))
+    with TestClient(create_app(settings)) as client:
+        client.get("/healthz")
+        told = client.get("/metrics").text
+    labels = {name: set(re.findall(r"(\w+)=", own)) for name, own in re.findall(r"^(lop_\w+)\{([^}]*)\}", told, re.M)}
+    for rule in group["rules"]:
+        for name in re.findall(r"\blop_\w+", rule["expr"]):
+            assert re.search(rf"^{name}[ {{]", told, re.M), name
+        for name, asked in re.findall(r"\b(lop_\w+)\{(\w+)=", rule["expr"]):
+            assert asked in labels[name]
+        for status in re.findall(r'lop_jobs\{status="(\w+)"', rule["expr"]):
+            assert status in set(JobStatus)
+        for word in ("(", "{", "["):
+            assert rule["expr"].count(word) == rule["expr"].count({"(": ")", "{": "}", "[": "]"}[word])
+    wait, interval = (int(prometheus["global"][x].rstrip("s")) for x in ("scrape_timeout", "scrape_interval"))
+    assert CONNECT_TIMEOUT_SECONDS < wait < interval
+
+
+def test_logs_do_not_grow_for_ever() -> None:
+    assert all(service["logging"]["options"]["max-file"] for service in SERVICES.values())
+
+
 def test_the_image_holds_every_package_and_no_root_process() -> None:
     copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "documentation"}
@@ -160,7 +193,7 @@ def environment(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[dic
     assert given == shared | own
     assert shared == SERVICES["migrate"]["environment"]
     given = dict(shared)
-    assert given.pop("LOP_DATABASE_URL") == "postgresql://lop@db:5432/lop"
+    assert given.pop("LOP_DATABASE_URL") == "postgresql://lop@db:5432/${LOP_DB_NAME:-lop}"
     yield os.environ | dict.fromkeys(given, "any") | {"LOP_DATABASE_URL": postgres_server.url(name)}
     postgres_server.drop_database(name)
 

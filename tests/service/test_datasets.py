@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from pruning.data.conversations import calibration_id, load_conversations
 from service.app import create_app
 from service.datasets import DatasetShelf
 from service.settings import Settings
+from service.uploads import Uploads
 from storage.contract import Repository
 from storage.data_store import open_store
 from tests.pruning.data.test_archives import tarred, zipped
@@ -110,6 +113,18 @@ def test_a_long_archive_is_refused_as_it_comes(client: TestClient, stream: bool)
     large = zipped(("a.json", document(item("a", "1.png"))), ("1.png", picture((60, 60), form="BMP")), method=0)
     assert 10_000 < len(large) < 20_000
     assert client.post("/v1/datasets", content=large, headers=ZIP).status_code == 201
+
+
+def test_so_many_archives_at_once_and_no_more(client: TestClient, tmp_path: Path) -> None:
+    content = archive(write_conversations(tmp_path / "data", 1))
+    uploads = cast(FastAPI, client.app).state.resources.uploads = Uploads(1)
+    with uploads.begun():
+        refused = client.post("/v1/datasets", content=content, headers=ZIP)
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:lop:busy")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
+    for _ in range(2):  # whatever becomes of one, its place is free again
+        assert client.post("/v1/datasets", content=b"no archive", headers=ZIP).status_code == 422
+    assert client.post("/v1/datasets", content=content, headers=ZIP).status_code == 201
 
 
 def test_a_full_disk_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

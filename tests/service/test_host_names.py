@@ -83,6 +83,9 @@ def test_names_that_are_set_are_the_only_ones(
         with TestClient(create_app(settings), headers=headers) as client:
             assert set(statuses(client, ("lop.example.com", "LOP.example.com:443", "proxy", *OWN)).values()) == {200}
             assert set(statuses(client, (*OTHERS, "x.lop.example.com")).values()) == {421}
+            # Probes ask for a pod by its address; the metrics take a key besides, where there are any.
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert set(statuses(client, OTHERS, path).values()) == {200}
 
 
 def test_a_database_that_is_away_opens_nothing(own_names: Settings) -> None:

@@ -67,6 +67,15 @@ def test_pods_may_do_little_and_know_no_secret(name: str) -> None:
     assert asked <= claims
 
 
+@pytest.mark.parametrize("name", PODS)
+def test_no_service_of_the_cluster_becomes_a_setting(name: str) -> None:
+    """Kubernetes gives every pod variables of the Services that are there: of `lop`, LOP_PORT, among others."""
+    services = [manifest["metadata"]["name"] for manifest in MANIFESTS if manifest["kind"] == "Service"]
+    given = {f"{service.upper().replace('-', '_')}_{end}" for service in services for end in ("PORT", "SERVICE_HOST")}
+    assert given & {variable.name for variable in service_variables()}  # else the next line would be of no use
+    assert PODS[name]["spec"]["enableServiceLinks"] is False
+
+
 def test_what_a_worker_writes_is_in_volumes_that_all_workers_share() -> None:
     pod = PODS["worker"]["spec"]
     [container] = pod["containers"]

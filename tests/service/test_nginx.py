@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
@@ -49,16 +50,20 @@ def test_whoever_reaches_the_published_port_is_in_the_list_and_no_public_address
 
 
 class Recorded:
-    """The service, with what came to it of each request."""
+    """The service, with what came to it of each request; it cannot serve `fails`."""
 
     def __init__(self, settings: Settings) -> None:
         self.app = create_app(settings)
         self.seen: list[tuple[str, str, str]] = []
+        self.fails = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             ids = [value.decode() for name, value in scope["headers"] if name == b"x-request-id"]
             self.seen.append((scope["scheme"], scope["client"][0], " ".join(ids)))
+            if scope["path"] == self.fails:
+                await Response("no room", 503)(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
 
@@ -80,7 +85,7 @@ def proxied(recorded: Recorded, tmp_path: Path) -> Iterator[Callable[[str], http
         free.close()
         text = CONFIGURATION
         for ours, here in (
-            (r"server server:8000 resolve ", f"server 127.0.0.1:{upstream} "),
+            (r"server (server:8000 resolve) ([^;]+);", rf"server 127.0.0.1:{upstream} \2; server 127.0.0.1:{upstream} \2;"),
             (r"listen 8000;", f"listen 127.0.0.1:{port};"),
             (r"resolver [^;]+;", ""),
             (r"(geo \$is_from_proxy \{)[^}]*\}", rf"\1 default 0; {PROXY} 1; }}"),
@@ -161,3 +166,34 @@ def test_a_proxy_in_front_is_believed_and_nobody_else(
     assert recorded.seen[-1][:2] == (scheme, client)
     assert cookie.startswith(f"{COOKIE}=")
     assert ("Secure" in cookie) is (scheme == "https")
+
+
+def test_what_one_path_answers_takes_no_server_away(
+    proxied: Callable[[str], httpx.Client], recorded: Recorded
+) -> None:
+    """A 503 is asked of the other server, too; then it is the answer, and all else is served on."""
+    recorded.fails = "/explorer"
+    with proxied(OTHER) as client:
+        for _ in range(3):
+            answer = client.get(recorded.fails)
+            assert (answer.status_code, answer.text) == (503, "no room")
+            assert client.get("/readyz").status_code == 200
+    assert len(recorded.seen) == 3 * 3
+
+
+def test_long_bodies_stay_out_of_the_proxy_and_archives_pass(
+    proxied: Callable[[str], httpx.Client], recorded: Recorded
+) -> None:
+    with proxied(OTHER) as client:
+        seen = len(recorded.seen)
+        long = bytes(20 * 2**20 + 1)
+        assert client.post("/v1/plans", content=long).status_code == 413
+        assert len(recorded.seen) == seen
+        assert client.post("/v1/datasets", content=long).status_code == 401
+    most = Settings.model_fields["max_request_bytes"].metadata
+    assert 20 * 2**20 > max(x.le for x in most if hasattr(x, "le"))
+
+
+def test_connections_to_servers_are_left_before_they_close_them() -> None:
+    [seconds] = re.findall(r"^\s+keepalive_timeout (\d+)s;", CONFIGURATION, re.MULTILINE)
+    assert int(seconds) < uvicorn.Config("app").timeout_keep_alive

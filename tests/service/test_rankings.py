@@ -23,7 +23,7 @@ def test_a_ranking_is_downloaded_by_its_content(client: TestClient, sha256: str)
     assert answer.headers["etag"] == f'"{sha256}"'
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-length"] == str(len(CONTENT))
-    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
     head = client.head(f"/v1/rankings/{sha256}", headers={"X-Request-ID": answer.headers["x-request-id"]})
     assert (head.status_code, head.content) == (200, b"")
     assert dict(head.headers) == dict(answer.headers)

@@ -1,7 +1,8 @@
-"""`lop db backup|restore|check|remove-plans` and `lop model remove`, as they are typed."""
+"""`lop db backup|restore|check|remove-plans|remove-jobs` and `lop model remove`, as they are typed."""
 
 import json
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from lop.cli import app
 from pruning.errors import ConflictError, InputError, NotFoundError, StorageUnavailableError
-from storage.records import PlanRecord
+from storage.records import NewJob, PlanRecord
 from storage.sql_repository import open_repository
 from tests.service.made_up import register_model
 from tests.storage.examples import plan, store_basics
@@ -59,3 +60,20 @@ def test_old_plans(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailableError):
         run("db", "remove-plans", "--older-than", "1d", "--database", f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
+
+
+def test_old_jobs(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    with open_repository(url, create=True) as repository:
+        job, _ = repository.add_job(NewJob("search", "m", {"sparsities": [0.5]}, "somebody"))
+        repository.cancel_job(job.id, stale_after=timedelta(seconds=60))
+    words = ("db", "remove-jobs", "--database", url)
+    assert "0 jobs that ended before" in run(*words, "--older-than", "1h")
+    shown = run(*words, "--older-than", "0h")
+    assert ("1 jobs that ended before" in shown, "(1 cancelled)" in shown) == (True, True)
+    assert "Nothing was removed: that takes --yes" in shown
+    found = json.loads(run(*words, "--older-than", "0h", "--yes", "--json"))
+    assert (found["removed"], found["by_status"]) == (True, {"cancelled": 1})
+    assert "removed 0 jobs" in run(*words, "--older-than", "0h", "--yes")
+    with pytest.raises(StorageUnavailableError):
+        run("db", "remove-jobs", "--older-than", "1d", "--database", f"sqlite:///{tmp_path}/none.db")
