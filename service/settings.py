@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         traces: send a trace of every request and job to the address in OTEL_EXPORTER_OTLP_ENDPOINT; takes the extra
             `otel`.
         max_event_streams: streams of job events that one process keeps open; one more is answered 503. Every stream
-            asks the database twice a second.
+            asks the database some four times a second.
         max_dataset_bytes: a longer archive is answered 413.
     """
 
