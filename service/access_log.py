@@ -41,6 +41,14 @@ class AccessLog:
         notes = _Notes()
         request_id = begin_request(scope)
 
+        has_left = False
+
+        async def heard() -> Message:
+            nonlocal has_left
+            message = await receive()
+            has_left = has_left or message["type"] == "http.disconnect"
+            return message
+
         async def counted(message: Message) -> None:
             nonlocal status, size, is_answered
             if message["type"] == "http.response.start":
@@ -52,8 +60,8 @@ class AccessLog:
 
         with self.metrics.in_flight():
             try:
-                await self.app({**scope, _NOTES: notes}, receive, counted)
-                if not is_answered:
+                await self.app({**scope, _NOTES: notes}, heard, counted)
+                if has_left and not is_answered:
                     status = CLIENT_LEFT
             finally:
                 seconds = time.perf_counter() - started

@@ -17,6 +17,7 @@ _DESCRIPTIONS = {
     406: "The request accepts no form that the plan has: `remedy` says what to ask for.",
     409: "The stored data contradicts the request, or the state of a job does.",
     429: "The key's limit of requests is reached: see Retry-After.",
+    408: "The request body does not go on.",
     413: "The request body is too large.",
     415: "The request body is not declared as JSON, or is compressed.",
     421: "The request is for a host by whose name the server is not asked: see LOP_ALLOWED_HOSTS.",

@@ -14,8 +14,8 @@ class RememberedCheck:
     """A check whose outcome is good for `REMEMBERED_SECONDS`. Thread-safe.
 
     Args:
-        check: raises LopError or OSError for what is wrong. One at a time runs; who asks meanwhile gets what was found before, so
-            that a disk that does not answer holds one thread and no more.
+        check: raises LopError or OSError for what is wrong. One at a time runs; who asks meanwhile gets what was found
+            before, so that a disk that does not answer holds one thread and no more.
     """
 
     def __init__(self, check: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -52,8 +52,9 @@ class WorkerOptions:
         stale_seconds: without a sign of life before another worker takes a job over; several heartbeats.
         max_attempts: workers that a job may lose before it is parked.
         kinds: of jobs that it takes; None: all.
-        store_pauses: seconds before a job whose data store cannot be used is tried again, one for each time; after the
-            last one it fails. The queue behind it waits that long, since other jobs need the same store.
+        store_pauses: seconds before a job whose data store cannot be used is tried again, one for each time. After the
+            last one it fails if the store itself can be used by then; else it waits on, the last pause each time, and
+            so does the queue, whose jobs need the same store. With `once` nothing is waited for.
         once: run what is queued and return, instead of waiting for more.
     """
 
@@ -66,6 +67,8 @@ class WorkerOptions:
     once: bool = False
 
     def __post_init__(self) -> None:
+        if not self.store_pauses or not all(0 < pause < float("inf") for pause in self.store_pauses):
+            raise InputError("a worker pauses for positive numbers of seconds", values=f"{self.store_pauses}")
         if not 0 < self.poll_seconds < float("inf") or not 0 < self.heartbeat_seconds < float("inf"):
             raise InputError(
                 "a worker waits for a positive number of seconds",
@@ -95,8 +98,10 @@ class Worker:
         options: WorkerOptions | None = None,
         name: str | None = None,
         tracing: Tracing = NOTHING_TRACED,
+        check_store: Callable[[], None] | None = None,
     ) -> None:
         self.name = name or worker_name()
+        self._check_store = check_store
         self._repository = repository
         self._handler = handler
         self._options = options or WorkerOptions()
@@ -167,6 +172,8 @@ class Worker:
                 result = self._handle(job, reporter)
                 json.dumps(result, allow_nan=False)
             except DataStoreUnavailableError as error:
+                if self._options.once:
+                    raise
                 # The database is well. Given back to the queue, the job would be the next one again, for ever.
                 failure = str(error)
                 _logger.warning("job %s failed: %s", job.id, failure)
@@ -197,18 +204,30 @@ class Worker:
         return kept
 
     def _handle(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
-        """The handler's result; a data store that cannot be used is waited for, as `store_pauses` say."""
+        """The handler's result; a data store that cannot be used is waited for, as `store_pauses` says."""
         self._handling = True
+        pauses = list(self._options.store_pauses)
         try:
-            for pause in self._options.store_pauses:
+            while True:
                 try:
                     return self._handle_once(job, reporter)
                 except DataStoreUnavailableError as error:
+                    if self._options.once or (len(pauses) <= 1 and self._store_works()):
+                        raise
+                    pause = pauses.pop(0) if len(pauses) > 1 else pauses[0]
                     _logger.warning("trying again in %g s: %s", pause, error)
                     self._wait(pause, reporter)
-            return self._handle_once(job, reporter)
         finally:
             self._handling = False
+
+    def _store_works(self) -> bool:
+        """Whether it is this job alone that the data store fails."""
+        try:
+            if self._check_store is not None:
+                self._check_store()
+        except StorageUnavailableError:
+            return False
+        return True
 
     def _handle_once(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
         # A signal between the claim and this line found nothing to interrupt.
@@ -276,6 +295,11 @@ def run_worker(
     options: WorkerOptions | None = None,
     name: str | None = None,
     tracing: Tracing = NOTHING_TRACED,
+    check_store: Callable[[], None] | None = None,
 ) -> int:
-    """Run one worker until it is told to stop; returns how many jobs it ended. Raises as `Worker.run`."""
-    return Worker(repository, handler, options=options, name=name, tracing=tracing).run()
+    """Run one worker until it is told to stop; returns how many jobs it ended. Raises as `Worker.run`.
+
+    `check_store` raises DataStoreUnavailableError if the data store cannot be used at all.
+    """
+    worker = Worker(repository, handler, options=options, name=name, tracing=tracing, check_store=check_store)
+    return worker.run()

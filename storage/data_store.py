@@ -99,16 +99,22 @@ class FolderStore:
 
     def fetch(self, sha256: str, target: Path) -> None:
         with _store_errors(str(self._root)):
-            try:
-                shutil.copyfile(self._path(sha256), target)
-            except FileNotFoundError as error:
-                raise _absent(sha256) from error
-            _check(target, sha256)
+            for is_last in (False, True):
+                try:
+                    content = self._path(sha256).open("rb")
+                except FileNotFoundError as error:
+                    if not self._root.is_dir():
+                        raise  # nothing is lost: the folder itself is not there, such as a share before it is mounted
+                    raise _absent(sha256) from error
+                with content, target.open("wb") as out:
+                    shutil.copyfileobj(content, out, 2**20)
+                if _is_whole(target, sha256, is_last=is_last):
+                    return
 
     def check(self) -> None:
         with _store_errors(str(self._root)):
             root = self._root.absolute()
-            there = next(place for place in (root, *root.parents) if place.exists())
+            there = _nearest(root)
             if not there.is_dir():
                 raise NotADirectoryError(f"{there} is no folder")
             if not os.access(there, os.W_OK | os.X_OK):
@@ -140,11 +146,13 @@ class RemoteStore:
 
     def fetch(self, sha256: str, target: Path) -> None:
         with _store_errors(self._root, Exception):
-            try:
-                self._system.get_file(self._path(sha256), str(target))
-            except FileNotFoundError as error:
-                raise _absent(sha256) from error
-            _check(target, sha256)
+            for is_last in (False, True):
+                try:
+                    self._system.get_file(self._path(sha256), str(target))
+                except FileNotFoundError as error:
+                    raise _absent(sha256) from error
+                if _is_whole(target, sha256, is_last=is_last):
+                    return
 
     def check(self) -> None:
         with _store_errors(self._root, Exception):
@@ -177,14 +185,32 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path, sha256: str) -> None:
-    if (found := _digest(path)) != sha256:
-        path.unlink()
+def _is_whole(path: Path, sha256: str, *, is_last: bool) -> bool:
+    """Whether what was fetched to `path` is what was stored; if not, it goes. Raises DatasetError where it `is_last`.
+
+    The first time it may be that the transfer was cut.
+    """
+    if (found := _digest(path)) == sha256:
+        return True
+    path.unlink()
+    if is_last:
         raise DatasetError(
             "what is stored under a sha256 must have it",
-            values=f"{sha256[:12]} has {found[:12]}",
-            remedy="The data store is damaged: remove that file, and hand the data set in again",
+            values=f"{sha256[:12]} has {found[:12]}, twice",
+            remedy="The data store is damaged: compare that file with a copy of it, or hand the data set in again",
         )
+    return False
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that there is. What cannot be looked at raises, as it is."""
+    for place in (folder, *folder.parents):
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return place
+    raise FileNotFoundError(str(folder))
 
 
 def _absent(sha256: str) -> NotFoundError:

@@ -37,9 +37,9 @@ def quantise(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write the projections of decoder layers in 4 or 8 bits, in the format of compressed-tensors, as transformers reads
-    them. vLLM takes dense models, and of cut ones some language models in 4 bits (docs/vllm.md).
+    """Write the projections of decoder layers in 4 or 8 bits, as transformers reads them (compressed-tensors).
 
+    vLLM takes dense models, and of cut ones some language models in 4 bits (docs/vllm.md).
     What was cut is loaded by `lop.load_pruned` again. Of its projections those stay as they are whose inputs come in no
     whole groups, not even of 32; plan with `--round-to 32`, and there are none. Weights that `lop sparsify` zeroed stay
     zero.

@@ -61,7 +61,7 @@ def worker(
 
     Start as many as you like, on any machine that has the database, the data store and the models. Killed in the middle
     of a job, another one goes on with it; a job that three workers were lost with is parked (`lop job retry`). A
-    PostgreSQL server that is away is waited for, except with `--once`.
+    PostgreSQL server or a data store that is away is waited for, except with `--once`.
     """
     from lop.workflows.jobs import JobRunner
     from service.jobs.settings import KINDS
@@ -84,9 +84,8 @@ def worker(
     repository = open_database(database) if once else wait_for_database(database, lambda: open_database(database))
     if repository is None:
         return
-    runner = JobRunner(
-        repository, open_store(store), roots=settings.model_folders, outputs=outputs, cache=cache, engine=options
-    )
+    data = open_store(store)
+    runner = JobRunner(repository, data, roots=settings.model_folders, outputs=outputs, cache=cache, engine=options)
 
     waiting = WorkerOptions(
         poll_seconds=poll_seconds,
@@ -97,6 +96,6 @@ def worker(
     )
     tracing = start_tracing(settings, "lop-worker")
     try:
-        run_worker(repository, runner, options=waiting, tracing=tracing)
+        run_worker(repository, runner, options=waiting, tracing=tracing, check_store=data.check)
     finally:
         tracing.close()

@@ -235,7 +235,8 @@ class RecoverJob(CuttingJob):
     )
     validation: _Dataset | None = Field(default=None, description="Only reports: the figures to expect.")
     recipe: Recipe = Field(
-        default=Recipe(), description="How it is trained. What is left open: mode lora, losses sft and kd-hidden, a learning rate by mode and width, one epoch but 100 steps at least."
+        default=Recipe(),
+        description="How it is trained; what it leaves open is as `lop recover` has it, LoRA for one.",
     )
 
 

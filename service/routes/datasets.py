@@ -1,5 +1,6 @@
 """Data sets: conversations with their pictures, handed in as an archive and named by their content."""
 
+import asyncio
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from pruning.errors import BusyError, StorageUnavailableError
 from pruning.reasons import reason_of
+from service.access_log import CLIENT_LEFT
 from service.dependencies import DEFAULT_LIMIT, DatasetsDep, Limit, Offset, ResourcesDep, WhoAsksDep
 from service.names import NAME_PATTERN
 from service.openapi import problems
@@ -23,6 +25,9 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 ARCHIVE_TYPES = ("application/zip", "application/x-tar", "application/gzip", "application/octet-stream")
 """What an archive may be declared as; what it is, its content says."""
+
+LONGEST_PAUSE_SECONDS = 60.0
+"""Between two pieces of an upload."""
 
 DatasetId = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" * 4])]
 _Name = Annotated[str, Query(min_length=1, max_length=200, pattern=NAME_PATTERN, description="What people call it.")]
@@ -42,7 +47,7 @@ _ARCHIVE: dict[str, Any] = {
     response_model=DatasetResponse,
     responses={
         201: {"description": "The data set; that of equal content, if there was one.", "headers": _LOCATION},
-        **problems(413, 415, 422, 503),
+        **problems(408, 413, 415, 422, 503),
     },
     openapi_extra=_ARCHIVE,
 )
@@ -51,7 +56,8 @@ async def add_dataset(
 ) -> Response:
     """A zip or tar file (plain, or by gzip, bzip2 or xz) with one LLaVA-format JSON and the pictures that it names,
     relative to it. Every picture is opened; links, names that leave the archive's folder, and more than the server's
-    limits are refused. Each process takes in four at once; one more is answered 503 with `Retry-After`.
+    limits are refused. Each process takes in four at once; one more is answered 503 with `Retry-After`,
+    and one of which nothing comes for a minute 408.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared not in ARCHIVE_TYPES or request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -70,9 +76,18 @@ async def add_dataset(
                 record = await run_in_threadpool(shelf.add_archive, archive, name=name, added_by=asker.name)
     except BusyError as error:
         problem = problem_of(error, request.scope["path"])
-        return problem_response(problem, {**headers_of(error), "Connection": "close"})  # the body is not read
+        # Uploads take minutes. What is left of the body is not read.
+        return problem_response(problem, {**headers_of(error), "Retry-After": "30", "Connection": "close"})
+    except TimeoutError:
+        problem = plain_problem(
+            status.HTTP_408_REQUEST_TIMEOUT,
+            request.scope["path"],
+            rule=f"an upload goes on within {LONGEST_PAUSE_SECONDS:g} seconds",
+            remedy="Send it again",
+        )
+        return problem_response(problem, {"Connection": "close"})
     except ClientDisconnect:
-        return Response(status_code=status.HTTP_400_BAD_REQUEST)  # which nobody hears
+        return Response(status_code=CLIENT_LEFT)  # which nobody hears
     except OSError as error:
         raise StorageUnavailableError(
             "the server needs room for an archive and what is in it",
@@ -87,12 +102,18 @@ async def add_dataset(
 async def _received(request: Request, archive: FilePath, most: int) -> bool:
     """Whether the body, which is written to `archive`, has at most `most` bytes."""
     size = 0
+    stream = request.stream()
     with archive.open("xb") as file:
-        async for piece in request.stream():
+        while True:
+            # A connection that says nothing any more, of a laptop that sleeps, must not keep its place for ever.
+            async with asyncio.timeout(LONGEST_PAUSE_SECONDS):
+                piece = await anext(stream, None)
+            if piece is None:
+                break
             size += len(piece)
             if size > most:
                 return False
-            await run_in_threadpool(file.write, piece)  # a disk that does not answer must not hold the event loop
+            await run_in_threadpool(file.write, piece)  # a slow disk must not hold the event loop
     return True
 
 

@@ -1,9 +1,10 @@
 """Data sets over HTTP: archives in, records out."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
@@ -115,13 +116,42 @@ def test_a_long_archive_is_refused_as_it_comes(client: TestClient, stream: bool)
     assert client.post("/v1/datasets", content=large, headers=ZIP).status_code == 201
 
 
+def test_an_upload_that_stands_still_gives_its_place_back(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Asked as the server would: the client announces more than it sends, and stays."""
+    monkeypatch.setattr("service.routes.datasets.LONGEST_PAUSE_SECONDS", 0.05)
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/datasets", "raw_path": b"/v1/datasets", "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/zip"), (b"content-length", b"20")],
+        "client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", 8000),
+        "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    pieces = [{"type": "http.request", "body": b"PK", "more_body": True}]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await asyncio.sleep(3600)
+        return pieces.pop()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    uploads = cast(FastAPI, client.app).state.resources.uploads = Uploads(1)
+    asyncio.run(cast(FastAPI, client.app)(scope, receive, send))
+    assert sent[0]["status"] == 408
+    with uploads.begun():
+        pass  # there is room again
+
+
 def test_so_many_archives_at_once_and_no_more(client: TestClient, tmp_path: Path) -> None:
     content = archive(write_conversations(tmp_path / "data", 1))
     uploads = cast(FastAPI, client.app).state.resources.uploads = Uploads(1)
     with uploads.begun():
         refused = client.post("/v1/datasets", content=content, headers=ZIP)
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:lop:busy")
-        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("30", "close")
     for _ in range(2):  # whatever becomes of one, its place is free again
         assert client.post("/v1/datasets", content=b"no archive", headers=ZIP).status_code == 422
     assert client.post("/v1/datasets", content=content, headers=ZIP).status_code == 201

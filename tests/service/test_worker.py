@@ -312,7 +312,16 @@ def test_a_job_in_hand_is_given_back_when_the_database_returns(repository: Repos
     assert repository.get_job(queued.id).attempts == 1
 
 
-def test_a_data_store_that_stays_away_fails_the_job_and_the_next_one_runs(repository: Repository) -> None:
+def until(repository: Repository, worker: Worker, jobs: list[JobRecord]) -> None:
+    """Run the worker until these have ended."""
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_until(lambda: all(status_of(repository, one).is_final for one in jobs))
+    worker.stop()
+    thread.join()
+
+
+def test_a_job_that_the_data_store_alone_fails_ends_and_the_next_one_runs(repository: Repository) -> None:
     stuck, behind = queue(repository, 1), queue(repository, 2)
     tries = 0
 
@@ -323,12 +332,47 @@ def test_a_data_store_that_stays_away_fails_the_job_and_the_next_one_runs(reposi
             raise DataStoreUnavailableError("the data store must be readable", values="/gone")
         return {}
 
-    assert run_worker(repository, handler, options=replace(ONCE, store_pauses=(0.01, 0.02))) == 2
+    until(
+        repository, Worker(repository, handler, options=replace(FOR_EVER, store_pauses=(0.01, 0.02))), [stuck, behind]
+    )
     failed = repository.get_job(stuck.id)
-    assert (tries, failed.status, failed.error) == (3, JobStatus.FAILED, "the data store must be readable (got /gone)")
+    assert (tries, failed.status, failed.error) == (2, JobStatus.FAILED, "the data store must be readable (got /gone)")
     told = [event.document for event in repository.list_job_events(stuck.id) if event.kind is JobEventKind.LOG]
-    assert sum("trying again in" in line["line"] for line in told) == 2
+    assert sum("trying again in" in line["line"] for line in told) == 1
     assert status_of(repository, behind) == JobStatus.DONE
+
+
+def test_a_data_store_that_is_away_is_waited_for_however_long(repository: Repository) -> None:
+    """And no job fails for it."""
+    jobs = [queue(repository, number) for number in range(3)]
+    tries = 0
+
+    def away() -> None:
+        if tries < 9:  # more often than there are pauses
+            raise DataStoreUnavailableError("the data store must be readable")
+
+    def handler(claimed: JobRecord, _: JobReporter) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        away()
+        return {}
+
+    options = replace(FOR_EVER, store_pauses=(0.01, 0.01))
+    until(repository, Worker(repository, handler, options=options, check_store=away), jobs)
+    assert [(repository.get_job(one.id).status, repository.get_job(one.id).attempts) for one in jobs] == [
+        (JobStatus.DONE, 1)
+    ] * 3
+
+
+def test_once_waits_for_no_data_store(repository: Repository) -> None:
+    queued = queue(repository)
+
+    def handler(claimed: JobRecord, _: JobReporter) -> dict[str, Any]:
+        raise DataStoreUnavailableError("the data store must be readable")
+
+    with pytest.raises(DataStoreUnavailableError):
+        run_worker(repository, handler, options=ONCE)
+    assert status_of(repository, queued) == JobStatus.RUNNING  # until it goes stale
 
 
 def test_a_data_store_that_comes_back_is_waited_for(repository: Repository) -> None:
@@ -342,7 +386,7 @@ def test_a_data_store_that_comes_back_is_waited_for(repository: Repository) -> N
             raise DataStoreUnavailableError("the data store must be readable")
         return {}
 
-    assert run_worker(repository, handler, options=replace(ONCE, store_pauses=(0.01, 0.01))) == 1
+    until(repository, Worker(repository, handler, options=replace(FOR_EVER, store_pauses=(0.01, 0.01, 0.01))), [queued])
     done = repository.get_job(queued.id)
     assert (done.status, done.attempts) == (JobStatus.DONE, 1)
 
@@ -356,7 +400,7 @@ def test_who_waits_for_the_data_store_hears(repository: Repository, how: str) ->
         waits.set()
         raise DataStoreUnavailableError("the data store must be readable")
 
-    worker = Worker(repository, handler, options=replace(FOR_EVER, store_pauses=(3600,)))
+    worker = Worker(repository, handler, options=replace(FOR_EVER, store_pauses=(3600, 3600)))
     thread = threading.Thread(target=worker.run)
     thread.start()
     waits.wait()

@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pytest
@@ -70,7 +71,8 @@ def test_what_is_put_can_be_fetched(store: DataStore, source: Path, tmp_path: Pa
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
-def test_what_is_not_there(store: DataStore, tmp_path: Path) -> None:
+def test_what_is_not_there(store: DataStore, source: Path, tmp_path: Path) -> None:
+    store.put(source)  # so that a folder is there itself
     with pytest.raises(NotFoundError, match="LOP_DATA_STORE"):
         store.fetch("0" * 64, tmp_path / "copy")
     for name in ("", "../x", "A" * 64, "0" * 63):
@@ -85,6 +87,35 @@ def test_a_damaged_file_is_told(tmp_path: Path, source: Path) -> None:
     with pytest.raises(DatasetError, match="must have it"):
         store.fetch(SHA256, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_transfer_that_was_cut_is_done_again(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, copied = FolderStore(tmp_path / "store"), shutil.copyfileobj
+    store.put(source)
+    calls = 0
+
+    def cut(content: IO[bytes], out: IO[bytes], length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            out.write(content.read(100))
+        else:
+            copied(content, out, length)
+
+    monkeypatch.setattr("storage.data_store.shutil.copyfileobj", cut)
+    store.fetch(SHA256, tmp_path / "copy")
+    assert ((tmp_path / "copy").read_bytes(), calls) == (CONTENT, 2)
+
+
+def test_a_folder_that_is_not_mounted_has_lost_nothing(tmp_path: Path, source: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.put(source)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
+        store.fetch(SHA256, tmp_path / "copy")
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    with pytest.raises(DataStoreUnavailableError, match="No such file"):  # of the target's folder
+        store.fetch(SHA256, tmp_path / "none" / "copy")
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,15 +138,13 @@ def test_what_can_be_written_to_is_checked(store: DataStore) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
-def test_a_folder_that_cannot_even_be_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_folder_that_cannot_even_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """A file server that is gone: `Path.exists` raises for most numbers."""
 
     def gone(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pathlib.os.stat", gone)
+    monkeypatch.setattr("pathlib.Path.stat", gone)
     with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
         FolderStore(tmp_path / "store").check()
 
