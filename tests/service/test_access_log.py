@@ -33,7 +33,10 @@ def test_a_client_that_leaves_is_no_fault_of_the_server(
         "headers": [(b"host", b"localhost"), (b"content-length", b"20")], "client": ("127.0.0.1", 1), "scheme": "http",
         "http_version": "1.1", "server": ("127.0.0.1", 8000), "asgi": {"version": "3.0"},
     }  # fmt: skip
-    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
