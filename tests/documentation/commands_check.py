@@ -84,14 +84,23 @@ def _docker(words: list[str]) -> None:
         name = f"{image['newName']}:{image['newTag']}"
         assert words in (["build", "--tag", name, "."], ["push", name]), f"the manifests name {name}"
         return
+    if words[0] == "tag":
+        compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+        assert words[1] == compose["services"]["server"]["image"], f"docker-compose.yml has no image {words[1]}"
+        return
     assert words[0] == "compose"
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     if words[1] == "run":
         assert words[2] == "--rm"
         assert words[3] in services, f"docker-compose.yml has no {words[3]}"
         check_command(Command({}, words[4:]))
+    elif words[1] in ("exec", "stop", "cp"):
+        named = words[2].partition(":")[0]
+        assert named in services, f"docker-compose.yml has no {named}"
+        if words[1] == "exec" and words[3] == "lop":
+            check_command(Command({}, words[3:]))
     else:
-        assert words[1:] in (["up"], ["build"])
+        assert words[1:] in (["up"], ["up", "--detach"], ["build"])
 
 
 def _kubectl(words: list[str]) -> None:
@@ -99,7 +108,7 @@ def _kubectl(words: list[str]) -> None:
     words, inner = split_inner(words)
     if words[:2] == ["-n", "lop"]:
         words = words[2:]
-    assert words[0] in ("apply", "create", "exec", "port-forward", "rollout", "wait"), f"kubectl {words[0]}"
+    assert words[0] in ("apply", "create", "delete", "exec", "port-forward", "rollout", "scale", "wait"), f"kubectl {words[0]}"
     assert (words[0] == "exec") is bool(inner), "a command for a pod stands after --"
     if inner:
         check_command(Command({}, inner))

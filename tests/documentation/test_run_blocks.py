@@ -85,6 +85,7 @@ def page(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     places = {
         CHECKPOINT: str(made / "model"),
         "/models": str(made),
+        "/home/lop/output": str(tmp_path),
         "postgresql://lop@db/new": f"sqlite:///{tmp_path / 'new.db'}",
         ", evaluations=200)": ")",
         "sparsities=[0.3, 0.5])": QUICK,
