@@ -85,6 +85,25 @@ def test_a_search_is_handed_in_run_and_waited_for(
     assert [job["id"] for job in client.jobs(kind="search", status="done")] == [again.id, handle.id]
 
 
+def test_a_damaged_data_set_ends_its_job_and_not_the_queue(
+    client: lop.Client, data: Path, work: Callable[[], int], tmp_path: Path
+) -> None:
+    damaged = client.search(model="tiny", data=data, sparsities=[0.3], train=False, **QUICK)
+    sha256 = damaged.document["settings"]["dataset"]
+    stored = tmp_path / "store" / sha256[:2] / sha256
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1])
+    behind = client.submit({"kind": "train", "model": "tiny"})
+    assert work() == 2
+    with pytest.raises(JobError, match="must have it"):
+        damaged.wait()
+    assert client.job(behind.id).document["status"] == "failed"  # it has no samples: what counts is that it ran
+    stored.write_bytes(content)
+    damaged.retry()
+    assert work() == 1
+    assert damaged.wait()["targets"]
+
+
 def test_a_search_of_densities_is_cancelled_while_inputs_are_measured(
     client: lop.Client, data: Path, work: Callable[[], int], repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
