@@ -108,7 +108,9 @@ def _kubectl(words: list[str]) -> None:
     words, inner = split_inner(words)
     if words[:2] == ["-n", "lop"]:
         words = words[2:]
-    assert words[0] in ("apply", "create", "delete", "exec", "port-forward", "rollout", "scale", "wait"), f"kubectl {words[0]}"
+    assert words[0] in ("apply", "create", "delete", "exec", "port-forward", "rollout", "scale", "wait"), (
+        f"kubectl {words[0]}"
+    )
     assert (words[0] == "exec") is bool(inner), "a command for a pod stands after --"
     if inner:
         check_command(Command({}, inner))
