@@ -48,6 +48,13 @@ class RecoveryOptions:
             "--loss", help="A weighted sum of sft, kd-logits, kd-hidden: sft+0.5*kd-logits. Default: sft+kd-hidden."
         ),
     ] = None
+    temperature: Annotated[
+        float | None,
+        _option(
+            "--temperature",
+            help="By which kd-logits softens both models: 1 compares their probabilities as they are. Default: 2.",
+        ),
+    ] = None
     hidden_layer: Annotated[
         list[int] | None,
         _option(
@@ -102,6 +109,7 @@ class RecoveryOptions:
         given: dict[str, Any] = {
             "mode": self.mode,
             "losses": None if self.loss is None else parse_losses(self.loss),
+            "temperature": self.temperature,
             "hidden_layers": tuple(self.hidden_layer or ()) or None,
             "epochs": self.epochs,
             "steps": self.steps,

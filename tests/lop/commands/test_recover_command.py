@@ -38,6 +38,7 @@ def test_options_that_break_a_rule(
         (("--loss", "mse"), "a loss is a sum of sft"),
         (("--mode", "adapter"), "a recipe's mode must be valid"),
         (("--fraction", "0"), "a recipe's fraction must be valid"),
+        (("--loss", "kd-logits", "--temperature", "0"), "a recipe's temperature must be valid"),
         (("--mode", "full", "--validation", cut.data), "must be different conversations"),
     ):
         assert lop_recover(monkeypatch, cut, tmp_path / "out", *options) == 2
@@ -65,7 +66,9 @@ def test_the_dense_models_own_answers(
     found = json.loads(answered.read_text())
     assert [item.get("kinds", item.get("category")) for item in found][:2] == ["even", ["odd"]]
     capsys.readouterr()
-    assert typed(monkeypatch, *words, "--data", answered, "--json") == 0
+    own = ("--loss", "kd-logits", "--temperature", "1")
+    assert typed(monkeypatch, *words, "--data", answered, *own, "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    assert (report["recipe"]["losses"], report["recipe"]["temperature"]) == ({"kd-logits": 1.0}, 1.0)
     assert report["data"]["conversations"] + report["data"]["selection_conversations"] == len(found)
     assert report["selection"]["by_kind"].keys() <= {"odd", "even"}
