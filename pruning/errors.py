@@ -25,6 +25,7 @@
     '- StorageError
        |- SchemaRevisionError          the database is older or newer than the code
        '- StorageUnavailableError      the database or the data store does not answer, or has no room
+          '- DataStoreUnavailableError   the data store (storage/data_store.py)
 
 A message has three parts: the rule that was broken, the values that broke it, and the remedy.
 """

@@ -15,6 +15,10 @@ from storage.records import DatasetRecord
 
 LIMITS = ArchiveLimits()
 
+MOST_UPLOADS = 4
+"""That one server process takes in at once. With `LOP_MAX_DATASET_BYTES` and `LIMITS` this bounds the disk that its
+temporary folder needs; a machine is seldom sent data sets by more people at once."""
+
 
 class DatasetShelf:
     """The data sets of a database and their content in a data store. Thread-safe."""

@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Callable
 from threading import Lock
 
-from service.datasets import DatasetShelf
+from service.datasets import MOST_UPLOADS, DatasetShelf
 from service.event_streams import EventStreams
 from service.metrics import ServiceMetrics
 from service.page.quality_curve import CurveDrawer
+from service.places import Places
 from service.planner import Planner
 from service.predictor_cache import PredictorCache
 from service.readiness import RememberedCheck
 from service.settings import Settings
 from service.tracing import NOTHING_TRACED, Tracing
-from service.uploads import Uploads
 from storage.contract import Repository
 from storage.data_store import DataStore, open_store
 from storage.sql_repository import SqlRepository, open_repository
@@ -34,7 +34,12 @@ class Resources:
         self._store: DataStore | None = None
         self.unpacking = asyncio.Semaphore(2)
         """Archives that are unpacked at once: each takes a core, and disk for what it holds."""
-        self.uploads = Uploads()
+        self.uploads = Places(
+            MOST_UPLOADS,
+            rule="a server takes in so many data sets at once and no more",
+            remedy="Send it again after the seconds that Retry-After says",
+        )
+        """What is done with an upload included."""
         self._lock = Lock()
         self.metrics = ServiceMetrics(lambda: self.repository)
         self.database_writes = RememberedCheck(lambda: self.repository.check_writable())

@@ -1,4 +1,4 @@
-"""`lop db`: the database's schema, copies of it, whether it is whole, and plans that nobody needs any more."""
+"""`lop db`: the database's schema, copies of it, whether it is whole, old plans and old jobs."""
 
 from datetime import UTC, datetime
 from pathlib import Path

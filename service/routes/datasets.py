@@ -67,7 +67,7 @@ async def add_dataset(
     if length.isdigit() and int(length) > most:
         return too_long(request.scope["path"], most, f"{int(length)} bytes", "LOP_MAX_DATASET_BYTES")
     try:
-        with resources.uploads.begun(), TemporaryDirectory(prefix="lop-upload-") as folder:
+        with resources.uploads.taken(), TemporaryDirectory(prefix="lop-upload-") as folder:
             archive = FilePath(folder) / "archive"
             if not await _received(request, archive, most):
                 return too_long(request.scope["path"], most, "a longer stream", "LOP_MAX_DATASET_BYTES")

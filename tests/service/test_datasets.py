@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from pruning.data.conversations import calibration_id, load_conversations
 from service.app import create_app
 from service.datasets import DatasetShelf
+from service.places import Places
 from service.settings import Settings
-from service.uploads import Uploads
 from storage.contract import Repository
 from storage.data_store import open_store
 from tests.pruning.data.test_archives import tarred, zipped
@@ -138,17 +138,17 @@ def test_an_upload_that_stands_still_gives_its_place_back(
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    uploads = cast(FastAPI, client.app).state.resources.uploads = Uploads(1)
+    uploads = cast(FastAPI, client.app).state.resources.uploads = Places(1, rule="so many", remedy="later")
     asyncio.run(cast(FastAPI, client.app)(scope, receive, send))
     assert sent[0]["status"] == 408
-    with uploads.begun():
+    with uploads.taken():
         pass  # there is room again
 
 
 def test_so_many_archives_at_once_and_no_more(client: TestClient, tmp_path: Path) -> None:
     content = archive(write_conversations(tmp_path / "data", 1))
-    uploads = cast(FastAPI, client.app).state.resources.uploads = Uploads(1)
-    with uploads.begun():
+    uploads = cast(FastAPI, client.app).state.resources.uploads = Places(1, rule="so many", remedy="later")
+    with uploads.taken():
         refused = client.post("/v1/datasets", content=content, headers=ZIP)
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:lop:busy")
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("30", "close")
