@@ -4,6 +4,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from pruning.data.conversations import Conversation
@@ -20,18 +21,20 @@ MOST_HELD_OUT: Final = 512
 
 
 def held_out(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
-    """What is trained on, and an eighth (of few conversations: a quarter) to decide by; no picture is in both.
+    """What is trained on, and an eighth (of few conversations: a quarter) to decide by; no subject is in both.
 
-    Of an eighth that is more than `MOST_HELD_OUT`, the pictures that fit into so many, or the one with the fewest
-    conversations. The rest is trained on.
+    A subject is a picture or, of text alone, the questions, to which there may be several answers. Of an eighth that is
+    more than `MOST_HELD_OUT`, the subjects that fit into so many, or the one with the fewest conversations. The rest is
+    trained on.
 
     Raises DatasetError if there are too few.
     """
-    numbers = fold_numbers(conversations)
+    numbers = _fold_numbers(conversations)
     if numbers is None:
+        subjects = f"about {len(_by_subject(conversations))} different pictures or texts"
         raise DatasetError(
             f"a selection part is kept back from {MIN_FOLDS * MIN_FOLD_SIZE} conversations or more",
-            values=f"{len(conversations)} conversations about {len({x.image for x in conversations})} pictures",
+            values=f"{len(conversations)} conversations {subjects}",
             remedy="Give conversations to decide by: --selection FILE",
         )
     deciding = _bounded(conversations, [index for index, fold in enumerate(numbers) if fold == 0])
@@ -41,11 +44,41 @@ def held_out(conversations: Sequence[Conversation]) -> tuple[list[Conversation],
     return parts
 
 
+def _by_subject(conversations: Sequence[Conversation]) -> list[list[int]]:
+    """The indices of the conversations about each picture and, of text alone, of those that ask the same."""
+    subjects: dict[object, list[int]] = {}
+    for picture, members in by_picture(conversations).items():
+        first = conversations[members[0]]
+        subject = tuple(turn.question for turn in first.turns) if first.image is None else picture
+        subjects.setdefault(subject, []).extend(members)
+    return list(subjects.values())
+
+
+def _fold_numbers(conversations: Sequence[Conversation]) -> list[int] | None:
+    """As `fold_numbers`, and all answers to the same text are in one fold."""
+    groups: list[list[int]] = []
+    for members in _by_subject(conversations):
+        has_picture = conversations[members[0]].image is not None
+        groups += [[index] for index in members] if has_picture else [members]
+    one_each = [
+        replace(conversations[group[0]], turns=tuple(turn for index in group for turn in conversations[index].turns))
+        for group in groups
+    ]
+    folds = fold_numbers(one_each)
+    if folds is None:
+        return None
+    numbers = [0] * len(conversations)
+    for group, fold in zip(groups, folds, strict=True):
+        for index in group:
+            numbers[index] = fold
+    return numbers
+
+
 def _bounded(conversations: Sequence[Conversation], indices: Sequence[int]) -> set[int]:
-    """`indices`, or those of them that are kept back where they are too many: of pictures from all over the file."""
+    """`indices`, or those of them that are kept back where they are too many: of subjects from all over the file."""
     if len(indices) <= MOST_HELD_OUT:
         return set(indices)
-    groups = list(by_picture([conversations[index] for index in indices]).values())
+    groups = _by_subject([conversations[index] for index in indices])
     random.Random(0).shuffle(groups)
     chosen: set[int] = set()
     for group in groups:

@@ -108,7 +108,7 @@ def test_percent_of_dense_is_paired() -> None:
 
 
 def conversations(count: int) -> list[Conversation]:
-    return [Conversation(str(i), None, (Turn("?", "x" * (i + 1)),)) for i in range(count)]
+    return [Conversation(str(i), None, (Turn(f"{i}?", "x" * (i + 1)),)) for i in range(count)]
 
 
 def test_a_fraction_keeps_the_shares_of_its_strata() -> None:
@@ -149,6 +149,21 @@ def test_no_picture_is_in_both_where_the_part_is_bounded(tmp_path: Path, monkeyp
     trained, deciding = held_out(data)
     assert (len(trained), len(deciding)) == (60, 4)  # two pictures of two conversations each; a third would be too many
     assert not {c.image for c in trained} & {c.image for c in deciding}
+
+
+def test_answers_to_the_same_text_are_kept_back_together() -> None:
+    """As `lop data answer --samples` draws them, some of them equal."""
+    drawn = [
+        replace(conversation, id=f"{conversation.id}.{sample}", turns=(Turn(conversation.turns[0].question, answer),))
+        for conversation in conversations(16)
+        for sample, answer in enumerate(("yes", "yes", "no"))
+    ]
+    trained, deciding = held_out(drawn)
+    asked = [{conversation.turns[0].question for conversation in part} for part in (trained, deciding)]
+    assert [len(part) for part in (trained, deciding, *asked)] == [42, 6, 14, 2]
+    check_apart([("training", trained), ("selection", deciding)])
+    with pytest.raises(DatasetError, match="24 conversations about 2 different pictures or texts"):
+        held_out([replace(c, turns=drawn[3 * (i % 2)].turns) for i, c in enumerate(drawn[:24])])
 
 
 def test_recipes() -> None:
