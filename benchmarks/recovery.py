@@ -6,7 +6,7 @@ interrupted goes on from its last state. Lengths are numbers of steps, equal for
 that a machine which does something else besides finds the same. Validation conversations report and decide nothing.
 Results are written after every part: `recovery.json` of all parts, `recovery-partial.json` until they are there.
 
-By estimate, two cores that are not busy otherwise take three and a half hours. A step of `full` is .35 (60% gone) to
+By estimate, two cores that are not busy otherwise take four and a half hours. A step of `full` is .35 (60% gone) to
 .55 seconds of one core, the dense model's pass .015 a conversation, a score on the selection part 2.2, what is around
 them 20: a training takes 125 (5% of the data) to 165 of them, and two run at once.
 
@@ -18,7 +18,8 @@ them 20: a training takes 125 (5% of the data) to 165 of them, and two run at on
 - `chosen` (20 minutes): the plan chosen for after recovery against the one chosen for before, at 45 and 60%;
 - `worse` (15 minutes): runs that have every reason to end badly; the control with random weights;
 - `losses` (20 minutes): the other losses, of all paradigms at 30 and 60%;
-- `smollm2` (50 minutes), of which answering its prompts takes some 15.
+- `smollm2` (65 minutes), of which answering its prompts takes some 30;
+- `smollm2-reconstructed` (35 minutes): the same, of what `lop apply --reconstruct` makes of the cut.
 """
 
 import json

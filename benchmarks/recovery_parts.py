@@ -21,7 +21,7 @@ from benchmarks.recovery_models import (
     with_random_weights,
     with_wrong_answers,
 )
-from benchmarks.recovery_smollm2 import recovered_smollm2
+from benchmarks.recovery_smollm2 import CUT, RECONSTRUCTED, recovered_smollm2
 
 GOAL_STEPS = 450
 """Four minutes of one core by estimate, of the ten minutes of two that are allowed."""
@@ -156,9 +156,9 @@ def runs_that_end_badly(bench: Bench) -> None:
     bench.train(trainings)
 
 
-def smollm2(bench: Bench) -> None:
+def smollm2(bench: Bench, *, start: str) -> None:
     """Its own answers, LoRA, 30 minutes."""
-    bench.rows.append(recovered_smollm2(bench.work / "smollm2", bench.steps, bench.share))
+    bench.rows.append(recovered_smollm2(bench.work / "smollm2", bench.steps, start, bench.share))
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -168,5 +168,6 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "chosen": chosen,
     "worse": runs_that_end_badly,
     "losses": other_losses,
-    "smollm2": smollm2,
+    "smollm2": partial(smollm2, start=CUT),
+    "smollm2-reconstructed": partial(smollm2, start=RECONSTRUCTED),
 }

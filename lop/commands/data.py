@@ -1,16 +1,18 @@
 """`lop data`: calibration files, made of a model's own answers, and what a file holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lop.commands.options import Json
 from lop.console.console import bar, print_json, print_line, print_table, warn
-from pruning.errors import DatasetError
+from pruning.errors import DatasetError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pruning.measuring.drawing import Drawing
 
 app = typer.Typer(help="Make calibration files, check them.", no_args_is_help=True)
 
@@ -41,9 +43,22 @@ def answer(
         int, typer.Option(min=1, help="Prompts answered at once; a run that is killed loses so many at most.")
     ] = 16,
     conversations: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw N answers to each prompt at random, as the model would say them; without it, one, the likeliest "
+            "token each time.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of --samples: logits are divided by it, and less draws likelier answers.  [default: 1]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --samples: another draws others.  [default: 0]")] = None,
     json: Json = False,
 ) -> None:
-    """Write a calibration file of a model's own greedy answers, for prompts or pictures that have none.
+    """Write a calibration file of a model's own answers, for prompts or pictures that have none.
 
     Every message of a human is a question. Those of one item are asked in order, with the model's own earlier answers
     between them; answers that the file has already are ignored.
@@ -57,14 +72,21 @@ def answer(
     from lop.workflows.compute import warn_of_adapter
     from pruning.data.prompts import load_prompts
 
+    drawing = _drawing(samples, temperature, seed)
     check_out(out, prompts)
-    loaded = load_prompts(prompts, conversations)
+    loaded = [copy for prompt in load_prompts(prompts, conversations) for copy in prompt.copies(samples or 1)]
     warn_of_adapter(model)
     with bar("reading weights", DownloadColumn()) as on_bytes:
         answerer = Answerer.read(model, on_bytes=on_bytes)
     with bar("answering") as on_answer:
         report = answer_prompts(
-            answerer, loaded, out, max_new_tokens=max_new_tokens, batch_size=batch_size, on_answer=on_answer
+            answerer,
+            loaded,
+            out,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            drawing=drawing,
+            on_answer=on_answer,
         )
     if report.left_out:
         warn(f"{_named(report.left_out)}: the model's answer is empty: left out, from that question on")
@@ -88,6 +110,21 @@ def answer(
         return
     resumed = f", {report.resumed} of them from an earlier run" if report.resumed else ""
     print_line(f"wrote {out}: {report.answers} answers in {report.conversations} conversations{resumed}")
+
+
+def _drawing(samples: int | None, temperature: float | None, seed: int | None) -> "Drawing | None":
+    """How answers are drawn; None for greedy ones."""
+    from pruning.measuring.drawing import Drawing
+
+    given = {"temperature": temperature, "seed": seed}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if samples is None and settings:
+        raise InputError(
+            "the likeliest answer has no temperature and no seed",
+            values=", ".join(f"--{name} {value}" for name, value in settings.items()),
+            remedy="Say how many answers to draw to each prompt: --samples 1",
+        )
+    return None if samples is None else Drawing(**settings)
 
 
 def _named(ids: "Sequence[str]") -> str:

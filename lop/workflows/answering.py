@@ -25,6 +25,7 @@ from pruning.measuring.answers import (
     check_questions,
     question_of,
 )
+from pruning.measuring.drawing import Drawing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,9 +120,12 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     batch_size: int,
+    drawing: Drawing | None = None,
     on_answer: Progress | None = None,
 ) -> AnswerReport:
-    """Ask a model `prompts`, and write a conversation file of its greedy answers to `out`.
+    """Ask a model `prompts`, and write a conversation file of its answers to `out`.
+
+    They are greedy ones; with `drawing` random ones, an answer by the id of its prompt (`Prompt.copies`).
 
     The questions of one prompt are asked in order, each with the model's own answers before it. Finished batches wait
     in a draft beside `out`: a run that was killed is gone on with by the same call, and writes the same bytes as one
@@ -134,7 +138,7 @@ def answer_prompts(
         InputError: `out` exists with other content.
     """
     with locked_answers(out) as draft:
-        run = _Run(answerer, prompts, out, draft, max_new_tokens, on_answer)
+        run = _Run(answerer, prompts, out, draft, max_new_tokens, drawing, on_answer)
         for turn in range(max(len(prompt.questions) for prompt in prompts)):
             run.ask_all(turn, batch_size)
         report = run.report()
@@ -157,10 +161,11 @@ class _Run:
         out: Path,
         draft: AnswerDraft,
         max_new_tokens: int,
+        drawing: Drawing | None,
         on_answer: Progress | None,
     ) -> None:
         self._answerer, self._prompts, self._out, self._draft = answerer, prompts, out, draft
-        self._max_new_tokens, self._on_answer = max_new_tokens, on_answer
+        self._max_new_tokens, self._drawing, self._on_answer = max_new_tokens, drawing, on_answer
         self._settings = f"{answerer.settings} {max_new_tokens}"
         self.answers: list[list[str]] = [[] for _ in prompts]
         self._cut: set[int] = set()
@@ -206,7 +211,7 @@ class _Run:
 
     def _answers_of(self, batch: Sequence[Question]) -> list[Answer]:
         """Found in the draft, or asked and stored there."""
-        key = batch_key(self._settings, batch)
+        key = batch_key(self._settings, batch, self._drawing)
         found = self._draft.find(key)
         if found is not None:
             self._resumed += len(found)
@@ -219,6 +224,7 @@ class _Run:
             batch,
             max_new_tokens=self._max_new_tokens,
             ends=self._answerer.ends,
+            drawing=self._drawing,
         )
         self._draft.add(key, made)
         return made

@@ -9,7 +9,7 @@ item says of the kinds of its questions goes along with the answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Prompt:
         """The first questions with `answers`, as many as there are."""
         turns = tuple(Turn(q, a) for q, a in zip(self.questions, answers, strict=False))
         return Conversation(self.id, self.image, turns)
+
+    def copies(self, count: int) -> "list[Prompt]":
+        """As many prompts, alike but for their ids: `7.1`, `7.2`, ...; one alone keeps its id."""
+        if count == 1:
+            return [self]
+        return [replace(self, id=f"{self.id}.{number}") for number in range(1, count + 1)]
 
     def asked(self, answers: Sequence[str]) -> Conversation:
         """`answered`, and the question after them with an empty answer."""

@@ -1,4 +1,4 @@
-"""A model's own greedy answers: which prompts are asked together, and what is kept of what the model says."""
+"""A model's own answers: which prompts are asked together, and what is kept of what the model says."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from pruning.data.conversations import Conversation, without_placeholders
 from pruning.data.input_checks import check_embedded, check_pictures, check_texts
 from pruning.data.token_counts import max_positions
 from pruning.errors import DatasetError
+from pruning.measuring.drawing import Drawing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -82,14 +83,16 @@ def batches_of(questions: Sequence[Question], batch_size: int) -> Iterator[list[
         yield from (chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size))
 
 
-def batch_key(settings: str, batch: Sequence[Question]) -> str:
-    """sha256 over what decides a batch's answers: `settings` for the model, texts, and the images' bytes.
+def batch_key(settings: str, batch: Sequence[Question], drawing: Drawing | None = None) -> str:
+    """sha256 over what decides a batch's answers: `settings` for the model, texts, images' bytes, how they are drawn.
 
     Raises DatasetError if an image cannot be read.
     """
     digest = hashlib.sha256(settings.encode())
     for question in batch:
         digest.update(json.dumps(question.text).encode())
+        if drawing is not None:
+            digest.update(f"{drawing} {_name(question)}".encode())
         image = question.conversation.image
         try:
             content = b"" if image is None else hashlib.sha256(image.read_bytes()).digest()
@@ -97,6 +100,11 @@ def batch_key(settings: str, batch: Sequence[Question]) -> str:
             raise DatasetError("every image must be readable", values=f"{image}: {error.strerror}") from error
         digest.update(content + b"\0")
     return digest.hexdigest()
+
+
+def _name(question: Question) -> str:
+    """Of the answer that is to come, as nothing else in its file is called."""
+    return json.dumps([question.conversation.id, len(question.conversation.turns)])
 
 
 def answer_batch(
@@ -107,10 +115,12 @@ def answer_batch(
     max_new_tokens: int,
     ends: set[int],
     stops: Sequence[str] = (),
+    drawing: Drawing | None = None,
 ) -> list[Answer]:
-    """The model's greedy answers to `batch`, in order; `ends` end one beside the model's own tokens that do.
+    """The model's answers to `batch`, in order; `ends` end one beside the model's own tokens that do.
 
-    One that has said one of `stops` may end there: what follows it may be anything.
+    Greedy ones or, with `drawing`, random ones, each by its conversation's id and its place there. One that has said
+    one of `stops` may end there: what follows it may be anything.
 
     An answer of `max_new_tokens` that does not end is kept as far as it goes. It may be empty.
 
@@ -122,7 +132,8 @@ def answer_batch(
     import torch
 
     from pruning.forward.decoder_inputs import taking
-    from pruning.measuring.generation import generate_greedily, greedy_config
+    from pruning.measuring.drawing import drawn_tokens
+    from pruning.measuring.generation import generate_tokens, greedy_config
 
     ends = {*ends, *(greedy_config(model, max_new_tokens).eos_token_id or [])}
     ids = [question.conversation.id for question in batch]
@@ -143,7 +154,12 @@ def answer_batch(
     with torch.inference_mode(), taking(ids, files="generation_config.json"):
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         is_enough = has_stopped if stops else None
-        tokens = generate_greedily(model, inputs, max_new_tokens=max_new_tokens, ends=ends, is_enough=is_enough)
+        draw = None
+        if drawing is not None:
+            draw = drawn_tokens(drawing.temperature, [drawing.generator(_name(question)) for question in batch])
+        tokens = generate_tokens(
+            model, inputs, max_new_tokens=max_new_tokens, ends=ends, is_enough=is_enough, draw=draw
+        )
     return [_answer(row.tolist(), question.text, processor, ends) for row, question in zip(tokens, batch, strict=True)]
 
 

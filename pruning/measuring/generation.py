@@ -91,7 +91,7 @@ def generate_answers(
         inputs = {k: v.to(model.device) for k, v in inputs.items()}
         # One token more than the longest answer: an answer that runs on is wrong, and need not be finished.
         with taking(ids, files="generation_config.json"):
-            tokens = generate_greedily(model, inputs, max_new_tokens=longest + 1, ends=ends)
+            tokens = generate_tokens(model, inputs, max_new_tokens=longest + 1, ends=ends)
         said = processor.batch_decode([x.tolist() for x in tokens], skip_special_tokens=True)
         for (_, index, turn, _), text in zip(chunk, said, strict=True):
             generated[index][turn] = text.strip()
@@ -130,15 +130,18 @@ def greedy_config(model: "PreTrainedModel", max_new_tokens: int) -> "GenerationC
     )
 
 
-def generate_greedily(
+def generate_tokens(
     model: "PreTrainedModel",
     inputs: Mapping[str, Any],
     *,
     max_new_tokens: int,
     ends: Collection[int] = (),
     is_enough: Callable[[int, list[int]], bool] | None = None,
+    draw: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The answer's tokens [N] of each left-padded prompt of `inputs`, its end-of-text token included if it got there.
+
+    It is the greedy one, of the scores [B, V] that `draw` makes of the model's where that is given (`drawn_tokens`).
 
     `inputs` are what the processor makes (input_ids [B, T], ...), on the model's device. Tokens of `ends` end an answer
     beside those that the model names. `is_enough(row, tokens)`, asked after each token, says that no more of that row's
@@ -150,9 +153,10 @@ def generate_greedily(
         config.eos_token_id = sorted({*(config.eos_token_id or []), *ends})
     length = inputs["input_ids"].shape[1]
     stopping = None if is_enough is None else [_stopping(is_enough, length)]
+    processors = [_check_finite] if draw is None else [_check_finite, draw]
     with _own_config(model, config), wide_passes(model):
         tokens = model.generate(
-            **inputs, generation_config=config, logits_processor=[_check_finite], stopping_criteria=stopping
+            **inputs, generation_config=config, logits_processor=processors, stopping_criteria=stopping
         )
     new = tokens[:, length:]
     ends = torch.tensor(config.eos_token_id or [-1], device=new.device)

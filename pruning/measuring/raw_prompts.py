@@ -9,7 +9,7 @@ from pruning.checkpoints.processor import tokenizer_of
 from pruning.data.conversations import Conversation, Turn
 from pruning.data.input_checks import check_embedded
 from pruning.measuring.answers import check_lengths
-from pruning.measuring.generation import generate_greedily
+from pruning.measuring.generation import generate_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ def continue_texts(
         tokens, mask = _left_padded([encoded[index] for index in batch], int(tokenizer.pad_token_id or 0))
         inputs = {"input_ids": tokens.to(model.device), "attention_mask": mask.to(model.device)}
         with torch.inference_mode():
-            said = generate_greedily(
+            said = generate_tokens(
                 model, inputs, max_new_tokens=max_new_tokens, is_enough=has_stopped if stops else None
             )
         for index, row in zip(batch, said, strict=True):

@@ -36,7 +36,8 @@ def test_what_has_a_bar_is_a_number_of_its_own() -> None:
         row(86, 96, part="goal", plan="lop"),
         row(87, 97, part="goal", plan="searched", training_seconds=180),
         row(0, 60, part="control", ratio=0.15),
-        {"part": "smollm2", "kl_before": 0.8, "kl_after": 0.2, "training_seconds": 1200},
+        {"part": "smollm2", "start": "cut", "kl_before": 0.8, "kl_after": 0.2, "training_seconds": 1200},
+        {"part": "smollm2", "start": "reconstructed", "kl_before": 0.6, "kl_after": 0.1, "training_seconds": 900},
     ]
     chosen = [
         row(50, after, part="chosen", ratio=0.6, chosen_for=which, best_before_is_best_after=False)
@@ -58,11 +59,13 @@ def test_what_has_a_bar_is_a_number_of_its_own() -> None:
     assert "chosen_after_vs_before" not in found
     assert (found["control_random_15"], found["control_pruned_15"]) == (60, 97)
     assert (found["smollm2_kl_ratio"], found["smollm2_training_minutes"]) == (0.25, 20)
+    assert found["smollm2_reconstructed_kl_ratio"] == 0.125  # to the model as it was cut, whatever came after
     assert (found["killed_ends_equal"], found["peak_memory_bytes_full"]) == (True, 7)
     assert found["holds"] == {
         "reference_percent_of_dense_at_least_95": True,
         "reference_training_minutes_at_most_10": True,
         "smollm2_kl_ratio_at_most_0.5": True,
+        "smollm2_reconstructed_kl_ratio_at_most_0.5": True,
         "smollm2_training_minutes_at_most_30": True,
         "killed_ends_equal": True,
     }

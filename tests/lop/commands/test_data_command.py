@@ -177,6 +177,62 @@ def test_a_picture_that_went_missing(
     ]
 
 
+def test_drawn_answers(
+    run: Run, checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several of each prompt, by ids that tell them; interrupted and gone on with, they are the same."""
+    from pruning.measuring import answers
+
+    def drawing(out: str, *more: str) -> list[str]:
+        return [*asking(checkpoint, prompts, tmp_path / out), "--conversations", "3", *more]
+
+    code, said, err = run(*drawing("a.json", "--samples", "4"))
+    assert code == 0, err
+    told = json.loads(said)
+    found = load_conversations(tmp_path / "a.json")
+    assert [x.id for x in found] == [f"c{index}.{sample}" for index in range(3) for sample in range(1, 5)]
+    assert told["conversations"] == 12
+    assert all(len({x.turns for x in found[start : start + 4]}) == 4 for start in (0, 4, 8))
+
+    whole, asked = answers.answer_batch, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        asked.append(len(arguments[2]))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return whole(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lop.workflows.answering.answer_batch", interrupted)
+        assert run(*drawing("b.json", "--samples", "4"))[0] != 0
+    assert not (tmp_path / "b.json").exists()
+    code, said, _ = run(*drawing("b.json", "--samples", "4"))
+    assert (code, json.loads(said)["resumed"]) == (0, 9)
+    assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+
+    for name, more in (("c.json", ("--seed", "1")), ("d.json", ("--temperature", "0.5"))):
+        assert run(*drawing(name, "--samples", "4", *more))[0] == 0
+        others = load_conversations(tmp_path / name)
+        assert [x.id for x in others] == [x.id for x in found]
+        assert [x.turns for x in others] != [x.turns for x in found]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--seed", "3"), "no temperature and no seed (got --seed 3). Say how many answers to draw"),
+        (("--samples", "2", "--temperature", "0"), "a number above 0 (got 0.0)"),
+    ],
+)
+def test_draws_that_cannot_be(
+    run: Run, checkpoint: Path, prompts: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    code, _, err = run(*asking(checkpoint, prompts, tmp_path / "out.json"), *more)
+    assert code == 2
+    assert message in " ".join(err.replace("\u2502", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_answers_of_other_settings_are_not_taken(run: Run, checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     other = save_tiny_checkpoint(tmp_path / "other", seed=1)
     template = shutil.copytree(checkpoint, tmp_path / "template") / "chat_template.jinja"

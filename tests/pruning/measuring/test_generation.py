@@ -13,7 +13,7 @@ import torch
 from pruning.checkpoints.loading import load_model, load_processor
 from pruning.data.conversations import Conversation
 from pruning.errors import CheckpointError
-from pruning.measuring.generation import generate_answers, generate_greedily, greedy_config
+from pruning.measuring.generation import generate_answers, generate_tokens, greedy_config
 from tests.pruning.cut_models import text_inputs
 
 SETTINGS: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ def write(folder: Path, **settings: Any) -> None:
 
 def answer_of(folder: Path) -> list[int]:
     inputs = text_inputs()
-    return generate_greedily(load_model(folder), inputs, max_new_tokens=NEW_TOKENS)[0].tolist()
+    return generate_tokens(load_model(folder), inputs, max_new_tokens=NEW_TOKENS)[0].tolist()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda x: ",".join(map(str, x)))
@@ -80,7 +80,7 @@ def test_no_setting_has_a_say(copy: Path, settings: dict[str, Any]) -> None:
 def test_the_answer_is_the_most_likely_token_each_time(checkpoint: Path) -> None:
     model, inputs = load_model(checkpoint), text_inputs()
     ids = inputs["input_ids"]
-    for token in generate_greedily(model, inputs, max_new_tokens=NEW_TOKENS)[0]:
+    for token in generate_tokens(model, inputs, max_new_tokens=NEW_TOKENS)[0]:
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits
         assert int(logits[0, -1].argmax()) == int(token)
@@ -145,7 +145,7 @@ def test_a_broken_model_gives_no_answer(checkpoint: Path) -> None:
     with torch.no_grad():
         model.get_decoder().layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="logits must be numbers"):
-        generate_greedily(model, text_inputs(), max_new_tokens=3)
+        generate_tokens(model, text_inputs(), max_new_tokens=3)
 
 
 def always(model: Any, logits: Sequence[Mapping[int, float]], rest: float = 0.0) -> None:
@@ -174,7 +174,7 @@ def test_what_is_no_number_is_no_answer(checkpoint: Path, conversations: list[Co
 def test_a_model_may_rule_tokens_out(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     always(model, [{20: 1.0}], -math.inf)
-    assert generate_greedily(model, text_inputs(), max_new_tokens=2)[0].tolist() == [20, 20]
+    assert generate_tokens(model, text_inputs(), max_new_tokens=2)[0].tolist() == [20, 20]
 
 
 def test_an_answer_ends_where_the_chat_template_ends_it(checkpoint: Path, conversations: list[Conversation]) -> None:

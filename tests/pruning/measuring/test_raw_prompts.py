@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from pruning.errors import DatasetError
-from pruning.measuring.generation import generate_greedily
+from pruning.measuring.generation import generate_tokens
 from pruning.measuring.likelihood import encode_pair
 from pruning.measuring.raw_prompts import continue_texts, raw_tokens
 from tests.tiny_models import tiny_model
@@ -40,14 +40,14 @@ def test_texts_go_on_as_each_does_alone(writes_bos: bool) -> None:
     found = continue_texts(model, tokenizer, TEXTS, max_new_tokens=6, batch_size=3)
     for text, said in zip(TEXTS, found, strict=True):
         ids = torch.tensor([raw_tokens(text, tokenizer)])
-        (row,) = generate_greedily(model, {"input_ids": ids}, max_new_tokens=6)
+        (row,) = generate_tokens(model, {"input_ids": ids}, max_new_tokens=6)
         assert said == tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def test_spaces_are_part_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     says = torch.tensor(tokenizer(" it red ", add_special_tokens=False)["input_ids"])
-    monkeypatch.setattr("pruning.measuring.raw_prompts.generate_greedily", lambda *_args, **_kw: [says])
+    monkeypatch.setattr("pruning.measuring.raw_prompts.generate_tokens", lambda *_args, **_kw: [says])
     assert continue_texts(tiny_model("llama"), tokenizer, ["what"], max_new_tokens=6) == [" it red "]
 
 
