@@ -47,7 +47,7 @@ class DatasetShelf:
 
     def _add(self, packed: PackedData, path: Path, name: str, added_by: str) -> DatasetRecord:
         self._store.put(path)  # first: a record without its content helps nobody
-        return self._repository.add_dataset(
+        record = self._repository.add_dataset(
             DatasetRecord(
                 id=packed.sha256,
                 name=name,
@@ -59,6 +59,9 @@ class DatasetShelf:
                 created_at=datetime.now(UTC),
             )
         )
+        if not self._store.has(record.id):  # it was there, and has gone since with an old record (`old_datasets`)
+            self._store.put(path)
+        return record
 
     @contextmanager
     def unpacked(

@@ -44,6 +44,9 @@ class DataStore(Protocol):
         Raises NotFoundError if there is none, DatasetError if it is damaged.
         """
 
+    def remove(self, sha256: str) -> None:
+        """Remove the file, if there is one. Who reads it meanwhile has all of it, or NotFoundError."""
+
     def check(self) -> None:
         """Whether it can be reached and written to; what is in it is not looked at."""
 
@@ -111,6 +114,14 @@ class FolderStore:
                 if _is_whole(target, sha256, is_last=is_last):
                     return
 
+    def remove(self, sha256: str) -> None:
+        with _store_errors(str(self._root)):
+            try:
+                self._path(sha256).unlink()
+            except FileNotFoundError:
+                if not self._root.is_dir():  # as in `fetch`
+                    raise
+
     def check(self) -> None:
         with _store_errors(str(self._root)):
             root = self._root.absolute()
@@ -153,6 +164,10 @@ class RemoteStore:
                     raise _absent(sha256) from error
                 if _is_whole(target, sha256, is_last=is_last):
                     return
+
+    def remove(self, sha256: str) -> None:
+        with _store_errors(self._root, Exception), suppress(FileNotFoundError):
+            self._system.rm_file(self._path(sha256))
 
     def check(self) -> None:
         with _store_errors(self._root, Exception):

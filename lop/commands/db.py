@@ -1,4 +1,4 @@
-"""`lop db`: the database's schema, copies of it, whether it is whole, old plans and old jobs."""
+"""`lop db`: the database's schema, copies of it, whether it is whole, old plans, jobs and data sets."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lop.commands.options import DEFAULT_DATABASE, Database, Json
+from lop.commands.options import DEFAULT_DATABASE, DEFAULT_STORE, Database, Json, Store
 from lop.commands.time_spans import time_span
 from lop.console.console import print_json, print_line, print_table
 
@@ -132,6 +132,35 @@ def remove_jobs_command(
     what = f"{sum(found.values()):,} jobs that ended before {before:%Y-%m-%d %H:%M} UTC"
     what += f" ({by_status})" if found else ""
     print_line(f"removed {what}" if yes else f"{what} would go. Nothing was removed: that takes --yes")
+
+
+@app.command("remove-datasets")
+def remove_datasets_command(
+    older_than: Annotated[str, typer.Option(help="Data sets handed in longer ago than this go: 12h, 90d or 52w.")],
+    store: Store = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this, only their number is shown.")] = False,
+    database: Database = DEFAULT_DATABASE,
+    json: Json = False,
+) -> None:
+    """Show how many data sets were handed in longer ago than that, and with --yes remove them with their content, while
+    servers and workers go on. Nothing else removes any.
+
+    Those stay that a job names which waits, runs or may be retried. What was made with a data set stays too. Who hands
+    the same in again gets the same id.
+    """
+    from storage.data_store import open_store
+    from storage.old_datasets import old_datasets, remove_old_datasets
+
+    before = datetime.now(UTC) - time_span(older_than)
+    found = remove_old_datasets(database, open_store(store), before) if yes else old_datasets(database, before)
+    if json:
+        counts = {"count": found.count, "size_bytes": found.size_bytes, "needed": found.needed}
+        print_json({"before": before.isoformat(), "removed": yes, **counts})
+        return
+    what = f"{found.count:,} data sets of before {before:%Y-%m-%d %H:%M} UTC, {found.size_bytes / 1e9:.2f} GB"
+    print_line(f"removed {what}" if yes else f"{what}, would go. Nothing was removed: that takes --yes")
+    if found.needed:
+        print_line(f"{found.needed:,} more stay: jobs that wait, run or may be retried need them")
 
 
 def _show(done: str, rows: dict[str, int], *, json: bool) -> None:

@@ -71,6 +71,18 @@ def test_what_is_put_can_be_fetched(store: DataStore, source: Path, tmp_path: Pa
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
+def test_what_is_removed_is_gone_and_can_be_put_again(store: DataStore, source: Path, tmp_path: Path) -> None:
+    store.put(source)
+    store.remove("0" * 64)  # which was never there
+    store.remove(SHA256)
+    store.remove(SHA256)
+    assert not store.has(SHA256)
+    with pytest.raises(NotFoundError):
+        store.fetch(SHA256, tmp_path / "copy")
+    assert store.put(source) == SHA256
+    assert store.has(SHA256)
+
+
 def test_what_is_not_there(store: DataStore, source: Path, tmp_path: Path) -> None:
     store.put(source)  # so that a folder is there itself
     with pytest.raises(NotFoundError, match="LOP_DATA_STORE"):
@@ -113,6 +125,8 @@ def test_a_folder_that_is_not_mounted_has_lost_nothing(tmp_path: Path, source: P
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
         store.fetch(SHA256, tmp_path / "copy")
+    with pytest.raises(DataStoreUnavailableError, match="LOP_DATA_STORE"):
+        store.remove(SHA256)
     (tmp_path / "elsewhere").rename(tmp_path / "store")
     with pytest.raises(DataStoreUnavailableError, match="No such file"):  # of the target's folder
         store.fetch(SHA256, tmp_path / "none" / "copy")

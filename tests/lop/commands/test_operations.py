@@ -1,4 +1,4 @@
-"""`lop db backup|restore|check|remove-plans|remove-jobs` and `lop model remove`, as they are typed."""
+"""`lop db backup|restore|check|remove-plans|remove-jobs|remove-datasets` and `lop model remove`, as they are typed."""
 
 import json
 import sqlite3
@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from lop.cli import app
 from pruning.errors import ConflictError, InputError, NotFoundError, StorageUnavailableError
+from storage.data_store import FolderStore
 from storage.records import NewJob, PlanRecord
 from storage.sql_repository import open_repository
 from tests.service.made_up import register_model
-from tests.storage.examples import plan, store_basics
+from tests.storage.examples import dataset, plan, store_basics
 
 
 def run(*words: object, expected: int = 0) -> str:
@@ -77,3 +78,26 @@ def test_old_jobs(tmp_path: Path) -> None:
     assert "removed 0 jobs" in run(*words, "--older-than", "0h", "--yes")
     with pytest.raises(StorageUnavailableError):
         run("db", "remove-jobs", "--older-than", "1d", "--database", f"sqlite:///{tmp_path}/none.db")
+
+
+def test_old_datasets(tmp_path: Path) -> None:
+    url, store = f"sqlite:///{tmp_path}/a.db", tmp_path / "data"
+    (tmp_path / "packed").write_text("packed")
+    sha256 = FolderStore(store).put(tmp_path / "packed")
+    with open_repository(url, create=True) as repository:
+        repository.add_dataset(dataset(sha256))  # of years ago
+    words = ("db", "remove-datasets", "--older-than", "90d", "--database", url, "--store", str(store))
+    shown = run(*words)
+    assert ("1 data sets of before" in shown, "5.00 GB, would go" in shown) == (True, True)
+    assert "Nothing was removed: that takes --yes" in shown
+    with pytest.raises(InputError, match="must be the one that servers and workers use"):
+        run(*words[:-1], str(tmp_path), "--yes")
+    found = json.loads(run(*words, "--yes", "--json"))
+    assert {name: found[name] for name in ("removed", "count", "size_bytes", "needed")} == {
+        "removed": True,
+        "count": 1,
+        "size_bytes": 5_000_000_000,
+        "needed": 0,
+    }
+    assert not FolderStore(store).has(sha256)
+    assert "removed 0 data sets" in run(*words, "--yes")
