@@ -1,14 +1,19 @@
-"""Waiting for a database server that is away when a process starts: after a power cut it may be the last one up."""
+"""Waiting for a database that is not ready when a process starts.
+
+Its server is away, since after a power cut it may be the last one up; or its schema is of another version, since what
+upgrades it has been started at the same time.
+"""
 
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from pruning.errors import StorageUnavailableError
+from pruning.errors import SchemaRevisionError, StorageUnavailableError
 from storage.url import parse_url
 
 Opened = TypeVar("Opened")
@@ -38,6 +43,26 @@ def wait_for_database(url: str, ask: Callable[[], Opened]) -> Opened | None:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     _logger.info("stopped before the database was there")
     return None
+
+
+def wait_for_schema(check: Callable[[], None], seconds: float) -> None:
+    """Return once `check` raises no StorageUnavailableError or SchemaRevisionError; what it said is logged when it
+    changes.
+
+    It is asked every second. Raises what it raised last, if `seconds` pass before, or SIGTERM or SIGINT comes.
+    """
+    ends, told = time.monotonic() + seconds, ""
+    with _stop_signals() as stopping:
+        while True:
+            try:
+                return check()
+            except (SchemaRevisionError, StorageUnavailableError) as error:
+                if stopping.is_set() or time.monotonic() >= ends:
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    _logger.warning("waiting: %s", told)
+            stopping.wait(FIRST_PAUSE_SECONDS)
 
 
 @contextmanager

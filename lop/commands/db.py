@@ -1,4 +1,4 @@
-"""`lop db`: the database's schema, copies of it, whether it is whole, old plans, jobs and data sets."""
+"""`lop db`: the database's schema, waiting for it, copies of it, whether it is whole, old plans, jobs and data sets."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,27 @@ def upgrade_command(database: Database = DEFAULT_DATABASE) -> None:
 
     upgrade(database)
     print_line("database is at the newest revision")
+
+
+@app.command("wait")
+def wait_command(
+    minutes: Annotated[float, typer.Option(min=0, help="Fail if it is not ready after so long.")] = 10,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Wait until the database answers and its schema is of this version, as `lop db upgrade` makes it.
+
+    For what is started beside the upgrade, such as the pods of deploy/kubernetes. Says what it waits for, and stores
+    nothing.
+    """
+    from service.waiting import wait_for_schema
+    from storage.maintenance import MaintenanceStore
+
+    def check() -> None:
+        with MaintenanceStore.open(database):
+            pass
+
+    wait_for_schema(check, 60 * minutes)
+    print_line("database is at the revision of this version")
 
 
 @app.command("backup")

@@ -41,6 +41,15 @@ def test_commands_and_settings_are_those_of_compose(name: str) -> None:
     assert {variable: compose[variable] for variable in SETTINGS} == SETTINGS
 
 
+@pytest.mark.parametrize("name", ["server", "worker"])
+def test_pods_of_a_new_version_wait_for_its_schema(name: str) -> None:
+    [first], [container] = PODS[name]["spec"]["initContainers"], PODS[name]["spec"]["containers"]
+    assert first["command"] == ["lop", "db", "wait"]
+    parse(first["command"])
+    same = ("image", "envFrom", "securityContext")
+    assert {key: first[key] for key in same} == {key: container[key] for key in same}
+
+
 def test_the_image_is_one_of_a_registry_of_this_version() -> None:
     """A name without a registry is one of Docker's, where anybody could have put an image of that name."""
     [image] = KUSTOMIZATION["images"]

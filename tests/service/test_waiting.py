@@ -13,7 +13,7 @@ import pytest
 
 from pruning.errors import SchemaRevisionError, StorageUnavailableError
 from service import waiting
-from service.waiting import wait_for_database
+from service.waiting import wait_for_database, wait_for_schema
 from storage.sql_repository import open_repository
 from tests.postgres import PostgresServer, postgres_server
 
@@ -57,6 +57,27 @@ def test_what_waiting_does_not_mend_is_raised(pauses: list[float]) -> None:
         wait_for_database(POSTGRES, older)
     with pytest.raises(StorageUnavailableError):
         wait_for_database("sqlite:///lop.db", Away(1))
+    assert pauses == []
+
+
+def test_a_schema_of_another_version_is_waited_for(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    said = [StorageUnavailableError("away"), *[SchemaRevisionError("older")] * 3]
+
+    def check() -> None:
+        if said:
+            raise said.pop(0)
+
+    wait_for_schema(check, 60)
+    assert pauses == [1, 1, 1, 1]
+    assert [record.getMessage() for record in caplog.records] == ["waiting: away", "waiting: older"]
+
+
+def test_a_schema_that_does_not_come_is_told(pauses: list[float]) -> None:
+    def older() -> None:
+        raise SchemaRevisionError("older")
+
+    with pytest.raises(SchemaRevisionError, match="older"):
+        wait_for_schema(older, 0)
     assert pauses == []
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from lop.cli import app
 from pruning.errors import ConflictError, InputError, NotFoundError, StorageUnavailableError
 from storage.data_store import FolderStore
+from storage.database import upgrade
 from storage.records import NewJob, PlanRecord
 from storage.sql_repository import open_repository
 from tests.service.made_up import register_model
@@ -43,6 +44,15 @@ def test_a_copy_a_check_and_a_removal(tmp_path: Path) -> None:
     [found] = json.loads(run("db", "check", "--database", f"sqlite:///{file}", "--json", expected=1))["findings"]
     assert found["what"] == "artifact"
     assert "its content has sha256" in run("db", "check", "--database", f"sqlite:///{file}", expected=1)
+
+
+def test_waiting_for_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    with pytest.raises(StorageUnavailableError):
+        run("db", "wait", "--minutes", "0", "--database", url)
+    assert not (tmp_path / "a.db").exists()
+    monkeypatch.setattr("threading.Event.wait", lambda *_: upgrade(url))
+    assert "at the revision of this version" in run("db", "wait", "--database", url)
 
 
 def test_old_plans(tmp_path: Path) -> None:
