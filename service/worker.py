@@ -24,6 +24,7 @@ from typing import Any
 from pruning.errors import InputError, LopError, StorageUnavailableError
 from service.jobs.reporting import JobLog, JobReporter, JobStopped, printable
 from service.tracing import NOTHING_TRACED, Tracing
+from service.worker_metrics import WorkerMetrics
 from storage.contract import Jobs
 from storage.data_store import DataStoreUnavailableError
 from storage.records import JobRecord, JobSignal
@@ -98,9 +99,11 @@ class Worker:
         options: WorkerOptions | None = None,
         name: str | None = None,
         tracing: Tracing = NOTHING_TRACED,
+        metrics: WorkerMetrics | None = None,
         check_store: Callable[[], None] | None = None,
     ) -> None:
         self.name = name or worker_name()
+        self._metrics = metrics or WorkerMetrics()
         self._check_store = check_store
         self._repository = repository
         self._handler = handler
@@ -167,7 +170,12 @@ class Worker:
         is_cancelled = False
         reporter = JobReporter(self._repository, job.id, self.name)
         self._to_release = job.id
-        with self._tracing.job(job) as traced, self._heartbeats(job, reporter), JobLog(reporter):
+        with (
+            self._metrics.job(job.kind) as ended,
+            self._tracing.job(job) as traced,
+            self._heartbeats(job, reporter),
+            JobLog(reporter),
+        ):
             try:
                 result = self._handle(job, reporter)
                 json.dumps(result, allow_nan=False)
@@ -196,11 +204,13 @@ class Worker:
                 error=None if failure is None else printable(failure, most=MAX_FAILURE),
                 cancelled=is_cancelled,
             )
+            how = "failed" if failure is not None else "cancelled" if is_cancelled else "done"
+            ended(how if kept else "taken_over")
         self._to_release = None
         if not kept:
             _logger.warning("job %s was taken over by another worker; its result here is dropped", job.id)
         elif failure is None:
-            _logger.info("job %s is %s", job.id, "cancelled" if is_cancelled else "done")
+            _logger.info("job %s is %s", job.id, how)
         return kept
 
     def _handle(self, job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
@@ -295,11 +305,13 @@ def run_worker(
     options: WorkerOptions | None = None,
     name: str | None = None,
     tracing: Tracing = NOTHING_TRACED,
+    metrics: WorkerMetrics | None = None,
     check_store: Callable[[], None] | None = None,
 ) -> int:
     """Run one worker until it is told to stop; returns how many jobs it ended. Raises as `Worker.run`.
 
     `check_store` raises DataStoreUnavailableError if the data store cannot be used at all.
     """
-    worker = Worker(repository, handler, options=options, name=name, tracing=tracing, check_store=check_store)
-    return worker.run()
+    return Worker(
+        repository, handler, options=options, name=name, tracing=tracing, metrics=metrics, check_store=check_store
+    ).run()

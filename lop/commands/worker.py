@@ -1,5 +1,6 @@
 """`lop worker`: runs jobs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,17 @@ def worker(
             show_envvar=True,
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="LOP_METRICS_PORT",
+            help="Answer Prometheus at /metrics of this port, without a key; 0: any free one, which is logged.",
+            show_envvar=True,
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of --metrics-port.")] = "127.0.0.1",
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
@@ -70,6 +82,7 @@ def worker(
     from service.tracing import start_tracing
     from service.waiting import wait_for_database
     from service.worker import WorkerOptions, run_worker
+    from service.worker_metrics import WorkerMetrics
     from storage.data_store import open_store
 
     options = EngineOptions(engine, address, actors, cache_gib)
@@ -95,7 +108,9 @@ def worker(
         once=once,
     )
     tracing = start_tracing(settings, "lop-worker")
+    metrics = WorkerMetrics()
     try:
-        run_worker(repository, runner, options=waiting, tracing=tracing, check_store=data.check)
+        with nullcontext() if metrics_port is None else metrics.served(metrics_host, metrics_port):
+            run_worker(repository, runner, options=waiting, tracing=tracing, metrics=metrics, check_store=data.check)
     finally:
         tracing.close()

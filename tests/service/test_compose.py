@@ -122,10 +122,13 @@ def test_two_servers_behind_one_proxy_that_is_asked_for_their_own_figures() -> N
     assert f"server server:{port} resolve" in proxy
     assert proxy.count("{") == proxy.count("}")
     assert re.search(r"location = /metrics \{\s+return 404;", proxy)
-    [scrape] = prometheus["scrape_configs"]
+    scrape, of_workers = prometheus["scrape_configs"]
     assert scrape["dns_sd_configs"][0]["names"] == ["server"]
     assert scrape["dns_sd_configs"][0]["port"] == port
     assert scrape["authorization"]["credentials_file"] == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
+    assert of_workers["dns_sd_configs"][0]["names"] == ["worker"]
+    worker = parse(command_of("worker"))
+    assert (worker["metrics_host"], worker["metrics_port"]) == ("0.0.0.0", of_workers["dns_sd_configs"][0]["port"])
     mounts = [volume for name in ("proxy", "prometheus") for volume in SERVICES[name]["volumes"] if volume[0] == "."]
     assert all((ROOT / mount.partition(":")[0]).is_file() for mount in mounts)
 
@@ -141,7 +144,9 @@ def test_alerts_are_of_figures_that_there_are(settings: Settings, repository: Re
         client.get("/healthz")
         told = client.get("/metrics").text
     labels = {name: set(re.findall(r"(\w+)=", own)) for name, own in re.findall(r"^(lop_\w+)\{([^}]*)\}", told, re.M)}
+    jobs = {scrape["job_name"] for scrape in prometheus["scrape_configs"]}
     for rule in group["rules"]:
+        assert set(re.findall(r'\bup\{job="([\w-]+)"', rule["expr"])) <= jobs
         for name in re.findall(r"\blop_\w+", rule["expr"]):
             assert re.search(rf"^{name}[ {{]", told, re.M), name
         for name, asked in re.findall(r"\b(lop_\w+)\{(\w+)=", rule["expr"]):

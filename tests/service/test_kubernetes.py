@@ -97,6 +97,15 @@ def test_what_a_worker_writes_is_in_volumes_that_all_workers_share() -> None:
     assert [folder for folder in SETTINGS.values() if folder.startswith("/") and folder not in mounts] == []
 
 
+@pytest.mark.parametrize("name", ["server", "worker"])
+def test_prometheus_is_told_where_to_ask(name: str) -> None:
+    [container] = PODS[name]["spec"]["containers"]
+    options = parse(container["command"])
+    port = options["port"] if name == "server" else options["metrics_port"]
+    assert PODS[name]["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    assert [x["containerPort"] for x in container["ports"]] == [port]
+
+
 def test_a_server_has_time_to_stop() -> None:
     pod = PODS["server"]["spec"]
     pause = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])

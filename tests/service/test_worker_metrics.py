@@ -1,0 +1,79 @@
+"""What a worker tells Prometheus."""
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pruning.errors import InputError, StorageUnavailableError
+from service.jobs.reporting import JobReporter
+from service.worker import WorkerOptions, run_worker
+from service.worker_metrics import WorkerMetrics
+from storage.contract import Repository
+from storage.records import JobRecord
+from tests.storage.examples import job
+
+ONCE = WorkerOptions(poll_seconds=0.02, heartbeat_seconds=30, stale_seconds=60, once=True)
+
+
+def figures(told: WorkerMetrics | str) -> dict[tuple[str, ...], float]:
+    """Values of `lop_worker_...` by name and labels' values."""
+    text = told if isinstance(told, str) else told.text().decode()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("lop_worker_") and not sample.name.endswith("_created")
+    }
+
+
+def test_jobs_are_counted_by_how_they_ended(repository: Repository) -> None:
+    outcomes = ("failed", "cancelled", "done", "taken_over", "given_back")
+    for number in range(len(outcomes) - 1):
+        repository.add_job(job(number, model_id="tiny"))
+    metrics = WorkerMetrics()
+    busy: list[float] = []
+
+    def handler(job: JobRecord, reporter: JobReporter) -> dict[str, Any]:
+        busy.append(figures(metrics)["lop_worker_busy",])
+        match outcomes[job.settings["number"]]:
+            case "failed":
+                raise InputError("no such thing")
+            case "cancelled":
+                repository.cancel_job(job.id, stale_after=timedelta(hours=1))
+                reporter.step(1, 2, "late")
+            case "taken_over":
+                assert repository.claim_job("thief", stale_after=timedelta(0)) is not None
+            case "given_back":
+                raise StorageUnavailableError("away")
+        return {}
+
+    assert run_worker(repository, handler, options=ONCE, metrics=metrics) == 3
+    repository.add_job(job(4, kind="train", model_id="tiny"))
+    with pytest.raises(StorageUnavailableError):
+        run_worker(repository, handler, options=ONCE, metrics=metrics)
+    found = figures(metrics)
+    assert busy == [1] * 5
+    assert found["lop_worker_busy",] == 0
+    kinds = {outcome: "train" if outcome == "given_back" else "search" for outcome in outcomes}
+    assert {key[1:]: value for key, value in found.items() if key[0] == "lop_worker_jobs_total"} == {
+        (kind, outcome): 1 for outcome, kind in kinds.items()
+    }
+    assert (found["lop_worker_job_seconds_count", "search"], found["lop_worker_job_seconds_count", "train"]) == (4, 1)
+
+
+def test_it_is_asked_over_http_and_a_port_that_is_taken_is_told() -> None:
+    metrics = WorkerMetrics()
+    with metrics.job("search") as ended:
+        ended("done")
+    with metrics.served("127.0.0.1", 0) as port:
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        assert figures(answer.text)["lop_worker_jobs_total", "search", "done"] == 1
+        assert "process_resident_memory_bytes" in answer.text
+        with pytest.raises(InputError, match=f"127.0.0.1:{port}.*another --metrics-port"):
+            metrics.served("127.0.0.1", port).__enter__()
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # it listens no more
