@@ -1,5 +1,6 @@
 """Figures of one worker for Prometheus. Servers count the jobs of all workers, in the database (`service.metrics`)."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from pruning.errors import InputError
+
+_logger = logging.getLogger("service.worker")
 
 EndOfJob = Callable[[str], None]
 """Says how a job ended for this worker."""
@@ -74,8 +77,10 @@ class WorkerMetrics:
                 values=f"{host}:{port}: {error}",
                 remedy="Choose another --metrics-port, or leave it out",
             ) from error
+        bound = int(server.server_address[1])
+        _logger.info("metrics are at http://%s:%d/metrics", host, bound)
         try:
-            yield int(server.server_address[1])
+            yield bound
         finally:
             server.shutdown()
             server.server_close()

@@ -1,5 +1,6 @@
 """What a worker tells Prometheus."""
 
+import logging
 import socket
 from datetime import timedelta
 from typing import Any
@@ -65,12 +66,14 @@ def test_jobs_are_counted_by_how_they_ended(repository: Repository) -> None:
     assert (found["lop_worker_job_seconds_count", "search"], found["lop_worker_job_seconds_count", "train"]) == (4, 1)
 
 
-def test_it_is_asked_over_http_and_a_port_that_is_taken_is_told() -> None:
+def test_it_is_asked_over_http_and_a_port_that_is_taken_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     metrics = WorkerMetrics()
     with metrics.job("search") as ended:
         ended("done")
     with metrics.served("127.0.0.1", 0) as port:
-        answer = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        [told] = [record.getMessage() for record in caplog.records if record.name == "service.worker"]
+        answer = httpx.get(told.removeprefix("metrics are at "))
         assert figures(answer.text)["lop_worker_jobs_total", "search", "done"] == 1
         assert "process_resident_memory_bytes" in answer.text
         with pytest.raises(InputError, match=f"127.0.0.1:{port}.*another --metrics-port"):
