@@ -4,7 +4,6 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from pruning.data.conversations import Conversation
@@ -23,68 +22,58 @@ MOST_HELD_OUT: Final = 512
 def held_out(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
     """What is trained on, and an eighth (of few conversations: a quarter) to decide by; no subject is in both.
 
-    A subject is a picture or, of text alone, the questions, to which there may be several answers. Of an eighth that is
-    more than `MOST_HELD_OUT`, the subjects that fit into so many, or the one with the fewest conversations. The rest is
+    A subject is a picture or, of text alone, a first question. Several answers may have been drawn to such a text: one
+    of them decides, since intervals take answers for independent, and the others are left out. Of an eighth that is
+    more than `MOST_HELD_OUT`, the subjects that fit into so many, or the one with the fewest conversations; the rest is
     trained on.
 
     Raises DatasetError if there are too few.
     """
-    numbers = _fold_numbers(conversations)
-    if numbers is None:
-        subjects = f"about {len(_by_subject(conversations))} different pictures or texts"
+    subjects = _by_subject(conversations)
+    # Conversations about one picture ask different things, so all of them may decide.
+    able = [members if conversations[members[0]].image is not None else members[:1] for members in subjects]
+    indices = sorted(index for members in able for index in members)
+    folds = fold_numbers([conversations[index] for index in indices])
+    if folds is None:
         raise DatasetError(
-            f"a selection part is kept back from {MIN_FOLDS * MIN_FOLD_SIZE} conversations or more",
-            values=f"{len(conversations)} conversations {subjects}",
-            remedy="Give conversations to decide by: --selection FILE",
+            f"a selection part is kept back from {MIN_FOLDS * MIN_FOLD_SIZE} conversations or more, about {MIN_FOLDS} "
+            f"pictures or {MIN_FOLDS * MIN_FOLD_SIZE} texts",
+            values=f"{len(conversations)} conversations about {len(subjects)} different pictures or texts",
+            remedy="Add some about others, or give conversations to decide by: --selection FILE",
         )
-    deciding = _bounded(conversations, [index for index, fold in enumerate(numbers) if fold == 0])
-    parts: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for index, conversation in enumerate(conversations):
-        parts[index in deciding].append(conversation)
-    return parts
+    first = {index for index, fold in zip(indices, folds, strict=True) if fold == 0}
+    kept_back = _bounded([number for number, members in enumerate(able) if members[0] in first], able)
+    deciding = {index for number in kept_back for index in able[number]}
+    not_trained = {index for number in kept_back for index in subjects[number]}
+    return (
+        [conversation for index, conversation in enumerate(conversations) if index not in not_trained],
+        [conversation for index, conversation in enumerate(conversations) if index in deciding],
+    )
 
 
 def _by_subject(conversations: Sequence[Conversation]) -> list[list[int]]:
-    """The indices of the conversations about each picture and, of text alone, of those that ask the same."""
+    """The indices of the conversations about each picture and, of text alone, of those with the same first question."""
     subjects: dict[object, list[int]] = {}
     for picture, members in by_picture(conversations).items():
         first = conversations[members[0]]
-        subject = tuple(turn.question for turn in first.turns) if first.image is None else picture
+        subject = first.turns[0].question if first.image is None else picture
         subjects.setdefault(subject, []).extend(members)
     return list(subjects.values())
 
 
-def _fold_numbers(conversations: Sequence[Conversation]) -> list[int] | None:
-    """As `fold_numbers`, and all answers to the same text are in one fold."""
-    groups: list[list[int]] = []
-    for members in _by_subject(conversations):
-        has_picture = conversations[members[0]].image is not None
-        groups += [[index] for index in members] if has_picture else [members]
-    one_each = [
-        replace(conversations[group[0]], turns=tuple(turn for index in group for turn in conversations[index].turns))
-        for group in groups
-    ]
-    folds = fold_numbers(one_each)
-    if folds is None:
-        return None
-    numbers = [0] * len(conversations)
-    for group, fold in zip(groups, folds, strict=True):
-        for index in group:
-            numbers[index] = fold
-    return numbers
-
-
-def _bounded(conversations: Sequence[Conversation], indices: Sequence[int]) -> set[int]:
-    """`indices`, or those of them that are kept back where they are too many: of subjects from all over the file."""
-    if len(indices) <= MOST_HELD_OUT:
-        return set(indices)
-    groups = _by_subject([conversations[index] for index in indices])
-    random.Random(0).shuffle(groups)
-    chosen: set[int] = set()
-    for group in groups:
-        if len(chosen) + len(group) <= MOST_HELD_OUT:
-            chosen.update(indices[place] for place in group)
-    return chosen or {indices[place] for place in min(groups, key=len)}
+def _bounded(numbers: Sequence[int], groups: Sequence[Sequence[int]]) -> Sequence[int]:
+    """`numbers`, of groups, or those of them that are kept back where they are too many: from all over the file."""
+    if sum(len(groups[number]) for number in numbers) <= MOST_HELD_OUT:
+        return numbers
+    order = list(numbers)
+    random.Random(0).shuffle(order)
+    chosen: list[int] = []
+    count = 0
+    for number in order:
+        if count + len(groups[number]) <= MOST_HELD_OUT:
+            chosen.append(number)
+            count += len(groups[number])
+    return chosen or [min(order, key=lambda number: len(groups[number]))]
 
 
 def sampled(
@@ -116,6 +105,12 @@ def sampled(
         takes[key] += 1
     chosen = {index for key in sorted(strata) for index in rng.sample(strata[key], takes[key])}
     return [conversation for index, conversation in enumerate(conversations) if index in chosen]
+
+
+def shared_texts(one: Sequence[Conversation], other: Sequence[Conversation]) -> int:
+    """How many first questions of text alone are asked in both parts."""
+    asked = [{x.turns[0].question for x in part if x.image is None} for part in (one, other)]
+    return len(asked[0] & asked[1])
 
 
 def check_apart(named: Sequence[tuple[str, Sequence[Conversation]]]) -> None:

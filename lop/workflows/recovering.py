@@ -57,7 +57,7 @@ def split_data(
     """The same, of conversations that are loaded; `name` is what those to train on are called."""
     from recovery.checks import check_trains_something
     from recovery.recover import Data
-    from recovery.splitting import check_apart, held_out, sampled
+    from recovery.splitting import check_apart, held_out, sampled, shared_texts
 
     trained, deciding = (train, selection) if selection is not None else held_out(train)
     if selection is None:
@@ -67,6 +67,11 @@ def split_data(
     if validation is None:
         on_note("no validation part: figures are of the selection part, which decided, and so a little optimistic")
     check_apart([("training", trained), ("selection", deciding), ("validation", validation or [])])
+    if (count := shared_texts(trained, deciding)) > 0:
+        on_note(
+            f"{count} texts are asked both in training and in the selection part, which so counts what was learned by "
+            "heart as a gain: decide by others, unless facts are to be remembered"
+        )
     share = sampled(trained, recipe.fraction, seed=recipe.seed, kinds=kinds)
     check_trains_something(recipe, share)  # before anything is cut or loaded
     return Data(share, deciding, validation or [], kinds)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lop.workflows.recovering import recovery_data
+from lop.workflows.recovering import recovery_data, split_data
 from pruning.data.conversations import Conversation, Turn, load_conversations
 from pruning.errors import DatasetError, InputError
 from recovery.kinds import Kinds, read_kinds
@@ -151,19 +151,38 @@ def test_no_picture_is_in_both_where_the_part_is_bounded(tmp_path: Path, monkeyp
     assert not {c.image for c in trained} & {c.image for c in deciding}
 
 
-def test_answers_to_the_same_text_are_kept_back_together() -> None:
-    """As `lop data answer --samples` draws them, some of them equal."""
+def test_of_several_answers_to_a_text_one_decides_or_all_are_trained_on() -> None:
+    """As `lop data answer --samples` draws them: some are equal, some end at an empty answer."""
     drawn = [
-        replace(conversation, id=f"{conversation.id}.{sample}", turns=(Turn(conversation.turns[0].question, answer),))
+        replace(
+            conversation, id=f"{conversation.id}.{sample}", turns=(Turn(conversation.turns[0].question, said), *more)
+        )
         for conversation in conversations(16)
-        for sample, answer in enumerate(("yes", "yes", "no"))
+        for sample, (said, more) in enumerate((("yes", ()), ("yes", (Turn("why?", "so"),)), ("no", ())))
     ]
     trained, deciding = held_out(drawn)
     asked = [{conversation.turns[0].question for conversation in part} for part in (trained, deciding)]
-    assert [len(part) for part in (trained, deciding, *asked)] == [42, 6, 14, 2]
+    assert [len(part) for part in (trained, deciding, *asked)] == [42, 2, 14, 2]
+    assert not asked[0] & asked[1]
     check_apart([("training", trained), ("selection", deciding)])
-    with pytest.raises(DatasetError, match="24 conversations about 2 different pictures or texts"):
-        held_out([replace(c, turns=drawn[3 * (i % 2)].turns) for i, c in enumerate(drawn[:24])])
+    rule = "8 conversations or more, about 4 pictures or 8 texts .got 18 conversations about 6 different"
+    with pytest.raises(DatasetError, match=rule):
+        held_out(drawn[:18])
+
+
+def test_texts_that_are_asked_in_both_parts_are_told() -> None:
+    greedy = conversations(16)
+    drawn = [replace(x, turns=(Turn(x.turns[0].question, "drawn"),)) for x in greedy]
+    notes: list[str] = []
+    recipe = Recipe.of(mode="full")
+    split_data(drawn, greedy[:4], None, recipe, name="drawn.json", on_note=notes.append)
+    assert [note for note in notes if "asked" in note] == [
+        "4 texts are asked both in training and in the selection part, which so counts what was learned by heart as a "
+        "gain: decide by others, unless facts are to be remembered"
+    ]
+    notes.clear()
+    split_data(drawn, None, None, recipe, name="drawn.json", on_note=notes.append)
+    assert not [note for note in notes if "asked" in note]
 
 
 def test_recipes() -> None:
