@@ -103,11 +103,12 @@ def test_killed_and_run_again_it_ends_bit_equal(
 
 
 def with_pictures(cut: Cut, count: int) -> Path:
-    """The conversations, of which only the first `count` keep their pictures."""
+    """The conversations, of which only the first `count` keep their pictures; the others ask different things."""
     items = json.loads(cut.data.read_text())
-    for item in items[count:]:
+    for index, item in enumerate(items[count:]):
         item.pop("image", None)
-        item["conversations"][0]["value"] = item["conversations"][0]["value"].removeprefix("<image>\n")
+        question = item["conversations"][0]["value"].removeprefix("<image>\n")
+        item["conversations"][0]["value"] = question + " ?" * index
     conversations = cut.data.with_name(f"pictures-{count}.json")
     conversations.write_text(json.dumps(items))
     return conversations
