@@ -15,8 +15,7 @@ SPARSITY = 0.3
 LOSS, TEMPERATURE = "kd-logits", 1
 """Of the model's own answers there is nothing to learn but what the dense model says, and at T = 1 is what it says."""
 SAMPLES, MAX_NEW_TOKENS = 8, 64
-"""Answers drawn to each of 200 prompts, and the longest. In a trial, by the prompts of `selection`, KL was .68
-after 20 steps on three drawn ones a prompt, and .78 on one greedy one of up to 256 tokens, which repeats itself."""
+"""Answers drawn to each of 200 prompts, and the longest; docs/recovery.md has the trials, by the part `selection`."""
 BATCH_TOKENS, STEPS = 1024, 330
 """Some 25 minutes of two cores by estimate, of the thirty that are allowed; how long it took is in the row."""
 CUT, RECONSTRUCTED = "cut", "reconstructed"

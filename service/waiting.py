@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from pruning.errors import SchemaRevisionError, StorageUnavailableError
+from pruning.errors import LopError, SchemaRevisionError, StorageUnavailableError
 from storage.url import parse_url
 
 Opened = TypeVar("Opened")
@@ -45,23 +45,28 @@ def wait_for_database(url: str, ask: Callable[[], Opened]) -> Opened | None:
     return None
 
 
-def wait_for_schema(check: Callable[[], None], seconds: float) -> None:
-    """Return once `check` raises no StorageUnavailableError or SchemaRevisionError; what it said is logged when it
-    changes.
+def wait_for_schema(is_ours: Callable[[], bool], seconds: float) -> None:
+    """Return once `is_ours` says so; it is asked every second, and may raise StorageUnavailableError meanwhile.
 
-    It is asked every second. Raises what it raised last, if `seconds` pass before, or SIGTERM or SIGINT comes.
+    Raises SchemaRevisionError if it says no when `seconds` have passed, or SIGTERM or SIGINT came; what else it raises,
+    and then StorageUnavailableError too.
     """
     ends, told = time.monotonic() + seconds, ""
     with _stop_signals() as stopping:
         while True:
+            error: LopError = SchemaRevisionError(
+                "the schema must be of this version", remedy="Bring it there: lop db upgrade"
+            )
             try:
-                return check()
-            except (SchemaRevisionError, StorageUnavailableError) as error:
-                if stopping.is_set() or time.monotonic() >= ends:
-                    raise
-                if str(error) != told:
-                    told = str(error)
-                    _logger.warning("waiting: %s", told)
+                if is_ours():
+                    return
+            except StorageUnavailableError as away:
+                error = away
+            if stopping.is_set() or time.monotonic() >= ends:
+                raise error
+            if str(error) != told:
+                told = str(error)
+                _logger.warning("waiting: %s", told)
             stopping.wait(FIRST_PAUSE_SECONDS)
 
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from pruning.errors import DatasetError, InputError, LopError, NotFoundError, St
 from pruning.missing_packages import missing_extra
 from pruning.reasons import reason_of
 from storage.room import try_folder
+
+_AGAIN = ".again"
+"""Ends the name of what is written when a file of an object store is put once more."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,7 +32,7 @@ class DataStoreUnavailableError(StorageUnavailableError):
 class DataStore(Protocol):
     """Files by their sha256. Any thread and any process may call any method at any time.
 
-    A file is there as a whole or not at all; putting it again changes nothing. Every method raises
+    A file is there as a whole or not at all; putting it again changes nothing but its age. Every method raises
     DataStoreUnavailableError if the store cannot be reached, read or written, a full disk included.
     """
 
@@ -43,6 +47,9 @@ class DataStore(Protocol):
 
         Raises NotFoundError if there is none, DatasetError if it is damaged.
         """
+
+    def stored_at(self, sha256: str) -> datetime | None:
+        """When it was put last, in UTC; None if there is no such file."""
 
     def remove(self, sha256: str) -> None:
         """Remove the file, if there is one. Who reads it meanwhile has all of it, or NotFoundError."""
@@ -80,7 +87,8 @@ class FolderStore:
         with _store_errors(str(self._root)):
             sha256 = _digest(source)
             path = self._path(sha256)
-            if path.is_file():
+            with suppress(FileNotFoundError):
+                os.utime(path)
                 return sha256
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
@@ -113,6 +121,15 @@ class FolderStore:
                     shutil.copyfileobj(content, out, 2**20)
                 if _is_whole(target, sha256, is_last=is_last):
                     return
+
+    def stored_at(self, sha256: str) -> datetime | None:
+        with _store_errors(str(self._root)):
+            try:
+                return datetime.fromtimestamp(self._path(sha256).stat().st_mtime, UTC)
+            except FileNotFoundError:
+                if not self._root.is_dir():  # as in `fetch`
+                    raise
+                return None
 
     def remove(self, sha256: str) -> None:
         with _store_errors(str(self._root)):
@@ -147,7 +164,10 @@ class RemoteStore:
     def put(self, source: Path) -> str:
         with _store_errors(self._root, Exception):
             sha256 = _digest(source)
-            if not self._system.exists(self._path(sha256)):
+            if self._system.exists(self._path(sha256)):
+                # An object store makes a file young again by all of its content alone; an empty one stands for it.
+                self._write(self._path(sha256) + _AGAIN, lambda path: self._system.pipe_file(path, b""))
+            else:
                 self._write(self._path(sha256), lambda path: self._system.put_file(str(source), path))
             return sha256
 
@@ -165,13 +185,28 @@ class RemoteStore:
                 if _is_whole(target, sha256, is_last=is_last):
                     return
 
+    def stored_at(self, sha256: str) -> datetime | None:
+        with _store_errors(self._root, Exception):
+            first = self._modified(self._path(sha256))
+            again = self._modified(self._path(sha256) + _AGAIN)
+            return first if first is None or again is None else max(first, again)
+
     def remove(self, sha256: str) -> None:
-        with _store_errors(self._root, Exception), suppress(FileNotFoundError):
-            self._system.rm_file(self._path(sha256))
+        with _store_errors(self._root, Exception):
+            for name in (self._path(sha256), self._path(sha256) + _AGAIN):
+                with suppress(FileNotFoundError):
+                    self._system.rm_file(name)
 
     def check(self) -> None:
         with _store_errors(self._root, Exception):
             self._write(f"{self._root}/.writable", lambda path: self._system.pipe_file(path, b""))
+
+    def _modified(self, path: str) -> datetime | None:
+        try:
+            found: datetime = self._system.modified(path)
+        except FileNotFoundError:
+            return None
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
     def _write(self, path: str, write: Callable[[str], object]) -> None:
         """`write(path)`, with the folders that file systems of folders want. A bucket is never made: its name may be

@@ -1,10 +1,28 @@
-"""A database that a command of an operator tidies, while servers and workers go on."""
+"""A database that a command of an operator looks at or tidies, while servers and workers go on."""
 
 from typing import Self
 
-from storage.database import check_revision, create_database_engine
+from storage import migration
+from storage.database import check_revision, create_database_engine, database_errors
 from storage.sql_store import SqlStore
 from storage.url import parse_url
+
+
+def check_schema(url: str) -> bool:
+    """Whether the schema of the database at `url` is ours; False: it is older, or not there yet, and can be upgraded.
+
+    Raises SchemaRevisionError if it is newer, StorageUnavailableError if nothing answers.
+    """
+    engine = create_database_engine(parse_url(url))
+    try:
+        with database_errors(engine), engine.connect() as connection:
+            found = migration.read_revision(connection)
+        if found is None or found in migration.REVISIONS[:-1]:
+            return False
+        check_revision(engine)
+        return True
+    finally:
+        engine.dispose()
 
 
 class MaintenanceStore(SqlStore):

@@ -6,7 +6,6 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, text
 
-from pruning.errors import InputError
 from storage.data_store import DataStore
 from storage.maintenance import MaintenanceStore
 from storage.records import JobStatus
@@ -15,73 +14,72 @@ from storage.tables import DatasetRow, JobRow
 
 @dataclass(frozen=True, slots=True)
 class OldDatasets:
-    """Of data sets that were handed in before a moment.
+    """Of data sets that were last handed in before a moment.
 
     Attributes:
         count: those that no job needs.
         size_bytes: of their content.
         needed: more that stay all the same, since jobs name them that wait, run, or may be asked for again.
+        absent: more whose content is not in the data store, which may be the wrong one; they stay unless asked for.
     """
 
     count: int
     size_bytes: int
     needed: int
+    absent: int
 
 
-def old_datasets(url: str, before: datetime) -> OldDatasets:
-    """Those of the database at `url` from before `before`, which has a time zone.
+def old_datasets(url: str, store: DataStore, before: datetime) -> OldDatasets:
+    """Those of the database at `url`, with their content in `store`, from before `before`, which has a time zone.
 
-    Raises SchemaRevisionError, StorageUnavailableError: it is at another revision, or cannot be read.
+    Raises SchemaRevisionError, StorageUnavailableError: one of the two cannot be read, or is at another revision.
     """
     with _Store.open(url) as database:
-        return database.count(before)
+        return database.go_through(store, before, remove=False, absent=False)
 
 
-def remove_old_datasets(url: str, store: DataStore, before: datetime) -> OldDatasets:
-    """Remove what `old_datasets` tells, with its content in `store`, and return what went. Killed, run it again.
+def remove_old_datasets(url: str, store: DataStore, before: datetime, *, absent: bool = False) -> OldDatasets:
+    """Remove what `old_datasets` tells, with its content, and return what went; with `absent`, records without content
+    too, as a removal that was killed may leave one.
 
-    Servers and workers go on. Raises as `old_datasets`; InputError if `store` holds none of the database's data sets,
-    and so is another's; DataStoreUnavailableError: what went before is gone.
+    Servers and workers go on. Raises as `old_datasets`: what went before is gone.
     """
     with _Store.open(url) as database:
-        return database.remove(store, before)
+        return database.go_through(store, before, remove=True, absent=absent)
 
 
 class _Store(MaintenanceStore):
     """The data sets of one database."""
 
-    def count(self, before: datetime) -> OldDatasets:
-        total = select(func.count(), func.coalesce(func.sum(DatasetRow.size_bytes), 0)).select_from(DatasetRow)
+    def go_through(self, store: DataStore, before: datetime, *, remove: bool, absent: bool) -> OldDatasets:
         with self._reading() as session:
-            count, size = session.execute(total.where(_is_old(before))).one()
-            kept = select(func.count()).select_from(DatasetRow).where(DatasetRow.created_at < before, _is_needed())
-            return OldDatasets(int(count), int(size), session.scalar(kept) or 0)
+            old = session.scalars(select(DatasetRow.id).where(_is_old(before)).order_by(DatasetRow.created_at)).all()
+            needed = select(func.count()).select_from(DatasetRow).where(DatasetRow.created_at < before, _is_needed())
+            num_needed = session.scalar(needed) or 0
+        count = size = num_absent = 0
+        for dataset_id in old:
+            stored = store.stored_at(dataset_id)
+            if stored is None and not absent:
+                num_absent += 1
+            elif stored is None or stored < before:  # else it was handed in again: its record has kept its date
+                found = self._size(dataset_id, before, store if remove else None)
+                count, size = count + (found is not None), size + (found or 0)
+        return OldDatasets(count, size, num_needed, num_absent)
 
-    def remove(self, store: DataStore, before: datetime) -> OldDatasets:
-        count = size = 0
-        with self._reading() as session:
-            ids = session.scalars(select(DatasetRow.id).where(_is_old(before)).order_by(DatasetRow.created_at)).all()
-            known = session.scalars(select(DatasetRow.id)).all() if ids else []
-        if known and not any(store.has(dataset_id) for dataset_id in known):
-            raise InputError(
-                "the data store must be the one that servers and workers use",
-                values=f"none of the {len(known)} data sets of the database is in it",
-                remedy="Give it as they have it: --store or LOP_DATA_STORE",
-            )
-        for dataset_id in ids:
-            with self._writing() as session:
-                if self._is_postgresql:  # one writer at a time, as in SQLite
-                    session.execute(text(f"LOCK TABLE {DatasetRow.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
-                # A job that was added meanwhile keeps it. Who hands it in again has its record before this, or after:
-                # then the content that was there has gone, and is stored again (`DatasetShelf`).
-                still = select(DatasetRow.size_bytes).where(DatasetRow.id == dataset_id, _is_old(before))
-                found = session.scalar(still)
-                if found is None:
-                    continue
-                store.remove(dataset_id)  # first: a record that is left by a kill is found, and removed, again
+    def _size(self, dataset_id: str, before: datetime, store: DataStore | None) -> int | None:
+        """Of a data set that is still old; None if it is not. With a `store` it is removed there, and here."""
+        with self._writing() as session:
+            if self._is_postgresql:  # one writer at a time, as in SQLite
+                session.execute(text(f"LOCK TABLE {DatasetRow.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
+            still = select(DatasetRow.size_bytes).where(DatasetRow.id == dataset_id, _is_old(before))
+            size = session.scalar(still)
+            if size is not None and store is not None:
+                # Content goes first: a record without it, which a kill leaves, can be found. Who hands it in again has
+                # the record after this, and stores the content again (`DatasetShelf`). A job that is added in this
+                # very moment fails, says why, and can be retried once the data set was handed in again.
+                store.remove(dataset_id)
                 session.execute(delete(DatasetRow).where(DatasetRow.id == dataset_id))
-            count, size = count + 1, size + found
-        return OldDatasets(count, size, self.count(before).needed)
+            return size
 
 
 _NAMES: Final = ("dataset", "selection", "validation", "reconstruct")

@@ -91,10 +91,12 @@ def answer(
     if report.left_out:
         warn(f"{_named(report.left_out)}: the model's answer is empty: left out, from that question on")
     if report.cut:
+        remedy = "Raise --max-new-tokens for whole ones"
+        if drawing is not None:
+            remedy += ", or train on them by `lop recover --loss kd-logits`: the loss sft would teach to end there"
         warn(
             f"{_named(report.cut)}: answers that had not ended after {max_new_tokens} tokens are kept as far as they "
-            "go; scores will count an end of turn after each, which the model did not write. Raise --max-new-tokens "
-            "for whole ones"
+            f"go; scores will count an end of turn after each, which the model did not write. {remedy}"
         )
     if json:
         print_json(

@@ -1,5 +1,6 @@
 """`lop db`: the database's schema, waiting for it, copies of it, whether it is whole, old plans, jobs and data sets."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -35,16 +36,16 @@ def wait_command(
     """Wait until the database answers and its schema is of this version, as `lop db upgrade` makes it.
 
     For what is started beside the upgrade, such as the pods of deploy/kubernetes. Says what it waits for, and stores
-    nothing.
+    nothing. A newer schema is not waited for: it is never brought down.
     """
+    from service.logs import configure_logging
+    from service.settings import load_settings
     from service.waiting import wait_for_schema
-    from storage.maintenance import MaintenanceStore
+    from storage.maintenance import check_schema
 
-    def check() -> None:
-        with MaintenanceStore.open(database):
-            pass
-
-    wait_for_schema(check, 60 * minutes)
+    settings = load_settings(database_url=database)
+    configure_logging(settings.log_level, settings.log_format)
+    wait_for_schema(lambda: check_schema(database), 60 * minutes)
     print_line("database is at the revision of this version")
 
 
@@ -157,31 +158,40 @@ def remove_jobs_command(
 
 @app.command("remove-datasets")
 def remove_datasets_command(
-    older_than: Annotated[str, typer.Option(help="Data sets handed in longer ago than this go: 12h, 90d or 52w.")],
+    older_than: Annotated[str, typer.Option(help="Data sets last handed in longer ago than this go: 12h, 90d or 52w.")],
     store: Store = DEFAULT_STORE,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this, only their number is shown.")] = False,
+    absent: Annotated[bool, typer.Option("--absent", help="With --yes, also those whose content is lost.")] = False,
     database: Database = DEFAULT_DATABASE,
     json: Json = False,
 ) -> None:
-    """Show how many data sets were handed in longer ago than that, and with --yes remove them with their content, while
-    servers and workers go on. Nothing else removes any.
+    """Show how many data sets were last handed in longer ago than that, and with --yes remove them with their content,
+    while servers and workers go on. Nothing else removes any.
 
-    Those stay that a job names which waits, runs or may be retried. What was made with a data set stays too. Who hands
-    the same in again gets the same id.
+    Those stay that a job names which waits, runs or may be retried, and what was made with a data set. Who hands the
+    same in again gets the same id.
     """
     from storage.data_store import open_store
     from storage.old_datasets import old_datasets, remove_old_datasets
 
     before = datetime.now(UTC) - time_span(older_than)
-    found = remove_old_datasets(database, open_store(store), before) if yes else old_datasets(database, before)
+    content = open_store(store)
+    if yes:
+        found = remove_old_datasets(database, content, before, absent=absent)
+    else:
+        found = old_datasets(database, content, before)
     if json:
-        counts = {"count": found.count, "size_bytes": found.size_bytes, "needed": found.needed}
-        print_json({"before": before.isoformat(), "removed": yes, **counts})
+        print_json({"before": before.isoformat(), "removed": yes, **asdict(found)})
         return
     what = f"{found.count:,} data sets of before {before:%Y-%m-%d %H:%M} UTC, {found.size_bytes / 1e9:.2f} GB"
     print_line(f"removed {what}" if yes else f"{what}, would go. Nothing was removed: that takes --yes")
     if found.needed:
         print_line(f"{found.needed:,} more stay: jobs that wait, run or may be retried need them")
+    if found.absent:
+        print_line(
+            f"{found.absent:,} more stay: their content is not in {store}. Is it the data store that servers use? If "
+            "the content is lost, --yes --absent removes their records"
+        )
 
 
 def _show(done: str, rows: dict[str, int], *, json: bool) -> None:

@@ -62,7 +62,7 @@ def worker(
             show_envvar=True,
         ),
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address of --metrics-port.")] = "127.0.0.1",
+    metrics_host: Annotated[str | None, typer.Option(help="Address of --metrics-port.  [default: 127.0.0.1]")] = None,
     engine: EngineName = Engine.LOCAL,
     address: RayAddress = None,
     actors: NumActors = None,
@@ -94,6 +94,12 @@ def worker(
         raise InputError(
             "a worker takes jobs of known kinds", values=", ".join(unknown), remedy=f"Known are {', '.join(KINDS)}"
         )
+    if metrics_host is not None and metrics_port is None:
+        raise InputError(
+            "a worker has metrics where it has a port for them",
+            values=f"--metrics-host {metrics_host}",
+            remedy="Choose one: --metrics-port 9100",
+        )
     repository = open_database(database) if once else wait_for_database(database, lambda: open_database(database))
     if repository is None:
         return
@@ -110,7 +116,7 @@ def worker(
     tracing = start_tracing(settings, "lop-worker")
     metrics = WorkerMetrics()
     try:
-        with nullcontext() if metrics_port is None else metrics.served(metrics_host, metrics_port):
+        with nullcontext() if metrics_port is None else metrics.served(metrics_host or "127.0.0.1", metrics_port):
             run_worker(repository, runner, options=waiting, tracing=tracing, metrics=metrics, check_store=data.check)
     finally:
         tracing.close()

@@ -1,7 +1,6 @@
 """Answers drawn at random, each token as often as the model would say it, instead of the likeliest one each time."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,10 @@ from pruning.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+_LEAST, _MOST = 0.01, 100.0
+"""Temperatures: beyond them, logits that are divided by one are out of range, or answers noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,9 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
+        if not _LEAST <= self.temperature <= _MOST:
             raise InputError(
-                "the temperature of drawn answers is a number above 0",
+                f"the temperature of drawn answers is a number from {_LEAST:g} to {_MOST:g}",
                 values=str(self.temperature),
                 remedy="1 draws as the model would; for the likeliest answers leave --samples out",
             )
@@ -49,15 +52,20 @@ def drawn_tokens(
 ) -> "Callable[[Any, torch.Tensor], torch.Tensor]":
     """A logits processor of transformers after which the likeliest token of row i is one drawn with `generators`[i].
 
-    The largest of logits / temperature + Gumbel noise is a draw from their softmax (the Gumbel-max trick; as in
-    Maddison et al. 2014, arXiv 1411.0030). So random decoding is greedy decoding of other scores, and torch's own
-    random state has no say.
+    So random decoding is greedy decoding of other scores [B, V], and torch's own random state has no say. A token takes
+    one random number: the first token up to which the probabilities add up to more than that.
     """
     import torch
 
     def process(_tokens: Any, scores: "torch.Tensor") -> "torch.Tensor":
-        # On the CPU, so that a GPU draws the same; minus the logarithm of an exponential variable is a Gumbel one.
-        rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in generators]
-        return scores.float() / temperature - torch.stack(rows).log().to(scores.device)
+        # Of 150,000 probabilities a sum in float32 would lose the small ones; Apple's GPUs have nothing else.
+        exact = torch.float32 if scores.device.type == "mps" else torch.float64
+        sums = (scores.to(exact) / temperature).softmax(dim=-1).cumsum(dim=-1)
+        # Drawn on the CPU, so that a GPU draws the same.
+        drawn = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+        total = sums[:, -1:].contiguous()
+        below = torch.minimum(drawn.to(scores.device, exact) * total, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(sums, below, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
 
     return process

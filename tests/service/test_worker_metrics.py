@@ -1,20 +1,28 @@
 """What a worker tells Prometheus."""
 
 import logging
+import re
 import socket
+import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from lop.cli import app
 from pruning.errors import InputError, StorageUnavailableError
 from service.jobs.reporting import JobReporter
 from service.worker import WorkerOptions, run_worker
 from service.worker_metrics import WorkerMetrics
 from storage.contract import Repository
+from storage.database import upgrade
 from storage.records import JobRecord
+from storage.sql_repository import open_repository
+from tests.forked import start_lop
 from tests.storage.examples import job
 
 ONCE = WorkerOptions(poll_seconds=0.02, heartbeat_seconds=30, stale_seconds=60, once=True)
@@ -80,3 +88,45 @@ def test_it_is_asked_over_http_and_a_port_that_is_taken_is_told(caplog: pytest.L
             metrics.served("127.0.0.1", port).__enter__()
     with socket.create_server(("127.0.0.1", port)):
         pass  # it listens no more
+
+
+def test_the_command_answers_while_it_waits(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lop.db"
+    upgrade(url)
+    log = tmp_path / "log"
+    process = start_lop("worker", "--database", url, "--metrics-port", "0", stdout=log, stderr=log)
+    try:
+        while (found := re.search(r"metrics are at (\S+)", log.read_text() if log.exists() else "")) is None:
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.02)
+        assert figures(httpx.get(found[1]).text)["lop_worker_busy",] == 0
+    finally:
+        process.terminate()
+        process.join()
+    assert process.exitcode == 0
+
+
+def test_the_command_counts_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hands on what it counts with to what it answers with."""
+    url = f"sqlite:///{tmp_path}/lop.db"
+    with open_repository(url, create=True) as repository:
+        repository.add_job(job(model_id="tiny"))
+    made: list[WorkerMetrics] = []
+
+    class Kept(WorkerMetrics):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr("service.worker_metrics.WorkerMetrics", Kept)
+    ran = CliRunner().invoke(app, ["worker", "--once", "--database", url, "--metrics-port", "0"])
+    assert ran.exit_code == 0, ran.output
+    [metrics] = made
+    assert figures(metrics)["lop_worker_jobs_total", "search", "failed"] == 1  # no such model
+
+
+def test_a_host_without_a_port_is_refused(tmp_path: Path) -> None:
+    words = ["worker", "--once", "--database", f"sqlite:///{tmp_path}/lop.db", "--metrics-host", "0.0.0.0"]
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, InputError)
+    assert "--metrics-port 9100" in str(error)

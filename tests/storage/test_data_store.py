@@ -4,7 +4,9 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,7 +73,23 @@ def test_what_is_put_can_be_fetched(store: DataStore, source: Path, tmp_path: Pa
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
+def test_what_is_put_again_is_young_again(store: DataStore, source: Path, tmp_path: Path) -> None:
+    store.put(source)
+    assert store.stored_at("0" * 64) is None
+    first = store.stored_at(SHA256)
+    assert first is not None
+    assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+    time.sleep(1.1)  # S3 tells seconds
+    store.put(source)
+    again = store.stored_at(SHA256)
+    assert again is not None
+    assert again > first
+    store.fetch(SHA256, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
 def test_what_is_removed_is_gone_and_can_be_put_again(store: DataStore, source: Path, tmp_path: Path) -> None:
+    store.put(source)
     store.put(source)
     store.remove("0" * 64)  # which was never there
     store.remove(SHA256)

@@ -1,5 +1,6 @@
 """Removing data sets that no job needs any more, over both kinds of database."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 
 from pruning.data.conversations import Conversation, Turn
-from pruning.errors import InputError
 from service.datasets import DatasetShelf
 from storage.data_store import DataStoreUnavailableError, FolderStore, open_store
 from storage.integrity import check_database
@@ -30,6 +30,8 @@ def hand_in(repository: SqlRepository, store: FolderStore, folder: Path, name: s
     source = folder / name
     source.write_text(name)
     sha256 = store.put(source)
+    created = facts.get("created_at", MORNING).timestamp()
+    os.utime(folder / "store" / sha256[:2] / sha256, (created, created))
     repository.add_dataset(replace(dataset(sha256), **facts))
     return sha256
 
@@ -53,49 +55,59 @@ def test_what_no_job_needs_goes_with_its_content(
     repository.add_job(NewJob("apply", "m", {"reconstruct": ids["reconstructed"], "plan": "p"}, "somebody"))
 
     before = MORNING + HOUR
-    expected = OldDatasets(2, 2 * SIZE, 4)
-    assert old_datasets(database_url, before) == expected
+    expected = OldDatasets(2, 2 * SIZE, 4, 0)
+    assert old_datasets(database_url, store, before) == expected
     assert len(repository.list_datasets()) == 7  # nothing was removed
     assert remove_old_datasets(database_url, store, before) == expected
     stayed = set(names) - {"free", "done"}
     assert {record.id for record in repository.list_datasets()} == {ids[name] for name in stayed}
     assert {name for name in names if store.has(ids[name])} == stayed
-    assert remove_old_datasets(database_url, store, before) == OldDatasets(0, 0, 4)
+    assert remove_old_datasets(database_url, store, before) == OldDatasets(0, 0, 4, 0)
     assert check_database(database_url, store).findings == ()
 
 
-def test_killed_in_between_it_goes_on(
+def test_what_was_handed_in_again_is_young_again(
+    repository: SqlRepository, database_url: str, store: FolderStore, tmp_path: Path
+) -> None:
+    first, second = (hand_in(repository, store, tmp_path, name) for name in ("a", "b"))
+    store.put(tmp_path / "b")
+    before = MORNING + HOUR
+    assert remove_old_datasets(database_url, store, before) == OldDatasets(1, SIZE, 0, 0)
+    assert [record.id for record in repository.list_datasets()] == [second]
+    assert (store.has(first), store.has(second)) == (False, True)
+
+
+def test_killed_in_between_its_record_can_be_removed(
     repository: SqlRepository, database_url: str, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Content goes first, so a record that is left says what there is yet to remove."""
-    first, second = (hand_in(repository, store, tmp_path, name) for name in ("a", "b"))
+    sha256 = hand_in(repository, store, tmp_path, "a")
     remove = FolderStore.remove
 
-    def killed(self: FolderStore, sha256: str) -> None:
-        remove(self, sha256)
+    def killed(self: FolderStore, name: str) -> None:
+        remove(self, name)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             remove_old_datasets(database_url, store, soon())
-    assert sorted(store.has(name) for name in (first, second)) == [False, True]
-    assert len(repository.list_datasets()) == 2
-    assert remove_old_datasets(database_url, store, soon()) == OldDatasets(2, 2 * SIZE, 0)
+    assert not store.has(sha256)
+    assert remove_old_datasets(database_url, store, soon()) == OldDatasets(0, 0, 0, 1)
+    assert [record.id for record in repository.list_datasets()] == [sha256]
+    assert remove_old_datasets(database_url, store, soon(), absent=True) == OldDatasets(1, SIZE, 0, 0)
     assert repository.list_datasets() == []
 
 
-def test_another_store_is_refused(
+def test_in_another_store_nothing_is_removed(
     repository: SqlRepository, database_url: str, store: FolderStore, tmp_path: Path
 ) -> None:
     sha256 = hand_in(repository, store, tmp_path, "a")
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="none of the 1 data sets"):
-        remove_old_datasets(database_url, open_store(str(tmp_path / "other")), soon())
-    assert [record.id for record in repository.list_datasets()] == [sha256]
+    other = open_store(str(tmp_path / "other"))
+    assert remove_old_datasets(database_url, other, soon()) == OldDatasets(0, 0, 0, 1)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
-    with pytest.raises((InputError, DataStoreUnavailableError)):
-        remove_old_datasets(database_url, store, soon())
+    with pytest.raises(DataStoreUnavailableError):
+        remove_old_datasets(database_url, store, soon(), absent=True)
     assert [record.id for record in repository.list_datasets()] == [sha256]
 
 

@@ -221,7 +221,7 @@ def test_drawn_answers(
     ("more", "message"),
     [
         (("--seed", "3"), "no temperature and no seed (got --seed 3). Say how many answers to draw"),
-        (("--samples", "2", "--temperature", "0"), "a number above 0 (got 0.0)"),
+        (("--samples", "2", "--temperature", "0"), "a number from 0.01 to 100 (got 0.0)"),
     ],
 )
 def test_draws_that_cannot_be(

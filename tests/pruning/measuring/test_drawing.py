@@ -19,7 +19,9 @@ def test_tokens_come_as_often_as_the_model_has_them(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
     expected = (logits / temperature).softmax(dim=0)
     process = drawn_tokens(temperature, [Drawing(seed=5).generator("answer")] * NUM_DRAWS)
-    drawn = process(None, logits.expand(NUM_DRAWS, -1)).argmax(dim=1)
+    scores = process(None, logits.expand(NUM_DRAWS, -1))
+    assert (scores.isfinite().sum(dim=1) == 1).all()
+    drawn = scores.argmax(dim=1)
     found = drawn.bincount(minlength=5) / NUM_DRAWS
     assert found[4] == 0
     assert ((found - expected).abs() <= 4 * (expected * (1 - expected) / NUM_DRAWS).sqrt()).all()
@@ -44,7 +46,7 @@ def test_an_answer_depends_on_its_name_and_the_seed_alone() -> None:
 
 def test_a_cold_draw_is_the_greedy_answer() -> None:
     model, inputs = tiny_model("llama"), {"input_ids": torch.tensor([[5, 6, 7]])}
-    draw = drawn_tokens(1e-6, [Drawing().generator("a")])
+    draw = drawn_tokens(1e-3, [Drawing().generator("a")])
     (drawn,), (greedy,) = (generate_tokens(model, inputs, max_new_tokens=12, draw=x) for x in (draw, None))
     assert drawn.tolist() == greedy.tolist()
 
@@ -63,7 +65,17 @@ def test_batches_are_told_apart_by_what_decides_their_draws() -> None:
     assert batch_key("", batches[0]) == batch_key("", batches[1])  # of greedy ones the text decides
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("number", [0.0, 0.3, 1.0 - 2**-53])
+def test_whatever_is_drawn_is_a_token_that_may_come(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sums of a long vocabulary round, at the ends of the numbers; what is ruled out lies at both ends, too."""
+    logits = torch.zeros(2, 150_000)
+    logits[:, :3], logits[:, -3:] = -torch.inf, -torch.inf
+    monkeypatch.setattr("torch.rand", lambda *_, **named: torch.tensor([number], dtype=named["dtype"]))
+    tokens = drawn_tokens(1.0, [Drawing().generator("a")] * 2)(None, logits).argmax(dim=1).tolist()
+    assert tokens == [3 + min(int(number * 149_994), 149_993)] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-40, 1e40, float("nan"), float("inf")])
 def test_no_such_temperature(temperature: float) -> None:
-    with pytest.raises(InputError, match="a number above 0"):
+    with pytest.raises(InputError, match="the temperature of drawn answers"):
         Drawing(temperature)
