@@ -58,28 +58,24 @@ class _Store(MaintenanceStore):
             num_needed = session.scalar(needed) or 0
         count = size = num_absent = 0
         for dataset_id in old:
-            stored = store.stored_at(dataset_id)
-            if stored is None and not absent:
-                num_absent += 1
-            elif stored is None or stored < before:  # else it was handed in again: its record has kept its date
-                found = self._size(dataset_id, before, store if remove else None)
-                count, size = count + (found is not None), size + (found or 0)
+            with self._writing() if remove else self._reading() as session:
+                if remove and self._is_postgresql:  # one writer at a time, as in SQLite
+                    session.execute(text(f"LOCK TABLE {DatasetRow.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
+                still = select(DatasetRow.size_bytes).where(DatasetRow.id == dataset_id, _is_old(before))
+                found, stored = session.scalar(still), store.stored_at(dataset_id)
+                if found is None or (stored is not None and stored >= before):
+                    continue  # it was handed in again, and its record has kept its date
+                if stored is None and not absent:
+                    num_absent += 1
+                    continue
+                if remove:
+                    # Content goes first: a record without it, which a kill leaves, can be found. Who hands it in again
+                    # has the record after this, and stores the content again (`DatasetShelf`). A job that is added in
+                    # this very moment fails, says why, and can be retried once the data set was handed in again.
+                    store.remove(dataset_id)
+                    session.execute(delete(DatasetRow).where(DatasetRow.id == dataset_id))
+            count, size = count + 1, size + found
         return OldDatasets(count, size, num_needed, num_absent)
-
-    def _size(self, dataset_id: str, before: datetime, store: DataStore | None) -> int | None:
-        """Of a data set that is still old; None if it is not. With a `store` it is removed there, and here."""
-        with self._writing() as session:
-            if self._is_postgresql:  # one writer at a time, as in SQLite
-                session.execute(text(f"LOCK TABLE {DatasetRow.__tablename__} IN SHARE ROW EXCLUSIVE MODE"))
-            still = select(DatasetRow.size_bytes).where(DatasetRow.id == dataset_id, _is_old(before))
-            size = session.scalar(still)
-            if size is not None and store is not None:
-                # Content goes first: a record without it, which a kill leaves, can be found. Who hands it in again has
-                # the record after this, and stores the content again (`DatasetShelf`). A job that is added in this
-                # very moment fails, says why, and can be retried once the data set was handed in again.
-                store.remove(dataset_id)
-                session.execute(delete(DatasetRow).where(DatasetRow.id == dataset_id))
-            return size
 
 
 _NAMES: Final = ("dataset", "selection", "validation", "reconstruct")

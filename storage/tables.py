@@ -2,8 +2,8 @@
 
 Strings have no length: SQLite would not enforce one, and the two databases must accept the same values. Counts are
 64-bit. Rows are only ever inserted, but for `jobs`, which live along `JobStatus`, and for `keys`, which are used and
-revoked; with a model goes all that is known of it (`storage.removal`), and old plans and
-jobs go (`storage.old_plans`, `storage.old_jobs`).
+revoked; with a model goes all that is known of it (`storage.removal`), and old plans,
+jobs and data sets go (`storage.old_plans`, `storage.old_jobs`, `storage.old_datasets`).
 """
 
 from datetime import UTC, datetime
