@@ -1,4 +1,4 @@
-"""`lop data`: calibration files, made of a model's own answers, and what a file holds."""
+"""`lop data`: prompts and calibration files, made by a model itself, and what a file holds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,80 @@ if TYPE_CHECKING:
 
     from pruning.measuring.drawing import Drawing
 
-app = typer.Typer(help="Make calibration files, check them.", no_args_is_help=True)
+app = typer.Typer(help="Make prompts and calibration files, check them.", no_args_is_help=True)
 
 _NUM_NAMED = 5
 """How many ids a warning names."""
+
+
+@app.command("prompts")
+def prompts(
+    model: Annotated[Path, typer.Option("--model", "-m", help="The checkpoint's folder that says what users ask.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New file for the prompts, as `lop data answer` takes it.")],
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", min=1, help="Different prompts to draw.  [default: 1000, or one a picture]"),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of pictures: draw what users ask about them, each in turn.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest prompt, in tokens; what has not ended by then is left out.")
+    ] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts drawn at once; a run that is killed loses so many at most.")
+    ] = 64,
+    temperature: Annotated[float, typer.Option(help="Logits are divided by it; less draws likelier prompts.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another draws others.")] = 0,
+    json: Json = False,
+) -> None:
+    """Draw prompts from a model itself, where there are none to answer, or too few.
+
+    An instruction-tuned model that is given the beginning of its chat template, up to where a user speaks, goes on
+    with what a user might ask. What does not end, cannot be asked or was said before is left out.
+
+    Read some of them: base models, and those that never learned what users say, write other things. Kill it whenever
+    you like: the same command goes on, and writes the same file.
+    """
+    from rich.progress import DownloadColumn
+
+    from lop.workflows.answering import Answerer
+    from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.conversation_files import check_out
+    from lop.workflows.drawing_prompts import LEFT_OUT, draw_prompts, pictures_in
+    from pruning.measuring.drawing import Drawing
+
+    drawing = Drawing(temperature, seed)
+    check_out(out)
+    shown = [] if pictures is None else pictures_in(pictures)
+    count = count or len(shown) or 1000
+    warn_of_adapter(model)
+    with bar("reading weights", DownloadColumn()) as on_bytes:
+        answerer = Answerer.read(model, on_bytes=on_bytes)
+    with bar("drawing prompts") as on_prompt:
+        report = draw_prompts(
+            answerer,
+            out,
+            count=count,
+            drawing=drawing,
+            pictures=shown,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_prompt=on_prompt,
+        )
+    left_out = {reason: getattr(report, reason) for reason in LEFT_OUT}
+    told = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
+    if report.prompts < count:
+        warn(
+            f"{report.prompts} prompts of {count}: the rest of {report.drawn} draws was of no use ({told}). A higher "
+            "--temperature repeats less, a higher --max-new-tokens lets more of them end"
+        )
+    if json:
+        found = {"out": str(out), "prompts": report.prompts, "drawn": report.drawn, "resumed": report.resumed}
+        print_json(found | left_out)
+        return
+    resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    print_line(f"wrote {out}: {report.prompts} prompts of {report.drawn} draws{resumed}; left out: {told or 'none'}")
 
 
 @app.command("answer")
@@ -68,8 +138,9 @@ def answer(
     """
     from rich.progress import DownloadColumn
 
-    from lop.workflows.answering import Answerer, answer_prompts, check_out
+    from lop.workflows.answering import Answerer, answer_prompts
     from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.conversation_files import check_out
     from pruning.data.prompts import load_prompts
 
     drawing = _drawing(samples, temperature, seed)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from lop.workflows.conversation_files import exists, path_from
 from pruning.atomic_file import replace_file
 from pruning.checkpoints.file_errors import reading
 from pruning.data.chat_rendering import turn_ends
 from pruning.data.conversations import IMAGE_TOKEN, Conversation
 from pruning.data.prompts import Prompt
-from pruning.errors import DatasetError, InputError
-from pruning.measuring.answer_draft import AnswerDraft, draft_file, locked_answers
+from pruning.errors import DatasetError
+from pruning.measuring.answer_draft import AnswerDraft, locked_answers
 from pruning.measuring.answers import (
     Answer,
     Question,
@@ -94,25 +95,6 @@ class Answerer:
         return self._model
 
 
-def check_out(out: Path, prompts: Path) -> None:
-    """Raises InputError unless answers can be written to `out`: a file that is not there yet, in a folder that is.
-
-    One that is there passes if a draft is beside it: a run may have been killed between its last two steps.
-    """
-    if os.path.exists(out) and os.path.exists(prompts) and out.samefile(prompts):  # noqa: PTH110 names may be too long
-        raise InputError("--out must be another file than --prompts", values=str(out))
-    if not out.parent.is_dir():
-        raise InputError("the folder of --out must exist", values=str(out.parent), remedy="Make it, or choose another")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise InputError("the folder of --out must be writable", values=str(out.parent), remedy="Choose another")
-    if os.path.lexists(out) and not draft_file(out).exists():
-        raise _exists(out)
-
-
-def _exists(out: Path) -> InputError:
-    return InputError("--out must not exist yet", values=str(out), remedy="Choose another file, or remove it")
-
-
 def answer_prompts(
     answerer: Answerer,
     prompts: Sequence[Prompt],
@@ -146,7 +128,7 @@ def answer_prompts(
         if not os.path.lexists(out):
             replace_file(out, content)
         elif not out.is_file() or out.read_bytes() != content:
-            raise _exists(out)
+            raise exists(out)
         draft.discard()
     return report
 
@@ -217,7 +199,7 @@ class _Run:
             self._resumed += len(found)
             return found
         if os.path.lexists(self._out):
-            raise _exists(self._out)
+            raise exists(self._out)
         made = answer_batch(
             self._answerer.load(),
             self._answerer.processor,
@@ -265,7 +247,7 @@ def _document(prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], out: 
 def _item(conversation: Conversation, out: Path) -> dict[str, Any]:
     item: dict[str, Any] = {"id": conversation.id}
     if conversation.image is not None:
-        item["image"] = _path_from(out, conversation.image)
+        item["image"] = path_from(out, conversation.image)
     item["conversations"] = messages = []
     for index, turn in enumerate(conversation.turns):
         has_image = index == 0 and conversation.image is not None
@@ -273,8 +255,3 @@ def _item(conversation: Conversation, out: Path) -> dict[str, Any]:
         messages.append({"from": "human", "value": question})
         messages.append({"from": "gpt", "value": turn.answer})
     return item
-
-
-def _path_from(out: Path, image: Path) -> str:
-    """The path of `image` as a file at `out` names it. Folders that are links are followed, the image itself is not."""
-    return os.path.relpath(image.parent.resolve() / image.name, out.parent.resolve())
