@@ -94,11 +94,11 @@ def draw_prompts(
     """
     turns = [(image, user_turn(answerer.processor, image)) for image in pictures or (None,)]
     most = _MOST_DRAWS * count
-    check_questions([_begun(index, *turn) for index, turn in enumerate(turns[:most])], answerer.processor)
+    check_questions([_begun(index, drawing, *turn) for index, turn in enumerate(turns[:most])], answerer.processor)
     with locked_answers(out) as draft:
         kept, resumed = _Kept(count, answerer), 0
         settings = f"prompts {answerer.settings} {max_new_tokens}"
-        for batch in _batches(turns, batch_size, most):
+        for batch in _batches(turns, drawing, batch_size, most):
             key = batch_key(settings, batch, drawing)
             said = draft.find(key)
             if said is not None:
@@ -125,14 +125,15 @@ def draw_prompts(
 _Turns = Sequence[tuple[Path | None, UserTurn]]
 
 
-def _begun(index: int, image: Path | None, turn: UserTurn) -> Question:
-    return Question(index, Conversation(f"drawn-{index}", image, (Turn("", ""),)), turn.before, 0)
+def _begun(index: int, drawing: Drawing, image: Path | None, turn: UserTurn) -> Question:
+    # With the seed: prompts of two draws may be put into one file.
+    return Question(index, Conversation(f"drawn-{drawing.seed}-{index}", image, (Turn("", ""),)), turn.before, 0)
 
 
-def _batches(turns: _Turns, batch_size: int, most: int) -> Iterator[list[Question]]:
+def _batches(turns: _Turns, drawing: Drawing, batch_size: int, most: int) -> Iterator[list[Question]]:
     """Beginnings, pictures in turn; which of them share a batch depends on their numbers alone."""
     for start in range(0, most, batch_size):
-        yield [_begun(i, *turns[i % len(turns)]) for i in range(start, min(start + batch_size, most))]
+        yield [_begun(i, drawing, *turns[i % len(turns)]) for i in range(start, min(start + batch_size, most))]
 
 
 def _said(

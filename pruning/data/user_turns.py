@@ -26,8 +26,8 @@ class UserTurn:
 
     Attributes:
         before: text up to where the user speaks, a picture's placeholder included.
-        ends: special tokens that end it.
-        stop: text that ends it, where no special token does (`ASSISTANT:`); else empty.
+        ends: tokens that end it.
+        stop: text that ends it, where no token of the template's own does (`ASSISTANT:`); else empty.
     """
 
     before: str
@@ -54,5 +54,6 @@ def user_turn(processor: "Processor", image: Path | None = None) -> UserTurn:
         )
     tokenizer = tokenizer_of(processor)
     first = tokenizer(after[0].lstrip(), add_special_tokens=False)["input_ids"][:1]
-    ends = frozenset(token for token in first if token in tokenizer.all_special_ids)
+    # Markers of templates are added tokens; not every tokenizer calls them special (DeepSeek's does not).
+    ends = frozenset(token for token in first if token in tokenizer.added_tokens_decoder)
     return UserTurn(before, ends, "" if ends else after[0].strip())

@@ -42,6 +42,16 @@ def test_text_ends_where_no_special_token_does() -> None:
     assert (turn.before, turn.ends, turn.stop) == ("USER:", frozenset(), "ASSISTANT:")
 
 
+def test_a_marker_that_no_file_calls_special() -> None:
+    """As DeepSeek's `<｜Assistant｜>`, after which the template may go on."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|assistant|>"])
+    tokenizer.chat_template = "<|user|>{{ messages[0].content }}<|assistant|><think>"
+    turn = user_turn(tokenizer)
+    assert turn.ends == {tokenizer.convert_tokens_to_ids("<|assistant|>")}
+    assert turn.stop == ""
+
+
 def test_a_picture_stands_before_the_words(tmp_path: Path) -> None:
     processor = tiny_processor()
     assert "<image>" in user_turn(processor, tmp_path / "any.png").before
