@@ -29,14 +29,18 @@ def prompts(
         typer.Option("--count", "-n", min=1, help="Different prompts to draw.  [default: 1000, or one a picture]"),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="A folder of pictures: draw what users ask about them, each in turn.")
+        Path | None, typer.Option(help="A folder of pictures: draw what users ask about them, of each equally many.")
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest prompt, in tokens; what has not ended by then is left out.")
     ] = 128,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts drawn at once; a run that is killed loses so many at most.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prompts drawn at once; a run that is killed loses so many at most.  [default: 64, or 8 of pictures]",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Logits are divided by it; less draws likelier prompts.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Another draws others.")] = 0,
     json: Json = False,
@@ -54,7 +58,9 @@ def prompts(
     from lop.workflows.answering import Answerer
     from lop.workflows.compute import warn_of_adapter
     from lop.workflows.conversation_files import check_out
-    from lop.workflows.drawing_prompts import LEFT_OUT, draw_prompts, pictures_in
+    from lop.workflows.drawing_prompts import draw_prompts
+    from lop.workflows.drawn_prompts import LEFT_OUT
+    from pruning.data.picture_folder import pictures_in
     from pruning.measuring.drawing import Drawing
 
     drawing = Drawing(temperature, seed)
@@ -72,7 +78,7 @@ def prompts(
             drawing=drawing,
             pictures=shown,
             max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
+            batch_size=batch_size or (8 if shown else 64),
             on_prompt=on_prompt,
         )
     left_out = {reason: getattr(report, reason) for reason in LEFT_OUT}

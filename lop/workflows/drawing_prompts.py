@@ -1,73 +1,28 @@
 """A prompts file of what a model itself thinks that users ask: for users who have no prompts, or too few."""
 
-import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lop.workflows.answering import Answerer
-from lop.workflows.conversation_files import exists, path_from
+from lop.workflows.conversation_files import exists
+from lop.workflows.drawn_prompts import DrawnPrompts, KeptPrompts
 from pruning.atomic_file import replace_file
-from pruning.data.chat_rendering import RenderedText
-from pruning.data.conversations import Conversation, Turn, check_image
-from pruning.data.input_checks import check_texts
+from pruning.checkpoints.processor import takes_images, tokenizer_of
+from pruning.data.conversations import Conversation, Turn
 from pruning.data.prompts import Prompt
 from pruning.data.user_turns import UserTurn, user_turn
-from pruning.errors import DatasetError
+from pruning.errors import InputError
 from pruning.measuring.answer_draft import locked_answers
-from pruning.measuring.answers import Answer, Question, answer_batch, batch_key, check_questions, question_of
+from pruning.measuring.answers import Answer, Question, answer_batch, batch_key, check_lengths, check_questions
 from pruning.measuring.drawing import Drawing
 
-LEFT_OUT = ("unfinished", "unusable", "repeated")
-"""Why a draw is no prompt, as `DrawnPrompts` has it."""
 _MOST_DRAWS = 4
 """As many times the prompts that are asked for: a model of which three in four are of no use draws no better ones."""
+_DRAWS_IN_VAIN = 256
+"""After so many of no use at all there will be no others."""
 
-
-@dataclass(frozen=True)
-class DrawnPrompts:
-    """What was written, and what was not.
-
-    Attributes:
-        prompts: how many are in the file.
-        drawn: how often the model was asked; `resumed`: of these, by an earlier run.
-        unfinished: had not ended at the limit of tokens.
-        unusable: without words, or such that `lop data answer` would refuse it.
-        repeated: said before, of the same picture.
-    """
-
-    prompts: int
-    drawn: int
-    resumed: int
-    unfinished: int
-    unusable: int
-    repeated: int
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder and of those in it, by path.
-
-    Raises DatasetError if it cannot be read, has none, or one of them is no picture.
-    """
-    from PIL import Image
-
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    try:
-        next(folder.iterdir(), None)  # of a folder that is not there, `rglob` finds nothing
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
-    except OSError as error:
-        raise DatasetError("the folder of pictures must be readable", values=f"{folder}: {error.strerror}") from error
-    if not found:
-        raise DatasetError(
-            "a folder of pictures must hold some",
-            values=f"{folder}: no file in it is called like one (.jpg, .png, ...)",
-        )
-    for path in found:
-        check_image(Conversation(path.name, path, ()))
-    return found
+_Turns = Sequence[tuple[Path | None, UserTurn]]
 
 
 def draw_prompts(
@@ -81,7 +36,7 @@ def draw_prompts(
     batch_size: int = 64,
     on_prompt: Callable[[int, int], None] | None = None,
 ) -> DrawnPrompts:
-    """Write `count` different prompts to `out`, as `load_prompts` takes them; of `pictures`, in turn, if there are any.
+    """Write `count` different prompts to `out`, as `load_prompts` takes them; of `pictures` equally many, if any.
 
     The model begins where a user would speak (`user_turn`). What does not end, cannot be asked or was said before is
     left out; after `_MOST_DRAWS` times `count` draws fewer are written. Batches wait in a draft beside `out`, and a run
@@ -90,130 +45,85 @@ def draw_prompts(
     Raises:
         CheckpointError: the model does not load or has no chat template, or another process writes `out`.
         DatasetError: a picture cannot be used, no prompt was of use, or the file system refuses.
-        InputError: `out` exists with other content.
+        InputError: `out` exists with other content, or the model takes no `pictures`.
     """
-    turns = [(image, user_turn(answerer.processor, image)) for image in pictures or (None,)]
+    turns = _turns(answerer, pictures, count, max_new_tokens)
     most = _MOST_DRAWS * count
-    check_questions([_begun(index, drawing, *turn) for index, turn in enumerate(turns[:most])], answerer.processor)
     with locked_answers(out) as draft:
-        kept, resumed = _Kept(count, answerer), 0
+        kept = KeptPrompts(count, answerer.processor)
         settings = f"prompts {answerer.settings} {max_new_tokens}"
-        for batch in _batches(turns, drawing, batch_size, most):
+        while kept.missing and kept.drawn < most and (kept.items or kept.drawn < _DRAWS_IN_VAIN):
+            size = min(batch_size, 2 * kept.missing, most - kept.drawn)
+            batch = _next(turns, kept, size)
             key = batch_key(settings, batch, drawing)
             said = draft.find(key)
-            if said is not None:
-                resumed += len(said)
-            elif os.path.lexists(out):
-                raise exists(out)
-            else:
-                said = _said(answerer, batch, turns, max_new_tokens, drawing)
+            resumed = said is not None
+            if said is None:
+                if os.path.lexists(out):
+                    raise exists(out)
+                said = _said(answerer, batch, turns[0][1], max_new_tokens, drawing)
                 draft.add(key, said)
-            kept.add(batch, said)
+            kept.add([_prompt(question, drawing) for question in batch], said, resumed=resumed)
             if on_prompt is not None:
                 on_prompt(len(kept.items), count)
-            if len(kept.items) == count:
-                break
         content = kept.document(out)
         if not os.path.lexists(out):
             replace_file(out, content)
         elif not out.is_file() or out.read_bytes() != content:
             raise exists(out)
         draft.discard()
-    return kept.report(resumed)
+    return kept.report()
 
 
-_Turns = Sequence[tuple[Path | None, UserTurn]]
+def _turns(answerer: Answerer, pictures: Sequence[Path], count: int, max_new_tokens: int) -> _Turns:
+    """Each picture and how a conversation about it begins, or the one beginning without; all that can be told early."""
+    from pruning.checkpoints.anatomy_reader import load_config
+
+    processor = answerer.processor
+    if pictures and not takes_images(processor):
+        raise InputError(
+            "only a model that takes pictures can be asked about some",
+            values=f"{answerer.folder} is a language model",
+            remedy="Leave --pictures out",
+        )
+    turns = [(image, user_turn(processor, image)) for image in pictures[:count] or (None,)]
+    begun = [_begun(index, *turn) for index, turn in enumerate(turns)]
+    check_questions(begun, processor)
+    lengths = [len(tokenizer_of(processor)(turn.before)["input_ids"]) for _, turn in turns]
+    check_lengths(load_config(answerer.folder), [x.conversation.id for x in begun], lengths, max_new_tokens)
+    return turns
 
 
-def _begun(index: int, drawing: Drawing, image: Path | None, turn: UserTurn) -> Question:
-    # With the seed: prompts of two draws may be put into one file.
-    return Question(index, Conversation(f"drawn-{drawing.seed}-{index}", image, (Turn("", ""),)), turn.before, 0)
+def _next(turns: _Turns, kept: KeptPrompts, size: int) -> list[Question]:
+    """As many beginnings, of the pictures with the fewest prompts; they follow from what was said before."""
+    order = sorted(turns, key=lambda turn: kept.of_picture(turn[0]))
+    return [_begun(kept.drawn + place, *order[place % len(order)]) for place in range(size)]
 
 
-def _batches(turns: _Turns, drawing: Drawing, batch_size: int, most: int) -> Iterator[list[Question]]:
-    """Beginnings, pictures in turn; which of them share a batch depends on their numbers alone."""
-    for start in range(0, most, batch_size):
-        yield [_begun(i, drawing, *turns[i % len(turns)]) for i in range(start, min(start + batch_size, most))]
+def _begun(index: int, image: Path | None, turn: UserTurn) -> Question:
+    """Not by the prompt's later id: by that its answer is drawn, which must not have the same random numbers."""
+    return Question(index, Conversation(f"draw {index}", image, (Turn("", ""),)), turn.before, 0)
+
+
+def _prompt(question: Question, drawing: Drawing) -> Prompt:
+    """What is still to be said, by an id that another draw, of another seed or with pictures, does not use."""
+    kind = "drawn" if question.conversation.image is None else "drawn-of-picture"
+    return Prompt(f"{kind}-{drawing.seed}-{question.index}", question.conversation.image, ())
 
 
 def _said(
-    answerer: Answerer, batch: Sequence[Question], turns: _Turns, max_new_tokens: int, drawing: Drawing
+    answerer: Answerer, batch: Sequence[Question], turn: UserTurn, max_new_tokens: int, drawing: Drawing
 ) -> list[Answer]:
-    """What the model has users say; `is_cut`: it had not ended."""
-    turn = turns[0][1]  # a template ends what was said in the same way, whatever the picture
-    stops = [turn.stop] if turn.stop else []
+    """What the model has users say; `turn` says how it ends, whatever the picture."""
     said = answer_batch(
         answerer.load(),
         answerer.processor,
         batch,
         max_new_tokens=max_new_tokens,
         ends=answerer.ends | turn.ends,
-        stops=stops,
+        stops=[turn.stop] if turn.stop else [],
         drawing=drawing,
     )
-    return [
-        Answer(x.text.partition(turn.stop)[0].strip(), False) if turn.stop and turn.stop in x.text else x for x in said
-    ]
-
-
-class _Kept:
-    """What was said so far, by what becomes of it."""
-
-    def __init__(self, count: int, answerer: Answerer) -> None:
-        self._count, self._processor = count, answerer.processor
-        self.items: list[Prompt] = []
-        self._left_out: Counter[str] = Counter()
-        self._seen: set[tuple[Path | None, str]] = set()
-        self._drawn = 0
-
-    def add(self, batch: Sequence[Question], said: Sequence[Answer]) -> None:
-        """As many as are still needed, in order."""
-        for question, answer in zip(batch, said, strict=True):
-            if len(self.items) == self._count:
-                return
-            self._drawn += 1
-            name, image, text = question.conversation.id, question.conversation.image, answer.text
-            if answer.is_cut:
-                self._left_out["unfinished"] += 1
-            elif not self._can_be_asked(prompt := Prompt(name, image, (text,))):
-                self._left_out["unusable"] += 1
-            elif (image, text) in self._seen:
-                self._left_out["repeated"] += 1
-            else:
-                self._seen.add((image, text))
-                self.items.append(prompt)
-
-    def _can_be_asked(self, prompt: Prompt) -> bool:
-        """By the rules of `lop data answer`, and whether it has words."""
-        if "\ufffd" in prompt.questions[0] or not any(map(str.isalnum, prompt.questions[0])):
-            return False
-        try:
-            question = question_of(0, prompt.asked([]), self._processor)
-            check_texts([RenderedText(question.conversation, question.text, ())], self._processor)
-        except DatasetError:
-            return False
-        return True
-
-    def report(self, resumed: int) -> DrawnPrompts:
-        """Of what was added."""
-        return DrawnPrompts(len(self.items), self._drawn, resumed, **{x: self._left_out[x] for x in LEFT_OUT})
-
-    def document(self, out: Path) -> bytes:
-        """The file, one prompt a line; raises DatasetError if there is none."""
-        if not self.items:
-            told = ", ".join(f"{count} {what}" for what, count in self._left_out.items())
-            raise DatasetError(
-                "where a user would speak, a model must say what a user might ask",
-                values=f"of {self._drawn} draws {told}",
-                remedy="Raise --max-new-tokens where prompts do not end, or write prompts yourself: not every model "
-                "has learned what users say",
-            )
-        lines = ",\n".join(json.dumps(_item(prompt, out), ensure_ascii=False) for prompt in self.items)
-        return f"[\n{lines}\n]\n".encode()
-
-
-def _item(prompt: Prompt, out: Path) -> dict[str, Any]:
-    item: dict[str, Any] = {"id": prompt.id, "prompt": prompt.questions[0]}
-    if prompt.image is not None:
-        item["image"] = path_from(out, prompt.image)
-    return item
+    if not turn.stop:
+        return said
+    return [Answer(x.text.partition(turn.stop)[0].strip(), x.is_cut and turn.stop not in x.text) for x in said]

@@ -42,7 +42,7 @@ def user_turn(processor: "Processor", image: Path | None = None) -> UserTurn:
         CheckpointError: there is no chat template, or none from which a model could tell that a user speaks.
         DatasetError: it does not take what a user says, or the model takes no pictures.
     """
-    rendered = prompt_of(Conversation("", image, (Turn(_SAID, ""),)), 0, processor)
+    rendered = prompt_of(Conversation("of what users say", image, (Turn(_SAID, ""),)), 0, processor)
     before, *after = rendered.split(_SAID)
     # A space of its own is no token of words that follow it: they begin with it.
     before = before.rstrip(" ")
@@ -56,4 +56,6 @@ def user_turn(processor: "Processor", image: Path | None = None) -> UserTurn:
     first = tokenizer(after[0].lstrip(), add_special_tokens=False)["input_ids"][:1]
     # Markers of templates are added tokens; not every tokenizer calls them special (DeepSeek's does not).
     ends = frozenset(token for token in first if token in tokenizer.added_tokens_decoder)
-    return UserTurn(before, ends, "" if ends else after[0].strip())
+    # Not the thoughts that it opens: what ends with a thought would be taken for one.
+    stop = after[0].partition("<think>")[0].strip()
+    return UserTurn(before, ends, "" if ends else stop.partition("\n")[0])

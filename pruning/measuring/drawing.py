@@ -34,9 +34,9 @@ class Drawing:
     def __post_init__(self) -> None:
         if not _LEAST <= self.temperature <= _MOST:
             raise InputError(
-                f"the temperature of drawn answers is a number from {_LEAST:g} to {_MOST:g}",
+                f"the temperature of what is drawn is a number from {_LEAST:g} to {_MOST:g}",
                 values=str(self.temperature),
-                remedy="1 draws as the model would; for the likeliest answers leave --samples out",
+                remedy="1 draws as the model would, the least nearly always the likeliest token",
             )
 
     def generator(self, name: str) -> "torch.Generator":

@@ -84,7 +84,9 @@ def page(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     open_repository(url, create=True).close()
     places = {
         CHECKPOINT: str(made / "model"),
+        "/models/qwen2.5-vl-7b": str(made / "model"),
         "/models": str(made),
+        "photos": str(made / "data" / "images"),
         "/home/lop/output": str(tmp_path),
         "postgresql://lop@db/new": f"sqlite:///{tmp_path / 'new.db'}",
         ", evaluations=200)": ")",

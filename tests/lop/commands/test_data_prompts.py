@@ -1,6 +1,8 @@
 """`lop data prompts`: what a model has users ask, as a file that `lop data answer` takes."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pruning.data.prompts import load_prompts
 from pruning.measuring.answer_draft import draft_file
 from pruning.measuring.answers import Answer, Question, answer_batch
+from pruning.measuring.drawing import Drawing
 from tests.lop.commands.test_data_command import REFERENCE, Run, run  # noqa: F401 (a fixture)
+from tests.tiny_models import save_tiny_checkpoint
 
 MODEL = REFERENCE / "model"
+ASSETS = Path(__file__).parents[2] / "pruning" / "assets" / "chat_templates"
 SHORT = ("--max-new-tokens", 16, "--batch-size", 8, "--json")
 
 
@@ -44,24 +49,85 @@ def test_begins_where_a_user_speaks(run: Run, tmp_path: Path) -> None:  # noqa: 
     assert [prompt.questions for prompt in load_prompts(out)] == [(expected,)]
 
 
-def test_different_prompts_of_pictures(run: Run, tmp_path: Path) -> None:  # noqa: F811
-    """Each names its picture from where the file is; another seed draws others."""
-    pictures = REFERENCE / "data" / "images" / "validation"
-    found = []
+def test_another_seed_draws_others(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    found, ids = [], []
     for seed in (0, 1):
-        out = tmp_path / str(seed) / "prompts.json"
-        out.parent.mkdir()
-        arguments = ("-m", MODEL, "-o", out, "-n", 12, "--pictures", pictures, "--seed", seed)
-        code, said, _ = run("prompts", *arguments, *SHORT)
-        assert code == 0
-        told = json.loads(said)
+        out = tmp_path / f"{seed}.json"
+        assert run("prompts", "-m", MODEL, "-o", out, "-n", 8, "--seed", seed, *SHORT)[0] == 0
         prompts = load_prompts(out)
-        assert told["prompts"] == len(prompts) == 12
-        assert told["drawn"] == 12 + told["unfinished"] + told["unusable"] + told["repeated"]
-        assert len({(x.image, x.questions) for x in prompts}) == 12
-        assert {x.image.resolve().parent for x in prompts if x.image} == {pictures.resolve()}
         found.append([x.questions for x in prompts])
+        ids += [x.id for x in prompts]
     assert found[0] != found[1]
+    assert len(set(ids)) == 16  # both may be put into one file
+
+
+def test_one_prompt_a_picture(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A draw that is of no use is made up for by another of the same picture."""
+    pictures, out = tmp_path / "there", tmp_path / "prompts.json"
+    (pictures / "more").mkdir(parents=True)
+    known = sorted((REFERENCE / "data" / "images" / "validation").iterdir())[:10]
+    for index, path in enumerate(known):
+        shutil.copy(path, (pictures / "more" if index % 2 else pictures) / path.name)
+    (pictures / ".hidden.png").write_text("no picture")
+    (pictures / "notes.txt").write_text("no picture")
+    texts = ["what is this?" if index % 3 else "?" for index in range(100)]
+    monkeypatch.setattr("lop.workflows.drawing_prompts.answer_batch", says(texts))
+    code, said, err = run("prompts", "-m", MODEL, "-o", out, "--pictures", pictures, "--batch-size", 4, "--json")
+    assert (code, err) == (0, "")
+    prompts = load_prompts(out)
+    assert json.loads(said)["unusable"] > 0
+    assert sorted(x.image.name for x in prompts if x.image) == [path.name for path in known]
+
+
+def test_pictures_are_shown_to_the_model(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """What it says of a picture with one seed is not what it says without, or of another."""
+    out = tmp_path / "prompts.json"
+    pictures = REFERENCE / "data" / "images" / "validation"
+    arguments = ("-o", out, "-n", 12, "--pictures", pictures, "--temperature", 0.01)
+    assert run("prompts", "-m", MODEL, *arguments, *SHORT)[0] == 0
+    assert len({x.questions for x in load_prompts(out)}) > 1
+
+
+def test_an_answer_is_drawn_with_other_numbers_than_its_prompt(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, names = tmp_path / "prompts.json", list[str]()
+    generator = Drawing.generator
+
+    def named(drawing: Drawing, name: str) -> torch.Generator:
+        names.append(name)
+        return generator(drawing, name)
+
+    monkeypatch.setattr(Drawing, "generator", named)
+    assert run("prompts", "-m", MODEL, "-o", out, "-n", 8, *SHORT)[0] == 0
+    asked = set(names)
+    names.clear()
+    answers = ("-o", tmp_path / "answers.json", "--samples", 1)
+    assert run("answer", "-m", MODEL, "-p", out, *answers, *SHORT)[0] == 0
+    assert asked
+    assert names
+    assert asked.isdisjoint(names)
+
+
+def test_a_turn_that_text_ends(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """As Vicuna's and LLaVA-1.5's: what the model says from there on is its answer, and no prompt's."""
+    model, out = tmp_path / "model", tmp_path / "prompts.json"
+    shutil.copytree(MODEL, model)
+    template = (ASSETS / "llava-1.5.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template)
+    given = []
+    said_by_model = says(["What is it? ASSISTANT: red", "and it"], is_cut=True)
+
+    def answers(*arguments: Any, **settings: Any) -> list[Answer]:
+        given.append(settings["stops"])
+        return said_by_model(*arguments, **settings)
+
+    monkeypatch.setattr("lop.workflows.drawing_prompts.answer_batch", answers)
+    assert run("prompts", "-m", model, "-o", out, "-n", 1, *SHORT)[0] == 0
+    assert given == [["ASSISTANT:"]]
+    assert [x.questions for x in load_prompts(out)] == [("What is it?",)]
 
 
 def test_goes_on_after_a_kill(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -116,14 +182,21 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no picture")
+    (tmp_path / "latin").mkdir()
+    shutil.copy(
+        next((REFERENCE / "data" / "images" / "test").iterdir()), os.fsencode(tmp_path / "latin") + b"/caf\xe9.png"
+    )
+    text = save_tiny_checkpoint(tmp_path / "text", "llama")
     out = tmp_path / "out.json"
     for arguments, message in [
         (("-m", MODEL, "-o", tmp_path / "there.json"), "must not exist yet"),
-        (("-m", tmp_path / "none", "-o", out), "none"),
+        (("-m", tmp_path / "none", "-o", out), "must be a checkpoint folder"),
         (("-m", MODEL, "-o", out, "--pictures", tmp_path / "none"), "folder of pictures must be readable"),
         (("-m", MODEL, "-o", out, "--pictures", tmp_path / "empty"), "folder of pictures must hold some"),
-        (("-m", MODEL, "-o", out, "--pictures", tmp_path / "broken"), "a.png"),
-        (("-m", MODEL, "-o", out, "--temperature", 0), "temperature"),
+        (("-m", MODEL, "-o", out, "--pictures", tmp_path / "broken"), "in no picture format"),
+        (("-m", MODEL, "-o", out, "--pictures", tmp_path / "latin"), "names of pictures must be Unicode"),
+        (("-m", text, "-o", out, "--pictures", REFERENCE / "data" / "images" / "test"), "Leave --pictures out"),
+        (("-m", MODEL, "-o", out, "--temperature", 0), "temperature of what is drawn"),
         (("-m", MODEL, "-o", out, "--max-new-tokens", 10**6), "must fit the model's positions"),
     ]:
         code, said, err = run("prompts", *arguments)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 
 from pruning.data.user_turns import user_turn
 from pruning.errors import CheckpointError
@@ -27,7 +28,7 @@ ASKED = "{% for m in messages %}{{ m.content }}{% endfor %}"
 )
 def test_published_templates(name: str, eos: str, before: str, end: str) -> None:
     tokenizer = chat_tokenizer(name, eos=eos)
-    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    tokenizer.add_tokens([AddedToken(end, special=True)])  # in none of the lists that name special tokens
     turn = user_turn(tokenizer)
     assert turn.before.endswith(before)
     assert turn.ends == {tokenizer.convert_tokens_to_ids(end)}
@@ -40,6 +41,12 @@ def test_text_ends_where_no_special_token_does() -> None:
     tokenizer.chat_template = "USER: {{ messages[0].content | trim }} ASSISTANT:"
     turn = user_turn(tokenizer)
     assert (turn.before, turn.ends, turn.stop) == ("USER:", frozenset(), "ASSISTANT:")
+
+
+def test_thoughts_that_a_template_opens_are_not_waited_for() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "User: {{ messages[0].content }}\nAssistant: <think>\n"
+    assert user_turn(tokenizer).stop == "Assistant:"
 
 
 def test_a_marker_that_no_file_calls_special() -> None:

@@ -77,5 +77,5 @@ def test_whatever_is_drawn_is_a_token_that_may_come(number: float, monkeypatch: 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-40, 1e40, float("nan"), float("inf")])
 def test_no_such_temperature(temperature: float) -> None:
-    with pytest.raises(InputError, match="the temperature of drawn answers"):
+    with pytest.raises(InputError, match="the temperature of what is drawn"):
         Drawing(temperature)
