@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def test_a_turn_that_text_ends(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     template = (ASSETS / "llava-1.5.jinja").read_text()
     (model / "chat_template.jinja").write_text(template)
     given = []
-    said_by_model = says(["What is it? ASSISTANT: red", "and it"], is_cut=True)
+    said_by_model: Callable[..., list[Answer]] = says(["What is it? ASSISTANT: red", "and it"], is_cut=True)
 
     def answers(*arguments: Any, **settings: Any) -> list[Answer]:
         given.append(settings["stops"])
@@ -183,9 +183,8 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no picture")
     (tmp_path / "latin").mkdir()
-    shutil.copy(
-        next((REFERENCE / "data" / "images" / "test").iterdir()), os.fsencode(tmp_path / "latin") + b"/caf\xe9.png"
-    )
+    picture = next((REFERENCE / "data" / "images" / "test").iterdir())
+    (tmp_path / "latin" / os.fsdecode(b"caf\xe9.png")).write_bytes(picture.read_bytes())
     text = save_tiny_checkpoint(tmp_path / "text", "llama")
     out = tmp_path / "out.json"
     for arguments, message in [
