@@ -12,6 +12,7 @@ from pruning.errors import DatasetError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lop.workflows.answering import Answerer
     from pruning.measuring.drawing import Drawing
 
 app = typer.Typer(help="Make prompts and calibration files, check them.", no_args_is_help=True)
@@ -53,10 +54,6 @@ def prompts(
     Read some of them: base models, and those that never learned what users say, write other things. Kill it whenever
     you like: the same command goes on, and writes the same file.
     """
-    from rich.progress import DownloadColumn
-
-    from lop.workflows.answering import Answerer
-    from lop.workflows.compute import warn_of_adapter
     from lop.workflows.conversation_files import check_out
     from lop.workflows.drawing_prompts import draw_prompts
     from lop.workflows.drawn_prompts import LEFT_OUT
@@ -67,9 +64,7 @@ def prompts(
     check_out(out)
     shown = [] if pictures is None else pictures_in(pictures)
     count = count or len(shown) or 1000
-    warn_of_adapter(model)
-    with bar("reading weights", DownloadColumn()) as on_bytes:
-        answerer = Answerer.read(model, on_bytes=on_bytes)
+    answerer = _read_answerer(model)
     with bar("drawing prompts") as on_prompt:
         report = draw_prompts(
             answerer,
@@ -142,19 +137,14 @@ def answer(
     Kill it whenever you like: run the same command again and it goes on, and writes the same file. What is finished
     waits in a hidden file beside --out, which goes at the end.
     """
-    from rich.progress import DownloadColumn
-
-    from lop.workflows.answering import Answerer, answer_prompts
-    from lop.workflows.compute import warn_of_adapter
+    from lop.workflows.answering import answer_prompts
     from lop.workflows.conversation_files import check_out
     from pruning.data.prompts import load_prompts
 
     drawing = _drawing(samples, temperature, seed)
     check_out(out, prompts)
     loaded = [copy for prompt in load_prompts(prompts, conversations) for copy in prompt.copies(samples or 1)]
-    warn_of_adapter(model)
-    with bar("reading weights", DownloadColumn()) as on_bytes:
-        answerer = Answerer.read(model, on_bytes=on_bytes)
+    answerer = _read_answerer(model)
     with bar("answering") as on_answer:
         report = answer_prompts(
             answerer,
@@ -189,6 +179,18 @@ def answer(
         return
     resumed = f", {report.resumed} of them from an earlier run" if report.resumed else ""
     print_line(f"wrote {out}: {report.answers} answers in {report.conversations} conversations{resumed}")
+
+
+def _read_answerer(model: Path) -> "Answerer":
+    """The checkpoint that is asked; its weights are read once, to tell it from others."""
+    from rich.progress import DownloadColumn
+
+    from lop.workflows.answering import Answerer
+    from lop.workflows.compute import warn_of_adapter
+
+    warn_of_adapter(model)
+    with bar("reading weights", DownloadColumn()) as on_bytes:
+        return Answerer.read(model, on_bytes=on_bytes)
 
 
 def _drawing(samples: int | None, temperature: float | None, seed: int | None) -> "Drawing | None":

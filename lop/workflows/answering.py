@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lop.workflows.conversation_files import exists, path_from
-from pruning.atomic_file import replace_file
+from lop.workflows.conversation_files import exists, path_from, write_once
 from pruning.checkpoints.file_errors import reading
 from pruning.data.chat_rendering import turn_ends
 from pruning.data.conversations import IMAGE_TOKEN, Conversation
@@ -125,10 +124,7 @@ def answer_prompts(
             run.ask_all(turn, batch_size)
         report = run.report()
         content = _document(prompts, run.answers, out)
-        if not os.path.lexists(out):
-            replace_file(out, content)
-        elif not out.is_file() or out.read_bytes() != content:
-            raise exists(out)
+        write_once(out, content)
         draft.discard()
     return report
 

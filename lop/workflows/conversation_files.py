@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pruning.atomic_file import replace_file
 from pruning.errors import InputError
 from pruning.measuring.answer_draft import draft_file
 
@@ -30,6 +31,14 @@ def _is_same(out: Path, prompts: Path) -> bool:
 def exists(out: Path) -> InputError:
     """The error of an `out` that is there already."""
     return InputError("--out must not exist yet", values=str(out), remedy="Choose another file, or remove it")
+
+
+def write_once(out: Path, content: bytes) -> None:
+    """Write `out` whole; raises InputError (`exists`) if it is there with other content."""
+    if not os.path.lexists(out):
+        replace_file(out, content)
+    elif not out.is_file() or out.read_bytes() != content:
+        raise exists(out)
 
 
 def path_from(out: Path, image: Path) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lop.workflows.answering import Answerer
-from lop.workflows.conversation_files import exists
+from lop.workflows.conversation_files import exists, write_once
 from lop.workflows.drawn_prompts import DrawnPrompts, KeptPrompts
-from pruning.atomic_file import replace_file
 from pruning.checkpoints.processor import takes_images, tokenizer_of
 from pruning.data.conversations import Conversation, Turn
 from pruning.data.prompts import Prompt
@@ -67,10 +66,7 @@ def draw_prompts(
             if on_prompt is not None:
                 on_prompt(len(kept.items), count)
         content = kept.document(out)
-        if not os.path.lexists(out):
-            replace_file(out, content)
-        elif not out.is_file() or out.read_bytes() != content:
-            raise exists(out)
+        write_once(out, content)
         draft.discard()
     return kept.report()
 
